@@ -1,0 +1,148 @@
+"""Reading a configuration: YAML found by name, path or URI, `--set a.b=c` on top, checked by a pydantic model.
+
+A name without a slash or suffix is looked up in the folders that ship with the package (conf/recipes, conf/training,
+…). Values after `--set` are YAML without dates, so `2026-01-01` stays text; a value `@FILE` is the text of that file,
+taken as it is. Every mistake is one ConfigError that names the key, the value and the nearest valid key.
+"""
+
+import importlib.resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from etl.errors import ConfigError
+from etl.step import Config
+from etl.storage.location import Location
+
+C = TypeVar("C", bound=Config)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without timestamps."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """The YAML value of some text.
+
+    Raises:
+        ConfigError: it is not YAML; the message names `origin` and the line.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader without timestamps
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML: {error}") from error
+
+
+def read_text(url: str) -> str:
+    """The text of a file or object.
+
+    Raises:
+        ConfigError: it is absent or not UTF-8.
+    """
+    try:
+        return Location.of(url).read().decode("utf-8")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ConfigError(f"there is no file {url}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{url} is not UTF-8 text: {error}") from error
+
+
+def shipped(folder: str) -> list[str]:
+    """Names of the configurations that ship in conf/<folder>."""
+    root = importlib.resources.files("conf") / folder
+    return sorted(Path(item.name).stem for item in root.iterdir() if item.name.endswith(".yaml"))
+
+
+def find(name_or_path: str, folder: str) -> str:
+    """The text of the configuration that a user named.
+
+    Raises:
+        ConfigError: neither a file nor a shipped name; the message lists the shipped ones.
+    """
+    if "/" not in name_or_path and not name_or_path.endswith((".yaml", ".yml")):
+        if name_or_path not in shipped(folder):
+            raise ConfigError(
+                f"there is no configuration '{name_or_path}' in conf/{folder}; "
+                f"shipped: {', '.join(shipped(folder))}; or give a path to a YAML file"
+            )
+        return (importlib.resources.files("conf") / folder / f"{name_or_path}.yaml").read_text("utf-8")
+    if "://" not in name_or_path and not Path(name_or_path).exists():
+        packaged = importlib.resources.files("conf") / name_or_path.removeprefix("conf/")
+        if name_or_path.startswith("conf/") and packaged.is_file():
+            return packaged.read_text("utf-8")
+    return read_text(name_or_path)
+
+
+def load(model: type[C], name_or_path: str, folder: str, overrides: list[str]) -> C:
+    """The checked configuration.
+
+    Raises:
+        ConfigError: not found, not YAML, an override without '=', or a key or value that the model refuses.
+    """
+    tree = parse_yaml(find(name_or_path, folder), name_or_path)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name_or_path} must be a mapping of keys, not {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return check(model, tree, name_or_path)
+
+
+def check(model: type[C], tree: Any, origin: str) -> C:
+    """The tree as a model.
+
+    Raises:
+        ConfigError: one line for each key or value that the model refuses.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        lines = [_line(item) for item in error.errors(include_url=False)]
+        raise ConfigError(f"{origin}:\n  " + "\n  ".join(lines)) from error
+
+
+def _line(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "(top)"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] in ("missing", "value_error"):
+        return f"{where}: {message}"
+    return f"{where}: {message} (got {item['input']!r})"
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set takes KEY=VALUE, got {override!r}")
+    value = read_text(text[1:]) if text.startswith("@") else parse_yaml(text, f"--set {key}")
+    node: Any = tree
+    *parents, last = key.split(".")
+    for name in parents:
+        node = _child(node, name, key)
+    if isinstance(node, list):
+        node[_index(node, last, key)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, name: str, key: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, name, key)]
+    if node.get(name) is None:
+        node[name] = {}
+    child = node[name]
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"--set {key}: '{name}' is the value {child!r}, it has no keys below it")
+    return child
+
+
+def _index(node: list[Any], name: str, key: str) -> int:
+    if not name.isdigit() or int(name) >= len(node):
+        raise ConfigError(f"--set {key}: '{name}' must be a position from 0 to {len(node) - 1} of that list")
+    return int(name)

@@ -1,0 +1,25 @@
+"""The four errors that a user of Stillhouse can meet.
+
+Bad input raises one of these with what was wrong, the value, and what to do about it. `assert` is kept for
+invariants of our own code.
+"""
+
+
+class StillhouseError(Exception):
+    """Base of the four classes, so that an entry point can turn any of them into one line and exit code 2."""
+
+
+class ConfigError(StillhouseError):
+    """A recipe, a training configuration, an option or an artefact is wrong; found before a row is read."""
+
+
+class SchemaError(StillhouseError):
+    """A table lacks a column that a step reads, or a column has another type than the table declares."""
+
+
+class SourceError(StillhouseError):
+    """An input cannot be listed, opened or read at all, or too large a fraction of its rows is bad."""
+
+
+class DataError(StillhouseError):
+    """A dataset of ours is absent, incomplete, changed, or held by another run."""

@@ -1,0 +1,265 @@
+"""Hashes that are the same on every engine, machine and day.
+
+Everything is built on xxHash64 (the public specification of XXH64) of canonical bytes, computed by kernels over Arrow
+buffers, never on Python objects: about 1 GB of text per CPU-second. `hash_array` gives one 64-bit hash a row for an
+array of any type; the same values hash alike whatever the chunking, slicing, dictionary or width of their encoding:
+
+    null            a constant
+    int, bool, date xxh64 of the value as 8 little-endian bytes
+    float           xxh64 of the float64 bits, -0.0 as 0.0 and every NaN alike
+    string, binary  xxh64 of the bytes
+    list            fold over (length, hash of each element)
+    struct          fold over the hashes of its fields, in order
+
+Ids and content digests take two such hashes with different seeds, 128 bits.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from etl.jit import njit
+
+U64 = npt.NDArray[np.uint64]
+
+_P1 = np.uint64(0x9E3779B185EBCA87)
+_P2 = np.uint64(0xC2B2AE3D27D4EB4F)
+_P3 = np.uint64(0x165667B19E3779F9)
+_P4 = np.uint64(0x85EBCA77C2B2AE63)
+_P5 = np.uint64(0x27D4EB2F165667C5)
+_NULL = np.uint64(0x6E756C6C6E756C6C)
+
+
+@njit
+def _rotl(x: np.uint64, r: int) -> np.uint64:
+    return (x << np.uint64(r)) | (x >> np.uint64(64 - r))
+
+
+@njit
+def _round(acc: np.uint64, lane: np.uint64) -> np.uint64:
+    return _rotl(acc + lane * _P2, 31) * _P1
+
+
+@njit
+def _merge(acc: np.uint64, lane: np.uint64) -> np.uint64:
+    return (acc ^ _round(np.uint64(0), lane)) * _P1 + _P4
+
+
+@njit
+def _avalanche(h: np.uint64) -> np.uint64:
+    h = (h ^ (h >> np.uint64(33))) * _P2
+    h = (h ^ (h >> np.uint64(29))) * _P3
+    return h ^ (h >> np.uint64(32))
+
+
+@njit
+def _read(data: npt.NDArray[np.uint8], i: int, width: int) -> np.uint64:
+    """`width` little-endian bytes at i."""
+    value = np.uint64(0)
+    for k in range(width):
+        value |= np.uint64(data[i + k]) << np.uint64(8 * k)
+    return value
+
+
+@njit
+def xxh64_bytes(data: npt.NDArray[np.uint8], start: int, end: int, seed: np.uint64) -> np.uint64:
+    """XXH64 of data[start:end]."""
+    size = end - start
+    i = start
+    if size >= 32:
+        v1 = seed + _P1 + _P2
+        v2 = seed + _P2
+        v3 = seed
+        v4 = seed - _P1
+        while i + 32 <= end:
+            v1 = _round(v1, _read(data, i, 8))
+            v2 = _round(v2, _read(data, i + 8, 8))
+            v3 = _round(v3, _read(data, i + 16, 8))
+            v4 = _round(v4, _read(data, i + 24, 8))
+            i += 32
+        h = _rotl(v1, 1) + _rotl(v2, 7) + _rotl(v3, 12) + _rotl(v4, 18)
+        h = _merge(_merge(_merge(_merge(h, v1), v2), v3), v4)
+    else:
+        h = seed + _P5
+    h += np.uint64(size)
+    while i + 8 <= end:
+        h = _rotl(h ^ _round(np.uint64(0), _read(data, i, 8)), 27) * _P1 + _P4
+        i += 8
+    if i + 4 <= end:
+        h = _rotl(h ^ (_read(data, i, 4) * _P1), 23) * _P2 + _P3
+        i += 4
+    while i < end:
+        h = _rotl(h ^ (np.uint64(data[i]) * _P5), 11) * _P1
+        i += 1
+    return _avalanche(h)
+
+
+@njit
+def xxh64_u64(value: np.uint64, seed: np.uint64) -> np.uint64:
+    """XXH64 of the value as 8 little-endian bytes."""
+    h = seed + _P5 + np.uint64(8)
+    h = _rotl(h ^ _round(np.uint64(0), value), 27) * _P1 + _P4
+    return _avalanche(h)
+
+
+@njit
+def _hash_values(values: U64, seed: np.uint64) -> U64:
+    out = np.empty(len(values), np.uint64)
+    for i in range(len(values)):
+        out[i] = xxh64_u64(values[i], seed)
+    return out
+
+
+@njit
+def _hash_slices(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], seed: np.uint64) -> U64:
+    out = np.empty(len(offsets) - 1, np.uint64)
+    for i in range(len(out)):
+        out[i] = xxh64_bytes(data, offsets[i], offsets[i + 1], seed)
+    return out
+
+
+@njit
+def _fold_lists(children: U64, lengths: npt.NDArray[np.int64], seed: np.uint64) -> U64:
+    out = np.empty(len(lengths), np.uint64)
+    k = 0
+    for i in range(len(lengths)):
+        h = xxh64_u64(np.uint64(lengths[i]), seed)
+        for _ in range(lengths[i]):
+            h = xxh64_u64(children[k], h)
+            k += 1
+        out[i] = h
+    return out
+
+
+@njit
+def _fold_fields(hashes: U64, field: U64) -> U64:
+    for i in range(len(hashes)):
+        hashes[i] = xxh64_u64(field[i], hashes[i])
+    return hashes
+
+
+def xxh64(data: bytes, seed: int = 0) -> int:
+    """XXH64 of some bytes, unsigned."""
+    return xxhash.xxh64_intdigest(data, seed)
+
+
+def binary_buffers(array: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Views of a string or binary array: its bytes, uint8, and its offsets, int64 [rows + 1].
+
+    A null row has whatever (usually empty) slice its offsets give.
+    """
+    if pa.types.is_string(array.type) or pa.types.is_binary(array.type):
+        width: type[np.signedinteger[Any]] = np.int32
+    elif pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type):
+        width = np.int64
+    else:
+        raise TypeError(f"{array.type} has no byte offsets")
+    _, offsets, data = array.buffers()
+    if offsets is None or len(array) == 0:
+        return np.empty(0, np.uint8), np.zeros(len(array) + 1, np.int64)
+    size = np.dtype(width).itemsize
+    starts = np.frombuffer(offsets, width, len(array) + 1, array.offset * size).astype(np.int64)
+    values = np.empty(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+    return values, starts
+
+
+def fixed_binary(array: pa.Array) -> npt.NDArray[np.uint8]:
+    """View of a non-null fixed-size binary array: uint8 [rows, width]."""
+    width = array.type.byte_width
+    data = np.frombuffer(array.buffers()[1] or b"", np.uint8)
+    return data[array.offset * width : (array.offset + len(array)) * width].reshape(len(array), width)
+
+
+def hash_array(array: pa.Array, seed: int = 0) -> U64:
+    """One 64-bit hash a row: uint64 [rows]. See the head of the file for what it is of each type."""
+    hashes = _hash_valid(array, np.uint64(seed))
+    if array.null_count:
+        hashes[np.asarray(array.is_null())] = _NULL
+    return hashes
+
+
+def _hash_valid(array: pa.Array, seed: np.uint64) -> U64:
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _hash_valid(array.dictionary_decode(), seed)
+    if pa.types.is_null(kind):
+        return np.full(len(array), _NULL)
+    if pa.types.is_struct(kind):
+        hashes = np.full(len(array), seed)
+        for field in array.flatten():
+            hashes = _fold_fields(hashes, hash_array(field, int(seed)))
+        return hashes
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        return _fold_lists(hash_array(array.flatten(), int(seed)), lengths, seed)
+    if pa.types.is_fixed_size_binary(kind):
+        return _hash_valid(array.cast(pa.binary()), seed)
+    if pa.types.is_floating(kind):
+        values = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False) + 0.0
+        bits = np.where(np.isnan(values), np.nan, values).view(np.uint64)
+        return _hash_values(bits, seed)
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_date(kind):
+        whole = array.cast(pa.int32()) if pa.types.is_date32(kind) else array
+        values = pc.fill_null(whole.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+        return _hash_values(values.view(np.uint64), seed)
+    return _hash_slices(*binary_buffers(array), seed)
+
+
+def hash_columns(arrays: Sequence[pa.Array], seed: int = 0) -> U64:
+    """One 64-bit hash a row over several columns in order: uint64 [rows]."""
+    hashes = np.full(len(arrays[0]), np.uint64(seed))
+    for array in arrays:
+        hashes = _fold_fields(hashes, hash_array(array, seed))
+    return hashes
+
+
+def hash128(arrays: Sequence[pa.Array], seed: int = 0) -> pa.Array:
+    """One 128-bit hash a row over several columns: binary(16), big-endian halves of seeds `seed` and `seed + 1`."""
+    halves = np.empty((len(arrays[0]), 2), ">u8")
+    halves[:, 0] = hash_columns(arrays, seed)
+    halves[:, 1] = hash_columns(arrays, seed + 1)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(halves), [None, pa.py_buffer(halves.tobytes())])
+
+
+def signed(hashes: U64) -> pa.Array:
+    """Hashes as int64, the type that every reader of a table knows."""
+    return pa.array(hashes.view(np.int64))
+
+
+class ContentDigest:
+    """Sum modulo 2^128 of a 128-bit hash of every row: free of order, parts and engine.
+
+    A row's hash covers the column names and the values; adding the digests of two parts gives that of both.
+    """
+
+    def __init__(self, value: int = 0) -> None:
+        self.value = value
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Add the rows of a batch."""
+        names = int(xxh64("\0".join(batch.schema.names).encode()))
+        for half in (0, 1):
+            hashes = hash_columns(batch.columns, (names + half) % 2**64)
+            low = int((hashes & np.uint64(0xFFFFFFFF)).sum(dtype=np.uint64))
+            high = int((hashes >> np.uint64(32)).sum(dtype=np.uint64))
+            self.value += (low + (high << 32)) << (64 * half)
+        self.value %= 2**128
+
+    def __str__(self) -> str:
+        return f"{self.value:032x}"
+
+    @classmethod
+    def total(cls, digests: Iterable[str]) -> str:
+        """The digest of all the parts whose digests are given."""
+        return str(cls(sum(int(digest, 16) for digest in digests) % 2**128))
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,66 @@
+"""`njit`: numba compilation whose machine code is cached under the digest of the source that made it.
+
+numba's own cache is keyed by the absolute path of the module, so it misses in every zip that a cluster unpacks
+elsewhere and fails where HOME cannot be written. Here the folder is cache_dir()/numba/<digest>, the digest covers the
+module and `etl.hashing` (the only other module whose kernels a kernel may call). The first compilation of all kernels
+costs some seconds a machine, a cached load about 0.1 s a process.
+"""
+
+import functools
+import hashlib
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+from numba.core import caching
+
+from etl.artefacts import cache_dir
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _source(module: str) -> str:
+    loader = importlib.import_module(module).__loader__
+    return cast(str, loader.get_source(module))  # type: ignore[union-attr]  # every loader of ours, zip or file, has it
+
+
+@functools.cache
+def _digest(module: str) -> str:
+    text = "\0".join([numba.__version__, _source(module), _source("etl.hashing")])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class DigestLocator(caching._CacheLocator):  # type: ignore[misc]  # numba has no type stubs
+    """Places the cache of our modules by the digest of their source; leaves other packages to numba."""
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        self._digest = _digest(py_func.__module__)
+        self._line = py_func.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return os.fspath(cache_dir() / "numba" / self._digest[:16])
+
+    def get_source_stamp(self) -> str:
+        return self._digest
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "DigestLocator | None":
+        if not py_func.__module__.startswith("etl."):
+            return None
+        locator = cls(py_func)
+        locator.ensure_cache_path()
+        return locator
+
+
+if DigestLocator not in caching.CacheImpl._locator_classes:
+    caching.CacheImpl._locator_classes.insert(0, DigestLocator)
+
+
+def njit(function: F) -> F:
+    """Compile to machine code on first call, without the GIL, cached by source digest."""
+    return cast(F, numba.njit(cache=True, nogil=True)(function))

@@ -1,0 +1,128 @@
+"""The Arrow schema of every table, and the few closed vocabularies in them.
+
+A table is its parent plus columns: SCORE and TOKENIZED are *aligned* with PROMPT (same parts, row counts and
+row-group boundaries) and repeat only `id`, which is how a zip of the two is checked. Types are those that Spark,
+Beam, DuckDB and pyarrow all read: no float16, no uint64, no Parquet UUID. Inside stages an id is binary(16); in
+CORPUS it is the 36-character UUID text.
+"""
+
+from typing import Final
+
+import pyarrow as pa
+
+SCHEMA_VERSION: Final = 0
+
+SKILL_BUCKETS: Final = ("B1", "B2", "B3", "B4", "B5")
+"""General reasoning, math, code, helpful dialogue, world knowledge."""
+
+CTX_BUCKETS: Final = {"C1": 4096, "C2": 8192, "C3": 16384, "C4": 32768}
+"""Largest number of tokens of a rendered example in each context bucket."""
+
+SPAN_KINDS: Final = ("analysis", "commentary", "final", "text")
+"""What a supervised run of tokens can be. `text` is a raw document without turns."""
+
+ROLES: Final = ("system", "developer", "user", "assistant", "tool")
+
+ID: Final = pa.binary(16)
+
+MESSAGE: Final = pa.struct(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("channel", pa.string()),
+        pa.field("recipient", pa.string()),
+        pa.field("content", pa.string(), nullable=False),
+    ]
+)
+
+VERDICT: Final = pa.struct([("step", pa.string()), ("reason", pa.string()), ("value", pa.string())])
+"""Null while a row lives; else the step that dropped it, why, and the value that it judged."""
+
+SPAN: Final = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("turn", pa.int32()),
+        ("start", pa.int32()),
+        ("content_start", pa.int32()),
+        ("end", pa.int32()),
+    ]
+)
+"""Half-open token range: `start` is the message's <|start|>, `content_start` its first content token, `end` is
+after its closing token."""
+
+RANGE: Final = pa.struct([("start", pa.int32()), ("end", pa.int32())])
+
+PROMPT: Final = pa.schema(
+    [
+        pa.field("id", ID, nullable=False),
+        pa.field("source_dataset", pa.string(), nullable=False),
+        pa.field("source_subset", pa.string()),
+        pa.field("source_example_id", pa.string(), nullable=False),
+        pa.field("license", pa.string()),
+        pa.field("language", pa.string()),
+        pa.field("split_key", pa.string(), nullable=False),
+        pa.field("messages", pa.list_(MESSAGE), nullable=False),
+        pa.field("skill_bucket", pa.string(), nullable=False),
+        pa.field("meta_json", pa.string()),
+    ]
+)
+
+QUARANTINE: Final = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+        pa.field("raw", pa.binary()),
+    ]
+)
+"""`position` is the byte offset of the line (JSONL, after decompression) or the row number (Parquet)."""
+
+DROPPED: Final = pa.schema(
+    [
+        pa.field("id", ID, nullable=False),
+        pa.field("source_dataset", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("step", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("value", pa.string()),
+    ]
+)
+
+TOKENIZED_COLUMNS: Final = pa.schema(
+    [
+        pa.field("input_ids", pa.list_(pa.int32())),
+        pa.field("n_tokens", pa.int32()),
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("n_analysis", pa.int32()),
+        pa.field("n_commentary", pa.int32()),
+        pa.field("n_final", pa.int32()),
+        pa.field("n_text", pa.int32()),
+        pa.field("spans", pa.list_(SPAN)),
+        pa.field("reasoning_effort", pa.string()),
+        pa.field("token_digest", pa.int64()),
+    ]
+)
+"""What the Harmony step adds. `n_*` counts the tokens of a span kind, headers and closing tokens included."""
+
+PAIR: Final = pa.schema(
+    [
+        pa.field("a", ID, nullable=False),
+        pa.field("b", ID, nullable=False),
+        pa.field("jaccard", pa.float64(), nullable=False),
+    ]
+)
+
+CLUSTER_COLUMNS: Final = pa.schema(
+    [
+        pa.field("cluster_id", ID),
+        pa.field("cluster_size", pa.int32()),
+        pa.field("cluster_rank", pa.int32()),
+    ]
+)
+"""`cluster_id` is the id of the survivor (rank 0); null for a row that has no duplicate."""
+
+
+def aligned(columns: pa.Schema) -> pa.Schema:
+    """The schema of a side table: `id`, the columns, and the `verdict` of the stage that wrote it."""
+    return pa.schema([PROMPT.field("id"), *columns, pa.field("verdict", VERDICT)])

@@ -1,0 +1,287 @@
+"""Datasets: a committed folder of one table, and the protocol that commits it.
+
+Reading trusts `_manifest.json` alone; a folder without one is not a dataset. Writing is `Build`: it adopts or writes
+the plan, lets workers write parts and create-only receipts, and commits what the receipts name. A killed build leaves
+parts, a plan and some receipts; the next build with the same fingerprint does only the splits that have no receipt,
+one with another fingerprint clears the folder first.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from etl.errors import DataError
+from etl.hashing import ContentDigest
+from etl.storage.location import Location
+from etl.storage.manifest import (
+    Accounting,
+    Manifest,
+    Part,
+    Plan,
+    Receipt,
+    accounting_gaps,
+    fingerprint_of,
+    sum_counts,
+    to_json,
+)
+from etl.storage.parts import PartWriter
+
+MANIFEST = "_manifest.json"
+PLAN = "_plan.json"
+RECEIPTS = "_receipts"
+CHECKPOINTS = "_checkpoints"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A committed dataset. Pickles small: a worker reads the manifest again when it needs it."""
+
+    folder: Location
+
+    @classmethod
+    def open(cls, url: str | Location) -> "Dataset":
+        """The dataset in a folder.
+
+        Raises:
+            DataError: there is no committed manifest, or it is damaged.
+        """
+        dataset = cls(Location.of(url))
+        dataset.manifest  # noqa: B018  # read now, so that an absent dataset fails here
+        return dataset
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        try:
+            return Manifest.model_validate_json((self.folder / MANIFEST).read())
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{self.folder} is not a committed dataset (no {MANIFEST}); run the recipe that writes it"
+            ) from error
+        except ValidationError as error:
+            raise DataError(f"{self.folder / MANIFEST} is damaged: {error}; remove it and run the recipe") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    @cached_property
+    def _by_split(self) -> dict[int, list[Part]]:
+        parts: dict[int, list[Part]] = {}
+        for part in self.manifest.parts:
+            parts.setdefault(part.split, []).append(part)
+        return parts
+
+    def parts_of(self, split: int) -> list[Part]:
+        """The parts that a split wrote, in order."""
+        return self._by_split.get(split, [])
+
+    def part_location(self, part: Part) -> Location:
+        return self.folder / part.path
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of the parts; empty for a dataset without rows."""
+        if not self.manifest.parts:
+            return pa.schema([])
+        return self.part_location(self.manifest.parts[0]).open_parquet().schema_arrow.remove_metadata()
+
+    def read(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Every row, one batch a row group, in the order of the manifest."""
+        for part in self.manifest.parts:
+            yield from read_part(self.part_location(part), columns)
+
+    def read_split(self, split: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of one split, one batch a row group."""
+        for part in self.parts_of(split):
+            yield from read_part(self.part_location(part), columns)
+
+
+def read_part(location: Location, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """One batch for each row group of a Parquet file, the columns in the order asked for."""
+    with location.open_parquet() as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=columns).combine_chunks()
+            if columns is not None:
+                table = table.select(columns)
+            batches = table.to_batches()
+            if batches:
+                yield batches[0].replace_schema_metadata(None)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a task hands to the writer: one row group and what it counts for."""
+
+    batch: pa.RecordBatch | None
+    """None for counts alone."""
+    rows_in: int = 0
+    accounting: Accounting = field(default_factory=dict)
+    distributions: dict[str, Any] = field(default_factory=dict)
+    partition: str = ""
+    """Hive folders below the dataset's, e.g. split=train/skill_bucket=B1/ctx_bucket=C1."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The identity of a dataset to be written."""
+
+    folder: Location
+    stage: str
+    table: str
+    schema: pa.Schema
+    semantic: dict[str, Any]
+    """Everything that decides the rows: step configurations and versions, artefact digests, inputs' digests."""
+    thresholds: dict[str, Any] = field(default_factory=dict)
+    inherited: Accounting = field(default_factory=dict)
+    """Accounts of earlier stages that the manifest repeats, so that the last one tells the whole story."""
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of({"stage": self.stage, "table": self.table, **self.semantic})
+
+
+class Build:
+    """One dataset on its way to its manifest; pickles to the workers, who call `write`."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.folder = job.folder
+        self.fingerprint = job.fingerprint
+
+    def committed(self) -> Dataset | None:
+        """The dataset, if it is there with this fingerprint."""
+        try:
+            dataset = Dataset.open(self.folder)
+        except DataError:
+            return None
+        return dataset if dataset.manifest.fingerprint == self.fingerprint else None
+
+    def plan(self, splits: Iterable[Any]) -> Plan:
+        """The plan of an interrupted build of the same fingerprint, or a new one after clearing the folder."""
+        location = self.folder / PLAN
+        try:
+            plan = Plan.model_validate_json(location.read())
+        except (FileNotFoundError, ValidationError):
+            plan = None
+        if plan is not None and plan.fingerprint == self.fingerprint:
+            return plan
+        # The manifest goes first: from then on nobody takes what is being removed for a dataset.
+        (self.folder / MANIFEST).remove()
+        self.folder.remove_tree()
+        fresh = Plan(fingerprint=self.fingerprint, splits=tuple(json.loads(json.dumps(list(splits)))))
+        if not location.create(to_json(fresh)):
+            raise DataError(f"another run is writing {self.folder}; wait for it to end")
+        return fresh
+
+    def _receipt_location(self, split: int) -> Location:
+        return self.folder / f"{RECEIPTS}/{self.fingerprint}/{split:05d}.json"
+
+    def receipt(self, split: int) -> Receipt | None:
+        """What a split wrote, asked for by name (a listing may lag behind)."""
+        try:
+            return Receipt.model_validate_json(self._receipt_location(split).read())
+        except FileNotFoundError:
+            return None
+
+    def missing(self, plan: Plan) -> list[int]:
+        """The splits that have no receipt yet."""
+        return [split for split in range(len(plan.splits)) if self.receipt(split) is None]
+
+    def write(self, split: int, chunks: Iterable[Chunk]) -> None:
+        """Write a split's chunks as parts, then its receipt; a later attempt leaves the first one's receipt."""
+        digest = ContentDigest()
+        rows_in = rows_out = 0
+        parts: list[Part] = []
+        writer: PartWriter | None = None
+        partition = ""
+        counts: list[Chunk] = []
+        try:
+            for chunk in chunks:
+                rows_in += chunk.rows_in
+                counts.append(Chunk(None, 0, chunk.accounting, chunk.distributions))
+                if chunk.batch is None or chunk.batch.num_rows == 0:
+                    continue
+                if writer is not None and chunk.partition != partition:
+                    parts.append(writer.finish())
+                    writer.__exit__(None, None, None)
+                    writer = None
+                if writer is None:
+                    partition = chunk.partition
+                    writer = PartWriter(self.folder, split, self.job.schema, self.job.table, partition)
+                writer.write(chunk.batch)
+                digest.add(chunk.batch)
+                rows_out += chunk.batch.num_rows
+            if writer is not None:
+                parts.append(writer.finish())
+        finally:
+            if writer is not None:
+                writer.__exit__(None, None, None)
+        receipt = Receipt(
+            split=split,
+            rows_in=rows_in,
+            rows_out=rows_out,
+            content_digest=str(digest),
+            parts=tuple(parts),
+            accounting=sum_counts(chunk.accounting for chunk in counts),
+            distributions=sum_counts(chunk.distributions for chunk in counts),
+        )
+        self._receipt_location(split).create(to_json(receipt))
+
+    def commit(self, plan: Plan) -> Dataset:
+        """Delete the parts that lost, then write the manifest from the receipts.
+
+        In this order a kill between the two leaves an uncommitted dataset, which the next run commits, and never a
+        committed one with foreign parts beside its own.
+
+        Raises:
+            DataError: a split has no receipt (its task failed), or the accounts do not close.
+        """
+        receipts = []
+        for split in range(len(plan.splits)):
+            receipt = self.receipt(split)
+            if receipt is None:
+                raise DataError(f"split {split} of {self.folder} was not written; run again to resume")
+            receipts.append(receipt)
+        accounting = sum_counts([self.job.inherited, *(receipt.accounting for receipt in receipts)])
+        gaps = accounting_gaps(accounting)
+        if gaps:
+            raise DataError(f"the accounts of {self.folder} do not close: {'; '.join(gaps)}")
+        manifest = Manifest(
+            stage=self.job.stage,
+            table=self.job.table,
+            fingerprint=self.fingerprint,
+            semantic=self.job.semantic,
+            content_digest=ContentDigest.total(receipt.content_digest for receipt in receipts),
+            rows_in=sum(receipt.rows_in for receipt in receipts),
+            rows_out=sum(receipt.rows_out for receipt in receipts),
+            accounting=accounting,
+            thresholds=self.job.thresholds,
+            distributions=sum_counts(receipt.distributions for receipt in receipts),
+            splits=len(plan.splits),
+            parts=tuple(part for receipt in receipts for part in receipt.parts),
+        )
+        kept = {part.path for part in manifest.parts}
+        for path, _ in self.folder.walk():
+            if path.endswith(".parquet") and path not in kept:
+                (self.folder / path).remove()
+        (self.folder / CHECKPOINTS).remove_tree()
+        (self.folder / MANIFEST).replace(to_json(manifest))
+        return Dataset.open(self.folder)
+
+
+def write_dataset(url: str | Location, stage: str, table: str, tables: dict[str, pa.Table]) -> Dataset:
+    """Commit some in-memory tables, one part in each named partition folder ("" for none); for tests and tools."""
+    schema = next(iter(tables.values())).schema
+    build = Build(Job(Location.of(url), stage, table, schema, {"parts": sorted(tables)}))
+    plan = build.plan(sorted(tables))
+    for split, partition in enumerate(plan.splits):
+        batches = tables[partition].combine_chunks().to_batches()
+        build.write(split, (Chunk(batch, batch.num_rows, partition=partition) for batch in batches))
+    return build.commit(plan)

@@ -1,0 +1,124 @@
+"""The JSON objects that make a folder a dataset: plan, receipts and manifest.
+
+    _plan.json                           what the splits are; written once, before the first task
+    _receipts/<fingerprint>/<split>.json what one split wrote; create-only, so the first attempt wins
+    _manifest.json                       everything that was committed; written last
+
+None of them holds a time, a host or an absolute path: equal inputs and configuration give equal bytes.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from etl.hashing import canonical_json
+from etl.step import Config
+
+Accounting = dict[str, dict[str, dict[str, int]]]
+"""source → step → reason → rows. Every step has `in`, `made` and `kept`; each other reason is one of loss, with the
+prefix `quarantined:` for rows that could not be read. in + made = kept + the sum of the losses."""
+
+FLOW = ("in", "made", "kept")
+
+
+class Part(Config):
+    """One committed Parquet file."""
+
+    split: int
+    path: str
+    """Relative to the dataset's folder, partition folders included."""
+    rows: int
+    bytes: int
+    tokens: int | None = None
+    """Sum of n_tokens where the table has that column."""
+    sha256: str
+    row_groups: tuple[int, ...]
+    """Rows of each row group."""
+
+
+class Plan(Config):
+    """The splits of a dataset under construction."""
+
+    fingerprint: str
+    splits: tuple[Any, ...]
+    """What each split reads, in JSON; its position is the split's number."""
+
+
+class Receipt(Config):
+    """What the winning attempt of one split wrote."""
+
+    split: int
+    rows_in: int
+    rows_out: int
+    content_digest: str
+    parts: tuple[Part, ...]
+    accounting: Accounting = {}
+    distributions: dict[str, Any] = {}
+
+
+class Manifest(Config):
+    """A committed dataset."""
+
+    format: int = 1
+    stage: str
+    table: str
+    fingerprint: str
+    semantic: dict[str, Any]
+    """The fields under the fingerprint, so that a change can be named."""
+    content_digest: str
+    rows_in: int
+    rows_out: int
+    accounting: Accounting
+    thresholds: dict[str, Any] = {}
+    distributions: dict[str, Any] = {}
+    splits: int
+    parts: tuple[Part, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(part.tokens or 0 for part in self.parts)
+
+
+def fingerprint_of(semantic: dict[str, Any]) -> str:
+    """32 hex digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(semantic).encode()).hexdigest()[:32]
+
+
+def to_json(model: Config) -> bytes:
+    """The model as canonical JSON, one trailing newline."""
+    return (canonical_json(model.model_dump(mode="json")) + "\n").encode()
+
+
+def add_counts(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Sum of two nested dictionaries of counts."""
+    out = dict(total)
+    for key, value in more.items():
+        if isinstance(value, dict):
+            out[key] = add_counts(out.get(key, {}), value)
+        else:
+            out[key] = out.get(key, 0) + value
+    return out
+
+
+def sum_counts(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Sum of many nested dictionaries of counts, keys sorted."""
+    total: dict[str, Any] = {}
+    for count in counts:
+        total = add_counts(total, count)
+    return _sorted(total)
+
+
+def _sorted(tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: _sorted(value) if isinstance(value, dict) else value for key, value in sorted(tree.items())}
+
+
+def accounting_gaps(accounting: Accounting) -> list[str]:
+    """One line for every (source, step) whose account does not close."""
+    gaps = []
+    for source, steps in accounting.items():
+        for step, counts in steps.items():
+            lost = sum(n for reason, n in counts.items() if reason not in FLOW)
+            left = counts.get("in", 0) + counts.get("made", 0) - counts.get("kept", 0) - lost
+            if left:
+                gaps.append(f"{source}/{step}: in + made exceeds kept + lost by {left} rows")
+    return gaps
