@@ -1,14 +1,14 @@
-"""Files that the code needs but does not carry (models, vocabularies): named by URI and sha256, one copy a node.
+"""Files that the code needs but does not carry (models, vocabularies): a URI and a sha256, one copy a node.
 
-A URI is a local path, any fsspec URL, or `package:NAME/path/in/it` for a file of an installed Python package, which is
-found without importing the package. `#gunzip` at its end unpacks the file; the sha256 is always that of the result.
-A local file is used where it lies. Everything else is copied once into `cache_dir()/artefacts/<sha256>/`, under a
-file lock, through a temporary file that is renamed into place, so no process sees half a file. A digest is computed
-once a process for each file (about 1 GB a second). No network is used unless the URI is a remote one.
+A URI is a local path, any fsspec URL, or `package:NAME/path/in/it` for a file of an installed Python package,
+which is found without importing the package. `#gunzip` at its end unpacks the file; the sha256 is always that
+of the result. A local file is used where it lies. Everything else is copied once a node into
+`cache_dir()/artefacts/<sha256>/`, under a file lock, through a temporary file that is renamed into place, so
+that no process sees half a file. A digest is computed once a process for each file (about 1 GB a second). No
+network is used unless the URI is a remote one.
 """
 
 import contextlib
-import functools
 import gzip
 import hashlib
 import importlib.util
@@ -21,35 +21,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
+import fsspec
 from filelock import FileLock
 
 from etl.errors import ConfigError
-from etl.storage.location import Location
 
 PACKAGE: Final = "package:"
 GUNZIP: Final = "#gunzip"
 LOCK_TIMEOUT_S: Final = 3600
+CHUNK_BYTES: Final = 1 << 20
+
+_digests: dict[tuple[Path, int, int, int], str] = {}
+"""SHA-256 of files by (path, size, modification time in ns, inode)."""
 
 
 def cache_dir() -> Path:
     """The writable folder for copies and compiled code, made if need be.
 
-    STILLHOUSE_CACHE, else XDG_CACHE_HOME/stillhouse, else ~/.cache/stillhouse; where the home cannot be written (a
-    container's worker), a folder of this user alone (mode 0700) in the system's temporary folder.
+    STILLHOUSE_CACHE, else XDG_CACHE_HOME/stillhouse, else HOME/.cache/stillhouse; where that cannot be
+    written (a container's worker), a folder of this user alone (mode 0700) in the system's temporary folder.
 
     Raises:
         ConfigError: STILLHOUSE_CACHE cannot be written, or the temporary folder belongs to somebody else.
     """
     chosen = os.environ.get("STILLHOUSE_CACHE")
     if chosen:
-        path = Path(chosen).expanduser()
+        path = Path(chosen).absolute()
         if not _writable(path):
-            raise ConfigError(f"STILLHOUSE_CACHE={chosen} cannot be made or written; name a folder that can, or unset it")
+            raise ConfigError(
+                f"STILLHOUSE_CACHE={chosen} cannot be made or written; name a folder that can, or unset it"
+            )
         return path
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    path = Path(base) / "stillhouse"
-    if path.is_absolute() and _writable(path):
-        return path
+    for base in (Path(os.environ.get("XDG_CACHE_HOME", "")), Path(os.environ.get("HOME", "")) / ".cache"):
+        if base.is_absolute():  # the XDG specification says to ignore a relative one
+            path = base / "stillhouse"
+            return path if _writable(path) else _temporary_cache()
     return _temporary_cache()
 
 
@@ -63,29 +69,28 @@ def _writable(path: Path) -> bool:
 
 
 def _temporary_cache() -> Path:
-    """A folder of this user alone; a name taken by another user is refused, since what it holds is executed."""
+    """A folder of this user alone; another's is refused, since compiled code in it is executed."""
     path = Path(tempfile.gettempdir()) / f"stillhouse-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise ConfigError(
-            f"{path} is not a folder that only user {os.getuid()} can write; "
+            f"{path} is not a folder that user {os.getuid()} alone can use; "
             "remove it, or name a cache folder in STILLHOUSE_CACHE"
         )
     return path
 
 
 def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits. Reads the file once a process unless it changes."""
-    found = os.stat(path)
-    return _file_sha256(os.path.abspath(path), found.st_size, found.st_mtime_ns, found.st_ino)
-
-
-@functools.lru_cache(maxsize=1024)
-def _file_sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a file, 64 hexadecimal digits; read once a process unless the file changes."""
+    resolved = Path(path).resolve()
+    found = resolved.stat()
+    key = (resolved, found.st_size, found.st_mtime_ns, found.st_ino)
+    if key not in _digests:
+        with resolved.open("rb") as file:
+            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[key]
 
 
 def fetch(uri: str, sha256: str | None) -> Path:
@@ -98,19 +103,34 @@ def fetch(uri: str, sha256: str | None) -> Path:
     Raises:
         ConfigError: the package, file or object is not there, or has another digest.
     """
-    source, unpack = (uri.removesuffix(GUNZIP), True) if uri.endswith(GUNZIP) else (uri, False)
-    location = Location.of(_package_file(source) if source.startswith(PACKAGE) else source)
-    if location.is_local and not unpack:
-        return _checked(Path(location.path), sha256, uri)
-    name = location.name.removesuffix(".gz") if unpack else location.name
-    folder = cache_dir() / "artefacts" / (sha256 or _change_key(location, uri))
-    target = folder / name
+    source = uri.removesuffix(GUNZIP)
+    unpack = source != uri
+    local = _local_path(source)
+    if local is not None and not local.is_file():
+        raise ConfigError(f"artefact '{uri}': there is no file {local}; correct the name or put it there")
+    if local is not None and not unpack:
+        if sha256 is not None and file_sha256(local) != sha256:
+            raise _wrong_digest(uri, local, sha256, file_sha256(local))
+        return local
+    url = source if local is None else str(local)
+    name = url.rsplit("/", 1)[-1]
+    folder = cache_dir() / "artefacts" / (sha256 or _change_key(uri, url))
+    target = folder / (name.removesuffix(".gz") if unpack else name)
     if not _is_cached(target, sha256):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{name}.lock", timeout=LOCK_TIMEOUT_S):
+        with FileLock(folder / f"{target.name}.lock", timeout=LOCK_TIMEOUT_S):
             if not _is_cached(target, sha256):
-                _copy(location, target, sha256, uri)
+                _copy(uri, url, target, sha256)
     return target
+
+
+def _local_path(source: str) -> Path | None:
+    """Where a URI without `#gunzip` lies on this machine; None for a remote one."""
+    if source.startswith(PACKAGE):
+        return _package_file(source)
+    if source.startswith("file://"):
+        return Path(source.removeprefix("file://"))
+    return None if "://" in source else Path(source).expanduser().absolute()
 
 
 def _package_file(uri: str) -> Path:
@@ -127,17 +147,9 @@ def _package_file(uri: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / relative
 
 
-def _checked(path: Path, sha256: str | None, uri: str) -> Path:
-    if not path.is_file():
-        raise ConfigError(f"artefact '{uri}': there is no file {path}; correct the name or put the file there")
-    if sha256 is not None and file_sha256(path) != sha256:
-        raise _wrong_digest(uri, path, sha256, file_sha256(path))
-    return path
-
-
-def _wrong_digest(uri: str, path: Path, expected: str, got: str) -> ConfigError:
+def _wrong_digest(uri: str, place: str | Path, expected: str, got: str) -> ConfigError:
     return ConfigError(
-        f"artefact '{uri}': {path} has sha256 {got}, expected {expected}; it is another version or damaged: "
+        f"artefact '{uri}': {place} has sha256 {got}, expected {expected}; it is another version or damaged: "
         "replace the file, or correct the name or the digest in the configuration"
     )
 
@@ -147,33 +159,34 @@ def _is_cached(target: Path, sha256: str | None) -> bool:
     return target.is_file() and (sha256 is None or file_sha256(target) == sha256)
 
 
-def _change_key(location: Location, uri: str) -> str:
-    """A folder name for an artefact without a digest: changes with its size, time or etag."""
-    with _sources_errors(uri):
-        info = cast(str, location.fs.ukey(location.path))
-    return hashlib.sha256(f"{location.url}\0{info}".encode()).hexdigest()
+def _change_key(uri: str, url: str) -> str:
+    """A folder name for an artefact without a digest: it changes with the object's size, time or etag."""
+    with _readable(uri):
+        file_system, path = fsspec.core.url_to_fs(url)
+        return hashlib.sha256(f"{url}\0{file_system.ukey(path)}".encode()).hexdigest()
 
 
 @contextlib.contextmanager
-def _sources_errors(uri: str) -> Iterator[None]:
+def _readable(uri: str) -> Iterator[None]:
+    """Failures of reading become one line for the user."""
     try:
         yield
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, ValueError, ImportError) as error:
         raise ConfigError(
-            f"artefact '{uri}' cannot be read ({type(error).__name__}: {error}); correct the name, "
-            "the credentials or the file"
+            f"artefact '{uri}' cannot be read ({type(error).__name__}: {error}); "
+            "correct the name, the credentials or the file"
         ) from error
 
 
-def _copy(location: Location, target: Path, sha256: str | None, uri: str) -> None:
+def _copy(uri: str, url: str, target: Path, sha256: str | None) -> None:
     """Copy, unpack if the URI says so, check, and rename into place."""
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with _sources_errors(uri), location.open() as packed, open(temporary, "wb") as out:
+        with _readable(uri), fsspec.open(url, "rb") as packed, temporary.open("wb") as out:
             source = gzip.GzipFile(fileobj=packed) if uri.endswith(GUNZIP) else packed
-            shutil.copyfileobj(cast("IO[bytes]", source), out, 1 << 20)
+            shutil.copyfileobj(cast("IO[bytes]", source), out, CHUNK_BYTES)
         if sha256 is not None and file_sha256(temporary) != sha256:
-            raise _wrong_digest(uri, Path(location.url), sha256, file_sha256(temporary))
-        os.replace(temporary, target)
+            raise _wrong_digest(uri, url, sha256, file_sha256(temporary))
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

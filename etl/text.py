@@ -1,12 +1,13 @@
-"""Text as two deduplications see it: the normal form of exact dedup, and the hashed word n-grams of near dedup.
+"""Text as the two dedups see it: the normal form of the exact one, the hashed word n-grams of the near one.
 
 Both are kernels over Arrow's UTF-8 buffers; no Python string is made for a row, except for the few rows that
-`_lower_contextual` names. What a letter, a lower case and a space are comes from Python's own tables (`str.lower`,
-`\\w` of `re`, `str.isspace`), read once a process in about 0.1 s, so that the kernels agree with
-`re.findall(r"\\w+", text.lower())` and `text.split()` on every string. One core hashes about 230 MB of mixed text a
-second into n-grams and normalises about 190 MB; working memory is 4 times the bytes of the array at most.
+`_lower_contextual` names. What a letter, a lower case and a space are comes from Python's own tables
+(`str.lower`, `\\w` of `re`, `str.isspace`), read once a process in about 0.1 s, so that the kernels agree
+with `re.findall(r"\\w+", text.lower())` and `text.split()` on every string. One core hashes about 250 MB of
+mixed text a second into n-grams, makes sets of them at 210 MB and normalises 130 MB. Working memory is twice
+the bytes of the array for usual text, 5 times at most.
 
-A text must be valid UTF-8, which ingest checks. Invalid bytes give an arbitrary result, never a read out of bounds.
+A text must be valid UTF-8, which ingest checks. Whatever the bytes, the kernels read nothing out of bounds.
 """
 
 import functools
@@ -29,7 +30,7 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 TEXT_VERSION: Final = 1
-"""Raised when `normalise` or `shingles` would give another result for the same text; part of the fingerprint."""
+"""Raised when `normalise` or `shingles` would give another result; part of the fingerprint."""
 
 UNICODE_VERSION: Final = unicodedata.unidata_version
 """Version of Python's Unicode tables; another one can tokenise newly assigned characters differently."""
@@ -43,16 +44,20 @@ _NGRAM_BASE: Final = np.uint64(0xA0761D6478BD642D)  # odd, 5 modulo 8: its power
 
 @functools.cache
 def _word_table() -> tuple[U32, str]:
-    """uint32 [2^21]: the lower-case code point of a word character, 0 for everything else; and the exceptions.
+    """uint32 [2^21]: the lower-case code point of a word character, 0 for all else; and the exceptions.
 
-    The exceptions are the characters whose lower case is not one code point of their own: `İ` and `Σ` in Unicode 14.
+    The exceptions are the characters whose lower case is not one code point of their own: `İ` and `Σ` in
+    Unicode 14.
     """
-    every = [chr(code) for code in range(sys.maxunicode + 1)]
-    exceptions = "".join(c for c in every if len(c.lower()) != 1) + _FINAL_SIGMA
-    lower = "".join("\0" if c in exceptions else c for c in every).lower()
+    every = np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    blocks = [every[start : start + 256] for start in range(0, len(every), 256)]
+    longer = [c for block in blocks if len(block.lower()) != 256 for c in block if len(c.lower()) != 1]
+    exceptions = "".join(longer) + _FINAL_SIGMA
+    lower = re.sub(f"[{exceptions}]", "\0", every).lower()
+    codes = np.frombuffer(lower.encode("utf-32-le", "surrogatepass"), "<u4")
     table = np.zeros(_TABLE_SIZE, np.uint32)
     for run in re.finditer(r"\w+", lower):
-        table[run.start() : run.end()] = [ord(c) for c in run.group()]
+        table[run.start() : run.end()] = codes[run.start() : run.end()]
     return table, exceptions
 
 
@@ -73,7 +78,7 @@ def _valid(texts: pa.Array) -> U8:
 
 
 @njit
-def _decode(data: U8, at: int, end: int) -> tuple[int, int]:
+def _decode(data: U8, at: int, end: int) -> tuple[np.int64, int]:
     """The code point at `at` and where the next one starts; 0 for a character that `end` cuts."""
     lead = np.int64(data[at])
     if lead < 0x80:
@@ -85,7 +90,8 @@ def _decode(data: U8, at: int, end: int) -> tuple[int, int]:
     if lead < 0xF0:
         if at + 3 > end:
             return np.int64(0), end
-        return (lead & 0x0F) << 12 | np.int64(data[at + 1] & 0x3F) << 6 | np.int64(data[at + 2] & 0x3F), at + 3
+        high = (lead & 0x0F) << 12 | np.int64(data[at + 1] & 0x3F) << 6
+        return high | np.int64(data[at + 2] & 0x3F), at + 3
     if at + 4 > end:
         return np.int64(0), end
     high = (lead & 0x07) << 18 | np.int64(data[at + 1] & 0x3F) << 12
@@ -119,13 +125,21 @@ def _collapse(data: U8, offsets: I64, valid: U8, space: U8, out: U8, out_offsets
     out_offsets[len(valid)] = size
 
 
-def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """The form in which two texts are called exact duplicates: NFC, runs of white space as one space, ends stripped.
+def _decompose(texts: pa.Array) -> pa.Array:
+    """NFD; ASCII rows, which have no other form, are passed by."""
+    other = pc.fill_null(pc.invert(pc.string_is_ascii(texts)), False)
+    return pc.replace_with_mask(texts, other, pc.utf8_normalize(texts.filter(other), "NFD"))
 
-    Equal to `" ".join(unicodedata.normalize("NFC", text).split())`. NFC because the same text typed on two systems
-    differs in composition only; not NFKC, which makes `x²` into `x2`. White space is what extraction changes most.
-    Case is kept, since it separates identifiers in code and names in prose, and since case tables grow with Unicode
-    while NFC of assigned characters never changes; near dedup ignores case and finds those rows.
+
+def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The form in which two texts are called exact duplicates: NFD, single spaces, ends stripped.
+
+    Equal to `" ".join(unicodedata.normalize("NFD", text).split())`; a key to compare, not a text to keep. The
+    same text typed on two systems differs in composition, and texts that are equal in NFD are those that are
+    equal in NFC; Arrow 25 has no NFC (its form "NFC" gives NFD). Not NFKC or NFKD, which make `x²` into `x2`.
+    White space is what extraction changes most. Case is kept, since it separates identifiers in code and
+    names in prose; near dedup ignores it and finds those rows. Unicode never changes the decomposition of
+    an assigned character, so this key is stable.
 
     Args:
         texts: string or large_string [rows]; nulls stay null.
@@ -133,9 +147,7 @@ def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
     Returns:
         The same type and length.
     """
-    array = _one_array(texts)
-    if not pc.all(pc.string_is_ascii(array), min_count=0).as_py():
-        array = pc.utf8_normalize(array, "NFC")
+    array = _decompose(_one_array(texts))
     data, offsets = binary_buffers(array)
     valid = _valid(array)
     out = np.empty(int(offsets[-1] - offsets[0]), np.uint8)
@@ -193,10 +205,12 @@ def _hash_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out: U64,
 
 
 def _lower_contextual(texts: pa.Array, exceptions: str) -> pa.Array:
-    """Lower-case in Python the rows that hold a character whose lower case is not one code point of its own."""
-    special = pc.match_substring_regex(texts, f"[{exceptions}]")
-    if not pc.any(special, min_count=0).as_py():
+    """Lower-case in Python the rows with a character whose lower case is not one code point of its own."""
+    data, offsets = binary_buffers(texts)
+    every_byte = data[offsets[0] : offsets[-1]].tobytes()  # a search in bytes is much faster than one by row
+    if not any(c.encode() in every_byte for c in exceptions):
         return texts
+    special = pc.match_substring_regex(texts, f"[{exceptions}]")
     lowered = [text.lower() for text in texts.filter(special).to_pylist()]
     return pc.replace_with_mask(texts, pc.fill_null(special, False), pa.array(lowered, texts.type))
 
@@ -204,13 +218,13 @@ def _lower_contextual(texts: pa.Array, exceptions: str) -> pa.Array:
 def ngram_hashes(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
     """The 64-bit hash of every word n-gram of each text, in text order and with repeats.
 
-    Words are the matches of `\\w+` in `text.lower()`. A text of fewer than n words is padded at its end with 0 and
-    has one n-gram; a null has none. The hash of a word w with lower-case code points c_1 … c_k is h_k of
+    Words are the matches of `\\w+` in `text.lower()`. A text of fewer than n words is padded at its end with
+    0 and has one n-gram; a null has none. The hash of a word w with lower-case code points c_1 … c_k is h_k:
 
         h_0 = 2^64 / φ;  g = (h_{i-1} xor c_i) · M mod 2^64;  h_i = g xor (g >> 32)
 
-    and that of an n-gram is XXH64(Σ_i w_i · B^(n-i) mod 2^64), which depends on the order of the words and costs the
-    same for every n. MinHash needs no more than this; a set needs `shingles`.
+    and that of an n-gram is XXH64(Σ_i w_i · B^(n-i) mod 2^64), which depends on the order of the words and
+    costs the same for every n. MinHash needs no more than this; a set needs `shingles`.
 
     Args:
         texts: string or large_string [rows].
@@ -231,7 +245,7 @@ def ngram_hashes(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
 
 @njit
 def _sort_row(hashes: U64, heads: I64, out: U64) -> None:
-    """Sort evenly spread hashes in linear expected time: scatter by their leading bits, then repair by insertion."""
+    """Sort evenly spread hashes in linear expected time: scatter by leading bits, repair by insertion."""
     bits = 1
     while (1 << bits) < len(hashes):
         bits += 1
@@ -239,8 +253,8 @@ def _sort_row(hashes: U64, heads: I64, out: U64) -> None:
     heads[: (1 << bits) + 1] = 0
     for value in hashes:
         heads[np.int64(value >> shift) + 1] += 1
-    for bucket in range(1 << bits):
-        heads[bucket + 1] += heads[bucket]
+    for i in range(1 << bits):
+        heads[i + 1] += heads[i]
     for value in hashes:
         bucket = np.int64(value >> shift)
         out[heads[bucket]] = value
@@ -255,7 +269,8 @@ def _sort_row(hashes: U64, heads: I64, out: U64) -> None:
 
 
 @njit
-def _sort_distinct(offsets: I64, hashes: U64, out: U64, out_offsets: I64) -> None:
+def _sort_distinct(offsets: I64, hashes: U64, set_offsets: I64) -> None:
+    """Sort each row and take out repeats, in place: the sets move to the front of `hashes`."""
     longest = 0
     for row in range(len(offsets) - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])
@@ -263,18 +278,18 @@ def _sort_distinct(offsets: I64, hashes: U64, out: U64, out_offsets: I64) -> Non
     heads = np.empty(2 * longest + 3, np.int64)
     size = 0
     for row in range(len(offsets) - 1):
-        out_offsets[row] = size
+        set_offsets[row] = size
         length = offsets[row + 1] - offsets[row]
         if length == 0:
             continue
         _sort_row(hashes[offsets[row] : offsets[row + 1]], heads, sorted_row)
-        out[size] = sorted_row[0]
+        hashes[size] = sorted_row[0]
         size += 1
         for i in range(1, length):
             if sorted_row[i] != sorted_row[i - 1]:
-                out[size] = sorted_row[i]
+                hashes[size] = sorted_row[i]
                 size += 1
-    out_offsets[len(offsets) - 1] = size
+    set_offsets[len(offsets) - 1] = size
 
 
 def shingles(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
@@ -284,7 +299,6 @@ def shingles(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
         offsets int64 [rows + 1] and hashes uint64 [offsets[-1]], strictly ascending within a row.
     """
     offsets, hashes = ngram_hashes(texts, n)
-    out = np.empty(len(hashes), np.uint64)
-    out_offsets = np.zeros(len(offsets), np.int64)
-    _sort_distinct(offsets, hashes, out, out_offsets)
-    return out_offsets, out[: out_offsets[-1]]
+    set_offsets = np.zeros(len(offsets), np.int64)
+    _sort_distinct(offsets, hashes, set_offsets)
+    return set_offsets, hashes[: set_offsets[-1]]

@@ -1,0 +1,52 @@
+"""Counting rows: what each step got, kept and lost, by source and reason.
+
+The account of a pass is made from the `verdict` column before and after it, so a step cannot forget to count.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl.storage.manifest import Accounting
+
+
+def count_by_source(sources: pa.Array, mask: pa.BooleanArray) -> dict[str, int]:
+    """Rows of each source where the mask is true; sources without any are listed with 0."""
+    table = pa.table({"source": sources, "hit": pc.cast(mask, pa.int64())})
+    counts = table.group_by("source").aggregate([("hit", "sum")])
+    return dict(zip(counts["source"].to_pylist(), counts["hit_sum"].to_pylist(), strict=True))
+
+
+def account(steps: Sequence[str], sources: pa.Array, before: pa.StructArray, after: pa.StructArray) -> Accounting:
+    """The account of one pass over some rows.
+
+    Args:
+        steps: names of the steps of the pass, in order.
+        sources: source_dataset of each row.
+        before: verdicts when the pass began.
+        after: verdicts when it ended.
+    """
+    was_alive = pc.is_null(before)
+    alive = count_by_source(sources, was_alive)
+    lost = pa.table(
+        {
+            "source": sources,
+            "step": pc.struct_field(after, "step"),
+            "reason": pc.struct_field(after, "reason"),
+        }
+    ).filter(pc.and_(was_alive, pc.is_valid(after)))
+    losses = lost.group_by(["source", "step", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    accounting: Accounting = {source: {} for source in alive}
+    for step in steps:
+        for source, entering in alive.items():
+            drops = {
+                row["reason"]: row["count_all"]
+                for row in losses
+                if row["source"] == source and row["step"] == step
+            }
+            alive[source] = entering - sum(drops.values())
+            accounting[source][step] = {"in": entering, "made": 0, "kept": alive[source], **drops}
+    unnamed = {row["step"] for row in losses} - set(steps)
+    assert not unnamed, f"verdicts by {unnamed} in a pass of {list(steps)}"
+    return accounting

@@ -1,0 +1,1 @@
+"""Harmony: conversations to tokens and supervised spans, and back."""

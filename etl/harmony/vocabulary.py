@@ -1,0 +1,105 @@
+"""The o200k_base vocabulary, found offline and checked, and the two tokenizers that use it.
+
+The ranks come inside the package bpe-openai (or from a file that the recipe names) and must have the digest
+of OpenAI's own file. `load_encoding` gives openai-harmony's renderer and parser, which is told where the file
+lies only while it loads; `load_bpe` gives quicktok, a fast exact BPE that carries the ranks itself: they are
+checked against the same digest. Both together cost about 1.2 CPU seconds, once a process.
+"""
+
+import base64
+import contextlib
+import functools
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from etl.artefacts import fetch
+from etl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from openai_harmony import HarmonyEncoding
+    from quicktok import Tokenizer
+
+DEFAULT_VOCABULARY: Final = "package:bpe_openai/data/o200k_base.tiktoken.gz#gunzip"
+VOCABULARY_SHA256: Final = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+"""Of o200k_base.tiktoken, 3,613,922 bytes: the value that tiktoken and openai-harmony check too."""
+
+NUM_TEXT_TOKENS: Final = 199_998
+"""Ids below are text; the control tokens follow, to 201,087 (the padded vocabulary is 201,088)."""
+
+ENDOFTEXT: Final = 199_999
+RETURN: Final = 200_002
+CONSTRAIN: Final = 200_003
+CHANNEL: Final = 200_005
+START: Final = 200_006
+END: Final = 200_007
+MESSAGE: Final = 200_008
+CALL: Final = 200_012
+
+_environment_lock = threading.Lock()
+
+
+def vocabulary_file(uri: str = DEFAULT_VOCABULARY) -> Path:
+    """The local path of the ranks, `base64-of-token rank` a line.
+
+    Raises:
+        ConfigError: the package or file is not there, or is not o200k_base.
+    """
+    try:
+        return fetch(uri, VOCABULARY_SHA256)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the o200k_base vocabulary cannot be used: {error}. Install the Python package bpe-openai, or "
+            "set harmony.vocabulary to the path or URL of an o200k_base.tiktoken file"
+        ) from error
+
+
+@functools.cache
+def load_encoding(uri: str = DEFAULT_VOCABULARY) -> "HarmonyEncoding":
+    """openai-harmony's HARMONY_GPT_OSS encoding, made without network."""
+    from openai_harmony import HarmonyEncodingName, load_harmony_encoding
+
+    with _encodings_base(vocabulary_file(uri)):
+        return load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
+
+
+@contextlib.contextmanager
+def _encodings_base(path: Path) -> Iterator[None]:
+    """TIKTOKEN_ENCODINGS_BASE names a folder in which the file has the name that openai-harmony looks for."""
+    name = "TIKTOKEN_ENCODINGS_BASE"
+    with _environment_lock, tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "o200k_base.tiktoken").symlink_to(path)
+        before = os.environ.get(name)
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+
+@functools.cache
+def load_bpe(uri: str = DEFAULT_VOCABULARY) -> "Tokenizer":
+    """quicktok's o200k_base, whose ranks are those of the vocabulary file.
+
+    Raises:
+        ConfigError: the installed quicktok carries other ranks.
+    """
+    import quicktok
+
+    path = vocabulary_file(uri)
+    bpe = quicktok.get_encoding("o200k_base")
+    token = bpe.decode_single_token_bytes
+    ranks = b"".join(b"%b %d\n" % (base64.b64encode(token(i)), i) for i in range(NUM_TEXT_TOKENS))
+    if hashlib.sha256(ranks).hexdigest() != VOCABULARY_SHA256:
+        raise ConfigError(
+            f"quicktok {quicktok.__version__} does not carry the ranks of {path}; "
+            "install the version that requirements.lock names"
+        )
+    return bpe

@@ -1,0 +1,1 @@
+"""Skill and context buckets, cuts and mixtures."""

@@ -1,0 +1,284 @@
+"""Cuts: keep a part of the rows by a threshold on (score, hash of id), found exactly without sorting the world.
+
+A row's key has six digits of 16 bits: the score as an order-preserving uint32 (two digits), then a 64-bit hash of its id
+(four). One narrow pass counts rows by the next digit among the rows that share the digits found so far; the driver adds
+the counts of all parts and picks the digit in which the quota falls. So a threshold costs at most six passes over the
+score column, two when scores differ; ties are cut by the hash, never by arrival, and the number kept is exact.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from etl.hashing import hash_array
+from etl.step import Config
+
+DIGITS = 6
+RADIX = 1 << 16
+_SCORE_DIGITS = 2
+_HASH_SEED = 0x637574
+"""Fixed: the same row falls on the same side of a cut whatever else is in the recipe."""
+
+Digits = npt.NDArray[np.int32]
+
+HISTOGRAM = pa.schema(
+    [
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("digit", pa.int32(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+    ]
+)
+
+
+class Cut(Config):
+    """Base of the cuts. A subclass says which group a row is in, what its score is, and how many of a group to keep.
+
+    Within a group the rows with the smallest keys are kept. Rows that no group claims are not touched.
+    """
+
+    kind: str
+    name: str
+    """The step that a dropped row's verdict names."""
+    reason: ClassVar[str]
+    first_digit: ClassVar[int] = 0
+    """Digits before this one are equal for all rows (a cut without a score starts at the hash)."""
+
+    def reads(self) -> tuple[str, ...]:
+        """Columns that the cut looks at."""
+        raise NotImplementedError
+
+    def group(self, batch: pa.RecordBatch) -> pa.Array:
+        """The group of each row, string; null for a row that the cut leaves alone."""
+        raise NotImplementedError
+
+    def score(self, batch: pa.RecordBatch) -> pa.Array:
+        """What rows are ordered by, float; smallest first."""
+        raise NotImplementedError
+
+    def quotas(self, totals: dict[str, int]) -> dict[str, int]:
+        """How many rows of each group to keep, given how many are alive."""
+        raise NotImplementedError
+
+
+class ShareCut(Cut):
+    """Keep rows so that those whose `column` is one of `values` make up `share` of what is left.
+
+    The side in excess is thinned by the hash of the id; with only one side present nothing can be reached and all stay.
+    """
+
+    kind: Literal["share"] = "share"
+    reason: ClassVar[str] = "over_share"
+    first_digit: ClassVar[int] = _SCORE_DIGITS
+    column: str
+    values: tuple[str, ...]
+    share: float = Field(gt=0, lt=1)
+
+    def reads(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    def group(self, batch: pa.RecordBatch) -> pa.Array:
+        inside = pc.is_in(batch.column(self.column), value_set=pa.array(self.values, pa.string()))
+        return pc.if_else(inside, "inside", "outside")
+
+    def score(self, batch: pa.RecordBatch) -> pa.Array:
+        return pa.repeat(pa.scalar(0.0), batch.num_rows)
+
+    def quotas(self, totals: dict[str, int]) -> dict[str, int]:
+        inside, outside = totals.get("inside", 0), totals.get("outside", 0)
+        if not inside or not outside:
+            return {"inside": inside, "outside": outside}
+        if inside < self.share * (inside + outside):
+            return {"inside": inside, "outside": round(inside * (1 - self.share) / self.share)}
+        return {"inside": round(outside * self.share / (1 - self.share)), "outside": outside}
+
+
+class PercentileCut(Cut):
+    """Keep the rows up to a percentile of a score, apart within each combination of the `within` columns.
+
+    Rows without a score stay. `keep: 0.8` keeps ceil(0.8 · n) of the n rows of a group.
+    """
+
+    kind: Literal["percentile"] = "percentile"
+    reason: ClassVar[str] = "beyond_percentile"
+    column: str
+    within: tuple[str, ...] = ()
+    keep: float = Field(gt=0, le=1)
+    order: Literal["lowest", "highest"] = "lowest"
+    """Which end of the score is kept."""
+
+    def reads(self) -> tuple[str, ...]:
+        return (self.column, *self.within)
+
+    def group(self, batch: pa.RecordBatch) -> pa.Array:
+        parts = [pc.fill_null(batch.column(name), "") for name in self.within]
+        label = pc.binary_join_element_wise(*parts, "/") if parts else pa.repeat("all", batch.num_rows)
+        return pc.if_else(batch.column(self.column).is_valid(), label, pa.scalar(None, pa.string()))
+
+    def score(self, batch: pa.RecordBatch) -> pa.Array:
+        values = batch.column(self.column)
+        return values if self.order == "lowest" else pc.negate(values)
+
+    def quotas(self, totals: dict[str, int]) -> dict[str, int]:
+        return {group: int(np.ceil(self.keep * rows - 1e-9)) for group, rows in totals.items()}
+
+
+AnyCut = Annotated[ShareCut | PercentileCut, Field(discriminator="kind")]
+
+
+class Threshold(Config):
+    """Where a group is cut: rows with a key up to and including `key` stay; no key at all keeps none."""
+
+    keep: int
+    total: int
+    key: tuple[int, ...] = ()
+    """DIGITS digits, most significant first, or none for a quota of nothing."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Threshold":
+        assert len(self.key) in (0, DIGITS)
+        return self
+
+
+def keys(cut: Cut, batch: pa.RecordBatch) -> Digits:
+    """The key of each row: int32 [rows, DIGITS], each digit in [0, RADIX)."""
+    scores = pc.fill_null(cut.score(batch).cast(pa.float32()), 0.0).to_numpy(zero_copy_only=False) + np.float32(0)
+    bits = scores.view(np.uint32)
+    ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    hashes = hash_array(batch.column("id"), _HASH_SEED)
+    digits = np.empty((len(scores), DIGITS), np.int32)
+    for place in range(_SCORE_DIGITS):
+        digits[:, place] = (ordered >> np.uint32(16 * (1 - place))) & 0xFFFF
+    for place in range(DIGITS - _SCORE_DIGITS):
+        digits[:, _SCORE_DIGITS + place] = (hashes >> np.uint64(48 - 16 * place)) & np.uint64(0xFFFF)
+    return digits
+
+
+class Search:
+    """The driver's side: digit by digit, from counts to the threshold of every group."""
+
+    def __init__(self, cut: Cut) -> None:
+        self.cut = cut
+        self.digit = cut.first_digit
+        self._prefixes: dict[str, tuple[int, ...]] | None = None
+        self._left: dict[str, int] = {}
+        self._totals: dict[str, int] = {}
+        self.thresholds: dict[str, Threshold] = {}
+
+    @property
+    def done(self) -> bool:
+        return self._prefixes is not None and not self._prefixes
+
+    @property
+    def prefixes(self) -> dict[str, tuple[int, ...]] | None:
+        """For each group still searched, the digits found so far; None before the first pass (every group)."""
+        return self._prefixes
+
+    def feed(self, counts: dict[str, npt.NDArray[np.int64]]) -> None:
+        """Take rows by digit, int64 [RADIX], of every group that is still searched."""
+        if self._prefixes is None:
+            self._totals = {group: int(rows.sum()) for group, rows in counts.items()}
+            self._left = self.cut.quotas(self._totals)
+            self._prefixes = {group: (0,) * self.digit for group in counts}
+            self._settle_trivial()
+        for group, prefix in list(self._prefixes.items()):
+            self._advance(group, prefix, counts[group])
+        self.digit += 1
+
+    def _settle_trivial(self) -> None:
+        """Groups that lose nothing or everything need no search."""
+        assert self._prefixes is not None
+        for group, total in self._totals.items():
+            keep = self._left[group]
+            if keep >= total:
+                self._settle(group, (RADIX - 1,) * DIGITS)
+            elif keep == 0:
+                self._settle(group, ())
+
+    def _advance(self, group: str, prefix: tuple[int, ...], rows: npt.NDArray[np.int64]) -> None:
+        below = np.cumsum(rows)
+        digit = int(np.searchsorted(below, self._left[group]))
+        prefix = (*prefix, digit)
+        if below[digit] == self._left[group] or len(prefix) == DIGITS:
+            self._settle(group, prefix + (RADIX - 1,) * (DIGITS - len(prefix)))
+            return
+        self._left[group] -= int(below[digit] - rows[digit])
+        assert self._prefixes is not None
+        self._prefixes[group] = prefix
+
+    def _settle(self, group: str, key: tuple[int, ...]) -> None:
+        assert self._prefixes is not None
+        del self._prefixes[group]
+        keep = self.cut.quotas(self._totals)[group]
+        self.thresholds[group] = Threshold(keep=min(keep, self._totals[group]), total=self._totals[group], key=key)
+
+
+def histogram(
+    cut: Cut, batches: Iterator[pa.RecordBatch], digit: int, prefixes: dict[str, tuple[int, ...]] | None
+) -> pa.RecordBatch:
+    """Rows by (group, digit) among the living rows whose key begins with their group's prefix: HISTOGRAM."""
+    counts: dict[str, npt.NDArray[np.int64]] = {}
+    for batch in batches:
+        alive = batch.filter(batch.column("verdict").is_null())
+        groups = cut.group(alive).dictionary_encode()
+        labels = groups.dictionary.to_pylist()
+        codes = pc.fill_null(groups.indices, -1).to_numpy(zero_copy_only=False)
+        digits = keys(cut, alive)
+        for code, label in enumerate(labels):
+            if prefixes is not None and label not in prefixes:
+                continue
+            mine = digits[codes == code]
+            if prefixes is not None:
+                prefix = np.array(prefixes[label][cut.first_digit :], np.int32)
+                mine = mine[(mine[:, cut.first_digit : digit] == prefix).all(axis=1)]
+            counts.setdefault(label, np.zeros(RADIX, np.int64))
+            counts[label] += np.bincount(mine[:, digit], minlength=RADIX)
+    rows: dict[str, list[Any]] = {"group": [], "digit": [], "rows": []}
+    for label, hist in sorted(counts.items()):
+        for value in np.flatnonzero(hist):
+            rows["group"].append(label)
+            rows["digit"].append(int(value))
+            rows["rows"].append(int(hist[value]))
+    return pa.RecordBatch.from_pydict(rows, schema=HISTOGRAM)
+
+
+def add_histograms(batches: Iterator[pa.RecordBatch], groups: list[str]) -> dict[str, npt.NDArray[np.int64]]:
+    """The sum over parts: int64 [RADIX] for each group."""
+    total = {group: np.zeros(RADIX, np.int64) for group in groups}
+    for batch in batches:
+        encoded = batch.column("group").dictionary_encode()
+        codes = encoded.indices.to_numpy()
+        for code, label in enumerate(encoded.dictionary.to_pylist()):
+            mine = codes == code
+            hist = total.setdefault(label, np.zeros(RADIX, np.int64))
+            np.add.at(hist, batch.column("digit").to_numpy()[mine], batch.column("rows").to_numpy()[mine])
+    return total
+
+
+def beyond(cut: Cut, batch: pa.RecordBatch, thresholds: dict[str, Threshold]) -> pa.BooleanArray:
+    """True for the rows that the cut drops; the verdict of a row is not looked at."""
+    groups = cut.group(batch).dictionary_encode()
+    codes = pc.fill_null(groups.indices, -1).to_numpy(zero_copy_only=False)
+    digits = keys(cut, batch)
+    out = np.zeros(batch.num_rows, bool)
+    for code, label in enumerate(groups.dictionary.to_pylist()):
+        mine = codes == code
+        if label in thresholds:
+            out[mine] = _greater(digits[mine], thresholds[label].key, cut.first_digit)
+    return pa.array(out)
+
+
+def _greater(digits: Digits, key: tuple[int, ...], first: int) -> npt.NDArray[np.bool_]:
+    """Lexicographic digits > key from digit `first` on; everything is greater than no key."""
+    if not key:
+        return np.ones(len(digits), bool)
+    out = np.zeros(len(digits), bool)
+    equal = np.ones(len(digits), bool)
+    for place in range(first, DIGITS):
+        out |= equal & (digits[:, place] > key[place])
+        equal &= digits[:, place] == key[place]
+    return out

@@ -1,0 +1,149 @@
+"""Finding a source's files and cutting them into splits.
+
+Parquet is cut at row groups, plain JSONL at byte ranges, a compressed JSONL file is one split. A file's identity is its
+path below the source's folder, its size and its etag; a local file has no etag and is hashed (a few GB a second, and the
+page cache then holds what ingest reads next).
+"""
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import xxhash
+from fsspec.utils import infer_compression
+
+from etl.errors import SourceError
+from etl.sources.spec import Source
+from etl.step import Config
+from etl.storage.location import Location
+
+FORMATS = (".parquet", ".jsonl", ".json", ".ndjson")
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+_BLOCK = 1 << 22
+
+
+class InputFile(Config):
+    """One file of a source."""
+
+    url: str
+    relative: str
+    """Path below the folder that the source's pattern starts with: what the file is called in a quarantine."""
+    bytes: int
+    etag: str
+
+    @property
+    def format(self) -> str:
+        stem = self.relative
+        for suffix in COMPRESSIONS:
+            stem = stem.removesuffix(suffix)
+        return "parquet" if stem.endswith(".parquet") else "jsonl"
+
+
+class InputSplit(Config):
+    """The piece of a file that one task reads: row groups [start, end) or bytes [start, end)."""
+
+    source: str
+    file: InputFile
+    start: int
+    end: int
+
+
+def list_files(name: str, source: Source) -> list[InputFile]:
+    """The files of a source, sorted by relative path.
+
+    Raises:
+        SourceError: a pattern matches no file, or a file that was named has a suffix that we cannot read.
+    """
+    patterns = [source.path] if isinstance(source.path, str) else list(source.path)
+    found: dict[str, InputFile] = {}
+    for pattern in patterns:
+        for file in _expand(name, Location.of(pattern, dict(source.options))):
+            found[file.url] = file
+    return sorted(found.values(), key=lambda file: (file.relative, file.url))
+
+
+def _expand(name: str, pattern: Location) -> Iterator[InputFile]:
+    fs = pattern.fs
+    path = pattern.path
+    if any(sign in path for sign in "*?["):
+        folder = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
+        paths = [item for item in fs.glob(path) if _readable(item)]
+    elif fs.isdir(path):
+        folder = path
+        paths = [item for item in fs.find(path) if _readable(item) and not _hidden(item.removeprefix(path))]
+    else:
+        folder = posixpath.dirname(path)
+        paths = [path] if fs.exists(path) else []
+        if paths and not _readable(path):
+            raise SourceError(f"source '{name}': {path} is none of {FORMATS} (or these with {COMPRESSIONS})")
+    if not paths:
+        raise SourceError(f"source '{name}': no file of {FORMATS} matches {pattern.url}; check sources.{name}.path")
+    for item in paths:
+        location = Location(fs.unstrip_protocol(item) if "://" in pattern.url else item, pattern.options)
+        info = fs.info(item)
+        yield InputFile(
+            url=location.url,
+            relative=posixpath.relpath(item, folder or "/"),
+            bytes=int(info["size"]),
+            etag=_etag(location, info),
+        )
+
+
+def _readable(path: str) -> bool:
+    for suffix in COMPRESSIONS:
+        path = path.removesuffix(suffix)
+    return path.endswith(FORMATS)
+
+
+def _hidden(relative: str) -> bool:
+    return any(piece.startswith(("_", ".")) for piece in relative.split("/") if piece)
+
+
+def _etag(location: Location, info: dict[str, Any]) -> str:
+    for key in ("ETag", "etag", "md5Hash", "checksum", "crc32c"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    if not location.is_local:
+        return str(info.get("mtime") or info.get("LastModified") or info.get("updated"))
+    digest = xxhash.xxh3_128()
+    with location.open() as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def cut(name: str, source: Source, files: Sequence[InputFile], split_bytes: int) -> Iterator[InputSplit]:
+    """Splits of about `split_bytes` of stored bytes each.
+
+    Raises:
+        SourceError: a Parquet footer is damaged.
+    """
+    for file in files:
+        if file.format == "parquet":
+            yield from _cut_parquet(name, source, file, split_bytes)
+        elif infer_compression(file.url):
+            yield InputSplit(source=name, file=file, start=0, end=file.bytes)
+        else:
+            for start in range(0, file.bytes, split_bytes):
+                end = min(start + split_bytes, file.bytes)
+                yield InputSplit(source=name, file=file, start=start, end=end)
+
+
+def _cut_parquet(name: str, source: Source, file: InputFile, split_bytes: int) -> Iterator[InputSplit]:
+    with Location(file.url, dict(source.options)).open_parquet() as parquet:
+        sizes = [
+            sum(
+                parquet.metadata.row_group(group).column(column).total_compressed_size
+                for column in range(parquet.metadata.num_columns)
+            )
+            for group in range(parquet.num_row_groups)
+        ]
+    start = 0
+    held = 0
+    for group, size in enumerate(sizes):
+        if held and held + size > split_bytes:
+            yield InputSplit(source=name, file=file, start=start, end=group)
+            start, held = group, 0
+        held += size
+    if start < len(sizes):
+        yield InputSplit(source=name, file=file, start=start, end=len(sizes))

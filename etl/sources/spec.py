@@ -1,0 +1,77 @@
+"""What a source is: where its files lie (from the recipe) and how its rows read (one YAML file a data set).
+
+A data set is described by conf/sources/<name>.yaml; a new one of a known shape needs no code.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from etl import conf
+from etl.schema import SKILL_BUCKETS
+from etl.step import Config
+
+SkillBucket = Annotated[str, StringConstraints(pattern=f"^({'|'.join(SKILL_BUCKETS)})$")]
+
+
+class SkillRule(Config):
+    """The skill bucket of a row: by the value of a column, else the default."""
+
+    column: str | None = None
+    by_value: dict[str, SkillBucket] = {}
+    default: SkillBucket
+
+
+class ColumnsShape(Config):
+    """Rows that hold prompt, reasoning and answer in columns of their own."""
+
+    shape: Literal["columns"]
+    example_id: str
+    """Column that names the row within its data set."""
+    user: str
+    analysis: str | None = None
+    """Column of the reasoning; an empty one makes no message."""
+    final: str
+    language: str | None = None
+    license: str | None = None
+    subset: str | None = None
+    split_key: str | None = None
+    """Column whose value decides train or validation; the row's id when none is named."""
+    skill_bucket: SkillRule
+    meta: tuple[str, ...] = ()
+    """Columns kept as they are in meta_json, those that a file lacks or that are null left out."""
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns without which no row can be read."""
+        return (self.example_id, self.user, self.final)
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Columns read as text."""
+        named = (
+            self.example_id, self.user, self.analysis, self.final, self.language, self.license, self.subset,
+            self.split_key, self.skill_bucket.column,
+        )  # fmt: skip
+        return tuple(dict.fromkeys(name for name in named if name))
+
+
+class Source(Config):
+    """One entry of a recipe's `sources`."""
+
+    located = frozenset({"path", "options"})
+
+    spec: str
+    """Name, path or URI of the YAML file that describes the data set."""
+    path: str | tuple[str, ...] = Field(min_length=1)
+    """Files: a path, glob, folder or URL, or a list of them. .parquet, .jsonl, .json; also .gz, .zst, .bz2, .xz."""
+    options: dict[str, str | int | bool] = {}
+    """fsspec options for the path, such as endpoint_url."""
+
+    def shape(self) -> ColumnsShape:
+        """The description of the data set.
+
+        Raises:
+            ConfigError: it is absent or wrong.
+        """
+        return conf.load(ColumnsShape, self.spec, "sources", [])

@@ -1,0 +1,91 @@
+"""Fixtures of all tests: an environment that does not depend on the user, the shared test data, one Spark session.
+
+HOME is an empty folder, so that nothing of the user's is read or written. The cache folder is `build/test-cache` in the
+project (unless STILLHOUSE_CACHE names one): what is in it is named by digests, so a second session saves the compilation
+of kernels and the conversion of models, and `make clean` removes it. The Spark session is made by the first test that
+asks for it (5 to 10 s) and is shared by the rest of the process.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+SHARED_DATA = PROJECT.parent / "shared" / "data"
+MARKING_FIXTURES = {"shared_data": "shared", "spark": "spark"}
+HOME = pytest.StashKey[str]()
+
+hypothesis.settings.register_profile("local", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment before any module of the project is imported."""
+    hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+    config.stash[HOME] = tempfile.mkdtemp(prefix="stillhouse-home-")
+    os.environ["HOME"] = config.stash[HOME]
+    os.environ.pop("XDG_CACHE_HOME", None)
+    os.environ.setdefault("STILLHOUSE_CACHE", str(PROJECT / "build" / "test-cache"))
+    os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the empty home and what third parties have left in it."""
+    shutil.rmtree(config.stash[HOME], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use the shared data or Spark, so that `-m "not spark"` needs no JVM."""
+    for item in items:
+        for fixture, marker in MARKING_FIXTURES.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real test data beside the checkout; the test is skipped where there is none."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no test data at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A SparkSession on two local cores, without its web page, in folders that go away."""
+    from pyspark.sql import SparkSession
+
+    from etl.engines.java import find_java
+
+    os.environ["JAVA_HOME"] = str(find_java().home)
+    folder = tmp_path_factory.mktemp("spark")
+    settings = {
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.extraJavaOptions": f"-Dderby.system.home={folder}",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.memory": "1g",
+        "spark.local.dir": str(folder),
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.sql.warehouse.dir": str(folder / "warehouse"),
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+    }
+    builder = SparkSession.builder.master("local[2]").appName("stillhouse-tests")
+    for key, value in settings.items():
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    yield session
+    session.stop()

@@ -1,0 +1,120 @@
+"""Tokens and spans equal openai-harmony's own rendering, whatever is in the text."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etl.harmony.render import MessageKey, Messages, Preamble, Renderer
+from etl.harmony.vocabulary import CALL, DEFAULT_VOCABULARY, END, MESSAGE, RETURN, START
+from etl.schema import SPAN_KINDS
+from tests.etl.harmony.conversations import PREAMBLE, column, conversations, message, oracle, texts
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    return Renderer(PREAMBLE, DEFAULT_VOCABULARY)
+
+
+def rows_of(rendered):
+    return [part.tolist() for part in np.split(rendered.tokens, rendered.offsets[1:-1])]
+
+
+@settings(max_examples=150)
+@given(rows=st.lists(conversations, min_size=1, max_size=4))
+def test_tokens_equal_openai_harmony(renderer, rows):
+    rendered = renderer.render(Messages.of(column(rows)))
+    assert rows_of(rendered) == [oracle(row) for row in rows]
+
+
+@settings(max_examples=100)
+@given(rows=st.lists(conversations, min_size=1, max_size=4))
+def test_spans_are_the_assistants_messages(renderer, rows):
+    """Control tokens come from headers alone, so scanning for them finds every message independently."""
+    rendered = renderer.render(Messages.of(column(rows)))
+    spans, expected = rendered.spans, []
+    for i, (row, tokens) in enumerate(zip(rows, rows_of(rendered), strict=True)):
+        starts = [k for k, t in enumerate(tokens) if t == START]
+        contents = [k + 1 for k, t in enumerate(tokens) if t == MESSAGE]
+        ends = [k + 1 for k, t in enumerate(tokens) if t in (END, RETURN, CALL)]
+        shift = len(starts) - len(row)
+        for m, said in enumerate(row):
+            if said["role"] == "assistant":
+                turn = sum(earlier["role"] == "user" for earlier in row[:m]) - 1
+                place = starts[shift + m], contents[shift + m], ends[shift + m]
+                expected.append((i, SPAN_KINDS.index(said["channel"]), turn, *place))
+    fields = [f.name for f in dataclasses.fields(spans)]
+    assert list(zip(*(getattr(spans, name).tolist() for name in fields), strict=True)) == expected
+
+
+@pytest.mark.parametrize("effort", ["low", "medium", "high"])
+@pytest.mark.parametrize("start_date", [None, "2026-01-01"])
+@pytest.mark.parametrize(("developer", "cutoff"), [(None, None), ("", "2024-06"), ("<|end|>", "2025")])
+def test_preambles_equal_openai_harmony(effort, start_date, developer, cutoff):
+    preamble = Preamble("Identity\n<|end|>", developer, effort, start_date, cutoff)
+    row = [message("user", "a"), message("assistant", "b", "final")]
+    rendered = Renderer(preamble, DEFAULT_VOCABULARY).render(Messages.of(column([row])))
+    assert rendered.tokens.tolist() == oracle(row, preamble)
+
+
+def test_a_conversation_ends_as_openai_harmony_ends_it(renderer):
+    user, final = message("user", "a"), message("assistant", "b", "final")
+    call = message("assistant", "{}", "commentary", "python")
+    rows = [[user, final], [user, call], [user, final, user], [user, final, final]]
+    ends = [row[-1] for row in rows_of(renderer.render(Messages.of(column(rows))))]
+    assert ends == [RETURN, CALL, END, RETURN]
+
+
+@given(text=texts)
+def test_an_assistants_message_without_a_channel_is_final(renderer, text):
+    silent = [message("user", text), message("assistant", text)]
+    spoken = [message("user", text), message("assistant", text, "final")]
+    rows = rows_of(renderer.render(Messages.of(column([silent, spoken]))))
+    assert rows[0] == rows[1]
+
+
+def test_a_slice_of_a_column_renders_alike(renderer):
+    rows = [[message("user", str(i)), message("assistant", "b" * i, "final")] for i in range(5)]
+    whole = rows_of(renderer.render(Messages.of(column(rows))))
+    assert rows_of(renderer.render(Messages.of(column(rows).slice(2, 2)))) == whole[2:4]
+
+
+def test_no_rows(renderer):
+    rendered = renderer.render(Messages.of(column([])))
+    assert len(rendered.tokens) == len(rendered.spans.row) == 0
+    assert rendered.offsets.tolist() == [0]
+
+
+def test_what_cannot_be_rendered_is_said():
+    ok = [message("user", "a"), message("assistant", "b", "final")]
+    tool = message("tool", "4", "commentary", "assistant")
+    call = message("assistant", "2+2", "commentary", "python")
+    rows = [
+        ok,
+        [message("critic", "x"), *ok],
+        [*ok, message("assistant", "x", "thoughts"), message("critic", "x")],
+        [tool, *ok],
+        [call, tool, *ok],
+        [],
+        [tool, call],
+    ]
+    assert Messages.of(column(rows)).problems().to_pylist() == [
+        None,
+        "role 'critic'",
+        "channel 'thoughts'",
+        "tool message with no call before it",
+        None,
+        None,
+        "tool message with no call before it",
+    ]
+
+
+def test_a_tool_answers_the_last_call():
+    tool = message("tool", "4", "commentary", "assistant")
+    first, second = (message("assistant", "", "commentary", name) for name in ("python", "browser.open"))
+    messages = Messages.of(column([[first, tool, second, tool], [second, tool, tool]]))
+    authors = [messages.keys[k].author for k in messages.key if messages.keys[k].role == "tool"]
+    assert authors == ["python", "browser.open", "browser.open", "browser.open"]
+    assert MessageKey("assistant", "commentary", "python", None) in messages.keys

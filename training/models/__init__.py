@@ -1,0 +1,1 @@
+"""Students: the factory, the GPT-OSS shape, packed attention."""
