@@ -41,9 +41,7 @@ def account(steps: Sequence[str], sources: pa.Array, before: pa.StructArray, aft
     for step in steps:
         for source, entering in alive.items():
             drops = {
-                row["reason"]: row["count_all"]
-                for row in losses
-                if row["source"] == source and row["step"] == step
+                row["reason"]: row["count_all"] for row in losses if row["source"] == source and row["step"] == step
             }
             alive[source] = entering - sum(drops.values())
             accounting[source][step] = {"in": entering, "made": 0, "kept": alive[source], **drops}

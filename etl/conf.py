@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from etl.errors import ConfigError
-from etl.step import Config
+from etl.config import Config
 from etl.storage.location import Location
 
 C = TypeVar("C", bound=Config)

@@ -6,43 +6,17 @@ step needs (a model, a vocabulary) and returns the function that does the work, 
 function returns a batch of the same length and order; a filter drops nothing, it fills `verdict`.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, model_validator
 
+from etl.config import Config
 from etl.errors import SchemaError
 from etl.schema import VERDICT
 
 BatchFn = Callable[[pa.RecordBatch], pa.RecordBatch]
-
-
-class Config(BaseModel):
-    """Base of everything that is read from YAML: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, use_attribute_docstrings=True)
-
-    located: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say where something lies or how fast to work: they never change the output, so they are not in
-    a fingerprint. A file's content enters it through `Step.artefacts`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_unknown_keys(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for key in values:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.0)
-                    hint = f"did you mean '{near[0]}'? " if near else ""
-                    raise ValueError(f"unknown key '{key}'; {hint}valid keys: {', '.join(cls.model_fields)}")
-        return values
-
-    def semantic(self) -> dict[str, Any]:
-        """The fields that decide the output, those at their default left out, in JSON types."""
-        return self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.located))
 
 
 class Step(Config):

@@ -1,9 +1,10 @@
 """Fixtures of all tests: an environment that does not depend on the user, the shared test data, one Spark session.
 
-HOME is an empty folder, so that nothing of the user's is read or written. The cache folder is `build/test-cache` in the
-project (unless STILLHOUSE_CACHE names one): what is in it is named by digests, so a second session saves the compilation
-of kernels and the conversion of models, and `make clean` removes it. The Spark session is made by the first test that
-asks for it (5 to 10 s) and is shared by the rest of the process.
+HOME is an empty folder, so that nothing of the user's is read or written. The cache folder is `build/test-cache` in
+the project (unless STILLHOUSE_CACHE names one): what is in it is named by digests, so a second session saves the
+compilation of kernels and the conversion of models, and `make clean` removes it. The Spark session is made by the first
+test that asks for it (5 to 10 s) and is shared by the rest of the process; where several processes share the tests
+(`--dist loadgroup`), one of them gets all Spark tests, so there is one JVM, and the others get whole files.
 """
 
 import os
@@ -37,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PYSPARK_PYTHON"] = sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Two processes with two threads each would wait for one another on two cores.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -44,12 +48,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[HOME], ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use the shared data or Spark, so that `-m "not spark"` needs no JVM."""
+    """Mark the tests that use the shared data or Spark, so that `-m "not spark"` needs no JVM, and group them."""
     for item in items:
         for fixture, marker in MARKING_FIXTURES.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
+        group = "spark" if item.get_closest_marker("spark") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -48,9 +48,7 @@ def rank_clusters(labels: I64, ids: pa.FixedSizeBinaryArray) -> tuple[pa.Array, 
     """
     halves = fixed_binary(ids).view(">u8").astype(np.uint64)
     order = np.lexsort((halves[:, 1], halves[:, 0], labels))
-    _, first, inverse, size = np.unique(
-        labels[order], return_index=True, return_inverse=True, return_counts=True
-    )
+    _, first, inverse, size = np.unique(labels[order], return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(labels), np.int32)
     survivor = np.empty(len(labels), np.int64)
     sizes = np.empty(len(labels), np.int32)

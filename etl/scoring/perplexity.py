@@ -22,7 +22,7 @@ from etl.artefacts import fetch, file_sha256
 from etl.errors import ConfigError
 from etl.messages import full_text, instruction_text, response_text
 from etl.mixture.sampling import in_sample, purpose_seed
-from etl.scoring.lines import count_words, normalised_lines
+from etl.scoring.lines import LINES_VERSION, count_words, normalised_lines
 from etl.step import BatchFn, Step, append, live
 
 TEXTS: Final = {"full": full_text, "instruction": instruction_text, "response": response_text}
@@ -37,8 +37,10 @@ class PerplexityStep(Step):
     """
 
     kind: Literal["perplexity"] = "perplexity"
+    version: ClassVar[int] = LINES_VERSION
     reads: ClassVar[tuple[str, ...]] = ("id", "messages")
     adds: ClassVar[pa.Schema] = pa.schema([("perplexity", pa.float64()), ("in_kenlm_sample", pa.bool_())])
+    located: ClassVar[frozenset[str]] = frozenset({"model", "sha256"})
 
     model: str
     """Path or URI of the model, KenLM binary or ARPA."""
@@ -61,10 +63,15 @@ class PerplexityStep(Step):
             alive = live(batch)
             texts = TEXTS[self.text](batch).filter(alive)
             score = pc.replace_with_mask(pa.nulls(batch.num_rows, pa.float64()), alive, perplexities(model, texts))
-            sample = in_sample(batch.column("id"), purpose_seed(SAMPLE_PURPOSE, self.sample_seed), self.sample_fraction)
+            sample = in_kenlm_sample(batch.column("id"), self.sample_seed, self.sample_fraction)
             return append(batch, self.adds, [score, sample])
 
         return run
+
+
+def in_kenlm_sample(ids: pa.Array, seed: int, fraction: float) -> pa.BooleanArray:
+    """True for the rows that a model trained with this seed and fraction has seen: bool [rows]."""
+    return in_sample(ids, purpose_seed(SAMPLE_PURPOSE, seed), fraction)
 
 
 def load(path: str) -> kenlm.Model:
@@ -79,7 +86,9 @@ def load(path: str) -> kenlm.Model:
     try:
         return kenlm.Model(path, config)
     except OSError as error:
-        raise ConfigError(f"{path} is not a model that KenLM reads ({error}); make one with jobs.train_kenlm") from error
+        raise ConfigError(
+            f"{path} is not a model that KenLM reads ({error}); make one with jobs.train_kenlm"
+        ) from error
 
 
 def perplexities(model: kenlm.Model, texts: pa.StringArray) -> pa.DoubleArray:

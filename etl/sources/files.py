@@ -13,12 +13,15 @@ import xxhash
 from fsspec.utils import infer_compression
 
 from etl.errors import SourceError
+from etl.sources.sample import sample_folder
 from etl.sources.spec import Source
-from etl.step import Config
+from etl.config import Config
 from etl.storage.location import Location
 
 FORMATS = (".parquet", ".jsonl", ".json", ".ndjson")
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+SAMPLE = "sample:"
+"""A path that begins so is below the embedded sample's folder."""
 _BLOCK = 1 << 22
 
 
@@ -57,6 +60,8 @@ def list_files(name: str, source: Source) -> list[InputFile]:
     patterns = [source.path] if isinstance(source.path, str) else list(source.path)
     found: dict[str, InputFile] = {}
     for pattern in patterns:
+        if pattern.startswith(SAMPLE):
+            pattern = str(sample_folder() / pattern.removeprefix(SAMPLE))
         for file in _expand(name, Location.of(pattern, dict(source.options))):
             found[file.url] = file
     return sorted(found.values(), key=lambda file: (file.relative, file.url))

@@ -28,6 +28,7 @@ ROW_GROUP_BYTES = 16 << 20
 """Raw bytes after which a batch, and so a row group, is closed."""
 RAW_BYTES = 1 << 16
 """How much of a bad row a quarantine keeps."""
+_UNCHECKED = pc.CastOptions(target_type=pa.string(), allow_invalid_utf8=True)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -106,10 +107,10 @@ def _as_text(array: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-        return pc.cast(array.cast(pa.binary()), pc.CastOptions(pa.string(), allow_invalid_utf8=True))
+        return pc.cast(array.cast(pa.binary()), options=_UNCHECKED)
     if pa.types.is_integer(array.type):
         return array.cast(pa.string())
-    return pc.cast(array, pc.CastOptions(pa.string(), allow_invalid_utf8=True))
+    return pc.cast(array, options=_UNCHECKED)
 
 
 def _pieces(table: pa.Table) -> Iterator[pa.Table]:

@@ -12,10 +12,12 @@ The same installation gives the same bytes, and a file whose bytes would not cha
 import ast
 import email
 import hashlib
+import importlib.metadata
 import importlib.resources
 import importlib.util
 import os
 import re
+import sys
 import sysconfig
 import textwrap
 import tokenize
@@ -29,7 +31,9 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from filelock import FileLock
 
+from etl.artefacts import cache_dir
 from etl.errors import ConfigError
 
 SYNTH: Final = pa.schema(
@@ -95,6 +99,23 @@ def write_sample(folder: Path) -> dict[str, str]:
             _replace(folder / "synth" / item.name, item.read_bytes())
     suffixes = {"stdlib": "parquet", "licences": "parquet", "dialogue": "parquet", "synth": "jsonl"}
     return {name: str(folder / name / f"*.{suffix}") for name, suffix in suffixes.items()}
+
+
+def sample_folder() -> Path:
+    """The sample of this installation in the cache folder, written on first use.
+
+    Its name is a digest of this file, of Python's version and of the packages that are installed.
+    """
+    packages = sorted(f"{item.metadata['Name']}=={item.version}" for item in importlib.metadata.distributions())
+    parts = [Path(__file__).read_text("utf-8") if Path(__file__).exists() else "", sys.version, *packages]
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    folder = cache_dir() / "sample" / digest
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "_done").exists():
+            write_sample(folder)
+            (folder / "_done").touch()
+    return folder
 
 
 def _row(synth_id: str, **columns: str) -> Row:
@@ -169,9 +190,7 @@ def _functions_of(path: Path, module: str) -> Iterator[_Function]:
             yield _Function(module, prefix + node.name, node, source, doc)
 
 
-def _definitions(
-    body: list[ast.stmt], prefix: str
-) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+def _definitions(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Functions of a module and methods of its classes, not those inside a function."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -185,7 +204,7 @@ def _implemented(function: _Function) -> Row:
     signature = f"{function.name}({ast.unparse(function.node.args)})"
     queries = (
         f"Write `{signature}` of the Python module `{function.module}`.\n\n{function.doc}",
-        f"Implement `{signature}` as it stands in Python's `{function.module}`. Its documentation says:\n\n{function.doc}",
+        f"Implement `{signature}` as in Python's `{function.module}`. Its documentation says:\n\n{function.doc}",
         f"How can `{function.module}.{signature}` be implemented? It should do this:\n\n{function.doc}",
     )
     return _row(
@@ -209,7 +228,7 @@ def _documented(function: _Function) -> Row:
     return _row(
         function.synth_id,
         exercise="code",
-        query=f"Write the docstring of this function of the Python module `{function.module}`:\n\n```python\n{bare}\n```",
+        query=f"Write the docstring of this function of Python's `{function.module}`:\n\n```python\n{bare}\n```",
         query_seed_url=f"python:{function.module}",
         seed_license="PSF-2.0",
         synthetic_reasoning=_outline(function),

@@ -3,13 +3,13 @@
 A data set is described by conf/sources/<name>.yaml; a new one of a known shape needs no code.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
 from etl import conf
 from etl.schema import SKILL_BUCKETS
-from etl.step import Config
+from etl.config import Config
 
 SkillBucket = Annotated[str, StringConstraints(pattern=f"^({'|'.join(SKILL_BUCKETS)})$")]
 
@@ -59,7 +59,7 @@ class ColumnsShape(Config):
 class Source(Config):
     """One entry of a recipe's `sources`."""
 
-    located = frozenset({"path", "options"})
+    located: ClassVar[frozenset[str]] = frozenset({"path", "options"})
 
     spec: str
     """Name, path or URI of the YAML file that describes the data set."""

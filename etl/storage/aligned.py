@@ -53,9 +53,9 @@ class Rows:
     def num_rows(self) -> int:
         return self.base.manifest.rows_out
 
-    def inputs(self) -> dict[str, str]:
-        """Stage and content digest of every table, for a fingerprint."""
-        datasets = [self.base, *(side.dataset for side in self.sides)]
+    def inputs(self, columns: list[str]) -> dict[str, str]:
+        """Stage and content digest of each table that a read of these columns touches, for a fingerprint."""
+        datasets = [dataset for dataset, _ in self._columns_by_table(columns)]
         return {dataset.manifest.stage: dataset.manifest.content_digest for dataset in datasets}
 
     def read(self, split: int, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -8,7 +8,7 @@ one with another fingerprint clears the folder first.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -136,15 +136,26 @@ class Job:
     stage: str
     table: str
     schema: pa.Schema
-    semantic: dict[str, Any]
+    made_from: dict[str, Any]
     """Everything that decides the rows: step configurations and versions, artefact digests, inputs' digests."""
+    base: str = ""
+    """Digest of the parts that the dataset is aligned with or whose row keys it holds. Not in the fingerprint, which
+    says what the rows are and not how they are cut; but a dataset of another cut is none of ours."""
     thresholds: dict[str, Any] = field(default_factory=dict)
     inherited: Accounting = field(default_factory=dict)
     """Accounts of earlier stages that the manifest repeats, so that the last one tells the whole story."""
 
+    def with_thresholds(self, thresholds: dict[str, Any]) -> "Job":
+        """The same job, its manifest recording the thresholds that were applied."""
+        return replace(self, thresholds=thresholds)
+
+    def with_inherited(self, accounting: Accounting) -> "Job":
+        """The same job, its manifest beginning with the accounts of earlier stages."""
+        return replace(self, inherited=accounting)
+
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of({"stage": self.stage, "table": self.table, **self.semantic})
+        return fingerprint_of({"stage": self.stage, "table": self.table, **self.made_from})
 
 
 class Build:
@@ -161,7 +172,8 @@ class Build:
             dataset = Dataset.open(self.folder)
         except DataError:
             return None
-        return dataset if dataset.manifest.fingerprint == self.fingerprint else None
+        manifest = dataset.manifest
+        return dataset if (manifest.fingerprint, manifest.base) == (self.fingerprint, self.job.base) else None
 
     def plan(self, splits: Iterable[Any]) -> Plan:
         """The plan of an interrupted build of the same fingerprint, or a new one after clearing the folder."""
@@ -170,12 +182,14 @@ class Build:
             plan = Plan.model_validate_json(location.read())
         except (FileNotFoundError, ValidationError):
             plan = None
-        if plan is not None and plan.fingerprint == self.fingerprint:
+        if plan is not None and (plan.fingerprint, plan.base) == (self.fingerprint, self.job.base):
             return plan
         # The manifest goes first: from then on nobody takes what is being removed for a dataset.
         (self.folder / MANIFEST).remove()
         self.folder.remove_tree()
-        fresh = Plan(fingerprint=self.fingerprint, splits=tuple(json.loads(json.dumps(list(splits)))))
+        fresh = Plan(
+            fingerprint=self.fingerprint, base=self.job.base, splits=tuple(json.loads(json.dumps(list(splits))))
+        )
         if not location.create(to_json(fresh)):
             raise DataError(f"another run is writing {self.folder}; wait for it to end")
         return fresh
@@ -232,7 +246,11 @@ class Build:
             accounting=sum_counts(chunk.accounting for chunk in counts),
             distributions=sum_counts(chunk.distributions for chunk in counts),
         )
-        self._receipt_location(split).create(to_json(receipt))
+        self.receive(receipt)
+
+    def receive(self, receipt: Receipt) -> None:
+        """Store what an attempt wrote, unless another attempt of its split was first."""
+        self._receipt_location(receipt.split).create(to_json(receipt))
 
     def commit(self, plan: Plan) -> Dataset:
         """Delete the parts that lost, then write the manifest from the receipts.
@@ -257,7 +275,8 @@ class Build:
             stage=self.job.stage,
             table=self.job.table,
             fingerprint=self.fingerprint,
-            semantic=self.job.semantic,
+            base=self.job.base,
+            made_from=self.job.made_from,
             content_digest=ContentDigest.total(receipt.content_digest for receipt in receipts),
             rows_in=sum(receipt.rows_in for receipt in receipts),
             rows_out=sum(receipt.rows_out for receipt in receipts),
@@ -269,7 +288,7 @@ class Build:
         )
         kept = {part.path for part in manifest.parts}
         for path, _ in self.folder.walk():
-            if path.endswith(".parquet") and path not in kept:
+            if path not in kept and not any(piece.startswith("_") for piece in path.split("/")):
                 (self.folder / path).remove()
         (self.folder / CHECKPOINTS).remove_tree()
         (self.folder / MANIFEST).replace(to_json(manifest))

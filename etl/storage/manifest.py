@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from etl.hashing import canonical_json
-from etl.step import Config
+from etl.config import Config
 
 Accounting = dict[str, dict[str, dict[str, int]]]
 """source → step → reason → rows. Every step has `in`, `made` and `kept`; each other reason is one of loss, with the
@@ -40,6 +40,8 @@ class Plan(Config):
     """The splits of a dataset under construction."""
 
     fingerprint: str
+    base: str = ""
+    """Digest of the parts that the dataset is aligned with; empty for a dataset that stands alone."""
     splits: tuple[Any, ...]
     """What each split reads, in JSON; its position is the split's number."""
 
@@ -63,7 +65,8 @@ class Manifest(Config):
     stage: str
     table: str
     fingerprint: str
-    semantic: dict[str, Any]
+    base: str = ""
+    made_from: dict[str, Any]
     """The fields under the fingerprint, so that a change can be named."""
     content_digest: str
     rows_in: int
@@ -73,6 +76,12 @@ class Manifest(Config):
     distributions: dict[str, Any] = {}
     splits: int
     parts: tuple[Part, ...]
+
+    @property
+    def cut(self) -> str:
+        """Digest of how the rows are cut into parts and row groups."""
+        shape = [[part.split, *part.row_groups] for part in self.parts]
+        return fingerprint_of({"splits": self.splits, "parts": shape, "content": self.content_digest})
 
     @property
     def num_tokens(self) -> int:

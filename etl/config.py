@@ -1,0 +1,31 @@
+"""`Config`: the base of everything that is read from YAML or stored as JSON."""
+
+import difflib
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class Config(BaseModel):
+    """Base of everything that is read from YAML: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, use_attribute_docstrings=True)
+
+    located: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where something lies or how fast to work: they never change the output, so they are not in
+    a fingerprint. A file's content enters it through `Step.artefacts`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.0)
+                    hint = f"did you mean '{near[0]}'? " if near else ""
+                    raise ValueError(f"unknown key '{key}'; {hint}valid keys: {', '.join(cls.model_fields)}")
+        return values
+
+    def semantic(self) -> dict[str, Any]:
+        """The fields that decide the output, those at their default left out, in JSON types."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.located))

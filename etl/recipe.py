@@ -1,0 +1,123 @@
+"""A recipe: one YAML file with the sources, the stages in their order, and what each of them does.
+
+A stage's section is its configuration; a stage that `stages` does not list does not run. Where things lie and how finely
+work is cut (`output`, `run`, paths of sources) never enters a fingerprint.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from etl.config import Config
+from etl.harmony.step import HarmonyStep
+from etl.mixture.buckets import CtxBucketStep
+from etl.pipeline import Pipeline
+from etl.sources.spec import Source
+
+StageName = Literal["filter", "dedup", "kenlm", "score", "tokenize", "layout"]
+RUN_KENLM = "run:kenlm"
+"""As a perplexity step's `model`: the model that this run's kenlm stage trains."""
+
+
+class ExactDedup(Config):
+    """Rows whose prompt and answer are equal after normalisation; the one with the smallest row digest stays."""
+
+
+class NearDedup(Config):
+    """Rows whose word n-gram sets have a Jaccard similarity of at least `threshold`; the smallest id stays.
+
+    Candidates share one of `bands` bands of `rows` MinHash values; each is then checked by its exact Jaccard.
+    """
+
+    threshold: float = Field(default=0.8, gt=0, le=1)
+    ngram: int = Field(default=5, ge=1)
+    num_perm: int = Field(default=128, ge=1)
+    bands: int = Field(default=14, ge=1)
+    rows: int = Field(default=8, ge=1)
+    seed: int = 1
+    max_partners: int = Field(default=64, ge=1)
+    """Rows of one band that a row is compared with; keeps a band shared by millions of rows linear."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "NearDedup":
+        if self.bands * self.rows > self.num_perm:
+            raise ValueError(
+                f"{self.bands} bands of {self.rows} rows need {self.bands * self.rows} permutations, num_perm is "
+                f"{self.num_perm}; lower bands or rows, or raise num_perm"
+            )
+        return self
+
+
+class Dedup(Config):
+    """What the dedup stage looks for; null leaves a kind out."""
+
+    exact: ExactDedup | None = ExactDedup()
+    near: NearDedup | None = NearDedup()
+
+
+class TrainKenlm(Config):
+    """An n-gram model from a seeded sample of the rows that are alive at that point."""
+
+    order: int = Field(default=3, ge=2, le=5)
+    fraction: float = Field(default=0.1, gt=0, le=1)
+    seed: int = Field(default=0, ge=0)
+    max_words: int = Field(default=2_000_000, ge=1)
+    """Corpus size above which lmplz is required."""
+
+
+class Layout(Config):
+    """How the corpus lies: one folder for each split, skill bucket and context bucket."""
+
+    located: ClassVar[frozenset[str]] = frozenset({"target_bytes"})
+
+    validation_fraction: float = Field(default=0.01, ge=0, lt=1)
+    """Share of split keys that go to split=validation."""
+    seed: int = Field(default=0, ge=0)
+    target_bytes: int = Field(default=256 << 20, ge=1 << 16)
+    """Size at which a folder gets another file."""
+
+
+class Cutting(Config):
+    """How finely work is cut; none of it changes a row."""
+
+    split_bytes: int = Field(default=128 << 20, ge=1 << 10)
+    """Input bytes that one task reads."""
+    bucket_bytes: int = Field(default=256 << 20, ge=1 << 10)
+    """Bytes that one bucket of a shuffle holds."""
+
+
+class Recipe(Config):
+    """Everything that a run does."""
+
+    name: str
+    output: str = Field(min_length=1)
+    """Folder or URL; every stage's dataset is a folder below it."""
+    sources: dict[str, Source] = Field(min_length=1)
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of a source's rows that may be quarantined before the run fails."""
+    stages: tuple[StageName, ...]
+    filter: Pipeline | None = None
+    dedup: Dedup = Dedup()
+    kenlm: TrainKenlm = TrainKenlm()
+    score: Pipeline | None = None
+    harmony: HarmonyStep = HarmonyStep()
+    ctx: CtxBucketStep = CtxBucketStep()
+    layout: Layout = Layout()
+    run: Cutting = Cutting()
+
+    @model_validator(mode="after")
+    def _stages_make_sense(self) -> "Recipe":
+        twice = sorted({stage for stage in self.stages if self.stages.count(stage) > 1})
+        if twice:
+            raise ValueError(f"stages lists {twice} more than once")
+        for stage, section in (("filter", self.filter), ("score", self.score)):
+            if stage in self.stages and section is None:
+                raise ValueError(f"stages lists '{stage}', but the section `{stage}:` is missing")
+        if "layout" in self.stages and (self.stages[-1] != "layout" or "tokenize" not in self.stages):
+            raise ValueError("'layout' writes the corpus from tokens: list 'tokenize' before it and nothing after it")
+        trained = self.score is not None and any(getattr(step, "model", None) == RUN_KENLM for step in self.score.steps)
+        if trained and "score" in self.stages:
+            before = self.stages[: self.stages.index("score")]
+            if "kenlm" not in before:
+                raise ValueError(f"score uses the model '{RUN_KENLM}', so stages must list 'kenlm' before 'score'")
+        return self

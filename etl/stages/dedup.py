@@ -1,0 +1,521 @@
+"""Duplicates: exact by content hash, near by MinHash candidates checked by exact Jaccard.
+
+Hashes, signatures' bands and row keys cross the shuffles; a document's shingle set crosses once, and only when it is a
+candidate. Datasets of a run, each committed and resumable:
+
+    exact_hits   HIT      duplicates by content hash                      shuffle by hash
+    exact        VERDICT  aligned                                         shuffle by split
+    candidates   EDGE     pairs that share a band                         shuffle by band
+    edges        EDGE     the distinct pairs with their component         one task, 100 bytes of memory a pair
+    sets         SET      shingle sets of the rows in those pairs         shuffle by split
+    pairs        PAIR     pairs with Jaccard >= threshold                 shuffle by component
+    near_hits    HIT      connected components of the pairs               one task
+    clusters     CLUSTER  aligned, with verdicts                          shuffle by split
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl.accounting import account
+from etl.dedup.candidates import CandidateStream
+from etl.dedup.clusters import components, rank_clusters
+from etl.dedup.minhash import MINHASH_VERSION, band_hashes, signatures
+from etl.dedup.verify import jaccard_pairs
+from etl.engine import Exchange
+from etl.errors import DataError
+from etl.hashing import fixed_binary, hash128, hash_array, hash_columns, signed
+from etl.messages import full_text, instruction_text, response_text
+from etl.recipe import NearDedup
+from etl.schema import CLUSTER_COLUMNS, ID, PAIR, PROMPT, aligned
+from etl.stages.context import Context
+from etl.step import drop
+from etl.storage.aligned import ROW_BITS, Rows
+from etl.storage.dataset import Chunk, Dataset
+from etl.text import TEXT_VERSION, normalise, shingles
+
+I64 = npt.NDArray[np.int64]
+
+MAX_EDGES = 50_000_000
+"""Pairs that one task may hold for connected components: about 5 GB."""
+_KEY_SEED = 0x6B6579
+_OUT_ROWS = 1 << 16
+
+HIT = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("cluster_id", ID, nullable=False),
+        pa.field("cluster_size", pa.int32(), nullable=False),
+        pa.field("cluster_rank", pa.int32(), nullable=False),
+    ]
+)
+"""A row that has duplicates; rank 0 survives."""
+EDGE = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("component", "a", "b")])
+SET = pa.schema(
+    [
+        pa.field("component", pa.int64(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", ID, nullable=False),
+        pa.field("shingles", pa.list_(pa.int64()), nullable=False),
+    ]
+)
+NEAR_PAIR = pa.schema(
+    [
+        *PAIR,
+        pa.field("a_row", pa.int64(), nullable=False),
+        pa.field("b_row", pa.int64(), nullable=False),
+    ]
+)
+
+
+def dedup(context: Context, rows: Rows) -> Rows:
+    """Mark duplicates: exact ones, then near ones among those that are left."""
+    if context.recipe.dedup.exact is not None:
+        rows = exact(context, rows)
+    if context.recipe.dedup.near is not None:
+        rows = near(context, rows, context.recipe.dedup.near)
+    return rows
+
+
+def _row_keys(split: int, start: int, count: int) -> I64:
+    return (np.int64(split) << np.int64(ROW_BITS)) + np.arange(start, start + count, dtype=np.int64)
+
+
+def buckets_of(keys: npt.NDArray[Any], num_buckets: int) -> pa.Array:
+    return pa.array((keys.view(np.uint64) % np.uint64(num_buckets)).astype(np.int32))
+
+
+def living(rows: Rows, split: int, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, I64]]:
+    """The rows of a split without a verdict, with their row keys."""
+    start = 0
+    for batch in rows.read(split, list(dict.fromkeys([*columns, "verdict"]))):
+        keys = _row_keys(split, start, batch.num_rows)
+        start += batch.num_rows
+        alive = batch.column("verdict").is_null()
+        yield batch.filter(alive), keys[alive.to_numpy(zero_copy_only=False)]
+
+
+def groups(batches: Iterable[pa.RecordBatch], key: list[str]) -> Iterator[pa.Table]:
+    """Whole groups of equal keys from a sorted stream, many to a table; an open group waits for the next batch."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        if batch.num_rows == 0:
+            continue
+        held.append(batch)
+        table = pa.Table.from_batches(held).combine_chunks()
+        hashes = hash_columns([table[name].combine_chunks() for name in key])
+        changes = np.flatnonzero(hashes[1:] != hashes[:-1])
+        if len(changes):
+            cut = int(changes[-1]) + 1
+            yield table.slice(0, cut)
+            held = table.slice(cut).combine_chunks().to_batches()
+    if held:
+        yield pa.Table.from_batches(held).combine_chunks()
+
+
+# --- exact ---------------------------------------------------------------------------------------------------------
+
+CONTENT = pa.schema(
+    [("bucket", pa.int32()), ("content", pa.binary()), ("digest", pa.int64()), ("id", pa.binary()), ("row", pa.int64())]
+)
+
+
+@dataclass(frozen=True)
+class EmitContent:
+    """128-bit hash of the normalised prompt and answer of each living row."""
+
+    rows: Rows
+    num_buckets: int
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        for batch, keys in living(self.rows, split, PROMPT.names):
+            content = hash128([normalise(instruction_text(batch)), normalise(response_text(batch))])
+            first = np.ascontiguousarray(fixed_binary(content)[:, :8]).view(np.uint64).ravel()
+            digest = signed(hash_columns([batch.column(name) for name in PROMPT.names]))
+            columns = [
+                buckets_of(first, self.num_buckets), content.cast(pa.binary()), digest,
+                batch.column("id").cast(pa.binary()), pa.array(keys),
+            ]  # fmt: skip
+            yield pa.RecordBatch.from_arrays(columns, schema=CONTENT)
+
+
+def exact_hits(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+    """Groups of equal content, sorted by row digest and id: HIT rows for those with more than one member."""
+    for table in groups(batches, ["content"]):
+        content = hash_array(table["content"].combine_chunks())
+        starts = np.flatnonzero(np.concatenate([[True], content[1:] != content[:-1]]))
+        sizes = np.diff(np.append(starts, len(content)))
+        first = np.repeat(starts, sizes)
+        size = np.repeat(sizes, sizes)
+        ids = table["id"].combine_chunks()
+        columns = [
+            table["row"].combine_chunks(),
+            ids.take(pa.array(first)).cast(ID),
+            pa.array(size.astype(np.int32)),
+            pa.array((np.arange(len(first)) - first).astype(np.int32)),
+        ]
+        hits = pa.RecordBatch.from_arrays(columns, schema=HIT).filter(pa.array(size > 1))
+        yield Chunk(hits, table.num_rows)
+
+
+def exact(context: Context, rows: Rows) -> Rows:
+    """Write DIR/exact_hits and DIR/exact: rows of equal normalised content but the first by digest get a verdict."""
+    num_buckets = context.num_buckets(rows.num_rows * 56)
+    identity = {"text": TEXT_VERSION, "inputs": rows.inputs([*PROMPT.names, "verdict"])}
+    job = context.job("exact_hits", "HIT", HIT, identity, rows)
+    exchange = Exchange(
+        tuple(rows.splits), EmitContent(rows, num_buckets), CONTENT, ("content", "digest", "id", "row"), num_buckets
+    )
+    hits = context.committed(context.engine.shuffle(job, exchange, exact_hits))
+    return mark_hits(context, rows, hits, Mark("exact", "exact_duplicate", with_clusters=False))
+
+
+# --- back to the rows ----------------------------------------------------------------------------------------------
+
+ROUTED_HIT = pa.schema(
+    [
+        ("bucket", pa.int32()), ("row", pa.int64()), ("cluster_id", pa.binary()), ("cluster_size", pa.int32()),
+        ("cluster_rank", pa.int32()),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EmitHits:
+    """HIT rows to the split that holds their row."""
+
+    hits: Dataset
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        for batch in self.hits.read_split(split):
+            bucket = pa.array((batch.column("row").to_numpy() >> ROW_BITS).astype(np.int32))
+            columns = [bucket, *batch.columns]
+            yield pa.RecordBatch.from_arrays(columns, names=ROUTED_HIT.names).cast(ROUTED_HIT)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What an aligned table of duplicates is called and says."""
+
+    step: str
+    reason: str
+    with_clusters: bool
+
+    @property
+    def schema(self) -> pa.Schema:
+        return aligned(CLUSTER_COLUMNS if self.with_clusters else pa.schema([]))
+
+
+@dataclass(frozen=True)
+class MarkSplit:
+    """One split's rows with the hits that came for it, sorted by row."""
+
+    rows: Rows
+    mark: Mark
+
+    def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        hits = pa.Table.from_batches(list(batches), ROUTED_HIT).combine_chunks()
+        keys = hits["row"].to_numpy()
+        start = 0
+        for batch in self.rows.read(split, ["id", "source_dataset", "verdict"]):
+            mine = _row_keys(split, start, batch.num_rows)
+            start += batch.num_rows
+            place = np.searchsorted(keys, mine)
+            found = (place < len(keys)) & (keys[np.minimum(place, len(keys) - 1)] == mine if len(keys) else False)
+            index = pa.array(place, mask=~found)
+            columns = [hits[name].combine_chunks().take(index) for name in CLUSTER_COLUMNS.names]
+            dropped = pc.greater(columns[2], 0)
+            survivor = pa.array([uuid_text(value) for value in columns[0].to_pylist()], pa.string())
+            done = drop(batch, self.mark.step, dropped, self.mark.reason, survivor)
+            verdict = done.column("verdict")
+            accounting = account([self.mark.step], batch.column("source_dataset"), batch.column("verdict"), verdict)
+            middle = columns if self.mark.with_clusters else []
+            out = pa.RecordBatch.from_arrays([batch.column("id"), *middle, verdict], names=self.mark.schema.names).cast(
+                self.mark.schema
+            )
+            yield Chunk(out, batch.num_rows, accounting)
+
+
+def uuid_text(value: bytes | None) -> str | None:
+    """The 36-character form of a 16-byte id."""
+    if value is None:
+        return None
+    text = value.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def mark_hits(context: Context, rows: Rows, hits: Dataset, mark: Mark) -> Rows:
+    stage = "clusters" if mark.with_clusters else mark.step
+    identity = {"hits": hits.manifest.fingerprint, "inputs": rows.inputs(["verdict"]), "step": mark.step}
+    job = context.job(stage, "CLUSTER" if mark.with_clusters else "VERDICT", mark.schema, identity, rows)
+    exchange = Exchange(tuple(range(hits.manifest.splits)), EmitHits(hits), ROUTED_HIT, ("row",), len(rows.splits))
+    dataset = context.committed(context.engine.shuffle(job, exchange, MarkSplit(rows, mark)))
+    return rows.with_side(dataset, mark.schema)
+
+
+# --- near ----------------------------------------------------------------------------------------------------------
+
+BAND = pa.schema([("bucket", pa.int32()), ("band", pa.int64()), ("key", pa.int64()), ("row", pa.int64())])
+
+
+@dataclass(frozen=True)
+class EmitBands:
+    """The band hashes of each living row's MinHash signature."""
+
+    rows: Rows
+    near: NearDedup
+    num_buckets: int
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        near = self.near
+        for batch, keys in living(self.rows, split, ["id", "messages"]):
+            offsets, hashes = shingles(full_text(batch), near.ngram)
+            bands = band_hashes(signatures(offsets, hashes, near.num_perm, near.seed), near.bands, near.rows)
+            order = hash_array(batch.column("id"), _KEY_SEED).view(np.int64)
+            flat = bands.ravel()
+            columns = [
+                buckets_of(flat, self.num_buckets),
+                pa.array(flat),
+                pa.array(np.repeat(order, near.bands)),
+                pa.array(np.repeat(keys, near.bands)),
+            ]
+            yield pa.RecordBatch.from_arrays(columns, schema=BAND)
+
+
+@dataclass(frozen=True)
+class PairUp:
+    """Candidate pairs inside the groups of equal bands; the order inside a group is a hash of the id."""
+
+    max_partners: int
+
+    def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        stream = CandidateStream(self.max_partners)
+        tail = np.empty(0, np.int64)
+        seen = 0
+        for batch in batches:
+            rows = np.concatenate([tail, batch.column("row").to_numpy()])
+            ordinals = np.arange(seen, seen + batch.num_rows, dtype=np.int64)
+            left, right = stream.push(batch.column("band").to_numpy(), ordinals)
+            first = seen - len(tail)
+            seen += batch.num_rows
+            yield from _edges(rows[left - first], rows[right - first], batch.num_rows)
+            tail = rows[-self.max_partners :]
+        yield Chunk(None, 0, {}, {"pairs_left_out": stream.num_left_out} if stream.num_left_out else {})
+
+
+def _edges(left: I64, right: I64, rows_in: int) -> Iterator[Chunk]:
+    """Distinct pairs, smaller row first, component not known yet."""
+    pairs = np.unique(np.stack([np.minimum(left, right), np.maximum(left, right)], axis=1), axis=0)
+    columns = [np.full(len(pairs), -1, np.int64), pairs[:, 0], pairs[:, 1]]
+    yield Chunk(pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=EDGE), rows_in)
+
+
+def _read_edges(dataset: Dataset, columns: tuple[str, str]) -> tuple[I64, I64]:
+    if dataset.manifest.rows_out > MAX_EDGES:
+        raise DataError(
+            f"{dataset.folder} holds {dataset.manifest.rows_out:,} pairs, more than the {MAX_EDGES:,} that one task "
+            "may join; raise dedup.near.rows or lower dedup.near.max_partners"
+        )
+    batches = [batch.select(list(columns)) for batch in dataset.read()]
+    left = np.concatenate([np.empty(0, np.int64), *(batch.column(0).to_numpy() for batch in batches)])
+    right = np.concatenate([np.empty(0, np.int64), *(batch.column(1).to_numpy() for batch in batches)])
+    return left, right
+
+
+@dataclass(frozen=True)
+class JoinCandidates:
+    """All candidate pairs in one task: distinct, with their component, sorted by it."""
+
+    candidates: Dataset
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        left, right = _read_edges(self.candidates, ("a", "b"))
+        pairs = np.unique(np.stack([left, right], axis=1), axis=0)
+        nodes, labels = components(pairs[:, 0], pairs[:, 1])
+        component = labels[np.searchsorted(nodes, pairs[:, 0])]
+        order = np.lexsort((pairs[:, 1], pairs[:, 0], component))
+        columns = [component[order], pairs[order, 0], pairs[order, 1]]
+        table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=EDGE)
+        for batch in table.to_batches(max_chunksize=_OUT_ROWS):
+            yield Chunk(batch)
+        yield Chunk(None, len(left))
+
+
+NODE = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("component", pa.int64())])
+
+
+@dataclass(frozen=True)
+class EmitNodes:
+    """Both ends of every pair to the split that holds them."""
+
+    edges: Dataset
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        for batch in self.edges.read_split(split):
+            ends = np.concatenate([batch.column("a").to_numpy(), batch.column("b").to_numpy()])
+            component = np.tile(batch.column("component").to_numpy(), 2)
+            _, first = np.unique(ends, return_index=True)
+            columns = [(ends[first] >> ROW_BITS).astype(np.int32), ends[first], component[first]]
+            yield pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=NODE)
+
+
+@dataclass(frozen=True)
+class WriteSets:
+    """The shingle sets of the candidate rows of one split."""
+
+    rows: Rows
+    ngram: int
+
+    def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        nodes = pa.Table.from_batches(list(batches), NODE)
+        wanted, first = np.unique(nodes["row"].to_numpy(), return_index=True)
+        component = nodes["component"].to_numpy()[first]
+        start = 0
+        for batch in self.rows.read(split, ["id", "messages"]):
+            low, high = np.searchsorted(wanted, _row_keys(split, start, batch.num_rows)[[0, -1]] + [0, 1])
+            chosen = batch.take(pa.array((wanted[low:high] & ((1 << ROW_BITS) - 1)) - start))
+            start += batch.num_rows
+            offsets, hashes = shingles(full_text(chosen), self.ngram)
+            lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(hashes.view(np.int64)))
+            columns = [pa.array(component[low:high]), pa.array(wanted[low:high]), chosen.column("id"), lists]
+            yield Chunk(pa.RecordBatch.from_arrays(columns, names=SET.names).cast(SET), batch.num_rows)
+
+
+MEMBER = pa.schema(
+    [
+        ("bucket", pa.int32()),
+        ("component", pa.int64()),
+        ("is_edge", pa.bool_()),
+        ("a", pa.int64()),
+        ("b", pa.int64()),
+        ("id", pa.binary()),
+        ("shingles", pa.list_(pa.int64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class EmitMembers:
+    """Sets and pairs to the bucket of their component; a set's row is in column `a`."""
+
+    sets: Dataset
+    edges: Dataset
+    num_buckets: int
+
+    def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
+        kind, number = split
+        dataset = self.sets if kind == "sets" else self.edges
+        for batch in dataset.read_split(number):
+            size = batch.num_rows
+            component = batch.column("component")
+            bucket = buckets_of(hash_array(component), self.num_buckets)
+            if kind == "sets":
+                tail = [
+                    pa.repeat(False, size), batch.column("row"), pa.nulls(size, pa.int64()),
+                    batch.column("id").cast(pa.binary()), batch.column("shingles"),
+                ]  # fmt: skip
+            else:
+                tail = [
+                    pa.repeat(True, size), batch.column("a"), batch.column("b"),
+                    pa.nulls(size, pa.binary()), pa.nulls(size, MEMBER.field("shingles").type),
+                ]  # fmt: skip
+            yield pa.RecordBatch.from_arrays([bucket, component, *tail], names=MEMBER.names).cast(MEMBER)
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Exact Jaccard of every pair; those at or above the threshold are written, smaller id first."""
+
+    threshold: float
+
+    def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        for table in groups(batches, ["component"]):
+            is_edge = table["is_edge"].combine_chunks()
+            sets = table.filter(pc.invert(is_edge)).sort_by("a").combine_chunks()
+            edges = table.filter(is_edge)
+            rows = sets["a"].to_numpy()
+            left = np.searchsorted(rows, edges["a"].to_numpy())
+            right = np.searchsorted(rows, edges["b"].to_numpy())
+            lists = sets["shingles"].combine_chunks()
+            offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int64)
+            hashes = lists.flatten().to_numpy().view(np.uint64)
+            jaccard = jaccard_pairs(offsets, hashes, left, right)
+            yield Chunk(self._pairs(sets, left, right, jaccard), edges.num_rows)
+
+    def _pairs(self, sets: pa.Table, left: I64, right: I64, jaccard: npt.NDArray[np.float64]) -> pa.RecordBatch:
+        # The tolerance lets 4/5 count as 0.8 whatever the rounding of the division.
+        good = jaccard >= self.threshold - 1e-12
+        left, right = left[good], right[good]
+        ids = sets["id"].combine_chunks().cast(ID)
+        swap = pc.greater(ids.take(pa.array(left)), ids.take(pa.array(right))).to_numpy(zero_copy_only=False)
+        left, right = np.where(swap, right, left), np.where(swap, left, right)
+        rows = sets["a"].to_numpy()
+        columns = [
+            ids.take(pa.array(left)), ids.take(pa.array(right)), pa.array(jaccard[good]),
+            pa.array(rows[left]), pa.array(rows[right]),
+        ]  # fmt: skip
+        return pa.RecordBatch.from_arrays(columns, schema=NEAR_PAIR)
+
+
+@dataclass(frozen=True)
+class JoinPairs:
+    """Connected components of the verified pairs in one task; the smallest id survives."""
+
+    pairs: Dataset
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        left, right = _read_edges(self.pairs, ("a_row", "b_row"))
+        if not len(left):
+            return
+        nodes, labels = components(left, right)
+        batches = list(self.pairs.read(["a", "a_row", "b", "b_row"]))
+        table = pa.Table.from_batches(batches)
+        ends = np.concatenate([table["a_row"].to_numpy(), table["b_row"].to_numpy()])
+        ids = pa.chunked_array([*table["a"].chunks, *table["b"].chunks]).combine_chunks()
+        _, first = np.unique(ends, return_index=True)
+        cluster_id, size, rank = rank_clusters(labels, ids.take(pa.array(first)))
+        out = pa.Table.from_arrays([pa.array(nodes), cluster_id, size, rank], schema=HIT)
+        for batch in out.to_batches(max_chunksize=_OUT_ROWS):
+            yield Chunk(batch)
+        yield Chunk(None, len(left))
+
+
+def near(context: Context, rows: Rows, near: NearDedup) -> Rows:
+    """Write the near-duplicate datasets of the head of this file, down to DIR/clusters."""
+    engine = context.engine
+    columns = ["id", "messages", "verdict"]
+    shingling = {"text": TEXT_VERSION, "ngram": near.ngram, "inputs": rows.inputs(columns)}
+    banding = {
+        "minhash": MINHASH_VERSION,
+        **near.model_dump(include={"num_perm", "bands", "rows", "seed", "max_partners"}),
+        **shingling,
+    }
+    buckets = context.num_buckets(rows.num_rows * near.bands * 28)
+    bands = Exchange(tuple(rows.splits), EmitBands(rows, near, buckets), BAND, ("band", "key", "row"), buckets)
+    job = context.job("candidates", "EDGE", EDGE, banding, rows)
+    candidates = context.committed(engine.shuffle(job, bands, PairUp(near.max_partners)))
+
+    job = context.job("edges", "EDGE", EDGE, {"candidates": candidates.manifest.fingerprint}, rows)
+    edges = context.committed(engine.map(job, [0], JoinCandidates(candidates)))
+
+    job = context.job("sets", "SET", SET, {**shingling, "edges": edges.manifest.fingerprint}, rows)
+    nodes = Exchange((0,), EmitNodes(edges), NODE, ("row",), len(rows.splits))
+    sets = context.committed(engine.shuffle(job, nodes, WriteSets(rows, near.ngram)))
+
+    buckets = context.num_buckets(2 * sum(part.bytes for part in sets.manifest.parts))
+    members = Exchange(
+        (*(["sets", split] for split in range(sets.manifest.splits)), ["edges", 0]),
+        EmitMembers(sets, edges, buckets), MEMBER, ("component", "is_edge", "a", "b"), buckets,
+    )  # fmt: skip
+    identity = {"sets": sets.manifest.fingerprint, "edges": edges.manifest.fingerprint, "threshold": near.threshold}
+    job = context.job("pairs", "PAIR", NEAR_PAIR, identity, rows)
+    pairs = context.committed(engine.shuffle(job, members, Verify(near.threshold)))
+
+    job = context.job("near_hits", "HIT", HIT, {"pairs": pairs.manifest.fingerprint}, rows)
+    hits = context.committed(engine.map(job, [0], JoinPairs(pairs)))
+    return mark_hits(context, rows, hits, Mark("near", "near_duplicate", with_clusters=True))

@@ -1,0 +1,132 @@
+"""Ingest: raw files to PROMPT, with a quarantine of what could not be read.
+
+The one stage that reads raw input, and one of the two that write row data. The quarantine reads again only the splits
+in which a row was bad, so a clean input costs nothing for it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from etl.errors import SourceError
+from etl.hashing import canonical_json, xxh64
+from etl.schema import PROMPT, QUARANTINE
+from etl.sources.files import InputFile, InputSplit, cut, list_files
+from etl.sources.read import Bad, read_split
+from etl.sources.spec import ColumnsShape, Source
+from etl.stages.context import Context
+from etl.storage.aligned import Rows
+from etl.storage.dataset import Chunk, Dataset
+from etl.storage.manifest import sum_counts
+
+INGEST_VERSION = 1
+STEP = "ingest"
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The sources of a recipe with their descriptions, read on the driver."""
+
+    sources: dict[str, Source]
+    shapes: dict[str, ColumnsShape]
+
+    def read(self, split: Any) -> Iterator[tuple[str, InputSplit, pa.RecordBatch, list[Bad]]]:
+        """The batches of a split as the plan stores it."""
+        piece = InputSplit.model_validate(split)
+        name = piece.source
+        for batch, bad in read_split(self.sources[name], self.shapes[name], piece):
+            yield name, piece, batch, bad
+
+
+@dataclass(frozen=True)
+class WritePrompts:
+    """One split of raw input to PROMPT rows; counts the bad ones."""
+
+    raw: Raw
+
+    def __call__(self, split: Any) -> Iterator[Chunk]:
+        for name, piece, batch, bad in self.raw.read(split["input"]):
+            lost = sum_counts({f"quarantined:{row.reason}": 1} for row in bad)
+            rows = batch.num_rows + len(bad)
+            counts = {"in": rows, "made": 0, "kept": batch.num_rows, **lost}
+            where = {"quarantined": {str(split["number"]): len(bad)}} if bad else {}
+            yield Chunk(batch, rows, {name: {STEP: counts}}, where)
+
+
+@dataclass(frozen=True)
+class WriteQuarantine:
+    """The bad rows of one split, with file, position, reason and the start of what stood there."""
+
+    raw: Raw
+
+    def __call__(self, split: Any) -> Iterator[Chunk]:
+        for name, piece, _, bad in self.raw.read(split["input"]):
+            rows = [
+                {
+                    "source": name,
+                    "file": piece.file.relative,
+                    "position": row.position,
+                    "reason": row.reason,
+                    "detail": row.detail,
+                    "raw": row.raw,
+                }
+                for row in bad
+            ]
+            counts = {"in": len(bad), "made": 0, "kept": len(bad)}
+            accounting = {name: {"quarantine": counts}} if bad else {}
+            yield Chunk(pa.RecordBatch.from_pylist(rows, schema=QUARANTINE), len(bad), accounting)
+
+
+def ingest(context: Context) -> Rows:
+    """Write DIR/ingest and, for what could not be read, DIR/quarantine.
+
+    Raises:
+        SourceError: an input is absent or damaged, or more than max_bad_fraction of a source was quarantined.
+        ConfigError: the description of a data set is wrong.
+    """
+    sources = context.recipe.sources
+    raw = Raw(sources, {name: source.shape() for name, source in sources.items()})
+    files = {name: list_files(name, source) for name, source in sources.items()}
+    identity = {name: _identity(raw.shapes[name], files[name]) for name in sources}
+    splits = [
+        {"number": number, "input": piece.model_dump(mode="json")}
+        for number, piece in enumerate(
+            piece
+            for name, source in sources.items()
+            for piece in cut(name, source, files[name], context.recipe.run.split_bytes)
+        )
+    ]
+    semantic = {"version": INGEST_VERSION, "sources": identity}
+    dataset = context.engine.map(context.job("ingest", "PROMPT", PROMPT, semantic, None), splits, WritePrompts(raw))
+    context.committed(dataset)
+    _quarantine(context, raw, dataset, splits)
+    return Rows(dataset)
+
+
+def _identity(shape: ColumnsShape, files: list[InputFile]) -> dict[str, Any]:
+    listing = [[file.relative, file.bytes, file.etag] for file in files]
+    return {
+        "shape": shape.semantic(),
+        "files": len(files),
+        "bytes": sum(file.bytes for file in files),
+        "listing": f"{xxh64(canonical_json(listing).encode()):016x}",
+    }
+
+
+def _quarantine(context: Context, raw: Raw, ingested: Dataset, splits: list[dict[str, Any]]) -> None:
+    bad = ingested.manifest.distributions.get("quarantined", {})
+    identity = {"ingest": ingested.manifest.fingerprint, "rows": sum(bad.values())}
+    job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity, None)
+    # The numbers are those of the plan that ingest was committed under, which a resumed run need not have made itself.
+    chosen = [split for split in splits if str(split["number"]) in bad]
+    context.committed(context.engine.map(job, chosen, WriteQuarantine(raw)))
+    for source, steps in ingested.manifest.accounting.items():
+        counts = steps[STEP]
+        lost = counts["in"] - counts["kept"]
+        if lost > context.recipe.max_bad_fraction * counts["in"]:
+            raise SourceError(
+                f"source '{source}': {lost} of {counts['in']} rows could not be read, more than max_bad_fraction="
+                f"{context.recipe.max_bad_fraction}; their places and reasons are in {context.output / 'quarantine'}"
+            )

@@ -1,0 +1,111 @@
+"""KenLM: an n-gram model from a seeded sample of the living rows, as a dataset whose one part is the model file.
+
+The sample is written by a narrow pass (DIR/kenlm_sample); the model is trained on the driver from that alone. Rows of
+the sample are flagged by the perplexity step, whose `in_kenlm_sample` is the same function of id, seed and fraction.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from etl.hashing import ContentDigest
+from etl.messages import full_text
+from etl.mixture.sampling import in_sample, purpose_seed
+from etl.pipeline import Pipeline
+from etl.recipe import RUN_KENLM, TrainKenlm
+from etl.schema import ID
+from etl.scoring.kenlm_train import TrainedModel, backend, sample_lines, train
+from etl.scoring.perplexity import SAMPLE_PURPOSE, PerplexityStep
+from etl.stages.context import Context
+from etl.storage.aligned import Rows
+from etl.storage.dataset import Build, Chunk, Dataset
+from etl.storage.manifest import Part, Receipt
+from etl.storage.verify import MODEL_TABLE
+
+TEXT = pa.schema([pa.field("id", ID, nullable=False), pa.field("text", pa.string(), nullable=False)])
+
+
+@dataclass(frozen=True)
+class SampleText:
+    """The text of the sampled living rows of one split."""
+
+    rows: Rows
+    config: TrainKenlm
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        seed = purpose_seed(SAMPLE_PURPOSE, self.config.seed)
+        for batch in self.rows.read(split, ["id", "messages", "verdict"]):
+            alive = batch.filter(batch.column("verdict").is_null())
+            chosen = alive.filter(in_sample(alive.column("id"), seed, self.config.fraction))
+            yield Chunk(
+                pa.RecordBatch.from_arrays([chosen.column("id"), full_text(chosen)], schema=TEXT), batch.num_rows
+            )
+
+
+def train_kenlm(context: Context, rows: Rows) -> Dataset:
+    """Write DIR/kenlm_sample and DIR/kenlm.
+
+    Raises:
+        ConfigError: no text in the sample, or more of it than kaldingram takes and lmplz is not there.
+    """
+    config = context.recipe.kenlm
+    identity = {"fraction": config.fraction, "seed": config.seed, "inputs": rows.inputs(["messages", "verdict"])}
+    job = context.job("kenlm_sample", "TEXT", TEXT, identity, None)
+    sample = context.committed(context.engine.map(job, rows.splits, SampleText(rows, config)))
+    return context.committed(_train(context, config, sample))
+
+
+def _train(context: Context, config: TrainKenlm, sample: Dataset) -> Dataset:
+    identity = {"order": config.order, "backend": backend(), "sample": sample.manifest.content_digest}
+    build = Build(context.job("kenlm", MODEL_TABLE, pa.schema([]), identity, None))
+    done = build.committed()
+    if done is not None:
+        return done
+    plan = build.plan([0])
+    if build.missing(plan):
+        context.report(f"{'kenlm':>24}  training an order-{config.order} model with {backend()}")
+        with tempfile.TemporaryDirectory(prefix="stillhouse-kenlm-") as folder:
+            # The sample was drawn already, so all of it is taken.
+            lines = sample_lines(sample.read(), purpose_seed(SAMPLE_PURPOSE, config.seed), 1.0)
+            model = train(lines, config.order, Path(folder) / "model", config.max_words)
+            build.receive(_store(build, model, sample))
+    return build.commit(plan)
+
+
+def _store(build: Build, model: TrainedModel, sample: Dataset) -> Receipt:
+    part = Part(
+        split=0,
+        path=f"model-{model.sha256[:16]}.kenlm",
+        rows=0,
+        bytes=model.path.stat().st_size,
+        sha256=model.sha256,
+        row_groups=(),
+    )
+    (build.folder / part.path).upload(model.path)
+    return Receipt(
+        split=0,
+        rows_in=sample.manifest.rows_out,
+        rows_out=0,
+        content_digest=str(ContentDigest(int(model.sha256[:32], 16))),
+        parts=(part,),
+        distributions={"words": model.words},
+    )
+
+
+def with_model(pipeline: Pipeline, config: TrainKenlm, model: Dataset) -> Pipeline:
+    """The pipeline with this run's model in the place of `run:kenlm`."""
+    part = model.manifest.parts[0]
+    trained = {
+        "model": model.part_location(part).url,
+        "sha256": part.sha256,
+        "sample_fraction": config.fraction,
+        "sample_seed": config.seed,
+    }
+    steps = tuple(
+        step.model_copy(update=trained) if isinstance(step, PerplexityStep) and step.model == RUN_KENLM else step
+        for step in pipeline.steps
+    )
+    return pipeline.model_copy(update={"steps": steps})

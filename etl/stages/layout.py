@@ -1,0 +1,395 @@
+"""Lay out: the living rows as CORPUS, one folder for each split, skill bucket and context bucket.
+
+The second of the two stages that write row data, and the only one in which rows travel. A narrow pass counts the cells;
+each cell gets enough files for its size, and a row's file follows from its cell and the hash of its id, so nothing is
+sorted to plan. Rows cross the shuffle as Arrow IPC slices of at least 64 KB and are ordered by that hash in their file.
+A validation row whose prompt also stands in train is dropped first, with its reason.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl.engine import Exchange
+from etl.hashing import fixed_binary, hash128, hash_array
+from etl.messages import instruction_text
+from etl.mixture.sampling import in_sample, purpose_seed
+from etl.recipe import Layout
+from etl.schema import CTX_BUCKETS, ID, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
+from etl.stages.context import Context
+from etl.stages.dedup import HIT, Mark, buckets_of, groups, living, mark_hits, uuid_text
+from etl.storage.aligned import Rows
+from etl.storage.dataset import Chunk, Dataset
+from etl.storage.manifest import Accounting, sum_counts
+
+LAYOUT_VERSION = 1
+SPLITS = ("train", "validation")
+BYTES_PER_TOKEN = 3.0
+"""Stored bytes of a corpus row per token: 1.3 of ids, the rest compressed text. Only the number of files rests on it."""
+ROW_GROUP_TOKENS = 1 << 20
+_SLICE_BYTES = 1 << 16
+_HELD_BYTES = 64 << 20
+_ORDER_SEED = 0x6F72646572
+
+SCHEMA_V0 = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        *[PROMPT.field(name) for name in PROMPT.names if name not in ("id", "skill_bucket")],
+        ("prompt_text", pa.string()),
+        ("prompt_tokens_est", pa.int32()),
+        ("embedding", pa.list_(pa.float32())),
+        ("cluster_id", pa.string()),
+        ("near_dup_hash", pa.int64()),
+        ("utility_score", pa.float64()),
+        ("sampling_weight", pa.float64()),
+        ("difficulty_proxy", pa.float64()),
+        ("teacher_entropy", pa.float64()),
+        ("teacher_margin", pa.float64()),
+        ("student_teacher_kl", pa.float64()),
+        ("lp_value", pa.float64()),
+        ("analysis_span", RANGE),
+        ("final_span", RANGE),
+        *TOKENIZED_COLUMNS,
+    ]
+)
+"""The training record. `split`, `skill_bucket` and `ctx_bucket` are in the path. Columns that no stage has filled are
+null; `sampling_weight` is 1 until something weights it. Measured columns of the run's stages follow."""
+
+CELL = pa.schema(
+    [
+        *[pa.field(name, pa.string(), nullable=False) for name in ("split", "skill_bucket", "ctx_bucket")],
+        *[pa.field(name, pa.int64(), nullable=False) for name in ("rows", "tokens")],
+    ]
+)
+
+Cell = tuple[str, str, str]
+
+
+def split_of(keys: pa.Array, layout: Layout) -> pa.Array:
+    """train or validation for each split key: a hash of the key below validation_fraction is validation."""
+    held_out = in_sample(keys, purpose_seed("split", layout.seed), layout.validation_fraction)
+    return pc.if_else(held_out, "validation", "train")
+
+
+# --- a prompt is on one side only ----------------------------------------------------------------------------------
+
+PROMPT_KEY = pa.schema(
+    [
+        ("bucket", pa.int32()), ("prompt", pa.binary()), ("validation", pa.bool_()), ("id", pa.binary()),
+        ("row", pa.int64()),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EmitPrompts:
+    """A hash of each living row's prompt, and its side."""
+
+    rows: Rows
+    layout: Layout
+    num_buckets: int
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        for batch, keys in living(self.rows, split, ["id", "messages", "split_key"]):
+            prompt = hash128([instruction_text(batch)])
+            first = np.ascontiguousarray(fixed_binary(prompt)[:, :8]).view(np.uint64).ravel()
+            columns = [
+                buckets_of(first, self.num_buckets), prompt.cast(pa.binary()),
+                pc.equal(split_of(batch.column("split_key"), self.layout), "validation"),
+                batch.column("id").cast(pa.binary()), pa.array(keys),
+            ]  # fmt: skip
+            yield pa.RecordBatch.from_arrays(columns, schema=PROMPT_KEY)
+
+
+def leaked_prompts(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+    """Validation rows whose prompt a train row has too: HIT rows that name the first such train row."""
+    for table in groups(batches, ["prompt"]):
+        prompt = hash_array(table["prompt"].combine_chunks())
+        starts = np.flatnonzero(np.concatenate([[True], prompt[1:] != prompt[:-1]]))
+        sizes = np.diff(np.append(starts, len(prompt)))
+        # train sorts before validation, so a group's first row tells whether train has the prompt.
+        first = np.repeat(starts, sizes)
+        held_out = table["validation"].to_numpy()
+        leaked = held_out & ~held_out[first]
+        ids = table["id"].combine_chunks()
+        columns = [
+            table["row"].combine_chunks(),
+            ids.take(pa.array(first)).cast(ID),
+            pa.array(np.repeat(sizes, sizes).astype(np.int32)),
+            pa.array((np.arange(len(first)) - first).astype(np.int32)),
+        ]
+        yield Chunk(pa.RecordBatch.from_arrays(columns, schema=HIT).filter(pa.array(leaked)), table.num_rows)
+
+
+def separate(context: Context, rows: Rows) -> Rows:
+    """Write DIR/split_hits and DIR/split: validation rows whose prompt stands in train get a verdict."""
+    layout = context.recipe.layout
+    num_buckets = context.num_buckets(rows.num_rows * 56)
+    identity = {
+        "layout": layout.model_dump(include={"validation_fraction", "seed"}),
+        "inputs": rows.inputs(["messages", "split_key", "verdict"]),
+    }
+    job = context.job("split_hits", "HIT", HIT, identity, rows)
+    order = ("prompt", "validation", "id", "row")
+    exchange = Exchange(tuple(rows.splits), EmitPrompts(rows, layout, num_buckets), PROMPT_KEY, order, num_buckets)
+    hits = context.committed(context.engine.shuffle(job, exchange, leaked_prompts))
+    return mark_hits(context, rows, hits, Mark("split", "prompt_in_train", with_clusters=False))
+
+
+# --- the plan: cells and files -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CountCells:
+    """Rows and tokens of one split's living rows in each cell."""
+
+    rows: Rows
+    layout: Layout
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        columns = ["split_key", "skill_bucket", "ctx_bucket", "n_tokens", "verdict"]
+        for batch in self.rows.read(split, columns):
+            alive = batch.filter(batch.column("verdict").is_null())
+            cells = pa.table(
+                {
+                    "split": split_of(alive.column("split_key"), self.layout),
+                    "skill_bucket": alive.column("skill_bucket"),
+                    "ctx_bucket": alive.column("ctx_bucket"),
+                    "n_tokens": alive.column("n_tokens").cast(pa.int64()),
+                }
+            )
+            keys = ["split", "skill_bucket", "ctx_bucket"]
+            counts = cells.group_by(keys).aggregate([("n_tokens", "count"), ("n_tokens", "sum")])
+            for out in counts.rename_columns(CELL.names).cast(CELL).combine_chunks().to_batches():
+                yield Chunk(out, batch.num_rows)
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """First bucket and number of files of every cell that is not empty."""
+
+    cells: dict[Cell, tuple[int, int]]
+
+    @classmethod
+    def of(cls, counts: Dataset, target_bytes: int) -> "FilePlan":
+        """Enough files in each cell that none is expected to pass the target."""
+        tokens: dict[Cell, int] = {}
+        for batch in counts.read():
+            for row in batch.to_pylist():
+                cell = (row["split"], row["skill_bucket"], row["ctx_bucket"])
+                tokens[cell] = tokens.get(cell, 0) + row["tokens"]
+        first = 0
+        cells = {}
+        for cell in sorted(tokens):
+            files = max(1, math.ceil(tokens[cell] * BYTES_PER_TOKEN / target_bytes))
+            cells[cell] = (first, files)
+            first += files
+        return cls(cells)
+
+    @property
+    def num_buckets(self) -> int:
+        return sum(files for _, files in self.cells.values())
+
+    def folder(self, bucket: int) -> str:
+        """The Hive folders of the cell that a bucket belongs to."""
+        for (split, skill, ctx), (first, files) in self.cells.items():
+            if first <= bucket < first + files:
+                return f"split={split}/skill_bucket={skill}/ctx_bucket={ctx}"
+        raise AssertionError(bucket)
+
+    def buckets(self, split: pa.Array, skill: pa.Array, ctx: pa.Array, order: npt.NDArray[np.uint64]) -> Any:
+        """The bucket of each row: int32 [rows]."""
+        table = np.zeros((len(SPLITS), len(SKILL_BUCKETS), len(CTX_BUCKETS), 2), np.int64)
+        for (a, b, c), value in self.cells.items():
+            table[SPLITS.index(a), SKILL_BUCKETS.index(b), list(CTX_BUCKETS).index(c)] = value
+        code = [
+            pc.index_in(column, value_set=pa.array(names, pa.string())).to_numpy()
+            for column, names in ((split, SPLITS), (skill, SKILL_BUCKETS), (ctx, list(CTX_BUCKETS)))
+        ]
+        first, files = table[code[0], code[1], code[2]].T
+        # 32 bits of the hash times the number of files, shifted back, spread evenly without a division.
+        part = ((order >> np.uint64(32)) * files.astype(np.uint64)) >> np.uint64(32)
+        return (first + part.astype(np.int64)).astype(np.int32)
+
+
+# --- rows to their file --------------------------------------------------------------------------------------------
+
+SLICE = pa.schema([("bucket", pa.int32()), ("rows", pa.binary())])
+
+
+def corpus_schema(rows: Rows) -> pa.Schema:
+    """SCHEMA_V0, then what the stages of this run measured."""
+    own = {*SCHEMA_V0.names, *PROMPT.names, "ctx_bucket", "verdict"}
+    return pa.schema([*SCHEMA_V0, *[field for field in rows.schema if field.name not in own]])
+
+
+@dataclass(frozen=True)
+class EmitRows:
+    """The corpus rows of one split, in slices for the bucket of their file."""
+
+    rows: Rows
+    layout: Layout
+    plan: FilePlan
+    schema: pa.Schema
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        held: dict[int, list[pa.RecordBatch]] = {}
+        size: dict[int, int] = {}
+        columns = [name for name in self.rows.schema.names if name != "verdict"]
+        for batch, _ in living(self.rows, split, columns):
+            if batch.num_rows == 0:
+                continue
+            order = hash_array(batch.column("id"), _ORDER_SEED)
+            side = split_of(batch.column("split_key"), self.layout)
+            buckets = self.plan.buckets(side, batch.column("skill_bucket"), batch.column("ctx_bucket"), order)
+            corpus = to_corpus(batch, self.schema)
+            for bucket in np.unique(buckets).tolist():
+                piece = corpus.filter(pa.array(buckets == bucket))
+                held.setdefault(bucket, []).append(piece)
+                size[bucket] = size.get(bucket, 0) + piece.nbytes
+            if sum(size.values()) >= _HELD_BYTES:
+                yield from self._flush(held, size, _SLICE_BYTES)
+            if sum(size.values()) >= _HELD_BYTES:
+                yield from self._flush(held, size, 0)
+        yield from self._flush(held, size, 0)
+
+    def _flush(
+        self, held: dict[int, list[pa.RecordBatch]], size: dict[int, int], at_least: int
+    ) -> Iterator[pa.RecordBatch]:
+        for bucket in [bucket for bucket, total in size.items() if total >= at_least]:
+            table = pa.Table.from_batches(held.pop(bucket)).combine_chunks()
+            del size[bucket]
+            for piece in table.to_batches():
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, self.schema) as writer:
+                    writer.write_batch(piece)
+                yield pa.RecordBatch.from_arrays(
+                    [pa.array([bucket], pa.int32()), pa.array([sink.getvalue().to_pybytes()], pa.binary())],
+                    schema=SLICE,
+                )
+
+
+def to_corpus(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """PROMPT, TOKENIZED and measured columns as a CORPUS batch."""
+    size = batch.num_rows
+    made = {
+        "id": pa.array([uuid_text(value) for value in batch.column("id").to_pylist()], pa.string()),
+        "prompt_tokens_est": batch.column("prompt_tokens"),
+        "sampling_weight": pa.repeat(pa.scalar(1.0), size),
+        "analysis_span": span_range(batch.column("spans"), "analysis"),
+        "final_span": span_range(batch.column("spans"), "final"),
+    }
+    if "cluster_id" in batch.schema.names:
+        clusters = batch.column("cluster_id").to_pylist()
+        made["cluster_id"] = pa.array([uuid_text(value) for value in clusters], pa.string())
+    columns = []
+    for field in schema:
+        if field.name in made:
+            columns.append(made[field.name])
+        elif field.name in batch.schema.names:
+            columns.append(batch.column(field.name))
+        else:
+            columns.append(pa.nulls(size, field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def span_range(spans: pa.ListArray, kind: str) -> pa.StructArray:
+    """Token range of the last span of a kind in each row; null where there is none."""
+    size = len(spans)
+    rows = pc.list_parent_indices(spans).to_numpy()
+    flat = spans.flatten()
+    chosen = np.flatnonzero(np.asarray(pc.equal(pc.struct_field(flat, "kind"), kind)))
+    place = np.full(size, -1, np.int64)
+    place[rows[chosen]] = chosen
+    index = pa.array(place, mask=place < 0)
+    bounds = [pc.struct_field(flat, name).take(index) for name in ("start", "end")]
+    return pa.StructArray.from_arrays(bounds, fields=list(RANGE), mask=pa.array(place < 0))
+
+
+@dataclass(frozen=True)
+class WriteFile:
+    """One file of the corpus: its rows in the order of the hash of their ids, about ROW_GROUP_TOKENS a row group."""
+
+    plan: FilePlan
+    schema: pa.Schema
+    step: str = "layout"
+
+    def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        pieces = [piece for batch in batches for rows in batch.column("rows") for piece in _from_ipc(rows.as_buffer())]
+        if not pieces:
+            return
+        table = pa.Table.from_batches(pieces, self.schema).combine_chunks()
+        ids = table["id"].combine_chunks()
+        table = table.take(pc.sort_indices(pa.table({"order": hash_array(ids, _ORDER_SEED), "id": ids}), [
+            ("order", "ascending"), ("id", "ascending"),
+        ]))  # fmt: skip
+        folder = self.plan.folder(bucket)
+        cumulative = np.cumsum(table["n_tokens"].to_numpy())
+        group = cumulative // ROW_GROUP_TOKENS
+        starts = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
+        for start, end in zip(starts, np.append(starts[1:], len(table)), strict=True):
+            for batch in table.slice(start, end - start).combine_chunks().to_batches():
+                yield Chunk(batch, batch.num_rows, self._account(batch), distributions(batch, folder), folder)
+
+    def _account(self, batch: pa.RecordBatch) -> Accounting:
+        counts = pc.value_counts(batch.column("source_dataset")).to_pylist()
+        return {
+            item["values"]: {self.step: {"in": item["counts"], "made": 0, "kept": item["counts"]}} for item in counts
+        }
+
+
+def _from_ipc(data: pa.Buffer) -> Iterator[pa.RecordBatch]:
+    with pa.ipc.open_stream(data) as reader:
+        yield from reader
+
+
+def distributions(batch: pa.RecordBatch, folder: str) -> dict[str, Any]:
+    """Counts that the corpus manifest reports: by cell, source and language, and of lengths."""
+    split, skill, ctx = (piece.partition("=")[2] for piece in folder.split("/"))
+    tokens = batch.column("n_tokens").to_numpy()
+    supervised = sum(batch.column(name).to_numpy() for name in ("n_analysis", "n_commentary", "n_final", "n_text"))
+    total = {"rows": batch.num_rows, "tokens": int(tokens.sum()), "supervised_tokens": int(np.sum(supervised))}
+    language = batch.column("detected_language" if "detected_language" in batch.schema.names else "language")
+    lengths = np.ceil(np.log2(np.maximum(tokens, 1))).astype(int)
+    return {
+        "cells": {split: {skill: {ctx: total}}},
+        "spans": {
+            kind: int(batch.column(f"n_{kind}").to_numpy().sum())
+            for kind in ("analysis", "commentary", "final", "text")
+        },
+        "sources": _rows_and_tokens(batch.column("source_dataset"), tokens),
+        "languages": _rows_and_tokens(pc.fill_null(language, "unknown"), tokens),
+        "tokens_up_to": sum_counts({f"{1 << int(power):>7}".strip(): 1} for power in lengths),
+    }
+
+
+def _rows_and_tokens(labels: pa.Array, tokens: npt.NDArray[np.int32]) -> dict[str, dict[str, int]]:
+    table = pa.table({"label": labels, "tokens": pa.array(tokens, pa.int64())})
+    counts = table.group_by("label").aggregate([("tokens", "count"), ("tokens", "sum")])
+    return {row["label"]: {"rows": row["tokens_count"], "tokens": row["tokens_sum"]} for row in counts.to_pylist()}
+
+
+def lay_out(context: Context, rows: Rows, inherited: Accounting) -> Dataset:
+    """Write DIR/cells and DIR/corpus."""
+    layout = context.recipe.layout
+    keys = ["split_key", "skill_bucket", "ctx_bucket", "n_tokens", "verdict"]
+    sides = {"validation_fraction": layout.validation_fraction, "seed": layout.seed}
+    job = context.job("cells", "CELL", CELL, {"layout": sides, "inputs": rows.inputs(keys)}, rows)
+    counts = context.committed(context.engine.map(job, rows.splits, CountCells(rows, layout)))
+
+    plan = FilePlan.of(counts, layout.target_bytes)
+    schema = corpus_schema(rows)
+    identity = {
+        "version": LAYOUT_VERSION,
+        "layout": {**sides, "files": {"/".join(cell): files for cell, (_, files) in plan.cells.items()}},
+        "inputs": rows.inputs(rows.schema.names),
+    }
+    job = context.job("corpus", "CORPUS", schema, identity, None).with_inherited(inherited)
+    exchange = Exchange(tuple(rows.splits), EmitRows(rows, layout, plan, schema), SLICE, ("bucket",), plan.num_buckets)
+    return context.committed(context.engine.shuffle(job, exchange, WriteFile(plan, schema)))

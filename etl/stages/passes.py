@@ -1,0 +1,187 @@
+"""Narrow passes over rows: the steps of a pipeline, then its cuts, each written as an aligned side table.
+
+A pass reads only the columns that its steps need. A slow step (a model) leaves checkpoints of at most 1,000 rows or 60 s
+below its dataset's folder, so a kill costs at most that much of a split.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from etl.accounting import account
+from etl.hashing import canonical_json, xxh64
+from etl.mixture.cuts import (
+    HISTOGRAM,
+    AnyCut,
+    Search,
+    Threshold,
+    add_histograms,
+    beyond,
+    histogram,
+)
+from etl.pipeline import Pipeline, open_steps
+from etl.schema import aligned
+from etl.stages.context import Context
+from etl.step import BatchFn, drop
+from etl.storage.aligned import Rows
+from etl.storage.dataset import CHECKPOINTS, Chunk
+from etl.storage.location import Location
+
+CHECKPOINT_ROWS = 1000
+CHECKPOINT_S = 60.0
+_SLICE_ROWS = 20
+"""Rows that a slow step gets at once; a checkpoint is written between two slices."""
+_KEYS = ("id", "source_dataset", "verdict")
+
+
+@dataclass(frozen=True)
+class RunSteps:
+    """One split through the steps of a pipeline."""
+
+    rows: Rows
+    pipeline: Pipeline
+    checkpoints: Location
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        columns = list(dict.fromkeys([*_KEYS, *self.pipeline.reads()]))
+        schema = aligned(self.pipeline.added)
+        steps = [step.kind for step in self.pipeline.steps]
+        run = open_steps(self.pipeline.steps)
+        start = 0
+        for batch in self.rows.read(split, columns):
+            if self.pipeline.slow:
+                done = _checkpointed(run, batch, self.checkpoints / f"{split:05d}", start, schema)
+            else:
+                done = run(batch).select(schema.names).cast(schema)
+            accounting = account(steps, batch.column("source_dataset"), batch.column("verdict"), done.column("verdict"))
+            yield Chunk(done, batch.num_rows, accounting)
+            start += batch.num_rows
+
+
+def _checkpointed(
+    run: BatchFn, batch: pa.RecordBatch, folder: Location, start: int, schema: pa.Schema
+) -> pa.RecordBatch:
+    """The output of a row group, range by range, taking over the ranges that an earlier attempt finished."""
+    done: list[pa.RecordBatch] = []
+    row = 0
+    while row < batch.num_rows:
+        place = folder / f"{start + row:010d}.arrow"
+        stored = _load(place)
+        if stored is None:
+            stored = _run_range(run, batch.slice(row), schema)
+            place.create(_to_ipc(stored))
+        done.append(stored)
+        row += stored.num_rows
+    return pa.Table.from_batches(done, schema=schema).combine_chunks().to_batches()[0]
+
+
+def _run_range(run: BatchFn, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The first rows of a batch, as many as a checkpoint holds."""
+    began = time.monotonic()
+    pieces: list[pa.RecordBatch] = []
+    row = 0
+    limit = min(batch.num_rows, CHECKPOINT_ROWS)
+    while row < limit and (not pieces or time.monotonic() - began < CHECKPOINT_S):
+        piece = run(batch.slice(row, min(_SLICE_ROWS, limit - row)))
+        pieces.append(piece.select(schema.names).cast(schema))
+        row += piece.num_rows
+    return pa.Table.from_batches(pieces, schema=schema).combine_chunks().to_batches()[0]
+
+
+def _load(place: Location) -> pa.RecordBatch | None:
+    try:
+        data = place.read()
+    except FileNotFoundError:
+        return None
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_next_batch()
+
+
+def _to_ipc(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def run_pipeline(context: Context, rows: Rows, stage: str, pipeline: Pipeline) -> Rows:
+    """Write DIR/<stage> with what the steps measured, then DIR/<cut name> for each cut.
+
+    Raises:
+        SchemaError: a step reads a column that is not there.
+        ConfigError: an artefact of a step is absent or wrong.
+    """
+    pipeline.output_schema(rows.schema)
+    columns = list(dict.fromkeys([*_KEYS, *pipeline.reads()]))
+    schema = aligned(pipeline.added)
+    identity = {"steps": pipeline.identity(), "inputs": rows.inputs(columns)}
+    job = context.job(stage, stage.upper(), schema, identity, rows)
+    work = RunSteps(rows, pipeline, job.folder / CHECKPOINTS / job.fingerprint)
+    dataset = context.committed(context.engine.map(job, rows.splits, work))
+    rows = rows.with_side(dataset, schema)
+    for cut in pipeline.cuts:
+        rows = run_cut(context, rows, cut)
+    return rows
+
+
+@dataclass(frozen=True)
+class CountDigits:
+    """One split's part of a round of the threshold search."""
+
+    rows: Rows
+    cut: AnyCut
+    digit: int
+    prefixes: dict[str, tuple[int, ...]] | None
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        columns = list(dict.fromkeys(["id", "verdict", *self.cut.reads()]))
+        counts = histogram(self.cut, self.rows.read(split, columns), self.digit, self.prefixes)
+        yield Chunk(counts, counts.num_rows)
+
+
+@dataclass(frozen=True)
+class ApplyCut:
+    """One split against the thresholds."""
+
+    rows: Rows
+    cut: AnyCut
+    thresholds: dict[str, Threshold]
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        columns = list(dict.fromkeys([*_KEYS, *self.cut.reads()]))
+        schema = aligned(pa.schema([]))
+        for batch in self.rows.read(split, columns):
+            mask = beyond(self.cut, batch, self.thresholds)
+            done = drop(batch, self.cut.name, mask, self.cut.reason, batch.column(self.cut.column).cast(pa.string()))
+            accounting = account(
+                [self.cut.name], batch.column("source_dataset"), batch.column("verdict"), done.column("verdict")
+            )
+            yield Chunk(done.select(schema.names).cast(schema), batch.num_rows, accounting)
+
+
+def run_cut(context: Context, rows: Rows, cut: AnyCut) -> Rows:
+    """Find the thresholds, a committed round at a time, and write DIR/<cut name> with the verdicts."""
+    search = Search(cut)
+    identity = {"cut": cut.semantic(), "inputs": rows.inputs(["verdict", *cut.reads()])}
+    while not search.done:
+        prefixes = search.prefixes
+        stage = f"rounds/{cut.name}-{search.digit}"
+        job = context.job(
+            stage, "HISTOGRAM", HISTOGRAM, {**identity, "digit": search.digit, "prefixes": prefixes}, rows
+        )
+        counts = context.engine.map(job, rows.splits, CountDigits(rows, cut, search.digit, prefixes))
+        search.feed(add_histograms(counts.read(), list(prefixes or {})))
+    thresholds = {group: search.thresholds[group] for group in sorted(search.thresholds)}
+    schema = aligned(pa.schema([]))
+    stored = {group: threshold.model_dump(mode="json") for group, threshold in thresholds.items()}
+    job = context.job(cut.name, "VERDICT", schema, {**identity, "thresholds": _digest(stored)}, rows)
+    job = job.with_thresholds({cut.name: stored})
+    dataset = context.committed(context.engine.map(job, rows.splits, ApplyCut(rows, cut, thresholds)))
+    return rows.with_side(dataset, schema)
+
+
+def _digest(tree: dict[str, Any]) -> str:
+    return f"{xxh64(canonical_json(tree).encode()):016x}"

@@ -1,0 +1,139 @@
+"""Running a recipe: every stage in its order, each committed below the output folder, under one lock.
+
+A stage whose dataset is there with the same fingerprint is not run again; when nothing has changed no engine starts.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl.engine import Engine
+from etl.pipeline import Pipeline
+from etl.recipe import Recipe
+from etl.schema import DROPPED, PROMPT, aligned
+from etl.stages.context import Context
+from etl.stages.dedup import dedup
+from etl.stages.ingest import ingest
+from etl.stages.kenlm import train_kenlm, with_model
+from etl.stages.layout import lay_out, separate
+from etl.stages.passes import run_pipeline
+from etl.storage.aligned import Rows
+from etl.storage.dataset import Chunk, Dataset
+from etl.storage.lock import RunLock
+from etl.storage.manifest import Accounting, sum_counts
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind."""
+
+    rows: Rows
+    dropped: Dataset
+    corpus: Dataset | None
+    accounting: Accounting
+    """Every step of the run, from the raw rows to the corpus."""
+
+
+def check(recipe: Recipe) -> None:
+    """Everything that can be wrong with a recipe before a row is read.
+
+    Raises:
+        SchemaError: a step reads a column that no earlier step adds.
+        ConfigError: an artefact or the description of a source is absent or wrong.
+    """
+    schema = aligned(pa.schema([field for field in PROMPT if field.name != "id"]))
+    for stage in recipe.stages:
+        pipeline = _pipeline(recipe, stage)
+        if pipeline is not None:
+            schema = pipeline.output_schema(schema)
+            for step in pipeline.steps:
+                if not getattr(step, "model", "").startswith("run:"):
+                    step.artefacts()
+    for source in recipe.sources.values():
+        source.shape()
+
+
+def _pipeline(recipe: Recipe, stage: str) -> Pipeline | None:
+    if stage == "filter":
+        return recipe.filter
+    if stage == "score":
+        return recipe.score
+    if stage == "tokenize":
+        return Pipeline(steps=(recipe.harmony, recipe.ctx))
+    return None
+
+
+def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) -> RunResult:
+    """Run every stage of a recipe and commit what each of them makes.
+
+    Raises:
+        StillhouseError: one of its four classes, for what a user can mend.
+    """
+    check(recipe)
+    context = Context(engine, recipe, report)
+    with RunLock(context.output):
+        return _run(context)
+
+
+def _run(context: Context) -> RunResult:
+    recipe = context.recipe
+    rows = ingest(context)
+    stages = {"ingest": "ingest"}
+    corpus = None
+    model: Dataset | None = None
+    for stage in recipe.stages:
+        before = len(rows.sides)
+        if stage == "dedup":
+            rows = dedup(context, rows)
+        elif stage == "kenlm":
+            model = train_kenlm(context, rows)
+        elif stage == "layout":
+            rows = separate(context, rows)
+        else:
+            pipeline = _pipeline(recipe, stage)
+            assert pipeline is not None, stage
+            if model is not None:
+                pipeline = with_model(pipeline, recipe.kenlm, model)
+            rows = run_pipeline(context, rows, stage, pipeline)
+        for side in rows.sides[before:]:
+            steps = {step for counts in side.dataset.manifest.accounting.values() for step in counts}
+            stages |= dict.fromkeys(steps, stage)
+    dropped = _write_dropped(context, rows, stages)
+    accounting = _accounting(rows)
+    if "layout" in recipe.stages:
+        corpus = lay_out(context, rows, accounting)
+        accounting = corpus.manifest.accounting
+    return RunResult(rows, dropped, corpus, accounting)
+
+
+def _accounting(rows: Rows) -> Accounting:
+    datasets = [rows.base, *(side.dataset for side in rows.sides)]
+    return sum_counts(dataset.manifest.accounting for dataset in datasets)
+
+
+@dataclass(frozen=True)
+class WriteDropped:
+    """The rows of one split that a step dropped, with the stage that it stood in."""
+
+    rows: Rows
+    stages: dict[str, str]
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        steps = pa.array(list(self.stages), pa.string())
+        names = pa.array(list(self.stages.values()), pa.string())
+        for batch in self.rows.read(split, ["id", "source_dataset", "verdict"]):
+            lost = batch.filter(batch.column("verdict").is_valid())
+            step, reason, value = (
+                pc.struct_field(lost.column("verdict"), name) for name in ("step", "reason", "value")
+            )
+            stage = names.take(pc.index_in(step, value_set=steps))
+            columns = [lost.column("id"), lost.column("source_dataset"), stage, step, reason, value]
+            yield Chunk(pa.RecordBatch.from_arrays(columns, schema=DROPPED), batch.num_rows)
+
+
+def _write_dropped(context: Context, rows: Rows, stages: dict[str, str]) -> Dataset:
+    identity = {"stages": dict(sorted(stages.items())), "inputs": rows.inputs(["source_dataset", "verdict"])}
+    job = context.job("dropped", "DROPPED", DROPPED, identity, None)
+    return context.committed(context.engine.map(job, rows.splits, WriteDropped(rows, stages)))
