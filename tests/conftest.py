@@ -3,8 +3,7 @@
 HOME is an empty folder, so that nothing of the user's is read or written. The cache folder is `build/test-cache` in
 the project (unless STILLHOUSE_CACHE names one): what is in it is named by digests, so a second session saves the
 compilation of kernels and the conversion of models, and `make clean` removes it. The Spark session is made by the first
-test that asks for it (5 to 10 s) and is shared by the rest of the process; where several processes share the tests
-(`--dist loadgroup`), one of them gets all Spark tests, so there is one JVM, and the others get whole files.
+test that asks for it (5 to 10 s) and is shared by the rest of the process.
 """
 
 import os
@@ -48,15 +47,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[HOME], ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use the shared data or Spark, so that `-m "not spark"` needs no JVM, and group them."""
+    """Mark the tests that use the shared data or Spark, so that `-m "not spark"` needs no JVM."""
     for item in items:
         for fixture, marker in MARKING_FIXTURES.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
-        group = "spark" if item.get_closest_marker("spark") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

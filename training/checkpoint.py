@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from etl.config import Config
 from etl.errors import ConfigError, DataError
-from etl.step import Config
 from etl.storage.location import Location
 from training.data.plan import StreamState
 from training.engine import Engine, World

@@ -25,9 +25,9 @@ from pydantic import Field
 from torch import nn
 
 from etl import conf
+from etl.config import Config
 from etl.errors import ConfigError
 from etl.schema import SPAN_KINDS
-from etl.step import Config
 from training.data.collate import PackTensors
 from training.losses import span_ce
 from training.models.factory import Student
@@ -142,7 +142,9 @@ def read_deepspeed_json(name_or_path: str) -> dict[str, Any]:
         raise ConfigError(f"{name_or_path} must be a JSON object, not {type(found).__name__}")
     for key, owner in OWNED_KEYS.items():
         if key in found:
-            raise ConfigError(f"{name_or_path} sets '{key}'; remove it there, `{owner}` of the training configuration decides")
+            raise ConfigError(
+                f"{name_or_path} sets '{key}'; remove it there, `{owner}` of the training configuration decides"
+            )
     if _enabled(found, "fp16"):
         raise ConfigError(f"{name_or_path} enables fp16, which is not supported; use bf16 with ZeRO stage 1")
     if _enabled(found, "bf16") and zero_stage(found) == 0:
@@ -203,9 +205,11 @@ def _router_load(router_logits: Sequence[torch.Tensor], in_document: torch.Tenso
     loads = []
     for logits in router_logits:
         chosen = logits[in_document].topk(per_token, dim=-1).indices.flatten()
-        loads.append(torch.zeros(logits.shape[1], dtype=torch.int64, device=logits.device).index_add_(
-            0, chosen, torch.ones_like(chosen)
-        ))
+        loads.append(
+            torch.zeros(logits.shape[1], dtype=torch.int64, device=logits.device).index_add_(
+                0, chosen, torch.ones_like(chosen)
+            )
+        )
     return torch.stack(loads)
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from etl.config import Config
 from etl.errors import ConfigError
-from etl.step import Config
 from training.data.collate import Pack, collate
 from training.data.plan import LanePlan, StreamConfig
 from training.data.reader import CorpusReader

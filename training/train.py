@@ -25,9 +25,9 @@ from pydantic import Field
 from rich.console import Console
 
 from etl import conf
+from etl.config import Config
 from etl.errors import DataError, StillhouseError
 from etl.schema import SPAN_KINDS
-from etl.step import Config
 from etl.storage.location import Location
 from training import metrics
 from training.checkpoint import CheckpointConfig, Checkpoints, TrainState

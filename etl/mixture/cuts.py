@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from etl.hashing import hash_array
 from etl.config import Config
+from etl.hashing import hash_array
 
 DIGITS = 6
 RADIX = 1 << 16
@@ -183,7 +183,7 @@ class Search:
         if self._prefixes is None:
             self._totals = {group: int(rows.sum()) for group, rows in counts.items()}
             self._left = self.cut.quotas(self._totals)
-            self._prefixes = {group: (0,) * self.digit for group in counts}
+            self._prefixes = dict.fromkeys(counts, (0,) * self.digit)
             self._settle_trivial()
         for group, prefix in list(self._prefixes.items()):
             self._advance(group, prefix, counts[group])

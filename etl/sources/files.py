@@ -12,10 +12,10 @@ from typing import Any
 import xxhash
 from fsspec.utils import infer_compression
 
+from etl.config import Config
 from etl.errors import SourceError
 from etl.sources.sample import sample_folder
 from etl.sources.spec import Source
-from etl.config import Config
 from etl.storage.location import Location
 
 FORMATS = (".parquet", ".jsonl", ".json", ".ndjson")

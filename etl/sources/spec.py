@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, StringConstraints
 
 from etl import conf
-from etl.schema import SKILL_BUCKETS
 from etl.config import Config
+from etl.schema import SKILL_BUCKETS
 
 SkillBucket = Annotated[str, StringConstraints(pattern=f"^({'|'.join(SKILL_BUCKETS)})$")]
 

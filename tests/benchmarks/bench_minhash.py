@@ -54,9 +54,7 @@ def cpu_seconds(work: Callable[[pa.Array], None], texts: pa.Array) -> float:
 
 def main() -> None:
     """Run the sides in turn and print rates and ratios."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", nargs="?", type=Path, default=CORPUS)
     parser.add_argument("--groups", type=int, default=6, help="row groups to measure")
     options = parser.parse_args()

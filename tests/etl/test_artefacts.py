@@ -179,8 +179,7 @@ def test_a_file_that_is_not_gzip_is_named(tmp_path):
 def test_works_in_a_process_with_no_home_and_an_empty_working_folder(tmp_path):
     root = Path(__file__).resolve().parents[2]
     code = (
-        "from etl.artefacts import cache_dir, fetch;"
-        "print(cache_dir()); print(fetch('package:json/__init__.py', None))"
+        "from etl.artefacts import cache_dir, fetch;print(cache_dir()); print(fetch('package:json/__init__.py', None))"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],

@@ -37,10 +37,7 @@ def expected_ngrams(value: str | None, n: int) -> list[int]:
         return []
     words = [word_hash(word) for word in re.findall(r"\w+", value.lower())]
     words += [0] * (n - len(words))
-    sums = [
-        sum(w * BASE ** (n - 1 - i) for i, w in enumerate(words[k : k + n]))
-        for k in range(len(words) - n + 1)
-    ]
+    sums = [sum(w * BASE ** (n - 1 - i) for i, w in enumerate(words[k : k + n])) for k in range(len(words) - n + 1)]
     return [xxhash.xxh64_intdigest((total % 2**64).to_bytes(8, "little")) for total in sums]
 
 
@@ -86,9 +83,7 @@ def test_every_code_point_alone_is_the_word_that_python_sees() -> None:
     _, hashes = ngram_hashes(pa.array([plain]), 1)
     assert len(hashes) == len(expected)
     sample = [*range(0, len(words), 97), *range(2000)]
-    assert [hashes[i] for i in sample] == [
-        xxhash.xxh64_intdigest(expected[i].to_bytes(8, "little")) for i in sample
-    ]
+    assert [hashes[i] for i in sample] == [xxhash.xxh64_intdigest(expected[i].to_bytes(8, "little")) for i in sample]
     assert len(np.unique(hashes)) == len(set(words))
     assert rows_of(*ngram_hashes(pa.array(["İ", "Σ"]), 1)) == [
         expected_ngrams("İ", 1),

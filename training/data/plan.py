@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from etl.config import Config
 from etl.errors import ConfigError, DataError
 from etl.hashing import canonical_json, xxh64
-from etl.config import Config
 from etl.storage.manifest import Part
 from training.data.packing import IntArray, pack
 
@@ -239,9 +239,7 @@ class LanePlan:
         self._next_segment += 1
         if len(self._usable) == 0:
             return LaneSegment((), False)
-        stream = pack(
-            self._ranked(number), self.index.num_tokens, self.config.pack_tokens, self.config.lookahead_docs
-        )
+        stream = pack(self._ranked(number), self.index.num_tokens, self.config.pack_tokens, self.config.lookahead_docs)
         packs = tuple(packed for _, packed in zip(range(num_packs), stream, strict=False))
         for packed in packs:
             np.add.at(self._times_read, packed, 1)

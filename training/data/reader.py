@@ -49,9 +49,7 @@ class Documents:
 
     def select(self, numbers: IntArray) -> "Documents":
         """Some of the documents, in that order; the flat arrays are shared, not copied."""
-        return replace(
-            self, tokens=self.tokens[numbers], spans=self.spans[numbers], id_hash=self.id_hash[numbers]
-        )
+        return replace(self, tokens=self.tokens[numbers], spans=self.spans[numbers], id_hash=self.id_hash[numbers])
 
 
 _EMPTY_INDEX = DocumentIndex(
@@ -194,7 +192,11 @@ def _concatenate(pieces: Sequence[Documents]) -> Documents:
         span_kind=np.concatenate([np.empty(0, np.int8), *(p.span_kind for p in pieces)]),
         span_start=np.concatenate([np.empty(0, np.int32), *(p.span_start for p in pieces)]),
         span_end=np.concatenate([np.empty(0, np.int32), *(p.span_end for p in pieces)]),
-        tokens=np.concatenate([np.empty((0, 2), np.int64), *(p.tokens + s for p, s in zip(pieces, token_shift, strict=False))]),
-        spans=np.concatenate([np.empty((0, 2), np.int64), *(p.spans + s for p, s in zip(pieces, span_shift, strict=False))]),
+        tokens=np.concatenate(
+            [np.empty((0, 2), np.int64), *(p.tokens + s for p, s in zip(pieces, token_shift, strict=False))]
+        ),
+        spans=np.concatenate(
+            [np.empty((0, 2), np.int64), *(p.spans + s for p, s in zip(pieces, span_shift, strict=False))]
+        ),
         id_hash=np.concatenate([np.empty(0, np.uint64), *(p.id_hash for p in pieces)]),
     )

@@ -11,8 +11,8 @@ without tokens adds nothing.
 import torch
 from pydantic import Field
 
-from etl.schema import SPAN_KINDS
 from etl.config import Config
+from etl.schema import SPAN_KINDS
 
 
 class SpanWeights(Config):

@@ -10,10 +10,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from etl.errors import ConfigError
 from etl.config import Config
+from etl.errors import ConfigError
 from training.losses.chunked_head import LmHead
-
 
 StudentOutput = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
 """Hidden states [T, H] after the last norm, and the router logits [T, experts] of each mixture-of-experts layer (none
@@ -26,9 +25,7 @@ class Student(nn.Module):
     lm_head: LmHead
     experts_per_token: int
 
-    def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
-    ) -> StudentOutput:
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor) -> StudentOutput:
         """Hidden states of a pack: ids and positions int64 [1, T], cu_seqlens int32 [documents + 1].
 
         A token never depends on one of another document.

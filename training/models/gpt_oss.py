@@ -46,9 +46,7 @@ class GptOssStudent(Student):
         torch.nn.init.normal_(self.lm_head.weight, std=config.initializer_range)
         self.experts_per_token = config.num_experts_per_tok
 
-    def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
-    ) -> StudentOutput:
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor) -> StudentOutput:
         output = self.model(
             input_ids=input_ids,
             position_ids=position_ids,

@@ -15,9 +15,7 @@ groups = st.lists(st.integers(1, 9), max_size=6)
 def stream_of(sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Sorted (band, row) with the groups' sizes; rows differ from band to band."""
     band = np.repeat(np.arange(len(sizes), dtype=np.int64) * 1000 - 2000, sizes)
-    row = np.concatenate(
-        [np.empty(0, np.int64), *[np.arange(n, dtype=np.int64) * 7 + i for i, n in enumerate(sizes)]]
-    )
+    row = np.concatenate([np.empty(0, np.int64), *[np.arange(n, dtype=np.int64) * 7 + i for i, n in enumerate(sizes)]])
     return band, row.astype(np.int64)
 
 

@@ -65,9 +65,7 @@ def test_estimate_is_as_good_as_that_of_datasketch() -> None:
         sketches = datasketch.MinHash.bulk([[h.tobytes() for h in side] for side in pair], num_perm=NUM_PERM)
         theirs.append(sketches[0].jaccard(sketches[1]) - shared / 400)
     assert np.std(ours) < 1.3 * np.std(theirs)
-    assert (
-        np.max(np.abs(np.subtract(ours, theirs))) < 0.2
-    )  # 5 standard errors of a difference at J = 0.5 are 0.31
+    assert np.max(np.abs(np.subtract(ours, theirs))) < 0.2  # 5 standard errors of a difference at J = 0.5 are 0.31
 
 
 def test_repeats_and_order_change_no_signature() -> None:

@@ -79,9 +79,7 @@ def test_recall_over_many_seeds_is_the_s_curve(licences: tuple[np.ndarray, np.nd
 
 @pytest.mark.shared
 def test_slice_of_the_benchmark_corpus(shared_data: Path) -> None:
-    corpus = pq.ParquetFile(shared_data / "bench_corpus" / "corpus.parquet").read_row_group(
-        0, columns=["text"]
-    )
+    corpus = pq.ParquetFile(shared_data / "bench_corpus" / "corpus.parquet").read_row_group(0, columns=["text"])
     pairs = pq.read_table(shared_data / "bench_corpus" / "exact_pairs.parquet")
     listed = zip(*(pairs[name].to_pylist() for name in ("a", "b", "j")), strict=True)
     truth = {(a, b): j for a, b, j in listed if b < corpus.num_rows}

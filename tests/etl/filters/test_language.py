@@ -86,7 +86,7 @@ def test_an_empty_batch():
     assert batch.schema.names == ["id", "messages", "verdict", "detected_language", "language_score"]
 
 
-@pytest.mark.parametrize(("keep", "near"), [(["eng"], "'en'"), (["zu"], "'uz'"), ([], "null")])
+@pytest.mark.parametrize(("keep", "near"), [(["eng"], "'en'"), (["zu"], "'zh'"), ([], "null")])
 def test_a_keep_list_that_could_keep_nothing_is_refused(keep, near):
     with pytest.raises(ValidationError, match=near):
         LanguageStep(keep=keep)
@@ -113,7 +113,8 @@ def test_declarations_of_human_rights_are_recognised(shared_data):
     with gzip.open(shared_data / "langid_udhr" / "udhr.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     codes = ["en", "de", "it", "ru", "ja", "ko", "ar", "hi", "th", "tr", "pl", "nl"]
-    texts = [(row["bcp47"], "\n".join(row["paragraphs"])) for row in rows if row["bcp47"] in codes]
+    tagged = [(row["bcp47"].split("-")[0], "\n".join(row["paragraphs"])) for row in rows]
+    texts = [(code, text) for code, text in tagged if code in codes]
     assert {code for code, _ in texts} == set(codes)
     got = run([asked(text, "") for _, text in texts]).column("detected_language").to_pylist()
     assert got == [code for code, _ in texts]

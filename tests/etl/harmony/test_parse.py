@@ -41,7 +41,5 @@ def test_tokens_that_are_no_messages(tokens):
 
 
 def test_tokens_that_break_off(renderer):
-    tokens = load_encoding().encode(
-        "<|start|>assistant<|channel|>final<|message|>half", allowed_special="all"
-    )
+    tokens = load_encoding().encode("<|start|>assistant<|channel|>final<|message|>half", allowed_special="all")
     assert parse(tokens) == [message("assistant", "half", "final")]

@@ -59,9 +59,7 @@ def test_another_file_may_be_named(tmp_path, fresh):
 
 
 def test_an_absent_package_says_what_to_do():
-    with pytest.raises(
-        ConfigError, match=r"'no_such_package' is not installed.*bpe-openai.*harmony\.vocabulary"
-    ):
+    with pytest.raises(ConfigError, match=r"'no_such_package' is not installed.*bpe-openai.*harmony\.vocabulary"):
         vocabulary_file("package:no_such_package/o200k_base.tiktoken")
 
 
