@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -22,8 +23,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _source(module: str) -> str:
-    loader = importlib.import_module(module).__loader__
-    return cast(str, loader.get_source(module))  # type: ignore[union-attr]  # every loader of ours, zip or file, has it
+    loader: Any = importlib.import_module(module).__loader__
+    return cast(str, loader.get_source(module))
 
 
 @functools.cache
@@ -32,7 +33,7 @@ def _digest(module: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class DigestLocator(caching._CacheLocator):  # type: ignore[misc]  # numba has no type stubs
+class DigestLocator(caching._CacheLocator):
     """Places the cache of our modules by the digest of their source; leaves other packages to numba."""
 
     def __init__(self, py_func: Callable[..., Any]) -> None:
@@ -53,12 +54,12 @@ class DigestLocator(caching._CacheLocator):  # type: ignore[misc]  # numba has n
         if not py_func.__module__.startswith("etl."):
             return None
         locator = cls(py_func)
-        locator.ensure_cache_path()
+        Path(locator.get_cache_path()).mkdir(parents=True, exist_ok=True)
         return locator
 
 
-if DigestLocator not in caching.CacheImpl._locator_classes:
-    caching.CacheImpl._locator_classes.insert(0, DigestLocator)
+_locators: list[Any] = caching.CacheImpl._locator_classes
+_locators.insert(0, DigestLocator)
 
 
 def njit(function: F) -> F:

@@ -1,7 +1,7 @@
 """A recipe: one YAML file with the sources, the stages in their order, and what each of them does.
 
-A stage's section is its configuration; a stage that `stages` does not list does not run. Where things lie and how finely
-work is cut (`output`, `run`, paths of sources) never enters a fingerprint.
+A stage's section is its configuration; a stage that `stages` does not list does not run. Where things lie and how
+finely work is cut (`output`, `run`, paths of sources) never enters a fingerprint.
 """
 
 from typing import ClassVar, Literal

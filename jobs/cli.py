@@ -1,4 +1,4 @@
-"""The command line: `stillhouse run | verify | train | sample`. torch and pyspark load only in the command that needs them."""
+"""The command line: `stillhouse run | verify | train | sample`. torch and pyspark load where a command needs them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,23 +9,23 @@ from etl.storage.location import Location
 from etl.storage.verify import find_datasets, verify
 from jobs.entry import main_of, report
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Raw text to a distillation-ready corpus to a student."
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Raw text to a corpus to a trained student.")
 
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override; @FILE is the file's text.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; @FILE is its text.")
+]
 
 
 @app.command("run")
 def run_command(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")], set_: Overrides = []
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")], set_: Overrides = None
 ) -> None:
     """Run a recipe on Spark; what is committed with the same fingerprint is not done again."""
 
     def job() -> int:
         from jobs.run_recipe import run
 
-        run(recipe, set_)
+        run(recipe, set_ or [])
         return 0
 
     raise typer.Exit(main_of(job))
@@ -33,15 +33,19 @@ def run_command(
 
 @app.command("train")
 def train_command(
-    conf: Annotated[str, typer.Argument(help="A shipped training configuration's name, a path or a URI.")],
-    set_: Overrides = [],
+    name: Annotated[str, typer.Argument(metavar="CONF", help="A shipped configuration's name, a path or a URI.")],
+    set_: Overrides = None,
 ) -> None:
     """Train a student from a corpus in this process (`deepspeed --module training.train` starts several)."""
 
     def job() -> int:
-        from training.train import run
+        from etl import conf
+        from training.train import TrainConfig, train
 
-        run(conf, set_)
+        result = train(conf.load(TrainConfig, name, "training", set_ or []))
+        report(f"loss {result.first_loss:.4f} -> {result.last_loss:.4f} in {result.steps} steps")
+        report(f"metrics {result.metrics}")
+        report(f"checkpoint {result.checkpoint}")
         return 0
 
     raise typer.Exit(main_of(job))

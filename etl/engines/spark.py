@@ -5,6 +5,7 @@ one is active or when spark-submit configured one; only what nobody set gets a d
 about 10 s, a job about 0.3 s.
 """
 
+import functools
 import os
 import sys
 import threading
@@ -69,7 +70,7 @@ class SparkEngine(Engine):
         def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for batch in batches:
                 for index in batch.column(0).to_pylist():
-                    yield _outcome(lambda split=numbers[index]: task(split))
+                    yield _outcome(functools.partial(task, numbers[index]))
 
         frame = self.session.range(0, len(numbers), 1, len(numbers)).mapInArrow(run, _OUTCOME)
         self._collect(frame, title)
@@ -97,7 +98,7 @@ class SparkEngine(Engine):
                         yield _route(rows.cast(exchange.schema), position)
 
         def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            bucket = numbers[TaskContext.get().partitionId()]
+            bucket = numbers[TaskContext().partitionId()]
             sorted_rows = (_without_openers(rows, exchange.schema) for rows in batches)
             yield _outcome(lambda: reduce(bucket, sorted_rows))
 
@@ -133,8 +134,11 @@ _OUTCOME = "error string"
 
 
 def _outcome(work: Callable[[], None]) -> pa.RecordBatch:
-    """One row: null, or an error that a user can mend. It would be the same at every attempt, so Spark must not see
-    a failed task; all other exceptions are its business."""
+    """One row: null, or an error that a user can mend.
+
+    Such an error would be the same at every attempt, so Spark must not see a failed task; all other exceptions are its
+    business.
+    """
     error = None
     try:
         work()

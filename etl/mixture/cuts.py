@@ -1,9 +1,9 @@
 """Cuts: keep a part of the rows by a threshold on (score, hash of id), found exactly without sorting the world.
 
-A row's key has six digits of 16 bits: the score as an order-preserving uint32 (two digits), then a 64-bit hash of its id
-(four). One narrow pass counts rows by the next digit among the rows that share the digits found so far; the driver adds
-the counts of all parts and picks the digit in which the quota falls. So a threshold costs at most six passes over the
-score column, two when scores differ; ties are cut by the hash, never by arrival, and the number kept is exact.
+A row's key has six digits of 16 bits: the score as an order-preserving uint32 (two digits), then a 64-bit hash of its
+id (four). One narrow pass counts rows by the next digit among the rows that share the digits found so far; the driver
+adds the counts of all parts and picks the digit in which the quota falls. So a threshold costs at most six passes over
+the score column, two when scores differ; ties are cut by the hash, never by arrival, and the number kept is exact.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Finding a source's files and cutting them into splits.
 
 Parquet is cut at row groups, plain JSONL at byte ranges, a compressed JSONL file is one split. A file's identity is its
-path below the source's folder, its size and its etag; a local file has no etag and is hashed (a few GB a second, and the
-page cache then holds what ingest reads next).
+path below the source's folder, its size and its etag; a local file has no etag and is hashed (a few GB a second, and
+the page cache then holds what ingest reads next).
 """
 
 import posixpath

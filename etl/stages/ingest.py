@@ -47,7 +47,7 @@ class WritePrompts:
     raw: Raw
 
     def __call__(self, split: Any) -> Iterator[Chunk]:
-        for name, piece, batch, bad in self.raw.read(split["input"]):
+        for name, _, batch, bad in self.raw.read(split["input"]):
             lost = sum_counts({f"quarantined:{row.reason}": 1} for row in bad)
             rows = batch.num_rows + len(bad)
             counts = {"in": rows, "made": 0, "kept": batch.num_rows, **lost}

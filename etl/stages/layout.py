@@ -31,7 +31,7 @@ from etl.storage.manifest import Accounting, sum_counts
 LAYOUT_VERSION = 1
 SPLITS = ("train", "validation")
 BYTES_PER_TOKEN = 3.0
-"""Stored bytes of a corpus row per token: 1.3 of ids, the rest compressed text. Only the number of files rests on it."""
+"""Stored bytes of a corpus row per token: 1.3 of ids, the rest text. Decides the number of files, no more."""
 ROW_GROUP_TOKENS = 1 << 20
 _SLICE_BYTES = 1 << 16
 _HELD_BYTES = 64 << 20

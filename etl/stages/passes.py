@@ -1,7 +1,7 @@
 """Narrow passes over rows: the steps of a pipeline, then its cuts, each written as an aligned side table.
 
-A pass reads only the columns that its steps need. A slow step (a model) leaves checkpoints of at most 1,000 rows or 60 s
-below its dataset's folder, so a kill costs at most that much of a split.
+A pass reads only the columns that its steps need. A slow step (a model) leaves checkpoints of at most 1,000 rows or
+60 s below its dataset's folder, so a kill costs at most that much of a split.
 """
 
 import time
