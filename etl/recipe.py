@@ -93,8 +93,8 @@ class Recipe(Config):
     output: str = Field(min_length=1)
     """Folder or URL; every stage's dataset is a folder below it."""
     sources: dict[str, Source] = Field(min_length=1)
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of a source's rows that may be quarantined before the run fails."""
+    max_bad_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Share of a source's rows that may be quarantined before the run fails; 1 never fails."""
     stages: tuple[StageName, ...]
     filter: Pipeline | None = None
     dedup: Dedup = Dedup()

@@ -11,9 +11,7 @@ from jobs.entry import main_of, report
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Raw text to a corpus to a trained student.")
 
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; @FILE is its text.")
-]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; @FILE is its text.")]
 
 
 @app.command("run")

@@ -102,7 +102,8 @@ def world() -> Iterator[World]:
             yield World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
             torch.distributed.barrier()
         finally:
-            torch.distributed.destroy_process_group()
+            # DeepSpeed's own call also forgets the groups that it has cached, so that a process can train again.
+            deepspeed.comm.destroy_process_group()
 
 
 @contextlib.contextmanager

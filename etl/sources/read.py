@@ -72,7 +72,7 @@ def _read_parquet(location: Location, shape: ColumnsShape, split: InputSplit) ->
         if missing:
             raise SourceError(f"{location} lacks the columns {missing}; it has {schema.names}")
         for name in shape.text_columns:
-            if name in schema.names and not _textual(schema.field(name).type):
+            if name in schema.names and not _textual(schema.field(name).type, name in shape.prose):
                 raise SourceError(f"{location}: column '{name}' is {schema.field(name).type}, text is needed")
         wanted = [name for name in dict.fromkeys((*shape.text_columns, *shape.meta)) if name in schema.names]
         row = sum(file.metadata.row_group(group).num_rows for group in range(split.start))
@@ -90,14 +90,17 @@ def _read_parquet(location: Location, shape: ColumnsShape, split: InputSplit) ->
                 row += len(piece)
 
 
-def _textual(kind: pa.DataType) -> bool:
+def _textual(kind: pa.DataType, prose: bool) -> bool:
+    """Whether a column of that type can be read as text; names may be numbers, prose may not."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
-        or pa.types.is_string_view(kind)
+    if pa.types.is_integer(kind):
+        return not prose
+    tests = (
+        pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
+        pa.types.is_large_binary, pa.types.is_null,
     )  # fmt: skip
+    return any(test(kind) for test in tests)
 
 
 def _as_text(array: pa.Array) -> pa.Array:
@@ -129,9 +132,9 @@ def _read_jsonl(location: Location, shape: ColumnsShape, split: InputSplit) -> I
     bad: list[Bad] = []
     held = 0
     for position, line in _lines(location, split):
-        row = _parse(line, texts)
-        if isinstance(row, str):
-            bad.append(Bad(position, "invalid_json", row, line[:RAW_BYTES]))
+        row = _parse(line, shape)
+        if isinstance(row, tuple):
+            bad.append(Bad(position, *row, line[:RAW_BYTES]))
         else:
             rows.append(row)
             positions.append(position)
@@ -168,20 +171,20 @@ def _first_line(stream: IO[bytes], start: int) -> int:
     return start - 1 + len(stream.readline())
 
 
-def _parse(line: bytes, texts: set[str]) -> dict[str, Any] | str:
-    """The line's object with its text columns as text, or what is wrong with it."""
+def _parse(line: bytes, shape: ColumnsShape) -> dict[str, Any] | tuple[str, str]:
+    """The line's object with its text columns as text, or reason and detail of what is wrong with it."""
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return str(error)
+        return "invalid_json", str(error)
     if not isinstance(row, dict):
-        return f"a {type(row).__name__}, not an object"
-    for name in texts:
+        return "not_an_object", f"a {type(row).__name__}"
+    for name in shape.text_columns:
         value = row.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and name not in shape.prose:
             row[name] = str(value)
         elif value is not None and not isinstance(value, str):
-            return f"column '{name}' is a {type(value).__name__}, text is needed"
+            return "wrong_type", f"column '{name}' is a {type(value).__name__}, text is needed"
     return row
 
 

@@ -47,6 +47,11 @@ class ColumnsShape(Config):
         return (self.example_id, self.user, self.final)
 
     @property
+    def prose(self) -> tuple[str, ...]:
+        """Columns that hold what is said; a number there is a mistake, in the others it may be a name."""
+        return tuple(name for name in (self.user, self.analysis, self.final) if name)
+
+    @property
     def text_columns(self) -> tuple[str, ...]:
         """Columns read as text."""
         named = (

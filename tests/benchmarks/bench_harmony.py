@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,8 @@ def measure(slices: list[list[Row]]) -> Iterator[tuple[float, float, float, floa
     step = STEP.open()
     for i, rows in enumerate(slices):
         made = batch(rows)
-        making, theirs = timed(lambda rows=rows: objects(rows))
-        works = [lambda made=made: step(made), lambda theirs=theirs: render_all(theirs)]
+        making, theirs = timed(partial(objects, rows))
+        works = [partial(step, made), partial(render_all, theirs)]
         order = (0, 1) if i % 2 else (1, 0)
         done = {k: timed(works[k]) for k in order}
         assert done[0][1].column("input_ids").to_pylist() == done[1][1]

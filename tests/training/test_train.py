@@ -9,8 +9,8 @@ import torch
 
 from etl import conf
 from etl.errors import ConfigError, DataError
-from tests.training.corpora import documents, write_corpus
 from etl.storage.dataset import write_dataset
+from tests.training.corpora import documents, write_corpus
 from training.train import TrainConfig, train
 
 # DeepSpeed and what it imports late use deprecated parts of torch.
@@ -106,7 +106,9 @@ def test_a_complete_run_does_nothing_and_gives_its_result_again(corpus, whole):
 def test_a_stream_that_stops_ends_the_run_after_every_document_once(corpus, tmp_path):
     more = ["data.on_exhausted=stop", "max_steps=1000", "checkpoint.keep=1", "evaluate=null"]
     result = train(configuration(corpus, tmp_path, *more))
-    assert result.tokens == sum(documents(90, 1)["n_tokens"].to_pylist()) + sum(documents(30, 2)["n_tokens"].to_pylist())
+    assert result.tokens == sum(documents(90, 1)["n_tokens"].to_pylist()) + sum(
+        documents(30, 2)["n_tokens"].to_pylist()
+    )
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == [Path(result.checkpoint).name]
     assert train(configuration(corpus, tmp_path, *more)) == result
 

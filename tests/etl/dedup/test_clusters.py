@@ -1,5 +1,7 @@
 """Components against a union of sets in plain Python; ranks against sorting bytes."""
 
+from random import Random
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
@@ -20,7 +22,7 @@ def expected_labels(pairs: list[tuple[int, int]]) -> dict[int, int]:
 
 
 @given(edges, st.randoms(use_true_random=False))
-def test_labels_are_the_smallest_key_of_each_component(pairs: list[tuple[int, int]], random: object) -> None:
+def test_labels_are_the_smallest_key_of_each_component(pairs: list[tuple[int, int]], random: Random) -> None:
     left, right = np.array(pairs, np.int64).reshape(-1, 2).T
     nodes, labels = components(left, right)
     assert dict(zip(nodes.tolist(), labels.tolist(), strict=True)) == expected_labels(pairs)

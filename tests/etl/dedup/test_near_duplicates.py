@@ -39,7 +39,9 @@ def licences(shared_data: Path) -> tuple[np.ndarray, np.ndarray, Pairs]:
     rows = read_jsonl(shared_data / "dedup_licences" / "spdx_licences.jsonl.gz")
     number = {row["id"]: i for i, row in enumerate(rows)}
     truth = read_jsonl(shared_data / "dedup_licences" / "pairs_jaccard_ge_0.5.jsonl.gz")
-    pairs = {(min(number[p["a"]], number[p["b"]]), max(number[p["a"]], number[p["b"]])): p["jaccard_word5"] for p in truth}
+    pairs = {
+        (min(number[p["a"]], number[p["b"]]), max(number[p["a"]], number[p["b"]])): p["jaccard_word5"] for p in truth
+    }
     return *shingles(pa.array([row["text"] for row in rows]), 5), pairs
 
 

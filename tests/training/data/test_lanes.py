@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from etl.errors import ConfigError
+from etl.storage.location import Location
 from tests.training.corpora import write_corpus
 from training.data import decisions
 from training.data.lanes import RankStream
 from training.data.plan import StreamConfig, StreamState, first_decision
 from training.data.reader import CorpusReader
-from etl.storage.location import Location
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,12 @@ def reader(tmp_path_factory):
 
 def config_of(on_exhausted="stop"):
     return StreamConfig(
-        corpus="c", pack_tokens=48, global_batch_packs=4, lanes=8, segment_tokens=600, lookahead_docs=8,
+        corpus="c",
+        pack_tokens=48,
+        global_batch_packs=4,
+        lanes=8,
+        segment_tokens=600,
+        lookahead_docs=8,
         on_exhausted=on_exhausted,
     )
 
@@ -40,7 +45,10 @@ def global_steps(reader, config, world, num_steps):
 
 
 def content(steps):
-    return [([(p.input_ids.tolist(), p.target_kind.tolist(), p.id_hash.tolist()) for p in slots], left) for slots, left in steps]
+    return [
+        ([(p.input_ids.tolist(), p.target_kind.tolist(), p.id_hash.tolist()) for p in slots], left)
+        for slots, left in steps
+    ]
 
 
 @pytest.mark.parametrize("on_exhausted", ["stop", "repeat"])

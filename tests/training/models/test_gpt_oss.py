@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,7 @@ def packed(num_documents, pack_tokens=100):
 
 def oracle_of(student):
     """transformers' own model, eager attention, one document at a time; also checks the names of the weights."""
-    config = student.model.config
+    config = copy.deepcopy(student.model.config)  # _from_config writes the attention's name into it
     oracle = GptOssForCausalLM._from_config(config, attn_implementation="eager")
     oracle.load_state_dict(student.state_dict())
     return oracle
