@@ -77,8 +77,8 @@ class Checkpoints:
         found = json.loads(path.read_text())
         if found["identity"] != self.identity:
             raise ConfigError(
-                f"the checkpoint {self.folder / tag} holds {found['identity']}, the configuration says {self.identity}; "
-                "give this run another `output`"
+                f"the checkpoint {self.folder / tag} holds {found['identity']}, the configuration says "
+                f"{self.identity}; give this run another `output`"
             )
         if found["zero_stage"] != zero_stage or (zero_stage > 0 and found["world"] != self.world.size):
             raise ConfigError(

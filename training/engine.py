@@ -216,7 +216,8 @@ def _router_load(router_logits: Sequence[torch.Tensor], in_document: torch.Tenso
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: with weight decay, and without it (norms, biases, sinks, routers)."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         exempt = name.endswith(("bias", "sinks")) or "norm" in name or ".router." in name
         (plain if exempt else decayed).append(parameter)
@@ -268,7 +269,9 @@ class Engine:
         totals = []
         for pack in packs:
             loss, nll, load = self.deepspeed(**vars(pack), coefficients=coefficients)
-            self.deepspeed.backward(loss, scale_wrt_gas=False)
+            # The mean over ranks becomes a sum. The product also matters by itself: at ZeRO stage 0 DeepSpeed 0.19
+            # divides the gradient of a tensor that comes straight out of forward by the accumulation steps.
+            self.deepspeed.backward(loss * torch.distributed.get_world_size(), scale_wrt_gas=False)
             self.deepspeed.step()
             totals.append((nll, load))
         return _total(totals)

@@ -133,7 +133,8 @@ def _train(
             stream.seek(state.stream)
         with Journal(output / "metrics.jsonl", state.step, config.max_steps, here.rank == 0) as journal:
             state = Trainer(config, here, stream, engine, held_out, checkpoints, journal).run(state, on_step)
-    assert state.first_loss is not None and state.last_loss is not None, "a checkpoint is written after a step"
+    assert state.first_loss is not None, "a state is saved after a step"
+    assert state.last_loss is not None, "a state is saved after a step"
     return TrainResult(
         steps=state.step,
         first_loss=state.first_loss,
@@ -228,7 +229,7 @@ class Trainer:
     def _step(self, state: TrainState, batch: GlobalStep, started: float) -> tuple[TrainState, StepReport]:
         """One optimizer step, its record, and the state after it."""
         learning_rate = self.config.optimizer.learning_rate(state.step, self.config.max_steps)
-        coefficients = span_ce.coefficients(self.weights, batch.counts, self.world.size).to(self.world.device)
+        coefficients = span_ce.coefficients(self.weights, batch.counts).to(self.world.device)
         packs = [pack.tensors(self.world.device) for pack in batch.packs]
         mine = self.engine.step(packs, coefficients, learning_rate)
         nll, router_load = self._sum(mine)

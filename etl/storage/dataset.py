@@ -176,23 +176,44 @@ class Build:
         return dataset if (manifest.fingerprint, manifest.base) == (self.fingerprint, self.job.base) else None
 
     def plan(self, splits: Iterable[Any]) -> Plan:
-        """The plan of an interrupted build of the same fingerprint, or a new one after clearing the folder."""
+        """The plan of an interrupted build of the same fingerprint, or a new one after clearing the folder.
+
+        Raises:
+            DataError: the folder holds something that no build of ours has left there.
+        """
         location = self.folder / PLAN
-        try:
-            plan = Plan.model_validate_json(location.read())
-        except (FileNotFoundError, ValidationError):
-            plan = None
+        plan = self._stored_plan()
         if plan is not None and (plan.fingerprint, plan.base) == (self.fingerprint, self.job.base):
             return plan
-        # The manifest goes first: from then on nobody takes what is being removed for a dataset.
-        (self.folder / MANIFEST).remove()
-        self.folder.remove_tree()
+        self._clear()
         fresh = Plan(
             fingerprint=self.fingerprint, base=self.job.base, splits=tuple(json.loads(json.dumps(list(splits))))
         )
         if not location.create(to_json(fresh)):
             raise DataError(f"another run is writing {self.folder}; wait for it to end")
         return fresh
+
+    def _stored_plan(self) -> Plan | None:
+        try:
+            return Plan.model_validate_json((self.folder / PLAN).read())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def _clear(self) -> None:
+        """Empty the folder of an earlier build.
+
+        The manifest goes first, so that nobody takes what is being removed for a dataset, and the plan last, so that a
+        kill meanwhile leaves a folder that is known to be ours.
+        """
+        names = [name for name, _ in self.folder.walk()]
+        if names and PLAN not in names:
+            raise DataError(
+                f"{self.folder} holds files (such as {names[0]}) but no {PLAN}, so no run of ours wrote it; "
+                "choose another output, or remove that folder yourself"
+            )
+        (self.folder / MANIFEST).remove()
+        self.folder.remove_children(keep=PLAN)
+        (self.folder / PLAN).remove()
 
     def _receipt_location(self, split: int) -> Location:
         return self.folder / f"{RECEIPTS}/{self.fingerprint}/{split:05d}.json"

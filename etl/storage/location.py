@@ -123,6 +123,14 @@ class Location:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.path, recursive=True)
 
+    def remove_children(self, keep: str) -> None:
+        """Delete everything in this folder but the object named `keep`; nothing happens when there is no folder."""
+        self.fs.invalidate_cache(self.path)
+        with contextlib.suppress(FileNotFoundError):
+            for child in self.fs.ls(self.path, detail=False):
+                if posixpath.basename(child.rstrip("/")) != keep:
+                    self.fs.rm(child, recursive=True)
+
     def walk(self) -> Iterator[tuple[str, int]]:
         """(path relative to this folder, bytes) of every object below it, sorted."""
         self.fs.invalidate_cache(self.path)

@@ -17,7 +17,7 @@ def written(tmp_path, **content):
 
 
 def test_bf16_at_stage_0_is_refused_naming_stage_1(tmp_path):
-    with pytest.raises(ConfigError, match="set zero_optimization.stage to 1"):
+    with pytest.raises(ConfigError, match=r"set zero_optimization\.stage to 1"):
         read_deepspeed_json(written(tmp_path, bf16={"enabled": True}))
     found = read_deepspeed_json(written(tmp_path, bf16={"enabled": True}, zero_optimization={"stage": 1}))
     assert zero_stage(found) == 1
@@ -46,7 +46,7 @@ def test_the_shipped_configurations_load_and_build(name):
 
 
 def test_a_misspelt_key_is_named_with_the_nearest():
-    with pytest.raises(ConfigError, match="pack_token.*did you mean 'pack_tokens'"):
+    with pytest.raises(ConfigError, match=r"pack_token.*did you mean 'pack_tokens'"):
         conf.load(TrainConfig, "demo", "training", ["data.pack_token=5"])
 
 

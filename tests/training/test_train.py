@@ -11,6 +11,11 @@ from etl import conf
 from etl.errors import ConfigError, DataError
 from etl.storage.dataset import write_dataset
 from tests.training.corpora import documents, write_corpus
+from training.data.lanes import RankStream
+from training.data.plan import first_decision
+from training.data.reader import CorpusReader
+from training.engine import TrainingModule, parameter_groups
+from training.models.factory import build_student
 from training.train import TrainConfig, train
 
 # DeepSpeed and what it imports late use deprecated parts of torch.
@@ -47,6 +52,10 @@ def deterministic(record):
     return {key: value for key, value in record.items() if key != "seconds" and not key.endswith("_per_s")}
 
 
+def modified(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 def weights(result):
     return torch.load(Path(result.checkpoint) / "mp_rank_00_model_states.pt", weights_only=False)["module"]
 
@@ -74,6 +83,30 @@ def test_the_loss_falls_and_the_run_is_written_down(whole):
     assert [record["step"] for record in records(output) if "held_out" in record] == [0, 3, 6]
 
 
+def test_steps_equal_a_plain_torch_loop(corpus, whole):
+    """No DeepSpeed: the same packs, one backward pass each, clip_grad_norm_ and torch's AdamW."""
+    config = configuration(corpus, "unused")
+    module = TrainingModule(build_student(config.model, config.seed), 16)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(module, config.optimizer.weight_decay), betas=config.optimizer.betas, eps=config.optimizer.eps
+    )
+    reader = CorpusReader(config.data.corpus, "train")
+    decision = first_decision(config.data, config.seed, reader.parts)
+    stream = RankStream(reader, config.data, config.seed, decision, rank=0, world=1)
+    for record in [record for record in records(whole[0]) if "loss" in record]:
+        packs = stream.next_step().packs
+        coefficients = 1.0 / torch.tensor(sum(pack.span_counts() for pack in packs)).double().clamp(min=1)
+        losses = [module(**vars(pack.tensors(torch.device("cpu"))), coefficients=coefficients)[0] for pack in packs]
+        sum(losses).backward()
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = record["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+        assert record["loss"] == pytest.approx(float(sum(losses).detach()), abs=1e-5)
+        assert record["grad_norm"] == pytest.approx(float(norm), abs=1e-4)
+
+
 class PulledPlugError(Exception):
     pass
 
@@ -86,9 +119,13 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     with pytest.raises(PulledPlugError):
         train(configuration(corpus, tmp_path), pull_the_plug)
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000003\n"
+    half_written = tmp_path / "checkpoints" / "step-00000006"
+    half_written.mkdir()
+    (half_written / "rng-7.pt").write_bytes(b"what a killed writer left")
     seen = []
     resumed = train(configuration(corpus, tmp_path), lambda report: seen.append(report.step))
     assert seen == [4, 5, 6]
+    assert not (half_written / "rng-7.pt").exists()
     output, result = whole
     assert list(map(deterministic, records(tmp_path))) == list(map(deterministic, records(output)))
     ours, theirs = weights(resumed), weights(result)
@@ -98,9 +135,9 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 def test_a_complete_run_does_nothing_and_gives_its_result_again(corpus, whole):
     output, result = whole
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    before = modified(output)
     assert train(configuration(corpus, output)) == result
-    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert modified(output) == before
 
 
 def test_a_stream_that_stops_ends_the_run_after_every_document_once(corpus, tmp_path):
@@ -125,8 +162,8 @@ def test_another_stream_or_student_in_the_same_output_is_refused(corpus, whole):
         train(configuration(corpus, output, "seed=1"))
     with pytest.raises(ConfigError, match="'layers': 2"):
         train(configuration(corpus, output, "model.params.layers=1"))
+    (output.parent / "stage0.json").write_text("{}")
     with pytest.raises(ConfigError, match="at ZeRO stage 1, this run has 1 at stage 0"):
-        (output.parent / "stage0.json").write_text("{}")
         train(configuration(corpus, output, f"deepspeed={output.parent / 'stage0.json'}"))
 
 

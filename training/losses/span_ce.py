@@ -4,8 +4,8 @@
 
 S_k is the sum of -log p over the supervised tokens of kind k of the whole global batch and N_k their number, header
 and closing tokens included. A rank and a micro-batch never divide by their own counts: each row gets the coefficient
-world * w_k / N_k with the global N_k, and data parallelism's mean over ranks takes the `world` away again. A kind
-without tokens adds nothing.
+w_k / N_k with the global N_k, so the losses of all packs of all ranks sum to L. (Data parallelism takes the mean over
+ranks; the engine multiplies by their number.) A kind without tokens adds nothing.
 """
 
 import torch
@@ -28,9 +28,9 @@ class SpanWeights(Config):
         return torch.tensor([getattr(self, kind) for kind in SPAN_KINDS], dtype=torch.float64)
 
 
-def coefficients(weights: torch.Tensor, global_counts: torch.Tensor, world: int) -> torch.Tensor:
-    """What one row of each kind counts in a rank's loss: float64 [kinds], world * w_k / N_k, 0 where N_k is 0."""
-    return torch.where(global_counts > 0, world * weights / global_counts.clamp(min=1), 0.0)
+def coefficients(weights: torch.Tensor, global_counts: torch.Tensor) -> torch.Tensor:
+    """What one row of each kind counts in the loss: float64 [kinds], w_k / N_k, 0 where N_k is 0."""
+    return torch.where(global_counts > 0, weights / global_counts.clamp(min=1), 0.0)
 
 
 def sums(nll: torch.Tensor, kind: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ and a sliding layer looks only at the keys of its window, so memory is heads x b
 time is linear in the length.
 """
 
+from itertools import pairwise
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -31,16 +33,11 @@ def packed_attention(
     cu_seqlens: torch.Tensor,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each document.
+    """Causal attention inside each document, with the signature that transformers calls.
 
-    Args:
-        query: [1, heads, T, head_dim]; key and value: [1, kv_heads, T, head_dim].
-        sliding_window: keys that a query sees, itself included; None for all before it.
-        s_aux: [heads], the sinks.
-        cu_seqlens: int32 [documents + 1].
-
-    Returns:
-        [1, T, heads, head_dim], and no weights.
+    `query` is [1, heads, T, head_dim], `key` and `value` [1, kv_heads, T, head_dim], `s_aux` the sinks [heads],
+    `cu_seqlens` int32 [documents + 1]; `sliding_window` is the number of keys that a query sees, itself included (None
+    for all before it). Gives [1, T, heads, head_dim], and None in place of attention weights.
     """
     groups = query.shape[1] // key.shape[1]
     key = key.repeat_interleave(groups, dim=1)
@@ -48,7 +45,7 @@ def packed_attention(
     bounds = cu_seqlens.tolist()
     blocks = [
         _block(query, key, value, s_aux, (start, first, min(first + QUERY_BLOCK, end)), sliding_window, scaling)
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+        for start, end in pairwise(bounds)
         for first in range(start, end, QUERY_BLOCK)
     ]
     return torch.cat(blocks, dim=2).transpose(1, 2), None

@@ -64,6 +64,7 @@ def build(params: dict[str, Any]) -> Student:
         ConfigError: a parameter is unknown, missing or out of range.
     """
     sizes = check(GptOssParams, params, "model.params")
+    undeclared: dict[str, Any] = {"attn_implementation": attention.NAME}
     config = GptOssConfig(
         num_hidden_layers=sizes.layers,
         hidden_size=sizes.hidden,
@@ -76,6 +77,6 @@ def build(params: dict[str, Any]) -> Student:
         vocab_size=sizes.vocab,
         sliding_window=sizes.sliding_window,
         initializer_range=sizes.init_std,
-        attn_implementation=attention.NAME,
+        **undeclared,
     )
     return GptOssStudent(config)

@@ -88,7 +88,8 @@ def test_documents_that_can_never_be_trained_on_are_counted_by_reason():
 def test_uniform_is_uniform_and_differs_by_seed_epoch_and_segment():
     ids = np.random.default_rng(0).integers(0, 2**63, 20_000).astype(np.uint64)
     u = uniform(ids, 1, 2, 3)
-    assert u.min() > 0 and u.max() < 1 and abs(u.mean() - 0.5) < 0.01
+    assert 0 < u.min() < u.max() < 1
+    assert abs(u.mean() - 0.5) < 0.01
     for other in ((9, 2, 3), (1, 9, 3), (1, 2, 9)):
         assert abs(np.corrcoef(u, uniform(ids, *other))[0, 1]) < 0.03
 
@@ -147,5 +148,5 @@ def test_the_first_decision_covers_recipe_seed_and_corpus_but_not_where_it_lies(
 
 def test_a_world_that_cannot_share_evenly_is_refused():
     stream().check_world(2)
-    with pytest.raises(ConfigError, match="data.global_batch_packs is 2, which 4 processes"):
+    with pytest.raises(ConfigError, match=r"data\.global_batch_packs is 2, which 4 processes"):
         stream().check_world(4)

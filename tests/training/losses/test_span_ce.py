@@ -33,7 +33,7 @@ def test_equals_the_reference_to_the_last_digits(reference, weights, key):
     rows, targets, kinds = (torch.tensor(column) for column in zip(*supervised_rows(reference["inputs"]), strict=True))
     logits = torch.tensor(reference["inputs"]["student_logits"], dtype=torch.float64, requires_grad=True)
     counts = torch.bincount(kinds, minlength=len(SPAN_KINDS)).double()
-    coefficients = span_ce.coefficients(weights.tensor(), counts, world=1)
+    coefficients = span_ce.coefficients(weights.tensor(), counts)
     # A head that is the identity makes the hidden states the logits.
     head = torch.eye(16, dtype=torch.float64)
     total, nll = weighted_nll(logits[rows], head, targets, coefficients[kinds], 4)
@@ -49,7 +49,7 @@ def test_gradient_equals_the_reference(reference):
     rows, targets, kinds = (torch.tensor(column) for column in zip(*supervised_rows(reference["inputs"]), strict=True))
     logits = torch.tensor(reference["inputs"]["student_logits"], dtype=torch.float64, requires_grad=True)
     counts = torch.bincount(kinds, minlength=len(SPAN_KINDS)).double()
-    coefficients = span_ce.coefficients(span_ce.SpanWeights().tensor(), counts, world=1)
+    coefficients = span_ce.coefficients(span_ce.SpanWeights().tensor(), counts)
     total, _ = weighted_nll(logits[rows], torch.eye(16, dtype=torch.float64), targets, coefficients[kinds], 3)
     total.backward()
     expected = torch.tensor(reference["expected"]["grad_span_ce_w1_1"], dtype=torch.float64)
@@ -73,7 +73,7 @@ def test_ranks_of_unequal_counts_sum_to_the_global_loss():
         for size in (3, 50, 0, 17)
     ]
     counts = sum(torch.bincount(kinds, minlength=4) for _, kinds in ranks).double()
-    coefficients = span_ce.coefficients(weights, counts, world=4)
-    mean_over_ranks = sum(float((nll * coefficients[kinds]).sum()) for nll, kinds in ranks) / 4
+    coefficients = span_ce.coefficients(weights, counts)
+    over_ranks = sum(float((nll * coefficients[kinds]).sum()) for nll, kinds in ranks)
     total = sum(span_ce.sums(nll, kinds) for nll, kinds in ranks)
-    assert mean_over_ranks == pytest.approx(span_ce.span_ce(weights, total, counts), rel=1e-14)
+    assert over_ranks == pytest.approx(span_ce.span_ce(weights, total, counts), rel=1e-14)

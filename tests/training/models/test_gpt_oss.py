@@ -76,7 +76,7 @@ def test_packed_losses_and_gradients_equal_those_of_documents_on_their_own():
     torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-5)
     theirs = dict(oracle.named_parameters())
     for name, parameter in student.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name
+        assert parameter.grad.any(), name
         torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
     assert load.sum(dim=1).tolist() == [2 * pack.num_tokens] * 2
 
@@ -143,7 +143,7 @@ def test_the_initial_state_is_a_function_of_the_seed():
 
 
 def test_a_wrong_parameter_or_factory_is_named():
-    with pytest.raises(ConfigError, match="hidden_size.*did you mean 'hidden'"):
+    with pytest.raises(ConfigError, match=r"hidden_size.*did you mean 'hidden'"):
         build_student(ModelConfig(factory=CONFIG.factory, params={**PARAMS, "hidden_size": 3}), 0)
-    with pytest.raises(ConfigError, match="training.models.nothing:build"):
+    with pytest.raises(ConfigError, match=r"training\.models\.nothing:build"):
         build_student(ModelConfig(factory="training.models.nothing:build", params={}), 0)
