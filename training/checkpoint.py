@@ -89,7 +89,7 @@ class Checkpoints:
         return TrainState(**{**state, "stream": StreamState(**state["stream"])})
 
     def save(self, engine: Engine, state: TrainState) -> None:
-        """Write a checkpoint, point `latest` at it, remove the oldest."""
+        """Write a checkpoint, point `latest` at it, remove the ones that are no longer kept."""
         tag = f"step-{state.step:08d}"
         target = self.folder / tag
         if self.world.rank == 0:
@@ -112,9 +112,15 @@ class Checkpoints:
             }
             (target / "train_state.json").write_text(json.dumps(body, indent=1) + "\n")
             Location.of(self.folder / "latest").replace((tag + "\n").encode())
-            for old in sorted(self.folder.glob("step-*"))[: -self.config.keep]:
-                shutil.rmtree(old)
+            self._remove_all_but_the_newest(tag)
         self.world.barrier()
+
+    def _remove_all_but_the_newest(self, tag: str) -> None:
+        """Folders beyond `tag` are what a killed run half wrote."""
+        names = sorted(path.name for path in self.folder.glob("step-*"))
+        kept = [name for name in names if name <= tag][-self.config.keep :]
+        for name in set(names) - set(kept):
+            shutil.rmtree(self.folder / name)
 
     def load(self, engine: Engine, tag: str) -> None:
         """Weights, optimizer and this rank's random states."""

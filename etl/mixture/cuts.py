@@ -7,7 +7,8 @@ the score column, two when scores differ; ties are cut by the hash, never by arr
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,17 @@ _HASH_SEED = 0x637574
 """Fixed: the same row falls on the same side of a cut whatever else is in the recipe."""
 
 Digits = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows by digit of one group, digits without rows left out."""
+
+    digits: npt.NDArray[np.int32]
+    """Ascending, [digits]."""
+    rows: npt.NDArray[np.int64]
+    """Rows with each, [digits]."""
+
 
 HISTOGRAM = pa.schema(
     [
@@ -178,10 +190,10 @@ class Search:
         """For each group still searched, the digits found so far; None before the first pass (every group)."""
         return self._prefixes
 
-    def feed(self, counts: dict[str, npt.NDArray[np.int64]]) -> None:
-        """Take rows by digit, int64 [RADIX], of every group that is still searched."""
+    def feed(self, counts: dict[str, Counts]) -> None:
+        """Take rows by digit of every group that is still searched (at first: of every group that has rows)."""
         if self._prefixes is None:
-            self._totals = {group: int(rows.sum()) for group, rows in counts.items()}
+            self._totals = {group: int(count.rows.sum()) for group, count in counts.items()}
             self._left = self.cut.quotas(self._totals)
             self._prefixes = dict.fromkeys(counts, (0,) * self.digit)
             self._settle_trivial()
@@ -199,14 +211,14 @@ class Search:
             elif keep == 0:
                 self._settle(group, ())
 
-    def _advance(self, group: str, prefix: tuple[int, ...], rows: npt.NDArray[np.int64]) -> None:
-        below = np.cumsum(rows)
-        digit = int(np.searchsorted(below, self._left[group]))
-        prefix = (*prefix, digit)
-        if below[digit] == self._left[group] or len(prefix) == DIGITS:
+    def _advance(self, group: str, prefix: tuple[int, ...], count: Counts) -> None:
+        below = np.cumsum(count.rows)
+        place = int(np.searchsorted(below, self._left[group]))
+        prefix = (*prefix, int(count.digits[place]))
+        if below[place] == self._left[group] or len(prefix) == DIGITS:
             self._settle(group, prefix + (RADIX - 1,) * (DIGITS - len(prefix)))
             return
-        self._left[group] -= int(below[digit] - rows[digit])
+        self._left[group] -= int(below[place] - count.rows[place])
         assert self._prefixes is not None
         self._prefixes[group] = prefix
 
@@ -221,42 +233,47 @@ def histogram(
     cut: Cut, batches: Iterator[pa.RecordBatch], digit: int, prefixes: dict[str, tuple[int, ...]] | None
 ) -> pa.RecordBatch:
     """Rows by (group, digit) among the living rows whose key begins with their group's prefix: HISTOGRAM."""
-    counts: dict[str, npt.NDArray[np.int64]] = {}
-    for batch in batches:
-        alive = batch.filter(batch.column("verdict").is_null())
-        groups = cut.group(alive).dictionary_encode()
+    counts = [_count(cut, batch, digit, prefixes) for batch in batches]
+    return _sum(pa.Table.from_batches(counts, HISTOGRAM))
+
+
+def _count(cut: Cut, batch: pa.RecordBatch, digit: int, prefixes: dict[str, tuple[int, ...]] | None) -> pa.RecordBatch:
+    alive = batch.filter(batch.column("verdict").is_null())
+    groups = cut.group(alive).dictionary_encode()
+    codes = pc.fill_null(groups.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    digits = keys(cut, alive)
+    wanted = codes >= 0
+    if prefixes is not None:
         labels = groups.dictionary.to_pylist()
-        codes = pc.fill_null(groups.indices, -1).to_numpy(zero_copy_only=False)
-        digits = keys(cut, alive)
-        for code, label in enumerate(labels):
-            if prefixes is not None and label not in prefixes:
-                continue
-            mine = digits[codes == code]
-            if prefixes is not None:
-                prefix = np.array(prefixes[label][cut.first_digit :], np.int32)
-                mine = mine[(mine[:, cut.first_digit : digit] == prefix).all(axis=1)]
-            counts.setdefault(label, np.zeros(RADIX, np.int64))
-            counts[label] += np.bincount(mine[:, digit], minlength=RADIX)
-    rows: dict[str, list[Any]] = {"group": [], "digit": [], "rows": []}
-    for label, hist in sorted(counts.items()):
-        for value in np.flatnonzero(hist):
-            rows["group"].append(label)
-            rows["digit"].append(int(value))
-            rows["rows"].append(int(hist[value]))
-    return pa.RecordBatch.from_pydict(rows, schema=HISTOGRAM)
+        searched = np.array([label in prefixes for label in labels], bool)
+        found = np.array([prefixes.get(label, (-1,) * digit) for label in labels], np.int32).reshape(len(labels), digit)
+        wanted[wanted] = searched[codes[wanted]]
+        wanted[wanted] = (digits[wanted, cut.first_digit : digit] == found[codes[wanted], cut.first_digit :]).all(
+            axis=1
+        )
+    cells, rows = np.unique(codes[wanted] * RADIX + digits[wanted, digit], return_counts=True)
+    names = groups.dictionary.cast(pa.string()).take(pa.array(cells // RADIX))
+    columns = [names, pa.array((cells % RADIX).astype(np.int32)), pa.array(rows.astype(np.int64))]
+    return pa.RecordBatch.from_arrays(columns, schema=HISTOGRAM)
 
 
-def add_histograms(batches: Iterator[pa.RecordBatch], groups: list[str]) -> dict[str, npt.NDArray[np.int64]]:
-    """The sum over parts: int64 [RADIX] for each group."""
-    total = {group: np.zeros(RADIX, np.int64) for group in groups}
-    for batch in batches:
-        encoded = batch.column("group").dictionary_encode()
-        codes = encoded.indices.to_numpy()
-        for code, label in enumerate(encoded.dictionary.to_pylist()):
-            mine = codes == code
-            hist = total.setdefault(label, np.zeros(RADIX, np.int64))
-            np.add.at(hist, batch.column("digit").to_numpy()[mine], batch.column("rows").to_numpy()[mine])
-    return total
+def _sum(table: pa.Table) -> pa.RecordBatch:
+    """One row for each (group, digit), sorted."""
+    total = table.group_by(["group", "digit"]).aggregate([("rows", "sum")]).rename_columns(HISTOGRAM.names)
+    ordered = total.sort_by([("group", "ascending"), ("digit", "ascending")]).cast(HISTOGRAM)
+    return pa.RecordBatch.from_arrays([column.combine_chunks() for column in ordered.columns], schema=HISTOGRAM)
+
+
+def add_histograms(batches: Iterator[pa.RecordBatch]) -> dict[str, Counts]:
+    """The sum over parts, group by group."""
+    total = _sum(pa.Table.from_batches(batches, HISTOGRAM))
+    groups = total.column("group").dictionary_encode()
+    starts = np.searchsorted(groups.indices.to_numpy(), np.arange(len(groups.dictionary) + 1))
+    digits, rows = total.column("digit").to_numpy(), total.column("rows").to_numpy()
+    return {
+        label: Counts(digits[start:end], rows[start:end])
+        for label, start, end in zip(groups.dictionary.to_pylist(), starts[:-1], starts[1:], strict=True)
+    }
 
 
 def beyond(cut: Cut, batch: pa.RecordBatch, thresholds: dict[str, Threshold]) -> pa.BooleanArray:

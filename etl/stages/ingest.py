@@ -18,8 +18,8 @@ from etl.sources.read import Bad, read_split
 from etl.sources.spec import ColumnsShape, Source
 from etl.stages.context import Context
 from etl.storage.aligned import Rows
-from etl.storage.dataset import Chunk, Dataset
-from etl.storage.manifest import sum_counts
+from etl.storage.dataset import PLAN, Chunk, Dataset
+from etl.storage.manifest import Plan, sum_counts
 
 INGEST_VERSION = 1
 STEP = "ingest"
@@ -101,7 +101,7 @@ def ingest(context: Context) -> Rows:
     semantic = {"version": INGEST_VERSION, "sources": identity}
     dataset = context.engine.map(context.job("ingest", "PROMPT", PROMPT, semantic, None), splits, WritePrompts(raw))
     context.committed(dataset)
-    _quarantine(context, raw, dataset, splits)
+    _quarantine(context, raw, dataset)
     return Rows(dataset)
 
 
@@ -115,12 +115,13 @@ def _identity(shape: ColumnsShape, files: list[InputFile]) -> dict[str, Any]:
     }
 
 
-def _quarantine(context: Context, raw: Raw, ingested: Dataset, splits: list[dict[str, Any]]) -> None:
+def _quarantine(context: Context, raw: Raw, ingested: Dataset) -> None:
     bad = ingested.manifest.distributions.get("quarantined", {})
     identity = {"ingest": ingested.manifest.fingerprint, "rows": sum(bad.values())}
     job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity, None)
-    # The numbers are those of the plan that ingest was committed under, which a resumed run need not have made itself.
-    chosen = [split for split in splits if str(split["number"]) in bad]
+    # The numbers are those of the plan that ingest was committed under; this run may cut its input in another way.
+    plan = Plan.model_validate_json((ingested.folder / PLAN).read())
+    chosen = [split for split in plan.splits if str(split["number"]) in bad]
     context.committed(context.engine.map(job, chosen, WriteQuarantine(raw)))
     for source, steps in ingested.manifest.accounting.items():
         counts = steps[STEP]

@@ -173,7 +173,7 @@ def run_cut(context: Context, rows: Rows, cut: AnyCut) -> Rows:
             stage, "HISTOGRAM", HISTOGRAM, {**identity, "digit": search.digit, "prefixes": prefixes}, rows
         )
         counts = context.engine.map(job, rows.splits, CountDigits(rows, cut, search.digit, prefixes))
-        search.feed(add_histograms(counts.read(), list(prefixes or {})))
+        search.feed(add_histograms(counts.read()))
     thresholds = {group: search.thresholds[group] for group in sorted(search.thresholds)}
     schema = aligned(pa.schema([]))
     stored = {group: threshold.model_dump(mode="json") for group, threshold in thresholds.items()}

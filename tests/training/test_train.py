@@ -119,13 +119,15 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     with pytest.raises(PulledPlugError):
         train(configuration(corpus, tmp_path), pull_the_plug)
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000003\n"
-    half_written = tmp_path / "checkpoints" / "step-00000006"
-    half_written.mkdir()
-    (half_written / "rng-7.pt").write_bytes(b"what a killed writer left")
+    for name in ("step-00000006", "step-00000009"):
+        half_written = tmp_path / "checkpoints" / name
+        half_written.mkdir()
+        (half_written / "rng-7.pt").write_bytes(b"what a killed writer left")
     seen = []
     resumed = train(configuration(corpus, tmp_path), lambda report: seen.append(report.step))
     assert seen == [4, 5, 6]
-    assert not (half_written / "rng-7.pt").exists()
+    assert [path.parent.name for path in tmp_path.rglob("train_state.json")] == ["step-00000006"]
+    assert not list(tmp_path.rglob("rng-7.pt"))
     output, result = whole
     assert list(map(deterministic, records(tmp_path))) == list(map(deterministic, records(output)))
     ours, theirs = weights(resumed), weights(result)

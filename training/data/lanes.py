@@ -6,11 +6,11 @@ training/data/plan.py's business.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from training.data.collate import Pack, collate
-from training.data.packing import IntArray
 from training.data.plan import (
     Decision,
     DocumentIndex,
@@ -22,6 +22,9 @@ from training.data.plan import (
     turns,
 )
 from training.data.reader import CorpusReader
+
+if TYPE_CHECKING:
+    from training.data.packing import IntArray
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,268 @@
+"""Steps over aligned rows, checkpoints of slow ones, and cuts found in rounds."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from etl.errors import SchemaError
+from etl.stages import passes
+from etl.stages.context import Context
+from etl.stages.ingest import ingest
+from etl.stages.passes import RunSteps, run_cut
+from etl.storage.dataset import Dataset
+from etl.step import Step, append, drop, live
+from tests.engines.inprocess import IdleEngine, InProcessEngine
+from tests.etl.stages.toys import (
+    FILTER,
+    make_recipe,
+    mixed_rows,
+    plain_rows,
+    read,
+    run,
+    scores,
+    stage,
+    verdicts,
+    write_jsonl,
+    write_parquet,
+)
+
+
+class OutOfLuckError(Exception):
+    """What the toy model raises."""
+
+
+class SlowStep(Step):
+    """Stands for a model: counts the rows that it is given, and fails when it has seen enough of them."""
+
+    kind: str = "slow"
+    slow: ClassVar[bool] = True
+    adds: ClassVar[pa.Schema] = pa.schema([("length", pa.int64())])
+    reads: ClassVar[tuple[str, ...]] = ("source_example_id",)
+    seen: ClassVar[list[str]] = []
+    fails_after: ClassVar[int | None] = None
+
+    def open(self):
+        def measure(batch):
+            for name in batch.column("source_example_id").to_pylist():
+                if len(self.seen) == self.fails_after:
+                    raise OutOfLuckError(name)
+                self.seen.append(name)
+            length = pc.utf8_length(batch.column("source_example_id"))
+            batch = drop(batch, self.kind, pc.equal(length, 3), "three", length)
+            return append(batch, self.adds, [length])
+
+        return measure
+
+
+@dataclass(frozen=True)
+class ToyPipeline:
+    """What RunSteps uses of a Pipeline, which is a closed union of kinds."""
+
+    steps: tuple = (SlowStep(),)
+    slow: bool = True
+    added: pa.Schema = field(default_factory=lambda: SlowStep.adds)
+
+    def reads(self):
+        return ["source_example_id"]
+
+
+@pytest.fixture
+def slow_step():
+    SlowStep.seen.clear()
+    SlowStep.fails_after = None
+    return SlowStep
+
+
+@pytest.fixture
+def ingested(tmp_path):
+    """2,500 rows in row groups of 900."""
+    rows = [item | {"query": f"q{n}", "synthetic_answer": "a"} for n, item in enumerate(plain_rows(2500))]
+    source = write_parquet(tmp_path / "a.parquet", rows, row_group_size=900)
+    recipe = make_recipe(tmp_path / "out", {"toy": source}, run={"split_bytes": 1 << 30})
+    context = Context(InProcessEngine(), recipe, lambda line: None)
+    return context, ingest(context)
+
+
+def run_slow(context, rows):
+    job = context.job("slow", "SLOW", passes.aligned(SlowStep.adds), {}, rows)
+    work = RunSteps(rows, ToyPipeline(), job.folder / passes.CHECKPOINTS / job.fingerprint)
+    return context.engine.map(job, rows.splits, work)
+
+
+def test_slow_step_resumes_at_its_last_checkpoint(ingested, slow_step, monkeypatch):
+    monkeypatch.setattr(passes, "CHECKPOINT_ROWS", 200)
+    context, rows = ingested
+    slow_step.fails_after = 1730
+    with pytest.raises(OutOfLuckError):
+        run_slow(context, rows)
+    slow_step.fails_after = None
+    dataset = run_slow(context, rows)
+    # Ranges: 900 rows are 4 of 200 and 1 of 100, twice. The kill came 130 rows into the last full range of the second
+    # row group (900 + 600 … 900 + 800), of which slices of 20 had been run.
+    computed = Counter(slow_step.seen)
+    assert set(computed) == {f"r{n}" for n in range(2500)}
+    assert {name for name, times in computed.items() if times > 1} == {f"r{n}" for n in range(1700, 1730)}
+    assert [item["length"] for item in read(dataset)] == [len(f"r{n}") for n in range(2500)]
+
+
+def test_interrupted_slow_step_equals_an_uninterrupted_one(ingested, slow_step, monkeypatch):
+    monkeypatch.setattr(passes, "CHECKPOINT_ROWS", 200)
+    context, rows = ingested
+    for count in (50, 60, 1111):
+        slow_step.fails_after = len(slow_step.seen) + count
+        with pytest.raises(OutOfLuckError):
+            run_slow(context, rows)
+    slow_step.fails_after = None
+    resumed = run_slow(context, rows).manifest
+    (context.output / "slow").remove_tree()
+    whole = run_slow(context, rows).manifest
+    assert resumed == whole
+    assert whole.accounting == {"toy": {"slow": {"in": 2500, "made": 0, "kept": 2410, "three": 90}}}
+    assert whole.parts[0].row_groups == (900, 900, 700)
+
+
+def test_checkpoint_covers_at_most_1000_rows(ingested, slow_step):
+    context, rows = ingested
+    slow_step.fails_after = 2400
+    with pytest.raises(OutOfLuckError):
+        run_slow(context, rows)
+    stored = [path for path, _ in (context.output / "slow").walk() if path.startswith(passes.CHECKPOINTS)]
+    assert [path.rpartition("/")[2] for path in stored] == ["0000000000.arrow", "0000000900.arrow"]
+
+
+def test_checkpoint_is_written_when_its_time_is_up(ingested, slow_step, monkeypatch):
+    monkeypatch.setattr(passes, "CHECKPOINT_S", 0.0)
+    context, rows = ingested
+    slow_step.fails_after = 65
+    with pytest.raises(OutOfLuckError):
+        run_slow(context, rows)
+    stored = [path for path, _ in (context.output / "slow").walk() if path.startswith(passes.CHECKPOINTS)]
+    assert [path.rpartition("/")[2] for path in stored] == [f"{start:010d}.arrow" for start in (0, 20, 40)]
+
+
+def test_checkpoints_are_gone_after_the_commit(ingested, slow_step):
+    context, rows = ingested
+    run_slow(context, rows)
+    assert not [path for path, _ in (context.output / "slow").walk() if passes.CHECKPOINTS in path]
+
+
+def test_aligned_table_repeats_parts_and_row_groups(tmp_path):
+    write_parquet(tmp_path / "a.parquet", mixed_rows(120), row_group_size=30)
+    write_jsonl(tmp_path / "b.jsonl", mixed_rows(30, seed=1))
+    sources = {"a": tmp_path / "a.parquet", "b": tmp_path / "b.jsonl"}
+    run(make_recipe(tmp_path / "out", sources, stages=["filter"], filter=FILTER))
+    base = stage(tmp_path / "out", "ingest")
+    for name in ("filter", "english_share"):
+        side = stage(tmp_path / "out", name)
+        assert [(p.split, p.row_groups) for p in side.manifest.parts] == [
+            (p.split, p.row_groups) for p in base.manifest.parts
+        ]
+        assert [item["id"] for item in read(side)] == [item["id"] for item in read(base)]
+
+
+def test_verdict_is_cumulative_and_never_changes(tmp_path):
+    write_parquet(tmp_path / "a.parquet", mixed_rows(150))
+    run(make_recipe(tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["filter"], filter=FILTER))
+    first, second = verdicts(tmp_path / "out", "filter"), verdicts(tmp_path / "out", "english_share")
+    assert first
+    assert len(second) > len(first)
+    assert second | first == second
+
+
+def test_share_cut_keeps_the_share_exactly(tmp_path):
+    write_parquet(tmp_path / "a.parquet", mixed_rows(200))
+    run(make_recipe(tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["filter"], filter=FILTER))
+    before = read(stage(tmp_path / "out", "filter"))
+    after = read(stage(tmp_path / "out", "english_share"))
+    alive = [(row["detected_language"], cut["verdict"] is None) for row, cut in zip(before, after, strict=True)
+             if row["verdict"] is None]  # fmt: skip
+    english = sum(language == "en" for language, _ in alive)
+    others = len(alive) - english
+    # 0.7 of what is left is English: the other languages are too many.
+    expected = round(Fraction(3, 7) * english)
+    assert others > expected
+    assert Counter(alive) == {("en", True): english, ("de", True): expected, ("de", False): others - expected}
+    manifest = stage(tmp_path / "out", "english_share").manifest
+    stored = manifest.thresholds["english_share"]
+    assert (stored["inside"]["keep"], stored["outside"]["keep"]) == (english, expected)
+    assert {verdict for verdict in verdicts(tmp_path / "out", "english_share").values() if verdict[0] != "answer"} == {
+        ("english_share", "over_share", "de")
+    }
+
+
+def test_percentile_cut_drops_the_top_of_each_group(tmp_path, ngram_model):
+    write_parquet(tmp_path / "a.parquet", mixed_rows(150))
+    recipe = make_recipe(
+        tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["filter", "score"], filter=FILTER,
+        score=scores(ngram_model),
+    )  # fmt: skip
+    run(recipe)
+    languages = [item["detected_language"] for item in read(stage(tmp_path / "out", "filter"))]
+    scored, cut = read(stage(tmp_path / "out", "score")), read(stage(tmp_path / "out", "strange"))
+    rows = [(language, item["perplexity"], after["verdict"] is None)
+            for language, item, after in zip(languages, scored, cut, strict=True) if item["verdict"] is None]  # fmt: skip
+    for group in ("en", "de"):
+        mine = sorted((score, kept) for language, score, kept in rows if language == group)
+        keep = -(-9 * len(mine) // 10)
+        assert sum(kept for _, kept in mine) == keep
+        assert max(score for score, kept in mine if kept) <= min(score for score, kept in mine if not kept)
+
+
+def test_ties_are_cut_exactly_and_alike_for_any_order_of_rows(tmp_path):
+    """All scores equal: the quota is met by the hash of the id, whatever file a row came from."""
+    rows = mixed_rows(120)
+    write_parquet(tmp_path / "one" / "a.parquet", rows)
+    write_jsonl(tmp_path / "two" / "b.jsonl", rows[70:])
+    write_jsonl(tmp_path / "two" / "a.jsonl", rows[70:0:-1] + rows[:1])
+    kept = []
+    for name in ("one", "two"):
+        run(make_recipe(tmp_path / f"out-{name}", {"a": tmp_path / name}, stages=["filter"], filter=FILTER))
+        kept.append(verdicts(tmp_path / f"out-{name}", "english_share"))
+    assert kept[0] == kept[1]
+    assert len(kept[0]) > 10
+
+
+def test_cut_that_touches_nobody_drops_nobody(tmp_path):
+    write_parquet(tmp_path / "a.parquet", plain_rows(20))
+    run(make_recipe(tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["filter"], filter=FILTER))
+    assert verdicts(tmp_path / "out", "english_share") == {}
+
+
+def test_missing_column_fails_before_a_row_is_read(tmp_path, ngram_model):
+    write_parquet(tmp_path / "a.parquet", plain_rows(3))
+    recipe = make_recipe(
+        tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["score"], score=scores(ngram_model)
+    )
+    with pytest.raises(SchemaError, match="cut 'strange' reads \\['detected_language'\\]"):
+        run(recipe, IdleEngine())
+    assert not (tmp_path / "out").exists()
+
+
+def test_rounds_are_committed(tmp_path):
+    """A cut that was killed goes on from the rounds that it has counted."""
+    write_parquet(tmp_path / "a.parquet", mixed_rows(60))
+    recipe = make_recipe(tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["filter"], filter=FILTER)
+    result = run(recipe)
+    rows = result.rows.__class__(result.rows.base, result.rows.sides[:1])
+    context = Context(IdleEngine(), recipe, lambda line: None)
+    again = run_cut(context, rows, recipe.filter.cuts[0])
+    assert again.sides[-1].dataset.manifest == Dataset.open(f"{recipe.output}/english_share").manifest
+
+
+def test_rows_with_a_verdict_are_not_measured(tmp_path):
+    write_parquet(tmp_path / "a.parquet", mixed_rows(100))
+    run(make_recipe(tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["filter"], filter=FILTER))
+    rows = [item for item in read(stage(tmp_path / "out", "filter")) if item["verdict"]]
+    lost = [item for item in rows if item["verdict"]["step"] == "answer"]
+    assert lost
+    assert all(item["detected_language"] is None for item in lost)
+
+
+def test_live_of_a_batch_without_verdicts():
+    batch = pa.record_batch({"verdict": pa.nulls(3, passes.aligned(pa.schema([])).field("verdict").type)})
+    assert live(batch).to_pylist() == [True] * 3

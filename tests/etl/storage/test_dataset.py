@@ -1,0 +1,390 @@
+"""The protocol that commits a dataset: resumed, raced, killed at every storage operation, and read by strangers."""
+
+import pickle
+
+import pyarrow as pa
+import pytest
+
+from etl.errors import DataError
+from etl.hashing import ContentDigest
+from etl.storage.dataset import MANIFEST, PLAN, Build, Chunk, Dataset, write_dataset
+from etl.storage.location import Location
+from tests.etl.storage.builds import (
+    NUMBERS,
+    InLine,
+    Plain,
+    chunks_of,
+    counted,
+    job,
+    numbers,
+    values,
+)
+
+SPLITS = [[[1, 2], [3]], [], [[4], [5, 6, 7]]]
+ALL = [1, 2, 3, 4, 5, 6, 7]
+
+
+def build(folder: Location, engine: InLine | None = None, splits=SPLITS, fn=chunks_of, **changes) -> Dataset:
+    return (engine or InLine()).map(job(folder, **changes), splits, fn)
+
+
+def manifest_bytes(folder: Location) -> bytes:
+    return (folder / MANIFEST).read()
+
+
+def data_files(folder: Location) -> list[str]:
+    return [path for path, _ in folder.walk() if not path.startswith("_")]
+
+
+def test_what_a_manifest_says(folder):
+    manifest = build(folder).manifest
+    assert (manifest.stage, manifest.table, manifest.splits) == ("toy", "NUMBERS", 3)
+    assert (manifest.rows_in, manifest.rows_out) == (11, 7)
+    assert manifest.accounting == {"toy": {"toy": {"in": 11, "made": 0, "kept": 7, "odd": 4}}}
+    assert [(part.split, part.rows, part.row_groups) for part in manifest.parts] == [(0, 3, (2, 1)), (2, 4, (1, 3))]
+    digest = ContentDigest()
+    digest.add(numbers(*reversed(ALL)))
+    assert manifest.content_digest == str(digest)
+    assert data_files(folder) == sorted(part.path for part in manifest.parts)
+
+
+def test_reading_goes_row_group_by_row_group(folder):
+    dataset = build(folder)
+    groups = [[1, 2], [3], [4], [5, 6, 7]]
+    assert [batch.column("n").to_pylist() for batch in dataset.read()] == groups
+    assert [batch.column("n").to_pylist() for batch in dataset.read_split(2)] == groups[2:]
+    assert list(dataset.read_split(1)) == []
+    swapped = next(dataset.read(["word", "n"]))
+    assert swapped.schema.names == ["word", "n"]
+    assert swapped.schema.metadata is None
+    assert dataset.schema == NUMBERS
+    assert [part.split for part in dataset.parts_of(2)] == [2]
+
+
+def test_a_dataset_without_rows(folder):
+    dataset = build(folder, splits=[[], []])
+    assert (dataset.manifest.rows_out, dataset.manifest.parts, list(dataset.read())) == (0, (), [])
+    assert dataset.schema == pa.schema([])
+    assert build(folder / "none", splits=[]).manifest.splits == 0
+
+
+def test_a_folder_without_a_manifest_is_no_dataset(folder):
+    (folder / "part-00000-x.parquet").create(b"x")
+    with pytest.raises(DataError, match="is not a committed dataset"):
+        Dataset.open(folder)
+
+
+def test_a_path_below_a_file_is_no_dataset(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="is not a committed dataset"):
+        Dataset.open(tmp_path.joinpath("file").as_posix())
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"format": 1}'])
+def test_a_damaged_manifest_is_a_data_error_and_is_rebuilt(folder, text):
+    build(folder)
+    good = manifest_bytes(folder)
+    (folder / MANIFEST).replace(text)
+    with pytest.raises(DataError, match=r"_manifest\.json is damaged"):
+        Dataset.open(folder)
+    engine = InLine()
+    build(folder, engine)
+    assert manifest_bytes(folder) == good
+    assert engine.asked == []
+
+
+def test_a_dataset_pickles_without_its_manifest(folder):
+    dataset = build(folder)
+    data = pickle.dumps(dataset)
+    assert len(data) < 400
+    assert pickle.loads(data).manifest == dataset.manifest
+
+
+def test_a_committed_dataset_is_adopted(folder):
+    build(folder)
+    before = dict(folder.walk())
+    engine = InLine()
+    assert values(build(folder, engine)) == ALL
+    assert engine.asked == []
+    assert dict(folder.walk()) == before
+
+
+def test_a_build_goes_on_where_it_stopped(folder):
+    def only_the_first(split):
+        if split == SPLITS[2]:
+            raise RuntimeError("the task failed")
+        return chunks_of(split)
+
+    with pytest.raises(RuntimeError):
+        build(folder, fn=only_the_first)
+    engine = InLine()
+    resumed = build(folder, engine)
+    assert engine.asked == [[2]]
+    assert manifest_bytes(folder) == to_bytes(build(folder / "fresh"))
+    assert values(resumed) == ALL
+
+
+def to_bytes(dataset: Dataset) -> bytes:
+    return manifest_bytes(dataset.folder)
+
+
+def test_a_resumed_build_keeps_the_plan_that_it_began_with(folder):
+    started = Build(job(folder))
+    started.plan(SPLITS)
+    build(folder, splits=[[[9]]])
+    assert values(Dataset.open(folder)) == ALL
+
+
+def test_a_split_without_a_receipt_is_not_committed(folder):
+    begun = Build(job(folder))
+    plan = begun.plan(SPLITS)
+    begun.write(0, chunks_of(SPLITS[0]))
+    with pytest.raises(DataError, match=r"split 1 of .* was not written"):
+        begun.commit(plan)
+    assert not (folder / MANIFEST).exists()
+
+
+def test_the_first_attempt_wins_and_the_part_of_the_other_goes(folder):
+    begun = Build(job(folder))
+    plan = begun.plan([0])
+    begun.write(0, [counted(numbers(1, 2))])
+    begun.write(0, [counted(numbers(8, 9))])
+    assert len(data_files(folder)) == 2
+    dataset = begun.commit(plan)
+    assert values(dataset) == [1, 2]
+    assert data_files(folder) == [dataset.manifest.parts[0].path]
+
+
+def test_an_attempt_that_writes_the_same_bytes_changes_nothing(folder):
+    begun = Build(job(folder))
+    plan = begun.plan([0])
+    for _ in range(2):
+        begun.write(0, [counted(numbers(1, 2))])
+    assert values(begun.commit(plan)) == [1, 2]
+    assert len(data_files(folder)) == 1
+
+
+def test_an_attempt_that_fails_leaves_nothing(folder):
+    begun = Build(job(folder))
+    plan = begun.plan([0])
+
+    def chunks():
+        yield counted(numbers(1))
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        begun.write(0, chunks())
+    assert data_files(folder) == []
+    assert begun.missing(plan) == [0]
+
+
+def test_another_fingerprint_clears_the_folder(folder):
+    build(folder, made_from={"version": 1})
+    (folder / "part-00000-stray.parquet").create(b"x")
+    engine = InLine()
+    build(folder, engine, splits=[[[9]]], made_from={"version": 2})
+    assert engine.asked == [[0]]
+    assert values(Dataset.open(folder)) == [9]
+    assert len(data_files(folder)) == 1
+    assert len([path for path, _ in folder.walk() if path.startswith("_receipts/")]) == 1
+
+
+def test_another_base_builds_again_under_the_same_fingerprint(folder):
+    first = build(folder, base="cut one").manifest
+    engine = InLine()
+    second = build(folder, engine, splits=[[[1, 2, 3], [4, 5, 6, 7]]], base="cut two").manifest
+    assert engine.asked == [[0]]
+    assert (first.fingerprint, first.content_digest) == (second.fingerprint, second.content_digest)
+    assert second.base == "cut two"
+    assert [part.row_groups for part in second.parts] == [(3, 4)]
+
+
+def test_an_interrupted_build_on_another_base_is_not_gone_on_with(folder):
+    begun = Build(job(folder, base="cut one"))
+    begun.plan(SPLITS)
+    begun.write(0, chunks_of(SPLITS[0]))
+    engine = InLine()
+    build(folder, engine, base="cut two")
+    assert engine.asked == [[0, 1, 2]]
+
+
+def test_a_damaged_plan_is_made_again(folder):
+    begun = Build(job(folder))
+    begun.plan(SPLITS)
+    begun.write(0, chunks_of(SPLITS[0]))
+    (folder / PLAN).replace(b"{")
+    engine = InLine()
+    assert values(build(folder, engine)) == ALL
+    assert engine.asked == [[0, 1, 2]]
+
+
+def test_a_damaged_receipt_is_a_data_error_that_names_it(folder):
+    begun = Build(job(folder))
+    plan = begun.plan(SPLITS)
+    (folder / f"_receipts/{begun.fingerprint}/00001.json").create(b"")
+    with pytest.raises(DataError, match=r"00001\.json is damaged"):
+        begun.missing(plan)
+
+
+def test_a_plan_that_another_run_writes_first_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(Location, "create", lambda *_: False)
+    with pytest.raises(DataError, match="another run is writing"):
+        Build(job(folder)).plan(SPLITS)
+
+
+def test_accounts_that_do_not_close_are_refused(folder):
+    begun = Build(job(folder))
+    plan = begun.plan([0])
+    begun.write(0, [Chunk(numbers(1), 2, {"web": {"step": {"in": 2, "made": 0, "kept": 1}}})])
+    with pytest.raises(DataError, match=r"do not close: web/step: in \+ made exceeds kept \+ lost by 1 rows"):
+        begun.commit(plan)
+    assert not (folder / MANIFEST).exists()
+
+
+def test_thresholds_and_inherited_accounts_are_in_the_manifest(folder):
+    told = job(folder).with_thresholds({"cut": {"all": 1}}).with_inherited({"toy": {"earlier": {"in": 3, "kept": 3}}})
+    assert told.fingerprint == job(folder).fingerprint
+    manifest = InLine().map(told, SPLITS, chunks_of).manifest
+    assert manifest.thresholds == {"cut": {"all": 1}}
+    assert manifest.accounting["toy"]["earlier"] == {"in": 3, "kept": 3}
+    assert manifest.accounting["toy"]["toy"]["in"] == 11
+
+
+def test_chunks_of_counts_alone(folder):
+    begun = Build(job(folder))
+    plan = begun.plan([0])
+    counts = {"toy": {"toy": {"in": 1, "made": 0, "kept": 0, "odd": 1}}}
+    begun.write(0, [Chunk(None, 1, counts, {"h": {"1": 2}}), counted(numbers()), Chunk(None, 1, counts, {"h": {"1": 3}})])
+    manifest = begun.commit(plan).manifest
+    assert (manifest.rows_in, manifest.rows_out, manifest.parts) == (3, 0, ())
+    assert manifest.accounting == {"toy": {"toy": {"in": 3, "made": 0, "kept": 0, "odd": 3}}}
+    assert manifest.distributions == {"h": {"1": 5}}
+
+
+def partitioned(split):
+    for n in split:
+        yield counted(numbers(n, n + 10), partition=f"parity={n % 2}/tens={n // 10}")
+
+
+def test_partitions_are_folders_with_a_part_for_each_run_of_chunks(tmp_path):
+    dataset = build(Location.of(tmp_path), splits=[[1, 3, 2, 4], [5, 6]], fn=partitioned)
+    parts = [(part.split, part.path.rpartition("/")[0], part.row_groups) for part in dataset.manifest.parts]
+    assert parts == [
+        (0, "parity=1/tens=0", (2, 2)),
+        (0, "parity=0/tens=0", (2, 2)),
+        (1, "parity=1/tens=0", (2,)),
+        (1, "parity=0/tens=0", (2,)),
+    ]
+    assert values(dataset) == [1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15, 16]
+    assert Plain.read(dataset.folder) == Plain(values(dataset), values(dataset))
+
+
+def test_write_dataset_makes_one_part_a_table(folder):
+    tables = {name: pa.Table.from_batches([numbers(n)]) for n, name in enumerate(("split=a", "split=b"))}
+    dataset = write_dataset(folder, "corpus", "CORPUS", tables)
+    assert [part.path.split("/")[0] for part in dataset.manifest.parts] == ["split=a", "split=b"]
+    assert values(dataset) == [0, 1]
+
+
+# --- killed at every storage operation -------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What no code catches, as SIGKILL."""
+
+
+CHANGES = ("create", "replace", "upload", "remove", "remove_tree")
+
+
+class Reaper:
+    """Counts the operations that change storage; raises before or after the one that is due."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.due = -1
+        self.after = False
+        for name in CHANGES:
+            monkeypatch.setattr(Location, name, self._wrap(getattr(Location, name)))
+
+    def _wrap(self, method):
+        def counted_method(place, *values):
+            due = self.count == self.due
+            self.count += 1
+            if due and not self.after:
+                raise Killed
+            result = method(place, *values)
+            if due:
+                raise Killed
+            return result
+
+        return counted_method
+
+    def arm(self, due: int, after: bool) -> None:
+        self.count, self.due, self.after = 0, due, after
+
+
+def run_with_straggler(folder: Location, version: int, splits) -> Dataset:
+    """A build in which a second attempt of split 0 ends late, with other bytes."""
+    made_from = {"version": version}
+
+    def straggle() -> None:
+        Build(job(folder, made_from=made_from)).write(0, [counted(numbers(100, 101))])
+
+    return build(folder, InLine(straggle), splits=splits, made_from=made_from)
+
+
+def assert_nothing_half_written(folder: Location, allowed: list[list[int]]) -> None:
+    """Who finds a manifest finds exactly its rows, with or without knowing about manifests."""
+    try:
+        dataset = Dataset.open(folder)
+    except DataError:
+        return
+    assert values(dataset) in allowed
+    assert Plain.read(folder) == Plain(values(dataset), values(dataset))
+
+
+@pytest.mark.parametrize("before", ["empty folder", "older dataset"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_at_any_operation_and_run_again(tmp_path, monkeypatch, before, moment):
+    reaper = Reaper(monkeypatch)
+    expected = manifest_bytes(run_with_straggler(Location.of(tmp_path / "expected"), 2, SPLITS).folder)
+    due = 0
+    while True:
+        folder = Location.of(tmp_path / f"{due}")
+        reaper.arm(-1, False)
+        if before == "older dataset":
+            run_with_straggler(folder, 1, [[[50, 51]], [[52]]])
+        reaper.arm(due, moment == "after")
+        try:
+            run_with_straggler(folder, 2, SPLITS)
+        except Killed:
+            assert_nothing_half_written(folder, [[50, 51, 52], ALL])
+        else:
+            break
+        reaper.arm(-1, False)
+        again = run_with_straggler(folder, 2, SPLITS)
+        assert manifest_bytes(folder) == expected, f"killed {moment} operation {due}"
+        assert values(again) == ALL
+        assert Plain.read(folder) == Plain(ALL, ALL)
+        assert data_files(folder) == sorted(part.path for part in again.manifest.parts)
+        due += 1
+    # Manifest and tree are removed, the plan, 2 parts, 3 receipts and the straggler's two written; commit removes one
+    # part and the checkpoints, and writes the manifest.
+    assert due == 2 + 1 + 2 + 3 + 2 + 2 + 1
+
+
+def test_killed_twice_in_a_row(tmp_path, monkeypatch):
+    reaper = Reaper(monkeypatch)
+    expected = manifest_bytes(run_with_straggler(Location.of(tmp_path / "expected"), 1, SPLITS).folder)
+    for first in range(13):
+        folder = Location.of(tmp_path / f"{first}")
+        for due in (first, 12 - first):
+            reaper.arm(due, due % 2 == 0)
+            try:
+                run_with_straggler(folder, 1, SPLITS)
+            except Killed:
+                assert_nothing_half_written(folder, [ALL])
+        reaper.arm(-1, False)
+        run_with_straggler(folder, 1, SPLITS)
+        assert manifest_bytes(folder) == expected
+        assert Plain.read(folder) == Plain(ALL, ALL)
