@@ -15,7 +15,7 @@ from etl.stages.context import Context
 from etl.stages.ingest import ingest
 from etl.stages.passes import RunSteps, run_cut
 from etl.storage.dataset import Dataset
-from etl.step import Step, append, drop, live
+from etl.step import Step, append, drop
 from tests.engines.inprocess import IdleEngine, InProcessEngine
 from tests.etl.stages.toys import (
     FILTER,
@@ -102,8 +102,7 @@ def test_slow_step_resumes_at_its_last_checkpoint(ingested, slow_step, monkeypat
         run_slow(context, rows)
     slow_step.fails_after = None
     dataset = run_slow(context, rows)
-    # Ranges: 900 rows are 4 of 200 and 1 of 100, twice. The kill came 130 rows into the last full range of the second
-    # row group (900 + 600 … 900 + 800), of which slices of 20 had been run.
+    # A row group of 900 is four ranges of 200 and one of 100: the failure came 30 rows into the last of the second.
     computed = Counter(slow_step.seen)
     assert set(computed) == {f"r{n}" for n in range(2500)}
     assert {name for name, times in computed.items() if times > 1} == {f"r{n}" for n in range(1700, 1730)}
@@ -261,8 +260,3 @@ def test_rows_with_a_verdict_are_not_measured(tmp_path):
     lost = [item for item in rows if item["verdict"]["step"] == "answer"]
     assert lost
     assert all(item["detected_language"] is None for item in lost)
-
-
-def test_live_of_a_batch_without_verdicts():
-    batch = pa.record_batch({"verdict": pa.nulls(3, passes.aligned(pa.schema([])).field("verdict").type)})
-    assert live(batch).to_pylist() == [True] * 3
