@@ -58,7 +58,7 @@ class Dataset:
     def manifest(self) -> Manifest:
         try:
             return Manifest.model_validate_json((self.folder / MANIFEST).read())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise DataError(
                 f"{self.folder} is not a committed dataset (no {MANIFEST}); run the recipe that writes it"
             ) from error
@@ -219,11 +219,18 @@ class Build:
         return self.folder / f"{RECEIPTS}/{self.fingerprint}/{split:05d}.json"
 
     def receipt(self, split: int) -> Receipt | None:
-        """What a split wrote, asked for by name (a listing may lag behind)."""
+        """What a split wrote, asked for by name (a listing may lag behind).
+
+        Raises:
+            DataError: the receipt is damaged.
+        """
+        location = self._receipt_location(split)
         try:
-            return Receipt.model_validate_json(self._receipt_location(split).read())
+            return Receipt.model_validate_json(location.read())
         except FileNotFoundError:
             return None
+        except ValidationError as error:
+            raise DataError(f"{location} is damaged: {error}; remove it and run the recipe again") from error
 
     def missing(self, plan: Plan) -> list[int]:
         """The splits that have no receipt yet."""
