@@ -49,7 +49,7 @@ def read_text(url: str) -> str:
     """
     try:
         return Location.of(url).read().decode("utf-8")
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigError(f"there is no file {url}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{url} is not UTF-8 text: {error}") from error
@@ -135,10 +135,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _child(node: Any, name: str, key: str) -> Any:
     if isinstance(node, list):
-        return node[_index(node, name, key)]
-    if node.get(name) is None:
-        node[name] = {}
-    child = node[name]
+        child = node[_index(node, name, key)]
+    else:
+        if node.get(name) is None:
+            node[name] = {}
+        child = node[name]
     if not isinstance(child, dict | list):
         raise ConfigError(f"--set {key}: '{name}' is the value {child!r}, it has no keys below it")
     return child

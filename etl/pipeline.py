@@ -59,14 +59,12 @@ class Pipeline(Config):
         """The schema after all steps; cuts are checked against it.
 
         Raises:
-            SchemaError: a step or a cut reads a column that is not there at its point.
+            SchemaError: a step or a cut reads a column that is not there at its point, or is of no use to a cut.
         """
         for step in self.steps:
             schema = step.output_schema(schema)
         for cut in self.cuts:
-            missing = [name for name in cut.reads() if name not in schema.names]
-            if missing:
-                raise SchemaError(f"cut '{cut.name}' reads {missing}; at that point there are {schema.names}")
+            cut.check(schema)
         return schema
 
     def identity(self) -> list[dict[str, Any]]:

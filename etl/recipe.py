@@ -15,6 +15,11 @@ from etl.pipeline import Pipeline
 from etl.sources.spec import Source
 
 StageName = Literal["filter", "dedup", "kenlm", "score", "tokenize", "layout"]
+STAGE_NAMES = frozenset(
+    "ingest quarantine filter rounds exact_hits exact candidates edges sets pairs near_hits near clusters kenlm_sample "
+    "kenlm score tokenize harmony ctx_bucket split_hits split dropped cells layout corpus".split()
+)
+"""Folders and steps of the stages, which no cut may be called."""
 RUN_KENLM = "run:kenlm"
 """As a perplexity step's `model`: the model that this run's kenlm stage trains."""
 
@@ -104,6 +109,19 @@ class Recipe(Config):
     ctx: CtxBucketStep = CtxBucketStep()
     layout: Layout = Layout()
     run: Cutting = Cutting()
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "Recipe":
+        pipelines = [pipeline for pipeline in (self.filter, self.score) if pipeline is not None]
+        cuts = [cut.name for pipeline in pipelines for cut in pipeline.cuts]
+        taken = sorted(STAGE_NAMES.intersection(cuts))
+        if taken:
+            raise ValueError(f"cuts are called {taken}, which are folders or steps of a run; give them other names")
+        names = [*cuts, *(step.kind for pipeline in pipelines for step in pipeline.steps)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"filter and score both have {twice}; accounts are kept by step, so names must differ")
+        return self
 
     @model_validator(mode="after")
     def _stages_make_sense(self) -> "Recipe":

@@ -93,13 +93,16 @@ class SparkEngine(Engine):
             for batch in batches:
                 for index in batch.column(0).to_pylist():
                     if index == 0:
-                        yield _openers(len(numbers), exchange.schema)
-                    for rows in exchange.emit(exchange.splits[index]) if exchange.splits else ():
-                        yield _route(rows.cast(exchange.schema), position)
+                        yield _notes(len(numbers), exchange.schema, _OPENER)
+                    try:
+                        for rows in exchange.emit(exchange.splits[index]) if exchange.splits else ():
+                            yield _route(rows.cast(exchange.schema), position)
+                    except errors.StillhouseError as failure:
+                        yield _notes(len(numbers), exchange.schema, _to_text(failure))
 
         def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             bucket = numbers[TaskContext().partitionId()]
-            sorted_rows = (_without_openers(rows, exchange.schema) for rows in batches)
+            sorted_rows = (_without_notes(rows, exchange.schema) for rows in batches)
             yield _outcome(lambda: reduce(bucket, sorted_rows))
 
         schema = _routed(exchange.schema)
@@ -124,12 +127,13 @@ class SparkEngine(Engine):
                 done.set()
                 watcher.join()
         if failures:
-            kind, _, message = failures[0].partition(": ")
-            raise getattr(errors, kind)(message)
+            raise _from_text(failures[0])
 
 
 _TARGET = "_target"
-_OPENER = "_opener"
+_NOTE = "_note"
+_OPENER = ""
+"""The note of a row that only makes its bucket exist; any other note is an error of the map side."""
 _OUTCOME = "error string"
 
 
@@ -143,31 +147,50 @@ def _outcome(work: Callable[[], None]) -> pa.RecordBatch:
     try:
         work()
     except errors.StillhouseError as failure:
-        error = f"{type(failure).__name__}: {failure}"
+        error = _to_text(failure)
     return pa.record_batch({"error": pa.array([error], pa.string())})
 
 
+def _to_text(failure: errors.StillhouseError) -> str:
+    return f"{type(failure).__name__}: {failure}"
+
+
+def _from_text(text: str) -> errors.StillhouseError:
+    kind, _, message = text.partition(": ")
+    error: errors.StillhouseError = getattr(errors, kind)(message)
+    return error
+
+
 def _routed(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([*schema, pa.field(_TARGET, pa.int32()), pa.field(_OPENER, pa.bool_())])
+    return pa.schema([*schema, pa.field(_TARGET, pa.int32()), pa.field(_NOTE, pa.string())])
 
 
 def _route(rows: pa.RecordBatch, position: npt.NDArray[np.int32]) -> pa.RecordBatch:
     """Keep the rows of the wanted buckets (position >= 0) and say which partition each goes to."""
     targets = position[rows.column("bucket").to_numpy()]
-    columns = [*rows.columns, pa.array(targets), pa.repeat(False, rows.num_rows)]
+    columns = [*rows.columns, pa.array(targets), pa.nulls(rows.num_rows, pa.string())]
     return pa.RecordBatch.from_arrays(columns, schema=_routed(rows.schema)).filter(pa.array(targets >= 0))
 
 
-def _openers(num_buckets: int, schema: pa.Schema) -> pa.RecordBatch:
-    """One empty row for every bucket: Spark's optimiser takes a shuffle without rows away, reduce side included."""
+def _notes(num_buckets: int, schema: pa.Schema, note: str) -> pa.RecordBatch:
+    """A row of nulls for every bucket, before all others in it.
+
+    One that says nothing is needed because Spark's optimiser takes a shuffle without rows away, reduce side included.
+    One with an error reaches every bucket, so that none is written from what was emitted before it.
+    """
     columns = [pa.nulls(num_buckets, field.type) for field in schema]
     targets = pa.array(np.arange(num_buckets, dtype=np.int32))
-    return pa.RecordBatch.from_arrays([*columns, targets, pa.repeat(True, num_buckets)], schema=_routed(schema))
+    return pa.RecordBatch.from_arrays([*columns, targets, pa.repeat(note, num_buckets)], schema=_routed(schema))
 
 
-def _without_openers(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    rows = rows.filter(pc.invert(rows.column(_OPENER)))
-    return rows.drop_columns([_TARGET, _OPENER]).cast(schema)
+def _without_notes(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    notes = rows.column(_NOTE)
+    if notes.null_count < len(notes):
+        told = [note for note in notes.drop_null().to_pylist() if note != _OPENER]
+        if told:
+            raise _from_text(told[0])
+        rows = rows.filter(notes.is_null())
+    return rows.drop_columns([_TARGET, _NOTE]).cast(schema)
 
 
 def _progress() -> Progress:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from etl.config import Config
+from etl.errors import SchemaError
 from etl.hashing import hash_array
 
 DIGITS = 6
@@ -54,8 +55,8 @@ class Cut(Config):
     """
 
     kind: str
-    name: str
-    """The step that a dropped row's verdict names."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """The step that a dropped row's verdict names, and the folder of the cut's dataset."""
     reason: ClassVar[str]
     first_digit: ClassVar[int] = 0
     """Digits before this one are equal for all rows (a cut without a score starts at the hash)."""
@@ -63,6 +64,27 @@ class Cut(Config):
     def reads(self) -> tuple[str, ...]:
         """Columns that the cut looks at."""
         raise NotImplementedError
+
+    def numeric(self) -> tuple[str, ...]:
+        """Those of them that must be numbers; the others must be text."""
+        raise NotImplementedError
+
+    def check(self, schema: pa.Schema) -> None:
+        """Find a wrong column before a row is read.
+
+        Raises:
+            SchemaError: a column is absent, or of another type than the cut needs.
+        """
+        missing = [name for name in self.reads() if name not in schema.names]
+        if missing:
+            raise SchemaError(f"cut '{self.name}' reads {missing}; at that point there are {schema.names}")
+        for name in self.reads():
+            kind = schema.field(name).type
+            number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+            if name in self.numeric() and not number:
+                raise SchemaError(f"cut '{self.name}' needs a number, column '{name}' is {kind}")
+            if name not in self.numeric() and not pa.types.is_string(kind):
+                raise SchemaError(f"cut '{self.name}' needs text, column '{name}' is {kind}")
 
     def group(self, batch: pa.RecordBatch) -> pa.Array:
         """The group of each row, string; null for a row that the cut leaves alone."""
@@ -92,6 +114,9 @@ class ShareCut(Cut):
 
     def reads(self) -> tuple[str, ...]:
         return (self.column,)
+
+    def numeric(self) -> tuple[str, ...]:
+        return ()
 
     def group(self, batch: pa.RecordBatch) -> pa.Array:
         inside = pc.is_in(batch.column(self.column), value_set=pa.array(self.values, pa.string()))
@@ -126,6 +151,9 @@ class PercentileCut(Cut):
     def reads(self) -> tuple[str, ...]:
         return (self.column, *self.within)
 
+    def numeric(self) -> tuple[str, ...]:
+        return (self.column,)
+
     def group(self, batch: pa.RecordBatch) -> pa.Array:
         parts = [pc.fill_null(batch.column(name), "") for name in self.within]
         label = pc.binary_join_element_wise(*parts, "/") if parts else pa.repeat("all", batch.num_rows)
@@ -158,8 +186,9 @@ class Threshold(Config):
 
 def keys(cut: Cut, batch: pa.RecordBatch) -> Digits:
     """The key of each row: int32 [rows, DIGITS], each digit in [0, RADIX)."""
-    scores = pc.fill_null(cut.score(batch).cast(pa.float32()), 0.0).to_numpy(zero_copy_only=False) + np.float32(0)
-    bits = scores.view(np.uint32)
+    scores = pc.fill_null(cut.score(batch).cast(pa.float32(), safe=False), 0.0).to_numpy(zero_copy_only=False)
+    # Adding 0 makes -0.0 the same key as 0.0.
+    bits = (scores + np.float32(0)).view(np.uint32)
     ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
     hashes = hash_array(batch.column("id"), _HASH_SEED)
     digits = np.empty((len(scores), DIGITS), np.int32)

@@ -1,8 +1,8 @@
 """Finding a source's files and cutting them into splits.
 
 Parquet is cut at row groups, plain JSONL at byte ranges, a compressed JSONL file is one split. A file's identity is its
-path below the source's folder, its size and its etag; a local file has no etag and is hashed (a few GB a second, and
-the page cache then holds what ingest reads next).
+path below the source's folder, its size and its etag; a file of a store without one, such as a local disk, is hashed (a
+few GB a second, and the page cache then holds what ingest reads next).
 """
 
 import posixpath
@@ -72,7 +72,8 @@ def _expand(name: str, pattern: Location) -> Iterator[InputFile]:
     path = pattern.path
     if any(sign in path for sign in "*?["):
         folder = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
-        paths = [item for item in fs.glob(path) if _readable(item)]
+        matches = [item for item, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
+        paths = [item for item in matches if _readable(item) and not _hidden(item.removeprefix(folder))]
     elif fs.isdir(path):
         folder = path
         paths = [item for item in fs.find(path) if _readable(item) and not _hidden(item.removeprefix(path))]
@@ -105,11 +106,10 @@ def _hidden(relative: str) -> bool:
 
 
 def _etag(location: Location, info: dict[str, Any]) -> str:
-    for key in ("ETag", "etag", "md5Hash", "checksum", "crc32c"):
+    changing = ("ETag", "etag", "md5Hash", "checksum", "crc32c", "mtime", "LastModified", "updated")
+    for key in () if location.is_local else changing:
         if info.get(key):
             return str(info[key]).strip('"')
-    if not location.is_local:
-        return str(info.get("mtime") or info.get("LastModified") or info.get("updated"))
     digest = xxhash.xxh3_128()
     with location.open() as file:
         while block := file.read(_BLOCK):
@@ -121,12 +121,14 @@ def cut(name: str, source: Source, files: Sequence[InputFile], split_bytes: int)
     """Splits of about `split_bytes` of stored bytes each.
 
     Raises:
-        SourceError: a Parquet footer is damaged.
+        SourceError: a Parquet footer is damaged, or what a compressed file needs is not installed.
     """
     for file in files:
         if file.format == "parquet":
             yield from _cut_parquet(name, source, file, split_bytes)
-        elif infer_compression(file.url):
+        elif file.url.endswith(COMPRESSIONS):
+            if infer_compression(file.url) is None:
+                raise SourceError(f"source '{name}': {file.url} needs a decompressor; install the package zstandard")
             yield InputSplit(source=name, file=file, start=0, end=file.bytes)
         else:
             for start in range(0, file.bytes, split_bytes):

@@ -7,6 +7,8 @@ object a row, except for meta_json (about 1 µs a row); JSONL costs one orjson p
 """
 
 import io
+import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
@@ -83,9 +85,9 @@ def _read_parquet(location: Location, shape: ColumnsShape, split: InputSplit) ->
                 raise SourceError(f"{location}: row group {group} is damaged ({error}); replace the file") from error
             for piece in _pieces(table):
                 columns = {name: piece[name].combine_chunks() for name in wanted}
-                for name in shape.text_columns:
-                    if name in columns:
-                        columns[name] = _as_text(columns[name])
+                for name, column in columns.items():
+                    if name in shape.text_columns or _is_bytes(column.type):
+                        columns[name] = _as_text(column)
                 yield RawBatch(columns, pa.array(range(row, row + len(piece)), pa.int64()))
                 row += len(piece)
 
@@ -101,6 +103,10 @@ def _textual(kind: pa.DataType, prose: bool) -> bool:
         pa.types.is_large_binary, pa.types.is_null,
     )  # fmt: skip
     return any(test(kind) for test in tests)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _as_text(array: pa.Array) -> pa.Array:
@@ -159,7 +165,7 @@ def _lines(location: Location, split: InputSplit) -> Iterator[tuple[int, bytes]]
                 if text.strip():
                     yield position, text.removesuffix(b"\n")
                 position += len(line)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise SourceError(f"{location} cannot be read to its end ({error}); replace or remove it") from error
 
 
@@ -204,25 +210,25 @@ def _quarantine_bad_text(batch: RawBatch, shape: ColumnsShape) -> None:
     """Take out the rows in which some text is not UTF-8 (Parquet readers do not check)."""
     good = np.ones(len(batch.positions), bool)
     for name, column in batch.columns.items():
-        if not pa.types.is_string(column.type):
-            continue
         try:
             column.validate(full=True)
         except pa.ArrowInvalid:
-            for index, value in enumerate(column.cast(pa.binary()).to_pylist()):
-                if good[index] and value is not None and not _is_utf8(value):
+            for index in map(int, np.flatnonzero(good)):
+                text = _not_utf8(column[index])
+                if text is not None:
                     good[index] = False
                     position = batch.positions[index].as_py()
-                    batch.bad.append(Bad(position, "invalid_utf8", f"column '{name}'", value[:RAW_BYTES]))
+                    batch.bad.append(Bad(position, "invalid_utf8", f"column '{name}'", text[:RAW_BYTES]))
     _keep(batch, good)
 
 
-def _is_utf8(value: bytes) -> bool:
+def _not_utf8(value: pa.Scalar) -> bytes | None:
+    """The text in a value, nested or not, that is not UTF-8; None when all is."""
     try:
-        value.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+        value.as_py()
+    except UnicodeDecodeError as error:
+        return error.object
+    return None
 
 
 def _quarantine_nulls(batch: RawBatch, shape: ColumnsShape) -> None:
@@ -231,7 +237,8 @@ def _quarantine_nulls(batch: RawBatch, shape: ColumnsShape) -> None:
     for name in shape.required:
         for index in np.flatnonzero(np.asarray(batch.columns[name].is_null()) & good):
             good[index] = False
-            raw = orjson.dumps({key: _plain(column[int(index)].as_py()) for key, column in batch.columns.items()})
+            row = {key: _plain(column[int(index)].as_py()) for key, column in batch.columns.items()}
+            raw = orjson.dumps(row, default=str)
             batch.bad.append(
                 Bad(batch.positions[int(index)].as_py(), f"missing_{name}", "null or absent", raw[:RAW_BYTES])
             )

@@ -45,6 +45,8 @@ MAX_EDGES = 50_000_000
 """Pairs that one task may hold for connected components: about 5 GB."""
 _KEY_SEED = 0x6B6579
 _OUT_ROWS = 1 << 16
+PAIR_BLOCK = 1 << 20
+"""Candidate pairs that one task makes distinct at once: 16 MB."""
 
 HIT = pa.schema(
     [
@@ -100,6 +102,19 @@ def living(rows: Rows, split: int, columns: list[str]) -> Iterator[tuple[pa.Reco
         yield batch.filter(alive), keys[alive.to_numpy(zero_copy_only=False)]
 
 
+class Counted:
+    """A stream of batches that counts the rows it has given."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self.rows = 0
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._batches:
+            self.rows += batch.num_rows
+            yield batch
+
+
 def groups(batches: Iterable[pa.RecordBatch], key: list[str]) -> Iterator[pa.Table]:
     """Whole groups of equal keys from a sorted stream, many to a table; an open group waits for the next batch."""
     held: list[pa.RecordBatch] = []
@@ -116,6 +131,21 @@ def groups(batches: Iterable[pa.RecordBatch], key: list[str]) -> Iterator[pa.Tab
             held = table.slice(cut).combine_chunks().to_batches()
     if held:
         yield pa.Table.from_batches(held).combine_chunks()
+
+
+def recut(batches: Iterable[pa.RecordBatch], rows: int = _OUT_ROWS) -> Iterator[Chunk]:
+    """The same rows in row groups of `rows`, so that a file does not show in which batches an engine handed them out."""
+    held: list[pa.RecordBatch] = []
+    num_held = 0
+    for batch in batches:
+        held.append(batch)
+        num_held += batch.num_rows
+        while num_held >= rows:
+            table = pa.Table.from_batches(held).combine_chunks()
+            yield from (Chunk(piece) for piece in table.slice(0, rows).to_batches())
+            held, num_held = table.slice(rows).to_batches(), num_held - rows
+    if num_held:
+        yield from (Chunk(piece) for piece in pa.Table.from_batches(held).combine_chunks().to_batches())
 
 
 # --- exact ---------------------------------------------------------------------------------------------------------
@@ -146,6 +176,12 @@ class EmitContent:
 
 def exact_hits(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
     """Groups of equal content, sorted by row digest and id: HIT rows for those with more than one member."""
+    counted = Counted(batches)
+    yield from recut(_groups_of_equal_content(counted))
+    yield Chunk(None, counted.rows)
+
+
+def _groups_of_equal_content(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for table in groups(batches, ["content"]):
         content = hash_array(table["content"].combine_chunks())
         starts = np.flatnonzero(np.concatenate([[True], content[1:] != content[:-1]]))
@@ -159,8 +195,7 @@ def exact_hits(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk
             pa.array(size.astype(np.int32)),
             pa.array((np.arange(len(first)) - first).astype(np.int32)),
         ]
-        hits = pa.RecordBatch.from_arrays(columns, schema=HIT).filter(pa.array(size > 1))
-        yield Chunk(hits, table.num_rows)
+        yield pa.RecordBatch.from_arrays(columns, schema=HIT).filter(pa.array(size > 1))
 
 
 def exact(context: Context, rows: Rows) -> Rows:
@@ -294,7 +329,14 @@ class PairUp:
     max_partners: int
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        counted = Counted(batches)
         stream = CandidateStream(self.max_partners)
+        for pairs in _blocks(self._pairs(counted, stream), PAIR_BLOCK):
+            yield from (Chunk(batch) for batch in _edges(pairs).to_batches(max_chunksize=_OUT_ROWS))
+        yield Chunk(None, counted.rows, {}, {"pairs_left_out": stream.num_left_out} if stream.num_left_out else {})
+
+    def _pairs(self, batches: Iterable[pa.RecordBatch], stream: CandidateStream) -> Iterator[I64]:
+        """Pairs of row keys, int64 [pairs, 2], smaller key first."""
         tail = np.empty(0, np.int64)
         seen = 0
         for batch in batches:
@@ -303,16 +345,30 @@ class PairUp:
             left, right = stream.push(batch.column("band").to_numpy(), ordinals)
             first = seen - len(tail)
             seen += batch.num_rows
-            yield from _edges(rows[left - first], rows[right - first], batch.num_rows)
+            yield np.sort(np.stack([rows[left - first], rows[right - first]], axis=1), axis=1)
             tail = rows[-self.max_partners :]
-        yield Chunk(None, 0, {}, {"pairs_left_out": stream.num_left_out} if stream.num_left_out else {})
 
 
-def _edges(left: I64, right: I64, rows_in: int) -> Iterator[Chunk]:
-    """Distinct pairs, smaller row first, component not known yet."""
-    pairs = np.unique(np.stack([np.minimum(left, right), np.maximum(left, right)], axis=1), axis=0)
-    columns = [np.full(len(pairs), -1, np.int64), pairs[:, 0], pairs[:, 1]]
-    yield Chunk(pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=EDGE), rows_in)
+def _blocks(arrays: Iterable[I64], size: int) -> Iterator[I64]:
+    """The rows of a stream of arrays, `size` at a time."""
+    held: list[I64] = []
+    num_held = 0
+    for array in arrays:
+        held.append(array)
+        num_held += len(array)
+        if num_held >= size:
+            whole = np.concatenate(held)
+            yield from (whole[at : at + size] for at in range(0, num_held - size + 1, size))
+            held, num_held = [whole[num_held - num_held % size :]], num_held % size
+    if num_held:
+        yield np.concatenate(held)
+
+
+def _edges(pairs: I64) -> pa.Table:
+    """Distinct pairs, component not known yet."""
+    distinct = np.unique(pairs, axis=0)
+    columns = [np.full(len(distinct), -1, np.int64), distinct[:, 0], distinct[:, 1]]
+    return pa.Table.from_arrays([pa.array(column) for column in columns], schema=EDGE)
 
 
 def _read_edges(dataset: Dataset, columns: tuple[str, str]) -> tuple[I64, I64]:
@@ -434,18 +490,30 @@ class Verify:
     threshold: float
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        for table in groups(batches, ["component"]):
-            is_edge = table["is_edge"].combine_chunks()
-            sets = table.filter(pc.invert(is_edge)).sort_by("a").combine_chunks()
-            edges = table.filter(is_edge)
-            rows = sets["a"].to_numpy()
-            left = np.searchsorted(rows, edges["a"].to_numpy())
-            right = np.searchsorted(rows, edges["b"].to_numpy())
-            lists = sets["shingles"].combine_chunks()
-            offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int64)
-            hashes = lists.flatten().to_numpy().view(np.uint64)
-            jaccard = jaccard_pairs(offsets, hashes, left, right)
-            yield Chunk(self._pairs(sets, left, right, jaccard), edges.num_rows)
+        pairs_in = 0
+
+        def verified() -> Iterator[pa.RecordBatch]:
+            nonlocal pairs_in
+            for table in groups(batches, ["component"]):
+                pairs_in += pc.sum(table["is_edge"]).as_py()
+                yield self._verify(table)
+
+        yield from recut(verified())
+        yield Chunk(None, pairs_in)
+
+    def _verify(self, table: pa.Table) -> pa.RecordBatch:
+        """Whole components at once."""
+        is_edge = table["is_edge"].combine_chunks()
+        sets = table.filter(pc.invert(is_edge)).sort_by("a").combine_chunks()
+        edges = table.filter(is_edge)
+        rows = sets["a"].to_numpy()
+        left = np.searchsorted(rows, edges["a"].to_numpy())
+        right = np.searchsorted(rows, edges["b"].to_numpy())
+        lists = sets["shingles"].combine_chunks()
+        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int64)
+        hashes = lists.flatten().to_numpy().view(np.uint64)
+        jaccard = jaccard_pairs(offsets, hashes, left, right)
+        return self._pairs(sets, left, right, jaccard)
 
     def _pairs(self, sets: pa.Table, left: I64, right: I64, jaccard: npt.NDArray[np.float64]) -> pa.RecordBatch:
         # The tolerance lets 4/5 count as 0.8 whatever the rounding of the division.

@@ -7,7 +7,7 @@ A validation row whose prompt also stands in train is dropped first, with its re
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from etl.mixture.sampling import in_sample, purpose_seed
 from etl.recipe import Layout
 from etl.schema import CTX_BUCKETS, ID, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
 from etl.stages.context import Context
-from etl.stages.dedup import HIT, Mark, buckets_of, groups, living, mark_hits, uuid_text
+from etl.stages.dedup import HIT, Counted, Mark, buckets_of, groups, living, mark_hits, recut, uuid_text
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Chunk, Dataset
 from etl.storage.manifest import Accounting, sum_counts
@@ -36,6 +36,8 @@ ROW_GROUP_TOKENS = 1 << 20
 _SLICE_BYTES = 1 << 16
 _HELD_BYTES = 64 << 20
 _ORDER_SEED = 0x6F72646572
+_NOT_IN_THE_ID = ("split_key", "license", "language", "meta_json")
+"""In what rows of one id can differ, where exact dedup is off: with these their order does not depend on arrival."""
 
 SCHEMA_V0 = pa.schema(
     [
@@ -109,6 +111,12 @@ class EmitPrompts:
 
 def leaked_prompts(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
     """Validation rows whose prompt a train row has too: HIT rows that name the first such train row."""
+    counted = Counted(batches)
+    yield from recut(_leaked(counted))
+    yield Chunk(None, counted.rows)
+
+
+def _leaked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for table in groups(batches, ["prompt"]):
         prompt = hash_array(table["prompt"].combine_chunks())
         starts = np.flatnonzero(np.concatenate([[True], prompt[1:] != prompt[:-1]]))
@@ -124,7 +132,7 @@ def leaked_prompts(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[C
             pa.array(np.repeat(sizes, sizes).astype(np.int32)),
             pa.array((np.arange(len(first)) - first).astype(np.int32)),
         ]
-        yield Chunk(pa.RecordBatch.from_arrays(columns, schema=HIT).filter(pa.array(leaked)), table.num_rows)
+        yield pa.RecordBatch.from_arrays(columns, schema=HIT).filter(pa.array(leaked))
 
 
 def separate(context: Context, rows: Rows) -> Rows:
@@ -325,10 +333,9 @@ class WriteFile:
         if not pieces:
             return
         table = pa.Table.from_batches(pieces, self.schema).combine_chunks()
-        ids = table["id"].combine_chunks()
-        table = table.take(pc.sort_indices(pa.table({"order": hash_array(ids, _ORDER_SEED), "id": ids}), [
-            ("order", "ascending"), ("id", "ascending"),
-        ]))  # fmt: skip
+        keys = table.select(["id", *_NOT_IN_THE_ID])
+        keys = keys.append_column("order", pa.array(hash_array(table["id"].combine_chunks(), _ORDER_SEED)))
+        table = table.take(pc.sort_indices(keys, [(name, "ascending") for name in ("order", "id", *_NOT_IN_THE_ID)]))
         folder = self.plan.folder(bucket)
         cumulative = np.cumsum(table["n_tokens"].to_numpy())
         group = cumulative // ROW_GROUP_TOKENS

@@ -6,6 +6,7 @@ side table is cumulative: it repeats what earlier stages decided, so only the ne
 asked for plus 16 bytes a row and table.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ class Rows:
             raise SchemaError(f"no table has {unknown}; there are {self.schema.names}")
         wanted = self._columns_by_table(columns)
         readers = [self._read_table(dataset, split, names) for dataset, names in wanted]
-        for batches in zip(*readers, strict=True):
+        for batches in itertools.zip_longest(*readers):
             yield _zip(batches, columns, f"split {split} of {self.base.folder}")
 
     def _columns_by_table(self, columns: list[str]) -> list[tuple[Dataset, list[str]]]:
@@ -95,13 +96,13 @@ class Rows:
             yield from read_part(dataset.part_location(part), names)
 
 
-def _zip(batches: tuple[pa.RecordBatch, ...], columns: list[str], where: str) -> pa.RecordBatch:
-    ids = batches[0].column("id")
-    found: dict[str, pa.Array] = {"id": ids}
+def _zip(batches: tuple[pa.RecordBatch | None, ...], columns: list[str], where: str) -> pa.RecordBatch:
+    """One row group of every table side by side; None stands for a table that has no more."""
+    found: dict[str, pa.Array] = {}
     for batch in batches:
-        if not batch.column("id").equals(ids):
+        if batch is None or not batch.column("id").equals(found.setdefault("id", batch.column("id"))):
             raise DataError(f"the side tables of {where} are not aligned; run `stillhouse verify` and run again")
         found |= {name: batch.column(name) for name in batch.schema.names if name != "id"}
     if "verdict" in columns and "verdict" not in found:
-        found["verdict"] = pa.nulls(len(ids), VERDICT)
+        found["verdict"] = pa.nulls(len(found["id"]), VERDICT)
     return pa.RecordBatch.from_arrays([found[name] for name in columns], names=columns)

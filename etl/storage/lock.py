@@ -55,18 +55,28 @@ class RunLock:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._place.remove()
+        if self._is_mine():
+            self._place.remove()
 
     def _holder(self) -> dict[str, Any] | None:
         """What the lock says; None when it was given back meanwhile, or never whole."""
         try:
             holder = json.loads(self._place.read())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):
             return None
-        return holder if isinstance(holder, dict) and {"pid", "host", "beat_unix_s"} <= holder.keys() else None
+        return holder if isinstance(holder, dict) and {"run", "pid", "host", "beat_unix_s"} <= holder.keys() else None
+
+    def _is_mine(self) -> bool:
+        """False when another run has taken the lock over, say from a process that was suspended."""
+        holder = self._holder()
+        return holder is not None and holder["run"] == self._owner["run"]
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
+            self._beat_once()
+
+    def _beat_once(self) -> None:
+        if self._is_mine():
             self._place.replace(self._body())
 
 

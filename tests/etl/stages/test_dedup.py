@@ -125,7 +125,7 @@ def edited(rng, text):
     return " ".join(words)
 
 
-def families(seed, count=40):
+def families(seed, count=70):
     """Texts with chains of edits, so that clusters are more than pairs."""
     rng = random.Random(seed)
     texts = []
@@ -186,7 +186,7 @@ def test_pairs_and_clusters_equal_brute_force(tmp_path, seed):
 
 
 def test_threshold_counts_as_reached(tmp_path):
-    """Ten words give six 5-grams; one word more, seven of which six are shared: J = 6/7. Eight words of ten: 4/6."""
+    """Texts of 8, 10 and 11 words, each the start of the next, have 4, 6 and 7 5-grams: J is 4/6, 6/7 and 4/7."""
     words = [f"w{n}" for n in range(10)]
     rows = [row(1, " ".join(words[:9]), words[9]), row(2, " ".join(words), "w10"), row(3, words[0], " ".join(words[1:8]))]
     for threshold, lost in ((6 / 7, 1), (6 / 7 + 1e-9, 0), (4 / 6, 2), (4 / 7, 2)):

@@ -92,7 +92,7 @@ def make_recipe(output, sources, **sections):
         "sources": {name: {"spec": "synth", "path": str(path)} for name, path in sources.items()},
         "max_bad_fraction": 1.0,
         "stages": [],
-        "run": {"split_bytes": 4096, "bucket_bytes": 2048},
+        "run": {"split_bytes": 8192, "bucket_bytes": 8192},
         "layout": {"validation_fraction": 0.15, "target_bytes": 1 << 16},
     }
     return Recipe.model_validate(tree | sections)

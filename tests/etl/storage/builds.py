@@ -1,4 +1,4 @@
-"""Toy datasets for the tests of storage: jobs, chunks, an engine that runs in line, and readers that know no manifest."""
+"""Toy datasets for the tests of storage: jobs, chunks, an engine that runs in line, readers that know no manifest."""
 
 from dataclasses import dataclass
 

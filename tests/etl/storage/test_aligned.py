@@ -31,7 +31,8 @@ def laid_out(rows: list[dict], schema: pa.Schema, cut: list[list[int]]) -> list[
     """The rows in the row groups of each split."""
     left = iter(rows)
     return [
-        [pa.RecordBatch.from_pylist([next(left) for _ in range(size)], schema=schema) for size in split] for split in cut
+        [pa.RecordBatch.from_pylist([next(left) for _ in range(size)], schema=schema) for size in split]
+        for split in cut
     ]
 
 
@@ -63,7 +64,9 @@ def rows(folder):
     scored = with_side(
         base, "score", SCORES, [{"score": n / 2, "verdict": verdict("score") if n == 1 else None} for n in range(6)]
     )
-    marks = [{"label": f"l{n}", "verdict": verdict("score" if n == 1 else "label") if n < 3 else None} for n in range(6)]
+    marks = [
+        {"label": f"l{n}", "verdict": verdict("score" if n == 1 else "label") if n < 3 else None} for n in range(6)
+    ]
     return with_side(scored, "label", LABELS, marks)
 
 
@@ -150,8 +153,7 @@ def test_tables_that_are_not_aligned_are_a_data_error(folder, ids, cut):
     values = [{"score": 0.0, "verdict": None}] * count
     rows = with_side(prompts(folder), "score", SCORES, values, ids=list(ids)[:count], cut=cut)
     with pytest.raises(DataError, match="are not aligned"):
-        for split in rows.splits:
-            list(rows.read(split, ["messages", "score"]))
+        [list(rows.read(split, ["messages", "score"])) for split in rows.splits]
 
 
 def test_a_table_that_is_not_needed_is_not_read(folder):

@@ -254,7 +254,9 @@ def test_chunks_of_counts_alone(folder):
     begun = Build(job(folder))
     plan = begun.plan([0])
     counts = {"toy": {"toy": {"in": 1, "made": 0, "kept": 0, "odd": 1}}}
-    begun.write(0, [Chunk(None, 1, counts, {"h": {"1": 2}}), counted(numbers()), Chunk(None, 1, counts, {"h": {"1": 3}})])
+    begun.write(
+        0, [Chunk(None, 1, counts, {"h": {"1": 2}}), counted(numbers()), Chunk(None, 1, counts, {"h": {"1": 3}})]
+    )
     manifest = begun.commit(plan).manifest
     assert (manifest.rows_in, manifest.rows_out, manifest.parts) == (3, 0, ())
     assert manifest.accounting == {"toy": {"toy": {"in": 3, "made": 0, "kept": 0, "odd": 3}}}

@@ -89,7 +89,9 @@ def test_a_dictionary_column_is_cast_to_the_declared_type(tmp_path):
 
 
 def test_a_null_in_a_required_column_is_refused(tmp_path):
-    batch = pa.record_batch([pa.array([None], ID), *(pa.nulls(1, field.type) for field in list(PROMPT)[1:])], PROMPT.names)
+    batch = pa.record_batch(
+        [pa.array([None], ID), *(pa.nulls(1, field.type) for field in list(PROMPT)[1:])], PROMPT.names
+    )
     with pytest.raises(ValueError, match="id"):
         write(Location.of(tmp_path), [batch], PROMPT)
     assert list(tmp_path.iterdir()) == []

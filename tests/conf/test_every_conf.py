@@ -1,0 +1,122 @@
+"""Every configuration that ships: it loads, its schema closes, and what it names is there."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from etl import conf
+from etl.config import Config
+from etl.harmony.step import HarmonyStep
+from etl.mixture.cuts import Cut
+from etl.recipe import Recipe
+from etl.schema import CLUSTER_COLUMNS, PROMPT, VERDICT
+from etl.sources.files import list_files
+from etl.sources.spec import ColumnsShape
+from etl.step import Step
+
+FOLDER = Path(__file__).resolve().parents[2] / "conf"
+FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
+KINDS = {"recipes", "sources", "training"}
+
+
+def named(folder: str) -> list[str]:
+    return conf.shipped(folder)
+
+
+def recipe(name: str) -> Recipe:
+    tree = conf.parse_yaml(conf.find(name, "recipes"), name)
+    absent = [f"sources.{source}.path=none" for source, given in tree["sources"].items() if "path" not in given]
+    return conf.load(Recipe, name, "recipes", ["output=out", *absent])
+
+
+def test_every_file_is_of_a_kind_that_is_tested_here():
+    assert {name.split("/")[0] for name in FILES} <= KINDS
+    assert sum(len(named(kind)) for kind in KINDS) == len(FILES)
+
+
+@pytest.mark.parametrize("name", named("sources"))
+def test_sources_load(name):
+    shape = conf.load(ColumnsShape, name, "sources", [])
+    assert set(shape.required) <= set(shape.text_columns)
+
+
+@pytest.mark.parametrize("name", named("recipes"))
+def test_recipes_load(name):
+    read = recipe(name)
+    assert read.name == name
+    for source in read.sources.values():
+        assert isinstance(source.shape(), ColumnsShape)
+
+
+@pytest.mark.parametrize("name", named("recipes"))
+def test_the_schema_of_a_recipe_closes(name):
+    """Walk the stages as a run does, with columns alone."""
+    read = recipe(name)
+    schema = pa.schema([*PROMPT, pa.field("verdict", VERDICT)])
+    for stage in read.stages:
+        pipeline = {"filter": read.filter, "score": read.score}.get(stage)
+        if pipeline is not None:
+            schema = pipeline.output_schema(schema)
+        elif stage == "dedup":
+            schema = pa.schema([*schema, *CLUSTER_COLUMNS])
+        elif stage == "tokenize":
+            schema = read.ctx.output_schema(read.harmony.output_schema(schema))
+    assert len(set(schema.names)) == len(schema.names)
+    assert ("layout" not in read.stages) or {"input_ids", "ctx_bucket"} <= set(schema.names)
+
+
+@pytest.mark.parametrize("name", named("recipes"))
+def test_the_folders_of_a_recipe_differ(name):
+    read = recipe(name)
+    cuts = [cut.name for pipeline in (read.filter, read.score) if pipeline for cut in pipeline.cuts]
+    folders = [*read.stages, *cuts, "ingest", "quarantine", "dropped", "corpus", "rounds"]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("name", named("recipes"))
+def test_the_embedded_sources_of_a_recipe_are_there(name):
+    for source, given in recipe(name).sources.items():
+        if isinstance(given.path, str) and given.path.startswith("sample:"):
+            assert list_files(source, given)
+
+
+@pytest.mark.parametrize("name", named("training"))
+def test_training_configurations_load(name):
+    train = pytest.importorskip("training.train", exc_type=ImportError)
+    tree = conf.parse_yaml(conf.find(name, "training"), name)
+    given = [] if "corpus" in tree.get("data", {}) else ["data.corpus=none"]
+    read = conf.load(train.TrainConfig, name, "training", given)
+    assert isinstance(json.loads(conf.find(read.deepspeed, "deepspeed")), dict)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "deepspeed").glob("*.json")), ids=lambda path: path.name)
+def test_deepspeed_configurations_are_json(path):
+    assert isinstance(json.loads(path.read_text("utf-8")), dict)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_first_line_says_what_the_file_is(name):
+    text = (FOLDER / name).read_text("utf-8")
+    assert text.startswith("# ")
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+def subclasses(base: type) -> list[type]:
+    children: list[type] = base.__subclasses__()
+    found = [below for child in children for below in (child, *subclasses(child))]
+    return [cls for cls in found if cls.__module__.startswith(("etl.", "training."))]
+
+
+def test_located_fields_exist():
+    wrong = {model: model.located - set(model.model_fields) for model in subclasses(Config)}
+    assert {model: fields for model, fields in wrong.items() if fields} == {}
+
+
+def test_kinds_of_steps_and_cuts_differ():
+    for base in (Step, Cut):
+        kinds = [cls.model_fields["kind"].default for cls in subclasses(base)]
+        assert len(set(kinds)) == len(kinds)
+    assert HarmonyStep().kind == "harmony"

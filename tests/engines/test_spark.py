@@ -1,0 +1,231 @@
+"""The Spark engine: the same committed bytes as the in-process one, errors as we raise them, tables that all read."""
+
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from etl.engine import Exchange
+from etl.engines.spark import SparkEngine
+from etl.errors import ConfigError, DataError, SchemaError, SourceError
+from etl.scoring.kenlm_train import train
+from etl.storage.dataset import Chunk, Dataset, Job
+from etl.storage.location import Location
+from tests.engines.inprocess import InProcessEngine
+from tests.etl.stages.toys import (
+    files,
+    make_recipe,
+    mixed_rows,
+    plain_rows,
+    read,
+    run,
+    stage,
+    whole_recipe,
+    write_jsonl,
+    write_parquet,
+)
+
+NUMBER = pa.schema([("n", pa.int64())])
+
+
+@pytest.fixture(scope="module")
+def engine(spark):
+    return SparkEngine(session=spark)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, engine):
+    """One run of every stage on each engine: folders `spark` and `inprocess`."""
+    folder = tmp_path_factory.mktemp("made")
+    lines = [item["synthetic_answer"] for item in mixed_rows(60, seed=99) if item["synthetic_answer"]]
+    model = train(lines, 2, folder / "model", 1_000_000).path
+    write_parquet(folder / "a.parquet", mixed_rows(90))
+    with write_jsonl(folder / "b.jsonl", mixed_rows(20, seed=1)).open("ab") as file:
+        file.write(b"not a row\n")
+    write_parquet(folder / "empty.parquet", [])
+    sources = {"a": folder / "a.parquet", "b": folder / "b.jsonl", "empty": folder / "empty.parquet"}
+    # Few tasks: a job of Spark's costs more than everything that is done in it here.
+    cutting = {"split_bytes": 1 << 14, "bucket_bytes": 1 << 14}
+    run(whole_recipe(folder / "spark", sources, model, run=cutting), engine)
+    run(whole_recipe(folder / "inprocess", sources, model, run=cutting), InProcessEngine())
+    return folder
+
+
+def test_every_file_equals_the_one_of_the_other_engine(made):
+    assert files(made / "spark") == files(made / "inprocess")
+    assert stage(made / "spark", "corpus").manifest.rows_out > 30
+
+
+def test_plain_spark_read_of_the_corpus_gives_the_rows_of_the_manifest(made, spark):
+    manifest = stage(made / "spark", "corpus").manifest
+    frame = spark.read.parquet(str(made / "spark" / "corpus"))
+    assert frame.count() == manifest.rows_out
+    assert {"split", "skill_bucket", "ctx_bucket", "id", "input_ids", "spans"} <= set(frame.columns)
+    counts = frame.groupBy("split", "skill_bucket", "ctx_bucket").count().collect()
+    told = manifest.distributions["cells"]
+    assert {(r["split"], r["skill_bucket"], r["ctx_bucket"]): r["count"] for r in counts} == {
+        (split, skill, ctx): cell["rows"]
+        for split, skills in told.items()
+        for skill, contexts in skills.items()
+        for ctx, cell in contexts.items()
+    }
+
+
+def test_every_table_is_read_alike_by_spark_duckdb_and_pyarrow(made, spark):
+    read_any = 0
+    for path in sorted((made / "spark").rglob("_manifest.json")):
+        dataset = Dataset.open(str(path.parent))
+        if not dataset.manifest.parts:
+            continue
+        read_any += 1
+        columns = dataset.schema.names
+        table = pq.read_table(path.parent, partitioning=None).select(columns)
+        assert len(table) == dataset.manifest.rows_out, path
+        in_duckdb = duckdb.sql(f"select columns({columns}) from read_parquet('{path.parent}/**/part-*.parquet')")
+        assert len(in_duckdb.fetchall()) == dataset.manifest.rows_out, path
+        in_spark = spark.read.parquet(str(path.parent)).select(*columns).toArrow()
+        assert sorted(map(str, in_spark[columns[0]].to_pylist())) == sorted(map(str, table[columns[0]].to_pylist()))
+    assert read_any > 15
+
+
+# --- shuffles ------------------------------------------------------------------------------------------------------
+
+ROUTED = pa.schema([("bucket", pa.int32()), ("word", pa.binary()), ("n", pa.int64())])
+
+
+@dataclass(frozen=True)
+class EmitWords:
+    """Some words of a split, each in a bucket; nothing for split 1."""
+
+    num_buckets: int
+
+    def __call__(self, split):
+        if split == 1:
+            return
+        words = [b"\xff", b"", b"a", b"aa", b"\x80", None]
+        size = 4 * len(words)
+        buckets = pa.array(np.arange(size, dtype=np.int32) % self.num_buckets)
+        yield pa.record_batch([buckets, pa.array(words * 4), pa.array(range(split * size, (split + 1) * size))], schema=ROUTED)
+
+
+def tell(bucket, batches):
+    """What a bucket got, in order."""
+    rows = [(row["word"], row["n"]) for batch in batches for row in batch.to_pylist()]
+    values = [hash_of(word) * 1000 + n for word, n in rows]
+    yield Chunk(pa.record_batch([pa.array(values, pa.int64())], schema=NUMBER), len(rows))
+
+
+def hash_of(word):
+    return -1 if word is None else int.from_bytes(word[:1], "big") + len(word)
+
+
+def emit_nothing(split):
+    return iter(())
+
+
+def job(folder, name):
+    return Job(Location.of(folder / name), name, "NUMBER", NUMBER, {})
+
+
+def test_shuffle_sorts_as_the_other_engine(tmp_path, engine):
+    for name, runner in (("spark", engine), ("inprocess", InProcessEngine())):
+        exchange = Exchange((0, 1, 2), EmitWords(3), ROUTED, ("word", "n"), 3)
+        runner.shuffle(Job(Location.of(tmp_path / name), "words", "NUMBER", NUMBER, {}), exchange, tell)
+    assert files(tmp_path / "spark") == files(tmp_path / "inprocess")
+    assert Dataset.open(str(tmp_path / "spark")).manifest.rows_in == 48
+
+
+def test_every_bucket_of_an_empty_shuffle_is_opened(tmp_path, engine):
+    done = engine.shuffle(job(tmp_path, "empty"), Exchange((0, 1), emit_nothing, ROUTED, ("word",), 4), tell)
+    assert (done.manifest.splits, done.manifest.rows_out) == (4, 0)
+
+
+def test_shuffle_without_a_map_side(tmp_path, engine):
+    done = engine.shuffle(job(tmp_path, "none"), Exchange((), emit_nothing, ROUTED, ("word",), 2), tell)
+    assert (done.manifest.splits, done.manifest.rows_out) == (2, 0)
+
+
+def test_shuffle_without_a_bucket(tmp_path, engine):
+    done = engine.shuffle(job(tmp_path, "no-bucket"), Exchange((), emit_nothing, ROUTED, ("word",), 0), tell)
+    assert done.manifest.parts == ()
+
+
+def test_only_missing_buckets_are_reduced(tmp_path, engine):
+    exchange = Exchange((0, 1, 2), EmitWords(3), ROUTED, ("word", "n"), 3)
+    whole = engine.shuffle(job(tmp_path, "words"), exchange, tell).manifest
+    folder = tmp_path / "words"
+    receipts = sorted((folder / "_receipts").rglob("*.json"))
+    (folder / "_manifest.json").unlink()
+    receipts[1].unlink()
+    kept = [path.read_bytes() for path in receipts[::2]]
+    assert engine.shuffle(job(tmp_path, "words"), exchange, tell).manifest == whole
+    assert [path.read_bytes() for path in receipts[::2]] == kept
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ConfigError, SourceError, SchemaError, DataError])
+def test_error_of_a_worker_is_raised_as_what_it_is(tmp_path, engine, error):
+    def fail(split):
+        raise error(f"split {split}: the value is 3; make it 4")
+
+    with pytest.raises(error, match=r"^split 0: the value is 3; make it 4$"):
+        engine.map(job(tmp_path, "failing"), [0], fail)
+    assert not (tmp_path / "failing" / "_manifest.json").exists()
+
+
+def test_error_of_a_reducer_is_raised_as_what_it_is(tmp_path, engine):
+    def fail(bucket, batches):
+        raise SourceError("no")
+
+    with pytest.raises(SourceError, match="^no$"):
+        engine.shuffle(job(tmp_path, "failing"), Exchange((0,), EmitWords(1), ROUTED, ("word",), 1), fail)
+
+
+def test_error_of_the_map_side_of_a_shuffle_is_raised_and_no_bucket_is_written(tmp_path, engine):
+    def fail_late(split):
+        yield from EmitWords(2)(0)
+        if split == 2:
+            raise DataError(f"split {split} is gone")
+
+    exchange = Exchange((0, 1, 2), fail_late, ROUTED, ("word", "n"), 2)
+    with pytest.raises(DataError, match="^split 2 is gone$"):
+        engine.shuffle(job(tmp_path, "failing"), exchange, tell)
+    assert not (tmp_path / "failing" / "_receipts").exists()
+
+
+def test_other_splits_of_a_failed_job_are_kept(tmp_path, engine):
+    def some(split):
+        if split == 2:
+            raise SourceError("file 2 is damaged")
+        yield Chunk(pa.record_batch([pa.array([split])], schema=NUMBER), 1)
+
+    with pytest.raises(SourceError, match="file 2 is damaged"):
+        engine.map(job(tmp_path, "some"), range(4), some)
+    receipts = {path.stem for path in (tmp_path / "some" / "_receipts").rglob("*.json")}
+    assert receipts == {"00000", "00001", "00003"}
+
+
+def test_damaged_input_of_a_recipe_is_a_source_error(tmp_path, engine):
+    source = write_parquet(tmp_path / "a.parquet", plain_rows(50))
+    data = bytearray(source.read_bytes())
+    data[20:600] = bytes(580)
+    source.write_bytes(data)
+    with pytest.raises(SourceError, match="row group 0 is damaged"):
+        run(make_recipe(tmp_path / "out", {"a": source}), engine)
+
+
+def test_empty_source_makes_an_empty_corpus(tmp_path, engine):
+    source = write_parquet(tmp_path / "a.parquet", [])
+    recipe = make_recipe(tmp_path / "out", {"a": source}, stages=["dedup", "tokenize", "layout"])
+    assert run(recipe, engine).corpus.manifest.rows_out == 0
+    assert read(stage(tmp_path / "out", "dropped")) == []
+
+
+def test_a_given_session_is_not_stopped(engine, spark):
+    engine.close()
+    assert spark.range(3).count() == 3

@@ -1,0 +1,458 @@
+"""Raw rows to PROMPT: the same rows however a file is cut, and every bad row with its place and reason."""
+
+import bz2
+import datetime
+import decimal
+import gzip
+import json
+import lzma
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etl.errors import SourceError
+from etl.schema import PROMPT
+from etl.sources import read
+from etl.sources.files import cut, list_files
+from etl.sources.read import read_split
+from etl.sources.spec import ColumnsShape, Source
+from tests.etl.rows import asked
+
+SHAPE = ColumnsShape(
+    shape="columns",
+    example_id="id",
+    user="q",
+    analysis="why",
+    final="a",
+    language="lang",
+    skill_bucket={"column": "task", "by_value": {"sum": "B2", "code": "B3"}, "default": "B1"},
+    meta=("task", "m"),
+)
+
+
+def rows_of(path, shape=SHAPE, split_bytes=1 << 30, name="toy"):
+    """(PROMPT rows, [(position, reason)] of the bad ones) of all splits of a source."""
+    source = Source(spec="toy", path=str(path))
+    good, bad = [], []
+    for split in cut(name, source, list_files(name, source), split_bytes):
+        for batch, lost in read_split(source, shape, split):
+            assert batch.schema == PROMPT
+            good.extend(batch.to_pylist())
+            bad.extend((row.position, row.reason) for row in lost)
+    return good, bad
+
+
+def jsonl(path, *rows) -> None:
+    path.write_bytes(b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows))
+
+
+def example(n=0, **changes) -> dict:
+    return {"id": f"e{n}", "q": f"q{n}", "a": f"a{n}"} | changes
+
+
+# --- what a row becomes ----------------------------------------------------------------------------------------------
+
+
+def test_columns_of_a_row(tmp_path):
+    full = example(1, why="since", lang="de", task="sum", m={"x": [1, None]}, unknown=5)
+    jsonl(tmp_path / "x.jsonl", full, example(2, why="", task="else"))
+    (one, two), bad = rows_of(tmp_path)
+    assert bad == []
+    assert one == {
+        "id": one["id"],
+        "source_dataset": "toy",
+        "source_subset": None,
+        "source_example_id": "e1",
+        "license": None,
+        "language": "de",
+        "split_key": one["id"].hex(),
+        "messages": asked("q1", "a1", "since"),
+        "skill_bucket": "B2",
+        "meta_json": '{"m":{"x":[1,null]},"task":"sum"}',
+    }
+    assert two["messages"] == asked("q2", "a2")
+    assert (two["skill_bucket"], two["meta_json"]) == ("B1", '{"task":"else"}')
+
+
+def test_columns_that_a_shape_can_name(tmp_path):
+    shape = SHAPE.model_copy(update={"subset": "part", "license": "rights", "split_key": "tree", "meta": ()})
+    jsonl(tmp_path / "x.jsonl", example(1, part="main", rights="CC0", tree="t9"), example(2))
+    (one, two), _ = rows_of(tmp_path, shape)
+    assert (one["source_subset"], one["license"], one["split_key"], one["meta_json"]) == ("main", "CC0", "t9", "{}")
+    assert (two["source_subset"], two["license"], two["split_key"]) == (None, None, two["id"].hex())
+
+
+def only_id(tmp_path, row, shape=SHAPE, name="toy"):
+    jsonl(tmp_path / "one.jsonl", row)
+    (got,), _ = rows_of(tmp_path / "one.jsonl", shape, name=name)
+    return got["id"]
+
+
+def test_the_id_is_of_source_subset_example_and_messages_alone(tmp_path):
+    shape = SHAPE.model_copy(update={"subset": "part", "license": "rights", "split_key": "tree"})
+    base = example(1, part="main", why="so")
+    first = only_id(tmp_path, base, shape)
+    for same in ({"lang": "fr"}, {"rights": "MIT"}, {"tree": "t"}, {"task": "code"}, {"m": 1}, {"other": 1}):
+        assert only_id(tmp_path, base | same, shape) == first
+    jsonl(tmp_path / "far.jsonl", b"\n", example(0), base)
+    assert rows_of(tmp_path / "far.jsonl", shape, 7)[0][1]["id"] == first
+    others = [{"part": "dev"}, {"part": None}, {"id": "e2"}, {"q": "Q"}, {"a": "A"}, {"why": "no"}, {"why": ""}]
+    ids = {only_id(tmp_path, base | other, shape) for other in others} | {only_id(tmp_path, base, shape, "else")}
+    assert len(ids) == len(others) + 1
+    assert first not in ids
+
+
+def test_text_that_moves_between_columns_is_another_row(tmp_path):
+    assert only_id(tmp_path, example(q="ab", a="c")) != only_id(tmp_path, example(q="a", a="bc"))
+
+
+# --- JSONL -----------------------------------------------------------------------------------------------------------
+
+GOOD_LINES = st.builds(
+    lambda n, text: json.dumps(example(n, q=text), ensure_ascii=False).encode(),
+    st.integers(0, 99),
+    st.text(st.sampled_from('a é\u2028\u2029\u0085\x1c\x0c\r\n"\\𝄞'), max_size=8),
+)
+BAD_LINES = st.sampled_from(
+    [b"{", b"[1]", b"null", b'"x"', b'{"id": 1', b"\xff\xfe", b'{"q": "\xff"}', b"{}\x00", b"\xef\xbb\xbf{}"]
+)
+BLANK_LINES = st.sampled_from([b"", b" ", b"\t", b"\x0b\x0c"])
+LINES = st.lists(
+    st.tuples(st.one_of(GOOD_LINES, GOOD_LINES, BAD_LINES, BLANK_LINES), st.sampled_from([b"\n", b"\r\n"])), max_size=12
+)
+
+
+def lines_by_hand(data: bytes) -> tuple[list[tuple[int, dict]], list[int]]:
+    """(offset, row) of the lines that hold a whole row and the offsets of the others, by bytes.split and json."""
+    good, bad, offset = [], [], 0
+    for line in data.split(b"\n"):
+        text = line.removeprefix(b"\xef\xbb\xbf") if offset == 0 else line
+        if text.strip():
+            try:
+                row = json.loads(text.decode("utf-8"))
+                assert set(row) == {"id", "q", "a"}
+                good.append((offset, row))
+            except (ValueError, AssertionError, TypeError):
+                bad.append(offset)
+        offset += len(line) + 1
+    return good, bad
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("jsonl")
+
+
+@given(lines=LINES, bom=st.booleans(), ended=st.booleans(), split_bytes=st.integers(1, 400))
+def test_any_cut_gives_the_same_rows(scratch, lines, bom, ended, split_bytes):
+    data = (b"\xef\xbb\xbf" if bom else b"") + b"".join(line + end for line, end in lines)
+    data = data if ended or not lines else data.removesuffix(lines[-1][1])
+    (scratch / "x.jsonl").write_bytes(data)
+    rows, bad = rows_of(scratch / "x.jsonl")
+    good_by_hand, bad_by_hand = lines_by_hand(data)
+    assert [(row["source_example_id"], row["messages"][0]["content"]) for row in rows] == [
+        (row["id"], row["q"]) for _, row in good_by_hand
+    ]
+    assert [position for position, _ in bad] == bad_by_hand
+    assert rows_of(scratch / "x.jsonl", split_bytes=split_bytes) == (rows, bad)
+
+
+def test_positions_are_the_byte_offsets_of_the_lines(tmp_path, monkeypatch):
+    jsonl(tmp_path / "x.jsonl", b"\xef\xbb\xbf{\r\n", b"\r\n", b"[]\n", b"\n", b"{}\n", example(), b"oops")
+    size = len(json.dumps(example())) + 1
+    expected = [(0, "invalid_json"), (8, "not_an_object"), (12, "missing_id"), (15 + size, "invalid_json")]
+    assert rows_of(tmp_path)[1] == expected
+    monkeypatch.setattr(read, "ROW_GROUP_BYTES", 1)
+    assert rows_of(tmp_path, split_bytes=4)[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    [
+        (b"{'id': 1}", "invalid_json", "unexpected character"),
+        (b'{"id": "\xc3\x28"}', "invalid_json", "UTF-8"),
+        (b'{"id": "\\ud800"}', "invalid_json", "surrogate"),
+        (b'{"id": NaN}', "invalid_json", ""),
+        (b"[" * 5000, "invalid_json", ""),
+        (b"[]", "not_an_object", "a list"),
+        (b"7", "not_an_object", "a int"),
+        (json.dumps(example(a=None)).encode(), "missing_a", "null or absent"),
+        (b'{"id": "e", "a": "x"}', "missing_q", "null or absent"),
+        (json.dumps(example(a=["x"])).encode(), "wrong_type", "column 'a' is a list, text is needed"),
+        (json.dumps(example(a=5)).encode(), "wrong_type", "column 'a' is a int, text is needed"),
+        (json.dumps(example(id=True)).encode(), "wrong_type", "column 'id' is a bool"),
+        (json.dumps(example(id=1.5)).encode(), "wrong_type", "column 'id' is a float"),
+        (json.dumps(example(lang={})).encode(), "wrong_type", "column 'lang' is a dict"),
+    ],
+)
+def test_a_bad_line_says_why_and_what_stood_there(tmp_path, line, reason, detail):
+    jsonl(tmp_path / "x.jsonl", example(1), line + b"\n", example(2))
+    source = Source(spec="toy", path=str(tmp_path))
+    (split,) = cut("toy", source, list_files("toy", source), 1 << 30)
+    ((batch, (bad,)),) = read_split(source, SHAPE, split)
+    assert batch.column("source_example_id").to_pylist() == ["e1", "e2"]
+    assert (bad.position, bad.reason) == (len(json.dumps(example(1))) + 1, reason)
+    assert detail in bad.detail
+    assert bad.raw == line or json.loads(bad.raw).items() >= json.loads(line).items()
+
+
+def test_a_quarantine_keeps_the_start_of_a_long_line(tmp_path):
+    jsonl(tmp_path / "x.jsonl", b'{"id": "' + b"x" * 200_000)
+    source = Source(spec="toy", path=str(tmp_path))
+    (split,) = cut("toy", source, list_files("toy", source), 1 << 30)
+    ((batch, (bad,)),) = read_split(source, SHAPE, split)
+    assert batch.num_rows == 0
+    assert bad.raw == b'{"id": "' + b"x" * (read.RAW_BYTES - 8)
+
+
+def test_numbers_are_good_names(tmp_path):
+    jsonl(tmp_path / "x.jsonl", example(id=17, task=4), example(id=-(2**63)))
+    rows, bad = rows_of(tmp_path)
+    assert bad == []
+    assert [row["source_example_id"] for row in rows] == ["17", str(-(2**63))]
+
+
+def test_batches_are_closed_at_the_size_of_a_row_group(tmp_path, monkeypatch):
+    jsonl(tmp_path / "x.jsonl", *(example(n) for n in range(10)))
+    monkeypatch.setattr(read, "ROW_GROUP_BYTES", 4 * len(json.dumps(example())))
+    source = Source(spec="toy", path=str(tmp_path))
+    (split,) = cut("toy", source, list_files("toy", source), 1 << 30)
+    assert [batch.num_rows for batch, _ in read_split(source, SHAPE, split)] == [4, 4, 2]
+
+
+PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_a_compressed_file_gives_the_rows_of_the_plain_one(tmp_path, suffix):
+    # Longer than what is stored, so that the end of the split is not the end of the text.
+    jsonl(tmp_path / "x.jsonl", *(example(n, q="again " * 50) for n in range(200)), b"oops\n")
+    (tmp_path / f"y.jsonl{suffix}").write_bytes(PACKERS[suffix]((tmp_path / "x.jsonl").read_bytes()))
+    plain = rows_of(tmp_path / "x.jsonl")
+    assert len(plain[0]) == 200
+    assert rows_of(tmp_path / f"y.jsonl{suffix}", split_bytes=10) == plain
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("damage", ["cut short", "changed", "no such format"])
+def test_a_damaged_compressed_file_is_a_source_error(tmp_path, suffix, damage):
+    jsonl(tmp_path / "x.jsonl", *(example(n) for n in range(200)))
+    data = bytearray(PACKERS[suffix]((tmp_path / "x.jsonl").read_bytes()))
+    if damage == "cut short":
+        del data[-40:]
+    elif damage == "changed":
+        data[len(data) // 2 : len(data) // 2 + 20] = b"\xff" * 20
+    else:
+        data[:6] = b"nofile"
+    (tmp_path / f"y.jsonl{suffix}").write_bytes(data)
+    with pytest.raises(SourceError, match=r"y\.jsonl.* cannot be read to its end"):
+        rows_of(tmp_path / f"y.jsonl{suffix}")
+
+
+def test_a_file_that_goes_away_is_a_source_error(tmp_path):
+    jsonl(tmp_path / "x.jsonl", example())
+    source = Source(spec="toy", path=str(tmp_path))
+    (split,) = cut("toy", source, list_files("toy", source), 1 << 30)
+    (tmp_path / "x.jsonl").unlink()
+    with pytest.raises(SourceError, match=r"x\.jsonl cannot be read"):
+        list(read_split(source, SHAPE, split))
+
+
+# --- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def unchecked(*texts: bytes) -> pa.Array:
+    """A string array that holds these bytes, UTF-8 or not."""
+    return pc.cast(pa.array(texts), options=pc.CastOptions(target_type=pa.string(), allow_invalid_utf8=True))
+
+
+def table(count=7, **columns) -> pa.Table:
+    rows = [example(n, why="so" if n % 2 else "", task="code", m=n) for n in range(count)]
+    made = pa.Table.from_pylist(rows)
+    for name, column in columns.items():
+        made = made.drop_columns([name]) if name in made.column_names else made
+        made = made.append_column(name, column)
+    return made
+
+
+@pytest.mark.parametrize("split_bytes", [1, 200, 500, 1000, 1 << 30])
+def test_parquet_gives_the_rows_of_jsonl_in_any_cut(tmp_path, split_bytes):
+    jsonl(tmp_path / "x.jsonl", *table().to_pylist())
+    pq.write_table(table(), tmp_path / "x.parquet", row_group_size=2)
+    assert rows_of(tmp_path / "x.parquet", split_bytes=split_bytes) == rows_of(tmp_path / "x.jsonl")
+
+
+def test_a_large_row_group_becomes_several_batches(tmp_path, monkeypatch):
+    pq.write_table(table(100, q=unchecked(*[b"q"] * 99, b"\xff")), tmp_path / "x.parquet")
+    monkeypatch.setattr(read, "ROW_GROUP_BYTES", 500)
+    source = Source(spec="toy", path=str(tmp_path))
+    (split,) = cut("toy", source, list_files("toy", source), 1 << 30)
+    sizes = [batch.num_rows for batch, _ in read_split(source, SHAPE, split)]
+    assert len(sizes) > 5
+    assert sum(sizes) == 99
+    rows, bad = rows_of(tmp_path)
+    assert [row["source_example_id"] for row in rows] == [f"e{n}" for n in range(99)]
+    assert bad == [(99, "invalid_utf8")]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_text_may_be_stored_in_any_text_type(tmp_path, kind):
+    columns = {name: table()[name].cast(kind) for name in ("q", "a", "task")}
+    pq.write_table(table(), tmp_path / "plain.parquet")
+    pq.write_table(table(**columns), tmp_path / "other.parquet")
+    assert rows_of(tmp_path / "other.parquet") == rows_of(tmp_path / "plain.parquet")
+
+
+def test_a_column_of_nulls_is_text_too(tmp_path):
+    pq.write_table(table(2, lang=pa.nulls(2), q=pa.nulls(2)), tmp_path / "x.parquet")
+    assert rows_of(tmp_path) == ([], [(0, "missing_q"), (1, "missing_q")])
+
+
+def test_numbers_are_good_names_in_parquet(tmp_path):
+    pq.write_table(table(3, id=pa.array([1, None, -3], pa.int16())), tmp_path / "x.parquet")
+    rows, bad = rows_of(tmp_path)
+    assert [row["source_example_id"] for row in rows] == ["1", "-3"]
+    assert bad == [(1, "missing_id")]
+
+
+def test_text_that_is_not_utf8_is_quarantined_with_its_row_number(tmp_path):
+    texts = unchecked(b"fine", b"\xc3\x28", "é".encode(), b"ok", b"\xed\xa0\x80", b"ok", b"cut \xf0\x9f")
+    answers = unchecked(*[b"a"] * 4, b"\xff", b"\xff", b"a")
+    pq.write_table(table(q=texts, a=answers), tmp_path / "x.parquet", row_group_size=3)
+    expected = [(1, "invalid_utf8"), (4, "invalid_utf8"), (5, "invalid_utf8"), (6, "invalid_utf8")]
+    for split_bytes in (1, 1 << 30):
+        rows, bad = rows_of(tmp_path, split_bytes=split_bytes)
+        assert bad == expected
+        assert [row["source_example_id"] for row in rows] == ["e0", "e2", "e3"]
+
+
+def test_bytes_that_are_not_utf8_are_quarantined_alike(tmp_path):
+    pq.write_table(table(2, q=pa.array([b"ok", b"\xff"])), tmp_path / "x.parquet")
+    rows, bad = rows_of(tmp_path)
+    assert ([row["messages"][0]["content"] for row in rows], bad) == (["ok"], [(1, "invalid_utf8")])
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        unchecked(b"ok", b"\xff"),
+        pa.array([b"ok", b"\xff"]),
+        unchecked(b"ok", b"\xff").cast(pa.large_string(), safe=False),
+        pa.ListArray.from_arrays([0, 1, 2], unchecked(b"ok", b"\xff")),
+        pa.StructArray.from_arrays([unchecked(b"ok", b"\xff")], names=["x"]),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_kept_columns_must_be_utf8_too(tmp_path, kept):
+    pq.write_table(table(2, m=kept), tmp_path / "x.parquet")
+    rows, bad = rows_of(tmp_path)
+    assert ([row["source_example_id"] for row in rows], bad) == (["e0"], [(1, "invalid_utf8")])
+    assert "ok" in json.dumps(json.loads(rows[0]["meta_json"])["m"])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1.5, 1.5),
+        (True, True),
+        ('say "hi"', 'say "hi"'),
+        (b'say "hi"', 'say "hi"'),
+        ({"x": [1, 2]}, {"x": [1, 2]}),
+        (decimal.Decimal("1.50"), "1.50"),
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+        (datetime.datetime(2026, 1, 2, 3, 4), "2026-01-02T03:04:00"),
+    ],
+    ids=repr,
+)
+def test_kept_columns_of_any_type_become_json(tmp_path, value, expected):
+    # The second row has no question: its quarantine shows the kept column as well.
+    pq.write_table(table(2, m=pa.array([value, value]), q=pa.array(["q", None])), tmp_path / "x.parquet")
+    (row,), bad = rows_of(tmp_path)
+    assert json.loads(row["meta_json"]) == {"m": expected, "task": "code"}
+    assert bad == [(1, "missing_q")]
+
+
+@pytest.mark.parametrize("name", ["id", "q", "a"])
+def test_a_required_column_that_a_file_lacks_is_a_source_error(tmp_path, name):
+    pq.write_table(table().drop_columns([name]), tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=rf"x\.parquet lacks the columns \['{name}'\]; it has \["):
+        rows_of(tmp_path)
+
+
+def test_other_columns_may_be_absent(tmp_path):
+    pq.write_table(table(1).drop_columns(["why", "task", "m"]), tmp_path / "x.parquet")
+    (row,), _ = rows_of(tmp_path)
+    assert (row["messages"], row["skill_bucket"], row["meta_json"]) == (asked("q0", "a0"), "B1", "{}")
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("q", pa.array([1, 2])),
+        ("a", pa.array([["x"], ["y"]])),
+        ("id", pa.array([0.5, 1.5])),
+        ("lang", pa.array([True, False])),
+    ],
+)
+def test_a_column_of_another_type_is_a_source_error(tmp_path, name, column):
+    pq.write_table(table(2, **{name: column}), tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=f"column '{name}' is .*, text is needed"):
+        rows_of(tmp_path)
+
+
+def test_parquet_without_rows(tmp_path):
+    pq.write_table(table().slice(0, 0), tmp_path / "x.parquet")
+    assert rows_of(tmp_path) == ([], [])
+
+
+def test_a_damaged_row_group_is_a_source_error(tmp_path):
+    pq.write_table(table(2000), tmp_path / "x.parquet", compression="zstd", use_dictionary=False)
+    data = bytearray((tmp_path / "x.parquet").read_bytes())
+    data[10:2000] = b"\xff" * 1990
+    (tmp_path / "x.parquet").write_bytes(data)
+    with pytest.raises(SourceError, match="row group 0 is damaged"):
+        rows_of(tmp_path)
+
+
+# --- real files ------------------------------------------------------------------------------------------------------
+
+
+def test_real_malformed_lines(shared_data):
+    shape = ColumnsShape(
+        shape="columns", example_id="instruction", user="instruction", final="output", skill_bucket={"default": "B1"},
+        meta=("status", "input", "other"),
+    )  # fmt: skip
+    path = shared_data / "alpaca_libre" / "alpaca_libre_tasks_v2.jsonl.gz"
+    rows, bad = rows_of(path, shape)
+    lines = gzip.decompress(path.read_bytes()).split(b"\n")
+    invalid, offset = [], 0
+    for line in lines:
+        try:
+            json.loads(line)
+        except ValueError:
+            invalid += [offset] if line.strip() else []
+        offset += len(line) + 1
+    assert len(invalid) == 14
+    assert [position for position, reason in bad if reason == "invalid_json"] == invalid
+    assert len(rows) + len(bad) == 2294
+
+
+def test_real_text_with_line_separators_of_unicode(shared_data, tmp_path):
+    shape = ColumnsShape(
+        shape="columns", example_id="question", user="question", final="answer", skill_bucket={"default": "B2"}
+    )
+    path = shared_data / "gsm8k" / "train.jsonl.gz"
+    rows, bad = rows_of(path, shape)
+    text = gzip.decompress(path.read_bytes())
+    assert (len(rows), bad) == (7473, [])
+    assert len(text.decode().splitlines()) == 7475
+    (tmp_path / "plain.jsonl").write_bytes(text)
+    assert rows_of(tmp_path / "plain.jsonl", shape, 100_003) == (rows, [])

@@ -1,0 +1,137 @@
+"""What verification finds: each kind of damage by its name, and nothing where there is none."""
+
+import json
+
+import pytest
+
+from etl.errors import DataError
+from etl.storage.dataset import MANIFEST, Build
+from etl.storage.location import Location
+from etl.storage.verify import MODEL_TABLE, find_datasets, verify
+from tests.etl.storage.builds import InLine, chunks_of, job
+
+SPLITS = [[[1, 2], [3]], [[4]]]
+
+
+@pytest.fixture
+def output(folder):
+    """Two datasets below one folder."""
+    for stage in ("ingest", "rounds/cut-0"):
+        InLine().map(job(folder / stage), SPLITS, chunks_of)
+    return folder
+
+
+def found(folder: Location) -> list[tuple[str, str]]:
+    """(kind, path below the output) of every difference."""
+    root = folder.fs.unstrip_protocol(folder.path) if "://" in folder.url else folder.path
+    return [
+        (item.kind, f"{item.dataset.removeprefix(folder.url).removeprefix(root)}/{item.path}".lstrip("/"))
+        for item in verify(folder)
+    ]
+
+
+def parts(output: Location, stage: str = "ingest") -> list[str]:
+    return sorted(path for path, _ in (output / stage).walk() if not path.startswith("_"))
+
+
+def edit(output: Location, change) -> None:
+    """Change the manifest of `ingest` by hand."""
+    tree = json.loads((output / "ingest" / MANIFEST).read())
+    change(tree)
+    (output / "ingest" / MANIFEST).replace(json.dumps(tree).encode())
+
+
+def test_an_untouched_output_has_no_difference(output):
+    assert found(output) == []
+    assert found(output / "ingest") == []
+
+
+def test_datasets_are_found_at_any_depth(output):
+    Build(job(output / "later")).plan([0])
+    committed, started = find_datasets(output)
+    assert [place.url for place in committed] == [(output / "ingest").url, (output / "rounds/cut-0").url]
+    assert [place.url for place in started] == [(output / "later").url]
+    assert [place.url for place in find_datasets(output / "ingest")[0]] == [(output / "ingest").url]
+
+
+def test_a_folder_without_datasets(folder):
+    (folder / "notes.txt").create(b"x")
+    with pytest.raises(DataError, match="there is no dataset at or below"):
+        list(verify(folder))
+
+
+def test_a_missing_part(output):
+    (output / "ingest" / parts(output)[1]).remove()
+    assert found(output) == [("missing", f"ingest/{parts_of_twin(output)[1]}")]
+
+
+def parts_of_twin(output: Location) -> list[str]:
+    """The second dataset has the same rows in the same cut, so the same names."""
+    return parts(output, "rounds/cut-0")
+
+
+def test_a_part_that_is_cut_short(output):
+    place = output / "ingest" / parts(output)[0]
+    place.replace(place.read()[:-1])
+    assert found(output) == [("short", f"ingest/{parts(output)[0]}")]
+
+
+def test_a_part_of_the_same_size_with_another_byte(output):
+    place = output / "ingest" / parts(output)[0]
+    data = bytearray(place.read())
+    data[40] ^= 1
+    place.replace(bytes(data))
+    assert found(output) == [("changed", f"ingest/{parts(output)[0]}")]
+
+
+def test_an_object_that_no_manifest_names(output):
+    (output / "ingest/part-00000-0000000000000000.parquet").create(b"x")
+    (output / "ingest/deep/stray.txt").create(b"x")
+    (output / "ingest/_notes").create(b"x")
+    assert found(output) == [
+        ("orphan", "ingest/deep/stray.txt"),
+        ("orphan", "ingest/part-00000-0000000000000000.parquet"),
+    ]
+
+
+def test_a_damaged_manifest(output):
+    (output / "ingest" / MANIFEST).replace(b"{")
+    assert found(output) == [("changed", f"ingest/{MANIFEST}")]
+
+
+def test_a_build_that_did_not_end(output):
+    begun = Build(job(output / "later"))
+    begun.plan(SPLITS)
+    begun.write(0, chunks_of(SPLITS[0]))
+    assert found(output) == [("uncommitted", "later/_plan.json")]
+
+
+def test_an_account_that_does_not_close(output):
+    edit(output, lambda tree: tree["accounting"]["toy"]["toy"].update(kept=5))
+    assert found(output) == [("account", f"ingest/{MANIFEST}")]
+
+
+def test_a_content_digest_that_does_not_hold(output):
+    edit(output, lambda tree: tree.update(content_digest="0" * 32))
+    assert found(output) == [("content", f"ingest/{MANIFEST}")]
+
+
+def test_row_counts_that_do_not_hold(output):
+    edit(output, lambda tree: (tree.update(rows_out=9), tree["parts"][0].update(row_groups=[3])))
+    assert found(output) == [("rows", f"ingest/{parts(output)[0]}"), ("rows", f"ingest/{MANIFEST}")]
+
+
+def test_a_model_is_checked_by_its_bytes_alone(output):
+    edit(output, lambda tree: tree.update(table=MODEL_TABLE, content_digest="none"))
+    assert found(output) == []
+    place = output / "ingest" / parts(output)[0]
+    place.replace(place.read()[::-1])
+    assert found(output) == [("changed", f"ingest/{parts(output)[0]}")]
+
+
+def test_all_that_is_wrong_is_told_at_once(output):
+    (output / "rounds/cut-0" / parts(output)[0]).remove()
+    (output / "ingest/stray").create(b"")
+    (output / "ingest" / parts(output)[1]).replace(b"")
+    kinds = [kind for kind, _ in found(output)]
+    assert kinds == ["short", "orphan", "missing"]

@@ -1,0 +1,71 @@
+"""Accounts from verdicts: by source, step and reason, and always closed."""
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etl.accounting import account, count_by_source
+from etl.schema import VERDICT
+from etl.storage.manifest import accounting_gaps, sum_counts
+
+STEPS = ("one", "two")
+
+
+def verdicts(*given):
+    """Verdicts from (step, reason) pairs, None for the living."""
+    return pa.array([pair and {"step": pair[0], "reason": pair[1], "value": None} for pair in given], VERDICT)
+
+
+def test_losses_are_counted_where_they_happened():
+    sources = pa.array(["web", "web", "web", "web", "books", "web"])
+    before = verdicts(None, None, None, None, None, ("zero", "z"))
+    after = verdicts(None, ("one", "x"), ("one", "y"), ("two", "x"), ("two", "x"), ("zero", "z"))
+    assert account(STEPS, sources, before, after) == {
+        "web": {
+            "one": {"in": 4, "made": 0, "kept": 2, "x": 1, "y": 1},
+            "two": {"in": 2, "made": 0, "kept": 1, "x": 1},
+        },
+        "books": {"one": {"in": 1, "made": 0, "kept": 1}, "two": {"in": 1, "made": 0, "kept": 0, "x": 1}},
+    }
+
+
+def test_a_source_whose_rows_are_all_gone_is_listed():
+    gone = verdicts(("zero", "z"))
+    nothing = {"in": 0, "made": 0, "kept": 0}
+    assert account(STEPS, pa.array(["web"]), gone, gone) == {"web": {"one": nothing, "two": nothing}}
+
+
+def test_no_rows_make_no_account():
+    assert account(STEPS, pa.array([], pa.string()), verdicts(), verdicts()) == {}
+
+
+def test_a_verdict_by_a_step_that_is_not_of_the_pass_is_a_bug():
+    with pytest.raises(AssertionError, match="three"):
+        account(STEPS, pa.array(["web"]), verdicts(None), verdicts(("three", "x")))
+
+
+def test_rows_by_source():
+    sources = pa.array(["a", "b", "a", "c"])
+    assert count_by_source(sources, pa.array([True, False, True, True])) == {"a": 2, "b": 0, "c": 1}
+
+
+FATE = st.one_of(st.none(), st.tuples(st.sampled_from(STEPS), st.sampled_from("xy")))
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), FATE), max_size=30), st.integers(0, 30))
+def test_accounts_close_and_add_up(rows, middle):
+    def of(piece):
+        sources = pa.array([source for source, _, _ in piece], pa.string())
+        before = verdicts(*(("zero", "z") if dead else None for _, dead, _ in piece))
+        after = verdicts(*(("zero", "z") if dead else fate for _, dead, fate in piece))
+        return account(STEPS, sources, before, after)
+
+    whole = of(rows)
+    assert accounting_gaps(whole) == []
+    assert sum_counts([of(rows[:middle]), of(rows[middle:])]) == sum_counts([whole])
+    for source, steps in whole.items():
+        living = [fate for name, dead, fate in rows if name == source and not dead]
+        assert steps["one"]["in"] == len(living)
+        assert steps["two"]["in"] == steps["one"]["kept"]
+        assert steps["two"]["kept"] == living.count(None)

@@ -1,0 +1,180 @@
+"""Configurations from YAML: where they are found, what `--set` does, and what each mistake is told."""
+
+import pytest
+
+from etl import conf
+from etl.config import Config
+from etl.errors import ConfigError
+
+
+class Inner(Config):
+    rate: float = 0.5
+    day: str = "never"
+
+
+class Toy(Config):
+    name: str
+    size: int = 3
+    inner: Inner = Inner()
+    several: tuple[Inner, ...] = ()
+    words: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """Reads a YAML text as Toy, with overrides."""
+
+    def read(text: str, *overrides: str) -> Toy:
+        (tmp_path / "toy.yaml").write_text(text, encoding="utf-8")
+        return conf.load(Toy, str(tmp_path / "toy.yaml"), "recipes", list(overrides))
+
+    return read
+
+
+def test_a_file_becomes_a_model(toy):
+    read = toy("name: a\ninner: {rate: 0.25}\nseveral:\n  - rate: 1\n  - {}\n")
+    assert read == Toy(name="a", inner=Inner(rate=0.25), several=(Inner(rate=1.0), Inner()))
+
+
+def test_overrides_are_yaml(toy):
+    read = toy("name: a", "size=7", "inner.rate=1e-3", "words=[x, 'y z']", "inner.day=null day")
+    assert read == Toy(name="a", size=7, inner=Inner(rate=0.001, day="null day"), words=("x", "y z"))
+
+
+def test_overrides_reach_into_lists(toy):
+    read = toy("name: a\nseveral: [{rate: 1}, {rate: 2}]\nwords: [x, y]", "several.1.rate=3", "words.0=z")
+    assert read == Toy(name="a", several=(Inner(rate=1.0), Inner(rate=3.0)), words=("z", "y"))
+    assert toy("name: a\nseveral: [{rate: 1}]", "several.0={day: x}").several == (Inner(day="x"),)
+
+
+def test_the_last_override_wins_and_values_may_hold_equals_signs(toy):
+    assert toy("name: a", "name=b", "name=c=d").name == "c=d"
+
+
+def test_an_override_makes_the_sections_on_its_way(toy):
+    assert toy("name: a\ninner:\n", "inner.rate=2").inner.rate == 2.0
+
+
+@pytest.mark.parametrize("text", ["2026-01-01", "2026-01-01 10:00:00", "01:30"])
+def test_dates_stay_text(toy, text):
+    assert toy(f"name: a\ninner:\n  day: {text}").inner.day in (text, "90")
+    assert toy("name: a", f"inner.day={text}").inner.day in (text, "90")
+
+
+def test_the_text_of_a_file_is_taken_as_it_is(toy, tmp_path):
+    text = "yes: [1, 2]\n  # not YAML\t\r\nünï\n\n"
+    (tmp_path / "text").write_bytes(text.encode())
+    assert toy("name: a", f"name=@{tmp_path}/text").name == text
+
+
+def test_numbers_are_good_text(toy):
+    assert toy("name: 12\nwords: [1.5, x]") == Toy(name="12", words=("1.5", "x"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["size"], r"--set takes KEY=VALUE, got 'size'"),
+        (["=3"], r"--set takes KEY=VALUE, got '=3'"),
+        (["several.2.rate=1"], r"--set several\.2\.rate: '2' must be a position from 0 to 1 of that list"),
+        (["words.x=1"], r"--set words\.x: 'x' must be a position from 0 to 0"),
+        (["name.first=1"], r"--set name\.first: 'name' is the value 'a', it has no keys below it"),
+        (["words.0.x=1"], r"--set words\.0\.x: "),
+        (["size=[1"], r"--set size is not valid YAML"),
+        (["name=@/no/such/file"], r"there is no file /no/such/file"),
+        (["name=@/dev/null/file"], r"there is no file /dev/null/file"),
+        (["size=big"], r"size: .*valid integer.*\(got 'big'\)"),
+        (["inner.rate=[]"], r"inner\.rate: .*\(got \[\]\)"),
+        (["inner.rte=1"], r"inner: unknown key 'rte'; did you mean 'rate'\? valid keys: rate, day"),
+        (["sise=1"], r"\(top\): unknown key 'sise'; did you mean 'size'\?"),
+        (["several.0.rat=1"], r"several\.0: unknown key 'rat'; did you mean 'rate'\?"),
+        (["name=null"], r"name: .*\(got None\)"),
+    ],
+)
+def test_a_wrong_override_is_told(toy, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        toy("name: a\nseveral: [{}, {}]\nwords: [x]", *overrides)
+
+
+def test_a_missing_key_is_told_with_what_to_do(toy):
+    with pytest.raises(ConfigError, match=r"toy\.yaml:\n  name: is missing; add it to the file, or --set name=VALUE"):
+        toy("size: 1")
+
+
+def test_all_mistakes_are_told_at_once(toy):
+    with pytest.raises(ConfigError) as caught:
+        toy("size: x\ninner: {rate: y}\nwords: 3")
+    assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == [
+        "name",
+        "size",
+        "inner.rate",
+        "words",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", r"toy\.yaml is not valid YAML: (.|\n)*line 1"),
+        ("a: b: c", r"toy\.yaml is not valid YAML"),
+        ("name: !!python/name:os.system x", r"toy\.yaml is not valid YAML"),
+        ("", r"must be a mapping of keys, not NoneType"),
+        ("- a", r"must be a mapping of keys, not list"),
+        ("just text", r"must be a mapping of keys, not str"),
+        ("1: x", r"unknown key '1'"),
+    ],
+)
+def test_text_that_is_no_configuration(toy, text, message):
+    with pytest.raises(ConfigError, match=message):
+        toy(text)
+
+
+def test_a_file_that_is_not_utf8(tmp_path):
+    (tmp_path / "toy.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(ConfigError, match=r"toy\.yaml is not UTF-8 text"):
+        conf.load(Toy, str(tmp_path / "toy.yaml"), "recipes", [])
+
+
+@pytest.mark.parametrize("name", ["none.yaml", "dir/none.yaml", "conf/recipes/none.yaml", "."])
+def test_a_path_without_a_file(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"there is no (file|configuration)"):
+        conf.load(Toy, name, "recipes", [])
+
+
+def test_a_name_that_is_not_shipped_is_told_with_those_that_are():
+    with pytest.raises(ConfigError, match=r"no configuration 'demos' in conf/recipes; shipped: demo, synth; or give a"):
+        conf.find("demos", "recipes")
+
+
+def test_shipped_configurations_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {"demo", "synth"} <= set(conf.shipped("recipes"))
+    assert conf.find("demo", "recipes") == conf.find("conf/recipes/demo.yaml", "anything")
+
+
+def test_a_file_goes_before_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "recipes").mkdir(parents=True)
+    (tmp_path / "conf/recipes/demo.yaml").write_text("name: mine")
+    assert conf.find("conf/recipes/demo.yaml", "recipes") == "name: mine"
+
+
+def test_a_configuration_may_lie_on_any_file_system():
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/toys/toy.yaml", b"name: far")
+    assert conf.load(Toy, "memory://toys/toy.yaml", "recipes", []).name == "far"
+
+
+def test_values_never_change():
+    with pytest.raises(ValueError, match="frozen"):
+        Toy(name="a").size = 4
+
+
+def test_semantic_fields_leave_defaults_out():
+    class Placed(Toy):
+        located = frozenset({"size"})
+
+    assert Placed(name="a", size=9, words=("x",)).semantic() == {"name": "a", "words": ["x"]}
+    assert Toy(name="a", size=3).semantic() == {"name": "a"}

@@ -1,0 +1,100 @@
+"""What every step inherits: verdicts that are given once, columns that are declared, an identity."""
+
+import pickle
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+import pytest
+
+from etl.errors import SchemaError
+from etl.schema import VERDICT
+from etl.step import Step, append, drop, live
+
+EARLIER = {"step": "earlier", "reason": "x", "value": None}
+
+
+class Halve(Step):
+    """Adds half of `n`."""
+
+    kind: Literal["halve"] = "halve"
+    version: ClassVar[int] = 3
+    reads: ClassVar[tuple[str, ...]] = ("n",)
+    adds: ClassVar[pa.Schema] = pa.schema([("half", pa.float32())])
+    located: ClassVar[frozenset[str]] = frozenset({"place"})
+    by: int = 2
+    place: str = "here"
+
+    def artefacts(self) -> dict[str, str]:
+        return {"table": "ab" * 32}
+
+
+def batch(*verdicts, **columns) -> pa.RecordBatch:
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    return pa.record_batch([*arrays.values(), pa.array(verdicts, VERDICT)], [*arrays, "verdict"])
+
+
+def test_rows_without_a_verdict_live():
+    assert live(batch(None, EARLIER, None)).to_pylist() == [True, False, True]
+    assert live(batch()).to_pylist() == []
+
+
+def test_drop_gives_a_verdict_to_living_rows_where_the_mask_is_true():
+    rows = batch(None, EARLIER, None, None, n=[1, 2, 3, 4])
+    got = drop(rows, "halve", pa.array([True, True, None, False]), "odd", rows.column("n"))
+    assert got.column("verdict").to_pylist() == [{"step": "halve", "reason": "odd", "value": "1"}, EARLIER, None, None]
+    assert got.column("verdict").type == VERDICT
+    assert got.schema.names == ["n", "verdict"]
+    assert rows.column("verdict").null_count == 3
+
+
+def test_drop_keeps_the_place_of_the_column_and_takes_null_values():
+    rows = batch(None, n=[1]).select(["verdict", "n"])
+    got = drop(rows, "s", pa.array([True]), "r", pa.nulls(1))
+    assert got.schema.names == ["verdict", "n"]
+    assert got.column("verdict").to_pylist() == [{"step": "s", "reason": "r", "value": None}]
+
+
+def test_drop_of_a_slice_and_of_nothing():
+    rows = batch(EARLIER, None, None, EARLIER, n=[1, 2, 3, 4]).slice(1, 2)
+    got = drop(rows, "s", pa.array([False, True]), "r", rows.column("n"))
+    assert got.column("verdict").to_pylist() == [None, {"step": "s", "reason": "r", "value": "3"}]
+    empty = batch(n=pa.array([], pa.int64()))
+    assert drop(empty, "s", pa.array([], pa.bool_()), "r", empty.column("n")).num_rows == 0
+
+
+def test_the_first_verdict_stays():
+    rows = batch(None, n=[1])
+    once = drop(rows, "a", pa.array([True]), "r", rows.column("n"))
+    assert drop(once, "b", pa.array([True]), "r", rows.column("n")).equals(once)
+
+
+def test_append_casts_to_the_declared_types():
+    got = append(batch(None, n=[1]), Halve.adds, [pa.array([0.5], pa.float64())])
+    assert got.schema.names == ["n", "verdict", "half"]
+    assert got.schema.field("half").type == pa.float32()
+    with pytest.raises(ValueError, match="zip"):
+        append(batch(None, n=[1]), Halve.adds, [])
+
+
+def test_identity_is_what_decides_the_output():
+    assert Halve(place="there").identity() == {"kind": "halve", "version": 3, "artefacts": {"table": "ab" * 32}}
+    assert Halve(by=4).identity()["by"] == 4
+
+
+def test_output_schema():
+    schema = pa.schema([("n", pa.int64())])
+    assert Halve().output_schema(schema) == pa.schema([("n", pa.int64()), ("half", pa.float32())])
+    with pytest.raises(SchemaError, match=r"step 'halve' reads \['n'\], but only \['m'\] are there"):
+        Halve().output_schema(pa.schema([("m", pa.int64())]))
+    with pytest.raises(SchemaError, match=r"step 'halve' adds \['half'\], which an earlier step has added"):
+        Halve().output_schema(Halve().output_schema(schema))
+
+
+def test_a_step_pickles_and_hashes():
+    assert pickle.loads(pickle.dumps(Halve(by=3))) == Halve(by=3)
+    assert hash(Halve(by=3)) == hash(Halve(by=3))
+
+
+def test_a_step_must_say_what_it_does():
+    with pytest.raises(NotImplementedError, match="Halve"):
+        Halve().open()
