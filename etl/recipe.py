@@ -15,10 +15,11 @@ from etl.pipeline import Pipeline
 from etl.sources.spec import Source
 
 StageName = Literal["filter", "dedup", "kenlm", "score", "tokenize", "layout"]
-STAGE_NAMES = frozenset(
-    "ingest quarantine filter rounds exact_hits exact candidates edges sets pairs near_hits near clusters kenlm_sample "
-    "kenlm score tokenize harmony ctx_bucket split_hits split dropped cells layout corpus".split()
-)
+STAGE_NAMES = frozenset({
+    "ingest", "quarantine", "filter", "rounds", "exact_hits", "exact", "candidates", "edges", "sets", "pairs",
+    "near_hits", "near", "clusters", "kenlm_sample", "kenlm", "score", "tokenize", "harmony", "ctx_bucket",
+    "split_hits", "split", "dropped", "cells", "layout", "corpus",
+})  # fmt: skip
 """Folders and steps of the stages, which no cut may be called."""
 RUN_KENLM = "run:kenlm"
 """As a perplexity step's `model`: the model that this run's kenlm stage trains."""

@@ -1,6 +1,5 @@
 """What every stage needs: the engine, the recipe, and where its dataset goes."""
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from etl.recipe import Recipe
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Dataset, Job
 from etl.storage.location import Location
+from etl.text import UNICODE_VERSION
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Context:
             semantic: what decides them.
             base: the rows that it is aligned with or whose row keys it holds; None where it stands alone.
         """
-        versions = {"unicode": unicodedata.unidata_version}
+        versions = {"unicode": UNICODE_VERSION}
         cut = base.base.manifest.cut if base is not None else ""
         return Job(self.output / stage, stage, table, schema, {**semantic, "versions": versions}, cut)
 

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from etl.accounting import account
 from etl.dedup.candidates import CandidateStream
 from etl.dedup.clusters import components, rank_clusters
-from etl.dedup.minhash import MINHASH_VERSION, band_hashes, signatures
+from etl.dedup.minhash import MINHASH_VERSION, band_hashes, candidate_probability, signatures
 from etl.dedup.verify import jaccard_pairs
 from etl.engine import Exchange
 from etl.errors import DataError
@@ -134,7 +134,7 @@ def groups(batches: Iterable[pa.RecordBatch], key: list[str]) -> Iterator[pa.Tab
 
 
 def recut(batches: Iterable[pa.RecordBatch], rows: int = _OUT_ROWS) -> Iterator[Chunk]:
-    """The same rows in row groups of `rows`, so that a file does not show in which batches an engine handed them out."""
+    """The same rows in row groups of `rows`: a file does not show in which batches an engine handed them out."""
     held: list[pa.RecordBatch] = []
     num_held = 0
     for batch in batches:
@@ -556,6 +556,8 @@ class JoinPairs:
 def near(context: Context, rows: Rows, near: NearDedup) -> Rows:
     """Write the near-duplicate datasets of the head of this file, down to DIR/clusters."""
     engine = context.engine
+    met = candidate_probability(near.threshold, near.bands, near.rows)
+    context.report(f"{'near':>24}  {near.bands} bands of {near.rows} rows meet {met:.1%} of pairs at {near.threshold}")
     columns = ["id", "messages", "verdict"]
     shingling = {"text": TEXT_VERSION, "ngram": near.ngram, "inputs": rows.inputs(columns)}
     banding = {

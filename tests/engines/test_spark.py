@@ -108,7 +108,9 @@ class EmitWords:
         words = [b"\xff", b"", b"a", b"aa", b"\x80", None]
         size = 4 * len(words)
         buckets = pa.array(np.arange(size, dtype=np.int32) % self.num_buckets)
-        yield pa.record_batch([buckets, pa.array(words * 4), pa.array(range(split * size, (split + 1) * size))], schema=ROUTED)
+        yield pa.record_batch(
+            [buckets, pa.array(words * 4), pa.array(range(split * size, (split + 1) * size))], schema=ROUTED
+        )
 
 
 def tell(bucket, batches):
@@ -182,7 +184,7 @@ def test_error_of_a_reducer_is_raised_as_what_it_is(tmp_path, engine):
     def fail(bucket, batches):
         raise SourceError("no")
 
-    with pytest.raises(SourceError, match="^no$"):
+    with pytest.raises(SourceError, match=r"^no$"):
         engine.shuffle(job(tmp_path, "failing"), Exchange((0,), EmitWords(1), ROUTED, ("word",), 1), fail)
 
 
@@ -193,7 +195,7 @@ def test_error_of_the_map_side_of_a_shuffle_is_raised_and_no_bucket_is_written(t
             raise DataError(f"split {split} is gone")
 
     exchange = Exchange((0, 1, 2), fail_late, ROUTED, ("word", "n"), 2)
-    with pytest.raises(DataError, match="^split 2 is gone$"):
+    with pytest.raises(DataError, match=r"^split 2 is gone$"):
         engine.shuffle(job(tmp_path, "failing"), exchange, tell)
     assert not (tmp_path / "failing" / "_receipts").exists()
 

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from etl.dedup.minhash import band_hashes, signatures
 from etl.hashing import hash_columns, signed
 from etl.schema import PROMPT
-from etl.stages.dedup import groups
+from etl.stages.dedup import PairUp, groups, recut
 from etl.text import shingles
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import (
@@ -39,7 +39,10 @@ NEAR = {"threshold": 0.7, "bands": 20, "rows": 5}
 def dedup(tmp_path, rows, engine=None, **section):
     write_parquet(tmp_path / "in.parquet", rows, row_group_size=17)
     recipe = make_recipe(
-        tmp_path / "out", {"toy": tmp_path / "in.parquet"}, stages=["dedup"], dedup={"exact": None, "near": None} | section
+        tmp_path / "out",
+        {"toy": tmp_path / "in.parquet"},
+        stages=["dedup"],
+        dedup={"exact": None, "near": None} | section,
     )
     return run(recipe, engine)
 
@@ -188,7 +191,11 @@ def test_pairs_and_clusters_equal_brute_force(tmp_path, seed):
 def test_threshold_counts_as_reached(tmp_path):
     """Texts of 8, 10 and 11 words, each the start of the next, have 4, 6 and 7 5-grams: J is 4/6, 6/7 and 4/7."""
     words = [f"w{n}" for n in range(10)]
-    rows = [row(1, " ".join(words[:9]), words[9]), row(2, " ".join(words), "w10"), row(3, words[0], " ".join(words[1:8]))]
+    rows = [
+        row(1, " ".join(words[:9]), words[9]),
+        row(2, " ".join(words), "w10"),
+        row(3, words[0], " ".join(words[1:8])),
+    ]
     for threshold, lost in ((6 / 7, 1), (6 / 7 + 1e-9, 0), (4 / 6, 2), (4 / 7, 2)):
         folder = tmp_path / str(threshold)
         folder.mkdir()
@@ -241,3 +248,22 @@ def test_groups_are_whole_however_the_stream_is_cut(batch_rows):
     borders = [piece[0] for piece in found]
     assert len(set(borders)) == len(borders)
     assert all(set(a).isdisjoint(b) for a, b in itertools.combinations(found, 2))
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 10, 16, 100])
+def test_row_groups_do_not_depend_on_the_batches_that_arrive(batch_rows):
+    table = pa.table({"n": range(33)})
+    chunks = [chunk.batch for chunk in recut(table.to_batches(max_chunksize=batch_rows), rows=8)]
+    assert [batch.num_rows for batch in chunks] == [8, 8, 8, 8, 1]
+    assert [n for batch in chunks for n in batch.column("n").to_pylist()] == list(range(33))
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4, 7, 1000])
+def test_candidate_blocks_do_not_depend_on_the_batches_that_arrive(monkeypatch, batch_rows):
+    """Five rows in each of 20 bands are 10 pairs a band, 200 in all; a block of 64 holds each pair once."""
+    monkeypatch.setattr("etl.stages.dedup.PAIR_BLOCK", 64)
+    band = np.repeat(np.arange(20), 5)
+    table = pa.table({"band": band, "row": np.tile(np.arange(5), 20)})
+    chunks = list(PairUp(max_partners=8)(0, iter(table.to_batches(max_chunksize=batch_rows))))
+    assert [chunk.batch.num_rows for chunk in chunks if chunk.batch] == [10, 10, 10, 8]
+    assert sum(chunk.rows_in for chunk in chunks) == 100

@@ -14,8 +14,8 @@ from etl.stages import passes
 from etl.stages.context import Context
 from etl.stages.ingest import ingest
 from etl.stages.passes import RunSteps, run_cut
-from etl.storage.dataset import Dataset
 from etl.step import Step, append, drop
+from etl.storage.dataset import Dataset
 from tests.engines.inprocess import IdleEngine, InProcessEngine
 from tests.etl.stages.toys import (
     FILTER,
@@ -203,8 +203,11 @@ def test_percentile_cut_drops_the_top_of_each_group(tmp_path, ngram_model):
     run(recipe)
     languages = [item["detected_language"] for item in read(stage(tmp_path / "out", "filter"))]
     scored, cut = read(stage(tmp_path / "out", "score")), read(stage(tmp_path / "out", "strange"))
-    rows = [(language, item["perplexity"], after["verdict"] is None)
-            for language, item, after in zip(languages, scored, cut, strict=True) if item["verdict"] is None]  # fmt: skip
+    rows = [
+        (language, item["perplexity"], after["verdict"] is None)
+        for language, item, after in zip(languages, scored, cut, strict=True)
+        if item["verdict"] is None
+    ]
     for group in ("en", "de"):
         mine = sorted((score, kept) for language, score, kept in rows if language == group)
         keep = -(-9 * len(mine) // 10)
@@ -234,9 +237,7 @@ def test_cut_that_touches_nobody_drops_nobody(tmp_path):
 
 def test_missing_column_fails_before_a_row_is_read(tmp_path, ngram_model):
     write_parquet(tmp_path / "a.parquet", plain_rows(3))
-    recipe = make_recipe(
-        tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["score"], score=scores(ngram_model)
-    )
+    recipe = make_recipe(tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["score"], score=scores(ngram_model))
     with pytest.raises(SchemaError, match="cut 'strange' reads \\['detected_language'\\]"):
         run(recipe, IdleEngine())
     assert not (tmp_path / "out").exists()

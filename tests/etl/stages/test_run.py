@@ -1,5 +1,6 @@
 """Whole runs: accounts, digests that are free of the cut, work that is not done twice, kills and resumption."""
 
+import itertools
 import random
 import re
 import shutil
@@ -34,6 +35,7 @@ STEPS = ("ingest", "answer", "language", "english_share", "exact", "near", "perp
          "ctx_bucket", "split", "layout")  # fmt: skip
 FREE_OF_THE_CUT = ("ingest", "filter", "english_share", "exact", "clusters", "score", "strange", "tokenize", "split",
                    "dropped", "corpus")  # fmt: skip
+LAST = {"split_hits", "split", "dropped", "cells", "corpus"}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_accounts_close_and_chain_from_the_raw_rows_to_the_corpus(whole):
         for name, counts in steps.items():
             lost = sum(count for reason, count in counts.items() if reason not in FLOW)
             assert counts["in"] + counts["made"] == counts["kept"] + lost, name
-        for before, after in zip(STEPS, STEPS[1:], strict=False):
+        for before, after in itertools.pairwise(STEPS):
             assert steps[before]["kept"] == steps[after]["in"], after
     assert accounting["a"]["ingest"]["in"] == 123
     assert accounting["b"]["ingest"] == {"in": 41, "made": 0, "kept": 40, "quarantined:invalid_json": 1}
@@ -184,10 +186,10 @@ def test_manifests_are_the_same_for_input_at_another_place(tmp_path, whole, sour
 @pytest.mark.parametrize(
     ("change", "again"),
     [
-        ({"score": {"cuts": {0: {"keep": 0.8}}}}, {"strange", "tokenize", "split_hits", "split", "dropped", "cells", "corpus"}),
+        ({"score": {"cuts": {0: {"keep": 0.8}}}}, {"strange", "tokenize", *LAST}),
         ({"layout": {"target_bytes": 1 << 20}}, set()),
-        ({"layout": {"validation_fraction": 0.5}}, {"split_hits", "split", "dropped", "cells", "corpus"}),
-        ({"harmony": {"reasoning_effort": "low"}}, {"tokenize", "split_hits", "split", "cells", "corpus"}),
+        ({"layout": {"validation_fraction": 0.5}}, LAST),
+        ({"harmony": {"reasoning_effort": "low"}}, {"tokenize", *LAST}),
         ({"max_bad_fraction": 0.9}, set()),
     ],
 )  # fmt: skip
@@ -325,7 +327,9 @@ def test_stage_in_the_wrong_place_names_the_column(tmp_path, sources, ngram_mode
         run(recipe, IdleEngine())
 
 
-@pytest.mark.parametrize("name", ["ingest", "corpus", "score", "clusters", "exact", "near", "layout", "../up", "rounds"])
+@pytest.mark.parametrize(
+    "name", ["ingest", "corpus", "score", "clusters", "exact", "near", "layout", "../up", "rounds"]
+)
 def test_cut_cannot_take_the_name_of_a_folder_or_step_of_ours(tmp_path, sources, name):
     cut = {**FILTER["cuts"][0], "name": name}
     with pytest.raises(ValueError, match=re.escape(name)):

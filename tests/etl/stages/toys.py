@@ -15,14 +15,15 @@ from tests.engines.inprocess import InProcessEngine
 COLUMNS = ("synth_id", "language", "exercise", "model", "query", "synthetic_reasoning", "synthetic_answer")
 SYNTH = pa.schema([(name, pa.string()) for name in COLUMNS])
 
-ENGLISH = """
+_ENGLISH = """
 the of house water people think about because where never small garden every morning light through old river
 between something children would answer question always number first write read long after before together
-""".split()
-GERMAN = """
+"""
+_GERMAN = """
 der das Haus Wasser Menschen denken weil wo niemals klein Garten jeden Morgen Licht durch alter Fluss zwischen
 etwas Kinder würde Antwort Frage immer Zahl erste schreiben lesen lange nach vor zusammen und nicht
-""".split()
+"""
+ENGLISH, GERMAN = _ENGLISH.split(), _GERMAN.split()
 EXERCISES = ("memorization", "math exercise", "code", "editing", "something else")
 """Skill buckets B5, B2, B3, B4 and B1."""
 

@@ -1,0 +1,190 @@
+"""The command line: exit codes, messages, and one run in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.run_recipe import main as run_recipe_main
+from tests.etl.stages.toys import make_recipe, mixed_rows, run, stage, write_parquet
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def call(*arguments):
+    result = CliRunner().invoke(app, [str(item) for item in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture
+def made(tmp_path):
+    source = write_parquet(tmp_path / "in.parquet", mixed_rows(40))
+    run(make_recipe(tmp_path / "out", {"toy": source}, stages=["tokenize", "layout"]))
+    return tmp_path / "out"
+
+
+# --- verify --------------------------------------------------------------------------------------------------------
+
+
+def test_verify_of_an_untouched_run(made):
+    result = call("verify", made)
+    assert result.exit_code == 0
+    assert "0 differences" in result.output
+
+
+def a_part(output):
+    return output / "corpus" / stage(output, "corpus").manifest.parts[0].path
+
+
+def delete(output):
+    a_part(output).unlink()
+
+
+def cut_short(output):
+    a_part(output).write_bytes(a_part(output).read_bytes()[:-1])
+
+
+def flip_a_bit(output):
+    data = bytearray(a_part(output).read_bytes())
+    data[len(data) // 2] ^= 1
+    a_part(output).write_bytes(data)
+
+
+def add_a_file(output):
+    (output / "tokenize" / "part-more.parquet").write_bytes(b"PAR1")
+
+
+def take_the_manifest_away(output):
+    (output / "dropped" / "_manifest.json").unlink()
+
+
+def change_a_count(output):
+    path = output / "ingest" / "_manifest.json"
+    path.write_text(path.read_text().replace('"kept":40', '"kept":41'))
+
+
+@pytest.mark.parametrize(
+    ("harm", "kind"),
+    [
+        (delete, "missing"),
+        (cut_short, "short"),
+        (flip_a_bit, "changed"),
+        (add_a_file, "orphan"),
+        (take_the_manifest_away, "uncommitted"),
+        (change_a_count, "account"),
+    ],
+)
+def test_verify_exits_with_1_on_any_difference(made, harm, kind):
+    harm(made)
+    result = call("verify", made)
+    assert result.exit_code == 1
+    assert kind in result.output
+    assert "1 differences" in result.output
+
+
+def test_verify_where_nothing_is(tmp_path):
+    result = call("verify", tmp_path)
+    assert result.exit_code == 2
+    assert f"DataError: there is no dataset at or below {tmp_path}" in result.output
+
+
+# --- what a user gets wrong ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("outptu=x", ["unknown key 'outptu'", "'output'"]),
+        ("harmony.reasoning_efort=high", ["harmony", "unknown key 'reasoning_efort'", "'reasoning_effort'"]),
+        ("dedup.near.treshold=0.9", ["dedup.near", "unknown key 'treshold'", "'threshold'"]),
+        ("sources.synth.pth=x", ["sources.synth", "unknown key 'pth'", "'path'"]),
+        ("filter.steps.1.kep=[en]", ["unknown key 'kep'", "'keep'"]),
+        ("filter.cuts.0.shre=0.5", ["unknown key 'shre'", "'share'"]),
+        ("run.split_byte=5000", ["run", "unknown key 'split_byte'", "'split_bytes'"]),
+        ("stages=[filtr, layout]", ["stages.0", "'filtr'", "filter"]),
+        ("dedup.near.threshold=2", ["dedup.near.threshold", "2"]),
+        ("filter.steps.1.keep=[english]", ["filter.steps.1", "no language 'english'"]),
+        ("filter.steps.7.keep=[en]", ["filter.steps.7.keep", "position"]),
+        ("nonsense", ["KEY=VALUE"]),
+    ],
+)
+@pytest.mark.parametrize("entry", ["stillhouse", "run_recipe"])
+def test_a_wrong_key_or_value_fails_before_any_work(tmp_path, monkeypatch, capsys, entry, override, told):
+    monkeypatch.chdir(tmp_path)
+    output = f"output={tmp_path / 'out'}"
+    if entry == "stillhouse":
+        result = call("run", "demo", "--set", output, "--set", override)
+        code, text = result.exit_code, result.output
+    else:
+        code = run_recipe_main(["--conf", "demo", "--set", output, "--set", override])
+        text = capsys.readouterr().err
+    assert code == 2
+    assert text.startswith("ConfigError: ")
+    assert all(words in text for words in told), text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("dmeo", ["'dmeo'", "demo, synth"]),
+        ("conf/recipes/none.yaml", ["no file conf/recipes/none.yaml"]),
+        ("synth", ["sources.synth.path: is missing", "--set sources.synth.path=VALUE", "output: is missing"]),
+    ],
+)
+def test_a_recipe_that_is_not_there_or_not_whole(tmp_path, monkeypatch, name, told):
+    monkeypatch.chdir(tmp_path)
+    result = call("run", name)
+    assert result.exit_code == 2
+    assert all(words in result.output for words in told), result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_input_that_is_not_there(tmp_path):
+    result = call(
+        "run", "synth", "--set", f"output={tmp_path / 'out'}", "--set", f"sources.synth.path={tmp_path}/no.jsonl"
+    )
+    assert result.exit_code == 2
+    assert "SourceError: source 'synth': no file of" in result.output
+
+
+def test_no_command_shows_the_commands():
+    assert "verify" in call().output
+
+
+def test_sample_command_writes_the_sample(tmp_path):
+    result = call("sample", tmp_path)
+    assert result.exit_code == 0
+    assert {"synth", "stdlib", "licences", "dialogue"} <= set(result.output.split())
+    assert list(tmp_path.rglob("*.parquet"))
+
+
+# --- a run of its own ----------------------------------------------------------------------------------------------
+
+
+def in_a_process(folder, *arguments):
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+
+
+@pytest.mark.spark
+def test_run_then_run_again_then_verify(tmp_path):
+    """From an empty working directory, with a recipe by name; the second time no JVM is started."""
+    write_parquet(tmp_path / "in.parquet", mixed_rows(30))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    arguments = ["run", "synth", "--set", "output=../out", "--set", "sources.synth.path=../in.parquet"]
+    first = in_a_process(empty, *arguments)
+    assert first.returncode == 0, first.stderr
+    assert sum(line.startswith("Java ") for line in first.stdout.splitlines()) == 1
+    assert "corpus          30 rows" in first.stdout
+    again = in_a_process(empty, *arguments)
+    assert again.returncode == 0, again.stderr
+    assert "Java" not in again.stdout
+    assert "corpus          30 rows" in again.stdout
+    assert call("verify", tmp_path / "out").exit_code == 0
+    assert list(empty.iterdir()) == []
