@@ -14,7 +14,7 @@ from etl.mixture.buckets import CtxBucketStep
 from etl.pipeline import Pipeline
 from etl.sources.spec import Source
 
-StageName = Literal["filter", "dedup", "kenlm", "score", "tokenize", "layout"]
+StageName = Literal["filter", "dedup", "kenlm", "score", "tokenize", "split", "layout"]
 STAGE_NAMES = frozenset({
     "ingest", "quarantine", "filter", "rounds", "exact_hits", "exact", "candidates", "edges", "sets", "pairs",
     "near_hits", "near", "clusters", "kenlm_sample", "kenlm", "score", "tokenize", "harmony", "ctx_bucket",

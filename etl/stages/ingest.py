@@ -99,7 +99,9 @@ def ingest(context: Context) -> Rows:
         )
     ]
     semantic = {"version": INGEST_VERSION, "sources": identity}
-    dataset = context.engine.map(context.job("ingest", "PROMPT", PROMPT, semantic, None), splits, WritePrompts(raw))
+    empty = {name: {STEP: {"in": 0, "made": 0, "kept": 0}} for name in sources}
+    job = context.job("ingest", "PROMPT", PROMPT, semantic, None).with_inherited(empty)
+    dataset = context.engine.map(job, splits, WritePrompts(raw))
     context.committed(dataset)
     _quarantine(context, raw, dataset)
     return Rows(dataset)

@@ -3,11 +3,10 @@
 The second of the two stages that write row data, and the only one in which rows travel. A narrow pass counts the cells;
 each cell gets enough files for its size, and a row's file follows from its cell and the hash of its id, so nothing is
 sorted to plan. Rows cross the shuffle as Arrow IPC slices of at least 64 KB and are ordered by that hash in their file.
-A validation row whose prompt also stands in train is dropped first, with its reason.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.engine import Exchange
-from etl.hashing import fixed_binary, hash128, hash_array
-from etl.messages import instruction_text
-from etl.mixture.sampling import in_sample, purpose_seed
+from etl.hashing import hash_array
 from etl.recipe import Layout
-from etl.schema import CTX_BUCKETS, ID, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
+from etl.schema import CTX_BUCKETS, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
 from etl.stages.context import Context
-from etl.stages.dedup import HIT, Counted, Mark, buckets_of, groups, living, mark_hits, recut, uuid_text
+from etl.stages.hits import living, uuid_text
+from etl.stages.split import split_of
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Chunk, Dataset
 from etl.storage.manifest import Accounting, sum_counts
@@ -71,83 +69,6 @@ CELL = pa.schema(
 )
 
 Cell = tuple[str, str, str]
-
-
-def split_of(keys: pa.Array, layout: Layout) -> pa.Array:
-    """train or validation for each split key: a hash of the key below validation_fraction is validation."""
-    held_out = in_sample(keys, purpose_seed("split", layout.seed), layout.validation_fraction)
-    return pc.if_else(held_out, "validation", "train")
-
-
-# --- a prompt is on one side only ----------------------------------------------------------------------------------
-
-PROMPT_KEY = pa.schema(
-    [
-        ("bucket", pa.int32()), ("prompt", pa.binary()), ("validation", pa.bool_()), ("id", pa.binary()),
-        ("row", pa.int64()),
-    ]
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class EmitPrompts:
-    """A hash of each living row's prompt, and its side."""
-
-    rows: Rows
-    layout: Layout
-    num_buckets: int
-
-    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
-        for batch, keys in living(self.rows, split, ["id", "messages", "split_key"]):
-            prompt = hash128([instruction_text(batch)])
-            first = np.ascontiguousarray(fixed_binary(prompt)[:, :8]).view(np.uint64).ravel()
-            columns = [
-                buckets_of(first, self.num_buckets), prompt.cast(pa.binary()),
-                pc.equal(split_of(batch.column("split_key"), self.layout), "validation"),
-                batch.column("id").cast(pa.binary()), pa.array(keys),
-            ]  # fmt: skip
-            yield pa.RecordBatch.from_arrays(columns, schema=PROMPT_KEY)
-
-
-def leaked_prompts(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-    """Validation rows whose prompt a train row has too: HIT rows that name the first such train row."""
-    counted = Counted(batches)
-    yield from recut(_leaked(counted))
-    yield Chunk(None, counted.rows)
-
-
-def _leaked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for table in groups(batches, ["prompt"]):
-        prompt = hash_array(table["prompt"].combine_chunks())
-        starts = np.flatnonzero(np.concatenate([[True], prompt[1:] != prompt[:-1]]))
-        sizes = np.diff(np.append(starts, len(prompt)))
-        # train sorts before validation, so a group's first row tells whether train has the prompt.
-        first = np.repeat(starts, sizes)
-        held_out = table["validation"].to_numpy()
-        leaked = held_out & ~held_out[first]
-        ids = table["id"].combine_chunks()
-        columns = [
-            table["row"].combine_chunks(),
-            ids.take(pa.array(first)).cast(ID),
-            pa.array(np.repeat(sizes, sizes).astype(np.int32)),
-            pa.array((np.arange(len(first)) - first).astype(np.int32)),
-        ]
-        yield pa.RecordBatch.from_arrays(columns, schema=HIT).filter(pa.array(leaked))
-
-
-def separate(context: Context, rows: Rows) -> Rows:
-    """Write DIR/split_hits and DIR/split: validation rows whose prompt stands in train get a verdict."""
-    layout = context.recipe.layout
-    num_buckets = context.num_buckets(rows.num_rows * 56)
-    identity = {
-        "layout": layout.model_dump(include={"validation_fraction", "seed"}),
-        "inputs": rows.inputs(["messages", "split_key", "verdict"]),
-    }
-    job = context.job("split_hits", "HIT", HIT, identity, rows)
-    order = ("prompt", "validation", "id", "row")
-    exchange = Exchange(tuple(rows.splits), EmitPrompts(rows, layout, num_buckets), PROMPT_KEY, order, num_buckets)
-    hits = context.committed(context.engine.shuffle(job, exchange, leaked_prompts))
-    return mark_hits(context, rows, hits, Mark("split", "prompt_in_train", with_clusters=False))
 
 
 # --- the plan: cells and files -------------------------------------------------------------------------------------

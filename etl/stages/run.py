@@ -17,8 +17,9 @@ from etl.stages.context import Context
 from etl.stages.dedup import dedup
 from etl.stages.ingest import ingest
 from etl.stages.kenlm import train_kenlm, with_model
-from etl.stages.layout import lay_out, separate
+from etl.stages.layout import lay_out
 from etl.stages.passes import run_pipeline
+from etl.stages.split import separate
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Chunk, Dataset
 from etl.storage.lock import RunLock
@@ -89,8 +90,10 @@ def _run(context: Context) -> RunResult:
             rows = dedup(context, rows)
         elif stage == "kenlm":
             model = train_kenlm(context, rows)
-        elif stage == "layout":
+        elif stage == "split":
             rows = separate(context, rows)
+        elif stage == "layout":
+            continue
         else:
             pipeline = _pipeline(recipe, stage)
             assert pipeline is not None, stage

@@ -15,7 +15,8 @@ from scipy.sparse.csgraph import connected_components
 from etl.dedup.minhash import band_hashes, signatures
 from etl.hashing import hash_columns, signed
 from etl.schema import PROMPT
-from etl.stages.dedup import PairUp, groups, recut
+from etl.stages.dedup import PairUp
+from etl.stages.hits import groups, recut
 from etl.text import shingles
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import (

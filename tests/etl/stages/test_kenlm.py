@@ -10,7 +10,7 @@ from etl.scoring.perplexity import SAMPLE_PURPOSE
 from tests.engines.inprocess import IdleEngine, InProcessEngine
 from tests.etl.stages.toys import files, manifests, mixed_rows, read, run, scores, stage, whole_recipe, write_parquet
 
-STAGES = ["filter", "dedup", "kenlm", "score", "tokenize", "layout"]
+STAGES = ["filter", "dedup", "kenlm", "score", "tokenize", "split", "layout"]
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,6 @@ from tests.etl.stages.toys import (
     row,
     run,
     stage,
-    verdicts,
     whole_recipe,
     write_jsonl,
     write_parquet,
@@ -159,7 +158,7 @@ def test_dropped_is_what_is_not_in_the_corpus(made):
     rows = joined(made)
     lost = {key: item["verdict"] for key, item in rows.items() if item["verdict"]}
     stages = {"answer": "filter", "language": "filter", "english_share": "filter", "exact": "dedup", "near": "dedup",
-              "strange": "score", "split": "layout"}  # fmt: skip
+              "strange": "score", "split": "split"}  # fmt: skip
     told = read(stage(made, "dropped"))
     assert len(told) == len(lost)
     assert {item["id"].hex(): tuple(item.values())[1:] for item in told} == {
@@ -230,33 +229,6 @@ def test_longer_than_the_largest_bucket_is_dropped(tmp_path):
 
 
 # --- train and validation ------------------------------------------------------------------------------------------
-
-
-def test_no_prompt_stands_on_both_sides(tmp_path):
-    rows = [row(n, f"question {n % 40}", f"answer {n}") for n in range(200)]
-    toy_corpus(tmp_path, rows, validation_fraction=0.3)
-    sides: dict = {}
-    for item in corpus_rows(tmp_path / "out"):
-        sides.setdefault(item["messages"][0]["content"], set()).add(item["split"])
-    assert len(sides) == 40
-    assert all(len(found) == 1 for found in sides.values())
-
-
-def test_a_prompt_in_train_drops_the_validation_rows_and_no_train_row(tmp_path):
-    rows = [row(n, f"question {n % 10}", f"answer {n}") for n in range(100)]
-    toy_corpus(tmp_path, rows, validation_fraction=0.3)
-    out = tmp_path / "out"
-    base = {item["id"]: item for item in read(stage(out, "ingest"))}
-    keys = pa.array([item["split_key"] for item in base.values()])
-    held_out = dict(zip(base, in_sample(keys, purpose_seed("split", 0), 0.3).to_pylist(), strict=True))
-    prompts = {key: item["messages"][0]["content"] for key, item in base.items()}
-    in_train = {prompts[key] for key in base if not held_out[key]}
-    lost = verdicts(out, "split")
-    assert set(lost) == {key for key in base if held_out[key] and prompts[key] in in_train}
-    for key, (step, reason, value) in lost.items():
-        assert (step, reason) == ("split", "prompt_in_train")
-        first = min(other for other in base if not held_out[other] and prompts[other] == prompts[key])
-        assert value == str(uuid.UUID(bytes=first))
 
 
 def test_validation_fraction_of_many_rows(tmp_path):

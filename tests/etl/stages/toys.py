@@ -113,7 +113,7 @@ def scores(model):
 
 def whole_recipe(output, sources, model, **sections):
     """Every stage that needs no neural model."""
-    stages = ["filter", "dedup", "score", "tokenize", "layout"]
+    stages = ["filter", "dedup", "score", "tokenize", "split", "layout"]
     parts = {"stages": stages, "filter": FILTER, "score": scores(model)}
     return make_recipe(output, sources, **(parts | sections))
 
