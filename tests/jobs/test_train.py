@@ -1,0 +1,40 @@
+"""`stillhouse train`, from a corpus that a run laid out to a student."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from tests.etl.stages.toys import make_recipe, mixed_rows, run, write_parquet
+
+PROJECT = Path(__file__).resolve().parents[2]
+# Ids of Harmony reach 200,012, so the head stays whole; everything else is small.
+SMALL = ["max_steps=3", "model.params.layers=1", "model.params.hidden=8", "model.params.intermediate=8",
+         "data.pack_tokens=256", "evaluate.every_steps=3"]  # fmt: skip
+
+
+def test_misspelt_key_is_named_with_the_nearest_before_any_work(tmp_path):
+    result = CliRunner().invoke(app, ["train", "conf/training/demo.yaml", "--set", f"outputt={tmp_path / 'student'}"])
+    assert result.exit_code == 2
+    assert "unknown key 'outputt'; did you mean 'output'?" in result.output
+    assert not (tmp_path / "student").exists()
+
+
+def test_trains_on_a_corpus_that_the_layout_wrote(tmp_path):
+    source = write_parquet(tmp_path / "in.parquet", mixed_rows(200))
+    layout = {"validation_fraction": 0.1}
+    run(make_recipe(tmp_path / "out", {"toy": source}, stages=["tokenize", "layout"], layout=layout))
+    sets = [f"data.corpus={tmp_path / 'out' / 'corpus'}", f"output={tmp_path / 'student'}", *SMALL]
+    command = [sys.executable, "-m", "jobs.cli", "train", "conf/training/demo.yaml"]
+    for item in sets:
+        command += ["--set", item]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "in 3 steps" in done.stdout
+    records = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == [1, 2, 3]
+    assert all(record["tokens_per_s"] > 0 for record in records if "loss" in record)
+    assert [record["step"] for record in records if "held_out" in record] == [0, 3]
