@@ -194,7 +194,7 @@ def _without_notes(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, transient=False, disable=not sys.stderr.isatty())
+    return Progress(*columns, transient=True, disable=not sys.stderr.isatty())
 
 
 def _watch(context: Any, group: str, progress: Progress, bar: Any, done: threading.Event) -> None:
@@ -210,7 +210,6 @@ def _watch(context: Any, group: str, progress: Progress, bar: Any, done: threadi
         if tasks:
             finished = sum(stage.numCompletedTasks for stage in tasks)
             progress.update(bar, total=sum(stage.numTasks for stage in tasks), completed=finished)
-    progress.update(bar, total=1, completed=1)
 
 
 def _make_session(report: Callable[[str], None]) -> Any:
