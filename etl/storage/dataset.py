@@ -6,7 +6,9 @@ parts, a plan and some receipts; the next build with the same fingerprint does o
 one with another fingerprint clears the folder first.
 """
 
+import itertools
 import json
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +27,7 @@ from etl.storage.manifest import (
     Plan,
     Receipt,
     accounting_gaps,
+    add_counts,
     fingerprint_of,
     sum_counts,
     to_json,
@@ -158,6 +161,26 @@ class Job:
         return fingerprint_of({"stage": self.stage, "table": self.table, **self.made_from})
 
 
+class _Tally:
+    """What the chunks of a split add up to."""
+
+    def __init__(self) -> None:
+        self.rows_in = 0
+        self.digest = ContentDigest()
+        self.accounting: Accounting = {}
+        self.distributions: dict[str, Any] = {}
+
+    def batches(self, chunks: Iterable[Chunk]) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """(partition, batch) of the chunks that have rows; every chunk is counted as it goes by."""
+        for chunk in chunks:
+            self.rows_in += chunk.rows_in
+            self.accounting = add_counts(self.accounting, chunk.accounting)
+            self.distributions = add_counts(self.distributions, chunk.distributions)
+            if chunk.batch is not None and chunk.batch.num_rows:
+                self.digest.add(chunk.batch)
+                yield chunk.partition, chunk.batch
+
+
 class Build:
     """One dataset on its way to its manifest; pickles to the workers, who call `write`."""
 
@@ -238,41 +261,21 @@ class Build:
 
     def write(self, split: int, chunks: Iterable[Chunk]) -> None:
         """Write a split's chunks as parts, then its receipt; a later attempt leaves the first one's receipt."""
-        digest = ContentDigest()
-        rows_in = rows_out = 0
-        parts: list[Part] = []
-        writer: PartWriter | None = None
-        partition = ""
-        counts: list[Chunk] = []
-        try:
-            for chunk in chunks:
-                rows_in += chunk.rows_in
-                counts.append(Chunk(None, 0, chunk.accounting, chunk.distributions))
-                if chunk.batch is None or chunk.batch.num_rows == 0:
-                    continue
-                if writer is not None and chunk.partition != partition:
-                    parts.append(writer.finish())
-                    writer.__exit__(None, None, None)
-                    writer = None
-                if writer is None:
-                    partition = chunk.partition
-                    writer = PartWriter(self.folder, split, self.job.schema, self.job.table, partition)
-                writer.write(chunk.batch)
-                digest.add(chunk.batch)
-                rows_out += chunk.batch.num_rows
-            if writer is not None:
+        tally = _Tally()
+        parts = []
+        for partition, rows in itertools.groupby(tally.batches(chunks), key=operator.itemgetter(0)):
+            with PartWriter(self.folder, split, self.job.schema, self.job.table, partition) as writer:
+                for _, batch in rows:
+                    writer.write(batch)
                 parts.append(writer.finish())
-        finally:
-            if writer is not None:
-                writer.__exit__(None, None, None)
         receipt = Receipt(
             split=split,
-            rows_in=rows_in,
-            rows_out=rows_out,
-            content_digest=str(digest),
+            rows_in=tally.rows_in,
+            rows_out=sum(part.rows for part in parts),
+            content_digest=str(tally.digest),
             parts=tuple(parts),
-            accounting=sum_counts(chunk.accounting for chunk in counts),
-            distributions=sum_counts(chunk.distributions for chunk in counts),
+            accounting=sum_counts([tally.accounting]),
+            distributions=sum_counts([tally.distributions]),
         )
         self.receive(receipt)
 
