@@ -155,7 +155,8 @@ class PercentileCut(Cut):
         return (self.column,)
 
     def group(self, batch: pa.RecordBatch) -> pa.Array:
-        parts = [pc.fill_null(batch.column(name), "") for name in self.within]
+        # Escaped, so that no two combinations share a label.
+        parts = [pc.replace_substring(pc.fill_null(batch.column(name), ""), "/", "%2F") for name in self.within]
         label = pc.binary_join_element_wise(*parts, "/") if parts else pa.repeat("all", batch.num_rows)
         return pc.if_else(batch.column(self.column).is_valid(), label, pa.scalar(None, pa.string()))
 
