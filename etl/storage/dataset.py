@@ -256,8 +256,19 @@ class Build:
             raise DataError(f"{location} is damaged: {error}; remove it and run the recipe again") from error
 
     def missing(self, plan: Plan) -> list[int]:
-        """The splits that have no receipt yet."""
-        return [split for split in range(len(plan.splits)) if self.receipt(split) is None]
+        """The splits that have no receipt yet, or whose parts are gone or short; such a receipt is taken back."""
+        splits = []
+        for split in range(len(plan.splits)):
+            receipt = self.receipt(split)
+            if receipt is not None and not self._whole(receipt):
+                self._receipt_location(split).remove()
+                receipt = None
+            if receipt is None:
+                splits.append(split)
+        return splits
+
+    def _whole(self, receipt: Receipt) -> bool:
+        return all((self.folder / part.path).size() == part.bytes for part in receipt.parts)
 
     def write(self, split: int, chunks: Iterable[Chunk]) -> None:
         """Write a split's chunks as parts, then its receipt; a later attempt leaves the first one's receipt."""

@@ -73,6 +73,13 @@ class Location:
     def exists(self) -> bool:
         return bool(self.fs.exists(self.path))
 
+    def size(self) -> int | None:
+        """Bytes of the object; None when there is none."""
+        try:
+            return int(self.fs.info(self.path)["size"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def open(self) -> IO[bytes]:
         """The object for reading."""
         return cast("IO[bytes]", self.fs.open(self.path, "rb"))

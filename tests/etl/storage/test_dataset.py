@@ -226,6 +226,23 @@ def test_a_damaged_receipt_is_a_data_error_that_names_it(folder):
         begun.missing(plan)
 
 
+@pytest.mark.parametrize("damage", ["gone", "short"])
+def test_a_split_whose_part_is_gone_or_short_is_done_again(folder, damage):
+    dataset = build(folder)
+    whole = manifest_bytes(folder)
+    part = dataset.part_location(dataset.manifest.parts[1])
+    data = part.read()
+    (folder / MANIFEST).remove()
+    part.remove()
+    if damage == "short":
+        part.create(data[:-1])
+    engine = InLine()
+    build(folder, engine)
+    assert engine.asked == [[dataset.manifest.parts[1].split]]
+    assert manifest_bytes(folder) == whole
+    assert part.read() == data
+
+
 def test_a_plan_that_another_run_writes_first_is_refused(folder, monkeypatch):
     monkeypatch.setattr(Location, "create", lambda *_: False)
     with pytest.raises(DataError, match="another run is writing"):
