@@ -31,8 +31,9 @@ _DEFAULTS = {
     "spark.sql.execution.arrow.maxBytesPerBatch": str(_SHUFFLE_BATCH_BYTES),
     "spark.sql.session.timeZone": "UTC",
 }
+_SUBMIT_ARGS = "--name stillhouse --driver-memory 2g pyspark-shell"
+"""For a JVM that we start ourselves; its memory cannot be changed once it runs."""
 _LOCAL_DEFAULTS = {
-    "spark.driver.memory": "2g",
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
 }
@@ -214,7 +215,7 @@ def _watch(context: Any, group: str, progress: Progress, bar: Any, done: threadi
 
 def _make_session(report: Callable[[str], None]) -> Any:
     """The active session, or a new one; the user's master and settings win over every default."""
-    from pyspark import SparkConf
+    from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
 
     active = SparkSession.getActiveSession()
@@ -223,13 +224,16 @@ def _make_session(report: Callable[[str], None]) -> Any:
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         java = find_java()
         os.environ["JAVA_HOME"] = str(java.home)
+        os.environ.setdefault("PYSPARK_SUBMIT_ARGS", _SUBMIT_ARGS)
         report(java.line)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    # Only the JVM knows what spark-submit and spark-defaults.conf say; a SparkConf made before it runs is empty, and
+    # what is then set in it would win over them.
+    SparkContext._ensure_initialized()
     conf = SparkConf()
     defaults = dict(_DEFAULTS)
-    if conf.get("spark.master", "local[*]").startswith("local"):
+    if conf.get("spark.master", _DEFAULTS["spark.master"]).startswith("local"):
         defaults |= _LOCAL_DEFAULTS
-        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     for key, value in defaults.items():
         if not conf.contains(key):
             conf.set(key, value)

@@ -103,3 +103,34 @@ def test_the_demo_recipe(archive, tmp_path):
     assert {source: steps["ingest"]["in"] for source, steps in manifest.accounting.items()}.keys() == {
         "synth", "stdlib", "licences", "dialogue",
     }  # fmt: skip
+
+
+SETTINGS = """
+from etl.engines.spark import SparkEngine
+
+engine = SparkEngine()
+conf = engine.session.sparkContext.getConf()
+for key in ("spark.master", "spark.app.name", "spark.driver.memory", "spark.ui.enabled", "spark.sql.session.timeZone"):
+    print("SET", key, conf.get(key))
+engine.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.spark
+def test_what_the_user_set_wins_over_every_default(archive, tmp_path):
+    (tmp_path / "settings.py").write_text(SETTINGS)
+    mine = {"spark.ui.enabled": "true", "spark.ui.port": "0", "spark.driver.host": "127.0.0.1"}
+    flags = [item for key, value in mine.items() for item in ("--conf", f"{key}={value}")]
+    out = submit(
+        archive, tmp_path, "--master", "local[3]", "--name", "mine", "--driver-memory", "900m", *flags,
+        str(tmp_path / "settings.py"),
+    )  # fmt: skip
+    found = dict(line.split()[1:] for line in out.splitlines() if line.startswith("SET "))
+    assert found == {
+        "spark.master": "local[3]",
+        "spark.app.name": "mine",
+        "spark.driver.memory": "900m",
+        "spark.ui.enabled": "true",
+        "spark.sql.session.timeZone": "UTC",
+    }
