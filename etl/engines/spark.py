@@ -48,21 +48,25 @@ class SparkEngine(Engine):
     """
 
     def __init__(self, session: Any = None, report: Callable[[str], None] = print) -> None:
-        self._given = session
         self._session = session
+        self._is_ours = False
         self._report = report
 
     @property
     def session(self) -> Any:
         if self._session is None:
+            self._session = _active_session()
+        if self._session is None:
             self._session = _make_session(self._report)
+            self._is_ours = True
         return self._session
 
     def close(self) -> None:
         """Stop the session if this engine made it."""
-        if self._session is not None and self._given is None:
+        if self._is_ours:
             self._session.stop()
             self._session = None
+            self._is_ours = False
 
     def run_splits(self, splits: Sequence[int], task: Callable[[int], None], title: str) -> None:
         numbers = list(splits)
@@ -213,14 +217,17 @@ def _watch(context: Any, group: str, progress: Progress, bar: Any, done: threadi
             progress.update(bar, total=sum(stage.numTasks for stage in tasks), completed=finished)
 
 
+def _active_session() -> Any:
+    from pyspark.sql import SparkSession
+
+    return SparkSession.getActiveSession()
+
+
 def _make_session(report: Callable[[str], None]) -> Any:
-    """The active session, or a new one; the user's master and settings win over every default."""
+    """A new session; the user's master and settings win over every default."""
     from pyspark import SparkConf, SparkContext
     from pyspark.sql import SparkSession
 
-    active = SparkSession.getActiveSession()
-    if active is not None:
-        return active
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         java = find_java()
         os.environ["JAVA_HOME"] = str(java.home)

@@ -231,3 +231,10 @@ def test_empty_source_makes_an_empty_corpus(tmp_path, engine):
 def test_a_given_session_is_not_stopped(engine, spark):
     engine.close()
     assert spark.range(3).count() == 3
+
+
+def test_a_session_that_was_there_is_adopted_and_left_alone(spark):
+    engine = SparkEngine()
+    assert engine.session is spark
+    engine.close()
+    assert spark.range(3).count() == 3
