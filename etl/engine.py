@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from etl.storage.dataset import Build, Chunk, Dataset, Job
+from etl.storage.manifest import Plan
 
 MapFn = Callable[[Any], Iterable[Chunk]]
 """From a split, as the plan describes it, to what it writes. Runs on a worker, so it must pickle."""
@@ -47,18 +48,14 @@ class Engine(ABC):
             fn: does one split.
         """
         build = Build(job)
-        done = build.committed()
-        if done is not None:
-            return done
-        plan = build.plan(splits)
-        missing = build.missing(plan)
 
-        def task(split: int) -> None:
-            build.write(split, fn(plan.splits[split]))
+        def work(plan: Plan, missing: list[int]) -> None:
+            def task(split: int) -> None:
+                build.write(split, fn(plan.splits[split]))
 
-        if missing:
             self.run_splits(missing, task, job.stage)
-        return build.commit(plan)
+
+        return build.run(splits, work)
 
     def shuffle(self, job: Job, exchange: Exchange, fn: ReduceFn) -> Dataset:
         """Write one dataset, bucket by bucket; rows travel to the bucket that their column `bucket` names.
@@ -69,18 +66,14 @@ class Engine(ABC):
             fn: does one bucket; it gets an empty iterator for a bucket without rows.
         """
         build = Build(job)
-        done = build.committed()
-        if done is not None:
-            return done
-        plan = build.plan(range(exchange.num_buckets))
-        missing = build.missing(plan)
 
         def reduce(bucket: int, batches: Iterator[pa.RecordBatch]) -> None:
             build.write(bucket, fn(bucket, batches))
 
-        if missing:
+        def work(_: Plan, missing: list[int]) -> None:
             self.run_buckets(missing, exchange, reduce, job.stage)
-        return build.commit(plan)
+
+        return build.run(range(exchange.num_buckets), work)
 
     @abstractmethod
     def run_splits(self, splits: Sequence[int], task: Callable[[int], None], title: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from etl.errors import ConfigError
-from etl.scoring.kenlm_train import MAX_WORDS, TrainedModel, backend, sample_lines, train
+from etl.scoring.kenlm_train import MAX_WORDS, TrainedModel, backend_line, sample_lines, train
 from etl.scoring.perplexity import TEXTS
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
@@ -56,18 +56,12 @@ def _train(options: argparse.Namespace) -> TrainedModel:
         raise ConfigError(f"--seed {options.seed} is negative; seeds are 0 or more")
     dataset = Dataset.open(options.dataset)
     lines = sample_lines(_texts(dataset, options.text), options.seed, options.fraction)
-    ERR.print(_backend_line(options.max_words), markup=False)
+    ERR.print(backend_line(options.max_words), markup=False)
     with tempfile.TemporaryDirectory(prefix="stillhouse-kenlm-") as folder, ERR.status("training"):
         model = train(lines, options.order, Path(folder) / "model", options.max_words)
         Location.of(options.output).upload(model.path)
     ERR.print(f"{model.words:,} words, order {options.order}, written to {options.output}", markup=False)
     return model
-
-
-def _backend_line(max_words: int) -> str:
-    if backend() == "lmplz":
-        return "training with lmplz"
-    return f"training with kaldingram, up to {max_words:,} words; `make kenlm-tools` builds lmplz, which has no limit"
 
 
 def _texts(dataset: Dataset, text: str) -> Iterator[pa.RecordBatch]:

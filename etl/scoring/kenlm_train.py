@@ -59,6 +59,13 @@ def backend() -> str:
     return "lmplz" if shutil.which("lmplz") and shutil.which("build_binary") else "kaldingram"
 
 
+def backend_line(max_words: int) -> str:
+    """One line for the user about the backend that `train` takes here."""
+    if backend() == "lmplz":
+        return "training with lmplz"
+    return f"training with kaldingram, up to {max_words:,} words; `make kenlm-tools` builds lmplz, which has no limit"
+
+
 def train(lines: Iterable[str], order: int, out: Path, max_words: int = MAX_WORDS) -> TrainedModel:
     """Estimate a model of some order from normalised lines and write it, whole or not at all.
 

@@ -28,12 +28,25 @@ from etl.dedup.minhash import MINHASH_VERSION, band_hashes, candidate_probabilit
 from etl.dedup.verify import jaccard_pairs
 from etl.engine import Exchange
 from etl.errors import DataError
-from etl.hashing import fixed_binary, hash128, hash_array, hash_columns, signed
+from etl.hashing import hash128, hash_array, hash_columns, signed
 from etl.messages import full_text, instruction_text, response_text
 from etl.recipe import NearDedup
 from etl.schema import ID, PAIR, PROMPT
 from etl.stages.context import Context
-from etl.stages.hits import HIT, OUT_ROWS, Counted, Mark, buckets_of, groups, living, mark_hits, recut, row_keys
+from etl.stages.hits import (
+    HIT,
+    OUT_ROWS,
+    Counted,
+    Mark,
+    bucket_of_hash128,
+    buckets_of,
+    groups,
+    hits_in_groups,
+    living,
+    mark_hits,
+    recut,
+    row_keys,
+)
 from etl.storage.aligned import ROW_BITS, Rows
 from etl.storage.dataset import Chunk, Dataset
 from etl.text import TEXT_VERSION, normalise, shingles
@@ -90,10 +103,9 @@ class EmitContent:
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         for batch, keys in living(self.rows, split, PROMPT.names):
             content = hash128([normalise(instruction_text(batch)), normalise(response_text(batch))])
-            first = np.ascontiguousarray(fixed_binary(content)[:, :8]).view(np.uint64).ravel()
             digest = signed(hash_columns([batch.column(name) for name in PROMPT.names]))
             columns = [
-                buckets_of(first, self.num_buckets), content.cast(pa.binary()), digest,
+                bucket_of_hash128(content, self.num_buckets), content.cast(pa.binary()), digest,
                 batch.column("id").cast(pa.binary()), pa.array(keys),
             ]  # fmt: skip
             yield pa.RecordBatch.from_arrays(columns, schema=CONTENT)
@@ -108,19 +120,8 @@ def exact_hits(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk
 
 def _groups_of_equal_content(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for table in groups(batches, ["content"]):
-        content = hash_array(table["content"].combine_chunks())
-        starts = np.flatnonzero(np.concatenate([[True], content[1:] != content[:-1]]))
-        sizes = np.diff(np.append(starts, len(content)))
-        first = np.repeat(starts, sizes)
-        size = np.repeat(sizes, sizes)
-        ids = table["id"].combine_chunks()
-        columns = [
-            table["row"].combine_chunks(),
-            ids.take(pa.array(first)).cast(ID),
-            pa.array(size.astype(np.int32)),
-            pa.array((np.arange(len(first)) - first).astype(np.int32)),
-        ]
-        yield pa.RecordBatch.from_arrays(columns, schema=HIT).filter(pa.array(size > 1))
+        hits, _ = hits_in_groups(table, "content")
+        yield hits.filter(pc.greater(hits.column("cluster_size"), 1))
 
 
 def exact(context: Context, rows: Rows) -> Rows:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from etl.accounting import account
 from etl.engine import Exchange
-from etl.hashing import hash_columns
+from etl.hashing import fixed_binary, hash_array, hash_columns
 from etl.schema import CLUSTER_COLUMNS, ID, aligned
 from etl.stages.context import Context
 from etl.step import drop
@@ -101,6 +101,32 @@ def recut(batches: Iterable[pa.RecordBatch], rows: int = OUT_ROWS) -> Iterator[C
             held, num_held = table.slice(rows).to_batches(), num_held - rows
     if num_held:
         yield from (Chunk(piece) for piece in pa.Table.from_batches(held).combine_chunks().to_batches())
+
+
+def bucket_of_hash128(hashes: pa.FixedSizeBinaryArray, num_buckets: int) -> pa.Array:
+    """Buckets by the first half of 128-bit hashes: int32 [rows]."""
+    first = np.ascontiguousarray(fixed_binary(hashes)[:, :8]).view(np.uint64).ravel()
+    return buckets_of(first, num_buckets)
+
+
+def hits_in_groups(table: pa.Table, key: str) -> tuple[pa.RecordBatch, I64]:
+    """HIT for every row of whole groups of equal `key`, and the place of its group's first row, which survives.
+
+    Args:
+        table: sorted by `key`, with `row` and `id`.
+        key: a binary column.
+    """
+    hashes = hash_array(table[key].combine_chunks())
+    starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
+    sizes = np.diff(np.append(starts, len(hashes)))
+    first = np.repeat(starts, sizes)
+    columns = [
+        table["row"].combine_chunks(),
+        table["id"].combine_chunks().take(pa.array(first)).cast(ID),
+        pa.array(np.repeat(sizes, sizes).astype(np.int32)),
+        pa.array((np.arange(len(first)) - first).astype(np.int32)),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=HIT), first
 
 
 ROUTED_HIT = pa.schema(

@@ -17,12 +17,12 @@ from etl.mixture.sampling import in_sample, purpose_seed
 from etl.pipeline import Pipeline
 from etl.recipe import RUN_KENLM, TrainKenlm
 from etl.schema import ID
-from etl.scoring.kenlm_train import TrainedModel, backend, sample_lines, train
+from etl.scoring.kenlm_train import TrainedModel, backend, backend_line, sample_lines, train
 from etl.scoring.perplexity import SAMPLE_PURPOSE, PerplexityStep
 from etl.stages.context import Context
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Build, Chunk, Dataset
-from etl.storage.manifest import Part, Receipt
+from etl.storage.manifest import Part, Plan, Receipt
 from etl.storage.verify import MODEL_TABLE
 
 TEXT = pa.schema([pa.field("id", ID, nullable=False), pa.field("text", pa.string(), nullable=False)])
@@ -61,18 +61,16 @@ def train_kenlm(context: Context, rows: Rows) -> Dataset:
 def _train(context: Context, config: TrainKenlm, sample: Dataset) -> Dataset:
     identity = {"order": config.order, "backend": backend(), "sample": sample.manifest.content_digest}
     build = Build(context.job("kenlm", MODEL_TABLE, pa.schema([]), identity, None))
-    done = build.committed()
-    if done is not None:
-        return done
-    plan = build.plan([0])
-    if build.missing(plan):
-        context.report(f"{'kenlm':>24}  training an order-{config.order} model with {backend()}")
+
+    def work(_: Plan, __: list[int]) -> None:
+        context.report(f"{'kenlm':>24}  {backend_line(config.max_words)}")
         with tempfile.TemporaryDirectory(prefix="stillhouse-kenlm-") as folder:
             # The sample was drawn already, so all of it is taken.
-            lines = sample_lines(sample.read(), purpose_seed(SAMPLE_PURPOSE, config.seed), 1.0)
+            lines = sample_lines(sample.read(), config.seed, 1.0)
             model = train(lines, config.order, Path(folder) / "model", config.max_words)
             build.receive(_store(build, model, sample))
-    return build.commit(plan)
+
+    return build.run([0], work)
 
 
 def _store(build: Build, model: TrainedModel, sample: Dataset) -> Receipt:

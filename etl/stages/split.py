@@ -8,18 +8,16 @@ business of the dedup stage. Costs one shuffle of 56 bytes a row.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.engine import Exchange
-from etl.hashing import fixed_binary, hash128, hash_array
+from etl.hashing import hash128
 from etl.messages import instruction_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.recipe import Layout
-from etl.schema import ID
 from etl.stages.context import Context
-from etl.stages.hits import HIT, Counted, Mark, buckets_of, groups, living, mark_hits, recut
+from etl.stages.hits import HIT, Counted, Mark, bucket_of_hash128, groups, hits_in_groups, living, mark_hits, recut
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Chunk
 
@@ -52,9 +50,8 @@ class EmitPrompts:
             asked = pc.not_equal(text, "")
             batch, keys = batch.filter(asked), keys[asked.to_numpy(zero_copy_only=False)]
             prompt = hash128([text.filter(asked)])
-            first = np.ascontiguousarray(fixed_binary(prompt)[:, :8]).view(np.uint64).ravel()
             columns = [
-                buckets_of(first, self.num_buckets), prompt.cast(pa.binary()),
+                bucket_of_hash128(prompt, self.num_buckets), prompt.cast(pa.binary()),
                 pc.equal(split_of(batch.column("split_key"), self.layout), "validation"),
                 batch.column("id").cast(pa.binary()), pa.array(keys),
             ]  # fmt: skip
@@ -70,21 +67,10 @@ def leaked_prompts(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[C
 
 def _leaked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for table in groups(batches, ["prompt"]):
-        prompt = hash_array(table["prompt"].combine_chunks())
-        starts = np.flatnonzero(np.concatenate([[True], prompt[1:] != prompt[:-1]]))
-        sizes = np.diff(np.append(starts, len(prompt)))
-        # train sorts before validation, so a group's first row tells whether train has the prompt.
-        first = np.repeat(starts, sizes)
+        hits, first = hits_in_groups(table, "prompt")
         held_out = table["validation"].to_numpy()
-        leaked = held_out & ~held_out[first]
-        ids = table["id"].combine_chunks()
-        columns = [
-            table["row"].combine_chunks(),
-            ids.take(pa.array(first)).cast(ID),
-            pa.array(np.repeat(sizes, sizes).astype(np.int32)),
-            pa.array((np.arange(len(first)) - first).astype(np.int32)),
-        ]
-        yield pa.RecordBatch.from_arrays(columns, schema=HIT).filter(pa.array(leaked))
+        # train sorts before validation, so a group's first row tells whether train has the prompt.
+        yield hits.filter(pa.array(held_out & ~held_out[first]))
 
 
 def separate(context: Context, rows: Rows) -> Rows:

@@ -66,9 +66,10 @@ class Rows:
             SchemaError: no table has a column.
             DataError: the tables are not aligned.
         """
-        unknown = [name for name in columns if name not in self.schema.names]
+        known = self.schema.names
+        unknown = [name for name in columns if name not in known]
         if unknown:
-            raise SchemaError(f"no table has {unknown}; there are {self.schema.names}")
+            raise SchemaError(f"no table has {unknown}; there are {known}")
         wanted = self._columns_by_table(columns)
         readers = [self._read_table(dataset, split, names) for dataset, names in wanted]
         for batches in itertools.zip_longest(*readers):

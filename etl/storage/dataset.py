@@ -9,7 +9,7 @@ one with another fingerprint clears the folder first.
 import itertools
 import json
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -197,6 +197,17 @@ class Build:
             return None
         manifest = dataset.manifest
         return dataset if (manifest.fingerprint, manifest.base) == (self.fingerprint, self.job.base) else None
+
+    def run(self, splits: Iterable[Any], work: Callable[[Plan, list[int]], None]) -> Dataset:
+        """The dataset: as it is committed, or after `work` has done the splits of the plan that are missing."""
+        done = self.committed()
+        if done is not None:
+            return done
+        plan = self.plan(splits)
+        missing = self.missing(plan)
+        if missing:
+            work(plan, missing)
+        return self.commit(plan)
 
     def plan(self, splits: Iterable[Any]) -> Plan:
         """The plan of an interrupted build of the same fingerprint, or a new one after clearing the folder.
