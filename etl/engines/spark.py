@@ -18,7 +18,7 @@ import pyarrow as pa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from etl import errors
-from etl.engine import Engine, Exchange
+from etl.engine import Engine, Exchange, Reduce, Task, Work
 from etl.engines.java import find_java
 
 _POLL_S = 0.3
@@ -68,24 +68,19 @@ class SparkEngine(Engine):
             self._session = None
             self._is_ours = False
 
-    def run_splits(self, splits: Sequence[int], task: Callable[[int], None], title: str) -> None:
-        numbers = list(splits)
+    def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
+        todo = self.session.sparkContext.broadcast(list(items))
 
         def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for batch in batches:
                 for index in batch.column(0).to_pylist():
-                    yield _outcome(functools.partial(task, numbers[index]))
+                    yield _outcome(functools.partial(task, *todo.value[index]))
 
-        frame = self.session.range(0, len(numbers), 1, len(numbers)).mapInArrow(run, _OUTCOME)
-        self._collect(frame, title)
+        frame = self.session.range(0, len(items), 1, len(items)).mapInArrow(run, _OUTCOME)
+        self._collect(frame, work.stage)
+        todo.destroy()
 
-    def run_buckets(
-        self,
-        buckets: Sequence[int],
-        exchange: Exchange,
-        reduce: Callable[[int, Iterator[pa.RecordBatch]], None],
-        title: str,
-    ) -> None:
+    def run_buckets(self, work: Work, buckets: Sequence[int], exchange: Exchange, reduce: Reduce) -> None:
         from pyspark import TaskContext
         from pyspark.sql.pandas.types import from_arrow_schema
 
@@ -113,7 +108,7 @@ class SparkEngine(Engine):
         splits = max(1, len(exchange.splits))
         frame = self.session.range(0, splits, 1, splits).mapInArrow(emit, from_arrow_schema(schema))
         frame = frame.repartitionById(len(numbers), _TARGET).sortWithinPartitions(*exchange.order)
-        self._collect(frame.mapInArrow(run, _OUTCOME), title)
+        self._collect(frame.mapInArrow(run, _OUTCOME), work.stage)
 
     def _collect(self, frame: Any, title: str) -> None:
         """Run the job with a progress bar of its tasks."""
@@ -141,7 +136,7 @@ _OPENER = ""
 _OUTCOME = "error string"
 
 
-def _outcome(work: Callable[[], None]) -> pa.RecordBatch:
+def _outcome(work: Callable[[], object]) -> pa.RecordBatch:
     """One row: null, or an error that a user can mend.
 
     Such an error would be the same at every attempt, so Spark must not see a failed task; all other exceptions are its

@@ -281,7 +281,7 @@ class Build:
     def _whole(self, receipt: Receipt) -> bool:
         return all((self.folder / part.path).size() == part.bytes for part in receipt.parts)
 
-    def write(self, split: int, chunks: Iterable[Chunk]) -> None:
+    def write(self, split: int, chunks: Iterable[Chunk]) -> Receipt:
         """Write a split's chunks as parts, then its receipt; a later attempt leaves the first one's receipt."""
         tally = _Tally()
         parts = []
@@ -300,6 +300,7 @@ class Build:
             distributions=sum_counts([tally.distributions]),
         )
         self.receive(receipt)
+        return receipt
 
     def receive(self, receipt: Receipt) -> None:
         """Store what an attempt wrote, unless another attempt of its split was first."""

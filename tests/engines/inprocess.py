@@ -7,15 +7,15 @@ an open group from batch to batch, shows here. Nulls sort first and binary bytew
 
 import pickle
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.engine import Engine, Exchange
+from etl.engine import Engine, Exchange, Reduce, Task, Work
 
-Reduce = Callable[[int, Iterator[pa.RecordBatch]], None]
+T = TypeVar("T")
 
 
 class InProcessEngine(Engine):
@@ -34,16 +34,16 @@ class InProcessEngine(Engine):
         self.ran: list[tuple[str, int]] = []
         self._random = random.Random(seed)
 
-    def run_splits(self, splits: Sequence[int], task: Callable[[int], None], title: str) -> None:
-        for split in self._shuffled(splits):
-            self.start(title, split)
-            task(split)
+    def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
+        for number, split in self._shuffled(items):
+            self.start(work.stage, number)
+            task(number, split)
 
-    def run_buckets(self, buckets: Sequence[int], exchange: Exchange, reduce: Reduce, title: str) -> None:
+    def run_buckets(self, work: Work, buckets: Sequence[int], exchange: Exchange, reduce: Reduce) -> None:
         table = self._exchanged(exchange)
         keys = [(name, "ascending", "at_start") for name in exchange.order]
         for bucket in self._shuffled(buckets):
-            self.start(title, bucket)
+            self.start(work.stage, bucket)
             rows = table.filter(pc.equal(table["bucket"], bucket))
             if len(rows):
                 rows = rows.take(pc.sort_indices(rows, keys))
@@ -64,7 +64,7 @@ class InProcessEngine(Engine):
         table = pa.Table.from_batches(batches, exchange.schema).combine_chunks()
         return table.take(pa.array(self._shuffled(range(len(table))), pa.int64()))
 
-    def _shuffled(self, items: Sequence[int]) -> list[int]:
+    def _shuffled(self, items: Sequence[T]) -> list[T]:
         return self._random.sample(items, len(items))
 
 

@@ -261,14 +261,14 @@ def test_one_kill_then_resume(tmp_path, whole, sources, ngram_model, tasks):
 class DyingInTheEndEngine(InProcessEngine):
     """Dies while a task is writing: after its part and before its receipt."""
 
-    def run_splits(self, splits, task, title):
-        def dying(split):
-            if title == "tokenize" and split == 2:
+    def run_splits(self, work, items, task):
+        def dying(number, split):
+            if work.stage == "tokenize" and number == 2:
                 build = next(cell.cell_contents for cell in task.__closure__ if hasattr(cell.cell_contents, "receive"))
                 build.receive = self.die
-            task(split)
+            return task(number, split)
 
-        super().run_splits(splits, dying, title)
+        super().run_splits(work, items, dying)
 
     def die(self, receipt):
         raise KilledError(receipt.split)

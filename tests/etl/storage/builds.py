@@ -41,13 +41,13 @@ class InLine(Engine):
         self.asked = []
         self.after = after
 
-    def run_splits(self, splits, task, title):
-        self.asked.append(list(splits))
-        for split in splits:
-            task(split)
+    def run_splits(self, work, items, task):
+        self.asked.append([number for number, _ in items])
+        for number, split in items:
+            task(number, split)
         self.after()
 
-    def run_buckets(self, buckets, exchange, reduce, title):
+    def run_buckets(self, work, buckets, exchange, reduce):
         raise NotImplementedError
 
     def close(self):
