@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
-import fsspec
 from filelock import FileLock
 
-from etl.errors import ConfigError
+from etl.errors import ConfigError, StillhouseError
+from etl.storage.location import Location
 
 PACKAGE: Final = "package:"
 GUNZIP: Final = "#gunzip"
@@ -162,8 +162,9 @@ def _is_cached(target: Path, sha256: str | None) -> bool:
 def _change_key(uri: str, url: str) -> str:
     """A folder name for an artefact without a digest: it changes with the object's size, time or etag."""
     with _readable(uri):
-        file_system, path = fsspec.core.url_to_fs(url)
-        return hashlib.sha256(f"{url}\0{file_system.ukey(path)}".encode()).hexdigest()
+        place = Location.of(url)
+        version = place.ask("read", lambda: place.fs.ukey(place.path))
+        return hashlib.sha256(f"{url}\0{version}".encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -171,7 +172,7 @@ def _readable(uri: str) -> Iterator[None]:
     """Failures of reading become one line for the user."""
     try:
         yield
-    except (OSError, EOFError, ValueError, ImportError) as error:
+    except (OSError, EOFError, ValueError, StillhouseError) as error:
         raise ConfigError(
             f"artefact '{uri}' cannot be read ({type(error).__name__}: {error}); "
             "correct the name, the credentials or the file"
@@ -182,7 +183,7 @@ def _copy(uri: str, url: str, target: Path, sha256: str | None) -> None:
     """Copy, unpack if the URI says so, check, and rename into place."""
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with _readable(uri), fsspec.open(url, "rb") as packed, temporary.open("wb") as out:
+        with _readable(uri), Location.of(url).open() as packed, temporary.open("wb") as out:
             source = gzip.GzipFile(fileobj=packed) if uri.endswith(GUNZIP) else packed
             shutil.copyfileobj(cast("IO[bytes]", source), out, CHUNK_BYTES)
         if sha256 is not None and file_sha256(temporary) != sha256:

@@ -6,6 +6,7 @@ taken as it is. Every mistake is one ConfigError that names the key, the value a
 """
 
 import importlib.resources
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +14,13 @@ import yaml
 from pydantic import ValidationError
 
 from etl.config import Config
-from etl.errors import ConfigError
+from etl.errors import ConfigError, DataError
 from etl.storage.location import Location
 
 C = TypeVar("C", bound=Config)
+
+_PRIVATE = frozenset({"options", "storage"})
+"""Keys below which credentials may stand: their values are never repeated."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,19 +42,29 @@ def parse_yaml(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader without timestamps
     except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {error}") from error
+        raise ConfigError(f"{origin} is not valid YAML: {_problem(error)}") from error
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the text that stands there."""
+    mark = getattr(error, "problem_mark", None)
+    where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    problem = getattr(error, "problem", None) or "a character that YAML does not allow"
+    return re.sub(r"(alias|anchor|tag) .*", r"\1", problem) + where
 
 
 def read_text(url: str) -> str:
     """The text of a file or object.
 
     Raises:
-        ConfigError: it is absent or not UTF-8.
+        ConfigError: it is absent, not readable or not UTF-8.
     """
     try:
         return Location.of(url).read().decode("utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigError(f"there is no file {url}") from error
+    except DataError as error:
+        raise ConfigError(str(error)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{url} is not UTF-8 text: {error}") from error
 
@@ -113,7 +127,7 @@ def _line(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"{where}: is missing; add it to the file, or --set {where}=VALUE"
-    if item["type"] == "value_error":
+    if item["type"] == "value_error" or not _PRIVATE.isdisjoint(item["loc"]):
         return f"{where}: {message}"
     return f"{where}: {message} (got {item['input']!r})"
 
@@ -141,7 +155,8 @@ def _child(node: Any, name: str, key: str) -> Any:
             node[name] = {}
         child = node[name]
     if not isinstance(child, dict | list):
-        raise ConfigError(f"--set {key}: '{name}' is the value {child!r}, it has no keys below it")
+        value = "a value" if name in _PRIVATE or not _PRIVATE.isdisjoint(key.split(".")) else f"the value {child!r}"
+        raise ConfigError(f"--set {key}: '{name}' is {value}, it has no keys below it")
     return child
 
 

@@ -2,18 +2,24 @@
 
 What is the same on every engine is here: adopt a dataset that is already committed, plan, find the splits without a
 receipt, let the engine run them, commit. What differs is in the two abstract methods that etl/engines implements.
-Nothing lazy crosses a verb, and tasks hand back nothing: their receipts are the result.
+Tasks hand back counts for the engine's own display; their receipts are the result.
+
+Maps are held back until a manifest is asked for (a barrier: a shuffle, a threshold, the end of the run). Those over the
+same splits then run as one job, split by split: a task does its split of each dataset in turn, and reads what it wrote
+a moment ago. Each dataset is committed by itself, as if its map had run alone.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from etl.storage.dataset import Build, Chunk, Dataset, Job
-from etl.storage.manifest import FLOW, Plan, Receipt
+from etl.storage.dataset import Build, Chunk, Dataset, Job, SplitWriter
+from etl.storage.manifest import FLOW, Manifest, Plan, Receipt
 
 MapFn = Callable[[Any], Iterable[Chunk]]
 """From a split, as the plan describes it, to what it writes. Runs on a worker, so it must pickle."""
@@ -66,6 +72,12 @@ class Counts:
         tokens = sum(part.tokens or 0 for part in receipt.parts)
         return cls(receipt.rows_in, receipt.rows_out, tokens, sum(losses))
 
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+DEFAULT = Resources()
+"""Whatever the engine gives."""
 
 Task = Callable[[int, Any], Counts]
 """Does one split: its number and its value in the plan."""
@@ -85,28 +97,125 @@ class Exchange:
     num_buckets: int
 
 
-class Engine(ABC):
-    """Runs tasks somewhere. Subclasses implement `run_splits` and `run_buckets`."""
+@dataclass(frozen=True)
+class _HeldMap:
+    """A map whose work waits for a barrier."""
 
-    def map(self, job: Job, splits: Iterable[Any], fn: MapFn, resources: Resources = Resources()) -> Dataset:
-        """Write one dataset, split by split.
+    build: Build
+    plan: Plan
+    fn: MapFn
+    resources: Resources
+    then: Callable[[Dataset], None]
+
+    @property
+    def together(self) -> tuple[int, Resources]:
+        """What maps must agree on to run in one job."""
+        return len(self.plan.splits), self.resources
+
+
+class _HeldDataset(Dataset):
+    """What a held map is going to write; asking for its manifest is a barrier."""
+
+    def __init__(self, dataset: Dataset, engine: "Engine") -> None:
+        super().__init__(dataset.folder, dataset.stage, dataset.num_splits, dataset.receipts)
+        self.__dict__["_engine"] = engine
+
+    @property
+    def is_committed(self) -> bool:
+        return "manifest" in self.__dict__
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        self.__dict__["_engine"].settle()
+        return Dataset.open(self.folder).manifest
+
+    def __reduce__(self) -> Any:
+        return Dataset, (self.folder, self.stage, self.num_splits, self.receipts)
+
+
+def _pieces(group: list[_HeldMap], missing: list[set[int]], number: int) -> list[tuple[int, Any]]:
+    """(place in the group, value of the split) of every map of a group that has this split to do."""
+    return [(place, item.plan.splits[number]) for place, item in enumerate(group) if number in missing[place]]
+
+
+def _nothing(_: Dataset) -> None:
+    """For a map after which there is nothing to do."""
+
+
+class Engine(ABC):
+    """Runs tasks somewhere. Subclasses implement `run_splits` and `run_buckets`.
+
+    Attributes:
+        guard: called before every commit; raises when this run may not write any more.
+    """
+
+    def __init__(self) -> None:
+        self.guard: Callable[[], None] = lambda: None
+        self._held: list[_HeldMap] = []
+
+    def map(
+        self,
+        job: Job,
+        splits: Iterable[Any],
+        fn: MapFn,
+        resources: Resources = DEFAULT,
+        then: Callable[[Dataset], None] = _nothing,
+    ) -> Dataset:
+        """Write one dataset, split by split, at the latest when its manifest is asked for.
 
         Args:
             job: what is written.
             splits: one JSON value for each split; `fn` gets it as the plan stores it.
             fn: does one split.
             resources: what `fn` needs.
+            then: called with the dataset when it is committed, or at once when it is already.
         """
         build = Build(job)
+        if job.waits and build.is_occupied():
+            # What is committed there may be what this map would write; only its inputs' digests can tell.
+            self.settle()
+        if not job.waits:
+            done = build.reopen()
+            if done is not None:
+                then(done)
+                return done
+        held = _HeldMap(build, build.plan(splits), fn, resources, then)
+        self._held.append(held)
+        return _HeldDataset(build.dataset(held.plan), self)
 
-        def task(number: int, split: Any) -> Counts:
-            return Counts.of(build.write(number, fn(split)))
+    def settle(self) -> None:
+        """Run and commit every map that is held back."""
+        while self._held:
+            held, self._held = self._held, []
+            for _, together in itertools.groupby(held, key=lambda item: item.together):
+                group = list(together)
+                self._run_together(group)
+                for item in group:
+                    item.then(self._commit(item.build, item.plan))
 
-        def work(plan: Plan, missing: list[int]) -> None:
-            items = [(number, plan.splits[number]) for number in missing]
-            self.run_splits(Work(job.stage, len(items), len(plan.splits), resources), items, task)
+    def _run_together(self, group: list[_HeldMap]) -> None:
+        missing = [set(item.build.missing(item.plan)) for item in group]
+        numbers = sorted(set().union(*missing))
+        if not numbers:
+            return
+        items = [
+            (
+                number,
+                [[place, item.plan.splits[number]] for place, item in enumerate(group) if number in missing[place]],
+            )
+            for number in numbers
+        ]
+        todo = [(item.build.writer(item.plan), item.fn) for item in group]
 
-        return build.run(splits, work)
+        def task(number: int, pieces: Any) -> Counts:
+            counts = Counts()
+            for place, split in pieces:
+                writer, fn = todo[place]
+                counts += Counts.of(writer.write(number, fn(split)))
+            return counts
+
+        stage = "+".join(item.build.job.stage for item in group)
+        self.run_splits(Work(stage, len(numbers), len(group[0].plan.splits), group[0].resources), items, task)
 
     def shuffle(self, job: Job, exchange: Exchange, fn: ReduceFn) -> Dataset:
         """Write one dataset, bucket by bucket; rows travel to the bucket that their column `bucket` names.
@@ -116,15 +225,37 @@ class Engine(ABC):
             exchange: where the rows come from, the number of buckets and the order inside one.
             fn: does one bucket; it gets an empty iterator for a bucket without rows.
         """
+        self.settle()
         build = Build(job)
+        done = build.reopen()
+        if done is not None:
+            return done
+        plan = build.plan(range(exchange.num_buckets))
+        missing = build.missing(plan)
+        if missing:
+            writer = build.writer(plan)
 
-        def reduce(bucket: int, batches: Iterator[pa.RecordBatch]) -> Counts:
-            return Counts.of(build.write(bucket, fn(bucket, batches)))
+            def reduce(bucket: int, batches: Iterator[pa.RecordBatch]) -> Counts:
+                return Counts.of(writer.write(bucket, fn(bucket, batches)))
 
-        def work(plan: Plan, missing: list[int]) -> None:
             self.run_buckets(Work(job.stage, len(missing), len(plan.splits)), missing, exchange, reduce)
+        return self._commit(build, plan)
 
-        return build.run(range(exchange.num_buckets), work)
+    def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
+        """Write a dataset of one split on the driver: `fn` writes or receives split 0."""
+        self.settle()
+        build = Build(job)
+        done = build.reopen()
+        if done is not None:
+            return done
+        plan = build.plan([0])
+        if build.missing(plan):
+            fn(build.writer(plan))
+        return self._commit(build, plan)
+
+    def _commit(self, build: Build, plan: Plan) -> Dataset:
+        self.guard()
+        return build.commit(plan)
 
     @abstractmethod
     def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:

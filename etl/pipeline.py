@@ -32,6 +32,10 @@ class Pipeline(Config):
 
     steps: tuple[AnyStep, ...] = Field(min_length=1)
     cuts: tuple[AnyCut, ...] = ()
+    task_cpus: int = Field(default=0, ge=0)
+    """Cores, GPUs and bytes of memory that a task of this pass needs; 0 leaves it to the engine's own settings."""
+    task_gpus: int = Field(default=0, ge=0)
+    task_memory_bytes: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _distinct(self) -> "Pipeline":

@@ -4,15 +4,19 @@ A stage's section is its configuration; a stage that `stages` does not list does
 finely work is cut (`output`, `run`, paths of sources) never enters a fingerprint.
 """
 
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from etl.config import Config
+from etl.errors import ConfigError
 from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
 from etl.pipeline import Pipeline
 from etl.sources.spec import Source
+from etl.storage.location import Location
+from etl.storage.remote import Storage, check_storage, check_url, scheme_of
 
 StageName = Literal["filter", "dedup", "kenlm", "score", "tokenize", "split", "layout"]
 STAGE_NAMES = frozenset({
@@ -95,9 +99,18 @@ class Cutting(Config):
 class Recipe(Config):
     """Everything that a run does."""
 
+    # The values under `storage` must not come out in an error.
+    model_config = ConfigDict(hide_input_in_errors=True)
+    located: ClassVar[frozenset[str]] = frozenset({"output", "storage", "single_writer", "run"})
+
     name: str
     output: str = Field(min_length=1)
     """Folder or URL; every stage's dataset is a folder below it."""
+    storage: Storage = Field(default={}, repr=False)
+    """fsspec options by scheme (s3, gs, az, hdfs), such as endpoint_url; they hold for the output, for sources without
+    options of their own, and for models. Never stored, printed or part of a fingerprint."""
+    single_writer: bool = False
+    """Write to a store that cannot create an object only where none is; then nobody guards against a second run."""
     sources: dict[str, Source] = Field(min_length=1)
     max_bad_fraction: float = Field(default=1.0, ge=0, le=1)
     """Share of a source's rows that may be quarantined before the run fails; 1 never fails."""
@@ -110,6 +123,34 @@ class Recipe(Config):
     ctx: CtxBucketStep = CtxBucketStep()
     layout: Layout = Layout()
     run: Cutting = Cutting()
+
+    def model_post_init(self, context: Any) -> None:
+        """Sources learn the options of the recipe."""
+        for source in self.sources.values():
+            source._storage = self.storage
+
+    @property
+    def place(self) -> Location:
+        """The output folder with its options."""
+        place = Location.of(self.output, self.storage.get(scheme_of(self.output), {}))
+        return replace(place, single_writer=self.single_writer)
+
+    @field_validator("storage")
+    @classmethod
+    def _schemes_exist(cls, storage: Storage) -> Storage:
+        try:
+            return check_storage(storage)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("output")
+    @classmethod
+    def _output_can_be_printed(cls, output: str) -> str:
+        try:
+            check_url(output)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return output
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "Recipe":

@@ -1,4 +1,4 @@
-"""The command line: `stillhouse run | verify | train | sample`. torch and pyspark load where a command needs them."""
+"""The command line `stillhouse`, one function a command. torch and pyspark load where a command needs them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,44 @@ def run_command(
         from jobs.run_recipe import run
 
         run(recipe, set_ or [])
+        return 0
+
+    raise typer.Exit(main_of(job))
+
+
+@app.command("plan")
+def plan_command(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")], set_: Overrides = None
+) -> None:
+    """Say what a run would do, stage by stage, and which field makes a stage run again; nothing runs."""
+
+    def job() -> int:
+        from etl import conf
+        from etl.recipe import Recipe
+        from etl.stages.plan import describe, plan_recipe
+
+        for line in describe(plan_recipe(conf.load(Recipe, recipe, "recipes", set_ or []))):
+            report(line)
+        return 0
+
+    raise typer.Exit(main_of(job))
+
+
+@app.command("adopt")
+def adopt_command(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")],
+    stage: Annotated[str, typer.Argument(help="A stage that `stillhouse plan` would run again.")],
+    set_: Overrides = None,
+) -> None:
+    """Accept what is committed for a stage as this recipe's own; its manifest records what differs."""
+
+    def job() -> int:
+        from etl import conf
+        from etl.recipe import Recipe
+        from etl.stages.plan import adopt
+
+        for reason in adopt(conf.load(Recipe, recipe, "recipes", set_ or []), stage):
+            report(f"adopted {stage} although {reason}")
         return 0
 
     raise typer.Exit(main_of(job))

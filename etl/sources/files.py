@@ -2,7 +2,8 @@
 
 Parquet is cut at row groups, plain JSONL at byte ranges, a compressed JSONL file is one split. A file's identity is its
 path below the source's folder, its size and its etag; a file of a store without one, such as a local disk, is hashed (a
-few GB a second, and the page cache then holds what ingest reads next).
+few GB a second, and the page cache then holds what ingest reads next). Reads of an object ask for that very etag, and
+those of a hashed file for the size and the time in nanoseconds that the listing saw.
 """
 
 import posixpath
@@ -11,18 +12,20 @@ from typing import Any
 
 import xxhash
 from fsspec.utils import infer_compression
+from pydantic import Field
 
 from etl.config import Config
-from etl.errors import SourceError
+from etl.errors import DataError, SourceError
 from etl.sources.sample import sample_folder
 from etl.sources.spec import Source
-from etl.storage.location import Location
+from etl.storage.location import Location, stamp_of
 
 FORMATS = (".parquet", ".jsonl", ".json", ".ndjson")
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 SAMPLE = "sample:"
 """A path that begins so is below the embedded sample's folder."""
 _BLOCK = 1 << 22
+_UNKNOWN = "?"
 
 
 class InputFile(Config):
@@ -33,6 +36,13 @@ class InputFile(Config):
     """Path below the folder that the source's pattern starts with: what the file is called in a quarantine."""
     bytes: int
     etag: str
+    stamp: str = Field(default="", exclude=True)
+    """What changes when a hashed file is written again; of this listing alone, so that no plan holds a time."""
+
+    @property
+    def pin(self) -> str | None:
+        """What `Location.open` compares; None where the store tells nothing that would change."""
+        return None if self.stamp == _UNKNOWN else self.stamp or self.etag
 
     @property
     def format(self) -> str:
@@ -62,37 +72,47 @@ def list_files(name: str, source: Source) -> list[InputFile]:
     for pattern in patterns:
         if pattern.startswith(SAMPLE):
             pattern = str(sample_folder() / pattern.removeprefix(SAMPLE))
-        for file in _expand(name, Location.of(pattern, dict(source.options))):
-            found[file.url] = file
+        try:
+            for file in _expand(name, source.locate(pattern)):
+                found[file.url] = file
+        except DataError as error:
+            raise SourceError(f"source '{name}': {error}") from error
     return sorted(found.values(), key=lambda file: (file.relative, file.url))
 
 
 def _expand(name: str, pattern: Location) -> Iterator[InputFile]:
-    fs = pattern.fs
     path = pattern.path
-    if any(sign in path for sign in "*?["):
-        folder = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
-        matches = [item for item, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
-        paths = [item for item in matches if _readable(item) and not _hidden(item.removeprefix(folder))]
-    elif fs.isdir(path):
-        folder = path
-        paths = [item for item in fs.find(path) if _readable(item) and not _hidden(item.removeprefix(path))]
-    else:
-        folder = posixpath.dirname(path)
-        paths = [path] if fs.exists(path) else []
-        if paths and not _readable(path):
-            raise SourceError(f"source '{name}': {path} is none of {FORMATS} (or these with {COMPRESSIONS})")
-    if not paths:
+    folder, found = pattern.ask("list", lambda: _matches(pattern.fs, path))
+    if path in found and not _readable(path):
+        raise SourceError(f"source '{name}': {path} is none of {FORMATS} (or these with {COMPRESSIONS})")
+    below = {item: info for item, info in found.items() if _readable(item) and not _hidden(item.removeprefix(folder))}
+    if not below:
+        pattern.check_bucket()
         raise SourceError(f"source '{name}': no file of {FORMATS} matches {pattern.url}; check sources.{name}.path")
-    for item in paths:
-        location = Location(fs.unstrip_protocol(item) if "://" in pattern.url else item, pattern.options)
-        info = fs.info(item)
+    for item, info in below.items():
+        location = Location(pattern.fs.unstrip_protocol(item) if "://" in pattern.url else item, pattern.options)
+        etag = "" if location.is_local else stamp_of(info)
         yield InputFile(
             url=location.url,
             relative=posixpath.relpath(item, folder or "/"),
             bytes=int(info["size"]),
-            etag=_etag(location, info),
+            etag=etag or _digest(location),
+            stamp="" if etag else location.stamp() or _UNKNOWN,
         )
+
+
+def _matches(fs: Any, path: str) -> tuple[str, dict[str, Any]]:
+    """The folder that a pattern starts with, and path and description of the files that match it."""
+    if any(sign in path for sign in "*?["):
+        folder = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
+        found = {item: info for item, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
+    elif fs.isdir(path):
+        folder = path
+        found = fs.find(path, detail=True)
+    else:
+        folder = posixpath.dirname(path)
+        found = {path: fs.info(path)} if fs.exists(path) else {}
+    return folder, found
 
 
 def _readable(path: str) -> bool:
@@ -105,11 +125,7 @@ def _hidden(relative: str) -> bool:
     return any(piece.startswith(("_", ".")) for piece in relative.split("/") if piece)
 
 
-def _etag(location: Location, info: dict[str, Any]) -> str:
-    changing = ("ETag", "etag", "md5Hash", "checksum", "crc32c", "mtime", "LastModified", "updated")
-    for key in () if location.is_local else changing:
-        if info.get(key):
-            return str(info[key]).strip('"')
+def _digest(location: Location) -> str:
     digest = xxhash.xxh3_128()
     with location.open() as file:
         while block := file.read(_BLOCK):
@@ -137,7 +153,7 @@ def cut(name: str, source: Source, files: Sequence[InputFile], split_bytes: int)
 
 
 def _cut_parquet(name: str, source: Source, file: InputFile, split_bytes: int) -> Iterator[InputSplit]:
-    with Location(file.url, dict(source.options)).open_parquet() as parquet:
+    with source.locate(file.url).open_parquet() as parquet:
         sizes = [
             sum(
                 parquet.metadata.row_group(group).column(column).total_compressed_size

@@ -6,6 +6,7 @@ and its like are text), with a byte-order mark and blank lines allowed. Parquet 
 object a row, except for meta_json (about 1 µs a row); JSONL costs one orjson parse a line.
 """
 
+import contextlib
 import io
 import lzma
 import zlib
@@ -13,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
-import fsspec
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+from fsspec.compression import compr
+from fsspec.utils import infer_compression
 
-from etl.errors import SourceError
+from etl.errors import DataError, SourceError
 from etl.hashing import hash128
 from etl.schema import MESSAGE, PROMPT
 from etl.sources.files import InputSplit
@@ -59,16 +61,19 @@ def read_split(source: Source, shape: ColumnsShape, split: InputSplit) -> Iterat
     Raises:
         SourceError: the file cannot be opened, is cut short, or lacks a required column.
     """
-    location = Location(split.file.url, dict(source.options))
+    location = source.locate(split.file.url)
     raw = _read_parquet if split.file.format == "parquet" else _read_jsonl
-    for batch in raw(location, shape, split):
-        _quarantine_bad_text(batch, shape)
-        _quarantine_nulls(batch, shape)
-        yield to_prompt(batch, shape, split.source), sorted(batch.bad, key=lambda bad: bad.position)
+    try:
+        for batch in raw(location, shape, split):
+            _quarantine_bad_text(batch, shape)
+            _quarantine_nulls(batch, shape)
+            yield to_prompt(batch, shape, split.source), sorted(batch.bad, key=lambda bad: bad.position)
+    except DataError as error:
+        raise SourceError(f"source '{split.source}': {error}") from error
 
 
 def _read_parquet(location: Location, shape: ColumnsShape, split: InputSplit) -> Iterator[RawBatch]:
-    with location.open_parquet() as file:
+    with location.open_parquet(split.file.pin) as file:
         schema = file.schema_arrow
         missing = [name for name in shape.required if name not in schema.names]
         if missing:
@@ -155,8 +160,7 @@ def _read_jsonl(location: Location, shape: ColumnsShape, split: InputSplit) -> I
 def _lines(location: Location, split: InputSplit) -> Iterator[tuple[int, bytes]]:
     """(byte offset, line without its LF) for the lines that begin inside the split; blank lines are no rows."""
     try:
-        with fsspec.open(location.url, "rb", compression="infer", **location.options) as opened:
-            stream = io.BufferedReader(cast(io.RawIOBase, opened), 1 << 20)
+        with location.open(split.file.pin) as stored, _unpacked(location, stored) as stream:
             position = _first_line(stream, split.start)
             # The last split of a file goes to its end: a compressed file is longer than its stored size.
             end = None if split.end >= split.file.bytes else split.end
@@ -167,6 +171,16 @@ def _lines(location: Location, split: InputSplit) -> Iterator[tuple[int, bytes]]
                 position += len(line)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise SourceError(f"{location} cannot be read to its end ({error}); replace or remove it") from error
+
+
+@contextlib.contextmanager
+def _unpacked(location: Location, stored: IO[bytes]) -> Iterator[IO[bytes]]:
+    compression = infer_compression(location.url)
+    if compression is None:
+        yield stored
+        return
+    with compr[compression](stored, mode="rb") as opened:
+        yield io.BufferedReader(cast(io.RawIOBase, opened), 1 << 20)
 
 
 def _first_line(stream: IO[bytes], start: int) -> int:

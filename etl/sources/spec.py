@@ -3,13 +3,16 @@
 A data set is described by conf/sources/<name>.yaml; a new one of a known shape needs no code.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, PrivateAttr, StringConstraints, field_validator
 
 from etl import conf
 from etl.config import Config
+from etl.errors import ConfigError
 from etl.schema import SKILL_BUCKETS
+from etl.storage.location import Location
+from etl.storage.remote import Storage, check_url, scheme_of
 
 SkillBucket = Annotated[str, StringConstraints(pattern=f"^({'|'.join(SKILL_BUCKETS)})$")]
 
@@ -70,8 +73,24 @@ class Source(Config):
     """Name, path or URI of the YAML file that describes the data set."""
     path: str | tuple[str, ...] = Field(min_length=1)
     """Files: a path, glob, folder or URL, or a list of them. .parquet, .jsonl, .json; also .gz, .zst, .bz2, .xz."""
-    options: dict[str, str | int | bool] = {}
-    """fsspec options for the path, such as endpoint_url."""
+    options: dict[str, Any] = Field(default={}, repr=False)
+    """fsspec options for the path, such as endpoint_url; they win over the recipe's `storage`."""
+    _storage: Storage = PrivateAttr(default={})
+    """The recipe's."""
+
+    @field_validator("path")
+    @classmethod
+    def _path_can_be_printed(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        try:
+            for pattern in [path] if isinstance(path, str) else path:
+                check_url(pattern)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return path
+
+    def locate(self, url: str) -> Location:
+        """A pattern or file of this source with its options."""
+        return Location.of(url, {**self._storage.get(scheme_of(url), {}), **self.options})
 
     def shape(self) -> ColumnsShape:
         """The description of the data set.

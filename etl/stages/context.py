@@ -1,15 +1,15 @@
 """What every stage needs: the engine, the recipe, and where its dataset goes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from etl.engine import Engine
+from etl.engine import DEFAULT, Engine, Exchange, MapFn, ReduceFn, Resources
 from etl.recipe import Recipe
 from etl.storage.aligned import Rows
-from etl.storage.dataset import Dataset, Job
+from etl.storage.dataset import Dataset, Job, SplitWriter
 from etl.storage.location import Location
 from etl.text import UNICODE_VERSION
 
@@ -25,28 +25,63 @@ class Context:
 
     @property
     def output(self) -> Location:
-        return Location.of(self.recipe.output)
+        return self.recipe.place
 
-    def job(self, stage: str, table: str, schema: pa.Schema, semantic: dict[str, Any], base: Rows | None) -> Job:
+    def job(
+        self,
+        stage: str,
+        table: str,
+        schema: pa.Schema,
+        semantic: dict[str, Any],
+        inputs: tuple[Dataset, ...] = (),
+        base: Rows | None = None,
+    ) -> Job:
         """A dataset of this run: its folder is <output>/<stage>.
 
         Args:
             stage: name of the folder.
             table: name of the table.
             schema: of its rows.
-            semantic: what decides them.
+            semantic: what decides the rows, beside the inputs.
+            inputs: the datasets that it is made from.
             base: the rows that it is aligned with or whose row keys it holds; None where it stands alone.
         """
-        versions = {"unicode": UNICODE_VERSION}
-        cut = base.base.manifest.cut if base is not None else ""
-        return Job(self.output / stage, stage, table, schema, {**semantic, "versions": versions}, cut)
+        semantic = {**semantic, "versions": {"unicode": UNICODE_VERSION}}
+        return Job(self.output / stage, stage, table, schema, semantic, inputs, base.base if base else None)
+
+    def map(
+        self,
+        job: Job,
+        splits: Iterable[Any],
+        fn: MapFn,
+        resources: Resources = DEFAULT,
+        then: Callable[[Dataset], None] | None = None,
+    ) -> Dataset:
+        """Engine.map; the user is told when the dataset is committed, and `then` is called."""
+
+        def committed(dataset: Dataset) -> None:
+            self._tell(dataset)
+            if then is not None:
+                then(dataset)
+
+        return self.engine.map(job, splits, fn, resources, committed)
+
+    def shuffle(self, job: Job, exchange: Exchange, fn: ReduceFn) -> Dataset:
+        """Engine.shuffle, the user told when the dataset is committed."""
+        dataset = self.engine.shuffle(job, exchange, fn)
+        self._tell(dataset)
+        return dataset
+
+    def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
+        """Engine.drive, the user told when the dataset is committed."""
+        dataset = self.engine.drive(job, fn)
+        self._tell(dataset)
+        return dataset
 
     def num_buckets(self, total_bytes: int) -> int:
         """Buckets of a shuffle that moves so many bytes."""
         return max(1, -(-total_bytes // self.recipe.run.bucket_bytes))
 
-    def committed(self, dataset: Dataset) -> Dataset:
-        """Tell the user about a dataset and hand it on."""
+    def _tell(self, dataset: Dataset) -> None:
         manifest = dataset.manifest
         self.report(f"{manifest.stage:>24}  {manifest.rows_out:>10,} rows  {dataset.folder}")
-        return dataset

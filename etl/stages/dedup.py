@@ -1,16 +1,19 @@
 """Duplicates: exact by content hash, near by MinHash candidates checked by exact Jaccard.
 
-Hashes, signatures' bands and row keys cross the shuffles; a document's shingle set crosses once, and only when it is a
-candidate. Datasets of a run, each committed and resumable:
+Hashes, signatures' bands and row keys cross the shuffles; a document's shingle set crosses once for each block of pairs
+that it is in, mostly one, and only when it is a candidate. Datasets of a run, each committed and resumable:
 
-    exact_hits   HIT      duplicates by content hash                      shuffle by hash
+    exact_hits   LOSER    duplicates by content hash                      shuffle by hash
     exact        VERDICT  aligned                                         shuffle by split
-    candidates   EDGE     pairs that share a band                         shuffle by band
-    edges        EDGE     the distinct pairs with their component         one task, 100 bytes of memory a pair
+    candidates   MET      pairs that share a band                         shuffle by band
+    edges        EDGE     the distinct pairs with their block             one task, 100 bytes of memory a pair
     sets         SET      shingle sets of the rows in those pairs         shuffle by split
-    pairs        PAIR     pairs with Jaccard >= threshold                 shuffle by component
+    pairs        PAIR     pairs with Jaccard >= threshold                 shuffle by block
     near_hits    HIT      connected components of the pairs               one task
     clusters     CLUSTER  aligned, with verdicts                          shuffle by split
+
+The two tasks over all pairs apart, a worker holds one batch of what came to it and BLOCK_BYTES of shingle sets, however
+many rows share a band or a content.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,30 +25,34 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.dedup.blocks import CLASS_BITS, blocks_of, class_bytes, size_class
 from etl.dedup.candidates import CandidateStream
 from etl.dedup.clusters import components, rank_clusters
 from etl.dedup.minhash import MINHASH_VERSION, band_hashes, candidate_probability, signatures
 from etl.dedup.verify import jaccard_pairs
 from etl.engine import Exchange
 from etl.errors import DataError
-from etl.hashing import hash128, hash_array, hash_columns, signed
+from etl.hashing import fixed_binary, hash128, hash_array, hash_columns, signed
 from etl.messages import full_text, instruction_text, response_text
 from etl.recipe import NearDedup
 from etl.schema import ID, PAIR, PROMPT
 from etl.stages.context import Context
 from etl.stages.hits import (
     HIT,
+    LOSER,
     OUT_ROWS,
     Counted,
     Mark,
+    RowFeed,
     bucket_of_hash128,
     buckets_of,
-    groups,
-    hits_in_groups,
+    first_of_groups,
     living,
+    losers,
     mark_hits,
     recut,
     row_keys,
+    slices,
 )
 from etl.storage.aligned import ROW_BITS, Rows
 from etl.storage.dataset import Chunk, Dataset
@@ -55,16 +62,26 @@ I64 = npt.NDArray[np.int64]
 
 MAX_EDGES = 50_000_000
 """Pairs that one task may hold for connected components: about 5 GB."""
-_KEY_SEED = 0x6B6579
+BLOCK_BYTES = 32 << 20
+"""Shingle sets that verification holds at once. It decides how candidate components are cut, never which pairs come."""
 PAIR_BLOCK = 1 << 20
-"""Candidate pairs that one task makes distinct at once: 16 MB."""
+"""Candidate pairs that one task makes distinct at once: 32 MB."""
+_KEY_SEED = 0x6B6579
+_PUSH_ROWS = 1 << 13
+"""Rows that are paired at once: in a hot band each gives up to max_partners pairs of 32 bytes."""
+_VERIFY_ROWS = 1 << 12
+"""Sets and pairs that are taken at once."""
+_MEMBER_BYTES = 8 << 20
+"""Shingle sets of one batch on its way to the blocks."""
 
-EDGE = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("component", "a", "b")])
+MET = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("a", "b", "a_key", "b_key")])
+"""Row keys of a candidate pair, and the keys under which their bands were sorted."""
+EDGE = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("block", "a", "b")])
 SET = pa.schema(
     [
-        pa.field("component", pa.int64(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
         pa.field("id", ID, nullable=False),
+        pa.field("blocks", pa.list_(pa.int64()), nullable=False),
         pa.field("shingles", pa.list_(pa.int64()), nullable=False),
     ]
 )
@@ -112,27 +129,27 @@ class EmitContent:
 
 
 def exact_hits(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-    """Groups of equal content, sorted by row digest and id: HIT rows for those with more than one member."""
+    """Groups of equal content, sorted by row digest and id: LOSER rows for all but the first."""
     counted = Counted(batches)
-    yield from recut(_groups_of_equal_content(counted))
+    yield from recut(_all_but_first(counted))
     yield Chunk(None, counted.rows)
 
 
-def _groups_of_equal_content(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for table in groups(batches, ["content"]):
-        hits, _ = hits_in_groups(table, "content")
-        yield hits.filter(pc.greater(hits.column("cluster_size"), 1))
+def _all_but_first(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for table, first in first_of_groups(batches, "content"):
+        yield losers(table, first, np.arange(len(first)) > first)
 
 
 def exact(context: Context, rows: Rows) -> Rows:
     """Write DIR/exact_hits and DIR/exact: rows of equal normalised content but the first by digest get a verdict."""
     num_buckets = context.num_buckets(rows.num_rows * 56)
-    identity = {"text": TEXT_VERSION, "inputs": rows.inputs([*PROMPT.names, "verdict"])}
-    job = context.job("exact_hits", "HIT", HIT, identity, rows)
+    job = context.job(
+        "exact_hits", "LOSER", LOSER, {"text": TEXT_VERSION}, rows.tables([*PROMPT.names, "verdict"]), rows
+    )
     exchange = Exchange(
         tuple(rows.splits), EmitContent(rows, num_buckets), CONTENT, ("content", "digest", "id", "row"), num_buckets
     )
-    hits = context.committed(context.engine.shuffle(job, exchange, exact_hits))
+    hits = context.shuffle(job, exchange, exact_hits)
     return mark_hits(context, rows, hits, Mark("exact", "exact_duplicate", with_clusters=False))
 
 
@@ -154,7 +171,7 @@ class EmitBands:
         for batch, keys in living(self.rows, split, ["id", "messages"]):
             offsets, hashes = shingles(full_text(batch), near.ngram)
             bands = band_hashes(signatures(offsets, hashes, near.num_perm, near.seed), near.bands, near.rows)
-            order = hash_array(batch.column("id"), _KEY_SEED).view(np.int64)
+            order = stream_keys(batch.column("id"), np.diff(offsets))
             flat = bands.ravel()
             columns = [
                 buckets_of(flat, self.num_buckets),
@@ -163,6 +180,17 @@ class EmitBands:
                 pa.array(np.repeat(keys, near.bands)),
             ]
             yield pa.RecordBatch.from_arrays(columns, schema=BAND)
+
+
+def stream_keys(ids: pa.Array, num_shingles: I64) -> I64:
+    """What rows of equal bands are sorted by: a hash of the id whose lowest bits are the set's size class."""
+    low = np.int64((1 << CLASS_BITS) - 1)
+    return (hash_array(ids, _KEY_SEED).view(np.int64) & ~low) | size_class(num_shingles)
+
+
+def set_bytes(keys: I64) -> I64:
+    """At most so many bytes has the shingle set of a row with that key."""
+    return class_bytes(keys & np.int64((1 << CLASS_BITS) - 1))
 
 
 @dataclass(frozen=True)
@@ -175,20 +203,25 @@ class PairUp:
         counted = Counted(batches)
         stream = CandidateStream(self.max_partners)
         for pairs in _blocks(self._pairs(counted, stream), PAIR_BLOCK):
-            yield from (Chunk(batch) for batch in _edges(pairs).to_batches(max_chunksize=OUT_ROWS))
+            met = pa.Table.from_arrays([pa.array(column) for column in distinct(*pairs.T)], schema=MET)
+            yield from (Chunk(batch) for batch in met.to_batches(max_chunksize=OUT_ROWS))
         yield Chunk(None, counted.rows, {}, {"pairs_left_out": stream.num_left_out} if stream.num_left_out else {})
 
     def _pairs(self, batches: Iterable[pa.RecordBatch], stream: CandidateStream) -> Iterator[I64]:
-        """Pairs of row keys, int64 [pairs, 2], smaller key first."""
-        tail = np.empty(0, np.int64)
+        """Columns of MET, int64 [pairs, 4], smaller row key first."""
+        tail = np.empty((0, 2), np.int64)
         seen = 0
-        for batch in batches:
-            rows = np.concatenate([tail, batch.column("row").to_numpy()])
+        for batch in slices(batches, _PUSH_ROWS):
+            mine = np.stack([batch.column("row").to_numpy(), batch.column("key").to_numpy()], axis=1)
+            rows = np.concatenate([tail, mine])
             ordinals = np.arange(seen, seen + batch.num_rows, dtype=np.int64)
             left, right = stream.push(batch.column("band").to_numpy(), ordinals)
             first = seen - len(tail)
             seen += batch.num_rows
-            yield np.sort(np.stack([rows[left - first], rows[right - first]], axis=1), axis=1)
+            left, right = left - first, right - first
+            swap = rows[left, 0] > rows[right, 0]
+            left, right = np.where(swap, right, left), np.where(swap, left, right)
+            yield np.stack([rows[left, 0], rows[right, 0], rows[left, 1], rows[right, 1]], axis=1)
             tail = rows[-self.max_partners :]
 
 
@@ -207,88 +240,128 @@ def _blocks(arrays: Iterable[I64], size: int) -> Iterator[I64]:
         yield np.concatenate(held)
 
 
-def _edges(pairs: I64) -> pa.Table:
-    """Distinct pairs, component not known yet."""
-    distinct = np.unique(pairs, axis=0)
-    columns = [np.full(len(distinct), -1, np.int64), distinct[:, 0], distinct[:, 1]]
-    return pa.Table.from_arrays([pa.array(column) for column in columns], schema=EDGE)
+def distinct(*columns: I64) -> list[I64]:
+    """The distinct rows of some columns, sorted."""
+    order = np.lexsort(columns[::-1])
+    ranked = [column[order] for column in columns]
+    fresh = np.zeros(len(order), np.bool_)
+    fresh[:1] = True
+    for column in ranked:
+        fresh[1:] |= column[1:] != column[:-1]
+    return [column[fresh] for column in ranked]
 
 
-def _read_edges(dataset: Dataset, columns: tuple[str, str]) -> tuple[I64, I64]:
-    if dataset.manifest.rows_out > MAX_EDGES:
+class Distinct:
+    """The distinct rows of two columns that come in pieces, in at most three times their memory."""
+
+    def __init__(self) -> None:
+        self._pieces = [np.empty((2, 0), np.int64)]
+        self._num_pending = 0
+
+    def add(self, first: I64, second: I64) -> None:
+        self._pieces.append(np.stack([first, second]))
+        self._num_pending += len(first)
+        if self._num_pending > max(PAIR_BLOCK, self._pieces[0].shape[1]):
+            self._compact()
+
+    def columns(self) -> tuple[I64, I64]:
+        self._compact()
+        return self._pieces[0][0], self._pieces[0][1]
+
+    def __len__(self) -> int:
+        return self._pieces[0].shape[1]
+
+    def _compact(self) -> None:
+        whole = np.concatenate(self._pieces, axis=1)
+        self._pieces = []
+        self._pieces = [np.stack(distinct(*whole))]
+        self._num_pending = 0
+
+
+def _check_edges(dataset: Dataset, num_pairs: int) -> None:
+    if num_pairs > MAX_EDGES:
         raise DataError(
-            f"{dataset.folder} holds {dataset.manifest.rows_out:,} pairs, more than the {MAX_EDGES:,} that one task "
-            "may join; raise dedup.near.rows or lower dedup.near.max_partners"
+            f"{dataset.folder} holds more than {MAX_EDGES:,} distinct pairs, which is what one task may join; raise "
+            "dedup.near.rows or lower dedup.near.max_partners"
         )
-    batches = [batch.select(list(columns)) for batch in dataset.read()]
-    left = np.concatenate([np.empty(0, np.int64), *(batch.column(0).to_numpy() for batch in batches)])
-    right = np.concatenate([np.empty(0, np.int64), *(batch.column(1).to_numpy() for batch in batches)])
-    return left, right
 
 
 @dataclass(frozen=True)
 class JoinCandidates:
-    """All candidate pairs in one task: distinct, with their component, sorted by it."""
+    """All candidate pairs in one task: distinct, with their block, sorted by it."""
 
     candidates: Dataset
+    block_bytes: int
 
     def __call__(self, split: int) -> Iterator[Chunk]:
-        left, right = _read_edges(self.candidates, ("a", "b"))
-        pairs = np.unique(np.stack([left, right], axis=1), axis=0)
-        nodes, labels = components(pairs[:, 0], pairs[:, 1])
-        component = labels[np.searchsorted(nodes, pairs[:, 0])]
-        order = np.lexsort((pairs[:, 1], pairs[:, 0], component))
-        columns = [component[order], pairs[order, 0], pairs[order, 1]]
-        table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=EDGE)
+        pairs, keyed = Distinct(), Distinct()
+        num_rows = 0
+        for batch in self.candidates.read():
+            a, b, a_key, b_key = (column.to_numpy() for column in batch.columns)
+            pairs.add(a, b)
+            keyed.add(*distinct(np.concatenate([a, b]), np.concatenate([a_key, b_key])))
+            num_rows += batch.num_rows
+            _check_edges(self.candidates, len(pairs))
+        a, b = pairs.columns()
+        nodes, keys = keyed.columns()
+        left, right = np.searchsorted(nodes, a), np.searchsorted(nodes, b)
+        _, labels = components(a, b)
+        block = blocks_of(left, right, labels, set_bytes(keys), keys, self.block_bytes)
+        order = np.lexsort((b, a, block))
+        table = pa.Table.from_arrays([pa.array(column[order]) for column in (block, a, b)], schema=EDGE)
         for batch in table.to_batches(max_chunksize=OUT_ROWS):
             yield Chunk(batch)
-        yield Chunk(None, len(left))
+        yield Chunk(None, num_rows)
 
 
-NODE = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("component", pa.int64())])
+NODE = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("block", pa.int64())])
 
 
 @dataclass(frozen=True)
 class EmitNodes:
-    """Both ends of every pair to the split that holds them."""
+    """Both ends of every pair, and its block, to the split that holds them."""
 
     edges: Dataset
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         for batch in self.edges.read_split(split):
-            ends = np.concatenate([batch.column("a").to_numpy(), batch.column("b").to_numpy()])
-            component = np.tile(batch.column("component").to_numpy(), 2)
-            _, first = np.unique(ends, return_index=True)
-            columns = [(ends[first] >> ROW_BITS).astype(np.int32), ends[first], component[first]]
+            block, a, b = (column.to_numpy() for column in batch.columns)
+            rows, blocks = distinct(np.concatenate([a, b]), np.concatenate([block, block]))
+            columns = [(rows >> ROW_BITS).astype(np.int32), rows, blocks]
             yield pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=NODE)
 
 
 @dataclass(frozen=True)
 class WriteSets:
-    """The shingle sets of the candidate rows of one split."""
+    """The shingle sets of the candidate rows of one split, and the blocks that need them; holds a row group's."""
 
     rows: Rows
     ngram: int
 
     def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        nodes = pa.Table.from_batches(list(batches), NODE)
-        wanted, first = np.unique(nodes["row"].to_numpy(), return_index=True)
-        component = nodes["component"].to_numpy()[first]
+        feed = RowFeed(batches, NODE)
         start = 0
         for batch in self.rows.read(split, ["id", "messages"]):
-            low, high = np.searchsorted(wanted, row_keys(split, start, batch.num_rows)[[0, -1]] + [0, 1])
-            chosen = batch.take(pa.array((wanted[low:high] & ((1 << ROW_BITS) - 1)) - start))
+            keys = row_keys(split, start, batch.num_rows)
             start += batch.num_rows
+            nodes = feed.until(int(keys[-1]))
+            rows, blocks = distinct(nodes["row"].to_numpy(), nodes["block"].to_numpy())
+            wanted, first = np.unique(rows, return_index=True)
+            chosen = batch.take(pa.array(wanted - keys[0]))
             offsets, hashes = shingles(full_text(chosen), self.ngram)
-            lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(hashes.view(np.int64)))
-            columns = [pa.array(component[low:high]), pa.array(wanted[low:high]), chosen.column("id"), lists]
+            columns = [
+                pa.array(wanted),
+                chosen.column("id"),
+                pa.ListArray.from_arrays(pa.array(np.append(first, len(rows)), pa.int32()), pa.array(blocks)),
+                pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(hashes.view(np.int64))),
+            ]
             yield Chunk(pa.RecordBatch.from_arrays(columns, names=SET.names).cast(SET), batch.num_rows)
 
 
 MEMBER = pa.schema(
     [
         ("bucket", pa.int32()),
-        ("component", pa.int64()),
+        ("block", pa.int64()),
         ("is_edge", pa.bool_()),
         ("a", pa.int64()),
         ("b", pa.int64()),
@@ -300,7 +373,7 @@ MEMBER = pa.schema(
 
 @dataclass(frozen=True)
 class EmitMembers:
-    """Sets and pairs to the bucket of their component; a set's row is in column `a`."""
+    """Sets and pairs to the bucket of their block; a set's row is in column `a`, and it comes before all pairs."""
 
     sets: Dataset
     edges: Dataset
@@ -308,27 +381,89 @@ class EmitMembers:
 
     def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
         kind, number = split
-        dataset = self.sets if kind == "sets" else self.edges
-        for batch in dataset.read_split(number):
-            size = batch.num_rows
-            component = batch.column("component")
-            bucket = buckets_of(hash_array(component), self.num_buckets)
-            if kind == "sets":
-                tail = [
-                    pa.repeat(False, size), batch.column("row"), pa.nulls(size, pa.int64()),
-                    batch.column("id").cast(pa.binary()), batch.column("shingles"),
-                ]  # fmt: skip
-            else:
-                tail = [
-                    pa.repeat(True, size), batch.column("a"), batch.column("b"),
-                    pa.nulls(size, pa.binary()), pa.nulls(size, MEMBER.field("shingles").type),
-                ]  # fmt: skip
-            yield pa.RecordBatch.from_arrays([bucket, component, *tail], names=MEMBER.names).cast(MEMBER)
+        if kind == "sets":
+            for batch in self.sets.read_split(number):
+                yield from self._sets(batch)
+        else:
+            for batch in self.edges.read_split(number):
+                size = batch.num_rows
+                tail = [batch.column("b"), pa.nulls(size, pa.binary()), pa.nulls(size, MEMBER.field("shingles").type)]
+                yield self._members(batch.column("block"), True, [batch.column("a"), *tail])
+
+    def _sets(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Each row once for each of its blocks, _MEMBER_BYTES at a time."""
+        parents = pc.list_parent_indices(batch.column("blocks"))
+        blocks = batch.column("blocks").flatten()
+        sizes = pc.list_value_length(batch.column("shingles")).to_numpy()[parents.to_numpy()] * 8
+        piece = np.cumsum(sizes, dtype=np.int64) // _MEMBER_BYTES
+        starts = np.flatnonzero(np.concatenate([[True], piece[1:] != piece[:-1]])) if len(piece) else []
+        for start, end in zip(starts, [*starts[1:], len(piece)], strict=True) if len(piece) else ():
+            rows = batch.take(parents.slice(start, end - start))
+            tail = [pa.nulls(end - start, pa.int64()), rows.column("id").cast(pa.binary()), rows.column("shingles")]
+            yield self._members(blocks.slice(start, end - start), False, [rows.column("row"), *tail])
+
+    def _members(self, block: pa.Array, is_edge: bool, columns: list[pa.Array]) -> pa.RecordBatch:
+        bucket = buckets_of(hash_array(block), self.num_buckets)
+        head = [bucket, block, pa.repeat(is_edge, len(block))]
+        return pa.RecordBatch.from_arrays([*head, *columns], names=MEMBER.names).cast(MEMBER)
+
+
+class HeldSets:
+    """Shingle sets of some blocks, found by (block, row).
+
+    Attributes:
+        ids: uint8 [sets, 16].
+        offsets: int64 [sets + 1]; set s has hashes[offsets[s] : offsets[s + 1]].
+        hashes: uint64.
+    """
+
+    def __init__(self) -> None:
+        self.blocks = np.empty(0, np.int64)
+        self.rows = np.empty(0, np.int64)
+        self.ids = np.empty((0, 16), np.uint8)
+        self.offsets = np.zeros(1, np.int64)
+        self.hashes = np.empty(0, np.uint64)
+
+    def keep(self, block: int) -> None:
+        """Forget the sets of all other blocks."""
+        low, high = np.searchsorted(self.blocks, [block, block + 1])
+        if high - low == len(self.blocks):
+            return
+        first, last = self.offsets[low], self.offsets[high]
+        self.blocks, self.rows = self.blocks[low:high].copy(), self.rows[low:high].copy()
+        self.ids, self.hashes = self.ids[low:high].copy(), self.hashes[first:last].copy()
+        self.offsets = self.offsets[low : high + 1] - first
+
+    def add(self, sets: pa.RecordBatch) -> None:
+        """Take the next sets, which are sorted by block and row and come after all that are held."""
+        lists = sets.column("shingles")
+        ends = np.cumsum(pc.list_value_length(lists).to_numpy(), dtype=np.int64)
+        self.blocks = np.concatenate([self.blocks, sets.column("block").to_numpy()])
+        self.rows = np.concatenate([self.rows, sets.column("a").to_numpy()])
+        self.ids = np.concatenate([self.ids, fixed_binary(sets.column("id").cast(ID))])
+        self.hashes = np.concatenate([self.hashes, lists.flatten().to_numpy().view(np.uint64)])
+        self.offsets = np.concatenate([self.offsets, self.offsets[-1] + ends])
+
+    def find(self, blocks: I64, rows: I64) -> I64:
+        """Places of sets that are held, int64."""
+        known_blocks, known_rows = np.unique(self.blocks), np.unique(self.rows)
+
+        def code(block: I64, row: I64) -> I64:
+            return np.searchsorted(known_blocks, block) * len(known_rows) + np.searchsorted(known_rows, row)
+
+        codes, wanted = code(self.blocks, self.rows), code(blocks, rows)
+        places = np.searchsorted(codes, wanted)
+        assert np.array_equal(codes[np.minimum(places, len(codes) - 1)], wanted), "a pair came without its sets"
+        return places
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Exact Jaccard of every pair; those at or above the threshold are written, smaller id first."""
+    """Exact Jaccard of every pair; those at or above the threshold are written, smaller id first.
+
+    The sets of a block come before its pairs, so a batch of rows and the sets of the open block are all there is
+    in memory.
+    """
 
     threshold: float
 
@@ -337,40 +472,48 @@ class Verify:
 
         def verified() -> Iterator[pa.RecordBatch]:
             nonlocal pairs_in
-            for table in groups(batches, ["component"]):
-                pairs_in += pc.sum(table["is_edge"]).as_py()
-                yield self._verify(table)
+            held = HeldSets()
+            for batch in slices(batches, _VERIFY_ROWS):
+                is_edge = batch.column("is_edge")
+                sets, edges = batch.filter(pc.invert(is_edge)), batch.filter(is_edge)
+                if sets.num_rows:
+                    held.keep(batch.column("block")[0].as_py())
+                    held.add(sets)
+                if edges.num_rows:
+                    pairs_in += edges.num_rows
+                    yield self._verify(held, edges)
+                held.keep(batch.column("block")[-1].as_py())
 
         yield from recut(verified())
         yield Chunk(None, pairs_in)
 
-    def _verify(self, table: pa.Table) -> pa.RecordBatch:
-        """Whole components at once."""
-        is_edge = table["is_edge"].combine_chunks()
-        sets = table.filter(pc.invert(is_edge)).sort_by("a").combine_chunks()
-        edges = table.filter(is_edge)
-        rows = sets["a"].to_numpy()
-        left = np.searchsorted(rows, edges["a"].to_numpy())
-        right = np.searchsorted(rows, edges["b"].to_numpy())
-        lists = sets["shingles"].combine_chunks()
-        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int64)
-        hashes = lists.flatten().to_numpy().view(np.uint64)
-        jaccard = jaccard_pairs(offsets, hashes, left, right)
-        return self._pairs(sets, left, right, jaccard)
-
-    def _pairs(self, sets: pa.Table, left: I64, right: I64, jaccard: npt.NDArray[np.float64]) -> pa.RecordBatch:
+    def _verify(self, held: HeldSets, edges: pa.RecordBatch) -> pa.RecordBatch:
+        block, a, b = (edges.column(name).to_numpy() for name in ("block", "a", "b"))
+        left, right = held.find(block, a), held.find(block, b)
+        jaccard = jaccard_pairs(held.offsets, held.hashes, left, right)
         # The tolerance lets 4/5 count as 0.8 whatever the rounding of the division.
         good = jaccard >= self.threshold - 1e-12
         left, right = left[good], right[good]
-        ids = sets["id"].combine_chunks().cast(ID)
-        swap = pc.greater(ids.take(pa.array(left)), ids.take(pa.array(right))).to_numpy(zero_copy_only=False)
+        swap = _greater(held.ids[left], held.ids[right])
         left, right = np.where(swap, right, left), np.where(swap, left, right)
-        rows = sets["a"].to_numpy()
         columns = [
-            ids.take(pa.array(left)), ids.take(pa.array(right)), pa.array(jaccard[good]),
-            pa.array(rows[left]), pa.array(rows[right]),
+            _binary16(held.ids[left]), _binary16(held.ids[right]), pa.array(jaccard[good]),
+            pa.array(held.rows[left]), pa.array(held.rows[right]),
         ]  # fmt: skip
         return pa.RecordBatch.from_arrays(columns, schema=NEAR_PAIR)
+
+
+def _greater(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Whether each 16-byte id comes after its counterpart, bytewise: bool [rows]."""
+    a, b = np.ascontiguousarray(one).view(">u8"), np.ascontiguousarray(other).view(">u8")
+    return (a[:, 0] > b[:, 0]) | ((a[:, 0] == b[:, 0]) & (a[:, 1] > b[:, 1]))
+
+
+def _binary16(ids: npt.NDArray[np.uint8]) -> pa.Array:
+    return pa.FixedSizeBinaryArray.from_buffers(ID, len(ids), [None, pa.py_buffer(np.ascontiguousarray(ids))])
+
+
+_ENDS = pa.schema([NEAR_PAIR.field(name) for name in ("a", "a_row", "b", "b_row")])
 
 
 @dataclass(frozen=True)
@@ -380,13 +523,13 @@ class JoinPairs:
     pairs: Dataset
 
     def __call__(self, split: int) -> Iterator[Chunk]:
-        left, right = _read_edges(self.pairs, ("a_row", "b_row"))
-        if not len(left):
+        _check_edges(self.pairs, self.pairs.manifest.rows_out)
+        table = pa.Table.from_batches(self.pairs.read(["a", "a_row", "b", "b_row"]), _ENDS)
+        if not len(table):
             return
+        left, right = table["a_row"].to_numpy(), table["b_row"].to_numpy()
         nodes, labels = components(left, right)
-        batches = list(self.pairs.read(["a", "a_row", "b", "b_row"]))
-        table = pa.Table.from_batches(batches)
-        ends = np.concatenate([table["a_row"].to_numpy(), table["b_row"].to_numpy()])
+        ends = np.concatenate([left, right])
         ids = pa.chunked_array([*table["a"].chunks, *table["b"].chunks]).combine_chunks()
         _, first = np.unique(ends, return_index=True)
         cluster_id, size, rank = rank_clusters(labels, ids.take(pa.array(first)))
@@ -398,11 +541,10 @@ class JoinPairs:
 
 def near(context: Context, rows: Rows, near: NearDedup) -> Rows:
     """Write the near-duplicate datasets of the head of this file, down to DIR/clusters."""
-    engine = context.engine
     met = candidate_probability(near.threshold, near.bands, near.rows)
     context.report(f"{'near':>24}  {near.bands} bands of {near.rows} rows meet {met:.1%} of pairs at {near.threshold}")
-    columns = ["id", "messages", "verdict"]
-    shingling = {"text": TEXT_VERSION, "ngram": near.ngram, "inputs": rows.inputs(columns)}
+    texts = rows.tables(["id", "messages", "verdict"])
+    shingling = {"text": TEXT_VERSION, "ngram": near.ngram}
     banding = {
         "minhash": MINHASH_VERSION,
         **near.model_dump(include={"num_perm", "bands", "rows", "seed", "max_partners"}),
@@ -410,25 +552,24 @@ def near(context: Context, rows: Rows, near: NearDedup) -> Rows:
     }
     buckets = context.num_buckets(rows.num_rows * near.bands * 28)
     bands = Exchange(tuple(rows.splits), EmitBands(rows, near, buckets), BAND, ("band", "key", "row"), buckets)
-    job = context.job("candidates", "EDGE", EDGE, banding, rows)
-    candidates = context.committed(engine.shuffle(job, bands, PairUp(near.max_partners)))
+    job = context.job("candidates", "MET", MET, banding, texts, rows)
+    candidates = context.shuffle(job, bands, PairUp(near.max_partners))
 
-    job = context.job("edges", "EDGE", EDGE, {"candidates": candidates.manifest.fingerprint}, rows)
-    edges = context.committed(engine.map(job, [0], JoinCandidates(candidates)))
+    job = context.job("edges", "EDGE", EDGE, {"block_bytes": BLOCK_BYTES}, (candidates,), rows)
+    edges = context.map(job, [0], JoinCandidates(candidates, BLOCK_BYTES))
 
-    job = context.job("sets", "SET", SET, {**shingling, "edges": edges.manifest.fingerprint}, rows)
+    job = context.job("sets", "SET", SET, shingling, (edges, *texts), rows)
     nodes = Exchange((0,), EmitNodes(edges), NODE, ("row",), len(rows.splits))
-    sets = context.committed(engine.shuffle(job, nodes, WriteSets(rows, near.ngram)))
+    sets = context.shuffle(job, nodes, WriteSets(rows, near.ngram))
 
     buckets = context.num_buckets(2 * sum(part.bytes for part in sets.manifest.parts))
     members = Exchange(
-        (*(["sets", split] for split in range(sets.manifest.splits)), ["edges", 0]),
-        EmitMembers(sets, edges, buckets), MEMBER, ("component", "is_edge", "a", "b"), buckets,
+        (*(["sets", split] for split in range(sets.num_splits)), ["edges", 0]),
+        EmitMembers(sets, edges, buckets), MEMBER, ("block", "is_edge", "a", "b"), buckets,
     )  # fmt: skip
-    identity = {"sets": sets.manifest.fingerprint, "edges": edges.manifest.fingerprint, "threshold": near.threshold}
-    job = context.job("pairs", "PAIR", NEAR_PAIR, identity, rows)
-    pairs = context.committed(engine.shuffle(job, members, Verify(near.threshold)))
+    job = context.job("pairs", "PAIR", NEAR_PAIR, {"threshold": near.threshold}, (sets, edges), rows)
+    pairs = context.shuffle(job, members, Verify(near.threshold))
 
-    job = context.job("near_hits", "HIT", HIT, {"pairs": pairs.manifest.fingerprint}, rows)
-    hits = context.committed(engine.map(job, [0], JoinPairs(pairs)))
+    job = context.job("near_hits", "HIT", HIT, {}, (pairs,), rows)
+    hits = context.map(job, [0], JoinPairs(pairs))
     return mark_hits(context, rows, hits, Mark("near", "near_duplicate", with_clusters=True))

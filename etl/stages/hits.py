@@ -1,8 +1,9 @@
 """Rows that a shuffle found by their hashes, brought back to where they lie.
 
 What stages with a key of their own (duplicates, prompts on both sides) share: streaming the living rows of a split with
-their row keys, whole groups from a sorted bucket, and the HIT rows of found rows turned into an aligned table of
-verdicts. Row keys (split << 32 | row) cross the shuffles; hits are few, and a split's hits are held in memory.
+their row keys, the first row of each group of a sorted bucket, and found rows turned into an aligned table of verdicts.
+Row keys (split << 32 | row) cross the shuffles. Everything streams: a worker holds one batch of what came to it and one
+row group of its split, however large a group of equal keys is or how many rows of a split were found.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 
 from etl.accounting import account
 from etl.engine import Exchange
-from etl.hashing import fixed_binary, hash_array, hash_columns
+from etl.hashing import fixed_binary, hash_array
 from etl.schema import CLUSTER_COLUMNS, ID, aligned
 from etl.stages.context import Context
 from etl.step import drop
@@ -38,6 +39,9 @@ HIT = pa.schema(
 )
 """A row that has duplicates; rank 0 survives."""
 
+LOSER = pa.schema([HIT.field("row"), pa.field("survivor", ID, nullable=False)])
+"""A row that goes because another one stays."""
+
 
 def row_keys(split: int, start: int, count: int) -> I64:
     return (np.int64(split) << np.int64(ROW_BITS)) + np.arange(start, start + count, dtype=np.int64)
@@ -57,6 +61,11 @@ def living(rows: Rows, split: int, columns: list[str]) -> Iterator[tuple[pa.Reco
         yield batch.filter(alive), keys[alive.to_numpy(zero_copy_only=False)]
 
 
+def slices(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of at most so many: engines hand out batches of any size."""
+    return (batch.slice(start, rows) for batch in batches for start in range(0, batch.num_rows, rows))
+
+
 class Counted:
     """A stream of batches that counts the rows it has given."""
 
@@ -70,22 +79,53 @@ class Counted:
             yield batch
 
 
-def groups(batches: Iterable[pa.RecordBatch], key: list[str]) -> Iterator[pa.Table]:
-    """Whole groups of equal keys from a sorted stream, many to a table; an open group waits for the next batch."""
-    held: list[pa.RecordBatch] = []
+def first_of_groups(batches: Iterable[pa.RecordBatch], key: str) -> Iterator[tuple[pa.Table, I64]]:
+    """A stream that is sorted by `key`, and for each row the place of the first row of its group.
+
+    A table begins with the first row of the group that was open when the batch came, so a group of any size costs one
+    row of memory. That row comes again in each table of its group, always as its own first.
+
+    Args:
+        batches: sorted by `key`.
+        key: a binary column.
+    """
+    opened: list[pa.RecordBatch] = []
     for batch in batches:
         if batch.num_rows == 0:
             continue
-        held.append(batch)
-        table = pa.Table.from_batches(held).combine_chunks()
-        hashes = hash_columns([table[name].combine_chunks() for name in key])
-        changes = np.flatnonzero(hashes[1:] != hashes[:-1])
-        if len(changes):
-            cut = int(changes[-1]) + 1
-            yield table.slice(0, cut)
-            held = table.slice(cut).combine_chunks().to_batches()
-    if held:
-        yield pa.Table.from_batches(held).combine_chunks()
+        table = pa.Table.from_batches([*opened, batch]).combine_chunks()
+        hashes = hash_array(table[key].combine_chunks())
+        starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
+        first = np.repeat(starts, np.diff(np.append(starts, len(hashes))))
+        yield table, first
+        opened = table.take(pa.array(first[-1:])).to_batches()
+
+
+class RowFeed:
+    """A stream that is sorted by `row`, taken piece by piece; holds a batch and what was asked for."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+        self._batches = iter(batches)
+        self._held = schema.empty_table()
+
+    def until(self, last: int) -> pa.Table:
+        """The next rows whose key is at most `last`, in one chunk."""
+        pieces = [self._held]
+        end = self._last(self._held)
+        while end is None or end <= last:
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            pieces.append(pa.Table.from_batches([batch]))
+            end = self._last(pieces[-1])
+        table = pa.concat_tables(pieces).combine_chunks()
+        cut = int(np.searchsorted(table["row"].to_numpy(), last, "right"))
+        self._held = table.slice(cut)
+        return table.slice(0, cut).combine_chunks()
+
+    @staticmethod
+    def _last(table: pa.Table) -> int | None:
+        return table["row"][-1].as_py() if len(table) else None
 
 
 def recut(batches: Iterable[pa.RecordBatch], rows: int = OUT_ROWS) -> Iterator[Chunk]:
@@ -109,45 +149,36 @@ def bucket_of_hash128(hashes: pa.FixedSizeBinaryArray, num_buckets: int) -> pa.A
     return buckets_of(first, num_buckets)
 
 
-def hits_in_groups(table: pa.Table, key: str) -> tuple[pa.RecordBatch, I64]:
-    """HIT for every row of whole groups of equal `key`, and the place of its group's first row, which survives.
+def losers(table: pa.Table, first: I64, lost: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+    """LOSER of the rows where `lost` is true: the first row of their group survives.
 
     Args:
-        table: sorted by `key`, with `row` and `id`.
-        key: a binary column.
+        table: with `row` and `id`.
+        first: place of the first row of each row's group, int64 [rows].
+        lost: bool [rows].
     """
-    hashes = hash_array(table[key].combine_chunks())
-    starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
-    sizes = np.diff(np.append(starts, len(hashes)))
-    first = np.repeat(starts, sizes)
-    columns = [
-        table["row"].combine_chunks(),
-        table["id"].combine_chunks().take(pa.array(first)).cast(ID),
-        pa.array(np.repeat(sizes, sizes).astype(np.int32)),
-        pa.array((np.arange(len(first)) - first).astype(np.int32)),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=HIT), first
+    survivor = table["id"].combine_chunks().take(pa.array(first[lost])).cast(ID)
+    return pa.RecordBatch.from_arrays([table["row"].combine_chunks().filter(pa.array(lost)), survivor], schema=LOSER)
 
 
-ROUTED_HIT = pa.schema(
-    [
-        ("bucket", pa.int32()), ("row", pa.int64()), ("cluster_id", pa.binary()), ("cluster_size", pa.int32()),
-        ("cluster_rank", pa.int32()),
-    ]
-)  # fmt: skip
+def routed(hits: pa.Schema) -> pa.Schema:
+    """A schema with a bucket before it, fixed-size binaries as the engines carry them."""
+    plain = [field.with_type(pa.binary()) if field.type == ID else field for field in hits]
+    return pa.schema([pa.field("bucket", pa.int32()), *plain])
 
 
 @dataclass(frozen=True)
 class EmitHits:
-    """HIT rows to the split that holds their row."""
+    """HIT or LOSER rows to the split that holds their row."""
 
     hits: Dataset
+    schema: pa.Schema
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
-        for batch in self.hits.read_split(split):
+        schema = routed(self.schema)
+        for batch in self.hits.read_split(split, self.schema.names):
             bucket = pa.array((batch.column("row").to_numpy() >> ROW_BITS).astype(np.int32))
-            columns = [bucket, *batch.columns]
-            yield pa.RecordBatch.from_arrays(columns, names=ROUTED_HIT.names).cast(ROUTED_HIT)
+            yield pa.RecordBatch.from_arrays([bucket, *batch.columns], names=schema.names).cast(schema)
 
 
 @dataclass(frozen=True)
@@ -159,52 +190,66 @@ class Mark:
     with_clusters: bool
 
     @property
+    def hits(self) -> pa.Schema:
+        """Of the rows that were found."""
+        return HIT if self.with_clusters else LOSER
+
+    @property
     def schema(self) -> pa.Schema:
+        """Of the aligned table."""
         return aligned(CLUSTER_COLUMNS if self.with_clusters else pa.schema([]))
 
 
 @dataclass(frozen=True)
 class MarkSplit:
-    """One split's rows with the hits that came for it, sorted by row."""
+    """One split's rows with the hits that came for it, sorted by row; holds a row group and its hits."""
 
     rows: Rows
     mark: Mark
 
     def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        hits = pa.Table.from_batches(list(batches), ROUTED_HIT).combine_chunks()
-        keys = hits["row"].to_numpy()
+        feed = RowFeed(batches, routed(self.mark.hits))
         start = 0
         for batch in self.rows.read(split, ["id", "source_dataset", "verdict"]):
             mine = row_keys(split, start, batch.num_rows)
             start += batch.num_rows
-            place = np.searchsorted(keys, mine)
-            found = (place < len(keys)) & (keys[np.minimum(place, len(keys) - 1)] == mine if len(keys) else False)
-            index = pa.array(place, mask=~found)
-            columns = [hits[name].combine_chunks().take(index) for name in CLUSTER_COLUMNS.names]
-            dropped = pc.greater(columns[2], 0)
-            survivor = pa.array([uuid_text(value) for value in columns[0].to_pylist()], pa.string())
-            done = drop(batch, self.mark.step, dropped, self.mark.reason, survivor)
-            verdict = done.column("verdict")
-            accounting = account([self.mark.step], batch.column("source_dataset"), batch.column("verdict"), verdict)
-            middle = columns if self.mark.with_clusters else []
-            out = pa.RecordBatch.from_arrays([batch.column("id"), *middle, verdict], names=self.mark.schema.names).cast(
-                self.mark.schema
-            )
-            yield Chunk(out, batch.num_rows, accounting)
+            yield self._mark(batch, mine, feed.until(int(mine[-1])))
+
+    def _mark(self, batch: pa.RecordBatch, mine: I64, hits: pa.Table) -> Chunk:
+        keys = hits["row"].to_numpy()
+        place = np.searchsorted(keys, mine)
+        found = np.isin(mine, keys, assume_unique=True)
+        columns = [hits[name].combine_chunks().take(pa.array(place, mask=~found)) for name in self.mark.hits.names[1:]]
+        lost = pc.greater(columns[2], 0) if self.mark.with_clusters else pa.array(found)
+        done = drop(batch, self.mark.step, lost, self.mark.reason, uuid_texts(columns[0].cast(ID)))
+        verdict = done.column("verdict")
+        accounting = account([self.mark.step], batch.column("source_dataset"), batch.column("verdict"), verdict)
+        middle = columns if self.mark.with_clusters else []
+        schema = self.mark.schema
+        out = pa.RecordBatch.from_arrays([batch.column("id"), *middle, verdict], names=schema.names).cast(schema)
+        return Chunk(out, batch.num_rows, accounting)
 
 
-def uuid_text(value: bytes | None) -> str | None:
-    """The 36-character form of a 16-byte id."""
-    if value is None:
-        return None
-    text = value.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+_HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
+_DIGITS = np.array([place for place in range(36) if place not in (8, 13, 18, 23)])
+
+
+def uuid_texts(ids: pa.FixedSizeBinaryArray) -> pa.StringArray:
+    """The 36-character form of 16-byte ids; null for null."""
+    data = fixed_binary(ids)
+    text = np.full((len(ids), 36), ord("-"), np.uint8)
+    text[:, _DIGITS] = _HEX[np.stack([data >> 4, data & 15], axis=2).reshape(len(ids), 32)]
+    offsets = np.arange(0, 36 * (len(ids) + 1), 36, dtype=np.int32)
+    made = pa.StringArray.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(text))
+    return pc.if_else(ids.is_valid(), made, None) if ids.null_count else made
 
 
 def mark_hits(context: Context, rows: Rows, hits: Dataset, mark: Mark) -> Rows:
     stage = "clusters" if mark.with_clusters else mark.step
-    identity = {"hits": hits.manifest.fingerprint, "inputs": rows.inputs(["verdict"]), "step": mark.step}
-    job = context.job(stage, "CLUSTER" if mark.with_clusters else "VERDICT", mark.schema, identity, rows)
-    exchange = Exchange(tuple(range(hits.manifest.splits)), EmitHits(hits), ROUTED_HIT, ("row",), len(rows.splits))
-    dataset = context.committed(context.engine.shuffle(job, exchange, MarkSplit(rows, mark)))
+    table = "CLUSTER" if mark.with_clusters else "VERDICT"
+    job = context.job(stage, table, mark.schema, {"step": mark.step}, (hits, *rows.tables(["verdict"])), rows)
+    exchange = Exchange(
+        tuple(range(hits.num_splits)), EmitHits(hits, mark.hits), routed(mark.hits), ("row",), len(rows.splits)
+    )
+    dataset = context.shuffle(job, exchange, MarkSplit(rows, mark))
     return rows.with_side(dataset, mark.schema)

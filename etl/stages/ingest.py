@@ -4,6 +4,7 @@ The one stage that reads raw input, and one of the two that write row data. The 
 in which a row was bad, so a clean input costs nothing for it.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,10 +32,27 @@ class Raw:
 
     sources: dict[str, Source]
     shapes: dict[str, ColumnsShape]
+    roots: tuple[str, ...]
+    """Folders that the patterns start with. A plan names a file by its place among them and its path below, so that it
+    holds when the input lies elsewhere."""
+    stamps: dict[str, str]
+    """By URL, what a hashed file must still look like when it is read."""
+
+    def to_plan(self, piece: InputSplit) -> dict[str, Any]:
+        """A split as the plan stores it."""
+        tree = piece.model_dump(mode="json")
+        del tree["file"]["url"]
+        tree["file"]["root"] = self.roots.index(_root(piece.file))
+        return tree
+
+    def from_plan(self, tree: Any) -> InputSplit:
+        file = dict(tree["file"])
+        url = f"{self.roots[file.pop('root')]}/{file['relative']}"
+        return InputSplit.model_validate({**tree, "file": {**file, "url": url, "stamp": self.stamps.get(url, "")}})
 
     def read(self, split: Any) -> Iterator[tuple[str, InputSplit, pa.RecordBatch, list[Bad]]]:
         """The batches of a split as the plan stores it."""
-        piece = InputSplit.model_validate(split)
+        piece = self.from_plan(split)
         name = piece.source
         for batch, bad in read_split(self.sources[name], self.shapes[name], piece):
             yield name, piece, batch, bad
@@ -79,6 +97,10 @@ class WriteQuarantine:
             yield Chunk(pa.RecordBatch.from_pylist(rows, schema=QUARANTINE), len(bad), accounting)
 
 
+def _root(file: InputFile) -> str:
+    return file.url.removesuffix(f"/{file.relative}")
+
+
 def ingest(context: Context) -> Rows:
     """Write DIR/ingest and, for what could not be read, DIR/quarantine.
 
@@ -87,11 +109,13 @@ def ingest(context: Context) -> Rows:
         ConfigError: the description of a data set is wrong.
     """
     sources = context.recipe.sources
-    raw = Raw(sources, {name: source.shape() for name, source in sources.items()})
     files = {name: list_files(name, source) for name, source in sources.items()}
+    roots = tuple(dict.fromkeys(_root(file) for found in files.values() for file in found))
+    stamps = {file.url: file.stamp for found in files.values() for file in found if file.stamp}
+    raw = Raw(sources, {name: source.shape() for name, source in sources.items()}, roots, stamps)
     identity = {name: _identity(raw.shapes[name], files[name]) for name in sources}
     splits = [
-        {"number": number, "input": piece.model_dump(mode="json")}
+        {"number": number, "input": raw.to_plan(piece)}
         for number, piece in enumerate(
             piece
             for name, source in sources.items()
@@ -100,11 +124,8 @@ def ingest(context: Context) -> Rows:
     ]
     semantic = {"version": INGEST_VERSION, "sources": identity}
     empty = {name: {STEP: {"in": 0, "made": 0, "kept": 0}} for name in sources}
-    job = context.job("ingest", "PROMPT", PROMPT, semantic, None).with_inherited(empty)
-    dataset = context.engine.map(job, splits, WritePrompts(raw))
-    context.committed(dataset)
-    _quarantine(context, raw, dataset)
-    return Rows(dataset)
+    job = context.job("ingest", "PROMPT", PROMPT, semantic).with_inherited(empty)
+    return Rows(context.map(job, splits, WritePrompts(raw), then=functools.partial(_quarantine, context, raw)))
 
 
 def _identity(shape: ColumnsShape, files: list[InputFile]) -> dict[str, Any]:
@@ -120,15 +141,16 @@ def _identity(shape: ColumnsShape, files: list[InputFile]) -> dict[str, Any]:
 def _quarantine(context: Context, raw: Raw, ingested: Dataset) -> None:
     bad = ingested.manifest.distributions.get("quarantined", {})
     identity = {"ingest": ingested.manifest.fingerprint, "rows": sum(bad.values())}
-    job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity, None)
+    job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity)
     # The numbers are those of the plan that ingest was committed under; this run may cut its input in another way.
     plan = Plan.model_validate_json((ingested.folder / PLAN).read())
     chosen = [split for split in plan.splits if str(split["number"]) in bad]
-    context.committed(context.engine.map(job, chosen, WriteQuarantine(raw)))
+    context.map(job, chosen, WriteQuarantine(raw))
     for source, steps in ingested.manifest.accounting.items():
         counts = steps[STEP]
         lost = counts["in"] - counts["kept"]
         if lost > context.recipe.max_bad_fraction * counts["in"]:
+            context.engine.settle()
             raise SourceError(
                 f"source '{source}': {lost} of {counts['in']} rows could not be read, more than max_bad_fraction="
                 f"{context.recipe.max_bad_fraction}; their places and reasons are in {context.output / 'quarantine'}"

@@ -4,6 +4,7 @@ The sample is written by a narrow pass (DIR/kenlm_sample); the model is trained 
 the sample are flagged by the perplexity step, whose `in_kenlm_sample` is the same function of id, seed and fraction.
 """
 
+import functools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ from etl.mixture.sampling import in_sample, purpose_seed
 from etl.pipeline import Pipeline
 from etl.recipe import RUN_KENLM, TrainKenlm
 from etl.schema import ID
-from etl.scoring.kenlm_train import TrainedModel, backend, backend_line, sample_lines, train
+from etl.scoring.kenlm_train import backend, backend_line, sample_lines, train
 from etl.scoring.perplexity import SAMPLE_PURPOSE, PerplexityStep
 from etl.stages.context import Context
 from etl.storage.aligned import Rows
-from etl.storage.dataset import Build, Chunk, Dataset
-from etl.storage.manifest import Part, Plan, Receipt
+from etl.storage.dataset import Chunk, Dataset, SplitWriter
+from etl.storage.manifest import Part, Receipt
 from etl.storage.verify import MODEL_TABLE
 
 TEXT = pa.schema([pa.field("id", ID, nullable=False), pa.field("text", pa.string(), nullable=False)])
@@ -52,44 +53,38 @@ def train_kenlm(context: Context, rows: Rows) -> Dataset:
         ConfigError: no text in the sample, or more of it than kaldingram takes and lmplz is not there.
     """
     config = context.recipe.kenlm
-    identity = {"fraction": config.fraction, "seed": config.seed, "inputs": rows.inputs(["messages", "verdict"])}
-    job = context.job("kenlm_sample", "TEXT", TEXT, identity, None)
-    sample = context.committed(context.engine.map(job, rows.splits, SampleText(rows, config)))
-    return context.committed(_train(context, config, sample))
+    semantic = {"fraction": config.fraction, "seed": config.seed}
+    job = context.job("kenlm_sample", "TEXT", TEXT, semantic, rows.tables(["messages", "verdict"]))
+    sample = context.map(job, rows.splits, SampleText(rows, config))
+    training = {"order": config.order, "backend": backend()}
+    job = context.job("kenlm", MODEL_TABLE, pa.schema([]), training, (sample,))
+    return context.drive(job, functools.partial(_train, context, config, sample))
 
 
-def _train(context: Context, config: TrainKenlm, sample: Dataset) -> Dataset:
-    identity = {"order": config.order, "backend": backend(), "sample": sample.manifest.content_digest}
-    build = Build(context.job("kenlm", MODEL_TABLE, pa.schema([]), identity, None))
-
-    def work(_: Plan, __: list[int]) -> None:
-        context.report(f"{'kenlm':>24}  {backend_line(config.max_words)}")
-        with tempfile.TemporaryDirectory(prefix="stillhouse-kenlm-") as folder:
-            # The sample was drawn already, so all of it is taken.
-            lines = sample_lines(sample.read(), config.seed, 1.0)
-            model = train(lines, config.order, Path(folder) / "model", config.max_words)
-            build.receive(_store(build, model, sample))
-
-    return build.run([0], work)
-
-
-def _store(build: Build, model: TrainedModel, sample: Dataset) -> Receipt:
-    part = Part(
-        split=0,
-        path=f"model-{model.sha256[:16]}.kenlm",
-        rows=0,
-        bytes=model.path.stat().st_size,
-        sha256=model.sha256,
-        row_groups=(),
-    )
-    (build.folder / part.path).upload(model.path)
-    return Receipt(
-        split=0,
-        rows_in=sample.manifest.rows_out,
-        rows_out=0,
-        content_digest=str(ContentDigest(int(model.sha256[:32], 16))),
-        parts=(part,),
-        distributions={"words": model.words},
+def _train(context: Context, config: TrainKenlm, sample: Dataset, writer: SplitWriter) -> None:
+    context.report(f"{'kenlm':>24}  {backend_line(config.max_words)}")
+    with tempfile.TemporaryDirectory(prefix="stillhouse-kenlm-") as folder:
+        # The sample was drawn already, so all of it is taken.
+        lines = sample_lines(sample.read(), config.seed, 1.0)
+        model = train(lines, config.order, Path(folder) / "model", config.max_words)
+        part = Part(
+            split=0,
+            path=f"model-{model.sha256[:16]}.kenlm",
+            rows=0,
+            bytes=model.path.stat().st_size,
+            sha256=model.sha256,
+            row_groups=(),
+        )
+        (writer.folder / part.path).upload(model.path)
+    writer.receive(
+        Receipt(
+            split=0,
+            rows_in=sample.manifest.rows_out,
+            rows_out=0,
+            content_digest=str(ContentDigest(int(model.sha256[:32], 16))),
+            parts=(part,),
+            distributions={"words": model.words},
+        )
     )
 
 

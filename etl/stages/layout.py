@@ -2,7 +2,9 @@
 
 The second of the two stages that write row data, and the only one in which rows travel. A narrow pass counts the cells;
 each cell gets enough files for its size, and a row's file follows from its cell and the hash of its id, so nothing is
-sorted to plan. Rows cross the shuffle as Arrow IPC slices of at least 64 KB and are ordered by that hash in their file.
+sorted to plan. Rows cross the shuffle as Arrow record batches of 64 KB to 1 MB, smaller only where a split has less for
+a file or 32 MB hold rows for more files than that; they are ordered by that hash in their file. A worker holds 32 MB
+of rows while it cuts or sorts them, whatever the size of a file or a cell.
 """
 
 import math
@@ -20,7 +22,8 @@ from etl.hashing import hash_array
 from etl.recipe import Layout
 from etl.schema import CTX_BUCKETS, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
 from etl.stages.context import Context
-from etl.stages.hits import living, uuid_text
+from etl.stages.hits import living, uuid_texts
+from etl.stages.spilled import SpilledRows
 from etl.stages.split import split_of
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Chunk, Dataset
@@ -32,7 +35,8 @@ BYTES_PER_TOKEN = 3.0
 """Stored bytes of a corpus row per token: 1.3 of ids, the rest text. Decides the number of files, no more."""
 ROW_GROUP_TOKENS = 1 << 20
 _SLICE_BYTES = 1 << 16
-_HELD_BYTES = 64 << 20
+_MOST_SLICE_BYTES = 1 << 20
+_HELD_BYTES = 32 << 20
 _ORDER_SEED = 0x6F72646572
 _NOT_IN_THE_ID = ("split_key", "license", "language", "meta_json")
 """In what rows of one id can differ, where exact dedup is off: with these their order does not depend on arrival."""
@@ -168,8 +172,7 @@ class EmitRows:
     schema: pa.Schema
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
-        held: dict[int, list[pa.RecordBatch]] = {}
-        size: dict[int, int] = {}
+        held = Held(self.schema)
         columns = [name for name in self.rows.schema.names if name != "verdict"]
         for batch, _ in living(self.rows, split, columns):
             if batch.num_rows == 0:
@@ -177,46 +180,69 @@ class EmitRows:
             order = hash_array(batch.column("id"), _ORDER_SEED)
             side = split_of(batch.column("split_key"), self.layout)
             buckets = self.plan.buckets(side, batch.column("skill_bucket"), batch.column("ctx_bucket"), order)
-            corpus = to_corpus(batch, self.schema)
-            for bucket in np.unique(buckets).tolist():
-                piece = corpus.filter(pa.array(buckets == bucket))
-                held.setdefault(bucket, []).append(piece)
-                size[bucket] = size.get(bucket, 0) + piece.nbytes
-            if sum(size.values()) >= _HELD_BYTES:
-                yield from self._flush(held, size, _SLICE_BYTES)
-            if sum(size.values()) >= _HELD_BYTES:
-                yield from self._flush(held, size, 0)
-        yield from self._flush(held, size, 0)
+            held.add(to_corpus(batch, self.schema), buckets)
+            if held.num_bytes >= _HELD_BYTES:
+                yield from held.flush(_SLICE_BYTES)
+            if held.num_bytes >= _HELD_BYTES // 2:
+                yield from held.flush(0)
+        yield from held.flush(0)
 
-    def _flush(
-        self, held: dict[int, list[pa.RecordBatch]], size: dict[int, int], at_least: int
-    ) -> Iterator[pa.RecordBatch]:
-        for bucket in [bucket for bucket, total in size.items() if total >= at_least]:
-            table = pa.Table.from_batches(held.pop(bucket)).combine_chunks()
-            del size[bucket]
-            for piece in table.to_batches():
-                sink = pa.BufferOutputStream()
-                with pa.ipc.new_stream(sink, self.schema) as writer:
-                    writer.write_batch(piece)
-                yield pa.RecordBatch.from_arrays(
-                    [pa.array([bucket], pa.int32()), pa.array([sink.getvalue().to_pybytes()], pa.binary())],
-                    schema=SLICE,
-                )
+
+class Held:
+    """Corpus rows that wait until there are enough of them for their bucket."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.num_bytes = 0
+        self._schema = schema
+        self._batches: list[pa.RecordBatch] = []
+        self._buckets: list[npt.NDArray[np.int32]] = []
+
+    def add(self, batch: pa.RecordBatch, buckets: npt.NDArray[np.int32]) -> None:
+        self._batches.append(batch)
+        self._buckets.append(buckets)
+        self.num_bytes += batch.nbytes
+
+    def flush(self, at_least: int) -> Iterator[pa.RecordBatch]:
+        """SLICE rows of the buckets that have so many bytes; the rows of the others stay."""
+        if not self._batches:
+            return
+        buckets = np.concatenate(self._buckets)
+        order = np.argsort(buckets, kind="stable")
+        buckets = buckets[order]
+        table = pa.Table.from_batches(self._batches, self._schema).take(pa.array(order)).combine_chunks()
+        self._batches, self._buckets, self.num_bytes = [], [], 0
+        starts = np.flatnonzero(np.concatenate([[True], buckets[1:] != buckets[:-1]]))
+        left: list[tuple[int, int]] = []
+        for start, end in zip(starts, np.append(starts[1:], len(buckets)), strict=True):
+            size = table.slice(start, end - start).nbytes
+            if size < at_least:
+                left.append((start, end))
+                continue
+            count = max(1, size // _MOST_SLICE_BYTES)
+            for piece in np.array_split(np.arange(start, end), min(count, end - start)):
+                yield self._slice(int(buckets[start]), table.slice(piece[0], len(piece)))
+        if left:
+            kept = np.concatenate([np.arange(start, end) for start, end in left])
+            for batch in table.take(pa.array(kept)).combine_chunks().to_batches():
+                self.add(batch, buckets[kept])
+
+    def _slice(self, bucket: int, rows: pa.Table) -> pa.RecordBatch:
+        data = rows.to_batches()[0].serialize().to_pybytes()
+        return pa.RecordBatch.from_arrays([pa.array([bucket], pa.int32()), pa.array([data], pa.binary())], schema=SLICE)
 
 
 def to_corpus(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """PROMPT, TOKENIZED and measured columns as a CORPUS batch."""
     size = batch.num_rows
     made = {
-        "id": pa.array([uuid_text(value) for value in batch.column("id").to_pylist()], pa.string()),
+        "id": uuid_texts(batch.column("id")),
         "prompt_tokens_est": batch.column("prompt_tokens"),
         "sampling_weight": pa.repeat(pa.scalar(1.0), size),
         "analysis_span": span_range(batch.column("spans"), "analysis"),
         "final_span": span_range(batch.column("spans"), "final"),
     }
     if "cluster_id" in batch.schema.names:
-        clusters = batch.column("cluster_id").to_pylist()
-        made["cluster_id"] = pa.array([uuid_text(value) for value in clusters], pa.string())
+        made["cluster_id"] = uuid_texts(batch.column("cluster_id"))
     columns = []
     for field in schema:
         if field.name in made:
@@ -250,20 +276,25 @@ class WriteFile:
     step: str = "layout"
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        pieces = [piece for batch in batches for rows in batch.column("rows") for piece in _from_ipc(rows.as_buffer())]
-        if not pieces:
-            return
-        table = pa.Table.from_batches(pieces, self.schema).combine_chunks()
+        keys: list[npt.NDArray[np.uint64]] = []
+        tokens: list[npt.NDArray[np.int32]] = []
+        with SpilledRows(self.schema) as spilled:
+            for data in (data for batch in batches for data in batch.column("rows")):
+                rows = pa.ipc.read_record_batch(data.as_buffer(), self.schema)
+                keys.append(hash_array(rows.column("id"), _ORDER_SEED))
+                tokens.append(rows.column("n_tokens").to_numpy())
+                spilled.add(rows, keys[-1])
+            if not keys:
+                return
+            for last in group_ends(np.concatenate(keys), np.concatenate(tokens)):
+                yield from self._row_group(spilled.until(int(last)), self.plan.folder(bucket))
+
+    def _row_group(self, table: pa.Table, folder: str) -> Iterator[Chunk]:
         keys = table.select(["id", *_NOT_IN_THE_ID])
         keys = keys.append_column("order", pa.array(hash_array(table["id"].combine_chunks(), _ORDER_SEED)))
         table = table.take(pc.sort_indices(keys, [(name, "ascending") for name in ("order", "id", *_NOT_IN_THE_ID)]))
-        folder = self.plan.folder(bucket)
-        cumulative = np.cumsum(table["n_tokens"].to_numpy())
-        group = cumulative // ROW_GROUP_TOKENS
-        starts = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
-        for start, end in zip(starts, np.append(starts[1:], len(table)), strict=True):
-            for batch in table.slice(start, end - start).combine_chunks().to_batches():
-                yield Chunk(batch, batch.num_rows, self._account(batch), distributions(batch, folder), folder)
+        for batch in table.combine_chunks().to_batches():
+            yield Chunk(batch, batch.num_rows, self._account(batch), distributions(batch, folder), folder)
 
     def _account(self, batch: pa.RecordBatch) -> Accounting:
         counts = pc.value_counts(batch.column("source_dataset")).to_pylist()
@@ -272,9 +303,12 @@ class WriteFile:
         }
 
 
-def _from_ipc(data: pa.Buffer) -> Iterator[pa.RecordBatch]:
-    with pa.ipc.open_stream(data) as reader:
-        yield from reader
+def group_ends(keys: npt.NDArray[np.uint64], num_tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.uint64]:
+    """The last key of each row group of about ROW_GROUP_TOKENS; rows of equal keys stay together."""
+    order = np.argsort(keys)
+    ranked = keys[order]
+    group = np.cumsum(num_tokens[order], dtype=np.int64) // ROW_GROUP_TOKENS
+    return np.unique(np.append(ranked[:-1][group[1:] != group[:-1]], ranked[-1]))
 
 
 def distributions(batch: pa.RecordBatch, folder: str) -> dict[str, Any]:
@@ -303,21 +337,19 @@ def _rows_and_tokens(labels: pa.Array, tokens: npt.NDArray[np.int32]) -> dict[st
     return {row["label"]: {"rows": row["tokens_count"], "tokens": row["tokens_sum"]} for row in counts.to_pylist()}
 
 
-def lay_out(context: Context, rows: Rows, inherited: Accounting) -> Dataset:
-    """Write DIR/cells and DIR/corpus."""
+def lay_out(context: Context, rows: Rows) -> Dataset:
+    """Write DIR/cells and DIR/corpus, whose manifest repeats the accounts of all stages before it."""
     layout = context.recipe.layout
     keys = ["split_key", "skill_bucket", "ctx_bucket", "n_tokens", "verdict"]
     sides = {"validation_fraction": layout.validation_fraction, "seed": layout.seed}
-    job = context.job("cells", "CELL", CELL, {"layout": sides, "inputs": rows.inputs(keys)}, rows)
-    counts = context.committed(context.engine.map(job, rows.splits, CountCells(rows, layout)))
+    job = context.job("cells", "CELL", CELL, {"layout": sides}, rows.tables(keys), rows)
+    counts = context.map(job, rows.splits, CountCells(rows, layout))
 
     plan = FilePlan.of(counts, layout.target_bytes)
     schema = corpus_schema(rows)
-    identity = {
-        "version": LAYOUT_VERSION,
-        "layout": {**sides, "files": {"/".join(cell): files for cell, (_, files) in plan.cells.items()}},
-        "inputs": rows.inputs(rows.schema.names),
-    }
-    job = context.job("corpus", "CORPUS", schema, identity, None).with_inherited(inherited)
+    files = {"/".join(cell): files for cell, (_, files) in plan.cells.items()}
+    semantic = {"version": LAYOUT_VERSION, "layout": {**sides, "files": files}}
+    job = context.job("corpus", "CORPUS", schema, semantic, rows.tables(rows.schema.names))
+    job = job.with_inherited(rows.accounting)
     exchange = Exchange(tuple(rows.splits), EmitRows(rows, layout, plan, schema), SLICE, ("bucket",), plan.num_buckets)
-    return context.committed(context.engine.shuffle(job, exchange, WriteFile(plan, schema)))
+    return context.shuffle(job, exchange, WriteFile(plan, schema))

@@ -6,12 +6,13 @@ A pass reads only the columns that its steps need. A slow step (a model) leaves 
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from etl.accounting import account
+from etl.engine import Resources
 from etl.hashing import canonical_json, xxh64
 from etl.mixture.cuts import (
     HISTOGRAM,
@@ -29,6 +30,7 @@ from etl.step import BatchFn, drop
 from etl.storage.aligned import Rows
 from etl.storage.dataset import CHECKPOINTS, Chunk
 from etl.storage.location import Location
+from etl.storage.remote import Storage, storage_options
 
 CHECKPOINT_ROWS = 1000
 CHECKPOINT_S = 60.0
@@ -44,12 +46,15 @@ class RunSteps:
     rows: Rows
     pipeline: Pipeline
     checkpoints: Location
+    storage: Storage = field(default_factory=dict)
+    """Options for the models that steps load."""
 
     def __call__(self, split: int) -> Iterator[Chunk]:
         columns = list(dict.fromkeys([*_KEYS, *self.pipeline.reads()]))
         schema = aligned(self.pipeline.added)
         steps = [step.kind for step in self.pipeline.steps]
-        run = open_steps(self.pipeline.steps)
+        with storage_options(self.storage):
+            run = open_steps(self.pipeline.steps)
         start = 0
         for batch in self.rows.read(split, columns):
             if self.pipeline.slow:
@@ -117,11 +122,11 @@ def run_pipeline(context: Context, rows: Rows, stage: str, pipeline: Pipeline) -
     pipeline.output_schema(rows.schema)
     columns = list(dict.fromkeys([*_KEYS, *pipeline.reads()]))
     schema = aligned(pipeline.added)
-    identity = {"steps": pipeline.identity(), "inputs": rows.inputs(columns)}
-    job = context.job(stage, stage.upper(), schema, identity, rows)
-    work = RunSteps(rows, pipeline, job.folder / CHECKPOINTS / job.fingerprint)
-    dataset = context.committed(context.engine.map(job, rows.splits, work))
-    rows = rows.with_side(dataset, schema)
+    semantic = {"steps": pipeline.identity()}
+    job = context.job(stage, stage.upper(), schema, semantic, rows.tables(columns), rows)
+    work = RunSteps(rows, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.recipe.storage)
+    resources = Resources(pipeline.task_cpus, pipeline.task_gpus, pipeline.task_memory_bytes)
+    rows = rows.with_side(context.map(job, rows.splits, work, resources), schema)
     for cut in pipeline.cuts:
         rows = run_cut(context, rows, cut)
     return rows
@@ -165,22 +170,21 @@ class ApplyCut:
 def run_cut(context: Context, rows: Rows, cut: AnyCut) -> Rows:
     """Find the thresholds, a committed round at a time, and write DIR/<cut name> with the verdicts."""
     search = Search(cut)
-    identity = {"cut": cut.semantic(), "inputs": rows.inputs(["verdict", *cut.reads()])}
+    semantic = {"cut": cut.semantic()}
+    inputs = rows.tables(["verdict", *cut.reads()])
     while not search.done:
         prefixes = search.prefixes
         stage = f"rounds/{cut.name}-{search.digit}"
-        job = context.job(
-            stage, "HISTOGRAM", HISTOGRAM, {**identity, "digit": search.digit, "prefixes": prefixes}, rows
-        )
+        this_round = {**semantic, "digit": search.digit, "prefixes": prefixes}
+        job = context.job(stage, "HISTOGRAM", HISTOGRAM, this_round, inputs, rows)
         counts = context.engine.map(job, rows.splits, CountDigits(rows, cut, search.digit, prefixes))
         search.feed(add_histograms(counts.read()))
     thresholds = {group: search.thresholds[group] for group in sorted(search.thresholds)}
     schema = aligned(pa.schema([]))
     stored = {group: threshold.model_dump(mode="json") for group, threshold in thresholds.items()}
-    job = context.job(cut.name, "VERDICT", schema, {**identity, "thresholds": _digest(stored)}, rows)
+    job = context.job(cut.name, "VERDICT", schema, {**semantic, "thresholds": _digest(stored)}, inputs, rows)
     job = job.with_thresholds({cut.name: stored})
-    dataset = context.committed(context.engine.map(job, rows.splits, ApplyCut(rows, cut, thresholds)))
-    return rows.with_side(dataset, schema)
+    return rows.with_side(context.map(job, rows.splits, ApplyCut(rows, cut, thresholds)), schema)
 
 
 def _digest(tree: dict[str, Any]) -> str:

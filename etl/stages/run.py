@@ -23,7 +23,8 @@ from etl.stages.split import separate
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Chunk, Dataset
 from etl.storage.lock import RunLock
-from etl.storage.manifest import Accounting, sum_counts
+from etl.storage.manifest import Accounting
+from etl.storage.remote import storage_options
 
 
 @dataclass(frozen=True)
@@ -66,26 +67,37 @@ def _pipeline(recipe: Recipe, stage: str) -> Pipeline | None:
     return None
 
 
+def _steps(recipe: Recipe, stage: str) -> list[str]:
+    """Steps of a stage that can drop a row."""
+    if stage == "dedup":
+        return ["exact", "near"]
+    pipeline = _pipeline(recipe, stage)
+    if pipeline is None:
+        return [stage]
+    return [*(step.kind for step in pipeline.steps), *(cut.name for cut in pipeline.cuts)]
+
+
 def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) -> RunResult:
     """Run every stage of a recipe and commit what each of them makes.
 
     Raises:
         StillhouseError: one of its four classes, for what a user can mend.
     """
-    check(recipe)
     context = Context(engine, recipe, report)
-    with RunLock(context.output):
-        return _run(context)
+    with storage_options(recipe.storage):
+        check(recipe)
+        with RunLock(context.output):
+            return run_stages(context)
 
 
-def _run(context: Context) -> RunResult:
+def run_stages(context: Context) -> RunResult:
+    """Every stage in its order, through the engine of the context."""
     recipe = context.recipe
     rows = ingest(context)
     stages = {"ingest": "ingest"}
     corpus = None
     model: Dataset | None = None
     for stage in recipe.stages:
-        before = len(rows.sides)
         if stage == "dedup":
             rows = dedup(context, rows)
         elif stage == "kenlm":
@@ -100,20 +112,13 @@ def _run(context: Context) -> RunResult:
             if model is not None:
                 pipeline = with_model(pipeline, recipe.kenlm, model)
             rows = run_pipeline(context, rows, stage, pipeline)
-        for side in rows.sides[before:]:
-            steps = {step for counts in side.dataset.manifest.accounting.values() for step in counts}
-            stages |= dict.fromkeys(steps, stage)
+        stages |= dict.fromkeys(_steps(recipe, stage), stage)
     dropped = _write_dropped(context, rows, stages)
-    accounting = _accounting(rows)
     if "layout" in recipe.stages:
-        corpus = lay_out(context, rows, accounting)
-        accounting = corpus.manifest.accounting
+        corpus = lay_out(context, rows)
+    context.engine.settle()
+    accounting = corpus.manifest.accounting if corpus is not None else rows.accounting
     return RunResult(rows, dropped, corpus, accounting)
-
-
-def _accounting(rows: Rows) -> Accounting:
-    datasets = [rows.base, *(side.dataset for side in rows.sides)]
-    return sum_counts(dataset.manifest.accounting for dataset in datasets)
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,6 @@ class WriteDropped:
 
 
 def _write_dropped(context: Context, rows: Rows, stages: dict[str, str]) -> Dataset:
-    identity = {"stages": dict(sorted(stages.items())), "inputs": rows.inputs(["source_dataset", "verdict"])}
-    job = context.job("dropped", "DROPPED", DROPPED, identity, None)
-    return context.committed(context.engine.map(job, rows.splits, WriteDropped(rows, stages)))
+    semantic = {"stages": dict(sorted(stages.items()))}
+    job = context.job("dropped", "DROPPED", DROPPED, semantic, rows.tables(["source_dataset", "verdict"]))
+    return context.map(job, rows.splits, WriteDropped(rows, stages))

@@ -17,7 +17,7 @@ from etl.messages import instruction_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.recipe import Layout
 from etl.stages.context import Context
-from etl.stages.hits import HIT, Counted, Mark, bucket_of_hash128, groups, hits_in_groups, living, mark_hits, recut
+from etl.stages.hits import LOSER, Counted, Mark, bucket_of_hash128, first_of_groups, living, losers, mark_hits, recut
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Chunk
 
@@ -59,30 +59,26 @@ class EmitPrompts:
 
 
 def leaked_prompts(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-    """Validation rows whose prompt a train row has too: HIT rows that name the first such train row."""
+    """Validation rows whose prompt a train row has too: LOSER rows that name the first such train row."""
     counted = Counted(batches)
     yield from recut(_leaked(counted))
     yield Chunk(None, counted.rows)
 
 
 def _leaked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for table in groups(batches, ["prompt"]):
-        hits, first = hits_in_groups(table, "prompt")
+    for table, first in first_of_groups(batches, "prompt"):
         held_out = table["validation"].to_numpy()
         # train sorts before validation, so a group's first row tells whether train has the prompt.
-        yield hits.filter(pa.array(held_out & ~held_out[first]))
+        yield losers(table, first, held_out & ~held_out[first])
 
 
 def separate(context: Context, rows: Rows) -> Rows:
     """Write DIR/split_hits and DIR/split: validation rows whose prompt stands in train get a verdict."""
     layout = context.recipe.layout
     num_buckets = context.num_buckets(rows.num_rows * 56)
-    identity = {
-        "layout": layout.model_dump(include={"validation_fraction", "seed"}),
-        "inputs": rows.inputs(["messages", "split_key", "verdict"]),
-    }
-    job = context.job("split_hits", "HIT", HIT, identity, rows)
+    semantic = {"layout": layout.model_dump(include={"validation_fraction", "seed"})}
+    job = context.job("split_hits", "LOSER", LOSER, semantic, rows.tables(["messages", "split_key", "verdict"]), rows)
     order = ("prompt", "validation", "id", "row")
     exchange = Exchange(tuple(rows.splits), EmitPrompts(rows, layout, num_buckets), PROMPT_KEY, order, num_buckets)
-    hits = context.committed(context.engine.shuffle(job, exchange, leaked_prompts))
+    hits = context.shuffle(job, exchange, leaked_prompts)
     return mark_hits(context, rows, hits, Mark("split", "prompt_in_train", with_clusters=False))

@@ -15,6 +15,7 @@ import pyarrow as pa
 from etl.errors import DataError, SchemaError
 from etl.schema import PROMPT, VERDICT
 from etl.storage.dataset import Dataset, read_part
+from etl.storage.manifest import Accounting, sum_counts
 
 ROW_BITS = 32
 """A row key is split << 32 | row: int64, unique within a run, never stored in a table that outlives it."""
@@ -48,16 +49,25 @@ class Rows:
 
     @property
     def splits(self) -> range:
-        return range(self.base.manifest.splits)
+        return range(self.base.num_splits)
 
     @property
     def num_rows(self) -> int:
         return self.base.manifest.rows_out
 
-    def inputs(self, columns: list[str]) -> dict[str, str]:
-        """Stage and content digest of each table that a read of these columns touches, for a fingerprint."""
-        datasets = [dataset for dataset, _ in self._columns_by_table(columns)]
-        return {dataset.manifest.stage: dataset.manifest.content_digest for dataset in datasets}
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """The base and every side table."""
+        return (self.base, *(side.dataset for side in self.sides))
+
+    @property
+    def accounting(self) -> Accounting:
+        """Every step that has seen these rows."""
+        return sum_counts(dataset.manifest.accounting for dataset in self.datasets)
+
+    def tables(self, columns: list[str]) -> tuple[Dataset, ...]:
+        """Each table that a read of these columns touches: the inputs of a job."""
+        return tuple(dataset for dataset, _ in self._columns_by_table(columns))
 
     def read(self, split: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """The named columns of a split, in that order, one batch a row group.

@@ -1,15 +1,19 @@
 """Datasets: a committed folder of one table, and the protocol that commits it.
 
-Reading trusts `_manifest.json` alone; a folder without one is not a dataset. Writing is `Build`: it adopts or writes
-the plan, lets workers write parts and create-only receipts, and commits what the receipts name. A killed build leaves
-parts, a plan and some receipts; the next build with the same fingerprint does only the splits that have no receipt,
-one with another fingerprint clears the folder first.
+Reading trusts `_manifest.json` alone; a folder without one is not a dataset. Writing is `Build` on the driver and
+`SplitWriter` on the workers: a build adopts or writes the plan, workers write parts and create-only receipts, and the
+build commits what the receipts name. A killed build leaves parts, a plan and some receipts; the next one of the same
+plan does only the splits that have no receipt, another one closes it and clears the folder.
+
+A worker never reads a manifest: it asks for the receipt of its split by name, so its cost does not grow with the number
+of splits. The driver reads receipts with `_READERS` threads: one small GET each.
 """
 
 import itertools
 import json
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -38,13 +42,23 @@ MANIFEST = "_manifest.json"
 PLAN = "_plan.json"
 RECEIPTS = "_receipts"
 CHECKPOINTS = "_checkpoints"
+CLOSED = "_closed"
+"""Names of builds that were given up: a straggler of one that comes late finds its name here."""
+_READERS = 16
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A committed dataset. Pickles small: a worker reads the manifest again when it needs it."""
+    """A dataset that is committed, or will be before anyone asks for its manifest.
+
+    Pickles small: a worker reads the receipts of the splits that it needs.
+    """
 
     folder: Location
+    stage: str
+    num_splits: int
+    receipts: str
+    """Name of the build that wrote it, and of the folder of its receipts."""
 
     @classmethod
     def open(cls, url: str | Location) -> "Dataset":
@@ -53,37 +67,44 @@ class Dataset:
         Raises:
             DataError: there is no committed manifest, or it is damaged.
         """
-        dataset = cls(Location.of(url))
-        dataset.manifest  # noqa: B018  # read now, so that an absent dataset fails here
+        folder = Location.of(url)
+        return cls.of(folder, _read_manifest(folder))
+
+    @classmethod
+    def of(cls, folder: Location, manifest: Manifest) -> "Dataset":
+        """The dataset that a manifest describes."""
+        dataset = cls(folder, manifest.stage, manifest.splits, manifest.receipts)
+        dataset.__dict__["manifest"] = manifest
         return dataset
 
     @cached_property
     def manifest(self) -> Manifest:
-        try:
-            return Manifest.model_validate_json((self.folder / MANIFEST).read())
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise DataError(
-                f"{self.folder} is not a committed dataset (no {MANIFEST}); run the recipe that writes it"
-            ) from error
-        except ValidationError as error:
-            raise DataError(f"{self.folder / MANIFEST} is damaged: {error}; remove it and run the recipe") from error
+        return _read_manifest(self.folder)
+
+    @property
+    def is_committed(self) -> bool:
+        """False while an engine still holds the work back that writes it."""
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
+        return {name: getattr(self, name) for name in ("folder", "stage", "num_splits", "receipts")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    @cached_property
-    def _by_split(self) -> dict[int, list[Part]]:
-        parts: dict[int, list[Part]] = {}
-        for part in self.manifest.parts:
-            parts.setdefault(part.split, []).append(part)
-        return parts
+    def parts_of(self, split: int) -> tuple[Part, ...]:
+        """The parts that a split wrote, in order.
 
-    def parts_of(self, split: int) -> list[Part]:
-        """The parts that a split wrote, in order."""
-        return self._by_split.get(split, [])
+        Raises:
+            DataError: its receipt is gone or damaged.
+        """
+        receipt = read_receipt(self.folder, self.receipts, split)
+        if receipt is None:
+            raise DataError(
+                f"{receipt_location(self.folder, self.receipts, split)} is gone; remove {self.folder / MANIFEST} and "
+                "run the recipe again"
+            )
+        return receipt.parts
 
     def part_location(self, part: Part) -> Location:
         return self.folder / part.path
@@ -104,6 +125,37 @@ class Dataset:
         """The rows of one split, one batch a row group."""
         for part in self.parts_of(split):
             yield from read_part(self.part_location(part), columns)
+
+
+def _read_manifest(folder: Location) -> Manifest:
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(
+            f"{folder} is not a committed dataset (no {MANIFEST}); run the recipe that writes it"
+        ) from error
+    except ValidationError as error:
+        raise DataError(f"{folder / MANIFEST} is damaged: {error}; remove it and run the recipe") from error
+
+
+def receipt_location(folder: Location, receipts: str, split: int) -> Location:
+    """Where a build's receipt of a split lies."""
+    return folder / f"{RECEIPTS}/{receipts}/{split:05d}.json"
+
+
+def read_receipt(folder: Location, receipts: str, split: int) -> Receipt | None:
+    """What a split wrote, asked for by name (a listing may lag behind); None when it has no receipt yet.
+
+    Raises:
+        DataError: the receipt is damaged.
+    """
+    location = receipt_location(folder, receipts, split)
+    try:
+        return Receipt.model_validate_json(location.read())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise DataError(f"{location} is damaged: {error}; remove it and run the recipe again") from error
 
 
 def read_part(location: Location, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -139,11 +191,12 @@ class Job:
     stage: str
     table: str
     schema: pa.Schema
-    made_from: dict[str, Any]
-    """Everything that decides the rows: step configurations and versions, artefact digests, inputs' digests."""
-    base: str = ""
-    """Digest of the parts that the dataset is aligned with or whose row keys it holds. Not in the fingerprint, which
-    says what the rows are and not how they are cut; but a dataset of another cut is none of ours."""
+    semantic: dict[str, Any]
+    """What decides the rows beside the inputs: step configurations and versions, artefact digests."""
+    inputs: tuple[Dataset, ...] = ()
+    base: Dataset | None = None
+    """The dataset that it is aligned with or whose row keys it holds. Its cut is not in the fingerprint, which says
+    what the rows are and not how they are cut; but a dataset of another cut is none of ours."""
     thresholds: dict[str, Any] = field(default_factory=dict)
     inherited: Accounting = field(default_factory=dict)
     """Accounts of earlier stages that the manifest repeats, so that the last one tells the whole story."""
@@ -157,8 +210,33 @@ class Job:
         return replace(self, inherited=accounting)
 
     @property
+    def waits(self) -> bool:
+        """True while an input is not committed, so that the fingerprint is not known."""
+        needed = (*self.inputs, *((self.base,) if self.base else ()))
+        return not all(dataset.is_committed for dataset in needed)
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """Everything under the fingerprint."""
+        inputs = {dataset.stage: dataset.manifest.content_digest for dataset in self.inputs}
+        return {**self.semantic, "inputs": inputs} if inputs else self.semantic
+
+    @property
     def fingerprint(self) -> str:
         return fingerprint_of({"stage": self.stage, "table": self.table, **self.made_from})
+
+    @property
+    def base_cut(self) -> str:
+        return self.base.manifest.cut if self.base else ""
+
+    @property
+    def plan_fingerprint(self) -> str:
+        """What a plan is resumed by: inputs by the build that writes them, so it is known before they are committed."""
+        inputs = {dataset.stage: dataset.receipts for dataset in self.inputs}
+        base = self.base.receipts if self.base else ""
+        return fingerprint_of(
+            {"stage": self.stage, "table": self.table, "semantic": self.semantic, "inputs": inputs, "base": base}
+        )
 
 
 class _Tally:
@@ -181,112 +259,26 @@ class _Tally:
                 yield chunk.partition, chunk.batch
 
 
-class Build:
-    """One dataset on its way to its manifest; pickles to the workers, who call `write`."""
+@dataclass(frozen=True)
+class SplitWriter:
+    """A build as its workers see it: writes the parts and the receipt of one split. Pickles small."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.folder = job.folder
-        self.fingerprint = job.fingerprint
-
-    def committed(self) -> Dataset | None:
-        """The dataset, if it is there with this fingerprint."""
-        try:
-            dataset = Dataset.open(self.folder)
-        except DataError:
-            return None
-        manifest = dataset.manifest
-        return dataset if (manifest.fingerprint, manifest.base) == (self.fingerprint, self.job.base) else None
-
-    def run(self, splits: Iterable[Any], work: Callable[[Plan, list[int]], None]) -> Dataset:
-        """The dataset: as it is committed, or after `work` has done the splits of the plan that are missing."""
-        done = self.committed()
-        if done is not None:
-            return done
-        plan = self.plan(splits)
-        missing = self.missing(plan)
-        if missing:
-            work(plan, missing)
-        return self.commit(plan)
-
-    def plan(self, splits: Iterable[Any]) -> Plan:
-        """The plan of an interrupted build of the same fingerprint, or a new one after clearing the folder.
-
-        Raises:
-            DataError: the folder holds something that no build of ours has left there.
-        """
-        location = self.folder / PLAN
-        plan = self._stored_plan()
-        if plan is not None and (plan.fingerprint, plan.base) == (self.fingerprint, self.job.base):
-            return plan
-        self._clear()
-        fresh = Plan(
-            fingerprint=self.fingerprint, base=self.job.base, splits=tuple(json.loads(json.dumps(list(splits))))
-        )
-        if not location.create(to_json(fresh)):
-            raise DataError(f"another run is writing {self.folder}; wait for it to end")
-        return fresh
-
-    def _stored_plan(self) -> Plan | None:
-        try:
-            return Plan.model_validate_json((self.folder / PLAN).read())
-        except (FileNotFoundError, ValidationError):
-            return None
-
-    def _clear(self) -> None:
-        """Empty the folder of an earlier build.
-
-        The manifest goes first, so that nobody takes what is being removed for a dataset, and the plan last, so that a
-        kill meanwhile leaves a folder that is known to be ours.
-        """
-        names = [name for name, _ in self.folder.walk()]
-        if names and PLAN not in names:
-            raise DataError(
-                f"{self.folder} holds files (such as {names[0]}) but no {PLAN}, so no run of ours wrote it; "
-                "choose another output, or remove that folder yourself"
-            )
-        (self.folder / MANIFEST).remove()
-        self.folder.remove_children(keep=PLAN)
-        (self.folder / PLAN).remove()
-
-    def _receipt_location(self, split: int) -> Location:
-        return self.folder / f"{RECEIPTS}/{self.fingerprint}/{split:05d}.json"
-
-    def receipt(self, split: int) -> Receipt | None:
-        """What a split wrote, asked for by name (a listing may lag behind).
-
-        Raises:
-            DataError: the receipt is damaged.
-        """
-        location = self._receipt_location(split)
-        try:
-            return Receipt.model_validate_json(location.read())
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise DataError(f"{location} is damaged: {error}; remove it and run the recipe again") from error
-
-    def missing(self, plan: Plan) -> list[int]:
-        """The splits that have no receipt yet, or whose parts are gone or short; such a receipt is taken back."""
-        splits = []
-        for split in range(len(plan.splits)):
-            receipt = self.receipt(split)
-            if receipt is not None and not self._whole(receipt):
-                self._receipt_location(split).remove()
-                receipt = None
-            if receipt is None:
-                splits.append(split)
-        return splits
-
-    def _whole(self, receipt: Receipt) -> bool:
-        return all((self.folder / part.path).size() == part.bytes for part in receipt.parts)
+    folder: Location
+    name: str
+    """The build's."""
+    schema: pa.Schema
+    table: str
 
     def write(self, split: int, chunks: Iterable[Chunk]) -> Receipt:
-        """Write a split's chunks as parts, then its receipt; a later attempt leaves the first one's receipt."""
+        """Write a split's chunks as parts, then its receipt; returns the receipt of the attempt that was first.
+
+        Raises:
+            DataError: the build was given up meanwhile.
+        """
         tally = _Tally()
         parts = []
         for partition, rows in itertools.groupby(tally.batches(chunks), key=operator.itemgetter(0)):
-            with PartWriter(self.folder, split, self.job.schema, self.job.table, partition) as writer:
+            with PartWriter(self.folder, split, self.schema, self.table, partition, self.name) as writer:
                 for _, batch in rows:
                     writer.write(batch)
                 parts.append(writer.finish())
@@ -299,12 +291,138 @@ class Build:
             accounting=sum_counts([tally.accounting]),
             distributions=sum_counts([tally.distributions]),
         )
-        self.receive(receipt)
-        return receipt
+        return self.receive(receipt)
 
-    def receive(self, receipt: Receipt) -> None:
-        """Store what an attempt wrote, unless another attempt of its split was first."""
-        self._receipt_location(receipt.split).create(to_json(receipt))
+    def receive(self, receipt: Receipt) -> Receipt:
+        """Store what an attempt wrote; when another attempt of its split was first, delete what only this one wrote.
+
+        The parts are there already, and a build is closed before its folder is listed and cleared. So whoever clears
+        either sees them or has closed the build before the look at `_closed` here: no part stays behind.
+
+        Raises:
+            DataError: the build was given up meanwhile.
+        """
+        if (self.folder / CLOSED / self.name).exists():
+            self._remove(receipt.parts, keep=())
+            raise DataError(f"the build {self.name} of {self.folder} was given up for another one; nothing is written")
+        if receipt_location(self.folder, self.name, receipt.split).create(to_json(receipt)):
+            return receipt
+        first = read_receipt(self.folder, self.name, receipt.split)
+        if first is None:
+            raise DataError(f"the receipt of split {receipt.split} of {self.folder} came and went; run again to resume")
+        self._remove(receipt.parts, keep=first.parts)
+        return first
+
+    def _remove(self, parts: tuple[Part, ...], keep: tuple[Part, ...]) -> None:
+        kept = {part.path for part in keep}
+        for part in parts:
+            if part.path not in kept:
+                (self.folder / part.path).remove()
+
+
+class Build:
+    """One dataset on its way to its manifest, on the driver."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.folder = job.folder
+
+    def committed(self) -> Dataset | None:
+        """The dataset, if it is there with this fingerprint."""
+        try:
+            dataset = Dataset.open(self.folder)
+        except DataError:
+            return None
+        manifest = dataset.manifest
+        return dataset if (manifest.fingerprint, manifest.base) == (self.job.fingerprint, self.job.base_cut) else None
+
+    def reopen(self) -> Dataset | None:
+        """The committed dataset, without the parts that a late attempt left beside it when it was killed."""
+        dataset = self.committed()
+        if dataset is not None:
+            self._remove_losers(dataset.manifest)
+        return dataset
+
+    def is_occupied(self) -> bool:
+        """True when a committed dataset is in the folder, ours or not."""
+        return (self.folder / MANIFEST).exists()
+
+    def plan(self, splits: Iterable[Any]) -> Plan:
+        """The plan of an interrupted build of the same work, or a new one after clearing the folder.
+
+        Raises:
+            DataError: the folder holds something that no build of ours has left there.
+        """
+        plan = self.resumable()
+        if plan is not None:
+            return plan
+        self._clear(self._stored_plan())
+        fresh = Plan(fingerprint=self.job.plan_fingerprint, splits=tuple(json.loads(json.dumps(list(splits)))))
+        (self.folder / CLOSED / fresh.name).remove()
+        if not (self.folder / PLAN).create(to_json(fresh)):
+            raise DataError(f"another run is writing {self.folder}; wait for it to end")
+        return fresh
+
+    def resumable(self) -> Plan | None:
+        """The plan of an interrupted build of the same work."""
+        plan = self._stored_plan()
+        return plan if plan is not None and plan.fingerprint == self.job.plan_fingerprint else None
+
+    def _stored_plan(self) -> Plan | None:
+        try:
+            return Plan.model_validate_json((self.folder / PLAN).read())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def _clear(self, old: Plan | None) -> None:
+        """Empty the folder of an earlier build.
+
+        The manifest goes first, so that nobody takes what is being removed for a dataset; then the build is closed, so
+        that its stragglers write nothing more; and the plan goes last, so that a kill meanwhile leaves a folder that is
+        known to be ours.
+        """
+        names = [name for name, _ in self.folder.walk()]
+        if names and not {PLAN, CLOSED}.intersection(name.split("/")[0] for name in names):
+            raise DataError(
+                f"{self.folder} holds files (such as {names[0]}) but no {PLAN}, so no run of ours wrote it; "
+                "choose another output, or remove that folder yourself"
+            )
+        (self.folder / MANIFEST).remove()
+        if old is not None:
+            (self.folder / CLOSED / old.name).replace(b"")
+            for receipt in self._receipts(old):
+                # By name, since a listing may lag behind what was written a moment ago.
+                for part in receipt.parts if receipt is not None else ():
+                    (self.folder / part.path).remove()
+        self.folder.remove_children(keep=(PLAN, CLOSED))
+        (self.folder / PLAN).remove()
+
+    def writer(self, plan: Plan) -> SplitWriter:
+        """What the workers get."""
+        return SplitWriter(self.folder, plan.name, self.job.schema, self.job.table)
+
+    def dataset(self, plan: Plan) -> Dataset:
+        """The dataset that this build is going to commit."""
+        return Dataset(self.folder, self.job.stage, len(plan.splits), plan.name)
+
+    def _receipts(self, plan: Plan) -> list[Receipt | None]:
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(lambda split: read_receipt(self.folder, plan.name, split), range(len(plan.splits))))
+
+    def missing(self, plan: Plan) -> list[int]:
+        """The splits that have no receipt yet, or whose parts are gone or short; such a receipt is taken back."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            whole = list(pool.map(self._whole, self._receipts(plan)))
+        for split, is_whole in enumerate(whole):
+            if is_whole is False:
+                receipt_location(self.folder, plan.name, split).remove()
+        return [split for split, is_whole in enumerate(whole) if not is_whole]
+
+    def _whole(self, receipt: Receipt | None) -> bool | None:
+        """None without a receipt, False for one whose parts are not as it says."""
+        if receipt is None:
+            return None
+        return all((self.folder / part.path).size() == part.bytes for part in receipt.parts)
 
     def commit(self, plan: Plan) -> Dataset:
         """Delete the parts that lost, then write the manifest from the receipts.
@@ -316,8 +434,7 @@ class Build:
             DataError: a split has no receipt (its task failed), or the accounts do not close.
         """
         receipts = []
-        for split in range(len(plan.splits)):
-            receipt = self.receipt(split)
+        for split, receipt in enumerate(self._receipts(plan)):
             if receipt is None:
                 raise DataError(f"split {split} of {self.folder} was not written; run again to resume")
             receipts.append(receipt)
@@ -328,8 +445,9 @@ class Build:
         manifest = Manifest(
             stage=self.job.stage,
             table=self.job.table,
-            fingerprint=self.fingerprint,
-            base=self.job.base,
+            fingerprint=self.job.fingerprint,
+            base=self.job.base_cut,
+            receipts=plan.name,
             made_from=self.job.made_from,
             content_digest=ContentDigest.total(receipt.content_digest for receipt in receipts),
             rows_in=sum(receipt.rows_in for receipt in receipts),
@@ -340,13 +458,16 @@ class Build:
             splits=len(plan.splits),
             parts=tuple(part for receipt in receipts for part in receipt.parts),
         )
+        self._remove_losers(manifest)
+        (self.folder / CHECKPOINTS).remove_tree()
+        (self.folder / MANIFEST).replace(to_json(manifest))
+        return Dataset.of(self.folder, manifest)
+
+    def _remove_losers(self, manifest: Manifest) -> None:
         kept = {part.path for part in manifest.parts}
         for path, _ in self.folder.walk():
             if path not in kept and not any(piece.startswith("_") for piece in path.split("/")):
                 (self.folder / path).remove()
-        (self.folder / CHECKPOINTS).remove_tree()
-        (self.folder / MANIFEST).replace(to_json(manifest))
-        return Dataset.open(self.folder)
 
 
 def write_dataset(url: str | Location, stage: str, table: str, tables: dict[str, pa.Table]) -> Dataset:
@@ -354,7 +475,8 @@ def write_dataset(url: str | Location, stage: str, table: str, tables: dict[str,
     schema = next(iter(tables.values())).schema
     build = Build(Job(Location.of(url), stage, table, schema, {"parts": sorted(tables)}))
     plan = build.plan(sorted(tables))
+    writer = build.writer(plan)
     for split, partition in enumerate(plan.splits):
         batches = tables[partition].combine_chunks().to_batches()
-        build.write(split, (Chunk(batch, batch.num_rows, partition=partition) for batch in batches))
+        writer.write(split, (Chunk(batch, batch.num_rows, partition=partition) for batch in batches))
     return build.commit(plan)

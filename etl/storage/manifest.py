@@ -1,7 +1,8 @@
 """The JSON objects that make a folder a dataset: plan, receipts and manifest.
 
     _plan.json                           what the splits are; written once, before the first task
-    _receipts/<fingerprint>/<split>.json what one split wrote; create-only, so the first attempt wins
+    _receipts/<build>/<split>.json       what one split wrote; create-only, so the first attempt wins
+    _closed/<build>                      a build that was given up; empty
     _manifest.json                       everything that was committed; written last
 
 None of them holds a time, a host or an absolute path: equal inputs and configuration give equal bytes.
@@ -40,10 +41,14 @@ class Plan(Config):
     """The splits of a dataset under construction."""
 
     fingerprint: str
-    base: str = ""
-    """Digest of the parts that the dataset is aligned with; empty for a dataset that stands alone."""
+    """Of the work: the configuration, and for each input the name of the build that writes it."""
     splits: tuple[Any, ...]
     """What each split reads, in JSON; its position is the split's number."""
+
+    @property
+    def name(self) -> str:
+        """32 hex digits that name a build: what it does and how that is cut."""
+        return fingerprint_of({"fingerprint": self.fingerprint, "splits": self.splits})
 
 
 class Receipt(Config):
@@ -66,6 +71,9 @@ class Manifest(Config):
     table: str
     fingerprint: str
     base: str = ""
+    """Digest of the parts that the dataset is aligned with; empty for a dataset that stands alone."""
+    receipts: str
+    """Name of the build that wrote it: its receipts are in _receipts/<name>."""
     made_from: dict[str, Any]
     """The fields under the fingerprint, so that a change can be named."""
     content_digest: str
@@ -76,6 +84,8 @@ class Manifest(Config):
     distributions: dict[str, Any] = {}
     splits: int
     parts: tuple[Part, ...]
+    adopted: tuple[dict[str, Any], ...] = ()
+    """What `stillhouse adopt` accepted: the fingerprint that it replaced, and the fields that differ."""
 
     @property
     def cut(self) -> str:

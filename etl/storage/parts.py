@@ -2,6 +2,9 @@
 
 One `write` is one row group, so an aligned table repeats its parent's boundaries by writing batch for batch. A file is
 whole before anything shows in the dataset's folder. Cost: one local write and one read of the part's compressed bytes.
+
+The name of the build is in the file, so two builds never share a part, even where they write the same rows: an attempt
+of a build that was given up removes its own parts and no other's.
 """
 
 import hashlib
@@ -40,13 +43,17 @@ def _leaves(field: pa.Field, prefix: str = "") -> list[str]:
 class PartWriter:
     """Context manager around one part of one split; `finish` uploads and describes it."""
 
-    def __init__(self, folder: Location, split: int, schema: pa.Schema, table: str, partition: str = "") -> None:
+    def __init__(
+        self, folder: Location, split: int, schema: pa.Schema, table: str, partition: str = "", build: str = ""
+    ) -> None:
         self._folder = folder
         self._split = split
         self._partition = partition
         self._spool = tempfile.TemporaryDirectory(prefix="stillhouse-part-")
         self._file = Path(self._spool.name) / "part.parquet"
-        self._schema = schema.with_metadata({"stillhouse.table": table, "stillhouse.schema": str(SCHEMA_VERSION)})
+        self._schema = schema.with_metadata(
+            {"stillhouse.table": table, "stillhouse.schema": str(SCHEMA_VERSION), "stillhouse.build": build}
+        )
         leaves = [path for field in schema for path in _leaves(field)]
         split_encoded = [path for path in leaves if path in _BYTE_STREAM_SPLIT]
         self._writer = pq.ParquetWriter(

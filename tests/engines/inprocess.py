@@ -30,6 +30,7 @@ class InProcessEngine(Engine):
     """
 
     def __init__(self, batch_rows: int = 7, seed: int = 0) -> None:
+        super().__init__()
         self.batch_rows = batch_rows
         self.ran: list[tuple[str, int]] = []
         self._random = random.Random(seed)

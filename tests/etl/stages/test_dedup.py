@@ -16,7 +16,7 @@ from etl.dedup.minhash import band_hashes, signatures
 from etl.hashing import hash_columns, signed
 from etl.schema import PROMPT
 from etl.stages.dedup import PairUp
-from etl.stages.hits import groups, recut
+from etl.stages.hits import first_of_groups, recut
 from etl.text import shingles
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import (
@@ -216,6 +216,27 @@ def test_hot_band_is_capped_and_counted(tmp_path):
     assert sum(item["verdict"] is None for item in read(stage(tmp_path / "out", "clusters"))) == 1
 
 
+@pytest.mark.parametrize("block_bytes", [64, 1500, 6000])
+def test_pairs_do_not_depend_on_the_blocks(tmp_path, monkeypatch, block_bytes):
+    """Families of edits and, joining them into one component, a long sentence that half of the rows share."""
+    rng = random.Random(block_bytes)
+    shared = sentence(rng, ENGLISH, 30)
+    rows = [item | {"query": f"{item['query']} {shared}"} if n % 2 else item for n, item in enumerate(families(5, 30))]
+    near = {"threshold": 0.6, "bands": 40, "rows": 3, "max_partners": 5}
+    found = {}
+    for size in (1 << 20, block_bytes):
+        monkeypatch.setattr("etl.stages.dedup.BLOCK_BYTES", size)
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        dedup(folder, rows, InProcessEngine(batch_rows=4), near=near)
+        found[size] = stage(folder / "out", "pairs").manifest
+        blocks = {item["block"] for item in read(stage(folder / "out", "edges"))}
+        assert any(block < 0 for block in blocks) == (size == block_bytes)
+    assert found[1 << 20].rows_out > 20
+    assert found[1 << 20].content_digest == found[block_bytes].content_digest
+    assert found[1 << 20].rows_in == found[block_bytes].rows_in
+
+
 def test_rows_that_exact_dedup_dropped_are_no_candidates(tmp_path):
     rows = [item | {"synth_id": f"{item['synth_id']}-{copy}"} for item in plain_rows(10) for copy in range(3)]
     dedup(tmp_path, rows, exact={}, near={"threshold": 0.8})
@@ -241,14 +262,15 @@ def test_survivors_do_not_depend_on_the_cut_or_the_order(tmp_path):
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 7, 100])
-def test_groups_are_whole_however_the_stream_is_cut(batch_rows):
+def test_rows_know_the_first_of_their_group_however_the_stream_is_cut(batch_rows):
     keys = [b"a"] * 5 + [b"b"] + [b"c"] * 9 + [b"d", b"e"] + [b"f"] * 4
     table = pa.table({"key": keys, "n": range(len(keys))})
-    found = [piece["key"].to_pylist() for piece in groups(table.to_batches(max_chunksize=batch_rows), ["key"])]
-    assert [key for piece in found for key in piece] == keys
-    borders = [piece[0] for piece in found]
-    assert len(set(borders)) == len(borders)
-    assert all(set(a).isdisjoint(b) for a, b in itertools.combinations(found, 2))
+    found = {}
+    for piece, first in first_of_groups(table.to_batches(max_chunksize=batch_rows), "key"):
+        assert len(piece) <= batch_rows + 1
+        numbers = piece["n"].to_pylist()
+        found |= {number: numbers[place] for number, place in zip(numbers, first, strict=True)}
+    assert found == {number: keys.index(key) for number, key in enumerate(keys)}
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 10, 16, 100])
@@ -264,7 +286,7 @@ def test_candidate_blocks_do_not_depend_on_the_batches_that_arrive(monkeypatch, 
     """Five rows in each of 20 bands are 10 pairs a band, 200 in all; a block of 64 holds each pair once."""
     monkeypatch.setattr("etl.stages.dedup.PAIR_BLOCK", 64)
     band = np.repeat(np.arange(20), 5)
-    table = pa.table({"band": band, "row": np.tile(np.arange(5), 20)})
+    table = pa.table({"band": band, "row": np.tile(np.arange(5), 20), "key": np.tile(np.arange(5), 20)})
     chunks = list(PairUp(max_partners=8)(0, iter(table.to_batches(max_chunksize=batch_rows))))
     assert [chunk.batch.num_rows for chunk in chunks if chunk.batch] == [10, 10, 10, 8]
     assert sum(chunk.rows_in for chunk in chunks) == 100

@@ -85,13 +85,17 @@ def ingested(tmp_path):
     source = write_parquet(tmp_path / "a.parquet", rows, row_group_size=900)
     recipe = make_recipe(tmp_path / "out", {"toy": source}, run={"split_bytes": 1 << 30})
     context = Context(InProcessEngine(), recipe, lambda line: None)
-    return context, ingest(context)
+    rows = ingest(context)
+    context.engine.settle()
+    return context, rows
 
 
 def run_slow(context, rows):
-    job = context.job("slow", "SLOW", passes.aligned(SlowStep.adds), {}, rows)
-    work = RunSteps(rows, ToyPipeline(), job.folder / passes.CHECKPOINTS / job.fingerprint)
-    return context.engine.map(job, rows.splits, work)
+    job = context.job("slow", "SLOW", passes.aligned(SlowStep.adds), {}, (), rows)
+    work = RunSteps(rows, ToyPipeline(), job.folder / passes.CHECKPOINTS / job.plan_fingerprint)
+    dataset = context.engine.map(job, rows.splits, work)
+    context.engine.settle()
+    return dataset
 
 
 def test_slow_step_resumes_at_its_last_checkpoint(ingested, slow_step, monkeypatch):

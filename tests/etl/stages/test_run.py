@@ -9,6 +9,7 @@ import pytest
 
 from etl.errors import ConfigError, DataError, SchemaError
 from etl.recipe import Recipe
+from etl.storage.dataset import SplitWriter
 from etl.storage.location import Location
 from etl.storage.lock import LOCK, RunLock
 from etl.storage.manifest import FLOW
@@ -200,7 +201,7 @@ def test_a_changed_option_runs_what_depends_on_it_and_no_more(tmp_path, whole, s
     engine = InProcessEngine()
     run(make_recipe(**recipe_sections(recipe)), engine)
     # A round is named by its cut; with equal thresholds so far it need not be counted again.
-    ran = {name for name, _ in engine.ran}
+    ran = {name for names, _ in engine.ran for name in names.split("+")}
     assert {name for name in ran if not name.startswith("rounds/strange")} <= again
     if "corpus" in again:
         assert "corpus" in ran
@@ -249,7 +250,7 @@ def test_kill_anywhere_then_resume_gives_the_same_files(tmp_path, whole, sources
     assert files(output) == files(whole)
 
 
-@pytest.mark.parametrize("tasks", [0, 1, 30, 60, 100])
+@pytest.mark.parametrize("tasks", [0, 1, 20, 40, 60])
 def test_one_kill_then_resume(tmp_path, whole, sources, ngram_model, tasks):
     recipe = whole_recipe(tmp_path, sources, ngram_model)
     with pytest.raises(KilledError):
@@ -258,26 +259,18 @@ def test_one_kill_then_resume(tmp_path, whole, sources, ngram_model, tasks):
     assert files(tmp_path) == files(whole)
 
 
-class DyingInTheEndEngine(InProcessEngine):
-    """Dies while a task is writing: after its part and before its receipt."""
+def test_part_without_a_receipt_is_no_part(tmp_path, whole, sources, ngram_model, monkeypatch):
+    def die(writer, receipt):
+        if (writer.folder.name, receipt.split) == ("tokenize", 2):
+            raise KilledError
+        return receive(writer, receipt)
 
-    def run_splits(self, work, items, task):
-        def dying(number, split):
-            if work.stage == "tokenize" and number == 2:
-                build = next(cell.cell_contents for cell in task.__closure__ if hasattr(cell.cell_contents, "receive"))
-                build.receive = self.die
-            return task(number, split)
-
-        super().run_splits(work, items, dying)
-
-    def die(self, receipt):
-        raise KilledError(receipt.split)
-
-
-def test_part_without_a_receipt_is_no_part(tmp_path, whole, sources, ngram_model):
+    receive = SplitWriter.receive
     recipe = whole_recipe(tmp_path, sources, ngram_model)
+    monkeypatch.setattr(SplitWriter, "receive", die)
     with pytest.raises(KilledError):
-        run(recipe, DyingInTheEndEngine())
+        run(recipe)
+    monkeypatch.setattr(SplitWriter, "receive", receive)
     with pytest.raises(DataError, match="not a committed dataset"):
         stage(tmp_path, "tokenize")
     run(recipe)

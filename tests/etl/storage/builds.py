@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.dataset as pds
 
 from etl.engine import Engine
-from etl.storage.dataset import Build, Chunk, Dataset, Job
+from etl.storage.dataset import Build, Chunk, Dataset, Job, SplitWriter
 from etl.storage.location import Location
+from etl.storage.manifest import Plan
 
 NUMBERS = pa.schema([pa.field("n", pa.int64(), nullable=False), pa.field("word", pa.string())])
 
@@ -24,9 +25,8 @@ def counted(batch: pa.RecordBatch, partition: str = "", source: str = "toy") -> 
 
 
 def job(folder: Location, **changes) -> Job:
-    """A job of stage `toy`; `made_from` and `base` can be given."""
-    given = {"made_from": {"version": 1}, "base": ""} | changes
-    return Job(folder, "toy", "NUMBERS", NUMBERS, given["made_from"], given["base"])
+    """A job of stage `toy`; `semantic`, `inputs` and `base` can be given."""
+    return Job(folder, "toy", "NUMBERS", NUMBERS, **({"semantic": {"version": 1}} | changes))
 
 
 def chunks_of(split):
@@ -38,6 +38,7 @@ class InLine(Engine):
     """Runs splits one after the other, then `after` (say, a straggler); keeps which splits it was asked for."""
 
     def __init__(self, after=lambda: None):
+        super().__init__()
         self.asked = []
         self.after = after
 
@@ -54,12 +55,18 @@ class InLine(Engine):
         pass
 
 
+def begin(what: Job, splits) -> tuple[Build, Plan, SplitWriter]:
+    """A build that has its plan."""
+    build = Build(what)
+    plan = build.plan(splits)
+    return build, plan, build.writer(plan)
+
+
 def commit(folder: Location, schema: pa.Schema, splits: list[list[pa.RecordBatch]], stage: str = "toy") -> Dataset:
     """A dataset with the batches of each split as its row groups."""
-    build = Build(Job(folder, stage, stage.upper(), schema, {"stage": stage}))
-    plan = build.plan(range(len(splits)))
+    build, plan, writer = begin(Job(folder, stage, stage.upper(), schema, {"stage": stage}), range(len(splits)))
     for split, batches in enumerate(splits):
-        build.write(split, [Chunk(batch, batch.num_rows) for batch in batches])
+        writer.write(split, [Chunk(batch, batch.num_rows) for batch in batches])
     return build.commit(plan)
 
 

@@ -13,7 +13,9 @@ from tests.etl.storage.builds import (
     NUMBERS,
     InLine,
     Plain,
+    begin,
     chunks_of,
+    commit,
     counted,
     job,
     numbers,
@@ -25,7 +27,10 @@ ALL = [1, 2, 3, 4, 5, 6, 7]
 
 
 def build(folder: Location, engine: InLine | None = None, splits=SPLITS, fn=chunks_of, **changes) -> Dataset:
-    return (engine or InLine()).map(job(folder, **changes), splits, fn)
+    engine = engine or InLine()
+    engine.map(job(folder, **changes), splits, fn)
+    engine.settle()
+    return Dataset.open(folder)
 
 
 def manifest_bytes(folder: Location) -> bytes:
@@ -129,89 +134,114 @@ def to_bytes(dataset: Dataset) -> bytes:
 
 
 def test_a_resumed_build_keeps_the_plan_that_it_began_with(folder):
-    started = Build(job(folder))
-    started.plan(SPLITS)
+    begin(job(folder), SPLITS)
     build(folder, splits=[[[9]]])
     assert values(Dataset.open(folder)) == ALL
 
 
 def test_a_split_without_a_receipt_is_not_committed(folder):
-    begun = Build(job(folder))
-    plan = begun.plan(SPLITS)
-    begun.write(0, chunks_of(SPLITS[0]))
+    begun, plan, writer = begin(job(folder), SPLITS)
+    writer.write(0, chunks_of(SPLITS[0]))
     with pytest.raises(DataError, match=r"split 1 of .* was not written"):
         begun.commit(plan)
     assert not (folder / MANIFEST).exists()
 
 
 def test_the_first_attempt_wins_and_the_part_of_the_other_goes(folder):
-    begun = Build(job(folder))
-    plan = begun.plan([0])
-    begun.write(0, [counted(numbers(1, 2))])
-    begun.write(0, [counted(numbers(8, 9))])
-    assert len(data_files(folder)) == 2
+    begun, plan, writer = begin(job(folder), [0])
+    first = writer.write(0, [counted(numbers(1, 2))])
+    assert writer.write(0, [counted(numbers(8, 9))]) == first
+    assert data_files(folder) == [first.parts[0].path]
     dataset = begun.commit(plan)
     assert values(dataset) == [1, 2]
     assert data_files(folder) == [dataset.manifest.parts[0].path]
 
 
+def test_a_straggler_of_a_committed_build_leaves_nothing(folder):
+    begun, plan, writer = begin(job(folder), [0])
+    writer.write(0, [counted(numbers(1, 2))])
+    dataset = begun.commit(plan)
+    writer.write(0, [counted(numbers(8, 9))])
+    assert data_files(folder) == [dataset.manifest.parts[0].path]
+
+
+def test_a_straggler_of_a_build_that_was_given_up_leaves_nothing(folder):
+    _, _, late = begin(job(folder, semantic={"version": 1}), [0])
+    dataset = build(folder, splits=[[[9]]], semantic={"version": 2})
+    with pytest.raises(DataError, match="was given up for another one"):
+        late.write(0, [counted(numbers(8))])
+    assert data_files(folder) == [dataset.manifest.parts[0].path]
+    assert build(folder, splits=[[[8]]], semantic={"version": 1}).manifest.rows_out == 1
+
+
+def test_a_lost_part_of_a_build_that_is_cleared_is_removed_without_a_listing(folder, monkeypatch):
+    _, _, writer = begin(job(folder, semantic={"version": 1}), [0])
+    writer.write(0, [counted(numbers(8))])
+    monkeypatch.setattr(Location, "remove_children", lambda *_, **__: None)
+    dataset = build(folder, splits=[[[9]]], semantic={"version": 2})
+    assert data_files(folder) == [dataset.manifest.parts[0].path]
+
+
 def test_an_attempt_that_writes_the_same_bytes_changes_nothing(folder):
-    begun = Build(job(folder))
-    plan = begun.plan([0])
+    begun, plan, writer = begin(job(folder), [0])
     for _ in range(2):
-        begun.write(0, [counted(numbers(1, 2))])
+        writer.write(0, [counted(numbers(1, 2))])
     assert values(begun.commit(plan)) == [1, 2]
     assert len(data_files(folder)) == 1
 
 
 def test_an_attempt_that_fails_leaves_nothing(folder):
-    begun = Build(job(folder))
-    plan = begun.plan([0])
+    begun, plan, writer = begin(job(folder), [0])
 
     def chunks():
         yield counted(numbers(1))
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        begun.write(0, chunks())
+        writer.write(0, chunks())
     assert data_files(folder) == []
     assert begun.missing(plan) == [0]
 
 
 def test_another_fingerprint_clears_the_folder(folder):
-    build(folder, made_from={"version": 1})
+    build(folder, semantic={"version": 1})
     (folder / "part-00000-stray.parquet").create(b"x")
     engine = InLine()
-    build(folder, engine, splits=[[[9]]], made_from={"version": 2})
+    build(folder, engine, splits=[[[9]]], semantic={"version": 2})
     assert engine.asked == [[0]]
     assert values(Dataset.open(folder)) == [9]
     assert len(data_files(folder)) == 1
     assert len([path for path, _ in folder.walk() if path.startswith("_receipts/")]) == 1
 
 
-def test_another_base_builds_again_under_the_same_fingerprint(folder):
-    first = build(folder, base="cut one").manifest
+@pytest.fixture
+def bases(folder):
+    """The same rows in two cuts."""
+    rows = [numbers(1, 2), numbers(3)]
+    return commit(folder / "one", NUMBERS, [rows]), commit(folder / "two", NUMBERS, [[batch] for batch in rows])
+
+
+def test_another_base_builds_again_under_the_same_fingerprint(folder, bases):
+    first = build(folder / "x", base=bases[0]).manifest
     engine = InLine()
-    second = build(folder, engine, splits=[[[1, 2, 3], [4, 5, 6, 7]]], base="cut two").manifest
+    second = build(folder / "x", engine, splits=[[[1, 2, 3], [4, 5, 6, 7]]], base=bases[1]).manifest
     assert engine.asked == [[0]]
     assert (first.fingerprint, first.content_digest) == (second.fingerprint, second.content_digest)
-    assert second.base == "cut two"
+    assert (first.base, second.base) == (bases[0].manifest.cut, bases[1].manifest.cut)
     assert [part.row_groups for part in second.parts] == [(3, 4)]
 
 
-def test_an_interrupted_build_on_another_base_is_not_gone_on_with(folder):
-    begun = Build(job(folder, base="cut one"))
-    begun.plan(SPLITS)
-    begun.write(0, chunks_of(SPLITS[0]))
+def test_an_interrupted_build_on_another_base_is_not_gone_on_with(folder, bases):
+    _, _, writer = begin(job(folder / "x", base=bases[0]), SPLITS)
+    writer.write(0, chunks_of(SPLITS[0]))
     engine = InLine()
-    build(folder, engine, base="cut two")
+    build(folder / "x", engine, base=bases[1])
     assert engine.asked == [[0, 1, 2]]
 
 
 def test_a_damaged_plan_is_made_again(folder):
-    begun = Build(job(folder))
-    begun.plan(SPLITS)
-    begun.write(0, chunks_of(SPLITS[0]))
+    _, _, writer = begin(job(folder), SPLITS)
+    writer.write(0, chunks_of(SPLITS[0]))
     (folder / PLAN).replace(b"{")
     engine = InLine()
     assert values(build(folder, engine)) == ALL
@@ -219,9 +249,8 @@ def test_a_damaged_plan_is_made_again(folder):
 
 
 def test_a_damaged_receipt_is_a_data_error_that_names_it(folder):
-    begun = Build(job(folder))
-    plan = begun.plan(SPLITS)
-    (folder / f"_receipts/{begun.fingerprint}/00001.json").create(b"")
+    begun, plan, _ = begin(job(folder), SPLITS)
+    (folder / f"_receipts/{plan.name}/00001.json").create(b"")
     with pytest.raises(DataError, match=r"00001\.json is damaged"):
         begun.missing(plan)
 
@@ -250,9 +279,8 @@ def test_a_plan_that_another_run_writes_first_is_refused(folder, monkeypatch):
 
 
 def test_accounts_that_do_not_close_are_refused(folder):
-    begun = Build(job(folder))
-    plan = begun.plan([0])
-    begun.write(0, [Chunk(numbers(1), 2, {"web": {"step": {"in": 2, "made": 0, "kept": 1}}})])
+    begun, plan, writer = begin(job(folder), [0])
+    writer.write(0, [Chunk(numbers(1), 2, {"web": {"step": {"in": 2, "made": 0, "kept": 1}}})])
     with pytest.raises(DataError, match=r"do not close: web/step: in \+ made exceeds kept \+ lost by 1 rows"):
         begun.commit(plan)
     assert not (folder / MANIFEST).exists()
@@ -268,10 +296,9 @@ def test_thresholds_and_inherited_accounts_are_in_the_manifest(folder):
 
 
 def test_chunks_of_counts_alone(folder):
-    begun = Build(job(folder))
-    plan = begun.plan([0])
+    begun, plan, writer = begin(job(folder), [0])
     counts = {"toy": {"toy": {"in": 1, "made": 0, "kept": 0, "odd": 1}}}
-    begun.write(
+    writer.write(
         0, [Chunk(None, 1, counts, {"h": {"1": 2}}), counted(numbers()), Chunk(None, 1, counts, {"h": {"1": 3}})]
     )
     manifest = begun.commit(plan).manifest
@@ -344,12 +371,13 @@ class Reaper:
 
 def run_with_straggler(folder: Location, version: int, splits) -> Dataset:
     """A build in which a second attempt of split 0 ends late, with other bytes."""
-    made_from = {"version": version}
+    semantic = {"version": version}
 
     def straggle() -> None:
-        Build(job(folder, made_from=made_from)).write(0, [counted(numbers(100, 101))])
+        _, _, writer = begin(job(folder, semantic=semantic), splits)
+        writer.write(0, [counted(numbers(100, 101))])
 
-    return build(folder, InLine(straggle), splits=splits, made_from=made_from)
+    return build(folder, InLine(straggle), splits=splits, semantic=semantic)
 
 
 def assert_nothing_half_written(folder: Location, allowed: list[list[int]]) -> None:
@@ -387,9 +415,10 @@ def test_killed_at_any_operation_and_run_again(tmp_path, monkeypatch, before, mo
         assert Plain.read(folder) == Plain(ALL, ALL)
         assert data_files(folder) == sorted(part.path for part in again.manifest.parts)
         due += 1
-    # Manifest and tree are removed, the plan, 2 parts, 3 receipts and the straggler's two written; commit removes one
-    # part and the checkpoints, and writes the manifest.
-    assert due == 2 + 1 + 2 + 3 + 2 + 2 + 1
+    # The manifest, the plan and the mark of a build that was given up are removed, the plan, 2 parts and 3 receipts
+    # written; the straggler writes a part, is refused a receipt and removes the part; commit removes the checkpoints
+    # and writes the manifest. Clearing an older dataset marks its build and removes its 2 parts.
+    assert due == 3 + 1 + 2 + 3 + 3 + 2 + (3 if before == "older dataset" else 0)
 
 
 def test_killed_twice_in_a_row(tmp_path, monkeypatch):

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from etl.errors import DataError
-from etl.storage.dataset import MANIFEST, Build
+from etl.storage.dataset import MANIFEST
 from etl.storage.location import Location
 from etl.storage.verify import MODEL_TABLE, find_datasets, verify
-from tests.etl.storage.builds import InLine, chunks_of, job
+from tests.etl.storage.builds import InLine, begin, chunks_of, job
 
 SPLITS = [[[1, 2], [3]], [[4]]]
 
@@ -17,7 +17,9 @@ SPLITS = [[[1, 2], [3]], [[4]]]
 def output(folder):
     """Two datasets below one folder."""
     for stage in ("ingest", "rounds/cut-0"):
-        InLine().map(job(folder / stage), SPLITS, chunks_of)
+        engine = InLine()
+        engine.map(job(folder / stage), SPLITS, chunks_of)
+        engine.settle()
     return folder
 
 
@@ -47,7 +49,7 @@ def test_an_untouched_output_has_no_difference(output):
 
 
 def test_datasets_are_found_at_any_depth(output):
-    Build(job(output / "later")).plan([0])
+    begin(job(output / "later"), [0])
     committed, started = find_datasets(output)
     assert [place.url for place in committed] == [(output / "ingest").url, (output / "rounds/cut-0").url]
     assert [place.url for place in started] == [(output / "later").url]
@@ -100,9 +102,8 @@ def test_a_damaged_manifest(output):
 
 
 def test_a_build_that_did_not_end(output):
-    begun = Build(job(output / "later"))
-    begun.plan(SPLITS)
-    begun.write(0, chunks_of(SPLITS[0]))
+    _, _, writer = begin(job(output / "later"), SPLITS)
+    writer.write(0, chunks_of(SPLITS[0]))
     assert found(output) == [("uncommitted", "later/_plan.json")]
 
 

@@ -1,0 +1,540 @@
+"""The Beam engine: a job of `map` is one ParDo over splits, `shuffle` is ParDo, GroupByKey and a sorting ParDo.
+
+Any runner does: the in-process one (no JVM, no network) when none is named, a portable job service, Dataflow. Each job
+is a pipeline of its own and is waited for. An element of a shuffle is an Arrow batch with rows of one bucket, so no
+Python object stands for a row. Costs here: 30 ms a job in process; the shuffle of the in-process runner is in memory
+and peaks at about four times the bytes of the rows' keys and values, that of a real cluster streams.
+
+`ApplySteps` runs steps inside a Beam pipeline of the user's own, without a recipe.
+"""
+
+import argparse
+import contextlib
+import copy
+import difflib
+import re
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.coders import Coder, registry
+from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+    TestOptions,
+)
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineState
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from etl import errors
+from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
+from etl.engines.sorting import IPC_OPTIONS, SortedRows, slices
+from etl.errors import ConfigError
+from etl.pipeline import open_steps
+from etl.schema import VERDICT
+from etl.step import BatchFn, Step
+from etl.storage.location import Location
+
+HELD_BYTES = 64 << 20
+"""Rows of the map side of a shuffle that a worker gathers before it sends them, so that slices are not tiny."""
+SLICE_BYTES = 4 << 20
+"""Largest element of a shuffle, a single longer row excepted."""
+_ERROR = b"stillhouse.error"
+"""Key in the schema metadata of a batch without rows that stands for an error of the map side."""
+_KEYED = tuple[int, pa.RecordBatch]
+
+
+# --- options -------------------------------------------------------------------------------------------------------
+
+
+class WorkerOptions(PipelineOptions):
+    """Flags of ours beside those of Beam."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--gpu_type", help="accelerator for stages that need GPUs, as Dataflow names it: nvidia-tesla-t4, nvidia-l4"
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Knows every flag of every options class; a wrong value is an error of ours, not a usage text and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"Beam: {message}")
+
+
+def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
+    """Command line flags as Beam's options; Beam itself would only warn of a flag that it does not know.
+
+    Raises:
+        ConfigError: a flag is unknown, or its value is refused.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    for options in sorted(set(PipelineOptions.__subclasses__()), key=lambda options: options.__name__):
+        options._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(list(flags))
+    for flag in unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        near = difflib.get_close_matches(flag.partition("=")[0], known, 1)
+        raise ConfigError(f"Beam has no flag {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+    made = PipelineOptions(list(flags))
+    _runner_of(made)
+    return made
+
+
+def _runner_name(options: PipelineOptions) -> str:
+    """`direct`, `portable`, `dataflow` …: what --runner names, without its package and its last syllables."""
+    name: str = options.view_as(StandardOptions).runner or "DirectRunner"
+    return name.rpartition(".")[2].lower().removesuffix("runner")
+
+
+def _runner_of(options: PipelineOptions) -> Any:
+    """The runner that the options name.
+
+    DirectRunner is the in-process FnApiRunner: Beam's own choice of that name begins with a download of Prism.
+    """
+    if _runner_name(options) in ("direct", "fnapi"):
+        return FnApiRunner()
+    try:
+        return beam.runners.create_runner(options.view_as(StandardOptions).runner)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"Beam: {error}") from error
+
+
+def runs_here(options: PipelineOptions) -> bool:
+    """True when workers are on this machine and see its disk."""
+    local = ("direct", "fnapi", "bundlebaseddirect", "prism")
+    return _runner_name(options) in local or options.view_as(PortableOptions).environment_type == "LOOPBACK"
+
+
+# --- the engine ----------------------------------------------------------------------------------------------------
+
+
+class JobNotRun(Exception):  # noqa: N818  # nothing went wrong
+    """A job was described (--template_location, --dry_run) and not run, so there is nothing to go on with."""
+
+
+class BeamEngine(Engine):
+    """Runs tasks as Beam jobs, one after the other.
+
+    Args:
+        options: Beam's options, or flags for them; the runner is the in-process one unless they name another.
+        report: gets one line for each job that runs elsewhere.
+        scratch: folder that driver and workers reach, for errors on their way back; None takes a local one, which only
+            runners on this machine can do with.
+
+    Raises:
+        ConfigError: a flag is wrong, or workers elsewhere would not reach the scratch folder.
+    """
+
+    def __init__(
+        self,
+        options: PipelineOptions | Sequence[str] = (),
+        report: Callable[[str], None] = print,
+        scratch: str | Location | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = options if isinstance(options, PipelineOptions) else pipeline_options(options)
+        self._report = report
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if scratch is None and runs_here(self.options):
+            self._folder = tempfile.TemporaryDirectory(prefix="stillhouse-beam-")
+            scratch = self._folder.name
+        if scratch is None or (Location.of(scratch).is_local and not runs_here(self.options)):
+            raise ConfigError(
+                f"{scratch} is not reached by the workers of {self.options.view_as(StandardOptions).runner}; "
+                "give a URL such as gs://bucket/folder"
+            )
+        self._scratch = Location.of(scratch)
+        named = self.options.view_as(GoogleCloudOptions).job_name
+        self._job_prefix = named or f"stillhouse-{uuid.uuid4().hex[:8]}"
+
+    def close(self) -> None:
+        """Remove the local scratch folder."""
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
+        failure = self._failure()
+        run = _RunTask(task, _Worker(work.stage, failure))
+        self._run(work, failure, _MapJob(items, run, self._hints(work.resources)))
+
+    def run_buckets(self, work: Work, buckets: Sequence[int], exchange: Exchange, reduce: Reduce) -> None:
+        failure = self._failure()
+        worker = _Worker(work.stage, failure)
+        shuffle = _ShuffleJob(exchange, buckets, _Reduce(exchange.order, reduce, worker), self._hints(work.resources))
+        self._run(work, failure, shuffle)
+
+    def _failure(self) -> "_Failure":
+        return _Failure(self._scratch / f"_failure-{uuid.uuid4().hex}.txt")
+
+    def _hints(self, resources: Resources) -> dict[str, Any]:
+        hints: dict[str, Any] = {}
+        if resources.cpus:
+            hints["cpu_count"] = resources.cpus
+        if resources.memory_bytes:
+            hints["min_ram"] = f"{resources.memory_bytes}B"
+        gpu_type = self.options.view_as(WorkerOptions).gpu_type
+        if resources.gpus and gpu_type:
+            hints["accelerator"] = f"type:{gpu_type};count:{resources.gpus};install-nvidia-driver"
+        elif resources.gpus and not runs_here(self.options):
+            raise ConfigError("this stage needs a GPU on its workers; say which with --gpu_type, e.g. nvidia-l4")
+        return hints
+
+    def _job_options(self, stage: str) -> PipelineOptions:
+        """Options of one job: runners write into them, and its name and template are those of the stage."""
+        options = copy.deepcopy(self.options)
+        cloud = options.view_as(GoogleCloudOptions)
+        name = re.sub("[^a-z0-9]+", "-", stage.lower()).strip("-")
+        cloud.job_name = f"{self._job_prefix}-{name}"
+        if cloud.template_location:
+            cloud.template_location = f"{cloud.template_location.rstrip('/')}/{name}"
+        return options
+
+    def _run(self, work: Work, failure: "_Failure", job: beam.PTransform) -> None:
+        options = self._job_options(work.stage)
+        pipeline = beam.Pipeline(runner=_runner_of(options), options=options)
+        _ = pipeline | work.stage >> job
+        with _spinner(f"{work.stage}  {work.num_tasks} of {work.of_tasks} tasks"):
+            result = pipeline.run()
+            self._stop_if_not_run(work, options)
+            self._tell(work, options, result)
+            state = result.wait_until_finish()
+        if state not in (None, PipelineState.DONE):
+            raise errors.DataError(f"the job of {work.stage} ended as {state}; run again to resume")
+        failure.raise_if_any()
+
+    def _stop_if_not_run(self, work: Work, options: PipelineOptions) -> None:
+        template = options.view_as(GoogleCloudOptions).template_location
+        if template and _runner_name(options) == "dataflow":
+            raise JobNotRun(
+                f"{work.stage}: the template is {template}; start a job from it, and then this command again to commit "
+                "what the job wrote and to get the template of what follows"
+            )
+        if options.view_as(TestOptions).dry_run:
+            raise JobNotRun(f"{work.stage}: the job was made and, as --dry_run says, not submitted")
+
+    def _tell(self, work: Work, options: PipelineOptions, result: Any) -> None:
+        if _runner_name(options) == "dataflow":
+            cloud = options.view_as(GoogleCloudOptions)
+            self._report(
+                f"{work.stage}  {work.num_tasks} of {work.of_tasks} tasks: {cloud.job_name} "
+                f"https://console.cloud.google.com/dataflow/jobs/{cloud.region}/{result.job_id()}?project={cloud.project}"
+            )
+
+
+@contextlib.contextmanager
+def _spinner(text: str) -> Iterator[None]:
+    columns = (SpinnerColumn(), TextColumn("{task.description:>24}"), TimeElapsedColumn())
+    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as progress:
+        progress.add_task(text, total=None)
+        yield
+
+
+# --- what runs on workers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """The object in which a worker leaves an error that a user can mend; the first one wins.
+
+    Such an error would be the same at every attempt. A failed element would be tried four times on a cluster and come
+    back as a traceback, and no result of a pipeline reaches the driver on every runner.
+    """
+
+    place: Location
+
+    def note(self, error: errors.StillhouseError) -> None:
+        self.place.create(_to_text(error).encode())
+
+    def raise_if_any(self) -> None:
+        try:
+            text = self.place.read().decode()
+        except FileNotFoundError:
+            return
+        self.place.remove()
+        raise _from_text(text)
+
+
+def _to_text(error: errors.StillhouseError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _from_text(text: str) -> errors.StillhouseError:
+    kind, _, message = text.partition(": ")
+    error: errors.StillhouseError = getattr(errors, kind)(message)
+    return error
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What every task of a stage shares: its counters, and where its errors go."""
+
+    stage: str
+    failure: _Failure
+
+    def run(self, work: Callable[[], Counts]) -> None:
+        try:
+            counts = work()
+        except errors.StillhouseError as error:
+            self.failure.note(error)
+            return
+        for name in ("rows_in", "rows_out", "tokens", "dropped"):
+            Metrics.counter(f"stillhouse/{self.stage}", name).inc(getattr(counts, name))
+
+
+class _RunTask(beam.DoFn):
+    """Does one split."""
+
+    def __init__(self, task: Task, worker: _Worker) -> None:
+        self._task = task
+        self._worker = worker
+
+    def process(self, element: tuple[int, Any]) -> None:
+        self._worker.run(lambda: self._task(*element))
+
+
+class _Emit(beam.DoFn):
+    """From a split of the map side to (bucket, batch), wanted buckets only; an error goes to all of them."""
+
+    def __init__(self, emit: EmitFn, schema: pa.Schema, buckets: Sequence[int], num_buckets: int) -> None:
+        self._emit = emit
+        self._schema = schema
+        self._wanted = np.zeros(num_buckets, bool)
+        self._wanted[list(buckets)] = True
+
+    def process(self, split: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+        try:
+            yield from self._slices(split)
+        except errors.StillhouseError as error:
+            note = _no_rows(self._schema.with_metadata({_ERROR: _to_text(error)}))
+            for bucket in np.flatnonzero(self._wanted).tolist():
+                yield bucket, note
+
+    def _slices(self, split: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+        held: list[pa.RecordBatch] = []
+        held_bytes = 0
+        for rows in self._emit(split):
+            rows = rows.cast(self._schema)
+            wanted = self._wanted[rows.column("bucket").to_numpy()]
+            held.append(rows if wanted.all() else rows.filter(pa.array(wanted)))
+            held_bytes += held[-1].nbytes
+            if held_bytes >= HELD_BYTES:
+                yield from _by_bucket(held)
+                held, held_bytes = [], 0
+        if held:
+            yield from _by_bucket(held)
+
+
+def _by_bucket(held: list[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    rows = pa.concat_batches(held)
+    rows = rows.take(pc.sort_indices(rows, sort_keys=[("bucket", "ascending")]))
+    buckets = rows.column("bucket").to_numpy()
+    starts = np.flatnonzero(np.diff(buckets, prepend=-1)).tolist()
+    for start, end in zip(starts, [*starts[1:], len(buckets)], strict=True):
+        for piece in slices(rows.slice(start, end - start), SLICE_BYTES):
+            yield int(buckets[start]), piece
+
+
+class _Reduce(beam.DoFn):
+    """Does one bucket: takes all of its batches, then hands them on sorted.
+
+    The batches come as a stream; nothing is reduced before the last one, which may be the note of an error.
+    """
+
+    def __init__(self, order: tuple[str, ...], reduce: Reduce, worker: _Worker) -> None:
+        self._order = order
+        self._reduce = reduce
+        self._worker = worker
+
+    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> None:
+        bucket, batches = element
+
+        def work() -> Counts:
+            with SortedRows(self._order) as rows:
+                for batch in batches:
+                    metadata = batch.schema.metadata or {}
+                    if _ERROR in metadata:
+                        raise _from_text(metadata[_ERROR].decode())
+                    rows.add(batch)
+                return self._reduce(bucket, rows.sorted())
+
+        self._worker.run(work)
+
+
+# --- the two jobs --------------------------------------------------------------------------------------------------
+
+
+class _MapJob(beam.PTransform):
+    """Every split is an element of its own, and Beam deals them out."""
+
+    def __init__(self, items: Sequence[tuple[int, Any]], task: _RunTask, hints: dict[str, Any]) -> None:
+        super().__init__()
+        self._items = list(items)
+        self._task = task
+        self._hints = hints
+
+    def expand(self, begin: Any) -> Any:
+        task = beam.ParDo(self._task).with_resource_hints(**self._hints)
+        # Create deals its elements out by a Reshuffle of its own.
+        return begin | "splits" >> beam.Create(self._items) | "task" >> task
+
+
+class _ShuffleJob(beam.PTransform):
+    """Batches of the map side grouped by bucket; every wanted bucket gets one without rows, so that it is there."""
+
+    def __init__(self, exchange: Exchange, buckets: Sequence[int], reduce: _Reduce, hints: dict[str, Any]) -> None:
+        super().__init__()
+        self._exchange = exchange
+        self._buckets = list(buckets)
+        self._reduce = reduce
+        self._hints = hints
+
+    def expand(self, begin: Any) -> Any:
+        exchange = self._exchange
+        emit = beam.ParDo(_Emit(exchange.emit, exchange.schema, self._buckets, exchange.num_buckets))
+        empty = _no_rows(exchange.schema)
+        opened = beam.Map(lambda bucket: (bucket, empty)).with_output_types(_KEYED)
+        seeds = begin | "buckets" >> beam.Create(self._buckets) | "open" >> opened
+        rows = begin | "splits" >> beam.Create(list(exchange.splits)) | "emit" >> emit.with_output_types(_KEYED)
+        reduce = beam.ParDo(self._reduce).with_resource_hints(**self._hints)
+        return (rows, seeds) | "rows" >> beam.Flatten() | "group" >> beam.GroupByKey() | "reduce" >> reduce
+
+
+def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+
+
+# --- steps in a pipeline of the user's own -------------------------------------------------------------------------
+
+
+class RecordBatchCoder(Coder):
+    """An Arrow record batch as an IPC stream; importing this module registers it for `pa.RecordBatch`."""
+
+    def encode(self, value: pa.RecordBatch) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, value.schema, options=IPC_OPTIONS) as writer:
+            writer.write_batch(value)
+        data: bytes = sink.getvalue().to_pybytes()
+        return data
+
+    def decode(self, encoded: bytes) -> pa.RecordBatch:
+        with pa.ipc.open_stream(encoded) as reader:
+            return reader.read_next_batch()
+
+    def is_deterministic(self) -> bool:
+        return False
+
+    def to_type_hint(self) -> Any:
+        return pa.RecordBatch
+
+
+class TableCoder(Coder):
+    """An Arrow table as an IPC stream; importing this module registers it for `pa.Table`."""
+
+    def encode(self, value: pa.Table) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, value.schema, options=IPC_OPTIONS) as writer:
+            writer.write_table(value)
+        data: bytes = sink.getvalue().to_pybytes()
+        return data
+
+    def decode(self, encoded: bytes) -> pa.Table:
+        with pa.ipc.open_stream(encoded) as reader:
+            return reader.read_all()
+
+    def is_deterministic(self) -> bool:
+        return False
+
+    def to_type_hint(self) -> Any:
+        return pa.Table
+
+
+registry.register_coder(pa.RecordBatch, RecordBatchCoder)
+registry.register_coder(pa.Table, TableCoder)
+
+
+class ApplySteps(beam.PTransform):
+    """Steps over a PCollection of Arrow record batches or tables: the same elements with the steps' columns.
+
+    Rows and their order stay. A null `verdict` column (`etl.schema.VERDICT`) is put before the steps' columns where
+    there is none; a step that drops a row fills it. Each worker opens the steps once.
+
+        from etl.engines.beam import ApplySteps, ToArrow
+
+        schema = pa.schema([("messages", pa.list_(MESSAGE))])
+        rows | ToArrow(schema) | ApplySteps([LanguageStep(keep=["en"])]) | beam.FlatMap(pa.RecordBatch.to_pylist)
+
+    Args:
+        steps: in the order in which they run.
+
+    Raises:
+        SchemaError: on a worker, when a batch lacks a column that a step reads or has one that it adds.
+    """
+
+    def __init__(self, steps: Iterable[Step]) -> None:
+        super().__init__()
+        self._steps = tuple(steps)
+
+    def expand(self, batches: Any) -> Any:
+        kind = batches.element_type if batches.element_type in (pa.RecordBatch, pa.Table) else Any
+        return batches | beam.ParDo(_ApplySteps(self._steps)).with_output_types(kind)
+
+
+class _ApplySteps(beam.DoFn):
+    def __init__(self, steps: tuple[Step, ...]) -> None:
+        self._steps = steps
+
+    def setup(self) -> None:
+        self._run: BatchFn = open_steps(self._steps)
+
+    def process(self, element: Any) -> Iterator[Any]:
+        if isinstance(element, pa.Table):
+            done = [self._apply(batch) for batch in element.to_batches() or [_no_rows(element.schema)]]
+            yield pa.Table.from_batches(done)
+        else:
+            yield self._apply(element)
+
+    def _apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if "verdict" not in batch.schema.names:
+            batch = batch.append_column(pa.field("verdict", VERDICT), pa.nulls(batch.num_rows, VERDICT))
+        schema = batch.schema
+        for step in self._steps:
+            schema = step.output_schema(schema)
+        return self._run(batch)
+
+
+class ToArrow(beam.PTransform):
+    """A PCollection of dictionaries or `beam.Row`s to one of Arrow record batches.
+
+    Args:
+        schema: of the batches; a row's other fields are left out, absent ones are null.
+        max_rows: of a batch.
+    """
+
+    def __init__(self, schema: pa.Schema, max_rows: int = 1024) -> None:
+        super().__init__()
+        self._schema = schema
+        self._max_rows = max_rows
+
+    def expand(self, rows: Any) -> Any:
+        schema = self._schema
+
+        def to_batch(items: list[Any]) -> pa.RecordBatch:
+            dictionaries = [item if isinstance(item, dict) else item.as_dict() for item in items]
+            return pa.RecordBatch.from_pylist(dictionaries, schema=schema)
+
+        batched = rows | beam.BatchElements(max_batch_size=self._max_rows)
+        return batched | "to_arrow" >> beam.Map(to_batch).with_output_types(pa.RecordBatch)

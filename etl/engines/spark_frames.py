@@ -1,0 +1,155 @@
+"""Steps and datasets as Spark DataFrames, for people without a recipe: `apply(df, steps)` and `read(session, path)`.
+
+Both are lazy, as DataFrames are: what they check, they check on the driver before a job runs; the work is done when the
+user's own action runs. Steps cost one load of their models for each partition; every column of the frame travels to
+Python and back, so select what is needed first.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+
+from etl.errors import SchemaError
+from etl.pipeline import AnyStep, open_steps
+from etl.schema import ID, PROMPT, VERDICT
+from etl.step import Step
+from etl.storage.catalog import partition_values
+from etl.storage.dataset import Dataset, read_part
+from etl.storage.location import Location
+from etl.storage.manifest import Part
+
+_GLOB_SIGNS = frozenset("*?[]{}\\")
+
+
+def apply(df: Any, steps: Sequence[Step]) -> Any:
+    """A DataFrame with the steps' columns.
+
+    Args:
+        df: a Spark DataFrame that has the columns which the steps read, in the types of `etl.schema` (`id` is binary of
+            16 bytes, `messages` is array<struct<role, channel, recipient, content>>).
+        steps: run in this order on each row; none of them looks at another row.
+
+    Returns:
+        The rows of `df`, none left out, with its columns, those that the steps add, and `verdict` at the end (or where
+        it was): null, or struct<step, reason, value> of the step that would drop the row.
+
+    Raises:
+        SchemaError: a column that a step reads is absent or has another type, or one that it adds is already there.
+    """
+    from pyspark.sql.pandas.types import from_arrow_type, to_arrow_schema
+    from pyspark.sql.types import StructField, StructType
+
+    given = to_arrow_schema(df.schema)
+    schema = given if "verdict" in given.names else pa.schema([*given, pa.field("verdict", VERDICT)])
+    for step in steps:
+        schema = step.output_schema(schema)
+    types = {
+        name: _known_types()[name] for step in steps for name in (*step.reads, "verdict") if name in _known_types()
+    }
+    for field in df.schema:
+        wanted = types.get(field.name)
+        if wanted is not None and field.dataType.simpleString() != from_arrow_type(wanted).simpleString():
+            raise SchemaError(
+                f"column '{field.name}' is {field.dataType.simpleString()}, the steps read it as "
+                f"{from_arrow_type(wanted).simpleString()}; cast it, or build it with named_struct and array"
+            )
+    names = [*given.names, *(name for name in schema.names if name not in given.names and name != "verdict")]
+    if "verdict" not in given.names:
+        names.append("verdict")
+    declared = {field.name: StructField(field.name, from_arrow_type(field.type)) for field in schema}
+    declared |= {field.name: field for field in df.schema}
+    out = StructType([declared[name] for name in names])
+    casts = {
+        field.name: field.type for field in to_arrow_schema(out) if field.name in types or field.name not in given.names
+    }
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        function = open_steps(steps)
+        for batch in batches:
+            if "verdict" not in batch.schema.names:
+                batch = batch.append_column("verdict", pa.nulls(batch.num_rows, VERDICT))
+            yield _cast(function(_cast(batch, types)).select(names), casts)
+
+    return df.mapInArrow(run, out)
+
+
+def _known_types() -> dict[str, pa.DataType]:
+    """Arrow type of every column that a step can count on, by name."""
+    kinds = get_args(get_args(AnyStep)[0])
+    added = {field.name: field.type for kind in kinds for field in kind.adds}
+    return added | {field.name: field.type for field in PROMPT} | {"verdict": VERDICT}
+
+
+def _cast(batch: pa.RecordBatch, types: dict[str, pa.DataType]) -> pa.RecordBatch:
+    """The batch with some columns in other types."""
+    columns = [
+        column.cast(types[name]) if name in types else column
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def read(session: Any, path: str | Path | Location) -> Any:
+    """A DataFrame with exactly the rows that a dataset's manifest names, partition columns included.
+
+    Spark reads the files itself where its Hadoop has a file system for the path (local, hdfs, s3a with its jars, …);
+    from any other store the workers read them through fsspec, every column of them.
+
+    Args:
+        session: the SparkSession.
+        path: folder of a committed dataset; a `Location` for a store that needs options.
+
+    Raises:
+        DataError: there is no committed dataset, or a part of it is gone.
+    """
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    dataset = Dataset.open(Location.of(path))
+    parts = dataset.manifest.parts
+    partitions = [partition_values(part) for part in parts]
+    folders = [pa.field(name, pa.string()) for name in (partitions[0] if partitions else ())]
+    schema = from_arrow_schema(pa.schema([*dataset.schema, *folders]))
+    if not parts:
+        return session.createDataFrame([], schema)
+    if _reads_natively(session, dataset.folder):
+        root = f"file://{dataset.folder.path}" if dataset.folder.is_local else dataset.folder.url
+        files = [f"{root}/{part.path}" for part in parts]
+        return session.read.schema(schema).option("basePath", root).parquet(*files)
+    return session.range(0, len(parts), 1, len(parts)).mapInArrow(_ReadParts(dataset.folder, parts, partitions), schema)
+
+
+@dataclass(frozen=True)
+class _ReadParts:
+    """The rows of the parts whose numbers come in, on a worker."""
+
+    folder: Location
+    parts: tuple[Part, ...]
+    partitions: list[dict[str, str]]
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                for rows in read_part(self.folder / self.parts[number].path):
+                    for name, value in self.partitions[number].items():
+                        rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
+                    yield _cast(rows, {field.name: pa.binary() for field in rows.schema if field.type == ID})
+
+
+def _reads_natively(session: Any, folder: Location) -> bool:
+    """Whether Spark itself can read below a folder; it would take some signs in a path for a pattern."""
+    from py4j.protocol import Py4JJavaError
+
+    if _GLOB_SIGNS.intersection(folder.url):
+        return False
+    if folder.is_local:
+        return True
+    scheme = folder.url.partition("://")[0]
+    context = session.sparkContext
+    try:
+        context._jvm.org.apache.hadoop.fs.FileSystem.getFileSystemClass(scheme, context._jsc.hadoopConfiguration())
+    except Py4JJavaError:
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""SQL that makes committed datasets tables of a catalog: external tables for Spark or Hive, views for DuckDB.
+
+Columns and types come from the first part's footer, partition columns from the folders in the paths of the parts. Cost:
+one manifest and one footer a dataset.
+"""
+
+from collections.abc import Iterator
+from typing import Final, Literal
+
+import pyarrow as pa
+
+from etl.errors import SchemaError
+from etl.storage.dataset import Dataset
+from etl.storage.location import Location
+from etl.storage.manifest import Part
+from etl.storage.verify import MODEL_TABLE, find_datasets
+
+Dialect = Literal["spark", "hive", "duckdb"]
+DIALECTS: Final[tuple[Dialect, ...]] = ("spark", "hive", "duckdb")
+
+_ATOMS: Final = {
+    pa.bool_(): "BOOLEAN",
+    pa.int8(): "TINYINT",
+    pa.int16(): "SMALLINT",
+    pa.int32(): "INT",
+    pa.int64(): "BIGINT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.string(): "STRING",
+    pa.binary(): "BINARY",
+}
+
+
+def statements(root: Location, dialect: Dialect) -> Iterator[str]:
+    """SQL for every committed dataset at or below a folder, in the order of their paths; a comment where there is none.
+
+    A table is called as its folder, with `_` for every sign that a name cannot have.
+    """
+    folders, _ = find_datasets(root)
+    for folder in folders:
+        dataset = Dataset.open(folder)
+        name = table_name(root, folder)
+        if dataset.manifest.table == MODEL_TABLE:
+            yield f"-- {name}: a model file, no table"
+        elif not dataset.manifest.parts:
+            yield f"-- {name}: no rows, so no file says what its columns are"
+        elif dialect == "duckdb":
+            yield _view(name, dataset)
+        else:
+            yield from _table(name, dataset, "STORED AS" if dialect == "hive" else "USING")
+
+
+def table_name(root: Location, folder: Location) -> str:
+    """The path of a dataset below `root` (its own name where it is `root`) as an identifier."""
+    path = folder.url.removeprefix(root.url).strip("/") or root.name
+    return "".join(sign if sign.isascii() and sign.isalnum() else "_" for sign in path)
+
+
+def partition_values(part: Part) -> dict[str, str]:
+    """Names and values of the Hive folders in a part's path, outermost first."""
+    pairs = (folder.partition("=") for folder in part.path.split("/")[:-1])
+    return {name: value for name, sign, value in pairs if sign}
+
+
+def sql_type(arrow: pa.DataType) -> str:
+    """The type as Spark and Hive write it.
+
+    Raises:
+        SchemaError: there is none.
+    """
+    if pa.types.is_fixed_size_binary(arrow):
+        return "BINARY"
+    if pa.types.is_list(arrow):
+        return f"ARRAY<{sql_type(arrow.value_type)}>"
+    if pa.types.is_struct(arrow):
+        return f"STRUCT<{', '.join(f'`{field.name}`: {sql_type(field.type)}' for field in arrow)}>"
+    if arrow not in _ATOMS:
+        raise SchemaError(f"the Arrow type {arrow} has no SQL type here; known are {', '.join(map(str, _ATOMS))}")
+    return _ATOMS[arrow]
+
+
+def _table(name: str, dataset: Dataset, storage: str) -> Iterator[str]:
+    partitions = partition_values(dataset.manifest.parts[0])
+    columns = ",\n".join(f"  `{field.name}` {sql_type(field.type)}" for field in dataset.schema)
+    by = f"\nPARTITIONED BY ({', '.join(f'`{column}` STRING' for column in partitions)})" if partitions else ""
+    place = _place(dataset).replace("\\", "\\\\").replace("'", "\\'")
+    yield f"CREATE EXTERNAL TABLE IF NOT EXISTS `{name}` (\n{columns}\n){by}\n{storage} PARQUET\nLOCATION '{place}';"
+    if partitions:
+        yield f"MSCK REPAIR TABLE `{name}`;"
+
+
+def _view(name: str, dataset: Dataset) -> str:
+    """A pattern, not the list of parts: after a commit the folder holds nothing else, and DuckDB prunes folders."""
+    partitions = partition_values(dataset.manifest.parts[0])
+    pattern = f"{_place(dataset)}/{'*/' * len(partitions)}part-*.parquet".replace("'", "''")
+    types = ", ".join(f"'{column}': VARCHAR" for column in partitions)
+    options = f"hive_partitioning = true, hive_types = {{{types}}}" if partitions else "hive_partitioning = false"
+    return f"CREATE OR REPLACE VIEW \"{name}\" AS\nSELECT * FROM read_parquet('{pattern}', {options});"
+
+
+def _place(dataset: Dataset) -> str:
+    return dataset.folder.path if dataset.folder.is_local else dataset.folder.url

@@ -1,0 +1,254 @@
+"""Opening file systems: schemes and their options, and what a store's failures mean to the user.
+
+Every error of a store ends here as one of the four classes with one line that names the URL, what was wrong and what
+to do; values of options that may be secret are cut out of whatever a library says. Options come from the recipe's
+`storage` (by scheme), else from the store's usual chain and fsspec's own environment and files.
+
+One request is tried three times by botocore (s3, at most 3 s of waiting), six times by gcsfs (gs, about 31 s) and four
+times by the Azure SDK (az); `etl.storage.retry` tries the whole operation again above that. Listings are never cached.
+"""
+
+import contextlib
+import contextvars
+import difflib
+import errno
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import fsspec
+from fsspec.registry import known_implementations
+
+from etl.errors import ConfigError, DataError, StillhouseError
+from etl.storage.retry import BUDGET_S, causes, code_of, is_passing, is_unreached, status_of, type_names
+
+Options = dict[str, Any]
+"""fsspec options of one file system."""
+Storage = dict[str, Options]
+"""fsspec options by scheme."""
+
+ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
+"""Which extra of this package brings the file system of a scheme."""
+BUCKETS = frozenset({"s3", "gs", "az"})
+"""Schemes whose URLs begin with a bucket (or container) that must be there."""
+READ_TIMEOUT_S = 30
+CONNECT_TIMEOUT_S = 5
+_REQUEST_TRIES = 3
+
+_DEFAULTS: dict[str, Options] = {
+    "s3": {
+        "use_listings_cache": False,
+        "config_kwargs": {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"mode": "standard", "total_max_attempts": _REQUEST_TRIES},
+        },
+    },
+    "gs": {"use_listings_cache": False},
+    "az": {"use_listings_cache": False},
+}
+_SECRET = re.compile(r"key|secret|token|password|credential|connection_string|sas|user", re.IGNORECASE)
+_SIGNED = re.compile(r"[?&](sig|signature|x-amz-signature|x-goog-signature|access_token|token)=", re.IGNORECASE)
+_REFUSED_CODES = frozenset({
+    "AuthenticationFailed", "AuthorizationHeaderMalformed", "ExpiredToken", "InvalidAccessKeyId", "InvalidSecurity",
+    "InvalidToken", "NotSignedUp", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired",
+})  # fmt: skip
+_NO_CREDENTIALS = frozenset({
+    "azure.core.exceptions.ClientAuthenticationError", "botocore.exceptions.CredentialRetrievalError",
+    "botocore.exceptions.NoCredentialsError", "botocore.exceptions.PartialCredentialsError",
+    "botocore.exceptions.ProfileNotFound", "google.auth.exceptions.GoogleAuthError",
+})  # fmt: skip
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_LIBRARIES = ("adlfs.", "aiohttp.", "azure.", "botocore.", "aiobotocore.", "gcsfs.", "google.", "requests.", "s3fs.")
+
+_ambient: contextvars.ContextVar[Storage | None] = contextvars.ContextVar("storage", default=None)
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of a URL, aliases resolved; `file` for a local path."""
+    scheme, separator, _ = url.partition("://")
+    return ALIASES.get(scheme, scheme) if separator else "file"
+
+
+@contextlib.contextmanager
+def storage_options(storage: Storage) -> Iterator[None]:
+    """Within the block, URLs for which nobody gives options (models, descriptions) are opened with these."""
+    token = _ambient.set(storage)
+    try:
+        yield
+    finally:
+        _ambient.reset(token)
+
+
+def ambient_options(url: str) -> Options:
+    """The options that hold for a URL within `storage_options`."""
+    return (_ambient.get() or {}).get(scheme_of(url), {})
+
+
+def check_scheme(scheme: str) -> str:
+    """The scheme, aliases resolved.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    name = ALIASES.get(scheme, scheme)
+    if name not in known_implementations and name not in fsspec.available_protocols():
+        near = difflib.get_close_matches(name, ["s3", "s3a", "gs", "az", "abfs", "hdfs", "file", "https"], n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ConfigError(
+            f"there is no storage of the scheme '{scheme}://'; {hint}use s3, gs, az, hdfs or a local path"
+        )
+    return name
+
+
+def check_storage(storage: Storage) -> Storage:
+    """The options of a recipe by scheme, aliases resolved.
+
+    Raises:
+        ConfigError: an unknown scheme, or a secret that YAML has read as a number; no value is repeated.
+    """
+    checked: Storage = {}
+    for name, options in storage.items():
+        for option, value in options.items():
+            if _SECRET.search(option) and isinstance(value, int | float) and not isinstance(value, bool):
+                raise ConfigError(f"{name}.{option} must be text, YAML has read a number; put it in quotes")
+        checked.setdefault(check_scheme(name), {}).update(options)
+    return checked
+
+
+def check_url(url: str) -> None:
+    """Refuse what must not be written down: a URL is printed, stored in plans and compared.
+
+    Raises:
+        ConfigError: the URL holds credentials; they are not repeated.
+    """
+    scheme, separator, rest = url.partition("://")
+    place = rest.partition("/")[0]
+    user, at, _ = place.rpartition("@")
+    in_bucket = scheme_of(url) in BUCKETS and ":" in place and not place.startswith("arn:")
+    if separator and ((at and (":" in user or scheme_of(url) in ("s3", "gs"))) or in_bucket or _SIGNED.search(rest)):
+        raise ConfigError(
+            f"a {scheme}:// URL holds credentials; take them out of it and give them under "
+            f"`storage: {{{scheme_of(url)}: …}}`, in the environment or in the store's own files"
+        )
+
+
+def open_file_system(url: str, options: Options) -> Any:
+    """The fsspec file system of a URL, one a process for equal options.
+
+    Raises:
+        ConfigError: unknown scheme, a package that is not installed, or options that it does not take.
+    """
+    scheme = scheme_of(url)
+    if scheme == "gs":
+        # gcsfs logs a traceback of every failure; without a handler of the user's, Python would print it.
+        logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+    try:
+        file_system = fsspec.core.url_to_fs(url, **_merged(_DEFAULTS.get(scheme, {}), options))[0]
+    except ImportError as error:
+        check_scheme(scheme)
+        extra = EXTRAS.get(scheme)
+        what = f"pip install 'stillhouse[{extra}]'" if extra else "install what its fsspec file system needs"
+        raise ConfigError(f"{url}: {scheme}:// needs a package that is not installed ({error}); {what}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        check_scheme(scheme)
+        raise ConfigError(
+            f"{url}: storage.{scheme} has options that its file system does not take: {_reason(error, options)}"
+        ) from error
+    if scheme == "s3":
+        file_system.retries = 1
+    return file_system
+
+
+def _merged(defaults: Options, options: Options) -> Options:
+    merged = {**defaults, **options}
+    if isinstance(options.get("config_kwargs"), Mapping):
+        merged["config_kwargs"] = {**defaults.get("config_kwargs", {}), **options["config_kwargs"]}
+    return merged
+
+
+def redact(text: str, options: Options) -> str:
+    """The text without the values of options that may be secret."""
+    for value in sorted(_secrets(options), key=len, reverse=True):
+        text = text.replace(value, "***")
+    return text
+
+
+def _secrets(options: Mapping[str, Any], inside: bool = False) -> set[str]:
+    found: set[str] = set()
+    for name, value in options.items():
+        secret = inside or _SECRET.search(name) is not None
+        if isinstance(value, Mapping):
+            found |= _secrets(value, secret)
+        elif secret and isinstance(value, str) and len(value) > 3:
+            found.add(value)
+    return found
+
+
+def _reason(error: BaseException, options: Options) -> str:
+    """What a library said, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return redact(text, options)[:300]
+
+
+def explain(error: Exception, url: str, options: Options, verb: str) -> Exception:
+    """What to raise for a failure of a store or disk; the error itself where callers tell it apart or it is a bug.
+
+    Args:
+        error: as the file system raised it.
+        url: of the object.
+        options: whose values are cut out of the message.
+        verb: read, list, write or remove.
+    """
+    scheme = scheme_of(url)
+    status, code = status_of(error), code_of(error)
+    number = error.errno if isinstance(error, OSError) else None
+    reason = _reason(error, options)
+    names = {name for cause in causes(error) for name in type_names(cause)}
+    if isinstance(error, StillhouseError):
+        return error
+    if code in ("NoSuchBucket", "ContainerNotFound") or (
+        isinstance(error, FileNotFoundError) and verb == "write" and scheme in BUCKETS
+    ):
+        return no_bucket(url)
+    if isinstance(error, FileNotFoundError):
+        return error
+    if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
+        return (
+            error if verb == "read" else DataError(f"cannot {verb} {url} ({reason}); a file stands in its way, move it")
+        )
+    if code in _REFUSED_CODES or status == 401 or not names.isdisjoint(_NO_CREDENTIALS):
+        return ConfigError(
+            f"{url}: the store does not accept the credentials ({reason}); correct them under "
+            f"`storage: {{{scheme}: …}}`, in the environment or in the store's own files"
+        )
+    if isinstance(error, PermissionError) or status == 403 or number in _NOT_ALLOWED or reason.startswith("Forbidden"):
+        who = f"user {os.getuid()}" if scheme == "file" else "these credentials"
+        return DataError(f"may not {verb} {url} ({reason}); let {who} do so, or choose another place")
+    if number in _NO_ROOM or status == 507:
+        return DataError(
+            f"no room to {verb} {url} ({reason}); free some and run again: what is finished stays, nothing is half done"
+        )
+    if is_unreached(error):
+        return ConfigError(f"{url}: the store cannot be reached ({reason}); check its endpoint_url and the network")
+    if is_passing(error):
+        return DataError(
+            f"cannot {verb} {url}: the store still fails after {BUDGET_S:.0f} s of trying ({reason}); "
+            "run again later to go on from here"
+        )
+    if isinstance(error, OSError) or any(name.startswith(_LIBRARIES) for name in names):
+        return DataError(f"cannot {verb} {url} ({reason})")
+    if isinstance(error, TypeError | ValueError) and scheme != "file":
+        # File systems take unknown options when they are made and stumble when they first connect.
+        return ConfigError(f"{url}: check the options under `storage: {{{scheme}: …}}` ({reason})")
+    return error
+
+
+def no_bucket(url: str) -> ConfigError:
+    """What to raise for a bucket that is not there."""
+    bucket = url.partition("://")[2].partition("/")[0]
+    return ConfigError(f"{url}: there is no bucket '{bucket}'; make it, or correct the URL")

@@ -1,0 +1,48 @@
+"""The two stores that every fault is tried on: a local folder and a real S3 server."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from etl.storage.location import Location
+from tests.services.s3 import S3, s3_server
+
+Folders = Callable[[], Location]
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """One SeaweedFS for all tests of a process."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def bucket(s3: S3) -> str:
+    """A bucket whose volumes are there: the first write into a new one takes seconds."""
+    url = s3.bucket("faults")
+    s3.file_system().pipe_file(f"{url}/first", b"x")
+    return url
+
+
+@pytest.fixture
+def local_folders(tmp_path: Path) -> Folders:
+    """A new folder on the local disk at each call."""
+    names = itertools.count()
+    return lambda: Location.of(tmp_path / f"folder-{next(names)}")
+
+
+@pytest.fixture
+def s3_folders(s3: S3, bucket: str, request: pytest.FixtureRequest) -> Folders:
+    """A new folder in the bucket at each call."""
+    names = itertools.count()
+    prefix = f"{bucket}/{abs(hash(request.node.nodeid)):x}"
+    return lambda: Location.of(f"{prefix}-{next(names)}", s3.options)
+
+
+@pytest.fixture(params=["local", "s3"])
+def folders(request: pytest.FixtureRequest) -> Folders:
+    """New folders on either store."""
+    return request.getfixturevalue(f"{request.param}_folders")

@@ -1,0 +1,89 @@
+"""Kills inside one process: the operations on storage are counted, and one of them is the last.
+
+`KilledError` is a BaseException that no code of ours catches, raised before an operation is done, after it, or, where
+an operation removes many objects, when it has removed half of them. What SIGKILL does to a process it does not do:
+`finally` and `with` still run, so a temporary file is gone that a real kill would leave.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+from unittest import mock
+
+from etl.storage.location import Location
+from tests.engines.inprocess import KilledError
+
+ONE_OBJECT = ("create", "replace", "upload", "remove")
+MANY_OBJECTS = ("remove_tree", "remove_children")
+
+
+class Moment(StrEnum):
+    BEFORE = "before"
+    AMID = "amid"
+    AFTER = "after"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One change of storage."""
+
+    name: str
+    url: str
+
+
+@dataclass
+class Reaper:
+    """Counts operations and kills at the one that is due."""
+
+    seen: list[Operation] = field(default_factory=list)
+    _due: int = -1
+    _moment: Moment = Moment.BEFORE
+
+    def arm(self, due: int, moment: Moment) -> None:
+        """Begin to count again; the operation number `due` (from 0) is the last."""
+        self.seen, self._due, self._moment = [], due, moment
+
+    def disarm(self) -> None:
+        """Begin to count again; nothing is killed."""
+        self.arm(-1, Moment.BEFORE)
+
+    def run(self, name: str, method: Callable[..., Any], place: Location, *values: Any, **options: Any) -> Any:
+        """Do an operation, unless this is the end."""
+        due = len(self.seen) == self._due
+        self.seen.append(Operation(name, place.url))
+        if due and self._moment is Moment.BEFORE:
+            raise KilledError(self.seen[-1])
+        if due and self._moment is Moment.AMID and name in MANY_OBJECTS:
+            _remove_half(place, options.get("keep", ()))
+        else:
+            result = method(place, *values, **options)
+        if due:
+            raise KilledError(self.seen[-1])
+        return result
+
+
+def _remove_half(place: Location, keep: tuple[str, ...]) -> None:
+    names = [name for name, _ in place.walk() if name.partition("/")[0] not in keep]
+    for name in names[::2]:
+        place.fs.rm_file((place / name).path)
+
+
+@contextlib.contextmanager
+def reaping() -> Iterator[Reaper]:
+    """A reaper that sees every change that this process makes through a Location."""
+    reaper = Reaper()
+    with contextlib.ExitStack() as patches:
+        for name in (*ONE_OBJECT, *MANY_OBJECTS):
+            method = getattr(Location, name)
+            counted = functools.partialmethod(_counted, reaper, name, method)
+            patches.enter_context(mock.patch.object(Location, name, counted))
+        yield reaper
+
+
+def _counted(
+    place: Location, reaper: Reaper, name: str, method: Callable[..., Any], *values: Any, **options: Any
+) -> Any:
+    return reaper.run(name, method, place, *values, **options)
