@@ -1,10 +1,11 @@
 # What a developer and a new user run. Everything lives in .venv, made from requirements.lock; `make` alone lists the
-# targets. PYTHON=… names the interpreter, JOBS=… the number of test processes.
+# targets. PYTHON=… names the interpreter, JOBS=… the number of test processes, ENGINE=beam runs the demo without a JVM.
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+ENGINE ?= spark
 # The lock is resolved and tested on 3.11, so that comes first; any later one that these packages support will do.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -33,7 +34,7 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 demo: venv ## Build a corpus from the embedded sample and train a tiny student on it
-	$(RUN) $(BIN)/python -m jobs.demo
+	$(RUN) $(BIN)/python -m jobs.demo --engine $(ENGINE)
 
 # Spark keeps all cores busy from one process, and one process means one JVM: its tests run after the others, not beside
 # them. Slow tests start clusters and count on having the machine.

@@ -18,7 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from etl.errors import ConfigError
 from etl.storage.dataset import Build, Chunk, Dataset, Job, SplitWriter
+from etl.storage.location import Location
 from etl.storage.manifest import FLOW, Manifest, Plan, Receipt
 
 MapFn = Callable[[Any], Iterable[Chunk]]
@@ -98,6 +100,16 @@ class Exchange:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of an engine's catalog that is a source of a recipe."""
+
+    source: str
+    name: str
+    columns: tuple[str, ...]
+    """What is read of it; those that it lacks are left out."""
+
+
+@dataclass(frozen=True)
 class _HeldMap:
     """A map whose work waits for a barrier."""
 
@@ -147,10 +159,12 @@ class Engine(ABC):
 
     Attributes:
         guard: called before every commit; raises when this run may not write any more.
+        permit: called before work is planned that is not committed yet; raises when it is not this run's to do.
     """
 
     def __init__(self) -> None:
         self.guard: Callable[[], None] = lambda: None
+        self.permit: Callable[[Job], None] = lambda job: None
         self._held: list[_HeldMap] = []
 
     def map(
@@ -179,7 +193,7 @@ class Engine(ABC):
             if done is not None:
                 then(done)
                 return done
-        held = _HeldMap(build, build.plan(splits), fn, resources, then)
+        held = _HeldMap(build, self._plan(build, splits), fn, resources, then)
         self._held.append(held)
         return _HeldDataset(build.dataset(held.plan), self)
 
@@ -230,7 +244,7 @@ class Engine(ABC):
         done = build.reopen()
         if done is not None:
             return done
-        plan = build.plan(range(exchange.num_buckets))
+        plan = self._plan(build, range(exchange.num_buckets))
         missing = build.missing(plan)
         if missing:
             writer = build.writer(plan)
@@ -248,10 +262,30 @@ class Engine(ABC):
         done = build.reopen()
         if done is not None:
             return done
-        plan = build.plan([0])
+        plan = self._plan(build, [0])
         if build.missing(plan):
             fn(build.writer(plan))
         return self._commit(build, plan)
+
+    def land(self, table: Table, folder: Location) -> Dataset:
+        """Write a table of the engine's catalog as a dataset, unless it is there and the table has not changed.
+
+        Args:
+            table: what is read.
+            folder: of the dataset.
+
+        Raises:
+            ConfigError: the engine has no catalog.
+            SourceError: there is no such table, or it has none of the columns.
+        """
+        raise ConfigError(
+            f"sources.{table.source}.table={table.name}: only the Spark engine reads tables of a catalog; run "
+            f"the recipe with it, or give sources.{table.source}.path"
+        )
+
+    def _plan(self, build: Build, splits: Iterable[Any]) -> Plan:
+        self.permit(build.job)
+        return build.plan(splits)
 
     def _commit(self, build: Build, plan: Plan) -> Dataset:
         self.guard()

@@ -22,7 +22,7 @@ StageName = Literal["filter", "dedup", "kenlm", "score", "tokenize", "split", "l
 STAGE_NAMES = frozenset({
     "ingest", "quarantine", "filter", "rounds", "exact_hits", "exact", "candidates", "edges", "sets", "pairs",
     "near_hits", "near", "clusters", "kenlm_sample", "kenlm", "score", "tokenize", "harmony", "ctx_bucket",
-    "split_hits", "split", "dropped", "cells", "layout", "corpus",
+    "split_hits", "split", "dropped", "cells", "layout", "corpus", "tables",
 })  # fmt: skip
 """Folders and steps of the stages, which no cut may be called."""
 RUN_KENLM = "run:kenlm"

@@ -1,11 +1,14 @@
 """The command line `stillhouse`, one function a command. torch and pyspark load where a command needs them."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from etl.storage.catalog import Dialect, statements
 from etl.storage.location import Location
+from etl.storage.sweep import find_leftovers, parse_age, remove_leftovers
 from etl.storage.verify import find_datasets, verify
 from jobs.entry import main_of, report
 
@@ -99,6 +102,43 @@ def verify_command(path: Annotated[str, typer.Argument(help="A run's output or o
         committed, _ = find_datasets(root)
         report(f"{len(committed)} datasets, {len(differences)} differences")
         return 1 if differences else 0
+
+    raise typer.Exit(main_of(job))
+
+
+@app.command("sweep")
+def sweep_command(
+    path: Annotated[str, typer.Argument(help="A run's output or one dataset.")],
+    older_than: Annotated[str, typer.Option(help="Age below which nothing goes: 90s, 30m, 24h, 7d.")] = "24h",
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only say what would go.")] = False,
+) -> None:
+    """Remove what dead attempts have left below a folder; refuses while a run is at work there."""
+
+    def job() -> int:
+        root = Location.of(path)
+        leftovers = find_leftovers(root, parse_age(older_than), time.time())
+        for item in leftovers:
+            report(f"{item.bytes:>14,} bytes  {item.age_s / 3600:>8.1f} h  {item.path}: {item.why}")
+        if delete:
+            remove_leftovers(root, leftovers)
+        done = "removed" if delete else "would go; --delete removes them"
+        report(f"{len(leftovers)} leftovers, {sum(item.bytes for item in leftovers):,} bytes: {done}")
+        return 0
+
+    raise typer.Exit(main_of(job))
+
+
+@app.command("catalog")
+def catalog_command(
+    path: Annotated[str, typer.Argument(help="A run's output or one dataset.")],
+    dialect: Annotated[Dialect, typer.Option(help="spark and hive: external tables; duckdb: views.")] = "spark",
+) -> None:
+    """Print the SQL that makes every dataset below a folder a table: `stillhouse catalog DIR > tables.sql`."""
+
+    def job() -> int:
+        for statement in statements(Location.of(path), dialect):
+            report(statement)
+        return 0
 
     raise typer.Exit(main_of(job))
 

@@ -13,7 +13,6 @@ from etl.errors import ConfigError
 from etl.recipe import Recipe
 from etl.sources.files import SAMPLE
 from etl.stages.run import RunResult, run_recipe
-from etl.storage.location import Location
 from jobs.entry import main_of, report
 
 
@@ -28,7 +27,7 @@ def run(name_or_path: str, overrides: list[str], flags: list[str]) -> RunResult:
     options = pipeline_options(flags)
     if not runs_here(options):
         _check_reach(recipe)
-    engine = BeamEngine(options, report, recipe.output)
+    engine = BeamEngine(options, report, recipe.place)
     try:
         return run_recipe(recipe, engine, report)
     finally:
@@ -37,16 +36,18 @@ def run(name_or_path: str, overrides: list[str], flags: list[str]) -> RunResult:
 
 def _check_reach(recipe: Recipe) -> None:
     """Workers elsewhere do not see this machine's disk."""
-    places = {"output": [recipe.output]}
+    places = [("output", recipe.place)]
     for name, source in recipe.sources.items():
-        places[f"sources.{name}.path"] = [source.path] if isinstance(source.path, str) else list(source.path)
-    for key, paths in places.items():
-        for path in paths:
-            if path.startswith(SAMPLE) or Location.of(path).is_local:
-                raise ConfigError(
-                    f"{key}={path} is on this machine's disk, which the workers of that runner do not reach; "
-                    f"--set {key}=URL, such as gs://bucket/folder"
-                )
+        for pattern in source.patterns:
+            if pattern.startswith(SAMPLE):
+                raise ConfigError(f"sources.{name}.path={pattern}: the embedded sample is on this machine alone")
+            places.append((f"sources.{name}.path", source.locate(pattern)))
+    for key, place in places:
+        if place.is_local:
+            raise ConfigError(
+                f"{key}={place} is on this machine's disk, which the workers of that runner do not reach; "
+                f"--set {key}=URL, such as gs://bucket/folder"
+            )
 
 
 def main(argv: list[str]) -> int:

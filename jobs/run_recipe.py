@@ -1,37 +1,64 @@
-"""Run a recipe on Spark: `spark-submit --py-files stillhouse.zip jobs/run_recipe.py --conf RECIPE --set output=DIR`."""
+"""Run a recipe on Spark: `spark-submit --py-files stillhouse.zip jobs/run_recipe.py --conf RECIPE --set output=DIR`.
+
+The files jobs/stage_*.py take the same flags and run one stage each, for a scheduler that starts them one by one.
+"""
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 
 from etl import conf
 from etl.engines.spark import SparkEngine
 from etl.recipe import Recipe
-from etl.stages.run import RunResult, run_recipe
+from etl.stages.run import RunResult, run_recipe, run_stage
 from jobs.entry import main_of, report
 
 
 def run(name_or_path: str, overrides: list[str]) -> RunResult:
     """Load a recipe with its overrides and run it in the session that is there, or a local one."""
+    with _ready(name_or_path, overrides) as (recipe, engine):
+        return run_recipe(recipe, engine, report)
+
+
+@contextlib.contextmanager
+def _ready(name_or_path: str, overrides: list[str]) -> Iterator[tuple[Recipe, SparkEngine]]:
     recipe = conf.load(Recipe, name_or_path, "recipes", overrides)
     engine = SparkEngine(report=report)
     try:
-        return run_recipe(recipe, engine, report)
+        yield recipe, engine
     finally:
         engine.close()
 
 
 def main(argv: list[str]) -> int:
     """Exit code of one run: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="run_recipe.py", description="Run a recipe on Spark.")
-    parser.add_argument("--conf", required=True, help="recipe: a shipped name, a path or a URI")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; @FILE is its text")
-    options = parser.parse_args(argv)
+    options = _options(argv, "run_recipe.py", "Run a recipe on Spark.")
 
     def job() -> int:
         run(options.conf, options.set)
         return 0
 
     return main_of(job)
+
+
+def main_of_stage(stage: str, argv: list[str]) -> int:
+    """Exit code of one stage of a recipe, the stages before it being committed."""
+    options = _options(argv, f"stage_{stage}.py", f"Run the stage '{stage}' of a recipe on Spark.")
+
+    def job() -> int:
+        with _ready(options.conf, options.set) as (recipe, engine):
+            run_stage(recipe, engine, report, stage)
+        return 0
+
+    return main_of(job)
+
+
+def _options(argv: list[str], program: str, description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument("--conf", required=True, help="recipe: a shipped name, a path or a URI")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; @FILE is its text")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

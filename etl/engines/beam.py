@@ -24,8 +24,9 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.coders import Coder, registry
-from apache_beam.metrics import Metrics
+from apache_beam.coders import Coder
+from apache_beam.coders.typecoders import registry
+from apache_beam.metrics.metric import Metrics
 from apache_beam.options.pipeline_options import (
     GoogleCloudOptions,
     PipelineOptions,
@@ -33,8 +34,9 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
     TestOptions,
 )
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.runner import PipelineState
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineState, create_runner
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from etl import errors
@@ -79,9 +81,9 @@ def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
     """Command line flags as Beam's options; Beam itself would only warn of a flag that it does not know.
 
     Raises:
-        ConfigError: a flag is unknown, or its value is refused.
+        ConfigError: a flag is unknown, its value is refused, or one that the runner needs is missing.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser: Any = _Parser(add_help=False, allow_abbrev=False)
     for options in sorted(set(PipelineOptions.__subclasses__()), key=lambda options: options.__name__):
         options._add_argparse_args(parser)
     _, unknown = parser.parse_known_args(list(flags))
@@ -90,7 +92,9 @@ def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
         near = difflib.get_close_matches(flag.partition("=")[0], known, 1)
         raise ConfigError(f"Beam has no flag {flag}" + (f"; did you mean {near[0]}?" if near else ""))
     made = PipelineOptions(list(flags))
-    _runner_of(made)
+    wrong = PipelineOptionsValidator(made, _runner_of(made)).validate()
+    if wrong:
+        raise ConfigError("Beam: " + "; ".join(wrong))
     return made
 
 
@@ -108,7 +112,7 @@ def _runner_of(options: PipelineOptions) -> Any:
     if _runner_name(options) in ("direct", "fnapi"):
         return FnApiRunner()
     try:
-        return beam.runners.create_runner(options.view_as(StandardOptions).runner)
+        return create_runner(options.view_as(StandardOptions).runner)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"Beam: {error}") from error
 
@@ -122,7 +126,7 @@ def runs_here(options: PipelineOptions) -> bool:
 # --- the engine ----------------------------------------------------------------------------------------------------
 
 
-class JobNotRun(Exception):  # noqa: N818  # nothing went wrong
+class JobNotRun(Exception):  # nothing went wrong
     """A job was described (--template_location, --dry_run) and not run, so there is nothing to go on with."""
 
 
@@ -203,7 +207,7 @@ class BeamEngine(Engine):
             cloud.template_location = f"{cloud.template_location.rstrip('/')}/{name}"
         return options
 
-    def _run(self, work: Work, failure: "_Failure", job: beam.PTransform) -> None:
+    def _run(self, work: Work, failure: "_Failure", job: beam.PTransform[Any, Any]) -> None:
         options = self._job_options(work.stage)
         pipeline = beam.Pipeline(runner=_runner_of(options), options=options)
         _ = pipeline | work.stage >> job
@@ -377,7 +381,7 @@ class _Reduce(beam.DoFn):
 # --- the two jobs --------------------------------------------------------------------------------------------------
 
 
-class _MapJob(beam.PTransform):
+class _MapJob(beam.PTransform[Any, Any]):
     """Every split is an element of its own, and Beam deals them out."""
 
     def __init__(self, items: Sequence[tuple[int, Any]], task: _RunTask, hints: dict[str, Any]) -> None:
@@ -392,7 +396,7 @@ class _MapJob(beam.PTransform):
         return begin | "splits" >> beam.Create(self._items) | "task" >> task
 
 
-class _ShuffleJob(beam.PTransform):
+class _ShuffleJob(beam.PTransform[Any, Any]):
     """Batches of the map side grouped by bucket; every wanted bucket gets one without rows, so that it is there."""
 
     def __init__(self, exchange: Exchange, buckets: Sequence[int], reduce: _Reduce, hints: dict[str, Any]) -> None:
@@ -466,7 +470,7 @@ registry.register_coder(pa.RecordBatch, RecordBatchCoder)
 registry.register_coder(pa.Table, TableCoder)
 
 
-class ApplySteps(beam.PTransform):
+class ApplySteps(beam.PTransform[Any, Any]):
     """Steps over a PCollection of Arrow record batches or tables: the same elements with the steps' columns.
 
     Rows and their order stay. A null `verdict` column (`etl.schema.VERDICT`) is put before the steps' columns where
@@ -516,7 +520,7 @@ class _ApplySteps(beam.DoFn):
         return self._run(batch)
 
 
-class ToArrow(beam.PTransform):
+class ToArrow(beam.PTransform[Any, Any]):
     """A PCollection of dictionaries or `beam.Row`s to one of Arrow record batches.
 
     Args:

@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,10 +28,13 @@ import pyarrow as pa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from etl import errors
-from etl.engine import Counts, Engine, Exchange, Reduce, Task, Work
+from etl.engine import Counts, Engine, Exchange, Reduce, Table, Task, Work
 from etl.engines.java import find_java
 from etl.engines.spark_frames import apply, read
 from etl.engines.spark_resources import Ask, ask
+from etl.engines.spark_tables import land_partition, open_table
+from etl.storage.dataset import Build, Dataset
+from etl.storage.location import Location
 
 __all__ = ["SparkEngine", "apply", "read"]
 
@@ -45,7 +49,7 @@ _DEFAULTS = {
     "spark.sql.execution.arrow.maxBytesPerBatch": str(_SHUFFLE_BATCH_BYTES),
     "spark.sql.session.timeZone": "UTC",
 }
-_SUBMIT_ARGS = "--name stillhouse --driver-memory 2g pyspark-shell"
+_SUBMIT_ARGS = "--name stillhouse --driver-memory 2g --conf spark.ui.showConsoleProgress=false pyspark-shell"
 """For a JVM that we start ourselves; its memory cannot be changed once it runs."""
 _LOCAL_DEFAULTS = {
     "spark.driver.host": "127.0.0.1",
@@ -134,6 +138,27 @@ class SparkEngine(Engine):
             frame = self.session.range(0, width, 1, width).mapInArrow(emit, from_arrow_schema(schema))
             frame = frame.repartitionById(len(numbers), _TARGET).sortWithinPartitions(*exchange.order)
             job.collect(frame.mapInArrow(run, _OUTCOME, False, asked.profile))
+
+    def land(self, table: Table, folder: Location) -> Dataset:
+        opened = open_table(self.session, table)
+        build = Build(opened.job(table, folder))
+        done = build.committed()
+        if done is not None:
+            return done
+        self.permit(build.job)
+        build.give_up()
+        num_partitions = opened.num_partitions
+        # A landing is not resumed; names of its own keep stragglers of an earlier one out.
+        plan = build.plan([f"{uuid.uuid4().hex}-{number}" for number in range(num_partitions)])
+        land = land_partition(build.writer(plan), opened.schema, num_partitions)
+        with self._job(Work(build.job.stage, num_partitions, num_partitions), "partitions") as job:
+            counts = job.counts
+
+            def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+                yield _outcome(lambda: land(batches), counts)
+
+            job.collect(opened.frame.mapInArrow(run, _OUTCOME))
+        return self._commit(build, plan)
 
     def _ask(self, work: Work) -> Ask:
         """How this session can meet the needs of the tasks; what it cannot is told once."""
@@ -270,7 +295,8 @@ def _from_text(text: str) -> errors.StillhouseError:
 
 
 def _routed(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([*schema, pa.field(_TARGET, pa.int32()), pa.field(_NOTE, pa.string())])
+    fields = [field.with_nullable(True) for field in schema]  # notes are nulls but for their own column
+    return pa.schema([*fields, pa.field(_TARGET, pa.int32()), pa.field(_NOTE, pa.string())])
 
 
 def _route(rows: pa.RecordBatch, position: npt.NDArray[np.int32]) -> pa.RecordBatch:

@@ -144,9 +144,9 @@ def _reads_natively(session: Any, folder: Location) -> bool:
 
     if _GLOB_SIGNS.intersection(folder.url):
         return False
-    if folder.is_local:
+    scheme, sign, _ = folder.url.partition("://")
+    if not sign:
         return True
-    scheme = folder.url.partition("://")[0]
     context = session.sparkContext
     try:
         context._jvm.org.apache.hadoop.fs.FileSystem.getFileSystemClass(scheme, context._jsc.hadoopConfiguration())

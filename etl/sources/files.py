@@ -18,6 +18,7 @@ from etl.config import Config
 from etl.errors import DataError, SourceError
 from etl.sources.sample import sample_folder
 from etl.sources.spec import Source
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location, stamp_of
 
 FORMATS = (".parquet", ".jsonl", ".json", ".ndjson")
@@ -67,29 +68,35 @@ def list_files(name: str, source: Source) -> list[InputFile]:
     Raises:
         SourceError: a pattern matches no file, or a file that was named has a suffix that we cannot read.
     """
-    patterns = [source.path] if isinstance(source.path, str) else list(source.path)
     found: dict[str, InputFile] = {}
-    for pattern in patterns:
+    for pattern in source.patterns:
         if pattern.startswith(SAMPLE):
             pattern = str(sample_folder() / pattern.removeprefix(SAMPLE))
         try:
             for file in _expand(name, source.locate(pattern)):
                 found[file.url] = file
-        except DataError as error:
+        except (DataError, SourceError) as error:
             raise SourceError(f"source '{name}': {error}") from error
     return sorted(found.values(), key=lambda file: (file.relative, file.url))
+
+
+def part_files(dataset: Dataset) -> list[InputFile]:
+    """The parts of a dataset as input; their names follow from their content, so they are not looked at again."""
+    return [
+        InputFile(
+            url=dataset.part_location(part).url, relative=part.path, bytes=part.bytes, etag=part.sha256, stamp=_UNKNOWN
+        )
+        for part in dataset.manifest.parts
+    ]
 
 
 def _expand(name: str, pattern: Location) -> Iterator[InputFile]:
     path = pattern.path
     folder, found = pattern.ask("list", lambda: _matches(pattern.fs, path))
-    if path in found and not _readable(path):
-        raise SourceError(f"source '{name}': {path} is none of {FORMATS} (or these with {COMPRESSIONS})")
-    below = {item: info for item, info in found.items() if _readable(item) and not _hidden(item.removeprefix(folder))}
-    if not below:
+    if not found:
         pattern.check_bucket()
-        raise SourceError(f"source '{name}': no file of {FORMATS} matches {pattern.url}; check sources.{name}.path")
-    for item, info in below.items():
+        raise SourceError(f"no file of {FORMATS} matches {pattern.url}; check sources.{name}.path")
+    for item, info in found.items():
         location = Location(pattern.fs.unstrip_protocol(item) if "://" in pattern.url else item, pattern.options)
         etag = "" if location.is_local else stamp_of(info)
         yield InputFile(
@@ -102,7 +109,10 @@ def _expand(name: str, pattern: Location) -> Iterator[InputFile]:
 
 
 def _matches(fs: Any, path: str) -> tuple[str, dict[str, Any]]:
-    """The folder that a pattern starts with, and path and description of the files that match it."""
+    """The folder that a pattern starts with, and path and description of the files that match it.
+
+    A file that is named outright may be hidden; one that a pattern finds may not.
+    """
     if any(sign in path for sign in "*?["):
         folder = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
         found = {item: info for item, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
@@ -110,9 +120,13 @@ def _matches(fs: Any, path: str) -> tuple[str, dict[str, Any]]:
         folder = path
         found = fs.find(path, detail=True)
     else:
-        folder = posixpath.dirname(path)
-        found = {path: fs.info(path)} if fs.exists(path) else {}
-    return folder, found
+        if not fs.exists(path):
+            return path, {}
+        if not _readable(path):
+            raise SourceError(f"{path} is none of {FORMATS} (or these with {COMPRESSIONS})")
+        return posixpath.dirname(path), {path: fs.info(path)}
+    chosen = {item: info for item, info in found.items() if _readable(item) and not _hidden(item.removeprefix(folder))}
+    return folder, chosen
 
 
 def _readable(path: str) -> bool:

@@ -5,7 +5,7 @@ A data set is described by conf/sources/<name>.yaml; a new one of a known shape 
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, StringConstraints, field_validator
+from pydantic import Field, PrivateAttr, StringConstraints, field_validator, model_validator
 
 from etl import conf
 from etl.config import Config
@@ -67,12 +67,14 @@ class ColumnsShape(Config):
 class Source(Config):
     """One entry of a recipe's `sources`."""
 
-    located: ClassVar[frozenset[str]] = frozenset({"path", "options"})
+    located: ClassVar[frozenset[str]] = frozenset({"path", "table", "options"})
 
     spec: str
     """Name, path or URI of the YAML file that describes the data set."""
-    path: str | tuple[str, ...] = Field(min_length=1)
+    path: str | tuple[str, ...] | None = Field(default=None, min_length=1)
     """Files: a path, glob, folder or URL, or a list of them. .parquet, .jsonl, .json; also .gz, .zst, .bz2, .xz."""
+    table: str | None = Field(default=None, min_length=1)
+    """In place of a path: a table of the Spark session's catalog, such as catalog.db.name."""
     options: dict[str, Any] = Field(default={}, repr=False)
     """fsspec options for the path, such as endpoint_url; they win over the recipe's `storage`."""
     _storage: Storage = PrivateAttr(default={})
@@ -80,13 +82,26 @@ class Source(Config):
 
     @field_validator("path")
     @classmethod
-    def _path_can_be_printed(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _path_can_be_printed(cls, path: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         try:
-            for pattern in [path] if isinstance(path, str) else path:
+            for pattern in [path] if isinstance(path, str) else path or ():
                 check_url(pattern)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return path
+
+    @model_validator(mode="after")
+    def _is_in_one_place(self) -> "Source":
+        if (self.path is None) == (self.table is None):
+            raise ValueError("give either `path` (files) or `table` (a table of Spark's catalog)")
+        if self.table is not None and self.options:
+            raise ValueError("`options` are for the files of a `path`; a table's are the Spark session's own settings")
+        return self
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The paths; none for a table."""
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
 
     def locate(self, url: str) -> Location:
         """A pattern or file of this source with its options."""

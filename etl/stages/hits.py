@@ -162,9 +162,9 @@ def losers(table: pa.Table, first: I64, lost: npt.NDArray[np.bool_]) -> pa.Recor
 
 
 def routed(hits: pa.Schema) -> pa.Schema:
-    """A schema with a bucket before it, fixed-size binaries as the engines carry them."""
-    plain = [field.with_type(pa.binary()) if field.type == ID else field for field in hits]
-    return pa.schema([pa.field("bucket", pa.int32()), *plain])
+    """A schema with a bucket before it, as the engines carry rows: plain binaries, everything nullable."""
+    carried = [(field.name, pa.binary() if field.type == ID else field.type) for field in hits]
+    return pa.schema([("bucket", pa.int32()), *carried])
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from etl.engine import Table
 from etl.errors import SourceError
 from etl.hashing import canonical_json, xxh64
 from etl.schema import PROMPT, QUARANTINE
-from etl.sources.files import InputFile, InputSplit, cut, list_files
+from etl.sources.files import InputFile, InputSplit, cut, list_files, part_files
 from etl.sources.read import Bad, read_split
 from etl.sources.spec import ColumnsShape, Source
 from etl.stages.context import Context
@@ -109,7 +110,7 @@ def ingest(context: Context) -> Rows:
         ConfigError: the description of a data set is wrong.
     """
     sources = context.recipe.sources
-    files = {name: list_files(name, source) for name, source in sources.items()}
+    files = {name: _files(context, name, source) for name, source in sources.items()}
     roots = tuple(dict.fromkeys(_root(file) for found in files.values() for file in found))
     stamps = {file.url: file.stamp for found in files.values() for file in found if file.stamp}
     raw = Raw(sources, {name: source.shape() for name, source in sources.items()}, roots, stamps)
@@ -126,6 +127,15 @@ def ingest(context: Context) -> Rows:
     empty = {name: {STEP: {"in": 0, "made": 0, "kept": 0}} for name in sources}
     job = context.job("ingest", "PROMPT", PROMPT, semantic).with_inherited(empty)
     return Rows(context.map(job, splits, WritePrompts(raw), then=functools.partial(_quarantine, context, raw)))
+
+
+def _files(context: Context, name: str, source: Source) -> list[InputFile]:
+    """The files of a source; a table is landed as some first."""
+    if source.table is None:
+        return list_files(name, source)
+    shape = source.shape()
+    columns = tuple(dict.fromkeys((*shape.text_columns, *shape.meta)))
+    return part_files(context.engine.land(Table(name, source.table, columns), context.output / f"tables/{name}"))
 
 
 def _identity(shape: ColumnsShape, files: list[InputFile]) -> dict[str, Any]:

@@ -211,9 +211,9 @@ class Held:
         buckets = buckets[order]
         table = pa.Table.from_batches(self._batches, self._schema).take(pa.array(order)).combine_chunks()
         self._batches, self._buckets, self.num_bytes = [], [], 0
-        starts = np.flatnonzero(np.concatenate([[True], buckets[1:] != buckets[:-1]]))
+        starts = np.flatnonzero(np.concatenate([[True], buckets[1:] != buckets[:-1]])).tolist()
         left: list[tuple[int, int]] = []
-        for start, end in zip(starts, np.append(starts[1:], len(buckets)), strict=True):
+        for start, end in zip(starts, [*starts[1:], len(buckets)], strict=True):
             size = table.slice(start, end - start).nbytes
             if size < at_least:
                 left.append((start, end))

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from etl.engine import DEFAULT, Engine, Exchange, MapFn, Reduce, ReduceFn, Resources, Task, Work
+from etl.engine import DEFAULT, Engine, Exchange, MapFn, Reduce, ReduceFn, Resources, Table, Task, Work
 from etl.errors import DataError
 from etl.recipe import Recipe
 from etl.stages.context import Context
 from etl.stages.run import check, run_stages
 from etl.storage.dataset import MANIFEST, Build, Dataset, Job, SplitWriter
+from etl.storage.location import Location
 from etl.storage.lock import RunLock
 from etl.storage.manifest import Manifest, to_json
 
@@ -60,6 +61,17 @@ class _Lookout(Engine):
 
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
         return self._look(job)
+
+    def land(self, table: Table, folder: Location) -> Dataset:
+        """Only the catalog knows whether the table has changed."""
+        stage = f"tables/{table.source}"
+        try:
+            dataset = Dataset.open(folder)
+        except DataError:
+            self.outlooks.append(Outlook(stage, "run", ("nothing is there yet",)))
+            raise _OutOfSight from None
+        self.outlooks.append(Outlook(stage, "check", (f"runs again if {table.name} has changed",)))
+        return dataset
 
     def _look(self, job: Job) -> Dataset:
         self.jobs[job.stage] = job

@@ -3,6 +3,8 @@
 A stage whose dataset is there with the same fingerprint is not run again; when nothing has changed no engine starts.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.engine import Engine
+from etl.errors import ConfigError, DataError
 from etl.pipeline import Pipeline
 from etl.recipe import Recipe
 from etl.schema import DROPPED, PROMPT, aligned
@@ -21,7 +24,7 @@ from etl.stages.layout import lay_out
 from etl.stages.passes import run_pipeline
 from etl.stages.split import separate
 from etl.storage.aligned import Rows
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.dataset import Chunk, Dataset, Job
 from etl.storage.lock import RunLock
 from etl.storage.manifest import Accounting
 from etl.storage.remote import storage_options
@@ -90,14 +93,54 @@ def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) ->
             return run_stages(context)
 
 
-def run_stages(context: Context) -> RunResult:
-    """Every stage in its order, through the engine of the context."""
+class _Done(Exception):
+    """The one stage that was to run has run."""
+
+
+def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], stage: str) -> None:
+    """Run one stage of a recipe (`layout` writes DIR/dropped too); those before it must be committed.
+
+    Raises:
+        ConfigError: the recipe does not list the stage.
+        DataError: a stage before it is not committed; the message says what to run first.
+    """
+    order = ("ingest", *recipe.stages)
+    if stage not in order:
+        raise ConfigError(f"the recipe '{recipe.name}' has no stage '{stage}'; it has {', '.join(order)}")
+    context = Context(engine, recipe, report)
+    reached = False
+
+    def enter(name: str) -> None:
+        nonlocal reached
+        if reached:
+            engine.settle()
+            raise _Done
+        reached = name == stage
+        engine.permit = (lambda job: None) if reached else functools.partial(_refuse, name, stage)
+
+    with storage_options(recipe.storage):
+        check(recipe)
+        with RunLock(context.output), contextlib.suppress(_Done):
+            run_stages(context, enter)
+
+
+def _refuse(name: str, wanted: str, job: Job) -> None:
+    raise DataError(
+        f"'{wanted}' needs the stage '{name}', and {job.folder} is not committed for this recipe and input; run "
+        f"jobs/stage_{name}.py first"
+    )
+
+
+def run_stages(context: Context, enter: Callable[[str], None] = lambda stage: None) -> RunResult:
+    """Every stage in its order, through the engine of the context; `enter` is called before each."""
     recipe = context.recipe
+    enter("ingest")
     rows = ingest(context)
     stages = {"ingest": "ingest"}
     corpus = None
     model: Dataset | None = None
     for stage in recipe.stages:
+        enter(stage)
         if stage == "dedup":
             rows = dedup(context, rows)
         elif stage == "kenlm":

@@ -9,14 +9,14 @@ from typing import Final, Literal
 
 import pyarrow as pa
 
-from etl.errors import SchemaError
+from etl.errors import DataError, SchemaError
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.manifest import Part
 from etl.storage.verify import MODEL_TABLE, find_datasets
 
 Dialect = Literal["spark", "hive", "duckdb"]
-DIALECTS: Final[tuple[Dialect, ...]] = ("spark", "hive", "duckdb")
+
 
 _ATOMS: Final = {
     pa.bool_(): "BOOLEAN",
@@ -35,8 +35,13 @@ def statements(root: Location, dialect: Dialect) -> Iterator[str]:
     """SQL for every committed dataset at or below a folder, in the order of their paths; a comment where there is none.
 
     A table is called as its folder, with `_` for every sign that a name cannot have.
+
+    Raises:
+        DataError: there is no committed dataset at or below the folder.
     """
     folders, _ = find_datasets(root)
+    if not folders:
+        raise DataError(f"there is no committed dataset at or below {root}")
     for folder in folders:
         dataset = Dataset.open(folder)
         name = table_name(root, folder)
@@ -47,7 +52,7 @@ def statements(root: Location, dialect: Dialect) -> Iterator[str]:
         elif dialect == "duckdb":
             yield _view(name, dataset)
         else:
-            yield from _table(name, dataset, "STORED AS" if dialect == "hive" else "USING")
+            yield from _table(name, dataset, dialect)
 
 
 def table_name(root: Location, folder: Location) -> str:
@@ -79,12 +84,14 @@ def sql_type(arrow: pa.DataType) -> str:
     return _ATOMS[arrow]
 
 
-def _table(name: str, dataset: Dataset, storage: str) -> Iterator[str]:
+def _table(name: str, dataset: Dataset, dialect: Dialect) -> Iterator[str]:
     partitions = partition_values(dataset.manifest.parts[0])
     columns = ",\n".join(f"  `{field.name}` {sql_type(field.type)}" for field in dataset.schema)
-    by = f"\nPARTITIONED BY ({', '.join(f'`{column}` STRING' for column in partitions)})" if partitions else ""
+    by = [f"PARTITIONED BY ({', '.join(f'`{column}` STRING' for column in partitions)})"] if partitions else []
+    storage = ["USING PARQUET", *by] if dialect == "spark" else [*by, "STORED AS PARQUET"]
     place = _place(dataset).replace("\\", "\\\\").replace("'", "\\'")
-    yield f"CREATE EXTERNAL TABLE IF NOT EXISTS `{name}` (\n{columns}\n){by}\n{storage} PARQUET\nLOCATION '{place}';"
+    head = f"CREATE EXTERNAL TABLE IF NOT EXISTS `{name}` (\n{columns}\n)"
+    yield "\n".join([head, *storage, f"LOCATION '{place}';"])
     if partitions:
         yield f"MSCK REPAIR TABLE `{name}`;"
 

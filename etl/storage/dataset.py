@@ -374,6 +374,14 @@ class Build:
         except (FileNotFoundError, ValidationError):
             return None
 
+    def give_up(self) -> None:
+        """Clear what an earlier build left, finished or not, so that `plan` begins anew.
+
+        Raises:
+            DataError: the folder holds something that no build of ours has left there.
+        """
+        self._clear(self._stored_plan())
+
     def _clear(self, old: Plan | None) -> None:
         """Empty the folder of an earlier build.
 

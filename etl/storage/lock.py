@@ -1,52 +1,117 @@
-"""One run at a time on one output: a create-only lock object with a heartbeat.
+"""One run at a time on one output: a create-only lock object with a heartbeat, and a takeover that only one can win.
 
-A second run stops at once. A lock is taken over when its heartbeat is older than `STALE_S`, or when its process is on
-this host and gone. The heartbeat costs one small PUT every `BEAT_S`.
+A lock is a chain. `_lock.json` names the run that made it; a run that finds a dead holder takes over by creating
+`_lock-<the dead run>.json`, create-only, so that of many that try one succeeds; should that one die too, the next link
+carries its name. The last link is the holder. Whoever ends removes the first link, then the others, so a chain is cut
+at its head and never revived by halves. A kill leaves at most dead links, which `stillhouse sweep` removes.
+
+A holder is dead when it was on this machine and its process is gone, or when its heartbeat is silent: older than
+`STALE_S` by the clocks, and then unchanged for `STALE_S` while we watch, since two hosts' clocks may differ. A run that
+lost its lock stops at its next `check`. Costs a small PUT every `BEAT_S`, and two or three GETs a check; on an object
+store also four requests at the start, which prove that it creates an object only where none is.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import socket
 import threading
 import time
 import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from etl.errors import DataError
+from etl.errors import ConfigError, DataError, StillhouseError
 from etl.storage.location import Location
+from etl.storage.retry import status_of
 
 LOCK = "_lock.json"
 BEAT_S = 10.0
 STALE_S = 60.0
+"""Silence after which a holder may be dead; several beats, each of which may be tried again for a while."""
+_LOOK_S = 2.0
+"""How often a silent lock is looked at."""
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Holder:
+    """What a link of the chain says."""
+
+    run: str
+    host: str
+    machine: str
+    pid: int
+    started: str
+    since_unix_s: float
+    beat_unix_s: float
+
+    @classmethod
+    def me(cls) -> "Holder":
+        """This process, now."""
+        now = time.time()
+        pid = os.getpid()
+        return cls(uuid.uuid4().hex, socket.gethostname(), _machine(), pid, _start_of(pid), now, now)
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Holder":
+        """What a link says; what no run has written is held by nobody, under a name that follows from its bytes."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return cls(hashlib.sha256(data).hexdigest()[:32], "nowhere", "", 0, "", 0.0, 0.0)
+
+    def body(self) -> bytes:
+        """The link's content, its heartbeat now."""
+        return json.dumps({**vars(self), "beat_unix_s": time.time()}, sort_keys=True).encode()
+
+    def is_gone(self) -> bool:
+        """True when this machine knows that the process has ended."""
+        if not self.machine:
+            return True
+        if self.machine != _machine():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return self.started != _start_of(self.pid)
+
+    def is_fresh(self) -> bool:
+        """True when its heartbeat is recent by our clock; a clock that is far ahead proves nothing."""
+        return abs(time.time() - self.beat_unix_s) <= STALE_S
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since_unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return f"process {self.pid} on {self.host} since {since}"
 
 
 class RunLock:
     """Context manager that holds the lock of an output folder.
 
     Raises:
-        DataError: another run holds it.
+        DataError: another run holds it, or this one may not write there.
+        ConfigError: the store cannot be reached, lacks the bucket, or cannot create an object only where none is.
     """
 
     def __init__(self, output: Location) -> None:
-        self._place = output / LOCK
-        self._owner = {"run": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+        self._output = output
+        self._me = Holder.me()
+        self._links: list[tuple[Location, str]] = []
+        """The chain up to our own link, each with the run that it names."""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def _body(self) -> bytes:
-        return json.dumps({**self._owner, "beat_unix_s": time.time()}).encode()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="stillhouse-lock")
 
     def __enter__(self) -> "RunLock":
-        if not self._place.create(self._body()):
-            holder = self._holder()
-            if holder is not None and not _dead(holder):
-                raise DataError(
-                    f"{self._place} is held by process {holder['pid']} on {holder['host']}; wait for that run to end"
-                )
-            self._place.remove()
-            if not self._place.create(self._body()):
-                raise DataError(f"another run took {self._place} first; wait for it to end")
+        self._output.check_bucket()
+        if not self._output.is_local and not self._output.single_writer:
+            _prove_create_only(self._output)
+        self._take()
         self._thread.start()
         return self
 
@@ -55,40 +120,166 @@ class RunLock:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if self._is_mine():
-            self._place.remove()
+        # A store that fails now must not hide what ended the run; the lock it leaves is dead.
+        with contextlib.suppress(StillhouseError) if kind else contextlib.nullcontext():
+            if self._is_mine():
+                for place, _ in self._links:
+                    place.remove()
 
-    def _holder(self) -> dict[str, Any] | None:
-        """What the lock says; None when it was given back meanwhile, or never whole."""
-        try:
-            holder = json.loads(self._place.read())
-        except (FileNotFoundError, ValueError):
-            return None
-        return holder if isinstance(holder, dict) and {"run", "pid", "host", "beat_unix_s"} <= holder.keys() else None
+    @property
+    def links(self) -> frozenset[str]:
+        """Names of the objects that make up the lock."""
+        return frozenset(place.name for place, _ in self._links)
+
+    def check(self) -> None:
+        """Go on only as the holder: called before each commit.
+
+        Raises:
+            DataError: another run has taken the lock over, or somebody removed it.
+        """
+        if not self._is_mine():
+            raise DataError(
+                f"this run (process {self._me.pid} on {self._me.host}) no longer holds {self._output / LOCK}: it was "
+                "taken over or removed, so nothing more is committed; run again when no other run is at work there"
+            )
+
+    def _take(self) -> None:
+        for _ in range(_TRIES):
+            self._links = self._join()
+            if self._links and self._is_mine():
+                return
+            # The chain was cut while we looked along it: a run ended, and another one may hold a new first link.
+            for place, run in self._links:
+                if run == self._me.run:
+                    place.remove()
+        raise DataError(f"other runs come and go at {self._output / LOCK}; start again when they are done")
+
+    def _join(self) -> list[tuple[Location, str]]:
+        """The chain with our link at its end; empty when it was cut meanwhile."""
+        place = self._output / LOCK
+        chain: list[tuple[Location, str]] = []
+        while not place.create(self._me.body()):
+            holder = _read(place)
+            if holder is None:
+                return []
+            successor = self._output / _link(holder.run)
+            if not successor.exists():
+                _refuse_if_alive(self._output, place, holder)
+            chain.append((place, holder.run))
+            place = successor
+        return [*chain, (place, self._me.run)]
 
     def _is_mine(self) -> bool:
-        """False when another run has taken the lock over, say from a process that was suspended."""
-        holder = self._holder()
-        return holder is not None and holder["run"] == self._owner["run"]
+        """Whether the chain still begins where it did, our link is in it, and nobody has taken over from us."""
+        for place, run in {self._links[0], self._links[-1]}:
+            holder = _read(place)
+            if holder is None or holder.run != run:
+                return False
+        return not (self._output / _link(self._me.run)).exists()
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
-            self._beat_once()
+            # The next beat tries again; whether the lock is lost is for `check` to find out.
+            with contextlib.suppress(StillhouseError):
+                self._beat_once()
 
     def _beat_once(self) -> None:
         if self._is_mine():
-            self._place.replace(self._body())
+            self._links[-1][0].replace(self._me.body())
 
 
-def _dead(holder: dict[str, Any]) -> bool:
-    if time.time() - float(holder["beat_unix_s"]) > STALE_S:
-        return True
-    if holder["host"] != socket.gethostname():
-        return False
+def last_holder(folder: Location) -> tuple[Location, Holder] | None:
+    """The last link of a folder's lock, dead or alive; None where there is no lock."""
+    place, last = folder / LOCK, None
+    while (holder := _read(place)) is not None:
+        last = (place, holder)
+        place = folder / _link(holder.run)
+    return last
+
+
+def live_holder(folder: Location) -> Holder | None:
+    """Who holds the lock of a folder right now; may watch a silent one for `STALE_S`."""
+    last = last_holder(folder)
+    return last[1] if last is not None and _is_alive(*last) else None
+
+
+def _link(run: str) -> str:
+    return f"_lock-{run}.json"
+
+
+def _read(place: Location) -> Holder | None:
+    """What a link says; None when it is gone."""
     try:
-        os.kill(int(holder["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
+        return Holder.parse(place.read())
+    except FileNotFoundError:
+        return None
+
+
+def _refuse_if_alive(output: Location, place: Location, holder: Holder) -> None:
+    if _is_alive(place, holder):
+        raise DataError(
+            f"{output} is held by {holder}; wait for that run to end, or stop it. A run that has died loses the lock "
+            f"{STALE_S:.0f} s after its last sign; if you know that it is dead, remove {place}"
+        )
+
+
+def _is_alive(place: Location, holder: Holder) -> bool:
+    """Whether the holder is at work; watches a silent one for a sign."""
+    if holder.is_gone():
         return False
+    if holder.is_fresh():
+        return True
+    deadline = time.monotonic() + STALE_S
+    while time.monotonic() < deadline:
+        time.sleep(min(_LOOK_S, STALE_S / 4))
+        now = _read(place)
+        if now is None or now.run != holder.run:
+            return False
+        if now.beat_unix_s != holder.beat_unix_s:
+            return True
+        if now.is_gone():
+            return False
     return False
+
+
+def _prove_create_only(output: Location) -> None:
+    """Create an object twice; the second time must fail and leave the first one's bytes.
+
+    Raises:
+        ConfigError: the store wrote it twice, or does not know conditional writes.
+    """
+    probe = output / f"_probe-{uuid.uuid4().hex}.tmp"
+    refusal = ConfigError(
+        f"{output}: this store cannot create an object only where none is, so two runs could overwrite each other; "
+        "use another store, or set `single_writer: true` and see to it that one run at a time writes there"
+    )
+    try:
+        first = probe.create(b"first")
+        second = probe.create(b"second")
+    except NotImplementedError as error:
+        raise refusal from error
+    except DataError as error:
+        if status_of(error) == 501:
+            raise refusal from error
+        raise
+    finally:
+        probe.remove()
+    if not first or second:
+        raise refusal
+
+
+def _machine() -> str:
+    """The same for two processes that see each other's process numbers; empty where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _start_of(pid: int) -> str:
+    """When a process began, in ticks since boot, since numbers are used again; empty where the system does not say."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

@@ -228,7 +228,7 @@ def explain(error: Exception, url: str, options: Options, verb: str) -> Exceptio
         )
     if isinstance(error, PermissionError) or status == 403 or number in _NOT_ALLOWED or reason.startswith("Forbidden"):
         who = f"user {os.getuid()}" if scheme == "file" else "these credentials"
-        return DataError(f"may not {verb} {url} ({reason}); let {who} do so, or choose another place")
+        return DataError(f"may not {verb} {url} ({reason}); let {who} do so, or name another place")
     if number in _NO_ROOM or status == 507:
         return DataError(
             f"no room to {verb} {url} ({reason}); free some and run again: what is finished stays, nothing is half done"
@@ -240,11 +240,12 @@ def explain(error: Exception, url: str, options: Options, verb: str) -> Exceptio
             f"cannot {verb} {url}: the store still fails after {BUDGET_S:.0f} s of trying ({reason}); "
             "run again later to go on from here"
         )
-    if isinstance(error, OSError) or any(name.startswith(_LIBRARIES) for name in names):
-        return DataError(f"cannot {verb} {url} ({reason})")
-    if isinstance(error, TypeError | ValueError) and scheme != "file":
+    wrong = isinstance(error, TypeError | ValueError | KeyError) or "botocore.exceptions.ParamValidationError" in names
+    if wrong and scheme != "file":
         # File systems take unknown options when they are made and stumble when they first connect.
         return ConfigError(f"{url}: check the options under `storage: {{{scheme}: …}}` ({reason})")
+    if isinstance(error, OSError) or any(name.startswith(_LIBRARIES) for name in names):
+        return DataError(f"cannot {verb} {url} ({reason})")
     return error
 
 

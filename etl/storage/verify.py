@@ -1,22 +1,34 @@
 """Checking what is committed below a folder: every manifest against the objects that it names.
 
-Reads each part once. Found are parts that are missing, of another size, with other bytes or another number of rows,
-objects that no manifest names, content digests that no longer hold, and accounts that do not close.
+Reads each part once, several at a time (a remote one through a file on local disk), and each receipt. Found are parts
+that are missing, of another size, with other bytes or another number of rows, receipts that are gone or do not say what
+the manifest says, objects that no manifest names, content digests that no longer hold, and accounts that do not close.
 """
 
+import contextlib
+import functools
 import hashlib
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
-from etl.errors import DataError
+from etl.errors import DataError, SourceError
 from etl.hashing import ContentDigest
-from etl.storage.dataset import MANIFEST, PLAN, Dataset, read_part
+from etl.storage.dataset import MANIFEST, PLAN, RECEIPTS, Dataset, read_part, read_receipt
 from etl.storage.location import Location
-from etl.storage.manifest import Part, accounting_gaps
+from etl.storage.manifest import Manifest, Part, accounting_gaps
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 MODEL_TABLE = "MODEL"
 """Table name of a dataset whose parts are files that are no Parquet."""
 _BLOCK = 1 << 22
+_THREADS = 4
+"""Parts that are read at a time: as many row groups in memory, as many copies of remote parts on disk."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +38,34 @@ class Difference:
     dataset: str
     path: str
     kind: str
-    """missing, short, changed, orphan, rows, content, account or uncommitted."""
+    """missing, short, changed, orphan, rows, content, account, receipt or uncommitted."""
     detail: str
 
 
 def find_datasets(root: Location) -> tuple[list[Location], list[Location]]:
     """Folders at or below `root` with a manifest, and those with a plan but no manifest."""
-    paths = [path for path, _ in root.walk()]
+    committed, started = dataset_folders([path for path, _ in root.walk()])
+    return [below(root, path) for path in committed], [below(root, path) for path in started]
+
+
+def dataset_folders(paths: list[str]) -> tuple[list[str], list[str]]:
+    """The same of a listing, relative to its root; "" is the root itself."""
 
     def folders(name: str) -> set[str]:
         return {path.removesuffix(name).rstrip("/") for path in paths if path == name or path.endswith(f"/{name}")}
 
     committed = folders(MANIFEST)
-    started = folders(PLAN) - committed
-    return [_below(root, path) for path in sorted(committed)], [_below(root, path) for path in sorted(started)]
+    return sorted(committed), sorted(folders(PLAN) - committed)
 
 
-def _below(root: Location, path: str) -> Location:
+def below(root: Location, path: str) -> Location:
+    """A folder of a listing."""
     return root / path if path else root
+
+
+def is_ours(path: str) -> bool:
+    """True for objects of the protocol, which readers of a dataset skip."""
+    return any(piece.startswith("_") for piece in path.split("/"))
 
 
 def verify(root: Location) -> Iterator[Difference]:
@@ -72,48 +94,96 @@ def verify_dataset(folder: Location) -> Iterator[Difference]:
     for gap in accounting_gaps(manifest.accounting):
         yield Difference(folder.url, MANIFEST, "account", gap)
     sizes = dict(folder.walk())
-    digest = ContentDigest()
-    broken = False
-    for part in manifest.parts:
-        found = list(_check_part(dataset, part, sizes, digest))
-        broken = broken or bool(found)
+    yield from _check_receipts(dataset)
+    digests = []
+    for found, digest in _parallel(functools.partial(_check_part, dataset, sizes), list(manifest.parts)):
+        digests.append(digest)
         yield from found
-    if not broken and manifest.table != MODEL_TABLE and str(digest) != manifest.content_digest:
-        yield Difference(
-            folder.url, MANIFEST, "content", f"digest {digest}, the manifest says {manifest.content_digest}"
-        )
+    if manifest.table != MODEL_TABLE and None not in digests:
+        total = ContentDigest.total(str(digest) for digest in digests)
+        if total != manifest.content_digest:
+            detail = f"digest {total}, the manifest says {manifest.content_digest}"
+            yield Difference(folder.url, MANIFEST, "content", detail)
     if sum(part.rows for part in manifest.parts) != manifest.rows_out:
         yield Difference(folder.url, MANIFEST, "rows", f"rows_out {manifest.rows_out} is not the sum of the parts")
+    for path in orphans(manifest, list(sizes)):
+        yield Difference(folder.url, path, "orphan", "no manifest names it; `stillhouse sweep` removes it")
+
+
+def orphans(manifest: Manifest, paths: list[str]) -> list[str]:
+    """The objects below a dataset's folder that neither it nor a dataset deeper down accounts for."""
     named = {part.path for part in manifest.parts}
-    for path in sizes:
-        if path not in named and not any(piece.startswith("_") for piece in path.split("/")):
-            yield Difference(folder.url, path, "orphan", "no manifest names it")
+    inner = [f"{folder}/" for folders in dataset_folders(paths) for folder in folders if folder]
+    return [path for path in paths if path not in named and not is_ours(path) and not path.startswith(tuple(inner))]
 
 
-def _check_part(dataset: Dataset, part: Part, sizes: dict[str, int], digest: ContentDigest) -> Iterator[Difference]:
-    place = dataset.folder.url
+def _parallel(check: Callable[[T], R], items: list[T]) -> Iterator[R]:
+    """The results in the order of the items."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(check, items)
+
+
+def _check_receipts(dataset: Dataset) -> Iterator[Difference]:
+    manifest = dataset.manifest
+    parts: dict[int, list[Part]] = {}
+    for part in manifest.parts:
+        parts.setdefault(part.split, []).append(part)
+
+    def wrong(split: int) -> str:
+        try:
+            receipt = read_receipt(dataset.folder, manifest.receipts, split)
+        except DataError as error:
+            return str(error)
+        if receipt is None:
+            return "it is missing"
+        return "" if list(receipt.parts) == parts.get(split, []) else "it names other parts than the manifest"
+
+    for split, detail in enumerate(_parallel(wrong, list(range(manifest.splits)))):
+        if detail:
+            path = f"{RECEIPTS}/{manifest.receipts}/{split:05d}.json"
+            yield Difference(dataset.folder.url, path, "receipt", detail)
+
+
+def _check_part(dataset: Dataset, sizes: dict[str, int], part: Part) -> tuple[list[Difference], ContentDigest | None]:
+    """What is wrong with a part, and the digest of its rows; None where they cannot be trusted."""
+
+    def wrong(kind: str, detail: str) -> tuple[list[Difference], None]:
+        return [Difference(dataset.folder.url, part.path, kind, detail)], None
+
     if part.path not in sizes:
-        yield Difference(place, part.path, "missing", "the manifest names it")
-        return
+        return wrong("missing", "the manifest names it")
     if sizes[part.path] != part.bytes:
-        yield Difference(place, part.path, "short", f"{sizes[part.path]} bytes, the manifest says {part.bytes}")
-        return
-    if _sha256(dataset.part_location(part)) != part.sha256:
-        yield Difference(place, part.path, "changed", "another SHA-256 than the manifest's")
-        return
-    if dataset.manifest.table == MODEL_TABLE:
-        return
-    row_groups = []
-    for batch in read_part(dataset.part_location(part)):
-        row_groups.append(batch.num_rows)
-        digest.add(batch)
+        return wrong("short", f"{sizes[part.path]} bytes, the manifest says {part.bytes}")
+    digest, row_groups = ContentDigest(), []
+    try:
+        with _on_disk(dataset.part_location(part)) as (copy, sha256):
+            if sha256 != part.sha256:
+                return wrong("changed", "another SHA-256 than the manifest's")
+            if dataset.manifest.table == MODEL_TABLE:
+                return [], digest
+            for batch in read_part(copy):
+                row_groups.append(batch.num_rows)
+                digest.add(batch)
+    except FileNotFoundError:
+        return wrong("missing", "it went while it was read")
+    except SourceError as error:
+        return wrong("changed", str(error))
     if tuple(row_groups) != part.row_groups:
-        yield Difference(place, part.path, "rows", f"row groups {row_groups}, the manifest says {part.row_groups}")
+        return wrong("rows", f"row groups {row_groups}, the manifest says {part.row_groups}")
+    return [], digest
 
 
-def _sha256(location: Location) -> str:
-    digest = hashlib.sha256()
-    with location.open() as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+@contextlib.contextmanager
+def _on_disk(location: Location) -> Iterator[tuple[Location, str]]:
+    """The object as a local file, and its SHA-256; a remote one comes over the network once."""
+    with tempfile.TemporaryDirectory(prefix="stillhouse-verify-") as folder:
+        copy = location if location.is_local else Location.of(Path(folder) / location.name)
+        digest = hashlib.sha256()
+        with contextlib.ExitStack() as files:
+            source = files.enter_context(location.open())
+            target = None if location.is_local else files.enter_context(Path(copy.path).open("wb"))
+            while block := source.read(_BLOCK):
+                digest.update(block)
+                if target is not None:
+                    target.write(block)
+        yield copy, digest.hexdigest()

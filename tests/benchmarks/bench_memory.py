@@ -75,17 +75,30 @@ def high_water_bytes(pid: int) -> int:
     return 0
 
 
+def cpu_s(pid: int) -> float:
+    """CPU-seconds that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Watch:
-    """Context manager: the largest high-water mark of each kind of process while it is open, in `peak` (bytes)."""
+    """Context manager: what each kind of process took while it is open.
+
+    Attributes:
+        peak: kind to the largest high-water mark of its processes, bytes.
+        cpu: process to (CPU-seconds when it was first seen, and last).
+    """
 
     def __init__(self) -> None:
         self.peak: dict[str, int] = {}
+        self.cpu: dict[int, tuple[float, float]] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Watch":
         for pid in processes():
             try:
+                self.cpu[pid] = (cpu_s(pid),) * 2
                 Path(f"/proc/{pid}/clear_refs").write_text("5")
             except OSError:
                 continue
@@ -105,6 +118,7 @@ class Watch:
         for pid, kind in processes().items():
             try:
                 self.peak[kind] = max(self.peak.get(kind, 0), high_water_bytes(pid))
+                self.cpu[pid] = (self.cpu.get(pid, (0.0, 0.0))[0], cpu_s(pid))
             except (FileNotFoundError, ProcessLookupError):
                 continue
 
@@ -113,6 +127,7 @@ class Measured(Engine):
     """Another engine, with a record of every stage's peak memory and time."""
 
     def __init__(self, inner: Engine) -> None:
+        super().__init__()
         self.inner = inner
         self.stages: dict[str, dict[str, float]] = {}
 
@@ -140,8 +155,28 @@ class _Stage(Watch):
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         found = {kind: round(size / 1e6, 1) for kind, size in self.peak.items()}
-        taken = {"seconds": round(time.monotonic() - self._began, 1), "tasks": self._work.num_tasks}
+        cpu = sum(last - first for first, last in self.cpu.values())
+        taken = {
+            "seconds": round(time.monotonic() - self._began, 1), "cpu_s": round(cpu, 1), "tasks": self._work.num_tasks,
+        }  # fmt: skip
         self._engine.stages[self._work.stage] = found | taken
+
+
+def shuffled_bytes(folder: Path) -> dict[str, int]:
+    """Stage to the bytes that its tasks wrote to Spark's shuffle (compressed), from the event logs in a folder."""
+    found: dict[str, int] = {}
+    names: dict[int, str] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        for line in path.read_text().splitlines():
+            event = json.loads(line)
+            if event["Event"] == "SparkListenerJobStart":
+                title = event["Properties"].get("spark.job.description", "")
+                names |= dict.fromkeys(event["Stage IDs"], title)
+            elif event["Event"] == "SparkListenerTaskEnd" and "Task Metrics" in event:
+                written = event["Task Metrics"]["Shuffle Write Metrics"]["Shuffle Bytes Written"]
+                title = names.get(event["Stage ID"], "")
+                found[title] = found.get(title, 0) + written
+    return {title: total for title, total in found.items() if total}
 
 
 # --- the bare verbs ------------------------------------------------------------------------------------------------
@@ -184,10 +219,10 @@ def run_verbs(context: Context) -> None:
     base = Dataset.open(context.output / "ingest")
     rows = Rows(base)
     schema = pa.schema([base.schema.field("id"), base.schema.field("messages")])
-    context.engine.map(context.job("verb_map", "COPY", schema, {}, rows), rows.splits, Copy(rows))
+    context.engine.map(context.job("verb_map", "COPY", schema, {}, (), rows), rows.splits, Copy(rows))
     buckets = context.num_buckets(rows.num_rows * 14 * 20)
     exchange = Exchange(tuple(rows.splits), EmitKeys(rows, buckets), KEYED, ("key", "row"), buckets)
-    context.engine.shuffle(context.job("verb_shuffle", "KEYS", KEYED, {}, rows), exchange, write_keys)
+    context.engine.shuffle(context.job("verb_shuffle", "KEYS", KEYED, {}, (), rows), exchange, write_keys)
 
 
 # --- a run ---------------------------------------------------------------------------------------------------------
@@ -211,6 +246,9 @@ def make_engine(args: argparse.Namespace, folder: Path) -> Engine:
     from etl.engines.spark import SparkEngine
 
     options = f"--name bench --master local[{args.cores}] --driver-memory {args.heap_mb}m"
+    (folder / "events").mkdir(parents=True, exist_ok=True)
+    options += f" --conf spark.eventLog.enabled=true --conf spark.eventLog.dir=file://{(folder / 'events').resolve()}"
+    options += " --conf spark.eventLog.compress=false"
     options += f" --conf spark.local.dir={folder}/spark --conf spark.ui.showConsoleProgress=false"
     os.environ["PYSPARK_SUBMIT_ARGS"] = f"{options} pyspark-shell"
     return SparkEngine(report=lambda line: None)
@@ -219,17 +257,19 @@ def make_engine(args: argparse.Namespace, folder: Path) -> Engine:
 def run_one(args: argparse.Namespace, megabytes: int, skew: str) -> dict[str, Any]:
     """One recipe over one corpus, and the verbs over its rows."""
     folder = Path(args.folder)
-    source = write_corpus(folder / f"corpus-{megabytes}-{skew}.parquet", megabytes, skew)
+    source = Path(args.source or write_corpus(folder / f"corpus-{megabytes}-{skew}.parquet", megabytes, skew))
     output = folder / f"out-{args.engine}-{megabytes}-{skew}-{time.time_ns()}"
     recipe = recipe_for(output, source, args)
-    engine = Measured(make_engine(args, folder))
+    engine = Measured(make_engine(args, output.with_name(f"{output.name}-spark")))
     began = time.monotonic()
     try:
         run_recipe(recipe, engine, lambda line: None)
         run_verbs(Context(engine, recipe, lambda line: None))
     finally:
         engine.close()
-    return {"output": str(output), "seconds": round(time.monotonic() - began, 1), "stages": engine.stages}
+    shuffled = shuffled_bytes(output.with_name(f"{output.name}-spark"))
+    seconds = round(time.monotonic() - began, 1)
+    return {"output": str(output), "seconds": seconds, "stages": engine.stages, "shuffled": shuffled}
 
 
 def print_table(title: str, kind: str, found: dict[str, dict[str, Any]]) -> None:
@@ -253,6 +293,7 @@ def main() -> None:
     parser.add_argument("--heap-mb", type=int, default=1024)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--folder", default="build/bench")
+    parser.add_argument("--source", default="", help="Parquet in the SYNTH schema, in place of a generated corpus")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes, skews = [int(size) for size in args.sizes.split(",")], args.skew.split(",")

@@ -1,5 +1,6 @@
 """The Spark engine: the same committed bytes as the in-process one, errors as we raise them, tables that all read."""
 
+import contextlib
 from dataclasses import dataclass
 
 import duckdb
@@ -7,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark import TaskContext
 
-from etl.engine import Exchange
-from etl.engines.spark import SparkEngine
+from etl.engine import Counts, Exchange, Resources, Work
+from etl.engines.spark import SparkEngine, _Job
 from etl.errors import ConfigError, DataError, SchemaError, SourceError
 from etl.scoring.kenlm_train import train
 from etl.storage.dataset import Chunk, Dataset, Job
@@ -176,7 +178,7 @@ def test_error_of_a_worker_is_raised_as_what_it_is(tmp_path, engine, error):
         raise error(f"split {split}: the value is 3; make it 4")
 
     with pytest.raises(error, match=r"^split 0: the value is 3; make it 4$"):
-        engine.map(job(tmp_path, "failing"), [0], fail)
+        engine.map(job(tmp_path, "failing"), [0], fail).manifest  # noqa: B018  # a map waits to be asked
     assert not (tmp_path / "failing" / "_manifest.json").exists()
 
 
@@ -207,7 +209,7 @@ def test_other_splits_of_a_failed_job_are_kept(tmp_path, engine):
         yield Chunk(pa.record_batch([pa.array([split])], schema=NUMBER), 1)
 
     with pytest.raises(SourceError, match="file 2 is damaged"):
-        engine.map(job(tmp_path, "some"), range(4), some)
+        engine.map(job(tmp_path, "some"), range(4), some).manifest  # noqa: B018
     receipts = {path.stem for path in (tmp_path / "some" / "_receipts").rglob("*.json")}
     assert receipts == {"00000", "00001", "00003"}
 
@@ -226,6 +228,77 @@ def test_empty_source_makes_an_empty_corpus(tmp_path, engine):
     recipe = make_recipe(tmp_path / "out", {"a": source}, stages=["dedup", "tokenize", "layout"])
     assert run(recipe, engine).corpus.manifest.rows_out == 0
     assert read(stage(tmp_path / "out", "dropped")) == []
+
+
+# --- what Spark shows ------------------------------------------------------------------------------------------------
+
+
+def count_three(number, value):
+    return Counts(rows_in=3, rows_out=2, tokens=10, dropped=1)
+
+
+def test_jobs_have_a_group_and_a_description_and_the_users_own_come_back(engine, spark, monkeypatch):
+    seen = []
+    told = {}
+    context = spark.sparkContext
+    collect = _Job.collect
+
+    def look(job, frame):
+        seen.append((context.getLocalProperty("spark.jobGroup.id"), context.getLocalProperty("spark.job.description")))
+        collect(job, frame)
+        told[job.group] = job.counts.value
+
+    monkeypatch.setattr(_Job, "collect", look)
+    context.setJobGroup("mine", "my own job")
+    engine.run_splits(Work("filter", 2, 40), [(4, "a"), (7, "b")], count_three)
+    engine.run_splits(Work("filter", 2, 2), [(0, "a"), (1, "b")], count_three)
+    assert context.getLocalProperty("spark.jobGroup.id") == "mine"
+    assert context.getLocalProperty("spark.job.description") == "my own job"
+    context.setLocalProperty("spark.jobGroup.id", None)
+    context.setLocalProperty("spark.job.description", None)
+    groups, descriptions = zip(*seen, strict=True)
+    assert descriptions == ("stillhouse: filter, 2 of 40 splits", "stillhouse: filter, 2 splits")
+    assert len(set(groups)) == 2
+    assert [len(context.statusTracker().getJobIdsForGroup(group)) for group in groups] == [1, 1]
+    assert told == dict.fromkeys(groups, Counts(rows_in=6, rows_out=4, tokens=20, dropped=2))
+
+
+@pytest.mark.parametrize("ending", ["well", "badly"])
+def test_what_was_broadcast_is_destroyed_however_the_job_ends(engine, spark, monkeypatch, ending):
+    destroyed = []
+    context = spark.sparkContext
+    broadcast = context.broadcast
+
+    def watched(value):
+        shared = broadcast(value)
+        end = shared.destroy
+        shared.destroy = lambda: (destroyed.append(value), end())
+        return shared
+
+    def work(number, value):
+        if ending == "badly":
+            raise SourceError("no")
+        return Counts()
+
+    monkeypatch.setattr(context, "broadcast", watched)
+    with pytest.raises(SourceError) if ending == "badly" else contextlib.nullcontext():
+        engine.run_splits(Work("toy", 1, 1), [(0, "plan of split 0")], work)
+    assert destroyed == [[(0, "plan of split 0")]]
+
+
+def test_on_a_local_master_fewer_tasks_run_at_once_when_each_needs_more(spark, tmp_path):
+    lines = []
+    engine = SparkEngine(session=spark, report=lines.append)
+
+    def where(number, value):
+        (tmp_path / str(number)).write_text(str(TaskContext().partitionId()))
+        return Counts()
+
+    work = Work("score", 4, 4, Resources(cpus=2))
+    for _ in range(2):
+        engine.run_splits(work, [(number, None) for number in range(4)], where)
+    assert {(tmp_path / str(number)).read_text() for number in range(4)} == {"0"}
+    assert lines == ["score: 1 of 2 tasks at a time, for what each of them needs"]
 
 
 def test_a_given_session_is_not_stopped(engine, spark):

@@ -7,6 +7,7 @@ an operation removes many objects, when it has removed half of them. What SIGKIL
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -36,32 +37,42 @@ class Operation:
 
 @dataclass
 class Reaper:
-    """Counts operations and kills at the one that is due."""
+    """Counts operations and kills at the one that is due.
+
+    Attributes:
+        seen: the operations since `arm`, in order.
+        killed_at: the one that was the last.
+    """
 
     seen: list[Operation] = field(default_factory=list)
+    killed_at: Operation | None = None
     _due: int = -1
     _moment: Moment = Moment.BEFORE
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def arm(self, due: int, moment: Moment) -> None:
         """Begin to count again; the operation number `due` (from 0) is the last."""
-        self.seen, self._due, self._moment = [], due, moment
+        self.seen, self.killed_at, self._due, self._moment = [], None, due, moment
 
     def disarm(self) -> None:
         """Begin to count again; nothing is killed."""
         self.arm(-1, Moment.BEFORE)
 
     def run(self, name: str, method: Callable[..., Any], place: Location, *values: Any, **options: Any) -> Any:
-        """Do an operation, unless this is the end."""
-        due = len(self.seen) == self._due
-        self.seen.append(Operation(name, place.url))
+        """Do an operation, unless this is the end. Clearing a folder on an object store calls from several threads."""
+        operation = Operation(name, place.url)
+        with self._lock:
+            due = len(self.seen) == self._due
+            self.seen.append(operation)
+            self.killed_at = operation if due else self.killed_at
         if due and self._moment is Moment.BEFORE:
-            raise KilledError(self.seen[-1])
+            raise KilledError(operation)
         if due and self._moment is Moment.AMID and name in MANY_OBJECTS:
             _remove_half(place, options.get("keep", ()))
         else:
             result = method(place, *values, **options)
         if due:
-            raise KilledError(self.seen[-1])
+            raise KilledError(operation)
         return result
 
 

@@ -30,10 +30,11 @@ def killed_at(shape: Shape, folder: Location, reaper: Reaper, due: int, moment: 
     try:
         shape.build(folder)
     except KilledError:
-        return reaper.seen[-1]
+        pass
     finally:
+        killed = reaper.killed_at
         reaper.disarm()
-    return None
+    return killed
 
 
 def assert_nothing_half_written(folder: Location) -> None:
@@ -48,7 +49,6 @@ def assert_nothing_half_written(folder: Location) -> None:
 def assert_whole(folder: Location, manifest: bytes) -> None:
     assert (folder / MANIFEST).read() == manifest
     assert wrong_rows(folder, "n", ROWS) == (0, 0)
-    assert duck_values(folder, "n") == ROWS
     assert list(verify(folder)) == []
 
 
@@ -68,6 +68,9 @@ def kill_everywhere(shape: Shape, folders, reaper: Reaper, moment: Moment, older
         assert_nothing_half_written(folder)
         shape.build(folder)
         assert_whole(folder, manifest)
+        if hit.total() % 5 == 0:
+            # Slower than the rest together.
+            assert duck_values(folder, "n") == ROWS
 
 
 def kind(operation: Operation) -> str:

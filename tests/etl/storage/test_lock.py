@@ -1,4 +1,4 @@
-"""One run at a time: refused, given back, taken over from the dead."""
+"""One run at a time: refused, given back, taken over from the dead by one only, told when it is lost."""
 
 import json
 import os
@@ -6,23 +6,33 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from etl.errors import DataError
+from etl.errors import ConfigError, DataError
 from etl.storage import lock
 from etl.storage.location import Location
-from etl.storage.lock import LOCK, STALE_S, RunLock
+from etl.storage.lock import LOCK, STALE_S, Holder, RunLock, last_holder, live_holder
+from tests.etl.storage.races import race_for_locks
 
 
-def held_by(folder: Location, **changes) -> None:
+def held_by(folder: Location, **changes) -> Holder:
     """A lock that someone has left: this process, a moment ago, unless told otherwise."""
-    holder = {"run": "r", "host": socket.gethostname(), "pid": os.getpid(), "beat_unix_s": time.time()} | changes
-    (folder / LOCK).create(json.dumps(holder).encode())
+    someone = replace(Holder.me(), run="r", **changes)
+    (folder / LOCK).create(json.dumps(vars(someone)).encode())
+    return someone
 
 
-def holder(folder: Location) -> dict:
-    return json.loads((folder / LOCK).read())
+def holder(folder: Location) -> Holder:
+    found = last_holder(folder)
+    assert found is not None
+    return found[1]
+
+
+def links(folder: Location) -> list[str]:
+    return [path for path, _ in folder.walk() if path.startswith("_lock")]
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +43,20 @@ def dead_pid():
     return process.pid
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Silence counts after a moment."""
+    monkeypatch.setattr(lock, "STALE_S", 0.05)
+    monkeypatch.setattr(lock, "_LOOK_S", 0.01)
+
+
 def test_a_lock_says_who_holds_it_and_goes_on_exit(folder):
-    with RunLock(folder):
-        assert {name: holder(folder)[name] for name in ("pid", "host")} == {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-        }
-    assert not (folder / LOCK).exists()
+    with RunLock(folder) as held:
+        assert (holder(folder).pid, holder(folder).host) == (os.getpid(), socket.gethostname())
+        held.check()
+        assert live_holder(folder) == holder(folder)
+    assert list(folder.walk()) == []
+    assert live_holder(folder) is None
     with RunLock(folder):
         pass
 
@@ -47,39 +64,20 @@ def test_a_lock_says_who_holds_it_and_goes_on_exit(folder):
 def test_a_lock_goes_when_the_run_fails(folder):
     with pytest.raises(ZeroDivisionError), RunLock(folder):
         raise ZeroDivisionError
-    assert not (folder / LOCK).exists()
+    assert list(folder.walk()) == []
 
 
 def test_a_second_run_is_refused_and_the_first_keeps_its_lock(folder):
-    with RunLock(folder):
-        mine = holder(folder)["run"]
-        with pytest.raises(DataError, match=rf"is held by process {os.getpid()} on "), RunLock(folder):
+    with RunLock(folder) as held:
+        mine = holder(folder).run
+        started_s = time.monotonic()
+        told = rf"is held by process {os.getpid()} on {socket.gethostname()} since 20.* UTC; .*remove .*{LOCK}"
+        with pytest.raises(DataError, match=told), RunLock(folder):
             raise AssertionError("the second run has begun")
-        assert holder(folder)["run"] == mine
-    assert not (folder / LOCK).exists()
-
-
-def test_of_two_runs_that_start_at_once_one_gets_the_lock(tmp_path):
-    folder = Location.of(tmp_path)
-    start, end = threading.Barrier(2), threading.Barrier(2)
-    outcomes = []
-
-    def run() -> None:
-        start.wait()
-        try:
-            with RunLock(folder):
-                outcomes.append("held")
-                end.wait()
-        except DataError:
-            outcomes.append("refused")
-            end.wait()
-
-    runs = [threading.Thread(target=run) for _ in range(2)]
-    for thread in runs:
-        thread.start()
-    for thread in runs:
-        thread.join()
-    assert sorted(outcomes) == ["held", "refused"]
+        assert time.monotonic() - started_s < STALE_S / 2
+        assert holder(folder).run == mine
+        held.check()
+    assert links(folder) == []
 
 
 def test_outputs_do_not_share_a_lock(folder):
@@ -87,35 +85,75 @@ def test_outputs_do_not_share_a_lock(folder):
         pass
 
 
-def test_a_dead_process_of_this_host_loses_its_lock(folder, dead_pid):
+def test_a_dead_process_of_this_machine_loses_its_lock(folder, dead_pid):
     held_by(folder, pid=dead_pid)
+    with RunLock(folder) as held:
+        assert holder(folder).pid == os.getpid()
+        assert len(links(folder)) == 2
+        held.check()
+    assert links(folder) == []
+
+
+def test_a_process_number_that_is_used_again_is_no_sign_of_life(folder):
+    held_by(folder, started="1")
     with RunLock(folder):
-        assert holder(folder)["pid"] == os.getpid()
+        assert holder(folder).run != "r"
 
 
-def test_a_process_of_another_host_keeps_its_lock_while_its_heart_beats(folder, dead_pid):
-    held_by(folder, pid=dead_pid, host="elsewhere", beat_unix_s=time.time() - STALE_S / 2)
-    with pytest.raises(DataError, match=f"is held by process {dead_pid} on elsewhere"), RunLock(folder):
+def test_a_chain_of_dead_takeovers_is_followed_to_its_end(folder, dead_pid):
+    held_by(folder, pid=dead_pid)
+    for run, before in (("s", "r"), ("t", "s")):
+        link = replace(Holder.me(), run=run, pid=dead_pid)
+        (folder / f"_lock-{before}.json").create(json.dumps(vars(link)).encode())
+    with RunLock(folder) as held:
+        assert len(links(folder)) == 4
+        with pytest.raises(DataError, match="is held by process"), RunLock(folder):
+            pass
+        held.check()
+    assert links(folder) == []
+
+
+@pytest.mark.parametrize("process", ["dead there", "alive here"])
+def test_a_process_of_another_machine_keeps_its_lock_while_its_heart_beats(folder, dead_pid, process):
+    pid = dead_pid if process == "dead there" else os.getpid()
+    held_by(folder, pid=pid, host="elsewhere", machine="m", beat_unix_s=time.time() - STALE_S / 2)
+    with pytest.raises(DataError, match=f"is held by process {pid} on elsewhere"), RunLock(folder):
         pass
 
 
-@pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])
-def test_a_lock_without_a_heartbeat_is_taken_over(folder, host):
-    held_by(folder, host=host, beat_unix_s=time.time() - STALE_S - 1)
+@pytest.mark.parametrize("late_s", [120, -120])
+def test_a_silent_lock_of_another_machine_is_watched_and_then_taken_over(folder, impatient, late_s):
+    held_by(folder, machine="m", beat_unix_s=time.time() - late_s)
     with RunLock(folder):
-        assert holder(folder)["run"] != "r"
-    assert not (folder / LOCK).exists()
+        assert holder(folder).run != "r"
+    assert links(folder) == []
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"\xff\xfe\xff"])
+@pytest.mark.parametrize("late_s", [3600, -3600])
+def test_a_clock_that_is_wrong_takes_no_lock_from_the_living(folder, monkeypatch, late_s):
+    someone = held_by(folder, machine="m", host="elsewhere", beat_unix_s=time.time() - late_s)
+    monkeypatch.setattr(lock, "STALE_S", 60)
+
+    def beat(_: float) -> None:
+        later = replace(someone, beat_unix_s=someone.beat_unix_s + 10)
+        (folder / LOCK).replace(json.dumps(vars(later)).encode())
+
+    monkeypatch.setattr(lock.time, "sleep", beat)
+    with pytest.raises(DataError, match="is held by"), RunLock(folder):
+        pass
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b'{"run": "r", "host": "h"}', b"\xff\xfe\xff"])
 def test_a_lock_that_says_nothing_is_taken_over(folder, text):
     (folder / LOCK).create(text)
-    with RunLock(folder):
-        assert holder(folder)["pid"] == os.getpid()
+    with RunLock(folder) as held:
+        assert holder(folder).pid == os.getpid()
+        held.check()
+    assert links(folder) == []
 
 
-def beaten(folder: Location, monkeypatch) -> threading.Event:
-    """Make hearts beat at once; the event is set after the first beat."""
+def beaten(monkeypatch) -> threading.Event:
+    """Make hearts beat at once; the event is set after a beat."""
     event = threading.Event()
     beat = RunLock._beat_once
 
@@ -129,7 +167,7 @@ def beaten(folder: Location, monkeypatch) -> threading.Event:
 
 
 def test_the_heart_beats(folder, monkeypatch):
-    event = beaten(folder, monkeypatch)
+    event = beaten(monkeypatch)
     with RunLock(folder):
         began = holder(folder)
         # The first beat may have begun before that; the second did not.
@@ -137,20 +175,84 @@ def test_the_heart_beats(folder, monkeypatch):
             event.clear()
             assert event.wait(30)
         now = holder(folder)
-        assert now["run"] == began["run"]
-        assert now["beat_unix_s"] > began["beat_unix_s"]
-    assert not (folder / LOCK).exists()
+        assert now.run == began.run
+        assert now.beat_unix_s > began.beat_unix_s
+    assert links(folder) == []
 
 
-def test_who_lost_the_lock_leaves_that_of_the_other_alone(folder):
-    with RunLock(folder):
+def test_a_heart_goes_on_when_a_beat_fails(folder, monkeypatch):
+    event = beaten(monkeypatch)
+    replace_object, failures = Location.replace, []
+
+    def fails_once(place: Location, data: bytes) -> None:
+        if not failures:
+            failures.append(place)
+            raise DataError("the store is out to lunch")
+        replace_object(place, data)
+
+    monkeypatch.setattr(Location, "replace", fails_once)
+    with RunLock(folder) as held:
+        assert event.wait(30)
+        held.check()
+    assert failures
+
+
+def take_over(folder: Location) -> None:
+    """What another run does when it takes this one for dead."""
+    other = replace(Holder.me(), run="other", machine="m")
+    (folder / f"_lock-{holder(folder).run}.json").create(json.dumps(vars(other)).encode())
+
+
+def replace_head(folder: Location) -> None:
+    """What another run does after somebody has removed the lock."""
+    (folder / LOCK).remove()
+    held_by(folder, machine="m")
+
+
+def test_a_lock_that_was_removed_is_lost(folder):
+    with RunLock(folder) as held:
         (folder / LOCK).remove()
-        held_by(folder, run="other")
-    assert holder(folder)["run"] == "other"
+        with pytest.raises(DataError, match=f"process {os.getpid()} .* no longer holds .*{LOCK}"):
+            held.check()
 
 
-def test_who_lost_the_lock_stops_beating(folder, monkeypatch):
-    held = RunLock(folder)
-    held_by(folder, run="other")
-    held._beat_once()
-    assert holder(folder)["run"] == "other"
+@pytest.mark.parametrize("lose", [take_over, replace_head])
+def test_who_lost_the_lock_is_told_stops_beating_and_leaves_it_alone(folder, lose):
+    with RunLock(folder) as held:
+        lose(folder)
+        before = {path: (folder / path).read() for path in links(folder)}
+        with pytest.raises(DataError, match="no longer holds"):
+            held.check()
+        held._beat_once()
+    assert {path: (folder / path).read() for path in links(folder)} == before
+
+
+def test_of_two_processes_that_start_at_once_one_gets_the_lock(tmp_path, dead_pid):
+    folders = [Location.of(tmp_path / str(lap)) for lap in range(60)]
+    for folder in folders[::2]:
+        held_by(folder, pid=dead_pid)
+    outcomes = race_for_locks(folders)
+    assert outcomes == [Counter(held=1, refused=1)] * len(folders)
+    assert all(links(folder) == [] for folder in folders)
+
+
+class Overwrites(Location):
+    """A store that does not look at the condition of a conditional write."""
+
+    def create(self, data: bytes) -> bool:
+        self.replace(data)
+        return True
+
+    def __truediv__(self, relative: str) -> Location:
+        return Overwrites(f"{self.url}/{relative}", self.options, self.single_writer)
+
+
+def test_a_store_that_overwrites_what_it_should_create_is_refused(folder):
+    if folder.is_local:
+        pytest.skip("a local disk is known to create")
+    careless = Overwrites(folder.url)
+    with pytest.raises(ConfigError, match=r"cannot create an object only where none is.*single_writer: true"):
+        RunLock(careless).__enter__()
+    assert list(folder.walk()) == []
+    with RunLock(replace(careless, single_writer=True)):
+        pass

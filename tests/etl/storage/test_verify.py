@@ -5,7 +5,7 @@ import json
 import pytest
 
 from etl.errors import DataError
-from etl.storage.dataset import MANIFEST
+from etl.storage.dataset import MANIFEST, RECEIPTS, Dataset
 from etl.storage.location import Location
 from etl.storage.verify import MODEL_TABLE, find_datasets, verify
 from tests.etl.storage.builds import InLine, begin, chunks_of, job
@@ -119,7 +119,52 @@ def test_a_content_digest_that_does_not_hold(output):
 
 def test_row_counts_that_do_not_hold(output):
     edit(output, lambda tree: (tree.update(rows_out=9), tree["parts"][0].update(row_groups=[3])))
-    assert found(output) == [("rows", f"ingest/{parts(output)[0]}"), ("rows", f"ingest/{MANIFEST}")]
+    assert found(output) == [
+        ("receipt", f"ingest/{receipts(output)[0]}"),
+        ("rows", f"ingest/{parts(output)[0]}"),
+        ("rows", f"ingest/{MANIFEST}"),
+    ]
+
+
+def build(folder: Location, splits) -> None:
+    engine = InLine()
+    engine.map(job(folder), splits, chunks_of)
+    engine.settle()
+
+
+def receipts(output: Location) -> list[str]:
+    return sorted(path for path, _ in (output / "ingest").walk() if path.startswith(RECEIPTS))
+
+
+def test_a_missing_receipt_and_a_damaged_one(output):
+    first, second = receipts(output)
+    (output / "ingest" / first).remove()
+    (output / "ingest" / second).replace(b"{")
+    assert found(output) == [("receipt", f"ingest/{first}"), ("receipt", f"ingest/{second}")]
+
+
+def test_a_dataset_inside_another_ones_folder_is_no_orphan(output):
+    build(output / "ingest/deeper", SPLITS)
+    (output / "ingest/deeper/stray").create(b"x")
+    assert found(output) == [("orphan", "ingest/deeper/stray")]
+
+
+def test_many_parts_keep_their_order_and_one_digest(folder):
+    build(folder / "many", [[[n], [n, n]] for n in range(23)])
+    assert found(folder) == []
+    named = [part.path for part in Dataset.open(folder / "many").manifest.parts]
+    for path in named[::5]:
+        (folder / "many" / path).remove()
+    assert found(folder) == [("missing", f"many/{path}") for path in named[::5]]
+
+
+def test_a_store_that_fails_is_not_taken_for_damage(output, monkeypatch):
+    def fails(*_):
+        raise DataError("the store still fails")
+
+    monkeypatch.setattr(Location, "open", fails)
+    with pytest.raises(DataError, match="still fails"):
+        found(output)
 
 
 def test_a_model_is_checked_by_its_bytes_alone(output):

@@ -1,0 +1,206 @@
+"""Finding and removing what dead attempts have left below a folder, and nothing that anybody needs.
+
+Left over are, when they are older than a given age: objects that no manifest names in a committed dataset; receipts and
+checkpoints of builds other than the one that the manifest or plan names; checkpoints of a committed dataset; parts that
+no receipt names in a build that did not end; marks of builds that were given up; unfinished files (`_*.tmp`); links of
+dead locks; and on S3 uploads in pieces that were never finished. Objects outside every dataset are touched only when
+they have such a name. A live lock anywhere on the way to the folder or below it stops the sweep. Costs one LIST of the
+folder, one GET a dataset, and one a receipt of a build that did not end.
+"""
+
+import contextlib
+import functools
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from etl.errors import ConfigError, DataError
+from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, Dataset, read_receipt
+from etl.storage.location import Entry, Location
+from etl.storage.lock import LOCK, RunLock, live_holder
+from etl.storage.manifest import Plan
+from etl.storage.verify import below, dataset_folders, is_ours
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_TEMPORARY = re.compile(r"_.*\.tmp")
+_LINK = re.compile(r"_lock(-[0-9a-f]+)?\.json")
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """One object that may go."""
+
+    path: str
+    """Below the folder that is swept."""
+    bytes: int
+    age_s: float
+    why: str
+    upload_id: str = ""
+    """Of an upload in pieces, which is no object yet."""
+
+
+def parse_age(text: str) -> float:
+    """Seconds of an age such as 90s, 30m, 24h or 7d.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None:
+        raise ConfigError(f"'{text}' is no age; give a number and one of s, m, h and d, such as 24h")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+def find_leftovers(root: Location, older_than_s: float, now_unix_s: float) -> list[Leftover]:
+    """What may go, sorted by path.
+
+    Args:
+        root: a run's output or one dataset.
+        older_than_s: what is younger stays, as it may belong to a run that is just beginning.
+        now_unix_s: the time.
+
+    Raises:
+        DataError: a run is at work there, or a manifest or plan is damaged.
+    """
+    entries = list(root.entries())
+    _refuse_live(root, [entry.path for entry in entries])
+    reasons = _Reasons(root, [entry.path for entry in entries])
+    found = []
+    for entry in entries:
+        # Where a store does not tell the age, nothing is old enough.
+        age_s = now_unix_s - entry.modified_unix_s if entry.modified_unix_s is not None else -1.0
+        if age_s >= older_than_s and (why := reasons.of(entry)):
+            found.append(Leftover(entry.path, entry.bytes, age_s, why))
+    found += [upload for upload in _unfinished_uploads(root, now_unix_s) if upload.age_s >= older_than_s]
+    return sorted(found, key=lambda leftover: leftover.path)
+
+
+def remove_leftovers(root: Location, leftovers: list[Leftover]) -> None:
+    """Delete them, holding the folder's lock so that no run begins there meanwhile.
+
+    Raises:
+        DataError: a run is at work there, or something may not be removed.
+    """
+    with RunLock(root) as lock:
+        # The links of a dead lock have just become part of this one, and go with it.
+        root.remove_all([item.path for item in leftovers if not item.upload_id and item.path not in lock.links])
+        for item in leftovers:
+            if item.upload_id:
+                _give_up(root / item.path, item.upload_id)
+
+
+def _give_up(place: Location, upload_id: str) -> None:
+    bucket, key, _ = place.fs.split_path(place.path)
+    with contextlib.suppress(FileNotFoundError):
+        place.ask("remove", lambda: place.fs.abort_mpu(bucket, key, upload_id))
+
+
+def _refuse_live(root: Location, paths: list[str]) -> None:
+    """Raise when a run holds the lock of this folder, of one above it or of one below."""
+    folders = [root, *(below(root, posixpath.dirname(path)) for path in paths if posixpath.basename(path) == LOCK)]
+    above = root.url.partition("://")
+    head, tail = (above[0] + above[1], above[2]) if above[1] else ("", above[0])
+    while (tail := posixpath.dirname(tail)).strip("/"):
+        folders.append(Location(head + tail, root.options, root.single_writer))
+    for folder in folders:
+        holder = live_holder(folder)
+        if holder is not None:
+            raise DataError(f"{folder} is held by {holder}; sweep when that run has ended")
+
+
+class _Reasons:
+    """Why an object may go, by the dataset that it lies in."""
+
+    def __init__(self, root: Location, paths: list[str]) -> None:
+        self._root = root
+        committed, started = dataset_folders(paths)
+        self._committed, self._started = set(committed), set(started)
+        self._paths = paths
+        self._known: dict[str, _Known] = {}
+
+    def of(self, entry: Entry) -> str:
+        """Empty when the object must stay."""
+        name = posixpath.basename(entry.path)
+        if _TEMPORARY.fullmatch(name):
+            return "a file that was never finished"
+        if _LINK.fullmatch(name):
+            return "the lock of a run that died"
+        folder = posixpath.dirname(entry.path)
+        while folder not in self._committed and folder not in self._started:
+            if not folder:
+                return ""
+            folder = posixpath.dirname(folder)
+        return self._inside(folder, entry.path.removeprefix(f"{folder}/" if folder else ""))
+
+    def _inside(self, folder: str, path: str) -> str:
+        if folder not in self._known:
+            place = below(self._root, folder)
+            self._known[folder] = _of_committed(place) if folder in self._committed else _of_started(place)
+        known = self._known[folder]
+        kind, _, rest = path.partition("/")
+        if path in (MANIFEST, PLAN):
+            return ""
+        if kind == RECEIPTS:
+            return "" if rest.startswith(f"{known.build}/") else "a receipt of a build that was given up"
+        if kind == CHECKPOINTS:
+            if known.is_committed:
+                return "a checkpoint of a dataset that is committed"
+            return "" if rest.startswith(f"{known.fingerprint}/") else "a checkpoint of a build that was given up"
+        if kind == CLOSED:
+            return "the mark of a build that was given up"
+        if is_ours(path) or path in known.parts:
+            return ""
+        return "no manifest names it" if known.is_committed else "no receipt of the build names it"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a dataset accounts for."""
+
+    is_committed: bool
+    build: str
+    fingerprint: str
+    """Of the plan, which names its checkpoints."""
+    parts: frozenset[str]
+
+
+def _of_committed(folder: Location) -> _Known:
+    manifest = Dataset.open(folder).manifest
+    return _Known(True, manifest.receipts, "", frozenset(part.path for part in manifest.parts))
+
+
+def _of_started(folder: Location) -> _Known:
+    try:
+        plan = Plan.model_validate_json((folder / PLAN).read())
+    except ValidationError as error:
+        raise DataError(f"{folder / PLAN} is damaged: {error}; remove it and run the recipe") from error
+    receipts = [read_receipt(folder, plan.name, split) for split in range(len(plan.splits))]
+    parts = frozenset(part.path for receipt in receipts if receipt is not None for part in receipt.parts)
+    return _Known(False, plan.name, plan.fingerprint, parts)
+
+
+def _unfinished_uploads(root: Location, now_unix_s: float) -> Iterator[Leftover]:
+    """Uploads in pieces below a folder of S3 that were neither finished nor given up."""
+    if root.scheme != "s3":
+        return
+    bucket, key, _ = root.fs.split_path(root.path)
+    prefix = f"{key}/" if key else ""
+    marks: dict[str, str] = {}
+    while True:
+        page = root.ask("list", functools.partial(_uploads_page, root.fs, bucket, prefix, marks))
+        for upload in page.get("Uploads", []):
+            age_s = now_unix_s - upload["Initiated"].timestamp()
+            path = upload["Key"].removeprefix(prefix)
+            yield Leftover(path, 0, age_s, "an upload that was never finished", upload["UploadId"])
+        if not page.get("IsTruncated"):
+            return
+        marks = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def _uploads_page(fs: Any, bucket: str, prefix: str, marks: dict[str, str]) -> dict[str, Any]:
+    page: dict[str, Any] = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marks)
+    return page

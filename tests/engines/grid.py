@@ -1,0 +1,89 @@
+"""The grid "every stage, every engine, same rows": its inputs, its recipes and the digests that must be equal.
+
+As a program, it runs the recipes in a Spark session of its own and prints one line of JSON for each:
+
+    python -m tests.engines.grid FOLDER --master 'local-cluster[2,1,1024]'
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+from etl.engine import Engine
+from etl.recipe import Recipe
+from etl.storage.dataset import Dataset
+from tests.etl.stages.toys import FILTER, make_recipe, mixed_rows, row, run, write_parquet
+
+NUM_SPLITS = (1, 2, 7)
+STAGES = ("filter", "dedup", "kenlm", "score", "tokenize", "split", "layout")
+DATASETS = (
+    "ingest", "quarantine", "filter", "english_share", "exact", "clusters", "kenlm_sample", "kenlm", "score", "strange",
+    "tokenize", "split", "dropped", "corpus",
+)  # fmt: skip
+"""What does not hold row keys, which name places in a cut."""
+
+
+def write_inputs(folder: Path) -> None:
+    """The same rows as 1, 2 and 7 files, each time in another order and under other names."""
+    # A text without letters, an empty answer, a language that is not kept: a row for every way out.
+    odd = [row(900, "???", "!!!"), row(901, "who", ""), row(902, "le chat et la maison", "la réponse est donc oui")]
+    rows = mixed_rows(80) + odd
+    for num_splits in NUM_SPLITS:
+        rng = random.Random(num_splits)
+        rng.shuffle(rows)
+        for number in range(num_splits):
+            name = f"{rng.random()}.parquet"
+            write_parquet(folder / f"in-{num_splits}" / name, rows[number::num_splits], row_group_size=100)
+
+
+def recipe_of(folder: Path, num_splits: int, output: str) -> Recipe:
+    """Every stage, over one file a split; few buckets where there are few splits."""
+    cut = {
+        "kind": "percentile",
+        "name": "strange",
+        "column": "perplexity",
+        "within": ["detected_language"],
+        "keep": 0.9,
+    }
+    return make_recipe(
+        output,
+        {"a": folder / f"in-{num_splits}"},
+        stages=list(STAGES),
+        filter=FILTER,
+        kenlm={"order": 2, "fraction": 0.6},
+        score={"steps": [{"kind": "perplexity", "model": "run:kenlm"}], "cuts": [cut]},
+        run={"split_bytes": 1 << 30, "bucket_bytes": 1 << (20 if num_splits == 1 else 12)},
+    )
+
+
+def run_and_digest(folder: Path, num_splits: int, output: str, engine: Engine) -> dict[str, str]:
+    """Dataset to content digest, of a run into an output folder."""
+    result = run(recipe_of(folder, num_splits, output), engine)
+    assert result.rows.base.num_splits == num_splits
+    return {name: Dataset.open(f"{output}/{name}").manifest.content_digest for name in DATASETS}
+
+
+def main(argv: list[str]) -> int:
+    from etl.engines.spark import SparkEngine
+
+    parser = argparse.ArgumentParser(prog="tests.engines.grid")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--output", required=True)
+    options = parser.parse_args(argv)
+    engine = SparkEngine(report=lambda line: None)
+    found: dict[int, Any] = {}
+    try:
+        for num_splits in NUM_SPLITS:
+            output = f"{options.output}/{num_splits}"
+            found[num_splits] = run_and_digest(options.folder, num_splits, output, engine)
+    finally:
+        engine.close()
+    sys.stdout.write(json.dumps(found) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

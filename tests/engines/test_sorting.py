@@ -1,0 +1,112 @@
+"""The external sort: the same order as Python's, whatever spills, in memory that does not grow with the rows."""
+
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etl.engines import sorting
+from etl.engines.sorting import SortedRows, merge, slices
+
+SCHEMA = pa.schema([("word", pa.binary()), ("text", pa.string()), ("yes", pa.bool_()), ("n", pa.int64())])
+ORDER = ("word", "text", "yes", "n")
+TEXTS = st.text(alphabet="aé\U0001f600\uffff", max_size=2)
+ROWS = st.lists(
+    st.tuples(
+        st.none() | st.binary(max_size=2),
+        st.none() | TEXTS,
+        st.none() | st.booleans(),
+        st.none() | st.integers(-3, 3) | st.sampled_from([-(2**63), 2**63 - 1]),
+    ),
+    max_size=60,
+)
+
+
+def to_batches(rows, size):
+    return [
+        pa.RecordBatch.from_pylist([dict(zip(ORDER, row, strict=True)) for row in rows[at : at + size]], SCHEMA)
+        for at in range(0, len(rows), size)
+    ]
+
+
+def expected_key(row):
+    """Nulls first; text by its UTF-8 bytes."""
+    return [(value is not None, value.encode() if isinstance(value, str) else value) for value in row]
+
+
+def sort(batches, order, run_bytes):
+    with SortedRows(order, run_bytes) as rows:
+        for batch in batches:
+            rows.add(batch)
+        return [tuple(row.values()) for batch in rows.sorted() for row in batch.to_pylist()]
+
+
+@given(ROWS, st.integers(1, 9), st.integers(1, 3000))
+def test_rows_come_in_the_order_of_python_whatever_spills(rows, batch_rows, run_bytes):
+    assert sort(to_batches(rows, batch_rows), ORDER, run_bytes) == sorted(rows, key=expected_key)
+
+
+@given(ROWS, st.integers(1, 9), st.integers(1, 3000))
+def test_rows_that_tie_are_all_there(rows, batch_rows, run_bytes):
+    made = sort(to_batches(rows, batch_rows), ("n",), run_bytes)
+    assert [row[3] for row in made] == sorted((row[3] for row in rows), key=lambda n: (n is not None, n))
+    assert sorted(made, key=expected_key) == sorted(rows, key=expected_key)
+
+
+def numbers(low, high, rows=10):
+    return [pa.record_batch({"n": list(range(at, min(high, at + rows)))}) for at in range(low, high, rows)]
+
+
+def test_merge_holds_one_batch_of_each_run():
+    read = []
+
+    def run(name, batches):
+        for batch in batches:
+            read.append(name)
+            yield batch
+
+    merged = merge([run("early", numbers(0, 1000)), run("late", numbers(1000, 2000))], ("n",))
+    out = []
+    while not out or out[-1] < 500:
+        out += next(merged).column("n").to_pylist()
+    assert read.count("late") == 1
+    assert out == list(range(len(out)))
+    assert [n for batch in merged for n in batch.column("n").to_pylist()] == list(range(len(out), 2000))
+
+
+def test_merge_of_runs_without_rows():
+    assert list(merge([], ("n",))) == []
+    assert list(merge([iter(()), iter(())], ("n",))) == []
+
+
+def test_slices_are_of_about_the_asked_size_and_have_a_row_at_least():
+    batch = pa.record_batch({"n": pa.array(range(1000), pa.int64())})
+    pieces = list(slices(batch, 800))
+    assert {piece.num_rows for piece in pieces} == {100}
+    assert pa.concat_batches(pieces) == batch
+    assert [piece.num_rows for piece in slices(batch, 1)] == [1] * 1000
+
+
+def test_temporary_files_are_gone_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with SortedRows(("n",), 100) as rows:
+        for batch in numbers(0, 100):
+            rows.add(batch)
+        assert len(list(tmp_path.rglob("*.arrows"))) == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrow_memory_is_a_small_multiple_of_a_run(monkeypatch):
+    """16 MB of rows in runs of 1 MB and batches of 16 KB: all rows at once would be four times what is allowed."""
+    run_bytes = 1 << 20
+    monkeypatch.setattr(sorting, "BATCH_BYTES", 1 << 14)
+    before = pa.total_allocated_bytes()
+    most = seen = 0
+    with sorting.SortedRows(("h",), run_bytes) as rows:
+        for first in range(256):
+            rows.add(pa.record_batch({"h": pa.array(range(first, 1 << 21, 256), pa.int64())}))
+            most = max(most, pa.total_allocated_bytes() - before)
+        for batch in rows.sorted():
+            seen += batch.num_rows
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert seen == 1 << 21
+    assert most < 4 * run_bytes
