@@ -150,8 +150,8 @@ def _pieces(group: list[_HeldMap], missing: list[set[int]], number: int) -> list
     return [(place, item.plan.splits[number]) for place, item in enumerate(group) if number in missing[place]]
 
 
-def _nothing(_: Dataset) -> None:
-    """For a map after which there is nothing to do."""
+def nothing(*_: object) -> None:
+    """For a hook that nobody uses."""
 
 
 class Engine(ABC):
@@ -163,7 +163,7 @@ class Engine(ABC):
     """
 
     def __init__(self) -> None:
-        self.guard: Callable[[], None] = lambda: None
+        self.guard: Callable[[], None] = nothing
         self.permit: Callable[[Job], None] = lambda job: None
         self._held: list[_HeldMap] = []
 
@@ -173,7 +173,7 @@ class Engine(ABC):
         splits: Iterable[Any],
         fn: MapFn,
         resources: Resources = DEFAULT,
-        then: Callable[[Dataset], None] = _nothing,
+        then: Callable[[Dataset], None] = nothing,
     ) -> Dataset:
         """Write one dataset, split by split, at the latest when its manifest is asked for.
 

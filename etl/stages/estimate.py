@@ -38,7 +38,7 @@ from etl.dedup.candidates import CandidateStream
 from etl.engine import Engine, Exchange, Reduce, Task, Work
 from etl.errors import ConfigError
 from etl.recipe import Cutting, Recipe
-from etl.sources.files import InputFile, list_files
+from etl.sources.files import COMPRESSIONS, InputFile, list_files
 from etl.sources.spec import Source
 from etl.stages.context import Context
 from etl.stages.dedup import BAND, MAX_EDGES
@@ -86,7 +86,7 @@ class Sample:
 
 
 def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> Sample:
-    """Copy pieces of every source below a folder.
+    """Copy pieces of every source below a folder; an input that is no larger than the sample is taken as it is.
 
     Raises:
         ConfigError: a source is a table of a catalog.
@@ -94,24 +94,26 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
     """
     files = {name: _listed(name, source) for name, source in recipe.sources.items()}
     total = sum(file.bytes for found in files.values() for file in found)
-    rng = np.random.default_rng(seed)
-    sources, taken = {}, 0
-    for name, source in recipe.sources.items():
-        mine = sum(file.bytes for file in files[name])
-        wanted = sample_bytes * mine / max(1, total)
-        (folder / name).mkdir(parents=True)
-        pieces = max(1, min(_PIECES, int(wanted // _LEAST_PIECE)))
-        for number, (file, offset) in enumerate(_places(files[name], pieces, rng)):
-            taken += _copy_piece(source, file, offset, int(wanted / pieces), folder / name / f"{number:03d}")
-        sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
     splits = sum(
-        1 if file.relative.endswith((".gz", ".zst", ".bz2", ".xz")) else -(-file.bytes // recipe.run.split_bytes)
+        1 if file.relative.endswith(COMPRESSIONS) else -(-file.bytes // recipe.run.split_bytes)
         for found in files.values()
         for file in found
     )
+    output = {"output": str(folder / "out"), "storage": {}}
+    if sample_bytes >= total:
+        return Sample(recipe.model_copy(update=output), total, total, splits)
+    rng = np.random.default_rng(seed)
+    sources, taken = {}, 0
+    for name, source in recipe.sources.items():
+        wanted = sample_bytes * sum(file.bytes for file in files[name]) / total
+        (folder / name).mkdir(parents=True)
+        pieces = max(1, min(_PIECES, int(wanted // _LEAST_PIECE)))
+        size = int(wanted / pieces)
+        for number, (file, offset) in enumerate(_places(files[name], pieces, size, rng)):
+            taken += _copy_piece(source, file, offset, size, folder / name / f"{number:03d}")
+        sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
     run = Cutting(split_bytes=1 << 40, bucket_bytes=recipe.run.bucket_bytes)
-    update = {"sources": sources, "run": run, "output": str(folder / "out"), "storage": {}}
-    return Sample(recipe.model_copy(update=update), total, taken, splits)
+    return Sample(recipe.model_copy(update={"sources": sources, "run": run, **output}), total, taken, splits)
 
 
 def _listed(name: str, source: Source) -> list[InputFile]:
@@ -120,11 +122,14 @@ def _listed(name: str, source: Source) -> list[InputFile]:
     return list_files(name, source)
 
 
-def _places(files: list[InputFile], pieces: int, rng: np.random.Generator) -> Iterator[tuple[InputFile, int]]:
-    """Files and byte offsets, one in each of `pieces` equal stretches of all files laid end to end."""
+def _places(
+    files: list[InputFile], pieces: int, size: int, rng: np.random.Generator
+) -> Iterator[tuple[InputFile, int]]:
+    """Files and byte offsets of pieces that do not overlap, one in each of equal stretches of all files end to end."""
     ends = np.cumsum([file.bytes for file in files])
+    stretch = ends[-1] / pieces
     for number in range(pieces):
-        at = int((number + rng.random()) / pieces * ends[-1])
+        at = int(number * stretch + rng.random() * max(0.0, stretch - size))
         place = min(int(np.searchsorted(ends, at, "right")), len(files) - 1)
         yield files[place], at - int(ends[place] - files[place].bytes)
 
@@ -144,23 +149,23 @@ def _copy_piece(source: Source, file: InputFile, offset: int, size: int, target:
         if offset:
             raw.readline()
         start = raw.tell()
-        data = raw.read(size) + raw.readline()
+        data = raw.read(max(0, offset + size - start)) + raw.readline()
         target.with_suffix(".jsonl").write_bytes(data)
         return int(raw.tell() - start)
 
 
 def _copy_rows(location: Location, place: float, size: int, target: Path) -> int:
-    """Rows of the Parquet row group that lies `place` of the way into a file."""
+    """Rows of the Parquet row group that lies `place` of the way into a file, at most up to its end."""
     with location.open_parquet() as file:
         groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
         sizes = np.array([sum(g.column(c).total_compressed_size for c in range(g.num_columns)) for g in groups])
-        group = min(int(np.searchsorted(np.cumsum(sizes), place * sizes.sum(), "right")), len(groups) - 1)
-        num_rows = groups[group].num_rows
-        count = min(num_rows, max(1, round(num_rows * size / sizes[group])))
-        first = int(place * 1e9) % (num_rows - count + 1)
-        table = file.read_row_group(group).slice(first, count)
+        ends = np.cumsum(sizes)
+        group = min(int(np.searchsorted(ends, place * ends[-1], "right")), len(groups) - 1)
+        num_rows, num_bytes = groups[group].num_rows, int(sizes[group])
+        first = min(num_rows - 1, int((place * ends[-1] - ends[group] + num_bytes) / num_bytes * num_rows))
+        table = file.read_row_group(group).slice(first, max(1, round(num_rows * size / num_bytes)))
     pq.write_table(table, target)
-    return int(sizes[group] * count / num_rows)
+    return round(num_bytes * len(table) / num_rows)
 
 
 # --- running it ----------------------------------------------------------------------------------------------------
@@ -241,9 +246,8 @@ def grow(left: I64, right: I64, weights: F64, scale: float, most_rows: float) ->
         most_rows: rows of the input.
     """
     far = weights > scale
-    here = np.unique(np.concatenate([left[~far], right[~far]]))
-    partners = 2 * float((~far).sum()) / max(1, len(here))
-    rows, removed = len(here) * scale, len(here) * scale * partners / (1 + partners)
+    _, partners = np.unique(np.concatenate([left[~far], right[~far]]), return_counts=True)
+    rows, removed = len(partners) * scale, float((partners / (1 + partners)).sum()) * scale
     if far.any():
         _, node, degree = np.unique(np.concatenate([left[far], right[far]]), return_inverse=True, return_counts=True)
         numbers, shares = partners_of(degree[node] - 1, 1 / scale)
@@ -268,10 +272,10 @@ def partners_of(others: I64, fraction: float) -> tuple[F64, F64]:
         numbers of partners, float64 [n], and the share of the ends of pairs that have so many, float64 [n].
     """
     most = max(2.0, 4 * (1 + others.max(initial=0)) / fraction)
-    numbers = np.unique(np.round(np.geomspace(1, most, 80)))
+    numbers = np.unique(np.round(np.geomspace(1.0, most, 80))).astype(np.float64)
     seen, counts = np.unique(others, return_counts=True)
     if fraction >= 1:
-        return seen + 1.0, counts / counts.sum()
+        return (seen + 1).astype(np.float64), counts / counts.sum()
     likelihood = np.exp(
         gammaln(numbers) - gammaln(np.maximum(numbers - seen[:, None], 1)) - gammaln(seen[:, None] + 1)
         + seen[:, None] * math.log(fraction) + (numbers - 1 - seen[:, None]) * math.log1p(-fraction)
@@ -363,7 +367,7 @@ class StageCost:
 
     stage: str
     rows: int
-    """Rows that its last dataset holds."""
+    """Rows of its largest dataset."""
     written_bytes: int
     """Parquet bytes of its datasets."""
     shuffle_bytes: int
@@ -579,7 +583,7 @@ class _Prediction:
         stages = job.split("+")
         taken = self._engine.taken[job]
         tasks = self._tasks(job)
-        rows = self._dataset(stages[-1]).manifest.rows_out * self._factor(stages[-1])
+        rows = max(self._dataset(stage).manifest.rows_out * self._factor(stage) for stage in stages)
         return StageCost(
             stage=job,
             rows=round(rows),

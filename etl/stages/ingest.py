@@ -110,11 +110,13 @@ def ingest(context: Context) -> Rows:
         ConfigError: the description of a data set is wrong.
     """
     sources = context.recipe.sources
-    files = {name: _files(context, name, source) for name, source in sources.items()}
+    landed = {name: _land(context, name, source) for name, source in sources.items() if source.table is not None}
+    files = {name: part_files(landed[name]) if name in landed else list_files(name, sources[name]) for name in sources}
     roots = tuple(dict.fromkeys(_root(file) for found in files.values() for file in found))
     stamps = {file.url: file.stamp for found in files.values() for file in found if file.stamp}
     raw = Raw(sources, {name: source.shape() for name, source in sources.items()}, roots, stamps)
-    identity = {name: _identity(raw.shapes[name], files[name]) for name in sources}
+    listed = {name: {} if name in landed else _listing(files[name]) for name in sources}
+    identity = {name: {"shape": raw.shapes[name].semantic(), **listed[name]} for name in sources}
     splits = [
         {"number": number, "input": raw.to_plan(piece)}
         for number, piece in enumerate(
@@ -125,23 +127,21 @@ def ingest(context: Context) -> Rows:
     ]
     semantic = {"version": INGEST_VERSION, "sources": identity}
     empty = {name: {STEP: {"in": 0, "made": 0, "kept": 0}} for name in sources}
-    job = context.job("ingest", "PROMPT", PROMPT, semantic).with_inherited(empty)
+    job = context.job("ingest", "PROMPT", PROMPT, semantic, tuple(landed.values())).with_inherited(empty)
     return Rows(context.map(job, splits, WritePrompts(raw), then=functools.partial(_quarantine, context, raw)))
 
 
-def _files(context: Context, name: str, source: Source) -> list[InputFile]:
-    """The files of a source; a table is landed as some first."""
-    if source.table is None:
-        return list_files(name, source)
+def _land(context: Context, name: str, source: Source) -> Dataset:
+    """The columns of a table that are read, as a dataset."""
+    assert source.table is not None
     shape = source.shape()
     columns = tuple(dict.fromkeys((*shape.text_columns, *shape.meta)))
-    return part_files(context.engine.land(Table(name, source.table, columns), context.output / f"tables/{name}"))
+    return context.engine.land(Table(name, source.table, columns), context.output / f"tables/{name}")
 
 
-def _identity(shape: ColumnsShape, files: list[InputFile]) -> dict[str, Any]:
+def _listing(files: list[InputFile]) -> dict[str, Any]:
     listing = [[file.relative, file.bytes, file.etag] for file in files]
     return {
-        "shape": shape.semantic(),
         "files": len(files),
         "bytes": sum(file.bytes for file in files),
         "listing": f"{xxh64(canonical_json(listing).encode()):016x}",

@@ -7,8 +7,9 @@ a file or 32 MB hold rows for more files than that; they are ordered by that has
 of rows while it cuts or sorts them, whatever the size of a file or a cell.
 """
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.engine import Exchange
+from etl.engines.sorting import SortedRows
 from etl.hashing import hash_array
 from etl.recipe import Layout
 from etl.schema import CTX_BUCKETS, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
 from etl.stages.context import Context
 from etl.stages.hits import living, uuid_texts
-from etl.stages.spilled import SpilledRows
 from etl.stages.split import split_of
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Chunk, Dataset
@@ -276,25 +277,14 @@ class WriteFile:
     step: str = "layout"
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        keys: list[npt.NDArray[np.uint64]] = []
-        tokens: list[npt.NDArray[np.int32]] = []
-        with SpilledRows(self.schema) as spilled:
+        folder = self.plan.folder(bucket)
+        with SortedRows(("order", "id", *_NOT_IN_THE_ID), _HELD_BYTES) as rows:
             for data in (data for batch in batches for data in batch.column("rows")):
-                rows = pa.ipc.read_record_batch(data.as_buffer(), self.schema)
-                keys.append(hash_array(rows.column("id"), _ORDER_SEED))
-                tokens.append(rows.column("n_tokens").to_numpy())
-                spilled.add(rows, keys[-1])
-            if not keys:
-                return
-            for last in group_ends(np.concatenate(keys), np.concatenate(tokens)):
-                yield from self._row_group(spilled.until(int(last)), self.plan.folder(bucket))
-
-    def _row_group(self, table: pa.Table, folder: str) -> Iterator[Chunk]:
-        keys = table.select(["id", *_NOT_IN_THE_ID])
-        keys = keys.append_column("order", pa.array(hash_array(table["id"].combine_chunks(), _ORDER_SEED)))
-        table = table.take(pc.sort_indices(keys, [(name, "ascending") for name in ("order", "id", *_NOT_IN_THE_ID)]))
-        for batch in table.combine_chunks().to_batches():
-            yield Chunk(batch, batch.num_rows, self._account(batch), distributions(batch, folder), folder)
+                batch = pa.ipc.read_record_batch(data.as_buffer(), self.schema)
+                order = hash_array(batch.column("id"), _ORDER_SEED)
+                rows.add(batch.append_column("order", pa.array(order)))
+            for batch in row_groups(piece.drop_columns(["order"]) for piece in rows.sorted()):
+                yield Chunk(batch, batch.num_rows, self._account(batch), distributions(batch, folder), folder)
 
     def _account(self, batch: pa.RecordBatch) -> Accounting:
         counts = pc.value_counts(batch.column("source_dataset")).to_pylist()
@@ -303,12 +293,23 @@ class WriteFile:
         }
 
 
-def group_ends(keys: npt.NDArray[np.uint64], num_tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.uint64]:
-    """The last key of each row group of about ROW_GROUP_TOKENS; rows of equal keys stay together."""
-    order = np.argsort(keys)
-    ranked = keys[order]
-    group = np.cumsum(num_tokens[order], dtype=np.int64) // ROW_GROUP_TOKENS
-    return np.unique(np.append(ranked[:-1][group[1:] != group[:-1]], ranked[-1]))
+def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows cut where their tokens pass a multiple of ROW_GROUP_TOKENS."""
+    held: list[pa.RecordBatch] = []
+    num_tokens = group = 0
+    for batch in batches:
+        passed = num_tokens + np.cumsum(batch.column("n_tokens").to_numpy(), dtype=np.int64)
+        groups = passed // ROW_GROUP_TOKENS
+        borders = np.flatnonzero(np.diff(groups, prepend=group)).tolist()
+        for start, end in itertools.pairwise([0, *borders, batch.num_rows]):
+            if start in borders and held:
+                yield pa.concat_batches(held)
+                held = []
+            if end > start:
+                held.append(batch.slice(start, end - start))
+        num_tokens, group = int(passed[-1]), int(groups[-1])
+    if held:
+        yield pa.concat_batches(held)
 
 
 def distributions(batch: pa.RecordBatch, folder: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.engine import Engine
+from etl.engine import Engine, nothing
 from etl.errors import ConfigError, DataError
 from etl.pipeline import Pipeline
 from etl.recipe import Recipe
@@ -89,8 +89,19 @@ def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) ->
     context = Context(engine, recipe, report)
     with storage_options(recipe.storage):
         check(recipe)
-        with RunLock(context.output):
+        with _locked(context):
             return run_stages(context)
+
+
+@contextlib.contextmanager
+def _locked(context: Context) -> Iterator[None]:
+    """Hold the lock of the output, and commit only while it is ours."""
+    with RunLock(context.output) as lock:
+        context.engine.guard = lock.check
+        try:
+            yield
+        finally:
+            context.engine.guard = nothing
 
 
 class _Done(Exception):
@@ -120,7 +131,7 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], sta
 
     with storage_options(recipe.storage):
         check(recipe)
-        with RunLock(context.output), contextlib.suppress(_Done):
+        with _locked(context), contextlib.suppress(_Done):
             run_stages(context, enter)
 
 

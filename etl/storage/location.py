@@ -30,6 +30,7 @@ from etl.storage.remote import (
     ambient_options,
     check_url,
     explain,
+    no_bucket,
     open_file_system,
     scheme_of,
 )
@@ -343,15 +344,25 @@ class Location:
         return cast(dict[str, Any], self.fs.find(self.path, detail=True))
 
     def check_bucket(self) -> None:
-        """Ask S3 for the bucket: what is written to a missing one may be taken by a bucket that is made for it.
+        """Ask S3 or GCS for the bucket, since some stores make a missing one when something is written to it.
 
         Raises:
             ConfigError: there is no such bucket, or the store cannot be reached or accepts no credentials.
             DataError: these credentials may not list it.
         """
-        if self.scheme == "s3":
-            bucket, key, _ = self.fs.split_path(self.path)
-            self.ask("list", lambda: self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1))
+        if self.scheme not in ("s3", "gs"):
+            return
+        bucket, key, _ = self.fs.split_path(self.path)
+
+        def look() -> Any:
+            if self.scheme == "gs":
+                return self.fs.call("GET", "b/{}/o", bucket, prefix=key, maxResults=1)
+            return self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+
+        try:
+            self.ask("list", look)
+        except FileNotFoundError as error:
+            raise no_bucket(self.url) from error
 
     def open_parquet(self, stamp: str | None = None) -> pq.ParquetFile:
         """The object as a Parquet file.

@@ -97,7 +97,9 @@ def check_scheme(scheme: str) -> str:
     """
     name = ALIASES.get(scheme, scheme)
     if name not in known_implementations and name not in fsspec.available_protocols():
-        near = difflib.get_close_matches(name, ["s3", "s3a", "gs", "az", "abfs", "hdfs", "file", "https"], n=1)
+        near = difflib.get_close_matches(
+            name, ["s3", "s3a", "gs", "az", "abfs", "hdfs", "file", "https"], n=1, cutoff=0.5
+        )
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(
             f"there is no storage of the scheme '{scheme}://'; {hint}use s3, gs, az, hdfs or a local path"
@@ -128,9 +130,11 @@ def check_url(url: str) -> None:
     """
     scheme, separator, rest = url.partition("://")
     place = rest.partition("/")[0]
-    user, at, _ = place.rpartition("@")
-    in_bucket = scheme_of(url) in BUCKETS and ":" in place and not place.startswith("arn:")
-    if separator and ((at and (":" in user or scheme_of(url) in ("s3", "gs"))) or in_bucket or _SIGNED.search(rest)):
+    user, at, host = ("", "", "") if place.startswith(("arn:", "[")) else place.rpartition("@")
+    named = bool(at) and (":" in user or scheme_of(url) in ("s3", "gs"))
+    # A secret may hold a slash, so that what stands before it shows no @ but a port that is none.
+    cut = ":" in host and (scheme_of(url) in BUCKETS or not host.partition(":")[2].isdigit())
+    if separator and (named or cut or _SIGNED.search(rest)):
         raise ConfigError(
             f"a {scheme}:// URL holds credentials; take them out of it and give them under "
             f"`storage: {{{scheme_of(url)}: …}}`, in the environment or in the store's own files"

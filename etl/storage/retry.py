@@ -32,6 +32,7 @@ _PASSING_TYPES = frozenset({
     "azure.core.exceptions.IncompleteReadError",
     "azure.core.exceptions.ServiceRequestError",
     "azure.core.exceptions.ServiceResponseError",
+    "botocore.exceptions.ConnectionError",
     "botocore.exceptions.HTTPClientError",
     "botocore.exceptions.IncompleteReadError",
     "botocore.exceptions.ResponseStreamingError",

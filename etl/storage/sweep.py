@@ -66,6 +66,7 @@ def find_leftovers(root: Location, older_than_s: float, now_unix_s: float) -> li
     Raises:
         DataError: a run is at work there, or a manifest or plan is damaged.
     """
+    root.check_bucket()
     entries = list(root.entries())
     _refuse_live(root, [entry.path for entry in entries])
     reasons = _Reasons(root, [entry.path for entry in entries])

@@ -76,6 +76,7 @@ def verify(root: Location) -> Iterator[Difference]:
     """
     committed, started = find_datasets(root)
     if not committed and not started:
+        root.check_bucket()
         raise DataError(f"there is no dataset at or below {root}")
     for folder in started:
         yield Difference(folder.url, PLAN, "uncommitted", "a build that did not end; run its recipe again")

@@ -166,7 +166,7 @@ def shuffled_bytes(folder: Path) -> dict[str, int]:
     """Stage to the bytes that its tasks wrote to Spark's shuffle (compressed), from the event logs in a folder."""
     found: dict[str, int] = {}
     names: dict[int, str] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(folder.rglob("events_*")):
         for line in path.read_text().splitlines():
             event = json.loads(line)
             if event["Event"] == "SparkListenerJobStart":

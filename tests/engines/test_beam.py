@@ -30,12 +30,12 @@ from etl.errors import ConfigError, DataError, SchemaError, SourceError
 from etl.filters.answers import AnswerStep
 from etl.filters.language import LanguageStep
 from etl.pipeline import apply
-from etl.scoring.kenlm_train import train
+from etl.schema import PROMPT, VERDICT
 from etl.step import Step, append
-from etl.storage.dataset import Chunk, Dataset, Job
+from etl.storage.dataset import Chunk, Job
 from etl.storage.location import Location
 from tests.engines.inprocess import InProcessEngine
-from tests.etl.stages.toys import files, mixed_rows, run, stage, whole_recipe, write_jsonl, write_parquet
+from tests.etl.stages.toys import FILTER, files, make_recipe, mixed_rows, run, stage, write_parquet
 
 PROJECT = Path(__file__).resolve().parents[2]
 NUMBER = pa.schema([("n", pa.int64())])
@@ -43,9 +43,7 @@ NUMBER = pa.schema([("n", pa.int64())])
 
 @pytest.fixture(scope="module")
 def engine():
-    made = BeamEngine(report=lambda line: None)
-    yield made
-    made.close()
+    return BeamEngine(report=lambda line: None)
 
 
 def job(folder, name):
@@ -53,17 +51,13 @@ def job(folder, name):
 
 
 def test_every_file_of_a_recipe_equals_the_one_of_the_other_engine(tmp_path, engine):
-    lines = [item["synthetic_answer"] for item in mixed_rows(60, seed=99) if item["synthetic_answer"]]
-    model = train(lines, 2, tmp_path / "model", 1_000_000).path
-    write_parquet(tmp_path / "a.parquet", mixed_rows(90))
-    with write_jsonl(tmp_path / "b.jsonl", mixed_rows(20, seed=1)).open("ab") as file:
-        file.write(b"not a row\n")
-    write_parquet(tmp_path / "empty.parquet", [])
-    sources = {"a": tmp_path / "a.parquet", "b": tmp_path / "b.jsonl", "empty": tmp_path / "empty.parquet"}
-    run(whole_recipe(tmp_path / "beam", sources, model), engine)
-    run(whole_recipe(tmp_path / "inprocess", sources, model), InProcessEngine())
+    """Exact and near duplicates, a cut in rounds, files of the corpus; tests/engines/test_grid.py runs every stage."""
+    write_parquet(tmp_path / "a.parquet", mixed_rows(60))
+    stages = ["filter", "dedup", "tokenize", "layout"]
+    for name, runner in (("beam", engine), ("inprocess", InProcessEngine())):
+        run(make_recipe(tmp_path / name, {"a": tmp_path / "a.parquet"}, stages=stages, filter=FILTER), runner)
     assert files(tmp_path / "beam") == files(tmp_path / "inprocess")
-    assert stage(tmp_path / "beam", "corpus").manifest.rows_out > 30
+    assert stage(tmp_path / "beam", "corpus").manifest.rows_out > 15
 
 
 # --- shuffles ------------------------------------------------------------------------------------------------------
@@ -107,14 +101,13 @@ def exchanged(runner, folder, splits, buckets):
     return {int(path.name): pickle.loads(path.read_bytes()) for path in folder.iterdir()}
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(st.lists(st.lists(ROW, max_size=12), max_size=4), st.sets(st.integers(0, 3), min_size=1))
 def test_wanted_buckets_get_their_rows_in_the_order_of_the_oracle(tmp_path_factory, splits, wanted):
     folder = tmp_path_factory.mktemp("exchange")
     buckets = sorted(wanted)
     engine = BeamEngine()
     made = exchanged(engine, folder / "beam", tuple(splits), buckets)
-    engine.close()
     assert made == exchanged(InProcessEngine(), folder / "inprocess", tuple(splits), buckets)
     assert sorted(made) == buckets
 
@@ -209,13 +202,15 @@ def test_another_exception_fails_the_pipeline_with_its_traceback(tmp_path, engin
     assert not (tmp_path / "bug" / "_manifest.json").exists()
 
 
-def test_the_next_job_does_not_see_the_error_of_the_last_one(tmp_path, engine):
+def test_the_next_job_does_not_see_the_error_of_the_last_one(tmp_path):
     def fail(split):
         raise DataError("gone")
 
+    engine = BeamEngine(scratch=tmp_path / "scratch")
     with pytest.raises(DataError, match="gone"):
-        engine.run_splits(Work("first", 1, 1), [(0, 0)], lambda number, split: list(fail(split)))
+        engine.run_splits(Work("first", 1, 1), [(0, 0)], lambda number, split: fail(split))
     engine.run_splits(Work("second", 1, 1), [(0, 0)], lambda number, split: Counts())
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 # --- counters, names, resources ------------------------------------------------------------------------------------
@@ -268,7 +263,6 @@ def test_a_job_and_its_steps_are_called_after_the_stage(engine, graphs):
 def test_the_users_job_name_is_the_prefix(graphs):
     engine = BeamEngine(["--job_name=mine"])
     engine.run_splits(Work("ingest", 1, 1), [(0, 0)], lambda number, split: Counts())
-    engine.close()
     assert graphs[0][1].view_as(GoogleCloudOptions).job_name == "mine-ingest"
 
 
@@ -276,7 +270,6 @@ def test_resources_are_hints_of_the_task(graphs):
     engine = BeamEngine(["--gpu_type=nvidia-l4"])
     work = Work("score", 1, 1, Resources(cpus=4, gpus=2, memory_bytes=3 << 30))
     engine.run_splits(work, [(0, 0)], lambda number, split: Counts())
-    engine.close()
     components = graphs[0][0].components
     (task,) = (item for item in components.transforms.values() if item.unique_name == "score/task")
     assert dict(components.environments[task.environment_id].resource_hints) == {
@@ -310,7 +303,6 @@ def test_options_of_the_user_stay_as_they_are(engine, tmp_path):
     before = dict(options.get_all_options())
     mine = BeamEngine(options)
     mine.run_splits(Work("ingest", 1, 1), [(0, 0)], lambda number, split: Counts())
-    mine.close()
     assert options.get_all_options() == before
 
 
@@ -319,7 +311,7 @@ def test_only_runners_of_this_machine_take_a_local_scratch_folder(tmp_path):
     elsewhere = ["--runner=PortableRunner", "--job_endpoint=127.0.0.1:1", "--environment_type=DOCKER"]
     assert runs_here(pipeline_options(here))
     assert not runs_here(pipeline_options(elsewhere))
-    BeamEngine(here).close()
+    BeamEngine(here)
     for scratch in (None, str(tmp_path)):
         with pytest.raises(ConfigError, match="give a URL such as gs://bucket/folder"):
             BeamEngine(elsewhere, scratch=scratch)
@@ -329,15 +321,6 @@ def test_a_dry_run_stops_before_anything_is_read_into_the_next_stage(graphs):
     engine = BeamEngine(["--dry_run=1"])
     with pytest.raises(JobNotRun, match=r"^ingest: .*not submitted"):
         engine.run_splits(Work("ingest", 1, 1), [(0, 0)], lambda number, split: Counts())
-    engine.close()
-
-
-def test_a_closed_engine_leaves_no_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    engine = BeamEngine()
-    assert list(tmp_path.glob("stillhouse-beam-*"))
-    engine.close()
-    assert not list(tmp_path.glob("stillhouse-beam-*"))
 
 
 # --- coders and steps without a recipe -----------------------------------------------------------------------------
@@ -367,15 +350,11 @@ STEPS = [AnswerStep(), LanguageStep(keep=["en"], min_score=0.0)]
 
 
 def with_verdict(steps, batch):
-    from etl.schema import VERDICT
-
     batch = batch.append_column(pa.field("verdict", VERDICT), pa.nulls(batch.num_rows, VERDICT))
     return next(apply(steps, [batch]))
 
 
 def message_batch():
-    from etl.schema import PROMPT
-
     return pa.RecordBatch.from_pylist(MESSAGES, pa.schema([PROMPT.field("messages")]))
 
 
@@ -445,12 +424,3 @@ print(calls, sorted({"pyspark", "py4j", "torch"} & set(sys.modules)))
 def test_a_run_speaks_to_nobody_loads_no_other_engine_and_says_nothing():
     done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, cwd=PROJECT, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[] []\n", "")
-
-
-def test_a_dataset_written_by_beam_opens_without_beam(tmp_path, engine):
-    manifest = engine.map(
-        job(tmp_path, "plain"), [1, 2], lambda split: write_numbers(split, emit_numbers(split))
-    ).manifest
-    code = f"import sys; from etl.storage.dataset import Dataset; print(Dataset.open({str(tmp_path / 'plain')!r}).manifest.rows_out, 'apache_beam' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=True)
-    assert done.stdout.split() == [str(manifest.rows_out), "False"]

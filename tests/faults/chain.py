@@ -1,7 +1,8 @@
-"""A recipe that is killed again and again inside one process, at operations on storage drawn from a seed.
+"""A recipe that is killed again and again inside one process, at operations on storage.
 
-Each run takes up the work of the last and is killed a few operations later, until one comes to its end: so every stage
-is interrupted in many states, and hundreds of kills cost little more than one run.
+Each run takes up the work of the last and is killed some operations later, until one comes to its end: so every stage
+is interrupted in many states, and hundreds of kills cost little more than one run. `at_random` draws the operations
+from a seed, `everywhere` takes each once at each moment.
 """
 
 import random
@@ -12,12 +13,12 @@ from dataclasses import dataclass, field
 from etl.recipe import Recipe
 from etl.storage.location import Location
 from tests.engines.inprocess import KilledError
-from tests.faults.kills import Moment, Operation, reaping
+from tests.faults.kills import MANY_OBJECTS, Choose, Moment, Operation, reaping
 from tests.faults.readers import committed
 from tests.faults.recipes import plain_rows, run_here, stage_of
 
 _MOST_OPERATIONS = 8
-_STALLED = 400
+_STALLED = 3000
 """Kills after which a chain has surely stopped to make progress."""
 
 
@@ -31,13 +32,41 @@ class Kills:
     """Datasets whose manifest and rows disagreed at that moment."""
 
 
-def killed_again_and_again(recipe: Recipe, output: Location, seed: int) -> Kills:
-    """Run the recipe to its end through as many kills as come; none in a run that has little left to do."""
+Draw = Callable[[], Choose]
+"""Called before each run: where it is killed."""
+
+
+def at_random(seed: int) -> Draw:
+    """Some operations after the run has begun, at any moment."""
     draw = random.Random(seed)
+
+    def next_run() -> Choose:
+        due, moment = draw.randrange(_MOST_OPERATIONS), draw.choice(list(Moment))
+        return lambda number, operation: moment if number == due else None
+
+    return next_run
+
+
+def everywhere() -> Draw:
+    """At the first operation that was not killed before, amid and after yet."""
+    done: set[tuple[Operation, Moment]] = set()
+
+    def choose(number: int, operation: Operation) -> Moment | None:
+        for moment in Moment if operation.name in MANY_OBJECTS else (Moment.BEFORE, Moment.AFTER):
+            if (operation, moment) not in done:
+                done.add((operation, moment))
+                return moment
+        return None
+
+    return lambda: choose
+
+
+def killed_again_and_again(recipe: Recipe, output: Location, next_run: Draw) -> Kills:
+    """Run the recipe to its end through as many kills as come."""
     kills = Kills()
     with reaping() as reaper:
         while kills.by_stage.total() < _STALLED:
-            reaper.arm(draw.randrange(_MOST_OPERATIONS), draw.choice(list(Moment)))
+            reaper.arm_by(next_run())
             try:
                 run_here(recipe)
             except KilledError:
@@ -69,6 +98,3 @@ def _dataset_of(path: str) -> str:
     pieces = path.split("/")
     ends = [n for n, piece in enumerate(pieces) if piece.startswith(("_", "part-")) or "=" in piece]
     return "/".join(pieces[: min(ends, default=len(pieces))])
-
-
-Progress = Callable[[str], None]

@@ -1,6 +1,8 @@
-"""The two stores that every fault is tried on: a local folder and a real S3 server."""
+"""The two stores that every fault is tried on, a local folder and a real S3 server; and the seed of a session."""
 
 import itertools
+import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,3 +48,17 @@ def s3_folders(s3: S3, bucket: str, request: pytest.FixtureRequest) -> Folders:
 def folders(request: pytest.FixtureRequest) -> Folders:
     """New folders on either store."""
     return request.getfixturevalue(f"{request.param}_folders")
+
+
+@pytest.fixture(scope="session")
+def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Prints a line although output is captured."""
+    return lambda text: pytestconfig.get_terminal_writer().line(f"\n{text}")
+
+
+@pytest.fixture(scope="session")
+def seed(say: Callable[[str], None]) -> int:
+    """Another one in each session, printed; STILLHOUSE_FAULT_SEED repeats one."""
+    chosen = int(os.environ.get("STILLHOUSE_FAULT_SEED", secrets.randbelow(1 << 32)))
+    say(f"STILLHOUSE_FAULT_SEED={chosen}")
+    return chosen

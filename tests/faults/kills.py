@@ -35,6 +35,14 @@ class Operation:
     url: str
 
 
+Choose = Callable[[int, Operation], Moment | None]
+"""From an operation and its number in this run to when it is killed; None lets it pass."""
+
+
+def _spare(number: int, operation: Operation) -> None:
+    """Nobody is killed."""
+
+
 @dataclass
 class Reaper:
     """Counts operations and kills at the one that is due.
@@ -46,34 +54,35 @@ class Reaper:
 
     seen: list[Operation] = field(default_factory=list)
     killed_at: Operation | None = None
-    _due: int = -1
-    _moment: Moment = Moment.BEFORE
+    _choose: Choose = _spare
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def arm(self, due: int, moment: Moment) -> None:
         """Begin to count again; the operation number `due` (from 0) is the last."""
-        self.seen, self.killed_at, self._due, self._moment = [], None, due, moment
+        self.arm_by(lambda number, operation: moment if number == due else None)
+
+    def arm_by(self, choose: Choose) -> None:
+        """Begin to count again; the first operation for which `choose` names a moment is the last."""
+        self.seen, self.killed_at, self._choose = [], None, choose
 
     def disarm(self) -> None:
         """Begin to count again; nothing is killed."""
-        self.arm(-1, Moment.BEFORE)
+        self.arm_by(_spare)
 
     def run(self, name: str, method: Callable[..., Any], place: Location, *values: Any, **options: Any) -> Any:
         """Do an operation, unless this is the end. Clearing a folder on an object store calls from several threads."""
         operation = Operation(name, place.url)
         with self._lock:
-            due = len(self.seen) == self._due
+            moment = self._choose(len(self.seen), operation) if self.killed_at is None else None
             self.seen.append(operation)
-            self.killed_at = operation if due else self.killed_at
-        if due and self._moment is Moment.BEFORE:
-            raise KilledError(operation)
-        if due and self._moment is Moment.AMID and name in MANY_OBJECTS:
+            self.killed_at = self.killed_at or (operation if moment else None)
+        if moment is None:
+            return method(place, *values, **options)
+        if moment is Moment.AMID and name in MANY_OBJECTS:
             _remove_half(place, options.get("keep", ()))
-        else:
-            result = method(place, *values, **options)
-        if due:
-            raise KilledError(operation)
-        return result
+        elif moment is not Moment.BEFORE:
+            method(place, *values, **options)
+        raise KilledError(operation)
 
 
 def _remove_half(place: Location, keep: tuple[str, ...]) -> None:

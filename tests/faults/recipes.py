@@ -13,7 +13,7 @@ import pyarrow.dataset as pds
 from etl.recipe import Recipe
 from etl.stages.context import Context
 from etl.stages.run import run_stages
-from etl.storage.dataset import MANIFEST, Dataset
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.verify import MODEL_TABLE, find_datasets, verify
 from tests.engines.inprocess import InProcessEngine
@@ -48,8 +48,8 @@ def write_sources(folder: Path) -> dict[str, Path]:
     return {"a": write_parquet(folder / "a.parquet", mixed_rows(40), row_group_size=20), "b": lines}
 
 
-def recipe_at(output: Location, sources: dict[str, Path]) -> Recipe:
-    """The recipe with another output; that and its options are in no fingerprint."""
+def recipe_at(output: Location, sources: dict[str, Path], cutting_bytes: int = 8192) -> Recipe:
+    """The recipe with an output; neither that and its options nor the bytes of a split or bucket decide its rows."""
     return make_recipe(
         output.url,
         sources,
@@ -58,6 +58,7 @@ def recipe_at(output: Location, sources: dict[str, Path]) -> Recipe:
         kenlm={"order": 2, "fraction": 0.6, "seed": 1},
         score=scores("run:kenlm"),
         storage={"s3": output.options} if output.scheme == "s3" else {},
+        run={"split_bytes": cutting_bytes, "bucket_bytes": cutting_bytes},
     )
 
 
@@ -78,51 +79,51 @@ Rows = Counter[str]
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with an output; all zero and empty for a right one."""
+    """What is wrong with an output, by stage; a stage of which nothing is said is right."""
 
-    lost: dict[str, int]
-    """Stage to rows that a plain reader misses."""
-    doubled: dict[str, int]
-    """Stage to rows that it sees too often, or that should not be there."""
-    unequal: list[str]
-    """Datasets whose manifests differ from those of the undisturbed run."""
-    differences: list[str]
-    """What verify tells."""
+    lost: Counter[str]
+    """Rows that a plain reader misses."""
+    doubled: Counter[str]
+    """Rows that it sees too often, or that should not be there."""
+    differences: dict[str, list[str]]
+    """Datasets with another content digest than the undisturbed run's, or that only one of the runs has; and what
+    `verify` tells."""
 
     @property
-    def is_clean(self) -> bool:
-        return not (any(self.lost.values()) or any(self.doubled.values()) or self.unequal or self.differences)
+    def stages(self) -> set[str]:
+        """Those that are not right."""
+        return {*+self.lost, *+self.doubled, *self.differences}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What an undisturbed run left: dataset (path below the output) to content digest, and to rows."""
+    """What an undisturbed run with the same cut left: dataset (path below the output) to content digest, and rows."""
 
     digests: dict[str, str]
-    manifests: dict[str, bytes]
     rows: dict[str, Rows]
 
     @classmethod
     def of(cls, output: Location) -> "Reference":
-        folders = folders_of(output)
-        digests = {name: Dataset.open(place).manifest.content_digest for name, place in folders.items()}
-        manifests = {name: (place / MANIFEST).read() for name, place in folders.items()}
-        return cls(digests, manifests, {name: manifest_rows(Dataset.open(place)) for name, place in folders.items()})
+        datasets = {name: Dataset.open(place) for name, place in folders_of(output).items()}
+        digests = {name: dataset.manifest.content_digest for name, dataset in datasets.items()}
+        return cls(digests, {name: manifest_rows(dataset) for name, dataset in datasets.items()})
 
     def check(self, output: Location) -> Finding:
         """Compare an output with this one: digests, plain readers, `verify`."""
-        folders = folders_of(output)
-        lost = Counter[str]()
-        doubled = Counter[str]()
+        datasets = {name: Dataset.open(place) for name, place in folders_of(output).items()}
+        lost, doubled = Counter[str](), Counter[str]()
+        differences: dict[str, list[str]] = {}
         for name, wanted in self.rows.items():
             seen = plain_rows(output / name)
             lost[stage_of(name)] += (wanted - seen).total()
             doubled[stage_of(name)] += (seen - wanted).total()
-        unequal = {*self.digests} ^ {*folders}
-        for name in {*self.digests} & {*folders}:
-            if Dataset.open(folders[name]).manifest.content_digest != self.digests[name]:
-                unequal.add(name)
-        return Finding(lost, doubled, sorted(unequal), [f"{item.kind} {item.path}" for item in verify(output)])
+        digests = {name: dataset.manifest.content_digest for name, dataset in datasets.items()}
+        for name, _ in digests.items() ^ self.digests.items():
+            differences.setdefault(stage_of(name), []).append(f"unequal {name}")
+        for item in verify(output):
+            name = item.dataset.removeprefix(f"{output.url}/")
+            differences.setdefault(stage_of(name), []).append(f"{item.kind} {name}/{item.path}")
+        return Finding(lost, doubled, differences)
 
 
 def folders_of(output: Location) -> dict[str, Location]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from etl.engine import Exchange
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.dataset import Chunk, Dataset, Job
 from etl.storage.location import Location
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.storage.builds import begin, chunks_of, counted, job, numbers
@@ -58,30 +58,31 @@ def reduced(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
 
 @dataclass(frozen=True)
 class Shape:
-    """One way to make a dataset."""
+    """One way to make a dataset. Version 1 has OLD_ROWS, version 2 ROWS."""
 
     name: str
     num_splits: int = 3
 
     def build(self, folder: Location, version: int = 2) -> Dataset:
-        """Version 1 has OLD_ROWS, version 2 ROWS; a second attempt of split 0 with other rows ends late in both."""
-        semantic = {"shape": self.name, "version": version}
-        splits = _SPLITS[version]
-
-        def straggle() -> None:
-            planned = range(_NUM_BUCKETS) if self.name == "shuffle" else splits
-            _, _, writer = begin(job(folder, semantic=semantic), planned)
-            writer.write(0, [counted(numbers(*_STRANGE))])
-
-        engine = Straggling(straggle)
+        """The dataset; a second attempt of split 0 with other rows ends before the commit."""
+        engine = Straggling(lambda: self.end_late(folder, version))
         if self.name == "shuffle":
-            sides = tuple([n for group in split for n in group] for split in splits)
+            sides = tuple([n for group in split for n in group] for split in _SPLITS[version])
             exchange = Exchange(sides, emit, _EXCHANGED, ("n",), _NUM_BUCKETS)
-            return engine.shuffle(job(folder, semantic=semantic), exchange, reduced)
+            return engine.shuffle(self._job(folder, version), exchange, reduced)
         fn = partitioned if self.name == "partitioned" else chunks_of
-        dataset = engine.map(job(folder, semantic=semantic), splits, fn)
+        dataset = engine.map(self._job(folder, version), _SPLITS[version], fn)
         engine.settle()
         return dataset
+
+    def end_late(self, folder: Location, version: int = 2) -> None:
+        """One more attempt of split 0, with rows of its own."""
+        planned = range(_NUM_BUCKETS) if self.name == "shuffle" else _SPLITS[version]
+        _, _, writer = begin(self._job(folder, version), planned)
+        writer.write(0, [counted(numbers(*_STRANGE))])
+
+    def _job(self, folder: Location, version: int) -> Job:
+        return job(folder, semantic={"shape": self.name, "version": version})
 
 
 SHAPES = (Shape("map"), Shape("shuffle"), Shape("partitioned"))

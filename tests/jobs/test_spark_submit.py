@@ -1,7 +1,6 @@
 """`spark-submit --py-files stillhouse.zip`: the zip is all of the project that driver and workers use."""
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -31,20 +30,6 @@ rows = spark.range(0, 2, 1, 2).mapInArrow(on_a_worker, "file string").collect()
 for name in (etl.__file__, conf.__file__, jobs.__file__, *(row["file"] for row in rows)):
     print("FILE", name)
 """
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """stillhouse.zip as `make dist` makes it, built from a copy so that the checkout stays as it is."""
-    copy = tmp_path_factory.mktemp("source")
-    for name in ("etl", "jobs", "training", "conf"):
-        shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(PROJECT / name, copy / name)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist"]
-    subprocess.run(command, cwd=copy, check=True, capture_output=True)
-    (wheel,) = (copy / "dist").glob("stillhouse-*.whl")
-    return wheel.rename(copy / "stillhouse.zip")
 
 
 def submit(archive, folder, *arguments):

@@ -73,24 +73,24 @@ def spark_environment(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def standalone_cluster(folder: Path, num_workers: int = 2, cores: int = 1, worker_conf: str = "") -> Iterator[Cluster]:
+def standalone_cluster(folder: Path, num_workers: int = 2, cores: int = 1, conf: str = "") -> Iterator[Cluster]:
     """A master with workers of so many cores and 2,000 MiB each; logs and work folders lie in `folder`.
 
     Args:
         folder: the test's own.
         num_workers: number of workers.
         cores: of each worker.
-        worker_conf: lines of spark-defaults.conf that the workers start with, such as the GPUs that they have.
+        conf: settings of master and workers, one a line, such as the GPUs that a worker has.
     """
     environment = spark_environment(folder)
     port, web_port = free_ports(2)
     cluster = Cluster(f"spark://127.0.0.1:{port}", f"http://127.0.0.1:{web_port}", environment)
-    conf = folder / "daemons.conf"
-    conf.write_text(f"spark.master.rest.enabled false\n{worker_conf}")
+    settings = folder / "daemons.conf"
+    settings.write_text(f"spark.master.rest.enabled false\n{conf}")
 
     def daemon(kind: str, log: str, has_workers: int, *arguments: str) -> contextlib.AbstractContextManager[object]:
         command = [str(BIN / "spark-class"), f"org.apache.spark.deploy.{kind}", "--host", "127.0.0.1"]
-        command += ["--properties-file", str(conf), *arguments]
+        command += ["--properties-file", str(settings), *arguments]
         return running(command, folder / log, lambda: cluster.num_workers() == has_workers, environment)
 
     with contextlib.ExitStack() as stack:

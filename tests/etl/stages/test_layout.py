@@ -206,6 +206,24 @@ def test_row_groups_hold_about_their_tokens(tmp_path, monkeypatch):
     assert sum(part.row_groups) == 100
 
 
+@pytest.mark.parametrize("batch_rows", [1, 3, 1000])
+def test_row_groups_end_where_tokens_pass_a_multiple(monkeypatch, batch_rows):
+    monkeypatch.setattr(layout, "ROW_GROUP_TOKENS", 100)
+    tokens = [30, 60, 9, 1, 250, 0, 40, 10, 99, 1, 500]
+    rows = pa.table({"n_tokens": pa.array(tokens, pa.int32())})
+    found = [batch["n_tokens"].to_pylist() for batch in layout.row_groups(rows.to_batches(max_chunksize=batch_rows))]
+    assert found == expected_groups(tokens)
+
+
+def expected_groups(tokens):
+    groups: dict = {}
+    passed = 0
+    for count in tokens:
+        passed += count
+        groups.setdefault(passed // 100, []).append(count)
+    return list(groups.values())
+
+
 def test_held_rows_are_flushed_without_loss(tmp_path, monkeypatch):
     """Rows leave in several slices a file when they are more than a task may hold."""
     whole = toy_corpus(tmp_path, mixed_rows(150)).manifest

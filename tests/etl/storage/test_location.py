@@ -1,13 +1,18 @@
 """Create-only, atomic replacement, and the thin rest, on a local disk and in memory."""
 
+import errno
+import io
 import os
 import pickle
 import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from etl.errors import DataError, SourceError
 from etl.storage import location
@@ -166,6 +171,113 @@ def test_pickles_to_url_and_options(folder):
 
 def test_options_are_not_shown():
     assert "hush" not in repr(Location.of("s3://bucket", {"secret": "hush"}))
+
+
+@pytest.mark.parametrize("write", ["create", "replace", "upload"])
+def test_a_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch, write):
+    (tmp_path / "made").write_bytes(b"new")
+    place = Location.of(tmp_path / "data/object")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(location.shutil, "copyfile", full)
+    with pytest.raises(DataError, match=r"no room to write .*/object .*free some and run again"):
+        getattr(place, write)(tmp_path / "made" if write == "upload" else b"new")
+    assert files_below(Location.of(tmp_path / "data")) == []
+
+
+def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
+    def refuses(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "/data")
+
+    monkeypatch.setattr(Path, "mkdir", refuses)
+    with pytest.raises(DataError, match=r"may not write .*/a \(.*Permission denied.*\); let user \d+ do so"):
+        Location.of(tmp_path / "a").create(b"")
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path):
+    (tmp_path / "data").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot write .*/data/object"):
+        Location.of(tmp_path / "data/object").create(b"")
+    with pytest.raises(NotADirectoryError):
+        Location.of(tmp_path / "data/object").read()
+
+
+def test_a_link_whose_answer_was_lost_is_ours(tmp_path, monkeypatch):
+    link = os.link
+
+    def forgets(old, new):
+        link(old, new)
+        raise FileExistsError(new)
+
+    monkeypatch.setattr(location.os, "link", forgets)
+    assert Location.of(tmp_path / "object").create(b"x")
+    assert files_below(Location.of(tmp_path)) == ["object"]
+
+
+@pytest.mark.parametrize("single_writer", [False, True])
+def test_a_store_that_renames_files_into_place(monkeypatch, tmp_path, folder, single_writer):
+    monkeypatch.setattr(location, "_RENAMING", frozenset({"memory"}))
+    place = Location(folder.url, single_writer=single_writer)
+    (tmp_path / "made").write_bytes(b"made")
+    assert (place / "a/b").create(b"first")
+    assert not (place / "a/b").create(b"second")
+    (place / "a/b").replace(b"third")
+    (place / "a/c").upload(tmp_path / "made")
+    assert {path: (place / path).read() for path in files_below(place)} == {"a/b": b"third", "a/c": b"made"}
+
+
+def test_a_single_writer_still_never_overwrites(folder):
+    place = Location(folder.url, single_writer=True) / "object"
+    assert place.single_writer
+    assert place.create(b"first")
+    assert not place.create(b"second")
+    assert pickle.loads(pickle.dumps(place)).single_writer
+
+
+def test_an_object_of_the_same_bytes_is_ours_on_a_store(folder):
+    (folder / "object").create(b"first")
+    assert (folder / "object").create(b"first") is not folder.is_local
+
+
+def test_a_file_is_read_as_it_was_planned(folder):
+    place = folder / "object"
+    place.create(b"abc\ndef\n")
+    stamp = place.stamp()
+    if not folder.is_local:
+        assert stamp == ""
+        return
+    with place.open(stamp) as file:
+        assert file.readlines() == [b"abc\n", b"def\n"]
+    os.utime(place.path, ns=(1, 1))
+    for read in (place.open, place.open_parquet):
+        with pytest.raises(SourceError, match="object changed while it was read"):
+            read(stamp)
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=60), st.lists(st.tuples(st.integers(-5, 70), st.integers(-1, 70)), max_size=8))
+def test_reading_a_store_piece_by_piece_is_reading_a_file(data, moves):
+    place = Location.of("memory://pieces/object")
+    place.replace(data)
+    expected = io.BytesIO(data)
+    with place.open() as file:
+        for offset, size in moves:
+            whence = io.SEEK_END if offset < 0 else io.SEEK_SET
+            offset = max(offset, -len(data))
+            assert file.seek(offset, whence) == expected.seek(offset, whence)
+            assert file.read(size) == expected.read(size)
+            assert file.readline() == expected.readline()
+
+
+def test_entries_tell_when_objects_were_written(folder):
+    (folder / "a/b").create(b"123")
+    (entry,) = folder.entries()
+    assert (entry.path, entry.bytes) == ("a/b", 3)
+    assert entry.modified_unix_s is not None
+    assert abs(entry.modified_unix_s - time.time()) < 60
 
 
 @pytest.fixture

@@ -1,0 +1,56 @@
+"""The Beam engine on a job service of its own process, workers in ours (LOOPBACK): what it makes, what it raises."""
+
+import pyarrow as pa
+import pytest
+
+from etl.engine import Counts, Work
+from etl.engines.beam import BeamEngine
+from etl.errors import SourceError
+from etl.storage.dataset import Chunk, Job
+from etl.storage.location import Location
+from tests.engines.inprocess import InProcessEngine
+from tests.etl.stages.toys import FILTER, files, make_recipe, mixed_rows, run, stage, write_parquet
+from tests.services.beam import beam_job_service
+
+pytestmark = pytest.mark.slow
+NUMBER = pa.schema([("n", pa.int64())])
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    with beam_job_service(tmp_path_factory.mktemp("service")) as endpoint:
+        flags = ["--runner=PortableRunner", f"--job_endpoint={endpoint}", "--environment_type=LOOPBACK"]
+        yield BeamEngine(flags, report=lambda line: None)
+
+
+def test_every_file_of_a_recipe_equals_the_one_of_the_other_engine(tmp_path, engine):
+    write_parquet(tmp_path / "a.parquet", mixed_rows(60))
+    stages = ["filter", "dedup", "tokenize", "layout"]
+    for name, runner in (("beam", engine), ("inprocess", InProcessEngine())):
+        run(make_recipe(tmp_path / name, {"a": tmp_path / "a.parquet"}, stages=stages, filter=FILTER), runner)
+    assert files(tmp_path / "beam") == files(tmp_path / "inprocess")
+    assert stage(tmp_path / "beam", "corpus").manifest.rows_out > 15
+
+
+def test_error_of_a_worker_is_raised_as_what_it_is_and_other_splits_are_kept(tmp_path, engine):
+    def some(split):
+        if split == 2:
+            raise SourceError("file 2 is damaged")
+        yield Chunk(pa.record_batch([pa.array([split])], schema=NUMBER), 1)
+
+    def run_it():
+        job = Job(Location.of(tmp_path / "some"), "some", "NUMBER", NUMBER, {})
+        return engine.map(job, range(4), some).manifest
+
+    with pytest.raises(SourceError, match=r"^file 2 is damaged$"):
+        run_it()
+    assert {path.stem for path in (tmp_path / "some" / "_receipts").rglob("*.json")} == {"00000", "00001", "00003"}
+
+
+def test_another_exception_fails_the_job_with_its_traceback(engine):
+    def fail(number, split):
+        raise ZeroDivisionError("a bug of ours")
+
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        engine.run_splits(Work("bug", 1, 1), [(0, 0)], fail)
+    engine.run_splits(Work("next", 1, 1), [(0, 0)], lambda number, split: Counts())

