@@ -158,7 +158,7 @@ class Engine(ABC):
     """Runs tasks somewhere. Subclasses implement `run_splits` and `run_buckets`.
 
     Attributes:
-        guard: called before every commit; raises when this run may not write any more.
+        guard: called before a folder is cleared and before every commit; raises when this run may not write any more.
         permit: called before work is planned that is not committed yet; raises when it is not this run's to do.
     """
 
@@ -285,6 +285,7 @@ class Engine(ABC):
 
     def _plan(self, build: Build, splits: Iterable[Any]) -> Plan:
         self.permit(build.job)
+        self.guard()
         return build.plan(splits)
 
     def _commit(self, build: Build, plan: Plan) -> Dataset:

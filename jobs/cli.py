@@ -12,7 +12,12 @@ from etl.storage.sweep import find_leftovers, parse_age, remove_leftovers
 from etl.storage.verify import find_datasets, verify
 from jobs.entry import main_of, report
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Raw text to a corpus to a trained student.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Raw text to a corpus to a trained student.",
+)
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; @FILE is its text.")]
 

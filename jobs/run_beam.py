@@ -40,7 +40,7 @@ def _check_reach(recipe: Recipe) -> None:
     for name, source in recipe.sources.items():
         for pattern in source.patterns:
             if pattern.startswith(SAMPLE):
-                raise ConfigError(f"sources.{name}.path={pattern}: the embedded sample is on this machine alone")
+                raise ConfigError(f"sources.{name}.path={pattern} is on this machine's disk alone; name files by URL")
             places.append((f"sources.{name}.path", source.locate(pattern)))
     for key, place in places:
         if place.is_local:

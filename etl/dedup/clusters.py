@@ -28,11 +28,22 @@ def components(left: I64, right: I64) -> tuple[I64, I64]:
     """
     nodes, index = np.unique(np.concatenate([left, right]), return_inverse=True)
     ends = index.reshape(2, len(left))
-    graph = coo_array((np.ones(len(left), np.bool_), (ends[0], ends[1])), shape=(len(nodes), len(nodes)))
+    return nodes, nodes[component_starts(ends[0], ends[1], len(nodes))]
+
+
+def component_starts(left: I64, right: I64, num_nodes: int) -> I64:
+    """The smallest node of each node's connected component: int64 [num_nodes].
+
+    Args:
+        left: node numbers, int64 [pairs].
+        right: node numbers, int64 [pairs].
+        num_nodes: nodes are numbered from 0.
+    """
+    graph = coo_array((np.ones(len(left), np.bool_), (left, right)), shape=(num_nodes, num_nodes))
     _, component = connected_components(graph.tocsr(), directed=False)
     # Nodes ascend, so the first of a component is its smallest.
     _, first = np.unique(component, return_index=True)
-    return nodes, nodes[first[component]]
+    return first[component]
 
 
 def rank_clusters(labels: I64, ids: pa.FixedSizeBinaryArray) -> tuple[pa.Array, pa.Array, pa.Array]:

@@ -31,6 +31,7 @@ from apache_beam.options.pipeline_options import (
     GoogleCloudOptions,
     PipelineOptions,
     PortableOptions,
+    SetupOptions,
     StandardOptions,
     TestOptions,
 )
@@ -92,6 +93,10 @@ def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
         near = difflib.get_close_matches(flag.partition("=")[0], known, 1)
         raise ConfigError(f"Beam has no flag {flag}" + (f"; did you mean {near[0]}?" if near else ""))
     made = PipelineOptions(list(flags))
+    setup = made.view_as(SetupOptions)
+    if setup.save_main_session is None:
+        # Dataflow's default is to pickle __main__; all that our workers run is in packages.
+        setup.save_main_session = False
     wrong = PipelineOptionsValidator(made, _runner_of(made)).validate()
     if wrong:
         raise ConfigError("Beam: " + "; ".join(wrong))

@@ -6,7 +6,7 @@ that it is in, mostly one, and only when it is a candidate. Datasets of a run, e
     exact_hits   LOSER    duplicates by content hash                      shuffle by hash
     exact        VERDICT  aligned                                         shuffle by split
     candidates   MET      pairs that share a band                         shuffle by band
-    edges        EDGE     the distinct pairs with their block             one task, 100 bytes of memory a pair
+    edges        EDGE     the distinct pairs with their block             one task, 110 to 200 bytes of memory a pair
     sets         SET      shingle sets of the rows in those pairs         shuffle by split
     pairs        PAIR     pairs with Jaccard >= threshold                 shuffle by block
     near_hits    HIT      connected components of the pairs               one task
@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 
 from etl.dedup.blocks import CLASS_BITS, blocks_of, class_bytes, size_class
 from etl.dedup.candidates import CandidateStream
-from etl.dedup.clusters import components, rank_clusters
+from etl.dedup.clusters import component_starts, components, rank_clusters
 from etl.dedup.minhash import MINHASH_VERSION, band_hashes, candidate_probability, signatures
 from etl.dedup.verify import jaccard_pairs
 from etl.engine import Exchange
@@ -62,7 +62,7 @@ from etl.text import TEXT_VERSION, normalise, shingles
 I64 = npt.NDArray[np.int64]
 
 MAX_EDGES = 50_000_000
-"""Pairs that one task may hold for connected components: about 5 GB."""
+"""Pairs that one task may hold for connected components: 5 GB in hot bands, 10 GB where each row has one partner."""
 BLOCK_BYTES = 32 << 20
 """Shingle sets that verification holds at once. It decides how candidate components are cut, never which pairs come."""
 PAIR_BLOCK = 1 << 20
@@ -273,9 +273,9 @@ class Distinct:
         return self._pieces[0].shape[1]
 
     def _compact(self) -> None:
-        whole = np.concatenate(self._pieces, axis=1)
+        first, second = np.concatenate(self._pieces, axis=1)
         self._pieces = []
-        self._pieces = [np.stack(distinct(*whole))]
+        self._pieces = [np.stack(distinct(first, second))]
         self._num_pending = 0
 
 
@@ -306,8 +306,9 @@ class JoinCandidates:
         a, b = pairs.columns()
         nodes, keys = keyed.columns()
         left, right = np.searchsorted(nodes, a), np.searchsorted(nodes, b)
-        _, labels = components(a, b)
+        labels = nodes[component_starts(left, right, len(nodes))]
         block = blocks_of(left, right, labels, set_bytes(keys), keys, self.block_bytes)
+        del left, right, labels
         order = np.lexsort((b, a, block))
         table = pa.Table.from_arrays([pa.array(column[order]) for column in (block, a, b)], schema=EDGE)
         for batch in table.to_batches(max_chunksize=OUT_ROWS):

@@ -61,7 +61,7 @@ _FEW_PAIRS = 50
 _EM_STEPS = 100
 WORKER_BYTES = 800 << 20
 """Peak of a Python worker at the default split and bucket sizes, whatever the input: docs/scaling.md."""
-JOIN_BYTES_PER_PAIR = 130
+JOIN_BYTES_PER_PAIR = 200
 """Of the one task that joins all candidate pairs."""
 DRIVER_BYTES_PER_TASK = 12_000
 """Of plan, receipts and manifest of one dataset on the driver."""

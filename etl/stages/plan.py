@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from etl.engine import DEFAULT, Engine, Exchange, MapFn, Reduce, ReduceFn, Resources, Table, Task, Work
+from etl.engine import DEFAULT, Engine, Exchange, MapFn, Reduce, ReduceFn, Resources, Table, Task, Work, nothing
 from etl.errors import DataError
 from etl.recipe import Recipe
 from etl.stages.context import Context
@@ -19,6 +19,7 @@ from etl.storage.dataset import MANIFEST, Build, Dataset, Job, SplitWriter
 from etl.storage.location import Location
 from etl.storage.lock import RunLock
 from etl.storage.manifest import Manifest, to_json
+from etl.storage.remote import storage_options
 
 _Then = Callable[[Dataset], None]
 
@@ -145,10 +146,10 @@ def plan_recipe(recipe: Recipe) -> list[Outlook]:
 
 
 def _walk(recipe: Recipe) -> _Lookout:
-    check(recipe)
     lookout = _Lookout()
-    with contextlib.suppress(_OutOfSight):
-        run_stages(Context(lookout, recipe, lambda line: None))
+    with storage_options(recipe.storage), contextlib.suppress(_OutOfSight):
+        check(recipe)
+        run_stages(Context(lookout, recipe, nothing))
     return lookout
 
 
@@ -161,7 +162,7 @@ def adopt(recipe: Recipe, stage: str) -> list[str]:
     Raises:
         DataError: there is nothing to adopt, or its rows cannot stand beside those of this run.
     """
-    with RunLock(Context(_Lookout(), recipe, lambda line: None).output):
+    with RunLock(recipe.place):
         lookout = _walk(recipe)
         job = lookout.jobs.get(stage)
         if job is None:

@@ -328,13 +328,18 @@ class Build:
         self.folder = job.folder
 
     def committed(self) -> Dataset | None:
-        """The dataset, if it is there with this fingerprint."""
+        """The dataset, if it is there with this fingerprint.
+
+        A manifest that is absent or damaged is none; one that may not be read is an error, since what is there may be
+        good and must not be cleared.
+        """
         try:
-            dataset = Dataset.open(self.folder)
-        except DataError:
+            manifest = Manifest.model_validate_json((self.folder / MANIFEST).read())
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
             return None
-        manifest = dataset.manifest
-        return dataset if (manifest.fingerprint, manifest.base) == (self.job.fingerprint, self.job.base_cut) else None
+        if (manifest.fingerprint, manifest.base) != (self.job.fingerprint, self.job.base_cut):
+            return None
+        return Dataset.of(self.folder, manifest)
 
     def reopen(self) -> Dataset | None:
         """The committed dataset, without the parts that a late attempt left beside it when it was killed."""

@@ -7,6 +7,7 @@ The name of the build is in the file, so two builds never share a part, even whe
 of a build that was given up removes its own parts and no other's.
 """
 
+import contextlib
 import hashlib
 import tempfile
 from pathlib import Path
@@ -72,20 +73,35 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
+        # After a failure, such as a full disk, closing may fail for the same reason.
+        with contextlib.suppress(OSError) if kind else self._explained():
+            self._writer.close()
         self._spool.cleanup()
 
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return Location.of(self._file).explained("write")
+
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append a batch as one row group."""
+        """Append a batch as one row group.
+
+        Raises:
+            DataError: no room in the folder for temporary files.
+        """
         table = pa.Table.from_batches([batch]).cast(self._schema)
-        self._writer.write_table(table, row_group_size=max(1, batch.num_rows))
+        with self._explained():
+            self._writer.write_table(table, row_group_size=max(1, batch.num_rows))
         self._row_groups.append(batch.num_rows)
         if self._tokens is not None:
             self._tokens += pc.sum(batch.column("n_tokens")).as_py() or 0
 
     def finish(self) -> Part:
-        """Upload the file as part-<split>-<16 hex of its SHA-256>.parquet."""
-        self._writer.close()
+        """Upload the file as part-<split>-<16 hex of its SHA-256>.parquet.
+
+        Raises:
+            DataError: no room for it, or it may not be written.
+        """
+        with self._explained():
+            self._writer.close()
         digest = file_sha256(self._file)
         name = f"part-{self._split:05d}-{digest[:16]}.parquet"
         path = f"{self._partition}/{name}" if self._partition else name

@@ -161,7 +161,15 @@ def open_file_system(url: str, options: Options) -> Any:
     except (ValueError, TypeError, KeyError) as error:
         check_scheme(scheme)
         raise ConfigError(
-            f"{url}: storage.{scheme} has options that its file system does not take: {_reason(error, options)}"
+            f"{url}: cannot be opened ({_reason(error, options)}); check the options under `storage: {{{scheme}: …}}` "
+            "and the environment"
+        ) from error
+    except OSError as error:
+        if scheme != "hdfs":
+            raise
+        raise ConfigError(
+            f"{url}: hdfs:// needs a Hadoop client ({_reason(error, options)[:120]}); set JAVA_HOME, HADOOP_HOME "
+            "and CLASSPATH=$(hadoop classpath --glob)"
         ) from error
     if scheme == "s3":
         file_system.retries = 1

@@ -30,6 +30,7 @@ from etl.engine import Engine, Exchange, Reduce, Task, Work
 from etl.hashing import hash_array
 from etl.recipe import Recipe
 from etl.stages.context import Context
+from etl.stages.estimate import estimate
 from etl.stages.hits import buckets_of, living, recut
 from etl.stages.run import run_recipe
 from etl.storage.aligned import Rows
@@ -231,7 +232,7 @@ def run_verbs(context: Context) -> None:
 def recipe_for(folder: Path, source: Path, args: argparse.Namespace) -> Recipe:
     return Recipe.model_validate({
         "name": "memory", "output": str(folder), "sources": {"docs": {"spec": "synth", "path": str(source)}},
-        "stages": ["filter", "dedup", "tokenize", "split", "layout"],
+        "stages": [] if args.verbs_only else ["filter", "dedup", "tokenize", "split", "layout"],
         "filter": {"steps": [{"kind": "language"}]},
         "layout": {"target_bytes": args.bucket_mb << 20},
         "run": {"split_bytes": args.split_mb << 20, "bucket_bytes": args.bucket_mb << 20},
@@ -260,6 +261,7 @@ def run_one(args: argparse.Namespace, megabytes: int, skew: str) -> dict[str, An
     source = Path(args.source or write_corpus(folder / f"corpus-{megabytes}-{skew}.parquet", megabytes, skew))
     output = folder / f"out-{args.engine}-{megabytes}-{skew}-{time.time_ns()}"
     recipe = recipe_for(output, source, args)
+    predicted = predict(recipe, args.predict_mb) if args.predict_mb else {}
     engine = Measured(make_engine(args, output.with_name(f"{output.name}-spark")))
     began = time.monotonic()
     try:
@@ -269,7 +271,33 @@ def run_one(args: argparse.Namespace, megabytes: int, skew: str) -> dict[str, An
         engine.close()
     shuffled = shuffled_bytes(output.with_name(f"{output.name}-spark"))
     seconds = round(time.monotonic() - began, 1)
-    return {"output": str(output), "seconds": seconds, "stages": engine.stages, "shuffled": shuffled}
+    found = {"output": str(output), "seconds": seconds, "stages": engine.stages, "shuffled": shuffled}
+    return found | ({"predicted": predicted, "compared": compare(predicted, output, found)} if predicted else {})
+
+
+def predict(recipe: Recipe, megabytes: int) -> dict[str, dict[str, float]]:
+    """Job to what a sample of the input predicts for it."""
+    costs = estimate(recipe, megabytes << 20).stages
+    return {cost.stage: {name: value for name, value in vars(cost).items() if name != "stage"} for cost in costs}
+
+
+def compare(predicted: dict[str, dict[str, float]], output: Path, found: dict[str, Any]) -> list[list[Any]]:
+    """Job, quantity, predicted, measured, ratio."""
+    lines: list[list[Any]] = []
+    for job, cost in predicted.items():
+        manifests = [Dataset.open(str(output / stage)).manifest for stage in job.split("+")]
+        spark = sum(size for title, size in found["shuffled"].items() if title.split(": ")[1].split(",")[0] == job)
+        measured = {
+            "rows": max(manifest.rows_out for manifest in manifests),
+            "written_bytes": sum(part.bytes for manifest in manifests for part in manifest.parts),
+            "shuffle_bytes": spark,
+            "tasks": found["stages"].get(job, {}).get("tasks", 0),
+            "cpu_s": found["stages"].get(job, {}).get("cpu_s", 0.0),
+        }
+        for name, value in measured.items():
+            if value or cost[name]:
+                lines.append([job, name, cost[name], value, round(cost[name] / value, 2) if value else 0.0])
+    return lines
 
 
 def print_table(title: str, kind: str, found: dict[str, dict[str, Any]]) -> None:
@@ -294,6 +322,8 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--folder", default="build/bench")
     parser.add_argument("--source", default="", help="Parquet in the SYNTH schema, in place of a generated corpus")
+    parser.add_argument("--verbs-only", action="store_true", help="ingest and the two bare verbs")
+    parser.add_argument("--predict-mb", type=int, default=0, help="predict the run from so many MB of its input, too")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes, skews = [int(size) for size in args.sizes.split(",")], args.skew.split(",")
@@ -308,6 +338,8 @@ def main() -> None:
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             run = found[f"{size} {skew}"] = json.loads(done.stdout.splitlines()[-1])
             print(f"{size} MB, {skew}: {run['seconds']} s in {run['output']}", flush=True)  # noqa: T201
+            for job, name, cost, value, ratio in run.get("compared", []):
+                print(f"{job[:40]:<42}{name:<16}{cost:>16,.1f}{value:>16,.1f}{ratio:>8.2f}")  # noqa: T201
     for kind in ("python", "jvm", "driver"):
         if any(kind in stage for run in found.values() for stage in run["stages"].values()):
             print_table(args.engine, kind, found)

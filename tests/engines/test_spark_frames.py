@@ -1,5 +1,8 @@
 """`apply` and `read`: steps on a DataFrame equal steps in a recipe, a dataset's DataFrame has its manifest's rows."""
 
+import re
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 from pyspark.sql import functions as F
@@ -139,3 +142,12 @@ def test_printed_tables_have_the_rows_of_the_manifest(spark, output):
     finally:
         spark.sql("USE default")
         spark.sql("DROP DATABASE printed CASCADE")
+
+
+def test_the_example_of_the_documentation_runs(spark):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "library.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    found = {}
+    exec(example, found)
+    assert [row["n_tokens"] > 10 for row in found["kept"].collect()] == [True]
+    assert [tuple(row) for row in found["reasons"].collect()] == [("answer", "empty_answer")]

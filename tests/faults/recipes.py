@@ -15,6 +15,7 @@ from etl.stages.context import Context
 from etl.stages.run import run_stages
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
+from etl.storage.remote import storage_options
 from etl.storage.verify import MODEL_TABLE, find_datasets, verify
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import FILTER, make_recipe, mixed_rows, scores, write_jsonl, write_parquet
@@ -40,12 +41,12 @@ def stage_of(folder: str) -> str:
     return _STAGE_OF[cut if first == "rounds" else first]
 
 
-def write_sources(folder: Path) -> dict[str, Path]:
-    """Two files of toy rows, one of them with a line that is no row."""
-    lines = write_jsonl(folder / "b.jsonl", mixed_rows(20, seed=1))
+def write_sources(folder: Path, more_rows: int = 0) -> dict[str, Path]:
+    """Two files of toy rows, one of them with a line that is no row; with `more_rows` nothing of an output holds."""
+    lines = write_jsonl(folder / "b.jsonl", mixed_rows(20 + more_rows, seed=1))
     with lines.open("ab") as file:
         file.write(b"not a row\n")
-    return {"a": write_parquet(folder / "a.parquet", mixed_rows(40), row_group_size=20), "b": lines}
+    return {"a": write_parquet(folder / "a.parquet", mixed_rows(40 + more_rows), row_group_size=20), "b": lines}
 
 
 def recipe_at(output: Location, sources: dict[str, Path], cutting_bytes: int = 8192) -> Recipe:
@@ -64,7 +65,8 @@ def recipe_at(output: Location, sources: dict[str, Path], cutting_bytes: int = 8
 
 def run_here(recipe: Recipe) -> None:
     """A run in this process, without its lock: a kill that is an exception would leave it to a process that lives."""
-    run_stages(Context(InProcessEngine(), recipe, lambda line: None))
+    with storage_options(recipe.storage):
+        run_stages(Context(InProcessEngine(), recipe, lambda line: None))
 
 
 def write_conf(recipe: Recipe, path: Path) -> Path:

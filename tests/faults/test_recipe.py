@@ -20,6 +20,12 @@ def undisturbed(tmp_path_factory, sources):
     return Reference.of(output)
 
 
+def older_run(output, tmp_path) -> Location:
+    """The output, with a finished run of another input in it."""
+    run_here(recipe_at(output, write_sources(tmp_path / "older", more_rows=5)))
+    return output
+
+
 def survive(output, sources, undisturbed, next_run) -> set[str]:
     """The stages that were killed."""
     kills = killed_again_and_again(recipe_at(output, sources), output, next_run)
@@ -45,8 +51,8 @@ def test_the_measure_finds_what_is_lost_and_doubled(local_folders, sources, undi
     }
 
 
-def test_killed_again_and_again_on_a_local_disk(local_folders, sources, undisturbed):
-    survive(local_folders(), sources, undisturbed, at_random(1))
+def test_killed_again_and_again_on_a_local_disk(tmp_path, local_folders, sources, undisturbed):
+    survive(older_run(local_folders(), tmp_path), sources, undisturbed, at_random(1))
 
 
 @pytest.mark.slow
@@ -56,5 +62,5 @@ def test_killed_at_every_operation_on_a_local_disk(local_folders, sources, undis
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_again_and_again_on_s3(s3_folders, sources, undisturbed, seed):
-    survive(s3_folders(), sources, undisturbed, at_random(seed))
+def test_killed_again_and_again_on_s3(tmp_path, s3_folders, sources, undisturbed, seed):
+    survive(older_run(s3_folders(), tmp_path), sources, undisturbed, at_random(seed))

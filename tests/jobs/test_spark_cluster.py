@@ -2,12 +2,12 @@
 
 Every spark-submit runs in an empty folder, with a HOME that cannot be made and our code as a zip; the dependencies are
 installed on the workers, or travel as an archive of an environment that has nothing else. Nothing is downloaded: that
-environment is made of links to the packages that are installed here.
+environment is made of the packages that are installed here.
 """
 
 import importlib.metadata
 import json
-import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -44,6 +44,33 @@ def task(number, value):
 
 engine = SparkEngine(report=print)
 engine.run_splits(Work("score", 3, 5, Resources(cpus, gpus, memory_bytes)), [(1, "a"), (2, "b"), (4, "c")], task)
+engine.close()
+"""
+
+
+TWICE = """
+import sys, time
+from pathlib import Path
+import pyarrow as pa
+from pyspark import TaskContext
+from etl.engines.spark import SparkEngine
+from etl.storage.dataset import Chunk, Job
+from etl.storage.location import Location
+
+folder = Path(sys.argv[1])
+schema = pa.schema([("n", pa.int64())])
+
+def write(split):
+    attempt = TaskContext.get().attemptNumber()
+    (folder / f"{split}-{attempt}").touch()
+    deadline = time.monotonic() + 120
+    while (split, attempt) == (3, 0) and not (folder / "3-1").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    yield Chunk(pa.record_batch([pa.array([split])], schema=schema), 1)
+
+engine = SparkEngine(report=print)
+engine.map(Job(Location.of(folder / "out"), "numbers", "NUMBERS", schema, {}), range(4), write)
+engine.settle()
 engine.close()
 """
 
@@ -89,7 +116,7 @@ def packed(tmp_path_factory):
             place = site / file
             if ".." not in file.parts and "__pycache__" not in file.parts:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                os.symlink(file.locate().resolve(), place)
+                shutil.copyfile(file.locate(), place)
     command = [str(Path(sys.executable).parent / "venv-pack"), "--quiet", "--compress-level", "1"]
     subprocess.run([*command, "-p", str(folder / "env"), "-o", str(folder / "env.tar.gz")], check=True)
     return folder / "env.tar.gz"
@@ -164,3 +191,14 @@ def test_tasks_get_what_they_ask_for_and_the_history_server_shows_it(cluster, ar
     assert {name: executor[name]["amount"] for name in ("cores", "gpu", "memory", "memoryOverhead")} == {
         "cores": 1, "gpu": 1, "memory": 600, "memoryOverhead": 65,
     }  # fmt: skip
+
+
+def test_a_speculative_attempt_beside_the_first_doubles_nothing(cluster, archive, tmp_path):
+    (tmp_path / "twice.py").write_text(TWICE)
+    settings = {"spark.speculation": "true", "spark.speculation.interval": "100ms", "spark.speculation.quantile": "0.5"}
+    flags = [item for key, value in settings.items() for item in ("--conf", f"{key}={value}")]
+    submit(cluster, archive, tmp_path, *flags, tmp_path / "twice.py", tmp_path)
+    assert (tmp_path / "3-1").exists(), "there was no second attempt"
+    rows = [row["n"] for batch in stage(tmp_path, "out").read() for row in batch.to_pylist()]
+    assert sorted(rows) == [0, 1, 2, 3]
+    assert list(verify(Location.of(tmp_path / "out"))) == []

@@ -1,4 +1,6 @@
-"""A Spark standalone cluster for tests: a master and workers of the pip package, on free ports of 127.0.0.1.
+"""A Spark standalone cluster for tests: a master and workers of the pip package, on free ports of the loopback.
+
+Worker n is the host 127.0.0.n: Spark runs no second attempt of a task on a host that has the first.
 
 `spark-class` becomes its JVM (it ends in exec), so stopping it stops master and worker; a worker takes its executors
 with it. Ready after 5 to 8 s; each JVM may take 256 MiB of heap, an executor what the application asks for.
@@ -12,6 +14,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,19 +91,20 @@ def standalone_cluster(folder: Path, num_workers: int = 2, cores: int = 1, conf:
     settings = folder / "daemons.conf"
     settings.write_text(f"spark.master.rest.enabled false\n{conf}")
 
-    def daemon(kind: str, log: str, has_workers: int, *arguments: str) -> contextlib.AbstractContextManager[object]:
-        command = [str(BIN / "spark-class"), f"org.apache.spark.deploy.{kind}", "--host", "127.0.0.1"]
+    def daemon(kind: str, log: str, host: str, has_workers: int, *arguments: str) -> AbstractContextManager[object]:
+        command = [str(BIN / "spark-class"), f"org.apache.spark.deploy.{kind}", "--host", host]
         command += ["--properties-file", str(settings), *arguments]
-        return running(command, folder / log, lambda: cluster.num_workers() == has_workers, environment)
+        there = {**environment, "SPARK_LOCAL_IP": host}
+        return running(command, folder / log, lambda: cluster.num_workers() == has_workers, there)
 
     with contextlib.ExitStack() as stack:
         ports = ("--port", str(port), "--webui-port", str(web_port))
-        stack.enter_context(daemon("master.Master", "master.log", 0, *ports))
+        stack.enter_context(daemon("master.Master", "master.log", "127.0.0.1", 0, *ports))
         for number in range(num_workers):
             size = ("--cores", str(cores), "--memory", "2000m", "--webui-port", "0")
-            work = ("--work-dir", str(folder / f"worker-{number}"))
+            work = ("--work-dir", str(folder / f"worker-{number}"), cluster.url)
             log = f"worker-{number}.log"
-            stack.enter_context(daemon("worker.Worker", log, number + 1, *size, *work, cluster.url))
+            stack.enter_context(daemon("worker.Worker", log, f"127.0.0.{number + 1}", number + 1, *size, *work))
         yield cluster
 
 

@@ -15,7 +15,6 @@ from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import make_recipe, mixed_rows, write_jsonl
 from tests.services.gcs import gcs_server
 
-
 # gcsfs hands aiohttp bodies of more than 1 MB as bytes.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
 

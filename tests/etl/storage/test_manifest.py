@@ -27,6 +27,7 @@ def manifest(**changes) -> Manifest:
             "stage": "toy",
             "table": "TOY",
             "fingerprint": "f",
+            "receipts": "b",
             "made_from": {},
             "content_digest": "c",
             "rows_in": 3,
