@@ -43,9 +43,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from etl import errors
 from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
 from etl.engines.sorting import IPC_OPTIONS, SortedRows, slices
-from etl.errors import ConfigError
+from etl.errors import ConfigError, SchemaError
 from etl.pipeline import open_steps
-from etl.schema import VERDICT
+from etl.schema import PROMPT, VERDICT
 from etl.step import BatchFn, Step
 from etl.storage.location import Location
 
@@ -478,19 +478,18 @@ registry.register_coder(pa.Table, TableCoder)
 class ApplySteps(beam.PTransform[Any, Any]):
     """Steps over a PCollection of Arrow record batches or tables: the same elements with the steps' columns.
 
-    Rows and their order stay. A null `verdict` column (`etl.schema.VERDICT`) is put before the steps' columns where
-    there is none; a step that drops a row fills it. Each worker opens the steps once.
+    Rows, their order and their columns stay; the steps' columns follow, and `verdict` is the last unless it was there:
+    null, or struct<step, reason, value> of the step that would drop the row. Each worker opens the steps once.
 
-        from etl.engines.beam import ApplySteps, ToArrow
-
-        schema = pa.schema([("messages", pa.list_(MESSAGE))])
+        schema = pa.schema([PROMPT.field("messages")])
         rows | ToArrow(schema) | ApplySteps([LanguageStep(keep=["en"])]) | beam.FlatMap(pa.RecordBatch.to_pylist)
 
     Args:
-        steps: in the order in which they run.
+        steps: run in this order on each row; none of them looks at another row.
 
     Raises:
-        SchemaError: on a worker, when a batch lacks a column that a step reads or has one that it adds.
+        SchemaError: on a worker, when a batch lacks a column that a step reads or has it in another type than
+            `etl.schema` says, or when it has one that a step adds.
     """
 
     def __init__(self, steps: Iterable[Step]) -> None:
@@ -505,6 +504,7 @@ class ApplySteps(beam.PTransform[Any, Any]):
 class _ApplySteps(beam.DoFn):
     def __init__(self, steps: tuple[Step, ...]) -> None:
         self._steps = steps
+        self._reads = sorted({name for step in steps for name in step.reads if name in PROMPT.names})
 
     def setup(self) -> None:
         self._run: BatchFn = open_steps(self._steps)
@@ -517,12 +517,33 @@ class _ApplySteps(beam.DoFn):
             yield self._apply(element)
 
     def _apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        if "verdict" not in batch.schema.names:
+        names = batch.schema.names
+        if "verdict" not in names:
             batch = batch.append_column(pa.field("verdict", VERDICT), pa.nulls(batch.num_rows, VERDICT))
         schema = batch.schema
         for step in self._steps:
             schema = step.output_schema(schema)
-        return self._run(batch)
+        for name in self._reads:
+            batch = _typed(batch, name)
+        done = self._run(batch)
+        return (
+            done
+            if "verdict" in names
+            else done.select([*(name for name in done.schema.names if name != "verdict"), "verdict"])
+        )
+
+
+def _typed(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
+    """The batch with a column of PROMPT in its declared type."""
+    wanted = PROMPT.field(name).type
+    column = batch.column(name)
+    if column.type == wanted:
+        return batch
+    try:
+        place = batch.schema.get_field_index(name)
+        return batch.set_column(place, batch.schema.field(place).with_type(wanted), column.cast(wanted))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise SchemaError(f"column '{name}' is {column.type}, the steps read it as {wanted}: {error}") from error
 
 
 class ToArrow(beam.PTransform[Any, Any]):

@@ -142,8 +142,8 @@ class SparkEngine(Engine):
     def land(self, table: Table, folder: Location) -> Dataset:
         opened = open_table(self.session, table)
         build = Build(opened.job(table, folder))
-        done = build.committed()
-        if done is not None and opened.tells_changes:
+        done = build.reopen() if opened.tells_changes else None
+        if done is not None:
             return done
         self.permit(build.job)
         build.give_up()

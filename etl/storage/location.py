@@ -2,9 +2,9 @@
 
 `create` never overwrites and never shows a half-written object: on a local disk it hard-links a finished temporary
 file, on an object store it is a conditional PUT, on HDFS a rename that fails when the name is taken. `replace` and
-`upload` show nothing half-written either; on HDFS, which cannot rename over a file, there is none for a moment. Remote operations are tried again (`etl.storage.retry`), and every failure is one
-of the four errors with one line that says what to do (`etl.storage.remote`). A Location pickles to its URL and options,
-so workers open their own connection.
+`upload` show nothing half-written either; on HDFS, which cannot rename over a file, there is none for a moment. Remote
+operations are tried again (`etl.storage.retry`), and every failure is one of the four errors with one line that says
+what to do (`etl.storage.remote`). A Location pickles to its URL and options, so workers open their own connection.
 """
 
 import contextlib

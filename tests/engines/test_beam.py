@@ -350,8 +350,9 @@ STEPS = [AnswerStep(), LanguageStep(keep=["en"], min_score=0.0)]
 
 
 def with_verdict(steps, batch):
-    batch = batch.append_column(pa.field("verdict", VERDICT), pa.nulls(batch.num_rows, VERDICT))
-    return next(apply(steps, [batch]))
+    """What `ApplySteps` is to give for a batch without a verdict."""
+    done = next(apply(steps, [batch.append_column(pa.field("verdict", VERDICT), pa.nulls(batch.num_rows, VERDICT))]))
+    return done.select([*(name for name in done.schema.names if name != "verdict"), "verdict"])
 
 
 def message_batch():
@@ -397,12 +398,27 @@ def test_a_worker_opens_its_steps_once_and_a_verdict_that_is_there_stays(tmp_pat
     assert (tmp_path / "log").read_text() == "opened\n"
 
 
-def test_a_missing_column_is_a_schema_error(caplog):
+def test_a_column_of_another_arrow_type_is_cast():
+    large = message_batch().column("messages").cast(pa.large_list(PROMPT.field("messages").type.value_type))
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        batch = pa.record_batch([large], pa.schema([pa.field("messages", large.type, nullable=False)]))
+        done = pipeline | beam.Create([batch], reshuffle=False) | ApplySteps(STEPS)
+        assert_that(done, equal_to([with_verdict(STEPS, message_batch())]))
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        (pa.record_batch({"text": ["a"]}), r"step 'answer' reads \['messages'\]"),
+        (pa.record_batch({"messages": ["a"]}), "column 'messages' is string, the steps read it as list<"),
+    ],
+)
+def test_a_missing_or_wrong_column_is_a_schema_error(caplog, batch, told):
     def run_it():
         with beam.Pipeline(runner="FnApiRunner") as pipeline:
-            _ = pipeline | beam.Create([pa.record_batch({"text": ["a"]})]) | ApplySteps(STEPS)
+            _ = pipeline | beam.Create([batch]) | ApplySteps(STEPS)
 
-    with caplog.at_level(logging.CRITICAL), pytest.raises(Exception, match=r"step 'answer' reads \['messages'\]"):
+    with caplog.at_level(logging.CRITICAL), pytest.raises(Exception, match=told):
         run_it()
 
 

@@ -53,7 +53,13 @@ def folders(request: pytest.FixtureRequest) -> Folders:
 @pytest.fixture(scope="session")
 def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
     """Prints a line although output is captured."""
-    return lambda text: pytestconfig.get_terminal_writer().line(f"\n{text}")
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def line(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            pytestconfig.get_terminal_writer().line(f"\n{text}")
+
+    return line
 
 
 @pytest.fixture(scope="session")
