@@ -39,17 +39,28 @@ def run_command(
 
 @app.command("plan")
 def plan_command(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")], set_: Overrides = None
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")],
+    set_: Overrides = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Predict rows, bytes, shuffles and CPU time, too.")] = False,
+    sample_mb: Annotated[int, typer.Option(min=1, help="Stored MB of input to predict from.")] = 16,
 ) -> None:
-    """Say what a run would do, stage by stage, and which field makes a stage run again; nothing runs."""
+    """Say what a run would do, stage by stage, and which field makes a stage run again; nothing runs.
+
+    With --sample the recipe also runs on a sample of its input, in a temporary folder of this machine.
+    """
 
     def job() -> int:
         from etl import conf
         from etl.recipe import Recipe
+        from etl.stages.estimate import estimate
         from etl.stages.plan import describe, plan_recipe
 
-        for line in describe(plan_recipe(conf.load(Recipe, recipe, "recipes", set_ or []))):
+        loaded = conf.load(Recipe, recipe, "recipes", set_ or [])
+        for line in describe(plan_recipe(loaded)):
             report(line)
+        if sample:
+            for line in estimate(loaded, sample_mb << 20).lines():
+                report(line)
         return 0
 
     raise typer.Exit(main_of(job))

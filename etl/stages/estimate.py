@@ -59,7 +59,7 @@ _HOT_ROWS = 8
 """Rows of the sample in one group from which on it is taken to grow with the input."""
 _FEW_PAIRS = 50
 _EM_STEPS = 100
-WORKER_BYTES = 800 << 20
+WORKER_BYTES = 900 << 20
 """Peak of a Python worker at the default split and bucket sizes, whatever the input: docs/scaling.md."""
 JOIN_BYTES_PER_PAIR = 200
 """Of the one task that joins all candidate pairs."""
@@ -496,15 +496,20 @@ class _Prediction:
 
     def _survivors(self) -> float:
         """Rows of the whole input over rows of the sample that are alive at the end."""
-        lost = {"exact": 0, "near": 0}
+        entered = max(1, self._rows)
+        now = 1 - self._lost / entered
+        later = 1 - min(0.99, (self._exact.removed + self._pairs.removed) / (entered * self._scale))
+        return self._scale * later / max(now, 0.01)
+
+    @cached_property
+    def _lost(self) -> int:
+        """Rows of the sample that were dropped as duplicates."""
+        lost = 0
         for stage, step in (("exact", "exact"), ("clusters", "near")):
             if self._has(stage):
                 accounting = self._dataset(stage).manifest.accounting
-                lost[step] = sum(steps[step]["in"] - steps[step]["kept"] for steps in accounting.values())
-        entered = max(1, self._rows)
-        now = 1 - sum(lost.values()) / entered
-        later = 1 - min(0.99, (self._exact.removed + self._pairs.removed) / (entered * self._scale))
-        return self._scale * later / max(now, 0.01)
+                lost += sum(steps[step]["in"] - steps[step]["kept"] for steps in accounting.values())
+        return lost
 
     def _factor(self, stage: str) -> float:
         """How much more of a dataset the whole input gives."""
@@ -515,11 +520,21 @@ class _Prediction:
             "pairs": self._pairs.pairs / max(1, self._pairs.seen),
             "near_hits": self._ratio("near_hits", self._pairs.rows),
             "exact_hits": self._ratio("exact_hits", self._exact.removed),
+            "dropped": self._dropped() / max(1, self._dataset("dropped").manifest.rows_out),
             "tokenize": self._alive, "score": self._alive, "corpus": self._alive, "split_hits": self._alive,
         }  # fmt: skip
         if stage == "cells" or stage.startswith("rounds/"):
             return self._sample.input_splits / max(1, self._dataset(stage).manifest.splits)
         return sample.get(stage, self._scale)
+
+    def _row_factor(self, stage: str) -> float:
+        """As `_factor`, of rows: a row that has a verdict stays in an aligned table, with nothing beside it."""
+        return self._scale if stage in ("tokenize", "score") else self._factor(stage)
+
+    def _dropped(self) -> float:
+        """Rows of the whole input that a step drops."""
+        others = self._dataset("dropped").manifest.rows_out - self._lost
+        return others * self._scale + self._exact.removed + self._pairs.removed
 
     def _ratio(self, stage: str, rows: float) -> float:
         return rows / max(1, self._dataset(stage).manifest.rows_out) if self._has(stage) else 1.0
@@ -583,7 +598,7 @@ class _Prediction:
         stages = job.split("+")
         taken = self._engine.taken[job]
         tasks = self._tasks(job)
-        rows = max(self._dataset(stage).manifest.rows_out * self._factor(stage) for stage in stages)
+        rows = max(self._dataset(stage).manifest.rows_out * self._row_factor(stage) for stage in stages)
         return StageCost(
             stage=job,
             rows=round(rows),

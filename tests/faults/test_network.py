@@ -91,6 +91,16 @@ def test_a_fault_that_passes(proxy, s3_folders, undisturbed, short_waits, harm, 
     assert_whole(folder, undisturbed.manifest)
 
 
+@pytest.mark.parametrize("point", ["/_plan.json", "/part-", "/_receipts/", "/_manifest.json"])
+def test_a_lost_answer_at_a_commit_point(proxy, s3_folders, undisturbed, short_waits, point):
+    """The object is there when it is written again; a create-only one must be known as our own."""
+    folder = with_older(s3_folders())
+    proxy.arm([Fault(Harm.RESET_AFTER, "PUT", point, times=2)])
+    SHAPE.build(through(proxy, folder, **QUICK))
+    assert len(proxy.fired) == 2
+    assert_whole(folder, undisturbed.manifest)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("harm", [Harm.SLOW_DOWN, Harm.RESET_BEFORE, Harm.RESET_AFTER])

@@ -133,7 +133,7 @@ def test_a_wrong_key_or_value_fails_before_any_work(tmp_path, monkeypatch, capsy
     [
         ("dmeo", ["'dmeo'", "demo, synth"]),
         ("conf/recipes/none.yaml", ["no file conf/recipes/none.yaml"]),
-        ("synth", ["sources.synth.path: is missing", "--set sources.synth.path=VALUE", "output: is missing"]),
+        ("synth", ["sources.synth: give either `path`", "output: is missing", "--set output=VALUE"]),
     ],
 )
 def test_a_recipe_that_is_not_there_or_not_whole(tmp_path, monkeypatch, name, told):
@@ -188,3 +188,16 @@ def test_run_then_run_again_then_verify(tmp_path):
     assert "corpus          30 rows" in again.stdout
     assert call("verify", tmp_path / "out").exit_code == 0
     assert list(empty.iterdir()) == []
+
+
+# --- plan --sample -------------------------------------------------------------------------------------------------
+
+
+def test_plan_with_a_sample_predicts_and_writes_nothing(tmp_path):
+    source = write_parquet(tmp_path / "in.parquet", mixed_rows(40))
+    sets = [f"output={tmp_path / 'out'}", f"sources.synth.path={source}"]
+    result = call("plan", "synth", *(word for item in sets for word in ("--set", item)), "--sample", "--sample-mb", 1)
+    assert result.exit_code == 0, result.output
+    assert "shuffled MB" in result.output
+    assert "corpus" in result.output
+    assert not (tmp_path / "out").exists()

@@ -320,12 +320,16 @@ def test_stage_in_the_wrong_place_names_the_column(tmp_path, sources, ngram_mode
         run(recipe, IdleEngine())
 
 
-@pytest.mark.parametrize(
-    "name", ["ingest", "corpus", "score", "clusters", "exact", "near", "layout", "../up", "rounds"]
-)
+@pytest.mark.parametrize("name", ["ingest", "corpus", "score", "clusters", "exact", "near", "layout", "rounds"])
 def test_cut_cannot_take_the_name_of_a_folder_or_step_of_ours(tmp_path, sources, name):
     cut = {**FILTER["cuts"][0], "name": name}
     with pytest.raises(ValueError, match=re.escape(name)):
+        make_recipe(tmp_path / "out", sources, stages=["filter"], filter={**FILTER, "cuts": [cut]})
+
+
+def test_the_name_of_a_cut_is_no_path(tmp_path, sources):
+    cut = {**FILTER["cuts"][0], "name": "../up"}
+    with pytest.raises(ValueError, match=r"cuts\.0\.share\.name\s+String should match"):
         make_recipe(tmp_path / "out", sources, stages=["filter"], filter={**FILTER, "cuts": [cut]})
 
 
