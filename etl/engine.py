@@ -212,13 +212,7 @@ class Engine(ABC):
         numbers = sorted(set().union(*missing))
         if not numbers:
             return
-        items = [
-            (
-                number,
-                [[place, item.plan.splits[number]] for place, item in enumerate(group) if number in missing[place]],
-            )
-            for number in numbers
-        ]
+        items = [(number, _pieces(group, missing, number)) for number in numbers]
         todo = [(item.build.writer(item.plan), item.fn) for item in group]
 
         def task(number: int, pieces: Any) -> Counts:

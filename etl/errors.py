@@ -8,6 +8,17 @@ invariants of our own code.
 class StillhouseError(Exception):
     """Base of the four classes, so that an entry point can turn any of them into one line and exit code 2."""
 
+    def to_text(self) -> str:
+        """For a way back from a worker that carries text."""
+        return f"{type(self).__name__}: {self}"
+
+    @classmethod
+    def from_text(cls, text: str) -> "StillhouseError":
+        """What `to_text` said, as the class that it was."""
+        kind, _, message = text.partition(": ")
+        (found,) = (known for known in cls.__subclasses__() if known.__name__ == kind)
+        return found(message)
+
 
 class ConfigError(StillhouseError):
     """A recipe, a training configuration, an option or an artefact is wrong; found before a row is read."""

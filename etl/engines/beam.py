@@ -40,10 +40,9 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineState, create_runner
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from etl import errors
 from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
 from etl.engines.sorting import IPC_OPTIONS, SortedRows, slices
-from etl.errors import ConfigError, SchemaError
+from etl.errors import ConfigError, DataError, SchemaError, StillhouseError
 from etl.pipeline import open_steps
 from etl.schema import PROMPT, VERDICT
 from etl.step import BatchFn, Step
@@ -223,7 +222,7 @@ class BeamEngine(Engine):
             self._tell(work, options, result)
             state = result.wait_until_finish()
         if state not in (None, PipelineState.DONE):
-            raise errors.DataError(f"the job of {work.stage} ended as {state}; run again to resume")
+            raise DataError(f"the job of {work.stage} ended as {state}; run again to resume")
 
     def _stop_if_not_run(self, work: Work, options: PipelineOptions) -> None:
         template = options.view_as(GoogleCloudOptions).template_location
@@ -265,8 +264,8 @@ class _Failure:
 
     place: Location
 
-    def note(self, error: errors.StillhouseError) -> None:
-        self.place.create(_to_text(error).encode())
+    def note(self, error: StillhouseError) -> None:
+        self.place.create(error.to_text().encode())
 
     def raise_if_any(self) -> None:
         try:
@@ -274,17 +273,7 @@ class _Failure:
         except FileNotFoundError:
             return
         self.place.remove()
-        raise _from_text(text)
-
-
-def _to_text(error: errors.StillhouseError) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _from_text(text: str) -> errors.StillhouseError:
-    kind, _, message = text.partition(": ")
-    error: errors.StillhouseError = getattr(errors, kind)(message)
-    return error
+        raise StillhouseError.from_text(text)
 
 
 @dataclass(frozen=True)
@@ -297,7 +286,7 @@ class _Worker:
     def run(self, work: Callable[[], Counts]) -> None:
         try:
             counts = work()
-        except errors.StillhouseError as error:
+        except StillhouseError as error:
             self.failure.note(error)
             return
         for name in ("rows_in", "rows_out", "tokens", "dropped"):
@@ -327,8 +316,8 @@ class _Emit(beam.DoFn):
     def process(self, split: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
         try:
             yield from self._slices(split)
-        except errors.StillhouseError as error:
-            note = _no_rows(self._schema.with_metadata({_ERROR: _to_text(error)}))
+        except StillhouseError as error:
+            note = _no_rows(self._schema.with_metadata({_ERROR: error.to_text()}))
             for bucket in np.flatnonzero(self._wanted).tolist():
                 yield bucket, note
 
@@ -376,7 +365,7 @@ class _Reduce(beam.DoFn):
                 for batch in batches:
                     metadata = batch.schema.metadata or {}
                     if _ERROR in metadata:
-                        raise _from_text(metadata[_ERROR].decode())
+                        raise StillhouseError.from_text(metadata[_ERROR].decode())
                     rows.add(batch)
                 return self._reduce(bucket, rows.sorted())
 

@@ -27,12 +27,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from etl import errors
 from etl.engine import Counts, Engine, Exchange, Reduce, Table, Task, Work
 from etl.engines.java import find_java
 from etl.engines.spark_frames import apply, read
 from etl.engines.spark_resources import Ask, ask
 from etl.engines.spark_tables import land_partition, open_table
+from etl.errors import StillhouseError
 from etl.storage.dataset import Build, Dataset
 from etl.storage.location import Location
 
@@ -126,8 +126,8 @@ class SparkEngine(Engine):
                         try:
                             for rows in exchange.emit(splits.value[index]) if splits.value else ():
                                 yield _route(rows.cast(exchange.schema), position)
-                        except errors.StillhouseError as failure:
-                            yield _notes(len(numbers), exchange.schema, _to_text(failure))
+                        except StillhouseError as failure:
+                            yield _notes(len(numbers), exchange.schema, failure.to_text())
 
             def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
                 _see_own_gpus()
@@ -233,7 +233,7 @@ class _Job:
                 watcher.join()
         _LOG.info("%s: %s", self._work.stage, _line(self.counts.value))
         if failures:
-            raise _from_text(failures[0])
+            raise StillhouseError.from_text(failures[0])
 
     def _watch(self, progress: Progress, bar: Any, done: threading.Event) -> None:
         tracker = self._context.statusTracker()
@@ -281,19 +281,9 @@ def _outcome(work: Callable[[], Counts], counts: Any) -> pa.RecordBatch:
     error = None
     try:
         counts.add(work())
-    except errors.StillhouseError as failure:
-        error = _to_text(failure)
+    except StillhouseError as failure:
+        error = failure.to_text()
     return pa.record_batch({"error": pa.array([error], pa.string())})
-
-
-def _to_text(failure: errors.StillhouseError) -> str:
-    return f"{type(failure).__name__}: {failure}"
-
-
-def _from_text(text: str) -> errors.StillhouseError:
-    kind, _, message = text.partition(": ")
-    error: errors.StillhouseError = getattr(errors, kind)(message)
-    return error
 
 
 def _routed(schema: pa.Schema) -> pa.Schema:
@@ -324,7 +314,7 @@ def _without_notes(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     if notes.null_count < len(notes):
         told = [note for note in notes.drop_null().to_pylist() if note != _OPENER]
         if told:
-            raise _from_text(told[0])
+            raise StillhouseError.from_text(told[0])
         rows = rows.filter(notes.is_null())
     return rows.drop_columns([_TARGET, _NOTE]).cast(schema)
 

@@ -2,10 +2,11 @@
 
 Left over are, when they are older than a given age: objects that no manifest names in a committed dataset; receipts and
 checkpoints of builds other than the one that the manifest or plan names; checkpoints of a committed dataset; parts that
-no receipt names in a build that did not end; marks of builds that were given up; unfinished files (`_*.tmp`); links of
-dead locks; and on S3 uploads in pieces that were never finished. Objects outside every dataset are touched only when
-they have such a name. A live lock anywhere on the way to the folder or below it stops the sweep. Costs one LIST of the
-folder, one GET a dataset, and one a receipt of a build that did not end.
+no receipt names in a build that did not end; marks of builds that were given up; unfinished files (`_*.tmp`) and
+errors that were not delivered (`_failure-*.txt`); links of dead locks; and on S3 uploads in pieces that were never
+finished. Objects outside every dataset are touched only when they have such a name. A live lock anywhere on the way to
+the folder or below it stops the sweep. Costs one LIST of the folder, one GET a dataset, and one a receipt of a build
+that did not end.
 """
 
 import contextlib
@@ -26,7 +27,8 @@ from etl.storage.manifest import Plan
 from etl.storage.verify import below, dataset_folders, is_ours
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_TEMPORARY = re.compile(r"_.*\.tmp")
+_TEMPORARY = re.compile(r"_.*\.tmp|_failure-[0-9a-f]{32}\.txt")
+"""Files on their way into place, and errors on their way from a Beam worker to the driver."""
 _LINK = re.compile(r"_lock(-[0-9a-f]+)?\.json")
 
 
