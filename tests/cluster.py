@@ -35,7 +35,7 @@ DATASETS = (
     "split", "dropped", "corpus",
 )  # fmt: skip
 """What does not hold row keys, which name places in a cut."""
-OUT = Console()
+OUT = Console(width=150)  # a whole digest on a line, also in a log
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ In process, a run is killed once before, amid and after every operation on stora
 holds a finished run of another input, then at operations drawn from the seed until there were `--kills` of them on each
 store; then `--real` times kill -9 on each store at processes of a run on Spark. Every output is compared with an
 undisturbed run, by digests, by a plain reader and by `verify`. Prints two tables in Markdown; exit code 1 when a row
-was lost or doubled. About 10 minutes on two idle cores.
+was lost or doubled. 20 minutes on two busy cores.
 """
 
 import datetime

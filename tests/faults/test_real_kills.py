@@ -1,7 +1,7 @@
 """kill -9, twelve times, at processes of a whole recipe on Spark with the output on local disk and on S3; and Beam's.
 
-Seeds vary from run to run and are printed; STILLHOUSE_FAULT_SEED repeats one. Each chain takes 1 to 2 minutes on two
-idle cores.
+Seeds vary from run to run and are printed; STILLHOUSE_FAULT_SEED repeats one. A chain on Spark took 2 and 4
+minutes on two cores that were busy with other work.
 """
 
 import random
