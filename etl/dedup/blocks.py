@@ -1,17 +1,17 @@
 """Candidate pairs cut into blocks of bounded bytes, so that verifying a component of any size takes bounded memory.
 
-A component whose shingle sets fit the budget is one block. A larger one is cut: its rows are put in an order in which
-pairs are near each other, the order is cut into chunks of half the budget, and a block is a pair of chunks with at
-least one pair between them. A set travels to each block that has a pair of its row: mostly one or two. Two orders are
-tried and the one that moves fewer bytes is taken. The order of the candidate stream keeps hot bands together, since
-there a row is paired with its neighbours (`etl.dedup.candidates`); reverse Cuthill-McKee (Cuthill and McKee 1969) keeps
-chains of small groups together. Costs O(pairs) memory of the giant component, about 60 bytes a pair.
+A component whose shingle sets fit the budget is one block. The rows of a larger one are put in the order in which the
+candidate stream saw them, that order is cut into chunks of half the budget, and a block is a pair of chunks. A hot band
+pairs a row with its neighbours in that order (`etl.dedup.candidates`), and all bands have the same order, so a set
+travels to one or two blocks for all its hot bands, and to one more for each partner from small ones. An order of small
+bandwidth (Cuthill-McKee) would save some of the latter, but needs all pairs in memory, and loses the hot bands where
+small groups tie their ends together. Costs one sort of the nodes.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 I64 = npt.NDArray[np.int64]
 
@@ -30,59 +30,54 @@ def class_bytes(classes: I64) -> I64:
     return np.ceil(8 * np.exp2(classes / _CLASSES_PER_DOUBLING)).astype(np.int64)
 
 
-def blocks_of(left: I64, right: I64, component: I64, bytes_of: I64, order: I64, budget: int) -> I64:
-    """The block of each pair: int64 [pairs], its component while that fits, else a negative number of its own.
+@dataclass(frozen=True)
+class Blocks:
+    """To which block a pair belongs.
 
-    The sets of a block take at most `budget` bytes, and two sets more.
-
-    Args:
-        left: node numbers of the pairs' ends, int64 [pairs].
-        right: as `left`.
-        component: a number >= 0 that nodes of a connected component share, int64 [nodes].
-        bytes_of: size of each node's set, int64 [nodes].
-        order: where the candidate stream saw each node, int64 [nodes]; ties go by node number.
-        budget: bytes of sets that may be in memory at once.
+    Attributes:
+        component: a number >= 0 that the nodes of a component share, int64 [nodes].
+        chunk: place of each node's chunk in its component, int64 [nodes].
+        num_chunks: chunks of each node's component, int64 [nodes]; 1 where it fits the budget.
+        first: number of the first block of each node's component, int64 [nodes].
     """
-    labels, member = np.unique(component, return_inverse=True)
-    total = np.bincount(member, bytes_of, len(labels))
-    blocks = component[left].copy()
-    num_blocks = 0
-    for giant in np.flatnonzero(total > budget):
-        nodes = np.flatnonzero(member == giant)
-        inside = np.flatnonzero(member[left] == giant)
-        ends = np.searchsorted(nodes, np.stack([left[inside], right[inside]]))
-        pairs = _chunk_pairs(ends, bytes_of[nodes], order[nodes], budget // 2)
-        blocks[inside] = -1 - num_blocks - pairs
-        num_blocks += int(pairs.max()) + 1
-    return blocks
 
+    component: I64
+    chunk: I64
+    num_chunks: I64
+    first: I64
 
-def _chunk_pairs(ends: I64, sizes: I64, order: I64, chunk_bytes: int) -> I64:
-    """Number of the pair of chunks that each pair of nodes lies between, from 0 without gaps: int64 [pairs]."""
-    found = [_cut(ends, sizes, ranked, chunk_bytes) for ranked in (np.argsort(order, kind="stable"), _narrow(ends))]
-    moved = [_bytes_moved(ends, sizes, pairs) for pairs in found]
-    return found[int(np.argmin(moved))]
+    @classmethod
+    def of(cls, component: I64, bytes_of: I64, order: I64, budget: int) -> "Blocks":
+        """Cut the components; the sets of a block will take at most `budget` bytes, and two sets more.
 
+        Args:
+            component: int64 [nodes], >= 0.
+            bytes_of: size of each node's set, int64 [nodes].
+            order: where the candidate stream saw each node, int64 [nodes]; ties go by node number.
+            budget: bytes of sets that may be in memory at once.
+        """
+        ranked = np.lexsort((order, component))
+        labels, starts, member = np.unique(component[ranked], return_index=True, return_inverse=True)
+        ends = np.cumsum(bytes_of[ranked])
+        base = (ends - bytes_of[ranked])[starts]
+        total = np.diff(np.append(base, ends[-1:])) if len(labels) else base
+        within = (ends - bytes_of[ranked] - base[member]) // max(1, budget // 2)
+        within[total[member] <= budget] = 0
+        count = np.zeros(len(labels), np.int64)
+        np.maximum.at(count, member, within + 1)
+        blocks = np.where(count > 1, count**2, 0)
+        first = np.cumsum(blocks) - blocks
+        chunk, num_chunks, numbers = (np.empty(len(component), np.int64) for _ in range(3))
+        chunk[ranked], num_chunks[ranked], numbers[ranked] = within, count[member], first[member]
+        return cls(component, chunk, num_chunks, numbers)
 
-def _narrow(ends: I64) -> I64:
-    """The nodes in an order of small bandwidth."""
-    size = int(ends.max()) + 1
-    both = np.concatenate([ends, ends[::-1]], axis=1)
-    graph = coo_array((np.ones(both.shape[1], np.int8), (both[0], both[1])), shape=(size, size)).tocsr()
-    return reverse_cuthill_mckee(graph, symmetric_mode=True).astype(np.int64)
+    def of_pairs(self, left: I64, right: I64) -> I64:
+        """The block of each pair, int64 [pairs]: its component while that is one chunk, else a negative number.
 
-
-def _cut(ends: I64, sizes: I64, ranked: I64, chunk_bytes: int) -> I64:
-    before = np.cumsum(sizes[ranked]) - sizes[ranked]
-    chunk = np.empty(len(sizes), np.int64)
-    chunk[ranked] = before // chunk_bytes
-    low, high = np.sort(chunk[ends], axis=0)
-    _, pairs = np.unique(low * (int(chunk.max()) + 1) + high, return_inverse=True)
-    return pairs
-
-
-def _bytes_moved(ends: I64, sizes: I64, pairs: I64) -> int:
-    """Bytes of the sets, each as often as there are blocks with a pair of it."""
-    count = int(pairs.max()) + 1
-    travels = np.unique(np.concatenate([ends[0] * count + pairs, ends[1] * count + pairs]))
-    return int(sizes[travels // count].sum())
+        Args:
+            left: node numbers, int64 [pairs].
+            right: node numbers, int64 [pairs].
+        """
+        low, high = np.sort(np.stack([self.chunk[left], self.chunk[right]]), axis=0)
+        cut = -1 - (self.first[left] + low * self.num_chunks[left] + high)
+        return np.where(self.num_chunks[left] > 1, cut, self.component[left])

@@ -1,49 +1,68 @@
-"""Clusters from verified pairs: connected components in memory, and who survives in each.
+"""Clusters from verified pairs: connected components from a stream of pairs, and who survives in each.
 
-Components use scipy's sparse graph: about 100 bytes of memory a pair. Ranks are one sort of the rows. Neither
-result depends on the order of pairs or rows (as long as ids differ).
+Components are a union-find over the nodes alone (Tarjan 1975, with path halving), 8 bytes a node, whatever the number
+of pairs; about 10 million pairs a second. Ranks are one sort of the rows. Neither result depends on the order of pairs
+or rows (as long as ids differ).
 """
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from etl.hashing import fixed_binary
+from etl.jit import njit
 
 I64 = npt.NDArray[np.int64]
 
 
-def components(left: I64, right: I64) -> tuple[I64, I64]:
-    """The connected components of the graph whose edges are (left[i], right[i]).
+@njit
+def _root(parent: I64, node: int) -> int:
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node
+
+
+@njit
+def _join(parent: I64, left: I64, right: I64) -> None:
+    for pair in range(len(left)):
+        a, b = _root(parent, left[pair]), _root(parent, right[pair])
+        if a < b:
+            parent[b] = a
+        elif b < a:
+            parent[a] = b
+
+
+@njit
+def _flatten(parent: I64) -> None:
+    # A parent is never larger than its child, so it is flat already when the child's turn comes.
+    for node in range(len(parent)):
+        parent[node] = parent[parent[node]]
+
+
+class Components:
+    """The connected components of a graph whose pairs come in pieces.
 
     Args:
-        left: row keys, int64 [pairs], of any size and sign.
-        right: row keys, int64 [pairs].
-
-    Returns:
-        nodes int64 [nodes], every key that has an edge, ascending; labels int64 [nodes], the smallest key of
-        the node's component.
+        nodes: key of each node, int64 [nodes], strictly ascending, of any sign.
     """
-    nodes, index = np.unique(np.concatenate([left, right]), return_inverse=True)
-    ends = index.reshape(2, len(left))
-    return nodes, nodes[component_starts(ends[0], ends[1], len(nodes))]
 
+    def __init__(self, nodes: I64) -> None:
+        self.nodes = nodes
+        self._parent = np.arange(len(nodes), dtype=np.int64)
 
-def component_starts(left: I64, right: I64, num_nodes: int) -> I64:
-    """The smallest node of each node's connected component: int64 [num_nodes].
+    def find(self, keys: I64) -> I64:
+        """Numbers of nodes, int64."""
+        return np.searchsorted(self.nodes, keys)
 
-    Args:
-        left: node numbers, int64 [pairs].
-        right: node numbers, int64 [pairs].
-        num_nodes: nodes are numbered from 0.
-    """
-    graph = coo_array((np.ones(len(left), np.bool_), (left, right)), shape=(num_nodes, num_nodes))
-    _, component = connected_components(graph.tocsr(), directed=False)
-    # Nodes ascend, so the first of a component is its smallest.
-    _, first = np.unique(component, return_index=True)
-    return first[component]
+    def join(self, left: I64, right: I64) -> None:
+        """Take pairs of node numbers, int64 [pairs] each."""
+        _join(self._parent, left, right)
+
+    def labels(self) -> I64:
+        """The smallest node of each node's component, int64 [nodes]."""
+        _flatten(self._parent)
+        return self._parent
 
 
 def rank_clusters(labels: I64, ids: pa.FixedSizeBinaryArray) -> tuple[pa.Array, pa.Array, pa.Array]:

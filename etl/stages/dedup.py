@@ -6,14 +6,14 @@ that it is in, mostly one, and only when it is a candidate. Datasets of a run, e
     exact_hits   LOSER    duplicates by content hash                      shuffle by hash
     exact        VERDICT  aligned                                         shuffle by split
     candidates   MET      pairs that share a band                         shuffle by band
-    edges        EDGE     the distinct pairs with their block             one task, 110 to 200 bytes of memory a pair
+    edges        EDGE     the same pairs with their block                 one task
     sets         SET      shingle sets of the rows in those pairs         shuffle by split
     pairs        PAIR     pairs with Jaccard >= threshold                 shuffle by block
     near_hits    HIT      connected components of the pairs               one task
     clusters     CLUSTER  aligned, with verdicts                          shuffle by split
 
-The two tasks over all pairs apart, a worker holds one batch of what came to it and BLOCK_BYTES of shingle sets, however
-many rows share a band or a content.
+A worker holds one batch of what came to it and BLOCK_BYTES of shingle sets, however many rows share a band or a
+content; the two tasks over all pairs hold about 150 bytes for each row that is in a pair.
 """
 
 import itertools
@@ -26,9 +26,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.dedup.blocks import CLASS_BITS, blocks_of, class_bytes, size_class
+from etl.dedup.blocks import CLASS_BITS, Blocks, class_bytes, size_class
 from etl.dedup.candidates import CandidateStream
-from etl.dedup.clusters import component_starts, components, rank_clusters
+from etl.dedup.clusters import Components, rank_clusters
 from etl.dedup.minhash import MINHASH_VERSION, band_hashes, candidate_probability, signatures
 from etl.dedup.verify import jaccard_pairs
 from etl.engine import Exchange
@@ -61,14 +61,14 @@ from etl.text import TEXT_VERSION, normalise, shingles
 
 I64 = npt.NDArray[np.int64]
 
-MAX_EDGES = 50_000_000
-"""Pairs that one task may hold for connected components: 5 GB in hot bands, 10 GB where each row has one partner."""
+MAX_NODES = 50_000_000
+"""Rows in pairs that one task may join to components: 7 GB. The number of pairs does not matter."""
 BLOCK_BYTES = 32 << 20
 """Shingle sets that verification holds at once. It decides how candidate components are cut, never which pairs come."""
-PAIR_BLOCK = 1 << 20
-"""Candidate pairs that one task makes distinct at once: 32 MB."""
+PAIR_BLOCK = 1 << 18
+"""Candidate pairs that one task makes distinct at once: 8 MB."""
 _KEY_SEED = 0x6B6579
-_PUSH_ROWS = 1 << 13
+_PUSH_ROWS = 1 << 11
 """Rows that are paired at once: in a hot band each gives up to max_partners pairs of 32 bytes."""
 _VERIFY_ROWS = 1 << 12
 """Sets and pairs that are taken at once."""
@@ -253,67 +253,65 @@ def distinct(*columns: I64) -> list[I64]:
 
 
 class Distinct:
-    """The distinct rows of two columns that come in pieces, in at most three times their memory."""
+    """The distinct rows of some columns that come in pieces, in at most three times their memory."""
 
-    def __init__(self) -> None:
-        self._pieces = [np.empty((2, 0), np.int64)]
+    def __init__(self, num_columns: int) -> None:
+        self._pieces = [np.empty((num_columns, 0), np.int64)]
         self._num_pending = 0
 
-    def add(self, first: I64, second: I64) -> None:
-        self._pieces.append(np.stack([first, second]))
-        self._num_pending += len(first)
-        if self._num_pending > max(PAIR_BLOCK, self._pieces[0].shape[1]):
+    def add(self, *columns: I64) -> None:
+        self._pieces.append(np.stack(columns))
+        self._num_pending += len(columns[0])
+        if self._num_pending > max(PAIR_BLOCK, len(self)):
             self._compact()
 
-    def columns(self) -> tuple[I64, I64]:
+    def columns(self) -> I64:
+        """Sorted, int64 [columns, rows]."""
         self._compact()
-        return self._pieces[0][0], self._pieces[0][1]
+        return self._pieces[0]
 
     def __len__(self) -> int:
         return self._pieces[0].shape[1]
 
     def _compact(self) -> None:
-        first, second = np.concatenate(self._pieces, axis=1)
+        columns = np.concatenate(self._pieces, axis=1)
         self._pieces = []
-        self._pieces = [np.stack(distinct(first, second))]
+        self._pieces = [np.stack(distinct(*columns))]
         self._num_pending = 0
 
 
-def _check_edges(dataset: Dataset, num_pairs: int) -> None:
-    if num_pairs > MAX_EDGES:
+def _check_nodes(dataset: Dataset, num_nodes: int) -> None:
+    if num_nodes > MAX_NODES:
         raise DataError(
-            f"{dataset.folder} holds more than {MAX_EDGES:,} distinct pairs, which is what one task may join; raise "
-            "dedup.near.rows or lower dedup.near.max_partners"
+            f"the pairs of {dataset.folder} join more than {MAX_NODES:,} rows, which is what one task may hold; raise "
+            "dedup.near.rows or dedup.near.threshold"
         )
 
 
 @dataclass(frozen=True)
 class JoinCandidates:
-    """All candidate pairs in one task: distinct, with their block, sorted by it."""
+    """All candidate pairs in one task, with their block; holds the rows that are in pairs, never the pairs."""
 
     candidates: Dataset
     block_bytes: int
 
     def __call__(self, split: int) -> Iterator[Chunk]:
-        pairs, keyed = Distinct(), Distinct()
-        num_rows = 0
-        for batch in self.candidates.read():
-            a, b, a_key, b_key = (column.to_numpy() for column in batch.columns)
-            pairs.add(a, b)
+        keyed = Distinct(2)
+        for a, b, a_key, b_key in self._pairs():
             keyed.add(*distinct(np.concatenate([a, b]), np.concatenate([a_key, b_key])))
-            num_rows += batch.num_rows
-            _check_edges(self.candidates, len(pairs))
-        a, b = pairs.columns()
+            _check_nodes(self.candidates, len(keyed))
         nodes, keys = keyed.columns()
-        left, right = np.searchsorted(nodes, a), np.searchsorted(nodes, b)
-        labels = nodes[component_starts(left, right, len(nodes))]
-        block = blocks_of(left, right, labels, set_bytes(keys), keys, self.block_bytes)
-        del left, right, labels
-        order = np.lexsort((b, a, block))
-        table = pa.Table.from_arrays([pa.array(column[order]) for column in (block, a, b)], schema=EDGE)
-        for batch in table.to_batches(max_chunksize=OUT_ROWS):
-            yield Chunk(batch)
-        yield Chunk(None, num_rows)
+        graph = Components(nodes)
+        for a, b, *_ in self._pairs():
+            graph.join(graph.find(a), graph.find(b))
+        blocks = Blocks.of(nodes[graph.labels()], set_bytes(keys), keys, self.block_bytes)
+        for a, b, *_ in self._pairs():
+            ranked = distinct(blocks.of_pairs(graph.find(a), graph.find(b)), a, b)
+            yield Chunk(pa.RecordBatch.from_arrays([pa.array(column) for column in ranked], schema=EDGE), len(a))
+
+    def _pairs(self) -> Iterator[list[I64]]:
+        for batch in self.candidates.read():
+            yield [column.to_numpy() for column in batch.columns]
 
 
 NODE = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("block", pa.int64())])
@@ -475,6 +473,7 @@ class Verify:
         def verified() -> Iterator[pa.RecordBatch]:
             nonlocal pairs_in
             held = HeldSets()
+            last = np.full((3, 1), -1, np.int64)
             for batch in slices(batches, _VERIFY_ROWS):
                 is_edge = batch.column("is_edge")
                 sets, edges = batch.filter(pc.invert(is_edge)), batch.filter(is_edge)
@@ -482,15 +481,19 @@ class Verify:
                     held.keep(batch.column("block")[0].as_py())
                     held.add(sets)
                 if edges.num_rows:
-                    pairs_in += edges.num_rows
-                    yield self._verify(held, edges)
+                    # A pair that met in bands of several buckets comes several times, one after the other.
+                    pairs = np.stack([edges.column(name).to_numpy() for name in ("block", "a", "b")])
+                    fresh = (np.diff(pairs, axis=1, prepend=last) != 0).any(axis=0)
+                    last = pairs[:, -1:]
+                    pairs_in += int(fresh.sum())
+                    yield self._verify(held, pairs[:, fresh])
                 held.keep(batch.column("block")[-1].as_py())
 
         yield from recut(verified())
         yield Chunk(None, pairs_in)
 
-    def _verify(self, held: HeldSets, edges: pa.RecordBatch) -> pa.RecordBatch:
-        block, a, b = (edges.column(name).to_numpy() for name in ("block", "a", "b"))
+    def _verify(self, held: HeldSets, pairs: I64) -> pa.RecordBatch:
+        block, a, b = pairs
         left, right = held.find(block, a), held.find(block, b)
         jaccard = jaccard_pairs(held.offsets, held.hashes, left, right)
         # The tolerance lets 4/5 count as 0.8 whatever the rounding of the division.
@@ -515,30 +518,33 @@ def _binary16(ids: npt.NDArray[np.uint8]) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(ID, len(ids), [None, pa.py_buffer(np.ascontiguousarray(ids))])
 
 
-_ENDS = pa.schema([NEAR_PAIR.field(name) for name in ("a", "a_row", "b", "b_row")])
-
-
 @dataclass(frozen=True)
 class JoinPairs:
-    """Connected components of the verified pairs in one task; the smallest id survives."""
+    """Connected components of the verified pairs in one task, which holds their rows; the smallest id survives."""
 
     pairs: Dataset
 
     def __call__(self, split: int) -> Iterator[Chunk]:
-        _check_edges(self.pairs, self.pairs.manifest.rows_out)
-        table = pa.Table.from_batches(self.pairs.read(["a", "a_row", "b", "b_row"]), _ENDS)
-        if not len(table):
+        found = Distinct(3)
+        num_pairs = 0
+        for batch in self.pairs.read(["a", "a_row", "b", "b_row"]):
+            for name in ("a", "b"):
+                halves = fixed_binary(batch.column(name)).view(np.int64)
+                found.add(*distinct(batch.column(f"{name}_row").to_numpy(), halves[:, 0], halves[:, 1]))
+            num_pairs += batch.num_rows
+            _check_nodes(self.pairs, len(found))
+        rows, first, second = found.columns()
+        if not num_pairs:
             return
-        left, right = table["a_row"].to_numpy(), table["b_row"].to_numpy()
-        nodes, labels = components(left, right)
-        ends = np.concatenate([left, right])
-        ids = pa.chunked_array([*table["a"].chunks, *table["b"].chunks]).combine_chunks()
-        _, first = np.unique(ends, return_index=True)
-        cluster_id, size, rank = rank_clusters(labels, ids.take(pa.array(first)))
-        out = pa.Table.from_arrays([pa.array(nodes), cluster_id, size, rank], schema=HIT)
+        graph = Components(rows)
+        for batch in self.pairs.read(["a_row", "b_row"]):
+            graph.join(*(graph.find(column.to_numpy()) for column in batch.columns))
+        ids = _binary16(np.stack([first, second], axis=1).view(np.uint8))
+        cluster_id, size, rank = rank_clusters(graph.labels(), ids)
+        out = pa.Table.from_arrays([pa.array(rows), cluster_id, size, rank], schema=HIT)
         for batch in out.to_batches(max_chunksize=OUT_ROWS):
             yield Chunk(batch)
-        yield Chunk(None, len(left))
+        yield Chunk(None, num_pairs)
 
 
 def near(context: Context, rows: Rows, near: NearDedup) -> Rows:

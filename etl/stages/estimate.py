@@ -41,7 +41,7 @@ from etl.recipe import Cutting, Recipe
 from etl.sources.files import COMPRESSIONS, InputFile, list_files
 from etl.sources.spec import Source
 from etl.stages.context import Context
-from etl.stages.dedup import BAND, MAX_EDGES
+from etl.stages.dedup import BAND, MAX_NODES, PAIR_BLOCK
 from etl.stages.layout import BYTES_PER_TOKEN
 from etl.stages.run import check, run_stages
 from etl.storage.aligned import ROW_BITS
@@ -61,8 +61,8 @@ _FEW_PAIRS = 50
 _EM_STEPS = 100
 WORKER_BYTES = 900 << 20
 """Peak of a Python worker at the default split and bucket sizes, whatever the input: docs/scaling.md."""
-JOIN_BYTES_PER_PAIR = 200
-"""Of the one task that joins all candidate pairs."""
+JOIN_BYTES_PER_ROW = 150
+"""Of the one task that joins the rows of all candidate pairs."""
 DRIVER_BYTES_PER_TASK = 12_000
 """Of plan, receipts and manifest of one dataset on the driver."""
 
@@ -352,10 +352,9 @@ class Met:
         return self.weights[np.searchsorted(known, np.rec.fromarrays([left, right]))]
 
     def stored(self, num_buckets: int) -> float:
-        """Rows of `candidates`: a pair comes once from each bucket in which it meets."""
-        if num_buckets == 1:
-            return float(self.weights.sum())
-        return float((self.weights * num_buckets * (1 - (1 - 1 / num_buckets) ** self.num_bands)).sum())
+        """Rows of `candidates`: a pair comes once from each bucket, and each PAIR_BLOCK of one, in which it meets."""
+        pieces = max(num_buckets, math.ceil(float((self.weights * self.num_bands).sum()) / PAIR_BLOCK))
+        return float((self.weights * pieces * (1 - (1 - 1 / pieces) ** self.num_bands)).sum())
 
 
 def _columns(dataset: Dataset, *names: str) -> list[I64]:
@@ -521,7 +520,7 @@ class _Prediction:
         """How much more of a dataset the whole input gives."""
         sample = {
             "candidates": self._ratio("candidates", self._stored_candidates),
-            "edges": self._candidates.pairs / max(1, self._candidates.seen),
+            "edges": self._ratio("edges", self._stored_candidates),
             "sets": self._ratio("sets", self._candidates.rows),
             "pairs": self._pairs.pairs / max(1, self._pairs.seen),
             "near_hits": self._ratio("near_hits", self._pairs.rows),
@@ -622,7 +621,7 @@ class _Prediction:
             sample_bytes=self._sample.sample_bytes,
             stages=stages,
             worker_bytes=WORKER_BYTES,
-            join_bytes=round(self._candidates.pairs * JOIN_BYTES_PER_PAIR),
+            join_bytes=round(self._candidates.rows * JOIN_BYTES_PER_ROW),
             driver_bytes=DRIVER_BYTES_PER_TASK * max((cost.tasks for cost in stages), default=0),
             notes=tuple(self._notes()),
         )
@@ -639,8 +638,8 @@ class _Prediction:
                     f"only {self._pairs.seen} near-duplicate pairs are in the sample: the numbers of edges, sets, pairs"
                     " and clusters may be wrong by a factor of several; take a larger sample"
                 )
-            if pairs > MAX_EDGES:
+            if self._candidates.rows > MAX_NODES:
                 yield (
-                    f"more than the {MAX_EDGES:,} pairs that one task may join: raise dedup.near.rows or lower "
-                    "dedup.near.max_partners"
+                    f"more than the {MAX_NODES:,} rows in candidate pairs that one task may join: raise dedup.near.rows"
+                    " or dedup.near.threshold"
                 )

@@ -7,10 +7,19 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.dedup.clusters import components, rank_clusters
+from etl.dedup.clusters import Components, rank_clusters
 
 keys = st.integers(-5, 12) | st.sampled_from([2**40, 2**63 - 1, -(2**63)])
 edges = st.lists(st.tuples(keys, keys), max_size=15)
+
+
+def components(left: np.ndarray, right: np.ndarray, pieces: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and the label of each, the pairs given in some pieces."""
+    nodes = np.unique(np.concatenate([left, right]))
+    graph = Components(nodes)
+    for piece in np.array_split(np.arange(len(left)), pieces):
+        graph.join(graph.find(left[piece]), graph.find(right[piece]))
+    return nodes, nodes[graph.labels()]
 
 
 def expected_labels(pairs: list[tuple[int, int]]) -> dict[int, int]:

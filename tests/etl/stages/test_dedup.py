@@ -212,7 +212,8 @@ def test_hot_band_is_capped_and_counted(tmp_path):
     manifest = stage(tmp_path / "out", "candidates").manifest
     made, possible = 3 * 60 - (1 + 2 + 3), 60 * 59 // 2
     assert manifest.distributions["pairs_left_out"] == 14 * (possible - made)
-    assert len(read(stage(tmp_path / "out", "edges"))) == made
+    assert len({(item["a"], item["b"]) for item in read(stage(tmp_path / "out", "edges"))}) == made
+    assert stage(tmp_path / "out", "pairs").manifest.rows_in == made
     assert sum(item["verdict"] is None for item in read(stage(tmp_path / "out", "clusters"))) == 1
 
 
