@@ -41,10 +41,10 @@ from apache_beam.runners.runner import PipelineState, create_runner
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
-from etl.engines.sorting import IPC_OPTIONS, SortedRows, slices
 from etl.errors import ConfigError, DataError, SchemaError, StillhouseError
 from etl.pipeline import open_steps
 from etl.schema import PROMPT, VERDICT
+from etl.sorting import IPC_OPTIONS, SortedRows, slices
 from etl.step import BatchFn, Step
 from etl.storage.location import Location
 

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.engine import Exchange
-from etl.engines.sorting import SortedRows
 from etl.hashing import hash_array
 from etl.recipe import Layout
 from etl.schema import CTX_BUCKETS, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
+from etl.sorting import SortedRows
 from etl.stages.context import Context
 from etl.stages.hits import living, uuid_texts
 from etl.stages.split import split_of

@@ -4,8 +4,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.engines import sorting
-from etl.engines.sorting import SortedRows, merge, slices
+from etl import sorting
+from etl.sorting import SortedRows, merge, slices
 
 SCHEMA = pa.schema([("word", pa.binary()), ("text", pa.string()), ("yes", pa.bool_()), ("n", pa.int64())])
 ORDER = ("word", "text", "yes", "n")
