@@ -238,7 +238,7 @@ class Engine(ABC):
         done = build.reopen()
         if done is not None:
             return done
-        plan = self._plan(build, range(exchange.num_buckets))
+        plan = self._plan_of_buckets(build, exchange.num_buckets)
         missing = build.missing(plan)
         if missing:
             writer = build.writer(plan)
@@ -281,6 +281,15 @@ class Engine(ABC):
         self.permit(build.job)
         self.guard()
         return build.plan(splits)
+
+    def _plan_of_buckets(self, build: Build, num_buckets: int) -> Plan:
+        """A plan of just so many buckets: rows are dealt by that number, so one of another number cannot be resumed."""
+        stored = build.resumable()
+        if stored is not None and len(stored.splits) != num_buckets:
+            self.permit(build.job)
+            self.guard()
+            build.give_up()
+        return self._plan(build, range(num_buckets))
 
     def _commit(self, build: Build, plan: Plan) -> Dataset:
         self.guard()
