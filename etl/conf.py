@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from etl.config import Config
 from etl.errors import ConfigError, DataError
 from etl.storage.location import Location
 
-C = TypeVar("C", bound=Config)
+C = TypeVar("C", bound=BaseModel)
 
 _PRIVATE = frozenset({"options", "storage"})
 """Keys below which credentials may stand: their values are never repeated."""

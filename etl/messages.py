@@ -2,7 +2,8 @@
 
 Filters and scores all need "the instruction", "the answer" or "everything" of an example. Each is the contents of
 some of its messages, in order, joined by a newline. All is done by Arrow kernels (about 1 GB a CPU-second); a row
-without such a message has the empty string.
+without such a message has the empty string. A raw document is one message of the role `text`: no instruction, and all
+of it counts as an answer.
 """
 
 from typing import Final
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from etl.schema import TEXT_ROLE
 
 SEPARATOR: Final = "\n"
 
@@ -24,7 +27,7 @@ def instruction_text(batch: pa.RecordBatch) -> pa.StringArray:
 def response_text(batch: pa.RecordBatch) -> pa.StringArray:
     """Everything that the assistant says, reasoning and tool calls included: string [rows], no nulls."""
     messages = batch.column("messages")
-    return _joined(messages, _is_assistant(_items(messages)))
+    return _joined(messages, _is_answer(_items(messages)))
 
 
 def final_text(batch: pa.RecordBatch) -> pa.StringArray:
@@ -57,16 +60,17 @@ def message_items(batch: pa.RecordBatch) -> pa.StructArray:
 
 
 def is_final(items: pa.StructArray) -> pa.BooleanArray:
-    """True for an assistant's message in the channel `final` or in none (data without channels): [messages]."""
-    return pc.and_(_is_assistant(items), pc.equal(pc.fill_null(pc.struct_field(items, "channel"), "final"), "final"))
+    """True for an answer in the channel `final` or in none (raw text, data without channels): [messages]."""
+    return pc.and_(_is_answer(items), pc.equal(pc.fill_null(pc.struct_field(items, "channel"), "final"), "final"))
 
 
 def _is_user(items: pa.StructArray) -> pa.BooleanArray:
     return pc.equal(pc.struct_field(items, "role"), "user")
 
 
-def _is_assistant(items: pa.StructArray) -> pa.BooleanArray:
-    return pc.equal(pc.struct_field(items, "role"), "assistant")
+def _is_answer(items: pa.StructArray) -> pa.BooleanArray:
+    role = pc.struct_field(items, "role")
+    return pc.or_(pc.equal(role, "assistant"), pc.equal(role, TEXT_ROLE))
 
 
 def _items(messages: pa.ListArray) -> pa.StructArray:

@@ -22,6 +22,8 @@ SPAN_KINDS: Final = ("analysis", "commentary", "final", "text")
 """What a supervised run of tokens can be. `text` is a raw document without turns."""
 
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
+TEXT_ROLE: Final = "text"
+"""The role of the one message of a raw document, which nobody says to anybody."""
 
 ID: Final = pa.binary(16)
 

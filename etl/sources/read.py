@@ -23,9 +23,9 @@ from fsspec.utils import infer_compression
 
 from etl.errors import DataError, SourceError
 from etl.hashing import hash128
-from etl.schema import MESSAGE, PROMPT
+from etl.schema import MESSAGE, PROMPT, TEXT_ROLE
 from etl.sources.files import InputSplit
-from etl.sources.spec import ColumnsShape, Source
+from etl.sources.spec import Shape, Source, TextShape
 from etl.storage.location import Location
 
 ROW_GROUP_BYTES = 16 << 20
@@ -55,7 +55,7 @@ class RawBatch:
     bad: list[Bad] = field(default_factory=list)
 
 
-def read_split(source: Source, shape: ColumnsShape, split: InputSplit) -> Iterator[tuple[pa.RecordBatch, list[Bad]]]:
+def read_split(source: Source, shape: Shape, split: InputSplit) -> Iterator[tuple[pa.RecordBatch, list[Bad]]]:
     """PROMPT rows and bad rows of a split, one pair for each row group to be written.
 
     Raises:
@@ -72,7 +72,7 @@ def read_split(source: Source, shape: ColumnsShape, split: InputSplit) -> Iterat
         raise SourceError(f"source '{split.source}': {error}") from error
 
 
-def _read_parquet(location: Location, shape: ColumnsShape, split: InputSplit) -> Iterator[RawBatch]:
+def _read_parquet(location: Location, shape: Shape, split: InputSplit) -> Iterator[RawBatch]:
     with location.open_parquet(split.file.pin) as file:
         schema = file.schema_arrow
         missing = [name for name in shape.required if name not in schema.names]
@@ -135,7 +135,7 @@ def _pieces(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(start, size)
 
 
-def _read_jsonl(location: Location, shape: ColumnsShape, split: InputSplit) -> Iterator[RawBatch]:
+def _read_jsonl(location: Location, shape: Shape, split: InputSplit) -> Iterator[RawBatch]:
     names = list(dict.fromkeys((*shape.text_columns, *shape.meta)))
     texts = set(shape.text_columns)
     rows: list[dict[str, Any]] = []
@@ -191,7 +191,7 @@ def _first_line(stream: IO[bytes], start: int) -> int:
     return start - 1 + len(stream.readline())
 
 
-def _parse(line: bytes, shape: ColumnsShape) -> dict[str, Any] | tuple[str, str]:
+def _parse(line: bytes, shape: Shape) -> dict[str, Any] | tuple[str, str]:
     """The line's object with its text columns as text, or reason and detail of what is wrong with it."""
     try:
         row = orjson.loads(line)
@@ -220,7 +220,7 @@ def _raw_batch(
     return RawBatch(columns, pa.array(positions, pa.int64()), bad)
 
 
-def _quarantine_bad_text(batch: RawBatch, shape: ColumnsShape) -> None:
+def _quarantine_bad_text(batch: RawBatch, shape: Shape) -> None:
     """Take out the rows in which some text is not UTF-8 (Parquet readers do not check)."""
     good = np.ones(len(batch.positions), bool)
     for name, column in batch.columns.items():
@@ -245,7 +245,7 @@ def _not_utf8(value: pa.Scalar) -> bytes | None:
     return None
 
 
-def _quarantine_nulls(batch: RawBatch, shape: ColumnsShape) -> None:
+def _quarantine_nulls(batch: RawBatch, shape: Shape) -> None:
     """Take out the rows that lack a required value."""
     good = np.ones(len(batch.positions), bool)
     for name in shape.required:
@@ -270,14 +270,17 @@ def _keep(batch: RawBatch, good: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
         batch.positions = batch.positions.filter(mask)
 
 
-def to_prompt(batch: RawBatch, shape: ColumnsShape, source: str) -> pa.RecordBatch:
+def to_prompt(batch: RawBatch, shape: Shape, source: str) -> pa.RecordBatch:
     """Raw columns as PROMPT rows; the id is the hash of source, subset, example id and messages."""
     size = len(batch.positions)
 
     def column(name: str | None) -> pa.Array:
         return batch.columns[name] if name in batch.columns else pa.nulls(size, pa.string())
 
-    messages = _messages(column(shape.user), column(shape.analysis), column(shape.final))
+    if isinstance(shape, TextShape):
+        messages = _documents(column(shape.text))
+    else:
+        messages = _messages(column(shape.user), column(shape.analysis), column(shape.final))
     dataset = pa.repeat(pa.scalar(source), size)
     example = column(shape.example_id)
     ids = hash128([dataset, column(shape.subset), example, messages])
@@ -313,7 +316,15 @@ def _messages(user: pa.Array, analysis: pa.Array, final: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), values, type=pa.list_(MESSAGE))
 
 
-def _skill_bucket(values: pa.Array, shape: ColumnsShape) -> pa.Array:
+def _documents(text: pa.Array) -> pa.Array:
+    """One message a row, of the role `text`."""
+    size = len(text)
+    fields = [pa.repeat(TEXT_ROLE, size), *(pa.nulls(size, pa.string()) for _ in range(2)), text.cast(pa.string())]
+    values = pa.StructArray.from_arrays(fields, fields=list(MESSAGE))
+    return pa.ListArray.from_arrays(pa.array(range(size + 1), pa.int32()), values, type=pa.list_(MESSAGE))
+
+
+def _skill_bucket(values: pa.Array, shape: Shape) -> pa.Array:
     rule = shape.skill_bucket
     if not rule.by_value:
         return pa.repeat(pa.scalar(rule.default), len(values))
@@ -322,7 +333,7 @@ def _skill_bucket(values: pa.Array, shape: ColumnsShape) -> pa.Array:
     return pc.fill_null(buckets.take(pc.index_in(values, value_set=known)), rule.default)
 
 
-def _meta(batch: RawBatch, shape: ColumnsShape, size: int) -> pa.Array:
+def _meta(batch: RawBatch, shape: Shape, size: int) -> pa.Array:
     """The kept columns of each row as one JSON object with sorted keys."""
     names = sorted(name for name in shape.meta if name in batch.columns)
     values = [batch.columns[name].to_pylist() for name in names]

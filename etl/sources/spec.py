@@ -5,7 +5,7 @@ A data set is described by conf/sources/<name>.yaml; a new one of a known shape 
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, StringConstraints, field_validator, model_validator
+from pydantic import Field, PrivateAttr, RootModel, StringConstraints, field_validator, model_validator
 
 from etl import conf
 from etl.config import Config
@@ -25,16 +25,11 @@ class SkillRule(Config):
     default: SkillBucket
 
 
-class ColumnsShape(Config):
-    """Rows that hold prompt, reasoning and answer in columns of their own."""
+class Described(Config):
+    """What the description of every data set may say of its rows."""
 
-    shape: Literal["columns"]
     example_id: str
     """Column that names the row within its data set."""
-    user: str
-    analysis: str | None = None
-    """Column of the reasoning; an empty one makes no message."""
-    final: str
     language: str | None = None
     license: str | None = None
     subset: str | None = None
@@ -47,21 +42,65 @@ class ColumnsShape(Config):
     @property
     def required(self) -> tuple[str, ...]:
         """Columns without which no row can be read."""
-        return (self.example_id, self.user, self.final)
+        raise NotImplementedError(type(self).__name__)
 
     @property
     def prose(self) -> tuple[str, ...]:
         """Columns that hold what is said; a number there is a mistake, in the others it may be a name."""
-        return tuple(name for name in (self.user, self.analysis, self.final) if name)
+        raise NotImplementedError(type(self).__name__)
 
     @property
     def text_columns(self) -> tuple[str, ...]:
         """Columns read as text."""
         named = (
-            self.example_id, self.user, self.analysis, self.final, self.language, self.license, self.subset,
-            self.split_key, self.skill_bucket.column,
+            self.example_id, *self.prose, self.language, self.license, self.subset, self.split_key,
+            self.skill_bucket.column,
         )  # fmt: skip
         return tuple(dict.fromkeys(name for name in named if name))
+
+
+class ColumnsShape(Described):
+    """Rows that hold prompt, reasoning and answer in columns of their own."""
+
+    shape: Literal["columns"]
+    user: str
+    analysis: str | None = None
+    """Column of the reasoning; an empty one makes no message."""
+    final: str
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns without which no row can be read."""
+        return (self.example_id, self.user, self.final)
+
+    @property
+    def prose(self) -> tuple[str, ...]:
+        """Prompt, reasoning and answer."""
+        return tuple(name for name in (self.user, self.analysis, self.final) if name)
+
+
+class TextShape(Described):
+    """Rows that each hold one raw document."""
+
+    shape: Literal["text"]
+    text: str
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns without which no row can be read."""
+        return (self.example_id, self.text)
+
+    @property
+    def prose(self) -> tuple[str, ...]:
+        """The document."""
+        return (self.text,)
+
+
+Shape = ColumnsShape | TextShape
+
+
+class Description(RootModel[Annotated[Shape, Field(discriminator="shape")]]):
+    """The whole of a file of conf/sources."""
 
 
 class Source(Config):
@@ -77,6 +116,10 @@ class Source(Config):
     """In place of a path: a table of the Spark session's catalog, such as catalog.db.name."""
     options: dict[str, Any] = Field(default={}, repr=False)
     """fsspec options for the path, such as endpoint_url; they win over the recipe's `storage`."""
+    id_column: str | None = Field(default=None, min_length=1)
+    """In place of what the description names: the column that names a row."""
+    text_column: str | None = Field(default=None, min_length=1)
+    """In place of what the description of raw text names: the column of the document."""
     _storage: Storage = PrivateAttr(default={})
     """The recipe's."""
 
@@ -107,10 +150,17 @@ class Source(Config):
         """A pattern or file of this source with its options."""
         return Location.of(url, {**self._storage.get(scheme_of(url), {}), **self.options})
 
-    def shape(self) -> ColumnsShape:
+    def shape(self) -> Shape:
         """The description of the data set.
 
         Raises:
             ConfigError: it is absent or wrong.
         """
-        return conf.load(ColumnsShape, self.spec, "sources", [])
+        shape = conf.load(Description, self.spec, "sources", []).root
+        if self.text_column is not None and not isinstance(shape, TextShape):
+            raise ConfigError(
+                f"text_column: '{self.text_column}' is for raw text, and conf/sources/{self.spec} has the shape "
+                f"'{shape.shape}'; use spec: text"
+            )
+        named = {"example_id": self.id_column, "text": self.text_column}
+        return shape.model_copy(update={key: name for key, name in named.items() if name is not None})

@@ -17,7 +17,7 @@ from etl.hashing import canonical_json, xxh64
 from etl.schema import PROMPT, QUARANTINE
 from etl.sources.files import InputFile, InputSplit, cut, list_files, part_files
 from etl.sources.read import Bad, read_split
-from etl.sources.spec import ColumnsShape, Source
+from etl.sources.spec import Shape, Source
 from etl.stages.context import Context
 from etl.storage.aligned import Rows
 from etl.storage.dataset import PLAN, Chunk, Dataset
@@ -32,7 +32,7 @@ class Raw:
     """The sources of a recipe with their descriptions, read on the driver."""
 
     sources: dict[str, Source]
-    shapes: dict[str, ColumnsShape]
+    shapes: dict[str, Shape]
     roots: tuple[str, ...]
     """Folders that the patterns start with. A plan names a file by its place among them and its path below, so that it
     holds when the input lies elsewhere."""

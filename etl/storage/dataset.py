@@ -200,6 +200,7 @@ class Job:
     thresholds: dict[str, Any] = field(default_factory=dict)
     inherited: Accounting = field(default_factory=dict)
     """Accounts of earlier stages that the manifest repeats, so that the last one tells the whole story."""
+    findings: dict[str, Any] = field(default_factory=dict)
 
     def with_thresholds(self, thresholds: dict[str, Any]) -> "Job":
         """The same job, its manifest recording the thresholds that were applied."""
@@ -208,6 +209,10 @@ class Job:
     def with_inherited(self, accounting: Accounting) -> "Job":
         """The same job, its manifest beginning with the accounts of earlier stages."""
         return replace(self, inherited=accounting)
+
+    def with_findings(self, findings: dict[str, Any]) -> "Job":
+        """The same job, its manifest stating what was found out; no part of the fingerprint."""
+        return replace(self, findings=findings)
 
     @property
     def waits(self) -> bool:
@@ -468,6 +473,7 @@ class Build:
             accounting=accounting,
             thresholds=self.job.thresholds,
             distributions=sum_counts(receipt.distributions for receipt in receipts),
+            findings=self.job.findings,
             splits=len(plan.splits),
             parts=tuple(part for receipt in receipts for part in receipt.parts),
         )

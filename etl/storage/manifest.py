@@ -82,6 +82,9 @@ class Manifest(Config):
     accounting: Accounting
     thresholds: dict[str, Any] = {}
     distributions: dict[str, Any] = {}
+    """Counts, summed over the splits."""
+    findings: dict[str, Any] = {}
+    """What the run found out from the counts of its datasets: recall, overlaps, shares."""
     splits: int
     parts: tuple[Part, ...]
     adopted: tuple[dict[str, Any], ...] = ()

@@ -14,7 +14,7 @@ from etl.mixture.cuts import Cut
 from etl.recipe import Recipe
 from etl.schema import CLUSTER_COLUMNS, PROMPT, VERDICT
 from etl.sources.files import list_files
-from etl.sources.spec import ColumnsShape
+from etl.sources.spec import Described, Description
 from etl.step import Step
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf"
@@ -39,7 +39,7 @@ def test_every_file_is_of_a_kind_that_is_tested_here():
 
 @pytest.mark.parametrize("name", named("sources"))
 def test_sources_load(name):
-    shape = conf.load(ColumnsShape, name, "sources", [])
+    shape = conf.load(Description, name, "sources", []).root
     assert set(shape.required) <= set(shape.text_columns)
 
 
@@ -48,7 +48,7 @@ def test_recipes_load(name):
     read = recipe(name)
     assert read.name == name
     for source in read.sources.values():
-        assert isinstance(source.shape(), ColumnsShape)
+        assert isinstance(source.shape(), Described)
 
 
 @pytest.mark.parametrize("name", named("recipes"))
