@@ -26,6 +26,6 @@ class Config(BaseModel):
                     raise ValueError(f"unknown key '{key}'; {hint}valid keys: {', '.join(cls.model_fields)}")
         return values
 
-    def semantic(self) -> dict[str, Any]:
+    def fingerprinted(self) -> dict[str, Any]:
         """The fields that decide the output, those at their default left out, in JSON types."""
         return self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.located))

@@ -232,6 +232,12 @@ def signed(hashes: U64) -> pa.Array:
     return pa.array(hashes.view(np.int64))
 
 
+def ordered_bits(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """uint32 in the order of some float32 without NaN; -0.0 and 0.0 are one."""
+    bits = (scores + np.float32(0)).view(np.uint32)
+    return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
+
+
 class ContentDigest:
     """Sum modulo 2^128 of a 128-bit hash of every row: free of order, parts and engine.
 

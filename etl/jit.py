@@ -2,13 +2,13 @@
 
 numba's own cache is keyed by the absolute path of the module, so it misses in every zip that a cluster unpacks
 elsewhere and fails where HOME cannot be written. Here the folder is cache_dir()/numba/<digest>, the digest covers the
-module and `etl.hashing` (the only other module whose kernels a kernel may call). The first compilation of all kernels
-costs some seconds a machine, a cached load about 0.1 s a process.
+module and those few whose kernels the kernels of others may call. The first compilation of all kernels costs some
+seconds a machine, a cached load about 0.1 s a process.
 """
 
 import functools
 import hashlib
-import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +22,21 @@ from etl.artefacts import cache_dir
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_CALLABLE = ("etl.hashing", "etl.text", "etl.dedup.minhash", "etl.dedup.canaries")
+"""Modules with kernels that kernels of other modules call."""
+
+
 def _source(module: str) -> str:
-    loader: Any = importlib.import_module(module).__loader__
+    """The text of a module, which need not be loaded yet."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, module
+    loader: Any = spec.loader
     return cast(str, loader.get_source(module))
 
 
 @functools.cache
 def _digest(module: str) -> str:
-    text = "\0".join([numba.__version__, _source(module), _source("etl.hashing")])
+    text = "\0".join([numba.__version__, *map(_source, (module, *_CALLABLE))])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -13,7 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.hashing import binary_buffers
+from etl.jit import njit
 from etl.schema import TEXT_ROLE
+
+U8 = npt.NDArray[np.uint8]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
 
 SEPARATOR: Final = "\n"
 
@@ -49,7 +55,62 @@ def full_text(batch: pa.RecordBatch) -> pa.StringArray:
     return _joined(messages, pa.repeat(pa.scalar(True), len(_items(messages))))
 
 
-def count_messages(batch: pa.RecordBatch, mask: pa.BooleanArray) -> npt.NDArray[np.int64]:
+def raw_documents(messages: pa.ListArray) -> pa.StringArray:
+    """The text of each row that is a raw document, one message of the role `text`; null for the others: [rows]."""
+    items = _items(messages)
+    lengths, first = _extents(messages)
+    roles = pc.struct_field(items, "role").take(pa.array(first, mask=lengths != 1))
+    is_text = pc.fill_null(pc.equal(roles, TEXT_ROLE), False).to_numpy(zero_copy_only=False)
+    return pc.struct_field(items, "content").take(pa.array(first, mask=~is_text))
+
+
+def remove_ranges(messages: pa.ListArray, removed: pa.ListArray) -> pa.ListArray:
+    """The messages without some bytes of the first one of each row; a copy of the texts, none where nothing goes.
+
+    Args:
+        messages: list<MESSAGE> [rows].
+        removed: etl.schema.REMOVED [rows], of rows that have a message or without ranges.
+    """
+    ranges = removed.flatten()
+    if len(ranges) == 0:
+        return messages
+    items = _items(messages)
+    _, first = _extents(messages)
+    num_ranges = pc.fill_null(pc.list_value_length(removed), 0).to_numpy()
+    of_item = np.zeros(len(items), np.int64)
+    of_item[first[num_ranges > 0]] = num_ranges[num_ranges > 0]
+    starts, ends = (pc.struct_field(ranges, name).to_numpy() for name in ("start", "end"))
+    content = pc.struct_field(items, "content")
+    data, offsets = binary_buffers(content)
+    out = np.empty(int(offsets[-1] - offsets[0] - (ends - starts).sum(dtype=np.int64)), np.uint8)
+    out_offsets = np.zeros(len(items) + 1, np.int32)
+    _copy_rest(data, offsets, of_item, starts, ends, out, out_offsets)
+    buffers = [None, pa.py_buffer(out_offsets), pa.py_buffer(out)]
+    rest = pa.Array.from_buffers(content.type, len(items), buffers)
+    columns = [rest if field.name == "content" else pc.struct_field(items, field.name) for field in items.type]
+    trimmed = pa.StructArray.from_arrays(columns, fields=list(items.type))
+    return pa.ListArray.from_arrays(pa.array(np.append(first, len(items)), pa.int32()), trimmed, type=messages.type)
+
+
+@njit
+def _copy_rest(data: U8, offsets: I64, num_ranges: I64, starts: I32, ends: I32, out: U8, out_offsets: I32) -> None:
+    """Write each text without its ranges, of which text i has the next num_ranges[i]."""
+    size = 0
+    k = 0
+    for i in range(len(num_ranges)):
+        at = offsets[i]
+        for _ in range(num_ranges[i]):
+            stop = offsets[i] + starts[k]
+            out[size : size + stop - at] = data[at:stop]
+            size += stop - at
+            at = offsets[i] + ends[k]
+            k += 1
+        out[size : size + offsets[i + 1] - at] = data[at : offsets[i + 1]]
+        size += offsets[i + 1] - at
+        out_offsets[i + 1] = size
+
+
+def count_messages(batch: pa.RecordBatch, mask: pa.BooleanArray) -> I64:
     """How many of the messages that `mask` (one flag a message of the batch, in order) names each row has: [rows]."""
     return _counts(batch.column("messages"), mask)
 
@@ -77,8 +138,14 @@ def _items(messages: pa.ListArray) -> pa.StructArray:
     return messages.flatten()
 
 
-def _counts(messages: pa.ListArray, mask: pa.BooleanArray) -> npt.NDArray[np.int64]:
-    lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy()
+def _extents(messages: pa.ListArray) -> tuple[I64, I64]:
+    """How many messages each row has, and the place of its first one among all of them: int64 [rows]."""
+    lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy().astype(np.int64)
+    return lengths, np.cumsum(lengths) - lengths
+
+
+def _counts(messages: pa.ListArray, mask: pa.BooleanArray) -> I64:
+    lengths, _ = _extents(messages)
     rows = np.repeat(np.arange(len(messages)), lengths)
     return np.bincount(rows[mask.to_numpy(zero_copy_only=False)], minlength=len(messages))
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from etl.config import Config
+from etl.dedup.semantic import EmbedStep
 from etl.errors import SchemaError
 from etl.filters.answers import AnswerStep
 from etl.filters.language import LanguageStep
@@ -22,7 +23,7 @@ from etl.scoring.perplexity import PerplexityStep
 from etl.step import BatchFn, Step
 
 AnyStep = Annotated[
-    AnswerStep | LanguageStep | PerplexityStep | IfdStep | HarmonyStep | CtxBucketStep,
+    AnswerStep | LanguageStep | PerplexityStep | IfdStep | HarmonyStep | CtxBucketStep | EmbedStep,
     Field(discriminator="kind"),
 ]
 

@@ -10,6 +10,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from etl.config import Config
+from etl.dedup.minhash import choose_bands
+from etl.dedup.semantic import SemanticDedup
+from etl.dedup.survivor import Survivor
+from etl.dedup.units import UnitDedup
 from etl.errors import ConfigError
 from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
@@ -18,11 +22,13 @@ from etl.sources.spec import Source
 from etl.storage.location import Location
 from etl.storage.remote import Storage, check_storage, check_url, scheme_of
 
-StageName = Literal["filter", "dedup", "kenlm", "score", "tokenize", "split", "layout"]
+StageName = Literal["filter", "dedup", "kenlm", "score", "tokenize", "semantic", "split", "layout"]
 STAGE_NAMES = frozenset({
-    "ingest", "quarantine", "filter", "rounds", "exact_hits", "exact", "candidates", "edges", "sets", "pairs",
-    "near_hits", "near", "clusters", "kenlm_sample", "kenlm", "score", "tokenize", "harmony", "ctx_bucket",
-    "split_hits", "split", "dropped", "cells", "layout", "corpus", "tables",
+    "ingest", "quarantine", "filter", "rounds", "exact_hits", "exact", "candidates", "candidate_components", "edges",
+    "sets", "pairs", "components", "near_hits", "near", "clusters", "kenlm_sample", "kenlm", "score", "tokenize", "harmony",
+    "ctx_bucket", "split_hits", "split", "dropped", "cells", "layout", "corpus", "tables", "semantic_cells",
+    "semantic_terms", "embeddings", "embed", "semantic_centroids", "semantic_hits", "semantic", "paragraph_hits",
+    "paragraph", "line_hits", "line", "sentence_hits", "sentence",
 })  # fmt: skip
 """Folders and steps of the stages, which no cut may be called."""
 RUN_KENLM = "run:kenlm"
@@ -30,30 +36,57 @@ RUN_KENLM = "run:kenlm"
 
 
 class ExactDedup(Config):
-    """Rows whose prompt and answer are equal after normalisation; the one with the smallest row digest stays."""
+    """Rows whose content is equal; `dedup.survivor` says which one stays, then the smallest row digest."""
+
+    by: Literal["content", "row"] = "content"
+    """content: prompt and answer after normalisation. row: all messages as they are."""
 
 
 class NearDedup(Config):
-    """Rows whose word n-gram sets have a Jaccard similarity of at least `threshold`; the smallest id stays.
+    """Rows whose n-gram sets have a Jaccard similarity of at least `threshold`; `dedup.survivor` says which one stays.
 
-    Candidates share one of `bands` bands of `rows` MinHash values; each is then checked by its exact Jaccard.
+    Candidates share one of `bands` bands of `rows` MinHash values, and most bits of a sketch; then they are verified.
     """
 
     threshold: float = Field(default=0.8, gt=0, le=1)
+    unit: Literal["word", "char"] = "word"
+    """What an n-gram is made of: words, or the characters of the words joined by single spaces."""
     ngram: int = Field(default=5, ge=1)
     num_perm: int = Field(default=128, ge=1)
-    bands: int = Field(default=14, ge=1)
-    rows: int = Field(default=8, ge=1)
+    bands: int | None = Field(default=None, ge=1)
+    rows: int | None = Field(default=None, ge=1)
+    """Bands and values of a band; null (both) chooses the longest bands with which `recall` is reached."""
+    recall: float = Field(default=0.998, gt=0, lt=1)
+    """Chance that a pair at the threshold shares a band, where bands are chosen."""
     seed: int = 1
     max_partners: int = Field(default=64, ge=1)
     """Rows of one band that a row is compared with; keeps a band shared by millions of rows linear."""
+    verify: Literal["exact", "estimate"] = "exact"
+    """exact: by the sets themselves. estimate: by signatures, without the sets' cost, to about 0.04."""
+    clusters: Literal["components", "survivor"] = "components"
+    """Which rows of a connected component are dropped: all but the survivor, or only those similar to it."""
+    num_canaries: int = Field(default=1000, ge=0)
+    """Edited copies of rows by which the run measures what it finds; 0 makes none."""
+
+    @property
+    def banding(self) -> tuple[int, int]:
+        """Bands and rows of a band."""
+        if self.bands is not None and self.rows is not None:
+            return self.bands, self.rows
+        return choose_bands(self.threshold, self.num_perm, self.recall)
 
     @model_validator(mode="after")
     def _fits(self) -> "NearDedup":
-        if self.bands * self.rows > self.num_perm:
+        if (self.bands is None) != (self.rows is None):
+            raise ValueError("give both bands and rows, or neither, to have them chosen for the threshold")
+        try:
+            bands, rows = self.banding
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if bands * rows > self.num_perm:
             raise ValueError(
-                f"{self.bands} bands of {self.rows} rows need {self.bands * self.rows} permutations, num_perm is "
-                f"{self.num_perm}; lower bands or rows, or raise num_perm"
+                f"{bands} bands of {rows} rows need {bands * rows} permutations, num_perm is {self.num_perm}; lower "
+                "bands or rows, or raise num_perm"
             )
         return self
 
@@ -61,8 +94,19 @@ class NearDedup(Config):
 class Dedup(Config):
     """What the dedup stage looks for; null leaves a kind out."""
 
+    survivor: Survivor = Survivor()
     exact: ExactDedup | None = ExactDedup()
+    units: tuple[UnitDedup, ...] = ()
+    """Paragraphs, lines or sentences of raw documents, in this order, between exact and near."""
     near: NearDedup | None = NearDedup()
+
+    @model_validator(mode="after")
+    def _units_are_distinct(self) -> "Dedup":
+        kinds = [units.unit for units in self.units]
+        twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+        if twice:
+            raise ValueError(f"units lists {twice} more than once; each kind of unit has one folder of its own")
+        return self
 
 
 class TrainKenlm(Config):
@@ -94,6 +138,9 @@ class Cutting(Config):
     """Input bytes that one task reads."""
     bucket_bytes: int = Field(default=256 << 20, ge=1 << 10)
     """Bytes that one bucket of a shuffle holds."""
+    max_component_edges: int = Field(default=50_000_000, ge=0, lt=1 << 30)
+    """Pairs of duplicates whose components one task finds, in at most 4 GB at the default; more are contracted in
+    rounds of shuffles, to the same components."""
 
 
 class Recipe(Config):
@@ -121,6 +168,7 @@ class Recipe(Config):
     score: Pipeline | None = None
     harmony: HarmonyStep = HarmonyStep()
     ctx: CtxBucketStep = CtxBucketStep()
+    semantic: SemanticDedup = SemanticDedup()
     layout: Layout = Layout()
     run: Cutting = Cutting()
 
@@ -163,6 +211,13 @@ class Recipe(Config):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"filter and score both have {twice}; accounts are kept by step, so names must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _priority_names_sources(self) -> "Recipe":
+        unknown = sorted(set(self.dedup.survivor.sources) - set(self.sources))
+        if unknown:
+            raise ValueError(f"dedup.survivor.sources names {unknown}; the recipe's sources are {sorted(self.sources)}")
         return self
 
     @model_validator(mode="after")

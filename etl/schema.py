@@ -53,6 +53,10 @@ after its closing token."""
 
 RANGE: Final = pa.struct([("start", pa.int32()), ("end", pa.int32())])
 
+REMOVED: Final = pa.field("removed", pa.list_(RANGE))
+"""Byte ranges of a raw document's content that are taken out of it: ascending, apart from each other. A side table that
+has this column changes what `messages` reads as (etl/storage/aligned.py); no step sees the column itself."""
+
 PROMPT: Final = pa.schema(
     [
         pa.field("id", ID, nullable=False),
@@ -109,20 +113,41 @@ TOKENIZED_COLUMNS: Final = pa.schema(
 
 PAIR: Final = pa.schema(
     [
-        pa.field("a", ID, nullable=False),
-        pa.field("b", ID, nullable=False),
+        pa.field("a", pa.string(), nullable=False),
+        pa.field("b", pa.string(), nullable=False),
         pa.field("jaccard", pa.float64(), nullable=False),
+        pa.field("a_source", pa.string(), nullable=False),
+        pa.field("b_source", pa.string(), nullable=False),
+        pa.field("a_id", ID, nullable=False),
+        pa.field("b_id", ID, nullable=False),
     ]
 )
+"""Two near duplicates by their source_example_id, the shorter and then smaller one first."""
 
 CLUSTER_COLUMNS: Final = pa.schema(
     [
         pa.field("cluster_id", ID),
         pa.field("cluster_size", pa.int32()),
         pa.field("cluster_rank", pa.int32()),
+        pa.field("cluster_jaccard", pa.float64()),
     ]
 )
-"""`cluster_id` is the id of the survivor (rank 0); null for a row that has no duplicate."""
+"""`cluster_id` is the id of the survivor (rank 0), `cluster_jaccard` the similarity to it. A row without a duplicate is
+a cluster of its own; null for a row that was dropped before."""
+
+KEPT: Final = pa.schema(
+    [
+        pa.field("source_dataset", pa.string(), nullable=False),
+        pa.field("source_example_id", pa.string(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("cluster_id", pa.string(), nullable=False),
+        pa.field("cluster_size", pa.int32(), nullable=False),
+        pa.field("cluster_rank", pa.int32(), nullable=False),
+        pa.field("cluster_jaccard", pa.float64(), nullable=False),
+        pa.field("kept", pa.bool_(), nullable=False),
+    ]
+)
+"""A row that near dedup saw, its cluster, and whether it stays; ids are 36-character texts."""
 
 
 def aligned(columns: pa.Schema) -> pa.Schema:

@@ -44,7 +44,7 @@ class Step(Config):
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides what the step writes."""
-        return {"kind": self.kind, "version": self.version, **self.semantic(), "artefacts": self.artefacts()}
+        return {"kind": self.kind, "version": self.version, **self.fingerprinted(), "artefacts": self.artefacts()}
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         """The schema after this step.

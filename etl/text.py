@@ -14,6 +14,7 @@ import functools
 import re
 import sys
 import unicodedata
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -43,7 +44,7 @@ _NGRAM_BASE: Final = np.uint64(0xA0761D6478BD642D)  # odd, 5 modulo 8: its power
 
 
 @functools.cache
-def _word_table() -> tuple[U32, str]:
+def word_table() -> tuple[U32, str]:
     """uint32 [2^21]: the lower-case code point of a word character, 0 for all else; and the exceptions.
 
     The exceptions are the characters whose lower case is not one code point of their own: `İ` and `Σ` in
@@ -78,7 +79,7 @@ def _valid(texts: pa.Array) -> U8:
 
 
 @njit
-def _decode(data: U8, at: int, end: int) -> tuple[np.int64, int]:
+def decode(data: U8, at: int, end: int) -> tuple[np.int64, int]:
     """The code point at `at` and where the next one starts; 0 for a character that `end` cuts."""
     lead = np.int64(data[at])
     if lead < 0x80:
@@ -110,7 +111,7 @@ def _collapse(data: U8, offsets: I64, valid: U8, space: U8, out: U8, out_offsets
         if valid[row] == 0:
             at = end
         while at < end:
-            code, after = _decode(data, at, end)
+            code, after = decode(data, at, end)
             if space[code]:
                 pending = size > start
             else:
@@ -177,7 +178,7 @@ def _hash_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out: U64,
         ngram = np.uint64(0)
         at, end = offsets[row], offsets[row + 1]
         while at < end:
-            code, at = _decode(data, at, end)
+            code, at = decode(data, at, end)
             letter = word[code]
             if letter == 0:
                 continue
@@ -187,7 +188,7 @@ def _hash_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out: U64,
                 token ^= token >> np.uint64(32)
                 if at >= end:
                     break
-                code, at = _decode(data, at, end)
+                code, at = decode(data, at, end)
                 letter = word[code]
             ngram = (ngram - recent[slot] * oldest_weight) * _NGRAM_BASE + token
             recent[slot] = token
@@ -200,6 +201,49 @@ def _hash_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out: U64,
             for _ in range(n - num_tokens):
                 ngram *= _NGRAM_BASE
             out[size] = xxh64_u64(ngram, np.uint64(0))
+            size += 1
+    out_offsets[len(valid)] = size
+
+
+@njit
+def _hash_char_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out: U64, out_offsets: I64) -> None:
+    """Write the hash of every n consecutive characters of the words of each text, joined by single spaces."""
+    oldest_weight = np.uint64(1)
+    for _ in range(n - 1):
+        oldest_weight *= _NGRAM_BASE
+    recent = np.empty(n, np.uint64)
+    size = 0
+    for row in range(len(valid)):
+        out_offsets[row] = size
+        if valid[row] == 0:
+            continue
+        recent[:] = 0
+        slot = 0
+        num_chars = 0
+        ngram = np.uint64(0)
+        pending = False
+        at, end = offsets[row], offsets[row + 1]
+        while at < end:
+            code, at = decode(data, at, end)
+            letter = np.uint64(word[code])
+            if letter == 0:
+                pending = num_chars > 0
+                continue
+            for value in (np.uint64(32), letter):
+                if value == 32 and not pending:
+                    continue
+                ngram = (ngram - recent[slot] * oldest_weight) * _NGRAM_BASE + value
+                recent[slot] = value
+                slot = slot + 1 if slot + 1 < n else 0
+                num_chars += 1
+                if num_chars >= n:
+                    out[size] = xxh64_u64(ngram, np.uint64(1))
+                    size += 1
+            pending = False
+        if num_chars < n:
+            for _ in range(n - num_chars):
+                ngram *= _NGRAM_BASE
+            out[size] = xxh64_u64(ngram, np.uint64(1))
             size += 1
     out_offsets[len(valid)] = size
 
@@ -233,13 +277,44 @@ def ngram_hashes(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
     Returns:
         offsets int64 [rows + 1] and hashes uint64 [offsets[-1]].
     """
-    word, exceptions = _word_table()
-    array = _lower_contextual(_one_array(texts), exceptions)
+    array = _lowered(texts)
+    most = _num_bytes(array) // 2 + 2 * len(array)  # a word takes two bytes with its separator
+    return _run_hashing(_hash_ngrams, array, n, most)
+
+
+def char_ngram_hashes(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
+    """The 64-bit hash of every n consecutive characters of each text's words, in text order and with repeats.
+
+    Words are those of `ngram_hashes`, lower case, joined by one space. A text of fewer than n characters is padded at
+    its end with 0 and has one n-gram; a null has none. The hash of characters c_1 … c_n is XXH64(Σ_i c_i · B^(n-i) mod
+    2^64, seed 1).
+
+    Args:
+        texts: string or large_string [rows].
+        n: characters in an n-gram, at least 1.
+
+    Returns:
+        offsets int64 [rows + 1] and hashes uint64 [offsets[-1]].
+    """
+    array = _lowered(texts)
+    # Each byte of a word gives at most one character, each separator one space.
+    return _run_hashing(_hash_char_ngrams, array, n, _num_bytes(array) + len(array))
+
+
+def _lowered(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return _lower_contextual(_one_array(texts), word_table()[1])
+
+
+def _num_bytes(array: pa.Array) -> int:
+    _, offsets = binary_buffers(array)
+    return int(offsets[-1] - offsets[0])
+
+
+def _run_hashing(kernel: Callable[..., None], array: pa.Array, n: int, most: int) -> tuple[I64, U64]:
     data, offsets = binary_buffers(array)
-    most = int(offsets[-1] - offsets[0]) // 2 + 2 * len(array)  # a word takes two bytes with its separator
     out = np.empty(most, np.uint64)
     out_offsets = np.zeros(len(array) + 1, np.int64)
-    _hash_ngrams(data, offsets, _valid(array), word, n, out, out_offsets)
+    kernel(data, offsets, _valid(array), word_table()[0], n, out, out_offsets)
     return out_offsets, out[: out_offsets[-1]]
 
 
@@ -292,13 +367,30 @@ def _sort_distinct(offsets: I64, hashes: U64, set_offsets: I64) -> None:
     set_offsets[len(offsets) - 1] = size
 
 
+def distinct_hashes(offsets: I64, hashes: U64) -> tuple[I64, U64]:
+    """The hashes of each row sorted and without repeats; overwrites `hashes`.
+
+    Args:
+        offsets: int64 [rows + 1]; row r has hashes[offsets[r] : offsets[r + 1]].
+        hashes: uint64, evenly spread.
+
+    Returns:
+        offsets int64 [rows + 1] and hashes uint64 [offsets[-1]], strictly ascending within a row.
+    """
+    set_offsets = np.zeros(len(offsets), np.int64)
+    _sort_distinct(offsets, hashes, set_offsets)
+    return set_offsets, hashes[: set_offsets[-1]]
+
+
 def shingles(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
     """The set of hashed word n-grams of each text: what `ngram_hashes` gives, sorted and without repeats.
 
     Returns:
         offsets int64 [rows + 1] and hashes uint64 [offsets[-1]], strictly ascending within a row.
     """
-    offsets, hashes = ngram_hashes(texts, n)
-    set_offsets = np.zeros(len(offsets), np.int64)
-    _sort_distinct(offsets, hashes, set_offsets)
-    return set_offsets, hashes[: set_offsets[-1]]
+    return distinct_hashes(*ngram_hashes(texts, n))
+
+
+def char_shingles(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
+    """As `shingles`, of the character n-grams that `char_ngram_hashes` gives."""
+    return distinct_hashes(*char_ngram_hashes(texts, n))

@@ -5,7 +5,8 @@ candidate stream saw them, that order is cut into chunks of half the budget, and
 pairs a row with its neighbours in that order (`etl.dedup.candidates`), and all bands have the same order, so a set
 travels to one or two blocks for all its hot bands, and to one more for each partner from small ones. An order of small
 bandwidth (Cuthill-McKee) would save some of the latter, but needs all pairs in memory, and loses the hot bands where
-small groups tie their ends together. Costs one sort of the nodes.
+small groups tie their ends together. Costs 12 bytes a node, one pass over the nodes and one sort of those in components
+that are cut, which takes 40 bytes for each of them.
 """
 
 from dataclasses import dataclass
@@ -13,11 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from etl.jit import njit
+
 I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
 
 _CLASSES_PER_DOUBLING = 4
 CLASS_BITS = 7
-"""Bits that a size class takes."""
+"""Bits that a size class takes: the lowest of a stream key."""
+_CLASS_MASK = np.int64((1 << CLASS_BITS) - 1)
 
 
 def size_class(num_shingles: I64) -> I64:
@@ -30,54 +35,145 @@ def class_bytes(classes: I64) -> I64:
     return np.ceil(8 * np.exp2(classes / _CLASSES_PER_DOUBLING)).astype(np.int64)
 
 
+def set_bytes(keys: I64) -> I64:
+    """Most bytes that the shingle sets of rows with these stream keys take: int64."""
+    return _BYTES[keys & _CLASS_MASK]
+
+
+_BYTES = class_bytes(np.arange(1 << CLASS_BITS))
+
+
+@njit
+def _totals(root: I32, keys: I64, class_size: I64) -> I64:
+    total = np.zeros(len(root), np.int64)
+    for node in range(len(root)):
+        total[root[node]] += class_size[keys[node] & _CLASS_MASK]
+    return total
+
+
+@njit
+def _members(root: I32, place: I64) -> I32:
+    """The nodes whose root has a place."""
+    count = 0
+    for node in range(len(root)):
+        count += place[root[node]] >= 0
+    out = np.empty(count, np.int32)
+    for node in range(len(root) - 1, -1, -1):
+        if place[root[node]] >= 0:
+            count -= 1
+            out[count] = node
+    return out
+
+
+@njit
+def _cut(ranked: I32, root: I32, place: I64, keys: I64, class_size: I64, half: int, chunk: I32, count: I64) -> None:
+    """The chunk of each ranked node, and how many chunks each component has."""
+    open_place, before = np.int64(-1), np.int64(0)
+    for node in ranked:
+        mine = place[root[node]]
+        if mine != open_place:
+            open_place, before = mine, np.int64(0)
+        chunk[node] = before // half
+        count[mine] = chunk[node] + 1
+        before += class_size[keys[node] & _CLASS_MASK]
+
+
+@njit
+def _chunks(component: I64, size: I64, half: int, state: I64) -> I64:
+    out = np.empty(len(component), np.int64)
+    for i in range(len(component)):
+        if component[i] != state[0]:
+            state[0], state[1] = component[i], 0
+        out[i] = state[1] // half
+        state[1] += size[i]
+    return out
+
+
+class ChunkStream:
+    """The chunk of each node of a stream that is sorted by component and stream key; holds two numbers.
+
+    Unlike `Blocks` it cuts a component also when that would fit the budget.
+
+    Args:
+        budget: the sets of two chunks take at most so many bytes, and two sets more.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._half = max(1, budget // 2)
+        self._state = np.array([-1, 0], np.int64)
+
+    def push(self, component: I64, keys: I64) -> I64:
+        """Take the next nodes: the place of each one's chunk in its component, int64.
+
+        Args:
+            component: int64 [nodes], >= 0.
+            keys: their stream keys, int64 [nodes].
+        """
+        return _chunks(component, set_bytes(keys), self._half, self._state)
+
+
 @dataclass(frozen=True)
 class Blocks:
     """To which block a pair belongs.
 
     Attributes:
-        component: a number >= 0 that the nodes of a component share, int64 [nodes].
-        chunk: place of each node's chunk in its component, int64 [nodes].
-        num_chunks: chunks of each node's component, int64 [nodes]; 1 where it fits the budget.
-        first: number of the first block of each node's component, int64 [nodes].
+        rows: row key of each node, int64 [nodes].
+        root: the node with the smallest row key of each node's component, int32 [nodes].
+        chunk: place of each node's chunk in its component, int32 [nodes]; 0 where that fits the budget.
+        cut: roots of the components that do not fit the budget, ascending, int32.
+        num_chunks: chunks of each of these, int64.
+        first: number of the first block of each of these, int64.
     """
 
-    component: I64
-    chunk: I64
+    rows: I64
+    root: I32
+    chunk: I32
+    cut: I32
     num_chunks: I64
     first: I64
 
     @classmethod
-    def of(cls, component: I64, bytes_of: I64, order: I64, budget: int) -> "Blocks":
+    def of(cls, rows: I64, root: I32, keys: I64, budget: int) -> "Blocks":
         """Cut the components; the sets of a block will take at most `budget` bytes, and two sets more.
 
         Args:
-            component: int64 [nodes], >= 0.
-            bytes_of: size of each node's set, int64 [nodes].
-            order: where the candidate stream saw each node, int64 [nodes]; ties go by node number.
+            rows: row key of each node, int64 [nodes], all different, >= 0.
+            root: the node with the smallest row key of each node's component, int32 [nodes].
+            keys: stream key of each node, int64 [nodes]: its order in the candidate stream (ties go by row key), with
+                its size class in the lowest bits.
             budget: bytes of sets that may be in memory at once.
         """
-        ranked = np.lexsort((order, component))
-        labels, starts, member = np.unique(component[ranked], return_index=True, return_inverse=True)
-        ends = np.cumsum(bytes_of[ranked])
-        base = (ends - bytes_of[ranked])[starts]
-        total = np.diff(np.append(base, ends[-1:])) if len(labels) else base
-        within = (ends - bytes_of[ranked] - base[member]) // max(1, budget // 2)
-        within[total[member] <= budget] = 0
-        count = np.zeros(len(labels), np.int64)
-        np.maximum.at(count, member, within + 1)
-        blocks = np.where(count > 1, count**2, 0)
-        first = np.cumsum(blocks) - blocks
-        chunk, num_chunks, numbers = (np.empty(len(component), np.int64) for _ in range(3))
-        chunk[ranked], num_chunks[ranked], numbers[ranked] = within, count[member], first[member]
-        return cls(component, chunk, num_chunks, numbers)
+        total = _totals(root, keys, _BYTES)
+        cut = np.flatnonzero(total > budget)
+        cut = cut[np.argsort(rows[cut])]
+        total[:] = -1
+        total[cut] = np.arange(len(cut))
+        place = total
+        ranked = _members(root, place)
+        ranked = ranked[np.argsort(rows[ranked])]
+        ranked = ranked[np.lexsort((keys[ranked], place[root[ranked]]))]
+        chunk, num_chunks = np.zeros(len(root), np.int32), np.zeros(len(cut), np.int64)
+        _cut(ranked, root, place, keys, _BYTES, max(1, budget // 2), chunk, num_chunks)
+        num_blocks = np.where(num_chunks > 1, num_chunks**2, 0)
+        first = np.cumsum(num_blocks) - num_blocks
+        by_root = np.argsort(cut)
+        return cls(rows, root, chunk, cut[by_root].astype(np.int32), num_chunks[by_root], first[by_root])
 
-    def of_pairs(self, left: I64, right: I64) -> I64:
-        """The block of each pair, int64 [pairs]: its component while that is one chunk, else a negative number.
+    def of_pairs(self, left: I32, right: I32) -> I64:
+        """The block of each pair: the smallest row key of its component while that is one chunk, else negative.
 
         Args:
-            left: node numbers, int64 [pairs].
-            right: node numbers, int64 [pairs].
+            left: node numbers, int32 [pairs].
+            right: node numbers, int32 [pairs].
+
+        Returns:
+            int64 [pairs].
         """
-        low, high = np.sort(np.stack([self.chunk[left], self.chunk[right]]), axis=0)
-        cut = -1 - (self.first[left] + low * self.num_chunks[left] + high)
-        return np.where(self.num_chunks[left] > 1, cut, self.component[left])
+        root = self.root[left]
+        block = self.rows[root]
+        is_cut = np.isin(root, self.cut)
+        place = np.searchsorted(self.cut, root[is_cut])
+        one, other = self.chunk[left[is_cut]], self.chunk[right[is_cut]]
+        low, high, width = np.minimum(one, other), np.maximum(one, other), self.num_chunks[place]
+        block[is_cut] = np.where(width > 1, -1 - (self.first[place] + low * width + high), block[is_cut])
+        return block

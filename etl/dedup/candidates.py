@@ -1,97 +1,214 @@
-"""Candidate pairs from a stream of (band hash, row key) that is sorted by both, in chunks of any size.
+"""Candidate pairs from a stream of rows that is sorted by (band hash, key, row key), in chunks of any size.
 
-Rows with equal band hashes are a group, and every row pairs with the `max_partners` rows before it in its
-group. So a hot band (boilerplate, empty answers) costs time and pairs linear in its rows; rows further apart
-are still joined through those between them when these are similar. The state is one group's last
-`max_partners` rows; a chunk of r rows gives at most r · max_partners pairs of 16 bytes. A pair that meets in
-several bands comes once for each.
+Rows with equal band hashes are a group, and every row pairs with the `max_partners` rows before it in its group, as long
+as their sketches agree (`etl.dedup.minhash.most_disagreement`). So a hot band (boilerplate, empty answers) costs time
+and pairs linear in its rows; rows further apart are still joined through those between them when these are similar.
+What that may have cost is estimated: the key is a hash, so the first rows of a group are a random sample of it, and the
+share of a row's sample that agrees with it stands for all the partners that it was not compared with.
+
+Canaries (`etl.dedup.canaries`) pair with their own row alone and take nobody's place. The state is one group's last
+`max_partners` rows; a chunk of r rows gives at most r · max_partners pairs. A pair that meets in several bands comes
+once for each.
 """
 
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from etl.dedup.canaries import base_row, is_canary, level_of
+from etl.dedup.minhash import disagreement
 from etl.jit import njit
 
 I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 
 MAX_PARTNERS: Final = 64
+ROLL_CALL: Final = np.int64(-(1 << 63))
+"""The key of a row that says that a canary was made; it pairs with nobody."""
+SAMPLE: Final = 8
+"""Rows of a group that stand for those with which a row was not compared."""
 
 
 @njit
-def _positions(band: I64, row: I64) -> I64:
-    """How many rows of its group come before each row; -1 at a row that breaks the order."""
-    out = np.zeros(len(band), np.int64)
-    for i in range(1, len(band)):
-        if band[i] == band[i - 1] and row[i] > row[i - 1]:
-            out[i] = out[i - 1] + 1
-        elif band[i] <= band[i - 1]:
-            out[i] = -1
-            break
-    return out
+def _pair_up(
+    band: I64,
+    key: I64,
+    row: I64,
+    sketch: U64,
+    start: int,
+    limits: I64,
+    group: I64,
+    sample: U64,
+    made: I64,
+    hot: I64,
+    tally: I64,
+    pairs: I64,
+) -> int:
+    """Pairs of rows from `start` on with those before them; the number of pairs, or -1 at a row out of order.
+
+    `limits` holds max_partners, the most disagreement of a candidate and of a pair that counts as similar; `group` the
+    rows of the open group so far; `tally` the pairs compared, left out, and left out but similar (in parts of SAMPLE).
+    """
+    max_partners, most, similar = limits
+    count = 0
+    for i in range(start, len(band)):
+        if i > 0 and band[i] == band[i - 1]:
+            if key[i] < key[i - 1] or (key[i] == key[i - 1] and row[i] <= row[i - 1]):
+                return -1
+        else:
+            if i > 0 and band[i] < band[i - 1]:
+                return -1
+            _close(group, max_partners, hot)
+        if key[i] == -(1 << 63):
+            made[level_of(row[i])] += 1
+            continue
+        mine = is_canary(row[i])
+        seen = 0
+        j = i - 1
+        while j >= 0 and band[j] == band[i] and seen < max_partners:
+            other = is_canary(row[j])
+            if not other:
+                seen += 1
+                tally[0] += not mine
+            if mine or other:
+                wanted = mine != other and base_row(row[i]) == base_row(row[j])
+            else:
+                wanted = True
+            if wanted and disagreement(sketch[i], sketch[j], 1) <= most:
+                a, b = (i, j) if row[i] < row[j] else (j, i)
+                pairs[count, 0], pairs[count, 1] = row[a], row[b]
+                pairs[count, 2], pairs[count, 3] = key[a], key[b]
+                count += 1
+            j -= 1
+        if mine:
+            continue
+        if group[0] > max_partners:
+            left_out = group[0] - max_partners
+            tally[1] += left_out
+            for k in range(SAMPLE):
+                if disagreement(sketch[i], sample[k], 1) <= similar:
+                    tally[2] += left_out
+        if group[0] < SAMPLE:
+            sample[group[0]] = sketch[i]
+        group[0] += 1
+    return count
 
 
 @njit
-def _fill_pairs(row: I64, start: int, partners: I64, left: I64, right: I64) -> None:
-    pair = 0
-    for i in range(start, len(row)):
-        for k in range(i - partners[i], i):
-            left[pair] = row[k]
-            right[pair] = row[i]
-            pair += 1
+def _close(group: I64, max_partners: int, hot: I64) -> None:
+    """Count the group that has ended, if it was too large for all of its pairs, by the doubling of its rows."""
+    if group[0] > max_partners + 1:
+        size = 0
+        while (1 << (size + 1)) <= group[0]:
+            size += 1
+        hot[size] += 1
+    group[0] = 0
+
+
+@dataclass
+class Rows:
+    """Rows of a stream, one after the other.
+
+    Attributes:
+        band: band hashes, int64 [rows].
+        key: what rows of a band are sorted by, int64 [rows].
+        row: row keys, int64 [rows].
+        sketch: one bit a permutation, uint64 [rows, words].
+    """
+
+    band: I64
+    key: I64
+    row: I64
+    sketch: U64
+
+    def __len__(self) -> int:
+        return len(self.band)
+
+    def after(self, other: "Rows") -> "Rows":
+        """The other rows, then these."""
+        mine = (self.band, self.key, self.row, self.sketch)
+        before = (other.band, other.key, other.row, other.sketch)
+        return Rows(*(np.concatenate(both) for both in zip(before, mine, strict=True)))
+
+    def tail(self, start: int) -> "Rows":
+        """A copy of the rows from `start` on."""
+        return Rows(*(a[start:].copy() for a in (self.band, self.key, self.row, self.sketch)))
+
+
+@dataclass
+class Met:
+    """What a stream has seen; the counts are complete after `CandidateStream.finish`."""
+
+    num_compared: int = 0
+    """Pairs of rows whose sketches were compared, once for each band in which they meet."""
+    num_left_out: int = 0
+    """Pairs of rows that share a band and were not compared in it."""
+    num_similar_left_out: int = 0
+    """How many of those are as similar as the threshold, estimated."""
+    hot_bands: dict[str, int] = field(default_factory=dict)
+    """Groups in which pairs were left out, by the power of two below their rows."""
+    canaries: dict[int, int] = field(default_factory=dict)
+    """Canaries made, by level."""
 
 
 class CandidateStream:
     """Turns sorted chunks into candidate pairs; equal to one chunk with everything, however it is cut.
 
     Args:
-        max_partners: earlier rows of its group that a row is paired with.
-
-    Attributes:
-        num_pairs: pairs given so far.
-        num_left_out: pairs of rows that share a band and that the cap left out so far.
+        max_partners: earlier rows of its group that a row is compared with.
+        most: entries in which the sketches of a candidate pair may differ.
+        similar: entries in which the sketches of a pair at the threshold differ on average.
+        num_words: words of a sketch.
     """
 
-    def __init__(self, max_partners: int = MAX_PARTNERS) -> None:
+    def __init__(self, max_partners: int, most: int, similar: int, num_words: int) -> None:
         assert max_partners >= 1, max_partners
-        self.num_pairs = 0
-        self.num_left_out = 0
-        self._max_partners = max_partners
-        self._band = np.empty(0, np.int64)  # the open group: its last rows, and how many came before these
-        self._row = np.empty(0, np.int64)
-        self._forgotten = 0
+        self._limits = np.array([max_partners, most, similar], np.int64)
+        none = np.empty(0, np.int64)
+        self._open = Rows(none, none, none, np.empty((0, num_words), np.uint64))
+        self._group = np.zeros(1, np.int64)
+        self._sample = np.zeros((SAMPLE, num_words), np.uint64)
+        self._made, self._hot, self._tally = np.zeros(32, np.int64), np.zeros(64, np.int64), np.zeros(3, np.int64)
 
-    def push(self, band: I64, row: I64) -> tuple[I64, I64]:
+    def push(self, rows: Rows) -> I64:
         """Take the next chunk.
 
         Args:
-            band: band hashes, int64 [n].
-            row: row keys, int64 [n]; (band, row) ascends strictly within a chunk and from chunk to chunk.
+            rows: ascending strictly by (band, key, row) within a chunk and from chunk to chunk.
 
         Returns:
-            Row keys of the pairs that end in this chunk, int64 [pairs] each, the smaller key first.
+            int64 [pairs, 4] of the pairs that end in this chunk: both row keys, the smaller one first, and their keys.
         """
-        carried = len(self._row)
-        bands = np.concatenate([self._band, band])
-        rows = np.concatenate([self._row, row])
-        position = _positions(bands, rows)
-        assert position.min(initial=0) == 0, "rows must come sorted by (band, row), each once"
-        if carried:
-            end = np.searchsorted(bands, self._band[0], "right")
-            position[:end] += self._forgotten
-        partners = np.minimum(position, self._max_partners)
-        total = int(partners[carried:].sum())
-        left, right = np.empty(total, np.int64), np.empty(total, np.int64)
-        _fill_pairs(rows, carried, partners, left, right)
-        self.num_pairs += total
-        self.num_left_out += int(position[carried:].sum()) - total
-        self._carry(bands, rows, position)
-        return left, right
+        carried = len(self._open)
+        rows = rows.after(self._open)
+        # Each row has one canary at most, so it pairs once more than with its partners.
+        pairs = np.empty(((len(rows) - carried) * (int(self._limits[0]) + 1), 4), np.int64)
+        count = _pair_up(
+            rows.band, rows.key, rows.row, rows.sketch, carried, self._limits, self._group, self._sample, self._made,
+            self._hot, self._tally, pairs,
+        )  # fmt: skip
+        assert count >= 0, "rows must come sorted by (band, key, row), each once"
+        if len(rows):
+            self._open = rows.tail(self._first_open(rows))
+        return pairs[:count].copy()
 
-    def _carry(self, bands: I64, rows: I64, position: I64) -> None:
-        if len(rows) == 0:
-            return
-        keep = min(int(position[-1]) + 1, self._max_partners)
-        self._band, self._row = bands[len(rows) - keep :].copy(), rows[len(rows) - keep :].copy()
-        self._forgotten = int(position[-1]) + 1 - keep
+    def _first_open(self, rows: Rows) -> int:
+        """Where the rows begin that a later row may still meet."""
+        last = int(np.searchsorted(rows.band, rows.band[-1]))
+        real = np.flatnonzero(rows.row[last:] >> np.int64(62) == 0)
+        partners = int(self._limits[0])
+        return last + (int(real[-partners]) if len(real) >= partners else 0)
+
+    def finish(self) -> Met:
+        """What was seen in all."""
+        _close(self._group, int(self._limits[0]), self._hot)
+        compared, left_out, similar = self._tally.tolist()
+        return Met(
+            compared, left_out, similar // SAMPLE, _counts(self._hot, lambda n: str(1 << n)), _counts(self._made)
+        )
+
+
+def _counts(counts: I64, name: Any = int) -> dict[Any, int]:
+    return {name(number): int(count) for number, count in enumerate(counts) if count}

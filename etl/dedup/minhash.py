@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import bdtrc
 
 from etl.errors import ConfigError
 from etl.hashing import xxh64, xxh64_u64
@@ -18,9 +19,13 @@ from etl.jit import njit
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
 
-MINHASH_VERSION: Final = 1
-"""Raised when equal shingles would give another signature or band; part of the fingerprint."""
+MINHASH_VERSION: Final = 2
+"""Raised when equal shingles would give another signature, band or sketch; part of the fingerprint."""
+
+THINNING_LOSS: Final = 1e-4
+"""Most of the pairs at the threshold that `least_agreement` may lose."""
 
 _EMPTY: Final = np.uint32(0xFFFFFFFF)
 
@@ -84,7 +89,7 @@ def _band_hashes(signature: U32, rows: int, out: I64) -> None:
             out[i, band] = np.int64(h)
 
 
-def band_hashes(signature: U32, bands: int = 14, rows: int = 8) -> I64:
+def band_hashes(signature: U32, bands: int, rows: int) -> I64:
     """One hash for each band of each signature: int64 [len(signature), bands].
 
     Band j covers entries j · rows to (j + 1) · rows; its hash is an XXH64 chain over (rows, j, the entries),
@@ -106,3 +111,103 @@ def band_hashes(signature: U32, bands: int = 14, rows: int = 8) -> I64:
 def candidate_probability(jaccard: float, bands: int, rows: int) -> float:
     """Chance that two sets of Jaccard J share a band, 1 - (1 - J^rows)^bands: the expected recall at J."""
     return float(1.0 - (1.0 - jaccard**rows) ** bands)
+
+
+def choose_bands(threshold: float, num_perm: int, recall: float) -> tuple[int, int]:
+    """Bands and rows a band for a threshold, by the S-curve: the longest bands with which pairs at it still meet.
+
+    Longer bands let fewer dissimilar pairs meet. As many bands are made as the permutations allow.
+
+    Args:
+        threshold: Jaccard similarity of the pairs that are wanted.
+        num_perm: entries of a signature.
+        recall: chance at the threshold, at least.
+
+    Raises:
+        ConfigError: not even bands of one row reach that chance.
+    """
+    for rows in range(num_perm, 0, -1):
+        if candidate_probability(threshold, num_perm // rows, rows) >= recall:
+            return num_perm // rows, rows
+    raise ConfigError(
+        f"{num_perm} permutations cannot make pairs at {threshold} meet with a chance of {recall}; raise num_perm or "
+        "lower recall"
+    )
+
+
+@njit
+def _sketches(signature: U32, bits: int, out: U64) -> None:
+    for row in range(len(signature)):
+        for k in range(signature.shape[1]):
+            # The minimum itself is small for a large set; the top bits of its product depend on all of it.
+            mixed = np.uint64(np.uint32(signature[row, k] * np.uint32(0x9E3779B1)) >> np.uint32(32 - bits))
+            place = k * bits
+            out[row, place >> 6] |= mixed << np.uint64(place & 63)
+
+
+def sketches(signature: U32, bits: int) -> U64:
+    """The signatures at `bits` bits an entry: uint64 [rows, num_perm · bits / 64, rounded up].
+
+    b-bit minwise hashing (Li and König 2010): equal entries stay equal, others agree with chance 2^-bits.
+
+    Args:
+        signature: uint32 [rows, num_perm].
+        bits: 1, 2, 4 or 8.
+    """
+    assert bits in (1, 2, 4, 8), bits
+    out = np.zeros((len(signature), -(-signature.shape[1] * bits // 64)), np.uint64)
+    _sketches(signature, bits, out)
+    return out
+
+
+@njit
+def disagreement(one: U64, other: U64, bits: int) -> int:
+    """Entries in which two sketches differ."""
+    lanes = np.uint64(0xFFFFFFFFFFFFFFFF) // np.uint64((1 << bits) - 1)
+    count = np.uint64(0)
+    for k in range(len(one)):
+        x = one[k] ^ other[k]
+        fold = bits >> 1
+        while fold:
+            x |= x >> np.uint64(fold)
+            fold >>= 1
+        x &= lanes
+        x = (x & np.uint64(0x5555555555555555)) + ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
+        x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+        x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+        count += (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
+    return np.int64(count)
+
+
+def most_disagreement(threshold: float, num_perm: int, loss: float = THINNING_LOSS) -> int:
+    """Entries in which the one-bit sketches of a pair at the threshold differ, but for a chance of `loss`.
+
+    An entry of such a pair differs with chance (1 - threshold) / 2. A pair that shares a band agrees in more.
+    """
+    chance = (1 - threshold) / 2
+    return next(count for count in range(num_perm + 1) if bdtrc(count, num_perm, chance) <= loss)
+
+
+@njit
+def _estimate_pairs(words: U64, num_perm: int, bits: int, left: I64, right: I64, out: F64) -> None:
+    chance = 0.5**bits
+    for pair in range(len(left)):
+        agree = 1.0 - disagreement(words[left[pair]], words[right[pair]], bits) / num_perm
+        out[pair] = max(0.0, (agree - chance) / (1.0 - chance))
+
+
+def estimate_pairs(words: U64, num_perm: int, bits: int, left: I64, right: I64) -> F64:
+    """The Jaccard similarity of pairs as their sketches tell it: float64 [pairs].
+
+    Unbiased, with a standard error of about sqrt(J (1 - J) / num_perm) at 8 bits; 1 for equal sets.
+
+    Args:
+        words: uint64 [rows, words], of `sketches`.
+        num_perm: entries of a signature.
+        bits: of an entry.
+        left: row numbers, int64 [pairs].
+        right: row numbers, int64 [pairs].
+    """
+    out = np.empty(len(left), np.float64)
+    _estimate_pairs(words, num_perm, bits, left, right, out)
+    return out

@@ -1,4 +1,4 @@
-"""Harmony tokens back to messages, by openai-harmony's own parser (about 1 MB of text per CPU-second).
+"""Tokens back to messages, by openai-harmony's own parser (about 1 MB of text per CPU-second).
 
 For completions of a model, for checks, and for people who look at a corpus; no stage runs it over every row.
 """
@@ -8,7 +8,8 @@ from typing import TypedDict
 
 from etl.errors import DataError
 from etl.harmony.render import INSTRUCTIONS
-from etl.harmony.vocabulary import DEFAULT_VOCABULARY, load_encoding
+from etl.harmony.vocabulary import DEFAULT_VOCABULARY, ENDOFTEXT, NUM_TEXT_TOKENS, load_bpe, load_encoding
+from etl.schema import TEXT_ROLE
 
 
 class ParsedMessage(TypedDict):
@@ -25,6 +26,8 @@ def parse(
 ) -> list[ParsedMessage]:
     """The messages that some tokens hold, the constant ones included; instructions without their heading.
 
+    Tokens of text that <|endoftext|> closes are a raw document: one message of the role `text`.
+
     Args:
         tokens: whole messages, or what a model wrote after `<|start|>` and a role.
         next_role: that role; None when the tokens begin with `<|start|>`.
@@ -35,6 +38,9 @@ def parse(
     """
     from openai_harmony import HarmonyError, Role
 
+    if next_role is None and len(tokens) and tokens[-1] == ENDOFTEXT and max(tokens[:-1], default=0) < NUM_TEXT_TOKENS:
+        text = load_bpe(vocabulary).decode(list(tokens[:-1]))
+        return [ParsedMessage(role=TEXT_ROLE, channel=None, recipient=None, content=text)]
     role = None if next_role is None else Role(next_role)
     try:
         messages = load_encoding(vocabulary).parse_messages_from_completion_tokens(tokens, role)

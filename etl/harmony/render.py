@@ -10,6 +10,9 @@ time and more is the BPE's; no Python object is made per row but the strings tha
 How the columns of a message are read: a `system` or `developer` message of a row holds instructions, so it is
 rendered as a developer message after the constant ones; an assistant's message without a channel is `final`,
 or `commentary` when it calls a tool; a `tool` message is written by the recipient of the last call before it.
+
+A raw document (one message of the role `text`) is its own tokens and <|endoftext|>, without any header or constant
+message: one span of the kind `text`, turn -1, that covers all of them.
 """
 
 from dataclasses import dataclass
@@ -20,9 +23,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.harmony.vocabulary import RETURN, load_bpe, load_encoding
+from etl.harmony.vocabulary import ENDOFTEXT, RETURN, load_bpe, load_encoding
 from etl.jit import njit
-from etl.schema import ROLES, SPAN_KINDS
+from etl.schema import ROLES, SPAN_KINDS, TEXT_ROLE
 
 if TYPE_CHECKING:
     from openai_harmony import Message
@@ -58,6 +61,8 @@ class MessageKey(NamedTuple):
 
     def problem(self) -> str | None:
         """Why such a message cannot be rendered; None when it can."""
+        if self.role == TEXT_ROLE:
+            return None
         if self.role not in ROLES:
             return f"role '{self.role}'"
         if self.role == "assistant" and self.channel not in CHANNELS:
@@ -96,19 +101,32 @@ class Messages:
         keys = zip(*(values.take(pa.array(first)).to_pylist() for values in columns), strict=True)
         return cls(offsets, tuple(MessageKey(*parts) for parts in keys), key, content)
 
-    def per_row(self, per_key: list[bool]) -> npt.NDArray[np.bool_]:
-        """[rows]: whether any message of the row has a key for which `per_key` is true."""
-        before = np.concatenate([[0], np.cumsum(np.asarray(per_key, bool)[self.key])])
+    @property
+    def row(self) -> I64:
+        """[messages]: number of the row."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    @property
+    def is_text(self) -> npt.NDArray[np.bool_]:
+        """[messages]: whether it is that of a raw document."""
+        return np.array([key.role == TEXT_ROLE for key in self.keys], bool)[self.key]
+
+    def rows_with(self, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """[rows]: whether any message of the row is `chosen` ([messages])."""
+        before = _offsets(chosen.astype(np.int64))
         return before[self.offsets[1:]] > before[self.offsets[:-1]]
 
     def problems(self) -> pa.Array:
         """string [rows]: why a row cannot be rendered; null when it can."""
-        said = pa.array([key.problem() for key in self.keys], pa.string())
-        bad = np.flatnonzero(np.array([key.problem() is not None for key in self.keys], bool)[self.key])
-        rows, first = np.unique(np.searchsorted(self.offsets, bad, side="right") - 1, return_index=True)
+        said = [key.problem() for key in self.keys]
+        code = np.where(np.array([problem is not None for problem in said], bool)[self.key], self.key, -1)
+        code[self.is_text & (np.diff(self.offsets)[self.row] > 1)] = len(said)
+        bad = np.flatnonzero(code >= 0)
+        rows, first = np.unique(self.row[bad], return_index=True)
         where = np.full(len(self.offsets) - 1, -1)
-        where[rows] = self.key[bad[first]]
-        return said.take(pa.array(where, mask=where < 0))
+        where[rows] = code[bad[first]]
+        reasons = pa.array([*said, f"role '{TEXT_ROLE}' beside other messages"], pa.string())
+        return reasons.take(pa.array(where, mask=where < 0))
 
 
 @dataclass(frozen=True)
@@ -119,7 +137,7 @@ class Spans:
     kind: npt.NDArray[np.intp]
     """Index into etl.schema.SPAN_KINDS."""
     turn: I64
-    """Index of the user message that is answered; -1 before the first."""
+    """Index of the user message that is answered; -1 before the first, and of a raw document."""
     start: I64
     content_start: I64
     end: I64
@@ -140,6 +158,9 @@ class _Template(NamedTuple):
     closing: int
 
 
+_DOCUMENT: Final = _Template(np.empty(0, np.int32), ENDOFTEXT)
+
+
 class Renderer:
     """Renders with one preamble. Threads may share it: at worst two of them make the same template."""
 
@@ -151,9 +172,10 @@ class Renderer:
         self._templates: dict[MessageKey, _Template] = {}
 
     def render(self, messages: Messages) -> Rendered:
-        """The tokens of every row, ending in <|return|> where the last message is an assistant's final one.
+        """The tokens of every row; the rows must have no `problems`.
 
-        The rows must have no `problems`.
+        They end in <|return|> where the last message is an assistant's final one, in <|endoftext|> where the row is a
+        raw document.
         """
         keys, key, offsets = messages.keys, messages.key, messages.offsets
         body, body_offsets = self._encode(messages)
@@ -161,14 +183,14 @@ class Renderer:
         header_offsets = _offsets(np.array([len(t.header) for t in templates], np.int64))
         size = np.diff(header_offsets)[key] + np.diff(body_offsets) + 1
         before = _offsets(size)
-        num_tokens = len(self._preamble) + before[offsets[1:]] - before[offsets[:-1]]
-        row_offsets = _offsets(num_tokens)
-        row = np.repeat(np.arange(len(num_tokens)), np.diff(offsets))
-        start = len(self._preamble) + before[:-1] - before[offsets[row]]
+        preamble = np.where(messages.rows_with(messages.is_text), 0, len(self._preamble))
+        row_offsets = _offsets(preamble + before[offsets[1:]] - before[offsets[:-1]])
+        row = messages.row
+        start = preamble[row] + before[:-1] - before[offsets[row]]
         closing = np.array([t.closing for t in templates], np.int32)[key]
         closing[_ends_sampling(messages)] = RETURN
         tokens = np.empty(row_offsets[-1], np.int32)
-        _fill_preambles(tokens, row_offsets, self._preamble)
+        _fill_preambles(tokens, row_offsets, preamble, self._preamble)
         headers = np.concatenate([np.empty(0, np.int32), *(t.header for t in templates)])
         at = row_offsets[row] + start
         _fill_messages(tokens, at, headers, header_offsets, key, body, body_offsets, closing)
@@ -186,6 +208,8 @@ class Renderer:
         return tokens.view(np.int32), offsets
 
     def _template(self, key: MessageKey) -> _Template:
+        if key.role == TEXT_ROLE:
+            return _DOCUMENT
         if key not in self._templates:
             tokens = self._encoding.render(_message(key, ""))
             self._templates[key] = _Template(np.array(tokens[:-1], np.int32), tokens[-1])
@@ -257,19 +281,26 @@ def _ends_sampling(messages: Messages) -> npt.NDArray[np.intp]:
 
 
 def _spans(messages: Messages, row: I64, start: I64, header: I64, size: I64) -> Spans:
-    """One span for each assistant message. The arrays are [messages]; `header` is its number of tokens."""
-    kinds = [SPAN_KINDS.index(k.channel or "") if k.role == "assistant" else -1 for k in messages.keys]
-    kind = np.array(kinds, np.intp)[messages.key]
+    """One span for each assistant message or raw document. The arrays are [messages]; `header` counts its tokens."""
+    kind = np.array([_span_kind(k) for k in messages.keys], np.intp)[messages.key]
     users = _offsets(np.array([k.role == "user" for k in messages.keys], np.int64)[messages.key])
     at = np.flatnonzero(kind >= 0)
     turn = users[at] - users[messages.offsets[row[at]]] - 1
     return Spans(row[at], kind[at], turn, start[at], start[at] + header[at], start[at] + size[at])
 
 
+def _span_kind(key: MessageKey) -> int:
+    """Index into SPAN_KINDS; -1 for a message that is not supervised."""
+    if key.role == TEXT_ROLE:
+        return SPAN_KINDS.index("text")
+    return SPAN_KINDS.index(key.channel or "") if key.role == "assistant" else -1
+
+
 @njit
-def _fill_preambles(tokens: I32, row_offsets: I64, preamble: I32) -> None:
+def _fill_preambles(tokens: I32, row_offsets: I64, sizes: I64, preamble: I32) -> None:
+    """Write the first sizes[i] tokens of row i, all of the preamble or none of it."""
     for i in range(len(row_offsets) - 1):
-        tokens[row_offsets[i] : row_offsets[i] + len(preamble)] = preamble
+        tokens[row_offsets[i] : row_offsets[i] + sizes[i]] = preamble[: sizes[i]]
 
 
 @njit

@@ -33,8 +33,10 @@ DateText = Annotated[str, BeforeValidator(_iso)]
 class HarmonyStep(Step):
     """Renders `messages` to `input_ids` and spans.
 
-    A living row gets verdict `unrenderable` (value: why) when a message has an unknown role or channel, or a
-    tool's message answers no call, and `no_supervised_tokens` when no assistant speaks in it.
+    A living row gets verdict `unrenderable` (value: why) when a message has an unknown role or channel, a tool's
+    message answers no call, or a raw document stands beside other messages; and `no_supervised_tokens` (value: number
+    of messages) when no assistant speaks in it or a raw document is empty. `reasoning_effort` is null for raw
+    documents, which no constant message precedes.
     """
 
     kind: Literal["harmony"] = "harmony"
@@ -87,7 +89,9 @@ class HarmonyStep(Step):
         messages = Messages.of(pc.if_else(live(batch), column, pa.scalar([], column.type)))
         problems = messages.problems()
         batch = drop(batch, self.kind, problems.is_valid(), "unrenderable", problems)
-        silent = ~messages.per_row([key.role == "assistant" for key in messages.keys])
+        answers = np.array([key.role == "assistant" for key in messages.keys], bool)[messages.key]
+        documents = messages.is_text & (pc.binary_length(messages.content).to_numpy(zero_copy_only=False) > 0)
+        silent = ~messages.rows_with(answers | documents)
         num_messages = pa.array(np.diff(messages.offsets))
         return drop(batch, self.kind, pa.array(silent), "no_supervised_tokens", num_messages)
 
@@ -101,6 +105,8 @@ def _columns(rendered: Rendered, alive: npt.NDArray[np.bool_], effort: str) -> l
     cell = spans.row * len(SPAN_KINDS) + spans.kind
     cells = num_rows, len(SPAN_KINDS)
     per_kind = np.bincount(cell, spans.end - spans.start, np.prod(cells)).reshape(cells)
+    has_effort = alive.copy()
+    has_effort[alive] = per_kind[:, SPAN_KINDS.index("text")] == 0
     names = pa.array(SPAN_KINDS).take(pa.array(spans.kind))
     positions = (pa.array(a, pa.int32()) for a in (spans.turn, spans.start, spans.content_start, spans.end))
     return [
@@ -109,7 +115,7 @@ def _columns(rendered: Rendered, alive: npt.NDArray[np.bool_], effort: str) -> l
         _scattered(spans.start[first_span], alive),
         *(_scattered(counts, alive) for counts in per_kind.T),
         _lists(pa.StructArray.from_arrays([names, *positions], fields=list(SPAN)), num_spans, alive),
-        pc.if_else(pa.array(alive), effort, pa.scalar(None, pa.string())),
+        pc.if_else(pa.array(has_effort), effort, pa.scalar(None, pa.string())),
         _scattered(signed(_row_hashes(rendered)).to_numpy(), alive),
     ]
 

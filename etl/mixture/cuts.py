@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from etl.config import Config
 from etl.errors import SchemaError
-from etl.hashing import hash_array
+from etl.hashing import hash_array, ordered_bits
 
 DIGITS = 6
 RADIX = 1 << 16
@@ -188,9 +188,7 @@ class Threshold(Config):
 def keys(cut: Cut, batch: pa.RecordBatch) -> Digits:
     """The key of each row: int32 [rows, DIGITS], each digit in [0, RADIX)."""
     scores = pc.fill_null(cut.score(batch).cast(pa.float32(), safe=False), 0.0).to_numpy(zero_copy_only=False)
-    # Adding 0 makes -0.0 the same key as 0.0.
-    bits = (scores + np.float32(0)).view(np.uint32)
-    ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    ordered = ordered_bits(scores)
     hashes = hash_array(batch.column("id"), _HASH_SEED)
     digits = np.empty((len(scores), DIGITS), np.int32)
     for place in range(_SCORE_DIGITS):

@@ -52,7 +52,7 @@ class CausalLM:
             ConfigError: no such folder or package, not a causal LM, or a tokenizer without BOS and EOS.
         """
         folder = _smollm2_folder() if uri == SMOLLM2 else _local_folder(uri)
-        _quiet_and_offline()
+        quiet_and_offline()
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -100,7 +100,11 @@ def model_digest(uri: str) -> str:
     """
     if uri == SMOLLM2:
         return file_sha256(fetch(SMOLLM2_GGUF, None))
-    folder = _local_folder(uri)
+    return folder_digest(_local_folder(uri))
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 of the names and digests of a folder's files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -116,7 +120,7 @@ def _local_folder(uri: str) -> Path:
     return folder
 
 
-def _quiet_and_offline() -> None:
+def quiet_and_offline() -> None:
     """No call to a model hub and no progress bars from a worker, whatever the libraries do by default.
 
     The variables are read when transformers is imported, so this comes before that.
@@ -142,7 +146,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"reading {gguf.name} needs the Python package '{package}'; install it")
-    _quiet_and_offline()
+    quiet_and_offline()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

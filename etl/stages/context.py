@@ -27,6 +27,11 @@ class Context:
     def output(self) -> Location:
         return self.recipe.place
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources, sorted."""
+        return tuple(sorted(self.recipe.sources))
+
     def job(
         self,
         stage: str,

@@ -34,15 +34,17 @@ import pyarrow.parquet as pq
 from fsspec.utils import infer_compression
 from scipy.special import gammaln
 
-from etl.dedup.candidates import CandidateStream
+from etl.dedup.canaries import which_canaries
 from etl.engine import Engine, Exchange, Reduce, Task, Work
 from etl.errors import ConfigError
-from etl.recipe import Cutting, Recipe
+from etl.recipe import Cutting, Dedup, Recipe
 from etl.sources.files import COMPRESSIONS, InputFile, list_files
 from etl.sources.spec import Source
+from etl.stages.components import distinct
 from etl.stages.context import Context
-from etl.stages.dedup import BAND, MAX_NODES, PAIR_BLOCK
+from etl.stages.exact import CONTENT_BYTES
 from etl.stages.layout import BYTES_PER_TOKEN
+from etl.stages.near import BAND, BAND_BYTES, PAIR_BLOCK
 from etl.stages.run import check, run_stages
 from etl.storage.aligned import ROW_BITS
 from etl.storage.dataset import Dataset
@@ -61,7 +63,7 @@ _FEW_PAIRS = 50
 _EM_STEPS = 100
 WORKER_BYTES = 900 << 20
 """Peak of a Python worker at the default split and bucket sizes, whatever the input: docs/scaling.md."""
-JOIN_BYTES_PER_ROW = 150
+JOIN_BYTES_PER_ROW = 40
 """Of the one task that joins the rows of all candidate pairs."""
 DRIVER_BYTES_PER_TASK = 12_000
 """Of plan, receipts and manifest of one dataset on the driver."""
@@ -113,7 +115,17 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
             taken += _copy_piece(source, file, offset, size, folder / name / f"{number:03d}")
         sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
     run = Cutting(split_bytes=1 << 40, bucket_bytes=recipe.run.bucket_bytes)
-    return Sample(recipe.model_copy(update={"sources": sources, "run": run, **output}), total, taken, splits)
+    changed = {"sources": sources, "run": run, "dedup": _fewer_canaries(recipe, taken / total), **output}
+    return Sample(recipe.model_copy(update=changed), total, taken, splits)
+
+
+def _fewer_canaries(recipe: Recipe, share: float) -> Dedup:
+    """A run has so many canaries, whatever its rows; scaled up again, those of the sample must come to as many."""
+    near = recipe.dedup.near
+    if near is None:
+        return recipe.dedup
+    fewer = near.model_copy(update={"num_canaries": math.ceil(near.num_canaries * share)})
+    return recipe.dedup.model_copy(update={"near": fewer})
 
 
 def _listed(name: str, source: Source) -> list[InputFile]:
@@ -319,18 +331,23 @@ class Met:
     """Bands in which each pair meets."""
 
     @classmethod
-    def of(cls, bands: pa.Table, max_partners: int, scale: float) -> "Met":
+    def of(cls, bands: pa.Table, candidates: tuple[I64, I64], max_partners: int, scale: float) -> "Met":
         """Pair up rows as the candidates stage does; a band of _HOT_ROWS rows or more grows as rows do.
 
         Args:
             bands: with int64 `band`, `key` and `row`.
+            candidates: row keys of the pairs that the stage let through, the smaller one first.
             max_partners: rows before it that a row of a band is paired with.
             scale: rows of the input that a row of the sample stands for.
         """
         band, key, row = (bands[name].to_numpy() for name in ("band", "key", "row"))
+        real = ~which_canaries(row)
+        band, key, row = band[real], key[real], row[real]
         order = np.lexsort((row, key, band))
         band, row = band[order], row[order]
-        left, right = CandidateStream(max_partners).push(band, np.arange(len(band)))
+        left, right = _window(band, max_partners)
+        met = np.isin(_codes(row[left], row[right]), _codes(*candidates))
+        left, right = left[met], right[met]
         _, group, size = np.unique(band, return_inverse=True, return_counts=True)
         sizes = size[group][left].astype(np.float64)
         growth = capped_pairs(sizes * scale, max_partners) / capped_pairs(sizes, max_partners)
@@ -355,6 +372,21 @@ class Met:
         """Rows of `candidates`: a pair comes once from each bucket, and each PAIR_BLOCK of one, in which it meets."""
         pieces = max(num_buckets, math.ceil(float((self.weights * self.num_bands).sum()) / PAIR_BLOCK))
         return float((self.weights * pieces * (1 - (1 - 1 / pieces) ** self.num_bands)).sum())
+
+
+def _window(band: I64, max_partners: int) -> tuple[I64, I64]:
+    """Places of each row and of the rows before it that have its band, at most `max_partners`."""
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(band) != 0])) if len(band) else np.empty(0, np.int64)
+    position = np.arange(len(band)) - np.repeat(starts, np.diff(np.append(starts, len(band))))
+    partners = np.minimum(position, max_partners)
+    right = np.repeat(np.arange(len(band)), partners)
+    first = np.repeat(np.cumsum(partners) - partners, partners)
+    return right - 1 - (np.arange(len(right)) - first), right
+
+
+def _codes(left: I64, right: I64) -> npt.NDArray[np.void]:
+    """Pairs as single values, the smaller number first."""
+    return np.rec.fromarrays([np.minimum(left, right), np.maximum(left, right)])
 
 
 def _columns(dataset: Dataset, *names: str) -> list[I64]:
@@ -490,7 +522,10 @@ class _Prediction:
         if near is None or not self._has("edges"):
             return Grown(0.0, 0.0, 0.0, 0), Grown(0.0, 0.0, 0.0, 0)
         most = self._rows * self._scale
-        met = Met.of(self._engine.bands, near.max_partners, self._scale)
+        a, b = _columns(self._dataset("candidates"), "a", "b")
+        real = ~which_canaries(b)
+        candidates = distinct(a[real], b[real])
+        met = Met.of(self._engine.bands, (candidates[0], candidates[1]), near.max_partners, self._scale)
         one, other = _columns(self._dataset("pairs"), "a_row", "b_row")
         left, right = np.minimum(one, other), np.maximum(one, other)
         self._stored_candidates = met.stored(self._tasks("candidates"))
@@ -510,7 +545,7 @@ class _Prediction:
     def _lost(self) -> int:
         """Rows of the sample that were dropped as duplicates."""
         lost = 0
-        for stage, step in (("exact", "exact"), ("clusters", "near")):
+        for stage, step in (("exact", "exact"), ("near", "near")):
             if self._has(stage):
                 accounting = self._dataset(stage).manifest.accounting
                 lost += sum(steps[step]["in"] - steps[step]["kept"] for steps in accounting.values())
@@ -523,6 +558,7 @@ class _Prediction:
             "edges": self._ratio("edges", self._stored_candidates),
             "sets": self._ratio("sets", self._candidates.rows),
             "pairs": self._pairs.pairs / max(1, self._pairs.seen),
+            "components": self._ratio("components", self._pairs.rows),
             "near_hits": self._ratio("near_hits", self._pairs.rows),
             "exact_hits": self._ratio("exact_hits", self._exact.removed),
             "dropped": self._dropped() / max(1, self._dataset("dropped").manifest.rows_out),
@@ -545,7 +581,7 @@ class _Prediction:
         return rows / max(1, self._dataset(stage).manifest.rows_out) if self._has(stage) else 1.0
 
     def _shuffle_factor(self, job: str) -> float:
-        by_hits = {"exact": "exact_hits", "clusters": "near_hits", "split": "split_hits"}
+        by_hits = {"exact": "exact_hits", "near": "near_hits", "split": "split_hits"}
         if job in ("exact_hits", "candidates"):
             return self._scale
         if job == "pairs":
@@ -566,26 +602,27 @@ class _Prediction:
             each = self._engine.taken["candidates"].cpu_s / max(1, self._rows)
             more = self._candidates.rows - self._scale * self._dataset("sets").manifest.rows_out
             return start + self._scale * work + max(0.0, more) * each
-        if job in ("edges", "pairs", "near_hits", "corpus"):
+        if job in ("edges", "pairs", "components", "near_hits", "corpus"):
             return start + work * self._shuffle_factor(job)
         after = "dedup" in self._recipe.stages and job.split("+")[0] in ("tokenize", "score")
         return start + work * (self._alive if after else self._scale)
 
     def _tasks(self, job: str) -> int:
-        if job in ("edges", "near_hits"):
+        if job in ("edges", "components"):
             return 1
         if job == "corpus":
             return self._files()
-        if job in ("exact_hits", "split_hits", "candidates", "pairs"):
+        if job in ("exact_hits", "split_hits", "candidates", "pairs", "near_hits"):
             return max(1, math.ceil(self._bucketed_bytes(job) / self._recipe.run.bucket_bytes))
         return self._sample.input_splits
 
     def _bucketed_bytes(self, job: str) -> float:
         """What the stage takes for the bytes of its shuffle when it chooses the number of buckets."""
-        if job == "pairs":
+        if job in ("pairs", "near_hits"):
             return 2 * self._written("sets")
         near = self._recipe.dedup.near
-        return self._rows * self._scale * (28 * near.bands if near and job == "candidates" else 56)
+        row_bytes = {"exact_hits": CONTENT_BYTES, "candidates": near.banding[0] * BAND_BYTES if near else 0}
+        return self._rows * self._scale * row_bytes.get(job, 56)
 
     def _files(self) -> int:
         tokens: dict[tuple[str, ...], int] = {}
@@ -637,9 +674,4 @@ class _Prediction:
                 yield (
                     f"only {self._pairs.seen} near-duplicate pairs are in the sample: the numbers of edges, sets, pairs"
                     " and clusters may be wrong by a factor of several; take a larger sample"
-                )
-            if self._candidates.rows > MAX_NODES:
-                yield (
-                    f"more than the {MAX_NODES:,} rows in candidate pairs that one task may join: raise dedup.near.rows"
-                    " or dedup.near.threshold"
                 )

@@ -7,8 +7,8 @@ row group of its split, however large a group of equal keys is or how many rows 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ HIT = pa.schema(
         pa.field("cluster_id", ID, nullable=False),
         pa.field("cluster_size", pa.int32(), nullable=False),
         pa.field("cluster_rank", pa.int32(), nullable=False),
+        pa.field("cluster_jaccard", pa.float64(), nullable=False),
     ]
 )
 """A row that has duplicates; rank 0 survives."""
@@ -49,6 +50,13 @@ def row_keys(split: int, start: int, count: int) -> I64:
 
 def buckets_of(keys: npt.NDArray[Any], num_buckets: int) -> pa.Array:
     return pa.array((keys.view(np.uint64) % np.uint64(num_buckets)).astype(np.int32))
+
+
+def source_places(batch: pa.RecordBatch, sources: tuple[str, ...]) -> pa.Array:
+    """The place of each row's source among the sources of the recipe: int32 [rows]."""
+    places = pc.index_in(batch.column("source_dataset"), value_set=pa.array(sources, pa.string()))
+    assert not places.null_count, "a row of a source that the recipe does not have"
+    return places
 
 
 def living(rows: Rows, split: int, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, I64]]:
@@ -183,21 +191,51 @@ class EmitHits:
 
 @dataclass(frozen=True)
 class Mark:
-    """What an aligned table of duplicates is called and says."""
+    """How the rows of LOSER become an aligned table of verdicts."""
 
     step: str
     reason: str
-    with_clusters: bool
+    table: ClassVar[str] = "VERDICT"
+    hits: ClassVar[pa.Schema] = LOSER
+    """Of the rows that were found."""
+    columns: ClassVar[pa.Schema] = pa.schema([])
+    """Of the aligned table, beside id and verdict."""
 
-    @property
-    def hits(self) -> pa.Schema:
-        """Of the rows that were found."""
-        return HIT if self.with_clusters else LOSER
+    def judge(self, batch: pa.RecordBatch, found: list[pa.Array]) -> tuple[list[pa.Array], pa.Array, pa.Array]:
+        """The columns of each row, whether it goes, and the id of the one that stays.
 
-    @property
-    def schema(self) -> pa.Schema:
-        """Of the aligned table."""
-        return aligned(CLUSTER_COLUMNS if self.with_clusters else pa.schema([]))
+        Args:
+            batch: rows with id and verdict.
+            found: what LOSER says of them, null for a row that was not found.
+        """
+        (survivor,) = found
+        return [], survivor.is_valid(), survivor
+
+
+@dataclass(frozen=True)
+class ClusterMark(Mark):
+    """How the rows of HIT become an aligned table of clusters."""
+
+    drop_below: float
+    """A row stays, whatever its rank, when it is less similar to the survivor."""
+    table: ClassVar[str] = "CLUSTER"
+    hits: ClassVar[pa.Schema] = HIT
+    columns: ClassVar[pa.Schema] = CLUSTER_COLUMNS
+
+    def judge(self, batch: pa.RecordBatch, found: list[pa.Array]) -> tuple[list[pa.Array], pa.Array, pa.Array]:
+        """As `Mark.judge`, of HIT; a living row that was not found is a cluster of its own."""
+        alive = batch.column("verdict").is_null()
+        alone = (batch.column("id").cast(pa.binary()), *(pa.scalar(value, kind) for value, kind in _ALONE))
+        columns = [
+            pc.coalesce(column, pc.if_else(alive, own, pa.scalar(None, column.type)))
+            for column, own in zip(found, alone, strict=True)
+        ]
+        similar = pc.greater_equal(found[3], self.drop_below - 1e-12)
+        return columns, pc.and_(pc.greater(found[2], 0), similar), columns[0]
+
+
+_ALONE = ((1, pa.int32()), (0, pa.int32()), (1.0, pa.float64()))
+"""Size, rank and similarity to itself of a row without a duplicate."""
 
 
 @dataclass(frozen=True)
@@ -218,15 +256,14 @@ class MarkSplit:
     def _mark(self, batch: pa.RecordBatch, mine: I64, hits: pa.Table) -> Chunk:
         keys = hits["row"].to_numpy()
         place = np.searchsorted(keys, mine)
-        found = np.isin(mine, keys, assume_unique=True)
-        columns = [hits[name].combine_chunks().take(pa.array(place, mask=~found)) for name in self.mark.hits.names[1:]]
-        lost = pc.greater(columns[2], 0) if self.mark.with_clusters else pa.array(found)
-        done = drop(batch, self.mark.step, lost, self.mark.reason, uuid_texts(columns[0].cast(ID)))
+        absent = ~np.isin(mine, keys, assume_unique=True)
+        found = [hits[name].combine_chunks().take(pa.array(place, mask=absent)) for name in self.mark.hits.names[1:]]
+        columns, lost, survivor = self.mark.judge(batch, found)
+        done = drop(batch, self.mark.step, lost, self.mark.reason, uuid_texts(survivor.cast(ID)))
         verdict = done.column("verdict")
         accounting = account([self.mark.step], batch.column("source_dataset"), batch.column("verdict"), verdict)
-        middle = columns if self.mark.with_clusters else []
-        schema = self.mark.schema
-        out = pa.RecordBatch.from_arrays([batch.column("id"), *middle, verdict], names=schema.names).cast(schema)
+        schema = aligned(self.mark.columns)
+        out = pa.RecordBatch.from_arrays([batch.column("id"), *columns, verdict], names=schema.names).cast(schema)
         return Chunk(out, batch.num_rows, accounting)
 
 
@@ -244,12 +281,20 @@ def uuid_texts(ids: pa.FixedSizeBinaryArray) -> pa.StringArray:
     return pc.if_else(ids.is_valid(), made, None) if ids.null_count else made
 
 
-def mark_hits(context: Context, rows: Rows, hits: Dataset, mark: Mark) -> Rows:
-    stage = "clusters" if mark.with_clusters else mark.step
-    table = "CLUSTER" if mark.with_clusters else "VERDICT"
-    job = context.job(stage, table, mark.schema, {"step": mark.step}, (hits, *rows.tables(["verdict"])), rows)
+def mark_hits(context: Context, rows: Rows, hits: Dataset, mark: Mark, findings: dict[str, Any] | None = None) -> Rows:
+    """Write DIR/<step>, aligned: the rows that `mark` judges lost get a verdict.
+
+    Args:
+        context: of the run.
+        rows: what is marked.
+        hits: rows that were found, of the schema `mark.hits`.
+        mark: what becomes of them.
+        findings: what the manifest says of the search.
+    """
+    schema = aligned(mark.columns)
+    semantic = {"mark": asdict(mark)}
+    job = context.job(mark.step, mark.table, schema, semantic, (hits, *rows.tables(["verdict"])), rows)
     exchange = Exchange(
         tuple(range(hits.num_splits)), EmitHits(hits, mark.hits), routed(mark.hits), ("row",), len(rows.splits)
     )
-    dataset = context.shuffle(job, exchange, MarkSplit(rows, mark))
-    return rows.with_side(dataset, mark.schema)
+    return rows.with_side(context.shuffle(job.with_findings(findings or {}), exchange, MarkSplit(rows, mark)), schema)

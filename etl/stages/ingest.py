@@ -116,7 +116,7 @@ def ingest(context: Context) -> Rows:
     stamps = {file.url: file.stamp for found in files.values() for file in found if file.stamp}
     raw = Raw(sources, {name: source.shape() for name, source in sources.items()}, roots, stamps)
     listed = {name: {} if name in landed else _listing(files[name]) for name in sources}
-    identity = {name: {"shape": raw.shapes[name].semantic(), **listed[name]} for name in sources}
+    identity = {name: {"shape": raw.shapes[name].fingerprinted(), **listed[name]} for name in sources}
     splits = [
         {"number": number, "input": raw.to_plan(piece)}
         for number, piece in enumerate(

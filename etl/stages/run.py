@@ -22,6 +22,8 @@ from etl.stages.ingest import ingest
 from etl.stages.kenlm import train_kenlm, with_model
 from etl.stages.layout import lay_out
 from etl.stages.passes import run_pipeline
+from etl.stages.semantic import output_schema as semantic_schema
+from etl.stages.semantic import semantic
 from etl.stages.split import separate
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Chunk, Dataset, Job
@@ -56,6 +58,10 @@ def check(recipe: Recipe) -> None:
             for step in pipeline.steps:
                 if not getattr(step, "model", "").startswith("run:"):
                     step.artefacts()
+        elif stage == "semantic":
+            schema = semantic_schema(recipe.semantic, schema)
+            if recipe.semantic.embedder == "minilm":
+                recipe.semantic.step().artefacts()
     for source in recipe.sources.values():
         source.shape()
 
@@ -73,7 +79,7 @@ def _pipeline(recipe: Recipe, stage: str) -> Pipeline | None:
 def _steps(recipe: Recipe, stage: str) -> list[str]:
     """Steps of a stage that can drop a row."""
     if stage == "dedup":
-        return ["exact", "near"]
+        return ["exact", *(units.unit for units in recipe.dedup.units), "near"]
     pipeline = _pipeline(recipe, stage)
     if pipeline is None:
         return [stage]
@@ -156,6 +162,8 @@ def run_stages(context: Context, enter: Callable[[str], None] = lambda stage: No
             rows = dedup(context, rows)
         elif stage == "kenlm":
             model = train_kenlm(context, rows)
+        elif stage == "semantic":
+            rows = semantic(context, rows)
         elif stage == "split":
             rows = separate(context, rows)
         elif stage == "layout":

@@ -81,4 +81,4 @@ def separate(context: Context, rows: Rows) -> Rows:
     order = ("prompt", "validation", "id", "row")
     exchange = Exchange(tuple(rows.splits), EmitPrompts(rows, layout, num_buckets), PROMPT_KEY, order, num_buckets)
     hits = context.shuffle(job, exchange, leaked_prompts)
-    return mark_hits(context, rows, hits, Mark("split", "prompt_in_train", with_clusters=False))
+    return mark_hits(context, rows, hits, Mark("split", "prompt_in_train"))

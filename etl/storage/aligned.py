@@ -4,6 +4,10 @@ A side table has its parent's parts, row counts and row-group boundaries, so row
 n of the same row group of the other; the `id` column, repeated in each, is compared to prove it. The `verdict` of a
 side table is cumulative: it repeats what earlier stages decided, so only the newest one is read. Cost: the columns
 asked for plus 16 bytes a row and table.
+
+`messages` come without the bytes that side tables with a column `removed` take out, oldest table first: the ranges of
+a table are those of the text that its stage has read. Cost: one copy of a batch's texts for each such table that takes
+something out of the batch, none otherwise.
 """
 
 import itertools
@@ -13,10 +17,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from etl.errors import DataError, SchemaError
-from etl.schema import PROMPT, VERDICT
+from etl.messages import remove_ranges
+from etl.schema import PROMPT, REMOVED, VERDICT
 from etl.storage.dataset import Dataset, read_part
 from etl.storage.manifest import Accounting, sum_counts
 
+_UNSEEN = ("verdict", REMOVED.name)
+"""Columns of a side table that are no columns of the rows as they stand."""
 ROW_BITS = 32
 """A row key is split << 32 | row: int64, unique within a run, never stored in a table that outlives it."""
 
@@ -44,7 +51,7 @@ class Rows:
         """All columns that can be read, each once, `verdict` last."""
         fields = {field.name: field for field in PROMPT}
         for side in self.sides:
-            fields |= {field.name: field for field in side.schema if field.name != "verdict"}
+            fields |= {field.name: field for field in side.schema if field.name not in _UNSEEN}
         return pa.schema([*fields.values(), pa.field("verdict", VERDICT)])
 
     @property
@@ -70,7 +77,7 @@ class Rows:
         return tuple(dataset for dataset, _ in self._columns_by_table(columns))
 
     def read(self, split: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The named columns of a split, in that order, one batch a row group.
+        """The named columns of a split, in that order, one batch a row group; texts as stages have left them.
 
         Raises:
             SchemaError: no table has a column.
@@ -97,6 +104,8 @@ class Rows:
                 for name in columns
                 if name in side.schema.names and name != "id" and (name != "verdict" or index == newest)
             ]
+            if "messages" in columns and REMOVED.name in side.schema.names:
+                names.append(REMOVED.name)
             if names:
                 wanted.append((side.dataset, ["id", *names]))
         return wanted
@@ -113,7 +122,9 @@ def _zip(batches: tuple[pa.RecordBatch | None, ...], columns: list[str], where: 
     for batch in batches:
         if batch is None or not batch.column("id").equals(found.setdefault("id", batch.column("id"))):
             raise DataError(f"the side tables of {where} are not aligned; run `stillhouse verify` and run again")
-        found |= {name: batch.column(name) for name in batch.schema.names if name != "id"}
+        if REMOVED.name in batch.schema.names:
+            found["messages"] = remove_ranges(found["messages"], batch.column(REMOVED.name))
+        found |= {name: batch.column(name) for name in batch.schema.names if name not in ("id", REMOVED.name)}
     if "verdict" in columns and "verdict" not in found:
         found["verdict"] = pa.nulls(len(found["id"]), VERDICT)
     return pa.RecordBatch.from_arrays([found[name] for name in columns], names=columns)

@@ -176,5 +176,5 @@ def test_semantic_fields_leave_defaults_out():
     class Placed(Toy):
         located = frozenset({"size"})
 
-    assert Placed(name="a", size=9, words=("x",)).semantic() == {"name": "a", "words": ["x"]}
-    assert Toy(name="a", size=3).semantic() == {"name": "a"}
+    assert Placed(name="a", size=9, words=("x",)).fingerprinted() == {"name": "a", "words": ["x"]}
+    assert Toy(name="a", size=3).fingerprinted() == {"name": "a"}

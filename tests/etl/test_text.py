@@ -92,7 +92,7 @@ def test_every_code_point_alone_is_the_word_that_python_sees() -> None:
 
 
 def test_python_table_names_the_only_characters_that_need_python() -> None:
-    table, exceptions = text._word_table()
+    table, exceptions = text.word_table()
     every = [chr(code) for code in range(sys.maxunicode + 1)]
     assert set(exceptions) == {c for c in every if len(c.lower()) != 1} | {"Σ"}
     for c in every:

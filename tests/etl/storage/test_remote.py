@@ -143,9 +143,9 @@ def test_a_recipe_does_not_show_its_options(tmp_path):
     recipe = make_recipe("s3://b/x", {"toy": "s3://b/in"}, storage={"s3a": OPTIONS})
     assert recipe.storage == {"s3": OPTIONS}
     assert recipe.place == Location("s3://b/x", OPTIONS)
-    for text in (repr(recipe), str(recipe), repr(recipe.sources), repr(recipe.place), str(recipe.semantic())):
+    for text in (repr(recipe), str(recipe), repr(recipe.sources), repr(recipe.place), str(recipe.fingerprinted())):
         assert SECRET not in text
-    assert recipe.semantic() == make_recipe("/y", {"toy": "s3://b/in"}, single_writer=True).semantic()
+    assert recipe.fingerprinted() == make_recipe("/y", {"toy": "s3://b/in"}, single_writer=True).fingerprinted()
 
 
 def test_a_sources_own_options_win():

@@ -1,0 +1,69 @@
+"""Which of some duplicates stays: a number for each row, the smaller the better.
+
+The high half is the place of the row's source in a stated priority, the low half an order-preserving form of a score.
+Ties go by what the caller sorts by next: the row's digest among equal contents, the id among similar ones.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl.config import Config
+from etl.errors import SchemaError
+from etl.hashing import ordered_bits
+
+I64 = npt.NDArray[np.int64]
+
+_LAST: Final = np.uint32(0xFFFFFFFF)
+
+
+class Survivor(Config):
+    """The row of a group of duplicates that stays: first by source, then by score, then the smallest id."""
+
+    sources: tuple[str, ...] = ()
+    """Sources of the recipe whose rows win, the best first; those that are not listed come after them, all alike."""
+    score: str | None = None
+    """A numeric column that an earlier stage wrote; rows without a value come last."""
+    highest: bool = True
+    """Whether the highest score wins, or the lowest."""
+
+    @property
+    def reads(self) -> list[str]:
+        """The columns that `preference` needs."""
+        return ["source_dataset", *([self.score] if self.score else [])]
+
+    def check(self, schema: pa.Schema) -> None:
+        """Refuse a score that is not there.
+
+        Raises:
+            SchemaError: naming the column and what there is.
+        """
+        if self.score is None:
+            return
+        if self.score not in schema.names:
+            raise SchemaError(
+                f"dedup.survivor.score: no stage before dedup adds the column '{self.score}'; there are {schema.names}"
+            )
+        kind = schema.field(self.score).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise SchemaError(f"dedup.survivor.score: column '{self.score}' is {kind}, a number is needed")
+
+    def preference(self, batch: pa.RecordBatch) -> I64:
+        """The number of each row, int64 [rows] >= 0; the smallest of a group stays."""
+        place = np.full(batch.num_rows, len(self.sources), np.int64)
+        if self.sources:
+            found = pc.index_in(batch.column("source_dataset"), value_set=pa.array(self.sources, pa.string()))
+            place = pc.fill_null(found, len(self.sources)).to_numpy(zero_copy_only=False).astype(np.int64)
+        return place << np.int64(32) | self._by_score(batch)
+
+    def _by_score(self, batch: pa.RecordBatch) -> I64:
+        if self.score is None:
+            return np.zeros(batch.num_rows, np.int64)
+        column = batch.column(self.score).cast(pa.float32(), safe=False)
+        known = pc.and_(column.is_valid(), pc.invert(pc.fill_null(pc.is_nan(column), True)))
+        bits = ordered_bits(pc.if_else(known, column, pa.scalar(0, pa.float32())).to_numpy(zero_copy_only=False))
+        bits = ~bits if self.highest else bits
+        return np.where(known.to_numpy(zero_copy_only=False), np.minimum(bits, _LAST - 1), _LAST).astype(np.int64)

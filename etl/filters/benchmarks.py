@@ -1,0 +1,220 @@
+"""Benchmarks as files: where they lie, which columns hold questions and answers, and reading them as items.
+
+A benchmark is small (GSM8K's test set has 1,319 items, MATH's 5,000), so its files are read whole as Python objects,
+about 50,000 items a second; this happens once for each change of the files, see `etl.filters.contamination`. A path is
+whatever `etl.artefacts` takes (a local file, any fsspec URL, `package:NAME/path`), or a glob or a folder.
+"""
+
+import bz2
+import gzip
+import lzma
+import posixpath
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+from pydantic import Field, field_validator
+
+from etl.artefacts import PACKAGE, fetch
+from etl.config import Config
+from etl.errors import ConfigError, DataError, SourceError
+from etl.sources.files import COMPRESSIONS, FORMATS
+from etl.storage.location import Location
+from etl.storage.remote import check_url
+
+_UNPACK: Final[dict[str, Callable[[bytes], bytes]]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data),
+}
+_DAMAGED: Final = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstandard.ZstdError, pa.ArrowException)
+
+
+class Benchmark(Config):
+    """One benchmark: its files, and where in a row its texts are.
+
+    A column may be a path into nested objects, `a.b`. Several columns are joined by newlines, and so are the elements
+    of a list (the choices of a question); a number is read as its digits.
+    """
+
+    located: ClassVar[frozenset[str]] = frozenset({"path"})
+
+    path: tuple[str, ...] = Field(min_length=1)
+    """Files: a path, glob, folder or URL, or a list of them. .parquet, .jsonl, .ndjson, .json (objects a line or one
+    array); the latter three also with .gz, .zst, .bz2, .xz."""
+    question_columns: tuple[str, ...] = Field(min_length=1)
+    """Column or columns of what is asked."""
+    answer_columns: tuple[str, ...] = ()
+    """Column or columns of the reference answer; none leaves answers out."""
+    id_column: str | None = Field(default=None, min_length=1)
+    """Column that names an item; its position (from 0, over all files in the order of their paths) when none is."""
+
+    @field_validator("path", "question_columns", "answer_columns", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("path")
+    @classmethod
+    def _path_can_be_printed(cls, path: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for pattern in path:
+                check_url(pattern)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return path
+
+
+def benchmark_files(name: str, benchmark: Benchmark) -> list[Path]:
+    """The local files of a benchmark, copied into the cache where they are remote.
+
+    Raises:
+        ConfigError: nothing is there, or a file has a suffix that we cannot read.
+        SourceError: the store cannot be asked.
+    """
+    key = f"benchmarks.{name}.path"
+    try:
+        urls = sorted({url for pattern in benchmark.path for url in _expand(pattern)})
+        if not urls:
+            raise ConfigError(f"no file of {FORMATS} matches {', '.join(benchmark.path)}; correct the path")
+        return [fetch(url, None) for url in urls]
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    except DataError as error:
+        raise SourceError(f"{key}: {error}") from error
+
+
+def _expand(pattern: str) -> Iterator[str]:
+    """The URLs that a path, glob or folder names."""
+    if pattern.startswith(PACKAGE):
+        yield _readable(pattern)
+        return
+    place = Location.of(pattern)
+    if any(sign in pattern for sign in "*?["):
+        found = place.ask("list", lambda: place.fs.glob(place.path))
+    elif place.ask("list", lambda: place.fs.isdir(place.path)):
+        found = place.ask("list", lambda: place.fs.find(place.path))
+    else:
+        yield _readable(place.url)
+        return
+    for item in found:
+        if _has_known_suffix(item) and not posixpath.basename(item).startswith(("_", ".")):
+            yield place.fs.unstrip_protocol(item) if "://" in place.url else item
+
+
+def _has_known_suffix(url: str) -> bool:
+    return _without_compression(url).endswith(FORMATS)
+
+
+def _without_compression(url: str) -> str:
+    for suffix in COMPRESSIONS:
+        url = url.removesuffix(suffix)
+    return url
+
+
+def _readable(url: str) -> str:
+    if not _has_known_suffix(url):
+        raise ConfigError(f"{url} is none of {FORMATS} (or the latter three with {COMPRESSIONS}); convert it")
+    return url
+
+
+def read_items(name: str, benchmark: Benchmark, files: list[Path]) -> Iterator[tuple[str, str, str]]:
+    """(item, question, answer) of each row, an empty text where there is none.
+
+    Raises:
+        ConfigError: no row has a column, a column is neither text nor number, or there is no question at all.
+        SourceError: a file is damaged.
+    """
+    rows = [row for file in files for row in _read_file(name, file)]
+    columns = [*benchmark.question_columns, *benchmark.answer_columns, *filter(None, [benchmark.id_column])]
+    for column in columns:
+        if rows and not any(_has(row, column) for row in rows):
+            raise ConfigError(
+                f"benchmarks.{name}: no row has the column '{column}'; the first one has {sorted(rows[0])}"
+            )
+    questions = [_joined(name, row, benchmark.question_columns) for row in rows]
+    if not any(question.strip() for question in questions):
+        where = ", ".join(map(str, files))
+        raise ConfigError(
+            f"benchmarks.{name}: {where} holds no text in {list(benchmark.question_columns)} ({len(rows)} rows); "
+            "name another file or column, or leave the benchmark out"
+        )
+    for position, (row, question) in enumerate(zip(rows, questions, strict=True)):
+        item = None if benchmark.id_column is None else _text(name, benchmark.id_column, _get(row, benchmark.id_column))
+        yield item or str(position), question, _joined(name, row, benchmark.answer_columns)
+
+
+def _read_file(name: str, file: Path) -> list[dict[str, Any]]:
+    try:
+        rows = _read_parquet(file) if file.suffix == ".parquet" else _read_json(file)
+    except _DAMAGED as error:
+        raise SourceError(
+            f"benchmarks.{name}: {file} cannot be read ({type(error).__name__}: {error}); replace the file"
+        ) from error
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ConfigError(
+                f"benchmarks.{name}: row {number} of {file} is a {type(row).__name__}; a row is an object with columns"
+            )
+    return rows
+
+
+def _read_parquet(file: Path) -> list[Any]:
+    return pq.read_table(file).to_pylist()
+
+
+def _read_json(file: Path) -> list[Any]:
+    data = file.read_bytes()
+    if file.suffix in _UNPACK:
+        data = _UNPACK[file.suffix](data)
+    data = data.removeprefix(b"\xef\xbb\xbf").strip()
+    if data.startswith(b"["):
+        return orjson.loads(data)
+    return [orjson.loads(line) for line in data.split(b"\n") if line.strip()]
+
+
+_ABSENT: Final = object()
+
+
+def _lookup(row: Mapping[str, Any], column: str) -> Any:
+    """The value of a column or of a path of columns; `_ABSENT` where there is none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for piece in column.split("."):
+        if not isinstance(value, dict) or piece not in value:
+            return _ABSENT
+        value = value[piece]
+    return value
+
+
+def _has(row: Mapping[str, Any], column: str) -> bool:
+    return _lookup(row, column) is not _ABSENT
+
+
+def _get(row: Mapping[str, Any], column: str) -> Any:
+    value = _lookup(row, column)
+    return None if value is _ABSENT else value
+
+
+def _joined(name: str, row: Mapping[str, Any], columns: tuple[str, ...]) -> str:
+    return "\n".join(text for column in columns if (text := _text(name, column, _get(row, column))))
+
+
+def _text(name: str, column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return "\n".join(text for element in value if (text := _text(name, column, element)))
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise ConfigError(
+        f"benchmarks.{name}: column '{column}' holds a {type(value).__name__}, text is needed; "
+        f"name what is in it, such as '{column}.text'"
+    )

@@ -1,0 +1,600 @@
+"""Near duplicates: MinHash candidates, checked by the exact Jaccard similarity of their shingle sets.
+
+Bands and row keys cross the shuffles; a document's shingle set crosses once for each block of pairs that it is in,
+mostly one, and only when it is a candidate. Datasets, each committed and resumable:
+
+    candidates   MET    pairs that share a band and whose sketches agree   shuffle by band
+    edges        EDGE   the same pairs with their block                    etl.stages.components
+    sets         SET    what is compared of the rows in those pairs        shuffle by split
+    pairs        PAIR   pairs with Jaccard >= threshold                    shuffle by block
+
+and from there on etl.stages.clusters. With `verify: estimate` a row's set is a sketch of its signature, 128 bytes.
+Canaries (etl.dedup.canaries) go the same way; `pairs` counts those that were found and leaves them out.
+
+A worker holds one batch of what came to it and BLOCK_BYTES of shingle sets, however many rows share a band.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl.dedup import canaries, candidates
+from etl.dedup.blocks import CLASS_BITS, size_class
+from etl.dedup.canaries import Levels
+from etl.dedup.candidates import CandidateStream
+from etl.dedup.minhash import (
+    MINHASH_VERSION,
+    band_hashes,
+    candidate_probability,
+    estimate_pairs,
+    most_disagreement,
+    signatures,
+    sketches,
+)
+from etl.dedup.survivor import Survivor
+from etl.dedup.verify import jaccard_pairs
+from etl.engine import Exchange
+from etl.hashing import hash_array
+from etl.messages import full_text
+from etl.mixture.sampling import in_sample, purpose_seed
+from etl.recipe import NearDedup
+from etl.schema import ID, PAIR
+from etl.stages.components import cut_blocks, distinct
+from etl.stages.context import Context
+from etl.stages.hits import (
+    OUT_ROWS,
+    Counted,
+    RowFeed,
+    buckets_of,
+    living,
+    recut,
+    row_keys,
+    slices,
+    source_places,
+)
+from etl.storage.aligned import ROW_BITS, Rows
+from etl.storage.dataset import Chunk, Dataset
+from etl.text import TEXT_VERSION, char_shingles, shingles
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+Sets = tuple[I64, U64]
+"""Offsets int64 [rows + 1] and hashes uint64: the set of row r is hashes[offsets[r] : offsets[r + 1]]."""
+
+BLOCK_BYTES = 32 << 20
+"""Shingle sets that verification holds at once. It decides how candidate components are cut, never which pairs come."""
+PAIR_BLOCK = 1 << 18
+"""Candidate pairs that one task makes distinct at once: 8 MB."""
+BAND_BYTES = 52
+"""Of one band of a row on its way."""
+ESTIMATE_BITS = 8
+"""Of a signature's entry in the sketches that `verify: estimate` compares."""
+_KEY_SEED = 0x6B6579
+_PUSH_ROWS = 1 << 11
+"""Rows that are paired at once: in a hot band each gives up to max_partners pairs of 32 bytes."""
+_VERIFY_ROWS = 1 << 12
+"""Sets and pairs that are taken at once."""
+_MEMBER_BYTES = 8 << 20
+"""Shingle sets of one batch on its way to the blocks."""
+_CHARS_PER_WORD = 6.0
+
+MET = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("a", "b", "a_key", "b_key")])
+"""Row keys of a candidate pair, and the keys under which their bands were sorted."""
+SET = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", ID, nullable=False),
+        pa.field("source", pa.int32(), nullable=False),
+        pa.field("example", pa.string(), nullable=False),
+        pa.field("preference", pa.int64(), nullable=False),
+        pa.field("blocks", pa.list_(pa.int64()), nullable=False),
+        pa.field("shingles", pa.list_(pa.int64()), nullable=False),
+    ]
+)
+"""Sorted by the row that it is of or, a canary, copies. `source` is a place among the recipe's sources."""
+NEAR_PAIR = pa.schema(
+    [
+        *PAIR,
+        pa.field("a_row", pa.int64(), nullable=False),
+        pa.field("b_row", pa.int64(), nullable=False),
+    ]
+)
+
+
+# --- what is compared ------------------------------------------------------------------------------------------------
+
+
+def shingle_sets(near: NearDedup, texts: pa.Array) -> Sets:
+    """The shingle set of each text."""
+    return (char_shingles if near.unit == "char" else shingles)(texts, near.ngram)
+
+
+def compared_sets(near: NearDedup, sets: Sets) -> Sets:
+    """What verification compares of each shingle set: the set, or the sketch that tells about it."""
+    if near.verify == "exact":
+        return sets
+    words = sketches(signatures(*sets, near.num_perm, near.seed), ESTIMATE_BITS)
+    return np.arange(len(words) + 1, dtype=np.int64) * words.shape[1], words.ravel()
+
+
+def similarity(near: NearDedup, sets: Sets, left: I64, right: I64) -> npt.NDArray[np.float64]:
+    """The Jaccard similarity of pairs of `compared_sets`, exact or estimated: float64 [pairs]."""
+    if near.verify == "exact":
+        return jaccard_pairs(*sets, left, right)
+    num_words = -(-near.num_perm * ESTIMATE_BITS // 64)
+    return estimate_pairs(sets[1].reshape(-1, num_words), near.num_perm, ESTIMATE_BITS, left, right)
+
+
+@dataclass(frozen=True)
+class MakeCanaries:
+    """The canaries of a run: a seeded sample of rows, each copied with edits.
+
+    Args:
+        near: what similarity means.
+        fraction: share of the rows that have one.
+    """
+
+    near: NearDedup
+    fraction: float
+
+    @property
+    def levels(self) -> Levels:
+        return Levels(self.near.threshold)
+
+    def chosen(self, ids: pa.Array) -> npt.NDArray[np.bool_]:
+        """Which rows are copied, if their text allows, bool [rows]."""
+        seed = purpose_seed("canaries", self.near.seed)
+        return in_sample(ids, seed, self.fraction).to_numpy(zero_copy_only=False)
+
+    def edited(self, ids: pa.Array, texts: pa.Array) -> pa.Array:
+        """The copies of some rows that were chosen, null where the text is too short: string [rows]."""
+        words = float(self.near.ngram) if self.near.unit == "word" else 1 + self.near.ngram / _CHARS_PER_WORD
+        return canaries.edit_all(ids, texts, self.levels, words)
+
+
+# --- bands -----------------------------------------------------------------------------------------------------------
+
+BAND = pa.schema(
+    [
+        ("bucket", pa.int32()), ("band", pa.int64()), ("key", pa.int64()), ("row", pa.int64()), ("sketch", pa.binary()),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EmitBands:
+    """The band hashes of each living row's MinHash signature, and of the canaries'."""
+
+    rows: Rows
+    near: NearDedup
+    canaries: MakeCanaries
+    num_buckets: int
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        for batch, keys in living(self.rows, split, ["id", "messages"]):
+            ids, texts = batch.column("id"), full_text(batch)
+            sets = shingle_sets(self.near, texts)
+            yield self._bands(sets, stream_keys(ids, np.diff(sets[0])), keys)
+            chosen = self.canaries.chosen(ids)
+            if chosen.any():
+                mask = pa.array(chosen)
+                yield from self._canaries(ids.filter(mask), texts.filter(mask), keys[chosen], pick(sets, chosen))
+
+    def _bands(self, sets: Sets, order: I64, rows: I64) -> pa.RecordBatch:
+        near = self.near
+        signed = signatures(*sets, near.num_perm, near.seed)
+        num_bands, num_rows = near.banding
+        flat = band_hashes(signed, num_bands, num_rows).ravel()
+        words = np.repeat(sketches(signed, 1), num_bands, axis=0)
+        return _band_batch(flat, np.repeat(order, num_bands), np.repeat(rows, num_bands), words, self.num_buckets)
+
+    def _canaries(self, ids: pa.Array, texts: pa.Array, rows: I64, sets: Sets) -> Iterator[pa.RecordBatch]:
+        edited = self.canaries.edited(ids, texts)
+        made = np.flatnonzero(edited.is_valid().to_numpy(zero_copy_only=False))
+        copies = shingle_sets(self.near, edited.drop_null())
+        levels = self.canaries.levels.of(canaries.similarities(pick(sets, made), copies))
+        useful = levels >= 0
+        copies, made = pick(copies, useful), made[useful]
+        keys = canaries.canary_rows(rows[made], levels[useful])
+        if len(keys):
+            yield self._bands(copies, stream_keys(pa.array(keys), np.diff(copies[0])), keys)
+            none = np.zeros((len(keys), -(-self.near.num_perm // 64)), np.uint64)
+            called = np.full(len(keys), candidates.ROLL_CALL)
+            yield _band_batch(hash_array(pa.array(keys)).view(np.int64), called, keys, none, self.num_buckets)
+
+
+def pick(sets: Sets, which: npt.NDArray[Any]) -> Sets:
+    """The sets of some rows, by place or by mask."""
+    places = np.flatnonzero(which) if which.dtype == np.bool_ else which
+    array = pa.LargeListArray.from_arrays(pa.array(sets[0]), pa.array(sets[1][: sets[0][-1]]))
+    taken = array.take(pa.array(places))
+    return taken.offsets.to_numpy() - taken.offsets[0].as_py(), taken.flatten().to_numpy()
+
+
+def _band_batch(band: I64, key: I64, row: I64, sketch: U64, num_buckets: int) -> pa.RecordBatch:
+    width = 8 * sketch.shape[1]
+    data = [None, pa.py_buffer(np.ascontiguousarray(sketch))]
+    words = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(sketch), data).cast(pa.binary())
+    columns = [buckets_of(band, num_buckets), pa.array(band), pa.array(key), pa.array(row), words]
+    return pa.RecordBatch.from_arrays(columns, schema=BAND)
+
+
+def stream_keys(ids: pa.Array, num_shingles: I64) -> I64:
+    """What rows of equal bands are sorted by: a hash of the id whose lowest bits are the set's size class."""
+    low = np.int64((1 << CLASS_BITS) - 1)
+    return (hash_array(ids, _KEY_SEED).view(np.int64) & ~low) | size_class(num_shingles)
+
+
+@dataclass(frozen=True)
+class PairUp:
+    """Candidate pairs inside the groups of equal bands; the order inside a group is a hash of the id."""
+
+    near: NearDedup
+
+    def stream(self) -> CandidateStream:
+        """An empty stream with this configuration."""
+        near = self.near
+        # Bits that differ at the threshold on average: a similar pair is taken for one in half of the cases or more.
+        similar = int(near.num_perm * (1 - near.threshold) / 2)
+        most = most_disagreement(near.threshold, near.num_perm)
+        return CandidateStream(near.max_partners, most, similar, -(-near.num_perm // 64))
+
+    def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        counted = Counted(batches)
+        stream = self.stream()
+        for pairs in _blocks((stream.push(rows_of(batch)) for batch in slices(counted, _PUSH_ROWS)), PAIR_BLOCK):
+            met = pa.Table.from_arrays([pa.array(column) for column in distinct(*pairs.T)], schema=MET)
+            yield from (Chunk(batch) for batch in met.to_batches(max_chunksize=OUT_ROWS))
+        yield Chunk(None, counted.rows, {}, _counts(stream.finish()))
+
+
+def rows_of(batch: pa.RecordBatch) -> candidates.Rows:
+    """The rows of a BAND batch."""
+    band, key, row = (batch.column(name).to_numpy() for name in ("band", "key", "row"))
+    sketch = batch.column("sketch")
+    _, offsets, data = sketch.buffers()
+    starts = np.frombuffer(offsets, np.int32, len(sketch) + 1, sketch.offset * 4)
+    words = np.frombuffer(data, np.uint8)[starts[0] : starts[-1]].view(np.uint64)
+    return candidates.Rows(band, key, row, words.reshape(len(band), -1))
+
+
+def _counts(met: candidates.Met) -> dict[str, Any]:
+    counts: dict[str, Any] = {"pairs_compared": met.num_compared}
+    if met.hot_bands:
+        counts["pairs_left_out"] = met.num_left_out
+        counts["similar_left_out"] = met.num_similar_left_out
+        counts["hot_bands"] = met.hot_bands
+    if met.canaries:
+        counts["canaries"] = {str(level): count for level, count in met.canaries.items()}
+    return counts
+
+
+def _blocks(arrays: Iterable[I64], size: int) -> Iterator[I64]:
+    """The rows of a stream of arrays, `size` at a time."""
+    held: list[I64] = []
+    num_held = 0
+    for array in arrays:
+        held.append(array)
+        num_held += len(array)
+        if num_held >= size:
+            whole = np.concatenate(held)
+            yield from (whole[at : at + size] for at in range(0, num_held - size + 1, size))
+            held, num_held = [whole[num_held - num_held % size :]], num_held % size
+    if num_held:
+        yield np.concatenate(held)
+
+
+# --- sets ------------------------------------------------------------------------------------------------------------
+
+NODE = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("node", pa.int64()), ("block", pa.int64())])
+"""`node` is the row key of a candidate, `row` that of the row whose text it has: another one for a canary."""
+
+
+@dataclass(frozen=True)
+class EmitNodes:
+    """Both ends of every pair, and its block, to the split that holds them."""
+
+    edges: Dataset
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        for batch in self.edges.read_split(split):
+            block, a, b = (batch.column(name).to_numpy() for name in ("block", "a", "b"))
+            nodes, blocks = distinct(np.concatenate([a, b]), np.concatenate([block, block]))
+            rows = canaries.bases(nodes)
+            columns = [(rows >> ROW_BITS).astype(np.int32), rows, nodes, blocks]
+            yield pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=NODE)
+
+
+@dataclass(frozen=True)
+class WriteSets:
+    """What is compared of the candidates of one split, and the blocks that need it; holds a row group's."""
+
+    rows: Rows
+    near: NearDedup
+    canaries: MakeCanaries
+    survivor: Survivor
+    sources: tuple[str, ...]
+
+    def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        feed = RowFeed(batches, NODE)
+        start = 0
+        for batch in self.rows.read(split, self.columns):
+            keys = row_keys(split, start, batch.num_rows)
+            start += batch.num_rows
+            found = feed.until(int(keys[-1]))
+            _, nodes, blocks = distinct(*(found[name].to_numpy() for name in ("row", "node", "block")))
+            nodes, first = _runs(nodes)
+            lists = pa.ListArray.from_arrays(pa.array(np.append(first, len(blocks)), pa.int32()), pa.array(blocks))
+            chosen = batch.take(pa.array(canaries.bases(nodes) - keys[0]))
+            columns = [
+                pa.array(nodes), chosen.column("id"), source_places(chosen, self.sources),
+                chosen.column("source_example_id"), pa.array(self.survivor.preference(chosen)), lists,
+                _as_lists(self._compared(chosen, canaries.which_canaries(nodes))),
+            ]  # fmt: skip
+            yield Chunk(pa.RecordBatch.from_arrays(columns, names=SET.names).cast(SET), batch.num_rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """What is read of each row."""
+        return list(dict.fromkeys(["id", "messages", "source_example_id", *self.survivor.reads]))
+
+    def _compared(self, chosen: pa.RecordBatch, copies: npt.NDArray[np.bool_]) -> Sets:
+        texts = full_text(chosen)
+        if copies.any():
+            mask = pa.array(copies)
+            edited = self.canaries.edited(chosen.column("id").filter(mask), texts.filter(mask))
+            texts = pc.replace_with_mask(texts, mask, edited)
+        return compared_sets(self.near, shingle_sets(self.near, texts))
+
+
+def _runs(values: I64) -> tuple[I64, I64]:
+    """The first of each run of equal values, and its place."""
+    first = np.flatnonzero(np.concatenate([[True] * min(1, len(values)), values[1:] != values[:-1]]))
+    return values[first], first
+
+
+def _as_lists(sets: Sets) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(sets[0], pa.int32()), pa.array(sets[1].view(np.int64)))
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+_DETAILS = ("id", "source", "example")
+MEMBER = pa.schema(
+    [
+        ("bucket", pa.int32()),
+        ("block", pa.int64()),
+        ("is_edge", pa.bool_()),
+        ("a", pa.int64()),
+        ("b", pa.int64()),
+        ("id", pa.binary()),
+        ("source", pa.int32()),
+        ("example", pa.string()),
+        ("shingles", pa.list_(pa.int64())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class EmitMembers:
+    """Sets and pairs to the bucket of their block; a set's row is in column `a`, and it comes before all pairs."""
+
+    sets: Dataset
+    edges: Dataset
+    num_buckets: int
+
+    def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
+        kind, number = split
+        if kind == "sets":
+            for batch in self.sets.read_split(number):
+                yield from self._sets(batch)
+        else:
+            for batch in self.edges.read_split(number):
+                tail = [pa.nulls(batch.num_rows, field.type) for field in list(MEMBER)[5:]]
+                ends = [batch.column("a"), batch.column("b")]
+                yield self._members(batch.column("block"), True, [*ends, *tail])
+
+    def _sets(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Each row once for each of its blocks, _MEMBER_BYTES at a time."""
+        parents = pc.list_parent_indices(batch.column("blocks"))
+        blocks = batch.column("blocks").flatten()
+        sizes = pc.list_value_length(batch.column("shingles")).to_numpy()[parents.to_numpy()] * 8
+        piece = np.cumsum(sizes, dtype=np.int64) // _MEMBER_BYTES
+        borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(piece)]
+        for start, end in itertools.pairwise(borders):
+            rows = batch.take(parents.slice(start, end - start))
+            tail = [pa.nulls(end - start, pa.int64()), rows.column("id").cast(pa.binary())]
+            tail += [rows.column(name) for name in ("source", "example", "shingles")]
+            yield self._members(blocks.slice(start, end - start), False, [rows.column("row"), *tail])
+
+    def _members(self, block: pa.Array, is_edge: bool, columns: list[pa.Array]) -> pa.RecordBatch:
+        bucket = buckets_of(hash_array(block), self.num_buckets)
+        head = [bucket, block, pa.repeat(is_edge, len(block))]
+        return pa.RecordBatch.from_arrays([*head, *columns], names=MEMBER.names).cast(MEMBER)
+
+
+class HeldSets:
+    """What is compared of the rows of some blocks, found by (block, row).
+
+    Attributes:
+        details: id, source and example of each set.
+        sets: offsets and hashes.
+    """
+
+    def __init__(self) -> None:
+        self.blocks = np.empty(0, np.int64)
+        self.rows = np.empty(0, np.int64)
+        self.details = pa.schema([MEMBER.field(name) for name in _DETAILS]).empty_table()
+        self.sets: Sets = (np.zeros(1, np.int64), np.empty(0, np.uint64))
+
+    def keep(self, block: int) -> None:
+        """Forget the sets of all other blocks."""
+        low, high = np.searchsorted(self.blocks, [block, block + 1])
+        if high - low == len(self.blocks):
+            return
+        offsets, hashes = self.sets
+        first, last = offsets[low], offsets[high]
+        self.blocks, self.rows = self.blocks[low:high].copy(), self.rows[low:high].copy()
+        self.details = self.details.slice(low, high - low).combine_chunks()
+        self.sets = (offsets[low : high + 1] - first, hashes[first:last].copy())
+
+    def add(self, sets: pa.RecordBatch) -> None:
+        """Take the next sets, which are sorted by block and row and come after all that are held."""
+        lists = sets.column("shingles")
+        ends = np.cumsum(pc.list_value_length(lists).to_numpy(), dtype=np.int64)
+        offsets, hashes = self.sets
+        self.blocks = np.concatenate([self.blocks, sets.column("block").to_numpy()])
+        self.rows = np.concatenate([self.rows, sets.column("a").to_numpy()])
+        self.details = pa.concat_tables([self.details, pa.Table.from_batches([sets.select(_DETAILS)])])
+        values = lists.flatten().to_numpy().view(np.uint64)
+        self.sets = (np.concatenate([offsets, offsets[-1] + ends]), np.concatenate([hashes, values]))
+
+    def find(self, blocks: I64, rows: I64) -> I64:
+        """Places of sets that are held, int64."""
+        known_blocks, known_rows = np.unique(self.blocks), np.unique(self.rows)
+
+        def code(block: I64, row: I64) -> I64:
+            return np.searchsorted(known_blocks, block) * len(known_rows) + np.searchsorted(known_rows, row)
+
+        codes, wanted = code(self.blocks, self.rows), code(blocks, rows)
+        places = np.searchsorted(codes, wanted)
+        assert np.array_equal(codes[np.minimum(places, len(codes) - 1)], wanted), "a pair came without its sets"
+        return places
+
+
+@dataclass(frozen=True)
+class Verify:
+    """The similarity of every pair; those at or above the threshold are written, canaries counted.
+
+    The sets of a block come before its pairs, so a batch of rows and the sets of the open block are all there is
+    in memory.
+    """
+
+    near: NearDedup
+    sources: tuple[str, ...]
+
+    def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        pairs_in = 0
+        found: dict[str, int] = {}
+
+        def verified() -> Iterator[pa.RecordBatch]:
+            nonlocal pairs_in
+            held = HeldSets()
+            last = np.full((3, 1), -1, np.int64)
+            for batch in slices(batches, _VERIFY_ROWS):
+                is_edge = batch.column("is_edge")
+                sets, edges = batch.filter(pc.invert(is_edge)), batch.filter(is_edge)
+                if sets.num_rows:
+                    held.keep(batch.column("block")[0].as_py())
+                    held.add(sets)
+                if edges.num_rows:
+                    # A pair that met in bands of several buckets comes several times, one after the other.
+                    pairs = np.stack([edges.column(name).to_numpy() for name in ("block", "a", "b")])
+                    fresh = (np.diff(pairs, axis=1, prepend=last) != 0).any(axis=0)
+                    last = pairs[:, -1:]
+                    pairs = pairs[:, fresh]
+                    copies = canaries.which_canaries(pairs[2])
+                    pairs_in += int((~copies).sum())
+                    _count_levels(found, self._similar(held, pairs[:, copies]))
+                    yield self._verify(held, pairs[:, ~copies])
+                held.keep(batch.column("block")[-1].as_py())
+
+        yield from recut(verified())
+        yield Chunk(None, pairs_in, {}, {"canaries": found} if found else {})
+
+    def _similar(self, held: HeldSets, pairs: I64) -> I64:
+        """The second ends of the pairs that are similar."""
+        block, a, b = pairs
+        return b[self._judge(held, held.find(block, a), held.find(block, b))[1]]
+
+    def _judge(self, held: HeldSets, left: I64, right: I64) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        jaccard = similarity(self.near, held.sets, left, right)
+        # The tolerance lets 4/5 count as 0.8 whatever the rounding of the division.
+        return jaccard, jaccard >= self.near.threshold - 1e-12
+
+    def _verify(self, held: HeldSets, pairs: I64) -> pa.RecordBatch:
+        block, a, b = pairs
+        left, right = held.find(block, a), held.find(block, b)
+        jaccard, good = self._judge(held, left, right)
+        left, right = left[good], right[good]
+        swap = _comes_after(held.details, left, right)
+        left, right = np.where(swap, right, left), np.where(swap, left, right)
+        one, other = (held.details.take(pa.array(places)).combine_chunks() for places in (left, right))
+        names = pa.array(self.sources, pa.string())
+        columns = [
+            one["example"], other["example"], pa.array(jaccard[good]), names.take(one["source"].combine_chunks()),
+            names.take(other["source"].combine_chunks()), one["id"], other["id"],
+            pa.array(held.rows[left]), pa.array(held.rows[right]),
+        ]  # fmt: skip
+        table = pa.Table.from_arrays(columns, names=NEAR_PAIR.names).cast(NEAR_PAIR)
+        return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], schema=NEAR_PAIR)
+
+
+def _count_levels(found: dict[str, int], copies: I64) -> None:
+    for level in (copies >> canaries.LEVEL_BIT & np.int64(31)).tolist():
+        found[str(level)] = found.get(str(level), 0) + 1
+
+
+def _comes_after(details: pa.Table, left: I64, right: I64) -> npt.NDArray[np.bool_]:
+    """Whether the left row's example id comes after the right one's, the shorter first; equal ones go by id."""
+    examples, ids = details["example"].combine_chunks(), details["id"].combine_chunks()
+    one, other = pa.array(left), pa.array(right)
+    lengths = pc.binary_length(examples)
+    keys = (lengths, examples, ids)
+    after = pa.repeat(False, len(left))
+    for key in reversed(keys):
+        mine, theirs = key.take(one), key.take(other)
+        after = pc.or_(pc.greater(mine, theirs), pc.and_(pc.equal(mine, theirs), after))
+    return after.to_numpy(zero_copy_only=False)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The datasets that near dedup leaves for the clusters."""
+
+    candidates: Dataset
+    sets: Dataset
+    pairs: Dataset
+
+
+def find_pairs(context: Context, rows: Rows, near: NearDedup) -> Found:
+    """Write DIR/candidates, DIR/edges, DIR/sets and DIR/pairs."""
+    num_bands, num_rows = near.banding
+    met = candidate_probability(near.threshold, num_bands, num_rows)
+    context.report(f"{'near':>24}  {num_bands} bands of {num_rows} rows meet {met:.2%} of pairs at {near.threshold}")
+    survivor, sources = context.recipe.dedup.survivor, context.sources
+    making = MakeCanaries(near, near.num_canaries / max(1, rows.num_rows))
+    shingling = {"text": TEXT_VERSION, "unit": near.unit, "ngram": near.ngram, "canaries": near.num_canaries}
+    banding = {
+        "minhash": MINHASH_VERSION, "bands": num_bands, "rows": num_rows,
+        **near.model_dump(include={"num_perm", "seed", "max_partners", "threshold"}), **shingling,
+    }  # fmt: skip
+    buckets = context.num_buckets(rows.num_rows * num_bands * BAND_BYTES)
+    bands = EmitBands(rows, near, making, buckets)
+    order = ("band", "key", "row")
+    job = context.job("candidates", "MET", MET, banding, rows.tables(["id", "messages", "verdict"]), rows)
+    candidates = context.shuffle(job, Exchange(tuple(rows.splits), bands, BAND, order, buckets), PairUp(near))
+
+    edges = cut_blocks(context, rows, candidates, BLOCK_BYTES)
+
+    writing = WriteSets(rows, near, making, survivor, sources)
+    compared = {**shingling, "verify": near.verify, "survivor": survivor.fingerprinted()}
+    if near.verify == "estimate":
+        compared |= {"minhash": MINHASH_VERSION, "num_perm": near.num_perm, "seed": near.seed}
+    job = context.job("sets", "SET", SET, compared, (edges, *rows.tables(writing.columns)), rows)
+    nodes = Exchange(tuple(range(edges.num_splits)), EmitNodes(edges), NODE, ("row", "node", "block"), len(rows.splits))
+    sets = context.shuffle(job, nodes, writing)
+
+    buckets = context.num_buckets(2 * sum(part.bytes for part in sets.manifest.parts))
+    members = Exchange(
+        (*(["sets", split] for split in range(sets.num_splits)), *(["edges", n] for n in range(edges.num_splits))),
+        EmitMembers(sets, edges, buckets), MEMBER, ("block", "is_edge", "a", "b"), buckets,
+    )  # fmt: skip
+    job = context.job("pairs", "PAIR", NEAR_PAIR, {"threshold": near.threshold}, (sets, edges), rows)
+    return Found(candidates, sets, context.shuffle(job, members, Verify(near, sources)))

@@ -1,0 +1,8 @@
+"""The stage `semantic` alone; its flags are those of jobs/run_recipe.py, and the stages before it must be committed."""
+
+import sys
+
+from jobs.run_recipe import main_of_stage
+
+if __name__ == "__main__":
+    sys.exit(main_of_stage("semantic", sys.argv[1:]))
