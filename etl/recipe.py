@@ -25,8 +25,8 @@ from etl.storage.remote import Storage, check_storage, check_url, scheme_of
 StageName = Literal["filter", "dedup", "kenlm", "score", "tokenize", "semantic", "split", "layout"]
 STAGE_NAMES = frozenset({
     "ingest", "quarantine", "filter", "rounds", "exact_hits", "exact", "candidates", "candidate_components", "edges",
-    "sets", "pairs", "components", "near_hits", "near", "clusters", "kenlm_sample", "kenlm", "score", "tokenize", "harmony",
-    "ctx_bucket", "split_hits", "split", "dropped", "cells", "layout", "corpus", "tables", "semantic_cells",
+    "sets", "pairs", "components", "near_hits", "near", "clusters", "kenlm_sample", "kenlm", "score", "tokenize",
+    "harmony", "ctx_bucket", "split_hits", "split", "dropped", "cells", "layout", "corpus", "tables", "semantic_cells",
     "semantic_terms", "embeddings", "embed", "semantic_centroids", "semantic_hits", "semantic", "paragraph_hits",
     "paragraph", "line_hits", "line", "sentence_hits", "sentence",
 })  # fmt: skip

@@ -31,7 +31,7 @@ from tests.services.spark import Cluster, spark_environment, standalone_cluster
 
 PROJECT = Path(__file__).resolve().parents[1]
 DATASETS = (
-    "ingest", "filter", "english_share", "exact", "clusters", "kenlm", "score", "perplexity_percentile", "tokenize",
+    "ingest", "filter", "english_share", "exact", "near", "kenlm", "score", "perplexity_percentile", "tokenize",
     "split", "dropped", "corpus",
 )  # fmt: skip
 """What does not hold row keys, which name places in a cut."""

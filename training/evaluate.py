@@ -26,7 +26,7 @@ class HeldOut:
     def __init__(self, data: StreamConfig, config: EvalConfig, seed: int, world: World) -> None:
         reader = CorpusReader(data.corpus, "validation")
         index = reader.read_index(reader.whole, seed)
-        once = data.model_copy(update={"on_exhausted": "stop"})
+        once = data.model_copy(update={"on_exhausted": "stop", "clusters": None})
         packs = LanePlan(index, once, seed).segment(0, config.max_packs).packs
         if not packs:
             raise ConfigError(

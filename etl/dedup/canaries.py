@@ -44,13 +44,13 @@ def is_canary(row: int) -> bool:
 @njit
 def base_row(row: int) -> int:
     """The key of the row that a canary copies; a row's own key for a row."""
-    return row & np.int64((1 << 57) - 1)
+    return int(row & np.int64((1 << 57) - 1))
 
 
 @njit
 def level_of(row: int) -> int:
     """Number of a canary's level."""
-    return (row >> np.int64(57)) & np.int64(31)
+    return int((row >> np.int64(57)) & np.int64(31))
 
 
 def canary_rows(rows: I64, levels: I64) -> I64:
@@ -115,7 +115,7 @@ def edited(text: str, damage: float, seed: int) -> str | None:
         return None
     if damage == 0:
         return "\n" + text.replace(" ", "  ") + " "
-    random = Random(seed)
+    random = Random(seed)  # noqa: S311  # edits, no secrets
     count = max(1, round(damage * len(words)))
     pieces, at = [], 0
     for number in range(count):

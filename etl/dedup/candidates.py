@@ -1,10 +1,10 @@
 """Candidate pairs from a stream of rows that is sorted by (band hash, key, row key), in chunks of any size.
 
-Rows with equal band hashes are a group, and every row pairs with the `max_partners` rows before it in its group, as long
-as their sketches agree (`etl.dedup.minhash.most_disagreement`). So a hot band (boilerplate, empty answers) costs time
-and pairs linear in its rows; rows further apart are still joined through those between them when these are similar.
-What that may have cost is estimated: the key is a hash, so the first rows of a group are a random sample of it, and the
-share of a row's sample that agrees with it stands for all the partners that it was not compared with.
+Rows with equal band hashes are a group, and every row pairs with the `max_partners` rows before it in its group, as
+long as their sketches agree (`etl.dedup.minhash.most_disagreement`). So a hot band (boilerplate, empty answers) costs
+time and pairs linear in its rows; rows further apart are still joined through similar ones between them. What that may
+have cost is estimated: the key is a hash, so the first rows of a group are a random sample of it, and the share of the
+sample that agrees with a row stands for all the partners with which the row was not compared.
 
 Canaries (`etl.dedup.canaries`) pair with their own row alone and take nobody's place. The state is one group's last
 `max_partners` rows; a chunk of r rows gives at most r · max_partners pairs. A pair that meets in several bands comes
@@ -72,11 +72,8 @@ def _pair_up(
             if not other:
                 seen += 1
                 tally[0] += not mine
-            if mine or other:
-                wanted = mine != other and base_row(row[i]) == base_row(row[j])
-            else:
-                wanted = True
-            if wanted and disagreement(sketch[i], sketch[j], 1) <= most:
+            stranger = (mine or other) and (mine == other or base_row(row[i]) != base_row(row[j]))
+            if not stranger and disagreement(sketch[i], sketch[j], 1) <= most:
                 a, b = (i, j) if row[i] < row[j] else (j, i)
                 pairs[count, 0], pairs[count, 1] = row[a], row[b]
                 pairs[count, 2], pairs[count, 3] = key[a], key[b]
@@ -128,13 +125,16 @@ class Rows:
 
     def after(self, other: "Rows") -> "Rows":
         """The other rows, then these."""
-        mine = (self.band, self.key, self.row, self.sketch)
-        before = (other.band, other.key, other.row, other.sketch)
-        return Rows(*(np.concatenate(both) for both in zip(before, mine, strict=True)))
+        return Rows(
+            np.concatenate([other.band, self.band]), np.concatenate([other.key, self.key]),
+            np.concatenate([other.row, self.row]), np.concatenate([other.sketch, self.sketch]),
+        )  # fmt: skip
 
     def tail(self, start: int) -> "Rows":
         """A copy of the rows from `start` on."""
-        return Rows(*(a[start:].copy() for a in (self.band, self.key, self.row, self.sketch)))
+        return Rows(
+            self.band[start:].copy(), self.key[start:].copy(), self.row[start:].copy(), self.sketch[start:].copy()
+        )
 
 
 @dataclass

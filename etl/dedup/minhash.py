@@ -176,7 +176,7 @@ def disagreement(one: U64, other: U64, bits: int) -> int:
         x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
         x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
         count += (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
-    return np.int64(count)
+    return int(count)
 
 
 def most_disagreement(threshold: float, num_perm: int, loss: float = THINNING_LOSS) -> int:

@@ -12,11 +12,12 @@ core splits and looks up about 150 MB of text a second that has nothing of an in
 about 4 kB an item on disk (shared by all processes of a node) and a second for 10,000 items to build.
 """
 
+import functools
 import os
+import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -35,7 +36,7 @@ INDEX_VERSION: Final = 1
 """Raised when the same items would give another index, or the same index other hits."""
 
 LONGEST_NGRAM: Final = 64
-"""Most words of an n-gram: the size of a kernel's memory of recent words, a power of two."""
+"""Most words of an n-gram."""
 
 QUESTION: Final = 1
 ANSWER: Final = 2
@@ -44,6 +45,8 @@ ANSWER: Final = 2
 _TOKEN_START: Final = np.uint64(0x2545F4914F6CDD1D)
 _TOKEN_MULTIPLIER: Final = np.uint64(0xD6E8FEB86659FD93)  # odd, with well spread bits
 _NGRAM_BASE: Final = np.uint64(0xA0761D6478BD642D)  # odd, 5 modulo 8: its powers are distinct modulo 2^62
+_ROOM: Final = 1024
+"""Entries for which a buffer has room at first; it doubles when it is full."""
 _CODE: Final = 0x1FFFFF
 _DIGIT: Final = 1 << 31
 _BACKSLASH: Final = 0x5C
@@ -54,10 +57,9 @@ _BITS_AN_NGRAM: Final = 16
 _LAYOUT: Final = """
 left right middle big bigl bigr bigm bigg biggl biggr biggm quad qquad displaystyle textstyle scriptstyle limits
 nolimits text textrm textbf textit mathrm mathbf mathit mbox hbox operatorname
-""".split()  # noqa: SIM905  # a table to read
+"""
 """LaTeX commands that change how a formula looks, not what it says; names are compared in lower case."""
-_FRACTIONS: Final = ("dfrac", "tfrac", "cfrac")
-_FRACTION: Final = "frac"
+_FRACTIONS: Final = ("frac", "dfrac", "tfrac", "cfrac")
 
 
 class Splitter(NamedTuple):
@@ -87,18 +89,19 @@ class Words:
     mask_numbers: bool
     """Every number, `\\d+([.,]\\d+)*`, is read as `0`."""
 
-    @cached_property
-    def splitter(self) -> Splitter:
-        """The tables of the kernels; about 0.1 s the first time."""
-        table = word_table()[0].copy()
-        table[ord("İ")] = ord("i")
-        table[[ord("Σ"), ord("ς")]] = ord("σ")
-        if self.latex:
-            table[ord("_")] = 0
-        table[[code for code in range(0x110000) if chr(code).isdecimal()]] |= np.uint32(_DIGIT)
-        layout = np.array([_word_hash(name) for name in _LAYOUT], np.uint64)
-        fractions = np.array([_word_hash(name) for name in (_FRACTION, *_FRACTIONS)], np.uint64)
-        return Splitter(table, layout, fractions, self.latex, self.mask_numbers)
+
+@functools.cache
+def _splitter(words: Words) -> Splitter:
+    """The tables of the kernels; 0.2 s once a process."""
+    table = word_table()[0].copy()
+    table[ord("İ")] = ord("i")
+    table[[ord("Σ"), ord("ς")]] = ord("σ")
+    if words.latex:
+        table[ord("_")] = 0
+    table[[code for code in range(sys.maxunicode + 1) if chr(code).isdecimal()]] |= np.uint32(_DIGIT)
+    layout = np.array([_word_hash(name) for name in _LAYOUT.split()], np.uint64)
+    fractions = np.array([_word_hash(name) for name in _FRACTIONS], np.uint64)
+    return Splitter(table, layout, fractions, words.latex, words.mask_numbers)
 
 
 @njit
@@ -141,10 +144,27 @@ def _number_end(data: U8, at: int, end: int, table: U32) -> int:
     return at
 
 
+class Row(NamedTuple):
+    """The words of one text, with room for more: uint64, int64, int64 [room]."""
+
+    tokens: U64
+    """Hashes of the words."""
+    starts: I64
+    ends: I64
+    """Bytes [start, end) of each word."""
+
+
 @njit
-def _next_word(data: U8, at: int, end: int, splitter: Splitter) -> tuple[np.uint64, int, int, bool]:
-    """Hash of the next word, its bytes [start, end), and whether there is one."""
+def _empty_row(room: int) -> Row:
+    return Row(np.empty(room, np.uint64), np.empty(room, np.int64), np.empty(room, np.int64))
+
+
+@njit
+def _write_words(data: U8, at: int, end: int, splitter: Splitter, row: Row) -> int:
+    """Write the words of data[at:end] into `row`, as many as there is room for; how many there are."""
     table, latex, mask = splitter.table, splitter.latex, splitter.mask_numbers
+    tokens, starts, ends = row.tokens, row.starts, row.ends
+    num_words = 0
     while at < end:
         start = at
         code, at = decode(data, at, end)
@@ -175,30 +195,49 @@ def _next_word(data: U8, at: int, end: int, splitter: Splitter) -> tuple[np.uint
                 break
             at = after
         if command:
-            if token in splitter.layout:
+            if _is_one_of(token, splitter.layout):
                 continue
-            if token in splitter.fractions:
+            if _is_one_of(token, splitter.fractions):
                 token = splitter.fractions[0]
-        return token, start, at, True
-    return _ZERO, at, at, False
+        if num_words < len(tokens):
+            tokens[num_words], starts[num_words], ends[num_words] = token, start, at
+        num_words += 1
+    return num_words
 
 
 @njit
-def _split(data: U8, offsets: I64, splitter: Splitter) -> tuple[U64, I64]:
+def _split(data: U8, at: int, end: int, splitter: Splitter, row: Row) -> tuple[Row, int]:
+    """The words of data[at:end] in `row`, or in a larger one where they need it, and how many there are.
+
+    The loop over words only counts those that have no room: with an array that can grow it runs at a fourth of the
+    speed.
+    """
+    num_words = _write_words(data, at, end, splitter, row)
+    if num_words > len(row.tokens):
+        row = _empty_row(2 * num_words)
+        _write_words(data, at, end, splitter, row)
+    return row, num_words
+
+
+@njit
+def _is_one_of(token: np.uint64, tokens: U64) -> bool:
+    for each in tokens:  # noqa: SIM110  # a generator would not compile
+        if token == each:
+            return True
+    return False
+
+
+@njit
+def _split_all(data: U8, offsets: I64, splitter: Splitter) -> tuple[U64, I64]:
     """Hashes of the words of each text, and where those of each begin: [words], [texts + 1]."""
-    out = np.empty((offsets[-1] - offsets[0]) + 1, np.uint64)  # a word takes a byte at least
+    tokens = np.empty((offsets[-1] - offsets[0]) + 1, np.uint64)  # a word takes a byte at least
     bounds = np.zeros(len(offsets), np.int64)
-    size = 0
-    for row in range(len(offsets) - 1):
-        at = offsets[row]
-        found = True
-        while found:
-            token, _, at, found = _next_word(data, at, offsets[row + 1], splitter)
-            if found:
-                out[size] = token
-                size += 1
-        bounds[row + 1] = size
-    return out[:size].copy(), bounds
+    row = _empty_row(_ROOM)
+    for text in range(len(offsets) - 1):
+        row, num_words = _split(data, offsets[text], offsets[text + 1], splitter, row)
+        bounds[text + 1] = bounds[text] + num_words
+        tokens[bounds[text] : bounds[text + 1]] = row.tokens[:num_words]
+    return tokens[: bounds[-1]].copy(), bounds
 
 
 @njit
@@ -378,7 +417,7 @@ def build(items: Items, rules: Sequence[Rule], words: Words, min_words: int) -> 
 
 def _split_array(texts: pa.StringArray, words: Words) -> tuple[U64, I64]:
     data, offsets = _read_only(texts)
-    return _split(data, offsets, words.splitter)
+    return _split_all(data, offsets, _splitter(words))
 
 
 def _read_only(texts: pa.StringArray) -> tuple[U8, I64]:
@@ -438,15 +477,13 @@ def _grown(rows: I64) -> I64:
 
 
 @njit
-def _count_distinct(data: U8, start: int, end: int, splitter: Splitter, n: int) -> int:
+def _count_distinct(tokens: U64, n: int) -> int:
     """Distinct n-grams of a text; a text of fewer words has one."""
-    bounds = np.array([start, end])
-    words, _ = _split(data, bounds, splitter)
-    if len(words) < n:
-        return min(len(words), 1)
-    keys = np.empty(len(words) - n + 1, np.uint64)
+    if len(tokens) < n:
+        return min(len(tokens), 1)
+    keys = np.empty(len(tokens) - n + 1, np.uint64)
     for i in range(len(keys)):
-        keys[i] = _ngram_key(words, i, n)
+        keys[i] = _ngram_key(tokens, i, n)
     keys.sort()
     distinct = 1
     for i in range(1, len(keys)):
@@ -456,34 +493,34 @@ def _count_distinct(data: U8, start: int, end: int, splitter: Splitter, n: int) 
 
 
 @njit
-def _shared(ngrams: I32, met: I64) -> int:
-    """How many of a set's n-grams a row has met; `met` is ascending and may repeat."""
+def _count_shared(ngrams: I32, numbers: I64) -> int:
+    """How many of a set's n-grams a row has; `numbers` is ascending and may repeat."""
     count = 0
     for ngram in ngrams:
-        at = np.searchsorted(met, np.int64(ngram))
-        if at < len(met) and met[at] == ngram:
+        at = np.searchsorted(numbers, np.int64(ngram))
+        if at < len(numbers) and numbers[at] == ngram:
             count += 1
     return count
 
 
 @njit
-def _stretch(ngrams: I32, met: I64, order: I64, places: I64, shared: int) -> tuple[int, int]:
+def _stretch(ngrams: I32, numbers: I64, order: I64, met: I64, shared: int) -> tuple[int, int]:
     """Bytes [start, end) of the shortest stretch with all of a set's n-grams that were met, the first of such.
 
-    `met` are the n-grams of a row ascending, `order` their positions in `places` (n-gram, start, end).
+    `numbers` are the n-grams that a row has, ascending, `order` their places in `met` (number, start, end).
     """
     size = 0
     for ngram in ngrams:
-        at = np.searchsorted(met, np.int64(ngram))
-        while at < len(met) and met[at] == ngram:
+        at = np.searchsorted(numbers, np.int64(ngram))
+        while at < len(numbers) and numbers[at] == ngram:
             size += 1
             at += 1
     at_place = np.empty(size, np.int64)
     which = np.empty(size, np.int64)
     size = 0
     for k in range(len(ngrams)):
-        at = np.searchsorted(met, np.int64(ngrams[k]))
-        while at < len(met) and met[at] == ngrams[k]:
+        at = np.searchsorted(numbers, np.int64(ngrams[k]))
+        while at < len(numbers) and numbers[at] == ngrams[k]:
             at_place[size] = order[at]
             which[size] = k
             size += 1
@@ -500,8 +537,8 @@ def _stretch(ngrams: I32, met: I64, order: I64, places: I64, shared: int) -> tup
         if counts[k] == 1:
             held += 1
         while held == shared:
-            start = places[at_place[by_place[left]], 1]
-            end = places[at_place[by_place[right]], 2]
+            start = met[at_place[by_place[left]], 1]
+            end = met[at_place[by_place[right]], 2]
             if best < 0 or end - start < best:
                 best_start, best_end, best = start, end, end - start
             k = which[by_place[left]]
@@ -512,62 +549,110 @@ def _stretch(ngrams: I32, met: I64, order: I64, places: I64, shared: int) -> tup
     return best_start, best_end
 
 
+class Found(NamedTuple):
+    """Hits, with room for more."""
+
+    places: I64
+    """(row, set, first word's first byte, last word's end) of each: [room, 4]."""
+    ratios: F64
+
+
 @njit
 def _judge(
-    row: int,
-    num_words: int,
-    text: tuple[U8, int, int],
-    places: I64,
-    parts: int,
-    tables: Tables,
-    rules: Rules,
-    splitter: Splitter,
-    marks: I64,
-    hits: I64,
-    ratios: F64,
-    num_hits: int,
-) -> tuple[I64, F64, int]:
-    """Add the sets that a row passes; `places` are the n-grams that it met, (number, start, end) by end."""
-    data, begin, finish = text
-    order = np.argsort(places[:, 0], kind="mergesort")
-    met = places[order, 0]
+    row: int, tokens: U64, met: I64, tables: Tables, rules: Rules, parts: int, marks: I64, found: Found, size: int
+) -> tuple[Found, int]:
+    """Add the sets that a row passes to the first `size` of `found`.
+
+    `met` are the n-grams that the row has: (number, start, end), by end. `marks` has the last row that looked at a set.
+    """
+    order = np.argsort(met[:, 0], kind="mergesort")
+    numbers = met[order, 0]
     distinct = np.int64(-1)
-    for i in range(len(met)):
-        if i > 0 and met[i] == met[i - 1]:
+    places, ratios = found.places, found.ratios
+    for i in range(len(numbers)):
+        if i > 0 and numbers[i] == numbers[i - 1]:
             continue
-        for p in range(tables.anchor_offsets[met[i]], tables.anchor_offsets[met[i] + 1]):
-            found = tables.anchors[p]
-            if marks[found] == row:
+        for p in range(tables.anchor_offsets[numbers[i]], tables.anchor_offsets[numbers[i] + 1]):
+            candidate = np.int64(tables.anchors[p])
+            text = tables.set_text[candidate]
+            if marks[candidate] == row or tables.text_part[text] & parts == 0:
                 continue
-            marks[found] = row
-            item = tables.set_text[found]
-            if tables.text_part[item] & parts == 0:
-                continue
-            rule = tables.set_rule[found]
-            ngrams = tables.set_ngrams[tables.set_offsets[found] : tables.set_offsets[found + 1]]
-            shared = _shared(ngrams, met)
-            if shared < tables.set_needed[found]:
+            marks[candidate] = row
+            rule = tables.set_rule[candidate]
+            ngrams = tables.set_ngrams[tables.set_offsets[candidate] : tables.set_offsets[candidate + 1]]
+            shared = _count_shared(ngrams, numbers)
+            if shared < tables.set_needed[candidate]:
                 continue
             ratio = shared / len(ngrams)
             if rules.near[rule]:
-                if tables.text_words[item] < rules.n[rule]:
-                    if tables.text_words[item] != num_words:
+                if tables.text_words[text] < rules.n[rule]:
+                    if tables.text_words[text] != len(tokens):
                         continue
                 else:
                     if distinct < 0:
-                        distinct = _count_distinct(data, begin, finish, splitter, rules.n[rule])
+                        distinct = _count_distinct(tokens, rules.n[rule])
                     ratio = shared / (distinct + len(ngrams) - shared)
                     if ratio < rules.threshold[rule]:
                         continue
-            start, end = _stretch(ngrams, met, order, places, shared)
-            if num_hits == len(ratios):
-                hits = _grown(hits)
-                ratios = np.concatenate((ratios, np.empty(len(ratios))))
-            hits[num_hits, 0], hits[num_hits, 1] = row, found
-            hits[num_hits, 2], hits[num_hits, 3] = start - begin, end - begin
-            ratios[num_hits] = ratio
-            num_hits += 1
-    return hits, ratios, num_hits
+            if size == len(ratios):
+                places = _grown(places)
+                ratios = np.concatenate((ratios, np.empty_like(ratios)))
+            places[size, 0], places[size, 1] = row, candidate
+            places[size, 2], places[size, 3] = _stretch(ngrams, numbers, order, met, shared)
+            ratios[size] = ratio
+            size += 1
+    return Found(places, ratios), size
+
+
+@njit
+def _write_met(row: Row, num_words: int, whole_words: int, tables: Tables, shift: int, met: I64) -> int:
+    """Write the n-grams of items that a text has into `met`, as many as there is room for; how many there are."""
+    shortest = tables.lengths[0]
+    oldest_weight = np.uint64(1)
+    for _ in range(shortest):
+        oldest_weight *= _NGRAM_BASE
+    tokens = row.tokens
+    rolling = np.uint64(0)
+    size = 0
+    run = 0
+    for i in range(num_words):
+        rolling = rolling * _NGRAM_BASE + tokens[i]
+        if i + 1 < shortest:
+            continue
+        if i >= shortest:
+            rolling -= tokens[i - shortest] * oldest_weight
+        key = xxh64_u64(rolling, np.uint64(shortest))
+        bit = np.int64(key >> np.uint64(shift))
+        if not (tables.bitmap[bit >> 3] >> (bit & 7)) & 1:
+            run = 0
+            continue
+        run += 1
+        for length in tables.lengths:
+            # A longer n-gram of an item ends with as many of the shortest, one after another.
+            if run < length - shortest + 1:
+                break
+            number = _look_up(_ngram_key(tokens, i + 1 - length, length), tables.keys, tables.slots)
+            if number >= 0:
+                if size < len(met):
+                    met[size, 0], met[size, 1], met[size, 2] = number, row.starts[i + 1 - length], row.ends[i]
+                size += 1
+    if 0 < num_words < whole_words:
+        number = _look_up(_ngram_key(tokens, 0, num_words), tables.keys, tables.slots)
+        if number >= 0:
+            if size < len(met):
+                met[size, 0], met[size, 1], met[size, 2] = number, row.starts[0], row.ends[num_words - 1]
+            size += 1
+    return size
+
+
+@njit
+def _meet(row: Row, num_words: int, whole_words: int, tables: Tables, shift: int, met: I64) -> tuple[I64, int]:
+    """The n-grams of items that a text has, (number, start, end) by end, in `met` or a larger array; how many."""
+    size = _write_met(row, num_words, whole_words, tables, shift, met)
+    if size > len(met):
+        met = np.empty((2 * size, 3), np.int64)
+        _write_met(row, num_words, whole_words, tables, shift, met)
+    return met, size
 
 
 @njit
@@ -578,75 +663,20 @@ def _scan(
 
     A text of fewer than `whole_words` words is also looked up whole.
     """
-    shortest = tables.lengths[0]
-    shift = np.uint64(64)
-    bits = 8 * len(tables.bitmap)
-    while bits > 1:
-        bits >>= 1
-        shift -= np.uint64(1)
-    oldest_weight = np.uint64(1)
-    for _ in range(shortest - 1):
-        oldest_weight *= _NGRAM_BASE
-    last = LONGEST_NGRAM - 1
-    words = np.zeros(LONGEST_NGRAM, np.uint64)
-    starts = np.zeros(LONGEST_NGRAM, np.int64)
-    places = np.empty((1024, 3), np.int64)
+    shift = 64  # leaves the leading bits of a key, as many as address a bit
+    while (8 * len(tables.bitmap)) >> (64 - shift) > 1:
+        shift -= 1
+    words = _empty_row(_ROOM)
+    met = np.empty((_ROOM, 3), np.int64)
     marks = np.full(len(tables.set_text), -1, np.int64)
-    hits = np.empty((64, 4), np.int64)
-    ratios = np.empty(64)
-    num_hits = 0
+    found = Found(np.empty((_ROOM, 4), np.int64), np.empty(_ROOM, np.float64))
+    size = 0
     for row in range(len(offsets) - 1):
-        words[:] = 0
-        rolling = np.uint64(0)
-        num_words = 0
-        num_places = 0
-        run = 0
-        at, end = offsets[row], offsets[row + 1]
-        while True:
-            token, start, at, found = _next_word(data, at, end, splitter)
-            if not found:
-                break
-            rolling = (rolling - words[(num_words - shortest) & last] * oldest_weight) * _NGRAM_BASE + token
-            words[num_words & last] = token
-            starts[num_words & last] = start
-            num_words += 1
-            if num_words < shortest:
-                continue
-            key = xxh64_u64(rolling, np.uint64(shortest))
-            bit = np.int64(key >> shift)
-            if not (tables.bitmap[bit >> 3] >> (bit & 7)) & 1:
-                run = 0
-                continue
-            run += 1
-            for length in tables.lengths:
-                if run < length - shortest + 1:
-                    break
-                if length > shortest:
-                    value = np.uint64(0)
-                    for i in range(num_words - length, num_words):
-                        value = value * _NGRAM_BASE + words[i & last]
-                    key = xxh64_u64(value, np.uint64(length))
-                number = _look_up(key, tables.keys, tables.slots)
-                if number >= 0:
-                    if num_places == len(places):
-                        places = _grown(places)
-                    places[num_places, 0], places[num_places, 1], places[num_places, 2] = number, starts[(num_words - length) & last], at
-                    num_places += 1
-        if 0 < num_words < whole_words:
-            number = _look_up(_ngram_key(words, 0, num_words), tables.keys, tables.slots)
-            if number >= 0:
-                if num_places == len(places):
-                    places = _grown(places)
-                final = starts[num_words - 1]
-                _, _, stop, _ = _next_word(data, final, end, splitter)
-                places[num_places, 0], places[num_places, 1], places[num_places, 2] = number, starts[0], stop
-                num_places += 1
-        if num_places > 0:
-            hits, ratios, num_hits = _judge(
-                row, num_words, (data, offsets[row], end), places[:num_places], parts, tables, rules, splitter,
-                marks, hits, ratios, num_hits,
-            )  # fmt: skip
-    return hits[:num_hits].copy(), ratios[:num_hits].copy()
+        words, num_words = _split(data, offsets[row], offsets[row + 1], splitter, words)
+        met, num_met = _meet(words, num_words, whole_words, tables, shift, met)
+        if num_met > 0:
+            found, size = _judge(row, words.tokens[:num_words], met[:num_met], tables, rules, parts, marks, found, size)
+    return found.places[:size].copy(), found.ratios[:size].copy()
 
 
 @njit
@@ -683,7 +713,7 @@ class Index:
         self.tables = Tables(**{name: column.to_numpy() for name, column in columns.items()})
         self._rules = rules_as_arrays(rules)
         self._whole_words = max((rule.n for rule in rules if rule.near), default=0)
-        self._splitter = words.splitter
+        self._splitter = _splitter(words)
 
     def scan(self, texts: pa.StringArray, parts: int) -> Hits:
         """Which items each text holds.
@@ -698,7 +728,8 @@ class Index:
         data, offsets = _read_only(texts)
         found, ratio = _scan(data, offsets, parts, self._whole_words, self.tables, self._rules, self._splitter)
         row, chosen, start, end = found.T
-        return Hits(row, self.tables.set_text[chosen], self.tables.set_rule[chosen], ratio, start, end)
+        begin = offsets[row]
+        return Hits(row, self.tables.set_text[chosen], self.tables.set_rule[chosen], ratio, start - begin, end - begin)
 
 
 def write(path: Path, items: Items, tables: Tables) -> None:

@@ -61,9 +61,12 @@ class SentenceEmbedder:
         longest = model.config.max_position_embeddings
         if max_tokens > longest:
             raise ConfigError(f"max_tokens is {max_tokens}, but the model '{uri}' takes {longest} at most; lower it")
+        backend = tokenizer.backend_tokenizer
         # Text that looks like a control token is text.
-        tokenizer.backend_tokenizer.encode_special_tokens = True
-        tokenizer.backend_tokenizer.enable_truncation(max_tokens)
+        backend.encode_special_tokens = True
+        backend.enable_truncation(max_tokens)
+        # A tokenizer file may ask for padding, which would count in the mean.
+        backend.no_padding()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.eval().to(device), tokenizer, max_tokens)
 

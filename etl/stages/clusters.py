@@ -12,7 +12,7 @@ row's similarity to the survivor costs one comparison and one set in memory. A w
 each row of the largest cluster.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.dedup import canaries
+from etl.dedup.by_source import Counts, by_source
 from etl.dedup.canaries import Levels
 from etl.dedup.minhash import candidate_probability
 from etl.dedup.overlap import Overlap
@@ -62,7 +63,7 @@ FACE = pa.schema(
 )  # fmt: skip
 
 
-def cluster(context: Context, rows: Rows, near: NearDedup) -> Rows:
+def cluster(context: Context, rows: Rows, near: NearDedup) -> tuple[Rows, Counts]:
     """Write the datasets of etl.stages.near and those above; rows that are not the survivor get a verdict."""
     found = find_pairs(context, rows, near)
     labels = label_components(context, rows, "components", found.pairs, ("a_row", "b_row"))
@@ -77,7 +78,10 @@ def cluster(context: Context, rows: Rows, near: NearDedup) -> Rows:
     findings = measured(near, found, hits)
     rows = mark_hits(context, rows, hits, mark, findings)
     _tell(context, findings)
-    return rows
+    accounting = {source: steps["near"] for source, steps in rows.datasets[-1].manifest.accounting.items()}
+    entered = {source: counts["in"] for source, counts in accounting.items()}
+    removed = {source: counts["in"] - counts["kept"] for source, counts in accounting.items()}
+    return rows, Counts("near", entered, removed, hits.manifest.distributions.get("overlap", {}))
 
 
 @dataclass(frozen=True)
@@ -261,7 +265,7 @@ def measured(near: NearDedup, found: Found, hits: Dataset) -> dict[str, Any]:
         },
         "clusters": {
             "by_rows": counts.get("cluster_sizes", {}),
-            "largest": sorted(map(int, counts.get("largest", {})), reverse=True)[:LARGEST],
+            "largest": _largest(counts.get("largest", {})),
             "not_survivors": removed,
             "not_survivors_below_threshold": below,
         },
@@ -285,6 +289,12 @@ def by_level(levels: Levels, made: dict[str, int], found: dict[str, int]) -> dic
     reported = totals[True][1] + totals[False][1]
     recall, precision = _share(totals[True][1], totals[True][0]), _share(totals[True][1], reported)
     return {"recall": recall, "precision": precision, "by_jaccard": table}
+
+
+def _largest(by_size: dict[str, int]) -> list[int]:
+    """Rows of the largest clusters, the largest first."""
+    sizes = sorted((int(size) for size, count in by_size.items() for _ in range(min(count, LARGEST))), reverse=True)
+    return sizes[:LARGEST]
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -324,8 +334,8 @@ class WriteKept:
             yield Chunk(pa.RecordBatch.from_arrays(columns, schema=KEPT), batch.num_rows)
 
 
-def write_clusters(context: Context, rows: Rows) -> Dataset:
-    """Write DIR/clusters, the table for people."""
+def write_clusters(context: Context, rows: Rows, kinds: Sequence[Counts]) -> Dataset:
+    """Write DIR/clusters, the table for people; its manifest tells by source what all kinds of duplicates come to."""
     inputs = rows.tables(["source_dataset", "source_example_id", "verdict"])
-    job = context.job("clusters", "KEPT", KEPT, {}, inputs)
+    job = context.job("clusters", "KEPT", KEPT, {}, inputs).with_findings({"sources": by_source(kinds)})
     return context.map(job, rows.splits, WriteKept(rows))

@@ -29,7 +29,7 @@ from etl.engine import Exchange
 from etl.hashing import hash_columns, signed
 from etl.stages.context import Context
 from etl.stages.hits import OUT_ROWS, Counted, buckets_of, first_of_groups, recut
-from etl.storage.aligned import Rows
+from etl.storage.aligned import ROW_BITS, Rows
 from etl.storage.dataset import Chunk, Dataset
 
 I64 = npt.NDArray[np.int64]
@@ -126,16 +126,18 @@ class EmitTies:
 
 @dataclass(frozen=True)
 class EmitLabels:
-    """The ties of finished stars, each to its larger end, and each centre to itself."""
+    """The ties of finished stars, each to the split that holds its larger end, and each centre to itself."""
 
     ties: Dataset
-    num_buckets: int
+    num_splits: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         for batch in self.ties.read_split(split, TIE.names):
             node, smaller = _numpy(batch, TIE.names)
             centre = np.unique(smaller)
-            yield _arcs(self.num_buckets, np.concatenate([node, centre]), np.concatenate([smaller, centre]))
+            row, component = np.concatenate([node, centre]), np.concatenate([smaller, centre])
+            bucket = buckets_of(row >> ROW_BITS, self.num_splits)
+            yield pa.RecordBatch.from_arrays([bucket, pa.array(row), pa.array(component)], schema=_ARC)
 
 
 def _arcs(num_buckets: int, node: I64, neighbour: I64) -> pa.RecordBatch:
@@ -188,6 +190,8 @@ def _labelled(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def label_components(context: Context, rows: Rows, name: str, pairs: Dataset, ends: tuple[str, str]) -> Dataset:
     """Write DIR/<name>, table LABEL: the component of every row that is in a pair, sorted by row within a part.
 
+    There is one split for all of them, or, above the budget, one for each split of `rows`, with the labels of its rows.
+
     Args:
         context: the run.
         rows: whose row keys the pairs hold.
@@ -199,7 +203,7 @@ def label_components(context: Context, rows: Rows, name: str, pairs: Dataset, en
         job = context.job(name, "LABEL", LABEL, {"path": "one_task"}, (pairs,), rows)
         return context.map(job, [0], LabelRows(pairs, ends))
     ties = _contract(context, rows, name, pairs, ends)
-    buckets = context.num_buckets(2 * ties.manifest.rows_out * _ARC_BYTES)
+    buckets = len(rows.splits)
     exchange = Exchange(tuple(range(ties.num_splits)), EmitLabels(ties, buckets), _ARC, ("node", "neighbour"), buckets)
     job = context.job(name, "LABEL", LABEL, {"path": "stars"}, (ties,), rows)
     return context.shuffle(job, exchange, first_labels)

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from fsspec.utils import infer_compression
 from scipy.special import gammaln
 
-from etl.dedup.canaries import which_canaries
+from etl.dedup.canaries import bases, which_canaries
 from etl.engine import Engine, Exchange, Reduce, Task, Work
 from etl.errors import ConfigError
 from etl.recipe import Cutting, Dedup, Recipe
@@ -490,6 +490,7 @@ class _Prediction:
         self._recipe = sample.recipe
         self._rows = self._dataset("ingest").manifest.rows_out
         self._stored_candidates = 0.0
+        self._canary_rows = 0.0
         self._exact = self._exact_duplicates()
         self._candidates, self._pairs = self._near_duplicates()
         self._alive = self._survivors()
@@ -528,7 +529,9 @@ class _Prediction:
         met = Met.of(self._engine.bands, (candidates[0], candidates[1]), near.max_partners, self._scale)
         one, other = _columns(self._dataset("pairs"), "a_row", "b_row")
         left, right = np.minimum(one, other), np.maximum(one, other)
-        self._stored_candidates = met.stored(self._tasks("candidates"))
+        self._stored_candidates = met.stored(self._tasks("candidates")) + float((~real).sum()) * self._scale
+        copied = np.setdiff1d(bases(b[~real]), np.concatenate(candidates))
+        self._canary_rows = (len(np.unique(b[~real])) + len(copied)) * self._scale
         return (
             grow(met.left, met.right, met.weights, self._scale, most),
             grow(left, right, met.weights_of(left, right), self._scale, most),
@@ -556,7 +559,7 @@ class _Prediction:
         sample = {
             "candidates": self._ratio("candidates", self._stored_candidates),
             "edges": self._ratio("edges", self._stored_candidates),
-            "sets": self._ratio("sets", self._candidates.rows),
+            "sets": self._ratio("sets", self._candidates.rows + self._canary_rows),
             "pairs": self._pairs.pairs / max(1, self._pairs.seen),
             "components": self._ratio("components", self._pairs.rows),
             "near_hits": self._ratio("near_hits", self._pairs.rows),

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from etl.dedup.by_source import Counts, by_source
 from etl.dedup.overlap import Overlap
 from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
@@ -27,7 +28,6 @@ from etl.schema import PROMPT
 from etl.stages.context import Context
 from etl.stages.hits import (
     LOSER,
-    Counted,
     Mark,
     bucket_of_hash128,
     first_of_groups,
@@ -86,10 +86,9 @@ class FindLosers:
     sources: tuple[str, ...]
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        counted = Counted(batches)
-        overlap = Overlap(self.sources)
-        yield from recut(_all_but_first(_watched(counted, overlap)))
-        yield Chunk(None, counted.rows, {}, {"overlap": overlap.finish()})
+        watched = _Watched(batches, self.sources)
+        yield from recut(_all_but_first(watched))
+        yield Chunk(None, int(watched.rows.sum()), {}, watched.counts())
 
 
 def _all_but_first(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -97,19 +96,41 @@ def _all_but_first(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch
         yield losers(table, first, np.arange(len(first)) > first)
 
 
-def _watched(batches: Iterable[pa.RecordBatch], overlap: Overlap) -> Iterator[pa.RecordBatch]:
-    """The same batches, their groups counted by source."""
-    last: npt.NDArray[Any] = np.zeros(0, np.uint64)
-    for batch in batches:
-        if batch.num_rows:
-            hashes = hash_array(batch.column("content"))
-            starts = np.concatenate([hashes[:1] != last if len(last) else [True], hashes[1:] != hashes[:-1]])
-            overlap.push(starts, batch.column("source").to_numpy())
-            last = hashes[-1:]
-        yield batch
+class _Watched:
+    """The same batches, counted by source as they go by."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], sources: tuple[str, ...]) -> None:
+        self._batches = batches
+        self._sources = sources
+        self._overlap = Overlap(sources)
+        self.rows = np.zeros(len(sources), np.int64)
+        self._firsts = np.zeros(len(sources), np.int64)
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        last: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
+        for batch in self._batches:
+            if batch.num_rows:
+                hashes = hash_array(batch.column("content"))
+                first = hashes[:1] != last if len(last) else np.ones(1, np.bool_)
+                starts = np.concatenate([first, hashes[1:] != hashes[:-1]])
+                source = batch.column("source").to_numpy()
+                self._overlap.push(starts, source)
+                self.rows += np.bincount(source, minlength=len(self._sources))
+                self._firsts += np.bincount(source[starts], minlength=len(self._sources))
+                last = hashes[-1:]
+            yield batch
+
+    def counts(self) -> dict[str, Any]:
+        """Rows, removed rows and overlap by source."""
+        named = {"rows": self.rows, "removed": self.rows - self._firsts}
+        counts = {
+            name: {source: int(n) for source, n in zip(self._sources, number, strict=True) if n}
+            for name, number in named.items()
+        }
+        return {**counts, "overlap": self._overlap.finish()}
 
 
-def exact(context: Context, rows: Rows, exact: ExactDedup) -> Rows:
+def exact(context: Context, rows: Rows, exact: ExactDedup) -> tuple[Rows, Counts]:
     """Write DIR/exact_hits and DIR/exact: of the rows of equal content all but the preferred one get a verdict."""
     survivor, sources = context.recipe.dedup.survivor, context.sources
     num_buckets = context.num_buckets(rows.num_rows * CONTENT_BYTES)
@@ -119,4 +140,6 @@ def exact(context: Context, rows: Rows, exact: ExactDedup) -> Rows:
     order = ("content", "preference", "digest", "id", "row")
     emit = EmitContent(rows, exact, survivor, sources, num_buckets)
     hits = context.shuffle(job, Exchange(tuple(rows.splits), emit, CONTENT, order, num_buckets), FindLosers(sources))
-    return mark_hits(context, rows, hits, Mark("exact", "exact_duplicate"))
+    counts = Counts("exact", *(hits.manifest.distributions.get(name, {}) for name in ("rows", "removed", "overlap")))
+    findings = {"sources": by_source([counts])}
+    return mark_hits(context, rows, hits, Mark("exact", "exact_duplicate"), findings), counts

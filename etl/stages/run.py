@@ -15,7 +15,7 @@ from etl.engine import Engine, nothing
 from etl.errors import ConfigError, DataError
 from etl.pipeline import Pipeline
 from etl.recipe import Recipe
-from etl.schema import DROPPED, PROMPT, aligned
+from etl.schema import CLUSTER_COLUMNS, DROPPED, PROMPT, aligned
 from etl.stages.context import Context
 from etl.stages.dedup import dedup
 from etl.stages.ingest import ingest
@@ -58,6 +58,10 @@ def check(recipe: Recipe) -> None:
             for step in pipeline.steps:
                 if not getattr(step, "model", "").startswith("run:"):
                     step.artefacts()
+        elif stage == "dedup":
+            recipe.dedup.survivor.check(schema)
+            if recipe.dedup.near is not None:
+                schema = pa.schema([*schema, *CLUSTER_COLUMNS])
         elif stage == "semantic":
             schema = semantic_schema(recipe.semantic, schema)
             if recipe.semantic.embedder == "minilm":

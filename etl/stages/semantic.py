@@ -167,37 +167,39 @@ def _count_cells(context: Context, rows: Rows) -> Cells:
 
 # --- embeddings ---
 
-ROUTED_TERM = pa.schema([("bucket", pa.int32()), ("slot", pa.int32()), ("rows", pa.int64())])
+COUNTED_TERMS = pa.schema([("bucket", pa.int32()), ("counts", pa.binary())])
+"""Rows that have a word or pair in each slot of a bucket, int64, in one binary."""
+_TERM_BUCKETS: Final = 16
+_BUCKET_SLOTS: Final = NUM_SLOTS // _TERM_BUCKETS
 
 
 @dataclass(frozen=True)
 class EmitTerms:
-    """How many of a split's rows have a word or pair in each slot."""
+    """How many of a split's rows have a word or pair in each slot: 2 MB a split."""
 
     rows: Rows
     config: SemanticDedup
-    num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         counts = np.zeros(NUM_SLOTS, np.int64)
         for batch, _ in living(self.rows, split, ["messages"]):
             count_terms(embedded_text(batch, self.config.text), counts)
-        slots = np.flatnonzero(counts)
-        bucket = (slots * self.num_buckets // NUM_SLOTS).astype(np.int32)
-        columns = [pa.array(bucket), pa.array(slots.astype(np.int32)), pa.array(counts[slots])]
-        yield pa.RecordBatch.from_arrays(columns, schema=ROUTED_TERM)
+        pieces = [piece.tobytes() for piece in np.split(counts, _TERM_BUCKETS)]
+        columns = [pa.array(np.arange(_TERM_BUCKETS, dtype=np.int32)), pa.array(pieces, pa.binary())]
+        yield pa.RecordBatch.from_arrays(columns, schema=COUNTED_TERMS)
 
 
 def add_terms(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-    """The sum of each slot's counts."""
-    counts = np.zeros(NUM_SLOTS, np.int64)
+    """The sum of each slot's counts, slots without rows left out."""
+    counts = np.zeros(_BUCKET_SLOTS, np.int64)
     num_rows = 0
     for batch in batches:
-        np.add.at(counts, batch.column("slot").to_numpy(), batch.column("rows").to_numpy())
+        for piece in batch.column("counts"):
+            counts += np.frombuffer(piece.as_buffer(), np.int64)
         num_rows += batch.num_rows
     slots = np.flatnonzero(counts)
-    out = pa.RecordBatch.from_arrays([pa.array(slots.astype(np.int32)), pa.array(counts[slots])], schema=TERM)
-    yield Chunk(out, num_rows)
+    numbers = (slots + bucket * _BUCKET_SLOTS).astype(np.int32)
+    yield Chunk(pa.RecordBatch.from_arrays([pa.array(numbers), pa.array(counts[slots])], schema=TERM), num_rows)
 
 
 @dataclass(frozen=True)
@@ -230,10 +232,8 @@ def _embed(context: Context, rows: Rows, cells: Cells, config: SemanticDedup) ->
     schema = aligned(EMBEDDING)
     inputs = rows.tables(["messages", "verdict"])
     if config.embedder == "lexical":
-        num_buckets = context.num_buckets(len(rows.splits) * NUM_SLOTS * 16)
-        exchange = Exchange(
-            tuple(rows.splits), EmitTerms(rows, config, num_buckets), ROUTED_TERM, ("slot",), num_buckets
-        )
+        emit = EmitTerms(rows, config)
+        exchange = Exchange(tuple(rows.splits), emit, COUNTED_TERMS, ("bucket",), _TERM_BUCKETS)
         identity = config.lexical_identity()
         job = context.job("semantic_terms", "TERM", TERM, {"lexical": identity}, inputs)
         terms = context.shuffle(job, exchange, add_terms)

@@ -20,7 +20,7 @@ from tests.etl.stages.toys import FILTER, make_recipe, mixed_rows, row, run, wri
 NUM_SPLITS = (1, 2, 7)
 STAGES = ("filter", "dedup", "kenlm", "score", "tokenize", "split", "layout")
 DATASETS = (
-    "ingest", "quarantine", "filter", "english_share", "exact", "clusters", "kenlm_sample", "kenlm", "score", "strange",
+    "ingest", "quarantine", "filter", "english_share", "exact", "near", "kenlm_sample", "kenlm", "score", "strange",
     "tokenize", "split", "dropped", "corpus",
 )  # fmt: skip
 """What does not hold row keys, which name places in a cut."""

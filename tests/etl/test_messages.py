@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl import messages
-from etl.schema import MESSAGE
+from etl.schema import MESSAGE, PROMPT, REMOVED
+from tests.etl.rows import asked, say
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 CONVERSATION = st.lists(
@@ -47,3 +48,48 @@ def test_messages_are_counted_by_row(rows):
     batch = pa.record_batch([pa.array(rows, pa.list_(MESSAGE))], ["messages"])
     flags = messages.is_final(messages.message_items(batch))
     assert messages.count_messages(batch, flags).tolist() == [sum(map(final, row)) for row in rows]
+
+
+def documents(*texts):
+    """A `messages` column: one raw document for a text, a conversation for None."""
+    rows = [asked("q", "a") if text is None else [say("text", text)] for text in texts]
+    return pa.array(rows, PROMPT.field("messages").type)
+
+
+def ranges(*rows):
+    return pa.array([[{"start": a, "end": b} for a, b in row] for row in rows], REMOVED.type)
+
+
+def test_raw_documents():
+    column = documents("one", None, "", "two")
+    assert messages.raw_documents(column).to_pylist() == ["one", None, "", "two"]
+    assert messages.raw_documents(column.slice(1, 2)).to_pylist() == [None, ""]
+    mixed = [[], [say("text", "a"), say("text", "b")], [say("text", "a"), say("user", "b")], [say("user", "c")]]
+    assert messages.raw_documents(pa.array(mixed, column.type)).to_pylist() == [None] * 4
+
+
+def test_ranges_are_taken_out_of_the_first_message():
+    column = documents("before", "0123456789", None, "äöü", "whole", "gone")
+    removed = ranges([], [(0, 2), (4, 5), (5, 6), (9, 10)], [], [(2, 4)], [], [(0, 4)])
+    expected = documents("before", "23678", None, "äü", "whole", "")
+    assert messages.remove_ranges(column, removed) == expected
+    assert messages.remove_ranges(column.slice(1, 4), removed.slice(1, 4)) == expected.slice(1, 4)
+    assert messages.remove_ranges(column, removed).type == column.type
+
+
+def test_messages_that_lose_nothing_are_not_copied():
+    column = documents("one", None)
+    assert messages.remove_ranges(column, ranges([], [])) is column
+    assert messages.remove_ranges(column, pa.nulls(2, REMOVED.type)) is column
+
+
+@given(st.lists(st.tuples(st.binary(max_size=20), st.lists(st.integers(0, 20), max_size=6)), max_size=5))
+def test_what_ranges_leave(rows):
+    texts = [data.hex() for data, _ in rows]
+    cuts = [sorted({min(at, len(text)) for at in ats}) for text, (_, ats) in zip(texts, rows, strict=True)]
+    pairs = [list(zip(ats[::2], ats[1::2], strict=False)) for ats in cuts]
+    left = [
+        "".join(c for at, c in enumerate(text) if not any(a <= at < b for a, b in of))
+        for text, of in zip(texts, pairs, strict=True)
+    ]
+    assert messages.remove_ranges(documents(*texts), ranges(*pairs)) == documents(*left)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from etl.errors import ConfigError
 from training.data.collate import Pack, collate
 from training.data.plan import (
     Decision,
@@ -41,11 +42,16 @@ class RankStream:
     """The stream of one rank.
 
     Raises:
-        ConfigError: the number of ranks divides neither packs nor lanes.
+        ConfigError: the number of ranks divides neither packs nor lanes, or clusters are limited and there are none.
     """
 
     def __init__(self, reader: CorpusReader, config: StreamConfig, seed: int, log: Decision, rank: int, world: int):
         config.check_world(world)
+        if config.clusters is not None and not reader.has_clusters:
+            raise ConfigError(
+                f"data.clusters is set, but the rows of {config.corpus} have no semantic clusters; list 'semantic' in "
+                "the recipe's stages, or leave data.clusters out"
+            )
         self.config = config
         self.reader = reader
         self.rank = rank

@@ -8,7 +8,8 @@ so W must divide both numbers and the stream is the same for every W.
 The run is cut into *segments* of whole steps. What the stream depends on is written in decision records; a segment
 sees the records up to its own number. Inside a segment a lane ranks its unread documents by -log u(id, seed, epoch,
 segment) / weight (Efraimidis and Spirakis 2006), u a hash, and packs them in that order; documents that were looked at
-but not packed go back. A position in the stream is (log digest, segment, pack): a lane gets there by planning again
+but not packed go back. With `clusters`, an epoch of a lane has only the documents whose turn in their cluster it is, and
+rare clusters keep a share of its tokens (etl/mixture/cluster_caps.py). A position in the stream is (log digest, segment, pack): a lane gets there by planning again
 from its first segment, from lengths alone (about 0.1 ms a pack), reading no tokens.
 """
 
@@ -25,6 +26,7 @@ from pydantic import Field
 from etl.config import Config
 from etl.errors import ConfigError, DataError
 from etl.hashing import canonical_json, xxh64
+from etl.mixture.cluster_caps import ClusterCaps, first_epoch, next_epoch, with_tail
 from etl.storage.manifest import Part
 from training.data.packing import IntArray, pack
 
@@ -48,6 +50,8 @@ class StreamConfig(Config):
     lookahead_docs: int = Field(default=1024, ge=1)
     on_exhausted: Literal["stop", "repeat"] = "stop"
     """At the end of a lane's documents: fill its turns with empty packs and stop with the last lane, or go round."""
+    clusters: ClusterCaps | None = None
+    """Limits by semantic cluster; the corpus must have been through the stage `semantic`."""
 
     @property
     def segment_packs(self) -> int:
@@ -89,7 +93,9 @@ class Decision:
 
 def first_decision(config: StreamConfig, seed: int, parts: Sequence[Part]) -> Decision:
     """The record of segment 0: the recipe of the stream and the corpus's parts by their digests."""
-    recipe = config.model_dump(mode="json", exclude={"corpus"})
+    # A stream without limits has the digest that it had before there were any.
+    left_out = {"corpus"} if config.clusters else {"corpus", "clusters"}
+    recipe = config.model_dump(mode="json", exclude=left_out)
     corpus = hashlib.sha256(canonical_json([[p.sha256, list(p.row_groups)] for p in parts]).encode()).hexdigest()[:32]
     value = {"recipe": recipe, "seed": seed, "corpus": corpus, "weight": "sampling_weight"}
     return Decision.after("", 0, "initial", value)
@@ -174,6 +180,10 @@ class DocumentIndex:
     num_tokens: IntArray
     weight: npt.NDArray[np.float64]
     id_hash: npt.NDArray[np.uint64]
+    cluster_size: npt.NDArray[np.int32]
+    """Rows of the document's semantic cluster; 1 where the corpus has no clusters."""
+    cluster_rank: npt.NDArray[np.int32]
+    """Its place in the cluster, 0 … cluster_size − 1."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -230,7 +240,10 @@ class LanePlan:
         self.seed = seed
         out, self.num_left_out = left_out(index, config.pack_tokens)
         self._usable = np.flatnonzero(~out)
-        self._times_read = np.zeros(len(index), np.int64)
+        cap = config.clusters.cap if config.clusters else None
+        self._turns = _Turns(index.cluster_size.astype(np.int64), index.cluster_rank.astype(np.int64), cap)
+        self._due = self._turns.first()
+        """The epoch in which each document is read next."""
         self._next_segment = 0
 
     def segment(self, number: int, num_packs: int) -> LaneSegment:
@@ -241,20 +254,49 @@ class LanePlan:
             return LaneSegment((), False)
         stream = pack(self._ranked(number), self.index.num_tokens, self.config.pack_tokens, self.config.lookahead_docs)
         packs = tuple(packed for _, packed in zip(range(num_packs), stream, strict=False))
-        for packed in packs:
-            np.add.at(self._times_read, packed, 1)
-        left = self.config.on_exhausted == "repeat" or bool((self._times_read[self._usable] == 0).any())
+        self._read(packs)
+        left = self.config.on_exhausted == "repeat" or bool((self._due[self._usable] == 0).any())
         return LaneSegment(packs, left)
 
+    def _read(self, packs: Sequence[IntArray]) -> None:
+        """Note what was packed; a small lane packs a document several times, once an epoch."""
+        documents, times = np.unique(np.concatenate([np.empty(0, np.int64), *packs]), return_counts=True)
+        for time in range(int(times.max(initial=0))):
+            again = documents[times > time]
+            self._due[again] = self._turns.after(again, self._due[again])
+
     def _ranked(self, segment: int) -> Iterator[IntArray]:
-        """Blocks of documents, an epoch each: those not read in it yet, by rank."""
-        times = self._times_read[self._usable].copy()
-        epoch = int(times.min())
+        """Blocks of documents, an epoch each: those that are due in it, by rank."""
+        due = self._due.copy()
+        epoch = int(due[self._usable].min())
         while epoch == 0 or self.config.on_exhausted == "repeat":
-            unread = self._usable[times <= epoch]
+            unread = self._usable[due[self._usable] == epoch]
             u = uniform(self.index.id_hash[unread], self.seed, epoch, segment)
-            yield unread[np.argsort(-np.log(u) / self.index.weight[unread], kind="stable")]
+            ranked = unread[np.argsort(-np.log(u) / self.index.weight[unread], kind="stable")]
+            if self.config.clusters is not None:
+                rare = self.index.cluster_size <= self.config.clusters.rare_size
+                ranked = with_tail(ranked, self.index.num_tokens, rare, self.config.clusters.tail_share)
+            yield ranked
+            due[unread] = self._turns.after(unread, due[unread])
             epoch += 1
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """In which epochs each document is read."""
+
+    size: IntArray
+    rank: IntArray
+    cap: int | None
+
+    def first(self) -> IntArray:
+        return np.zeros(len(self.rank), np.int64) if self.cap is None else first_epoch(self.rank, self.cap)
+
+    def after(self, documents: IntArray, epochs: IntArray) -> IntArray:
+        """The next epoch of some documents after that in which each was read."""
+        if self.cap is None:
+            return epochs + 1
+        return next_epoch(self.size[documents], self.rank[documents], epochs, self.cap)
 
 
 def turns(lane: int, num_lanes: int, start: int, stop: int) -> int:

@@ -1,6 +1,6 @@
 """Reads documents from a committed corpus: row groups through pyarrow, numpy views, no Python list of tokens.
 
-`read_index` reads three narrow columns of some units; `gather` reads tokens and spans of chosen rows and visits each
+`read_index` reads three narrow columns of some units, five where rows have semantic clusters; `gather` reads tokens and spans of chosen rows and visits each
 row group once, in file order. About 200 million tokens per CPU-second from BYTE_STREAM_SPLIT + zstd, so decoding never
 limits training; the whole of what is asked for is held in memory (4 bytes a token).
 """
@@ -26,6 +26,7 @@ from training.data.plan import DocumentIndex, Unit, split_parts
 
 INDEX_COLUMNS = ("id", "n_tokens", "sampling_weight")
 TOKEN_COLUMNS = ("input_ids", "spans")
+CLUSTER_COLUMNS = ("semantic_cluster_size", "semantic_cluster_rank")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ _EMPTY_INDEX = DocumentIndex(
     num_tokens=np.empty(0, np.int64),
     weight=np.empty(0, np.float64),
     id_hash=np.empty(0, np.uint64),
+    cluster_size=np.empty(0, np.int32),
+    cluster_rank=np.empty(0, np.int32),
 )
 
 
@@ -76,6 +79,7 @@ class CorpusReader:
         missing = [name for name in (*INDEX_COLUMNS, *TOKEN_COLUMNS) if name not in self.dataset.schema.names]
         if missing:
             raise SchemaError(f"{corpus} has no column {missing}; training reads the corpus that layout writes")
+        self.has_clusters = set(CLUSTER_COLUMNS) <= set(self.dataset.schema.names)
 
     @cached_property
     def whole(self) -> tuple[Unit, ...]:
@@ -87,13 +91,17 @@ class CorpusReader:
         )
 
     def read_index(self, units: Sequence[Unit], seed: int) -> DocumentIndex:
-        """What planning needs of the rows of some units. A null sampling weight counts as 1."""
+        """What planning needs of the rows of some units.
+
+        A null sampling weight counts as 1, and a row without a cluster is one of its own.
+        """
+        columns = [*INDEX_COLUMNS, *(CLUSTER_COLUMNS if self.has_clusters else ())]
         ordered = sorted(units, key=lambda unit: (unit.part, unit.row_group, unit.offset))
         pieces = [_EMPTY_INDEX]
         for part, of_part in groupby(ordered, key=lambda unit: unit.part):
             with self._open(part) as file:
                 for group, of_group in groupby(of_part, key=lambda unit: unit.row_group):
-                    table = file.read_row_group(group, columns=list(INDEX_COLUMNS)).combine_chunks()
+                    table = file.read_row_group(group, columns=columns).combine_chunks()
                     pieces += [_index(table, unit, seed) for unit in of_group]
         return DocumentIndex.concatenate(pieces)
 
@@ -131,7 +139,16 @@ def _index(table: pa.Table, unit: Unit, seed: int) -> DocumentIndex:
         num_tokens=num_tokens.to_numpy(zero_copy_only=False).astype(np.int64),
         weight=pc.fill_null(weight.cast(pa.float64()), 1.0).to_numpy(zero_copy_only=False),
         id_hash=hash_array(ids, seed),
+        cluster_size=_or_else(wanted, "semantic_cluster_size", 1),
+        cluster_rank=_or_else(wanted, "semantic_cluster_rank", 0),
     )
+
+
+def _or_else(table: pa.Table, name: str, value: int) -> npt.NDArray[np.int32]:
+    """A column, the value where it is null or absent: int32 [rows]."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, value, np.int32)
+    return pc.fill_null(_only_chunk(table, name), value).to_numpy(zero_copy_only=False).astype(np.int32)
 
 
 def _runs(index: DocumentIndex, ordered: IntArray) -> list[IntArray]:

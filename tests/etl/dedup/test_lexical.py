@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -20,7 +21,7 @@ TEXTS = [
 
 def terms(text):
     words = text.split()
-    return [*words, *zip(words, words[1:], strict=False)] if len(words) > 1 else None
+    return [*words, *itertools.pairwise(words)] if len(words) > 1 else None
 
 
 def counted(texts):

@@ -7,7 +7,18 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.dedup.minhash import band_hashes, candidate_probability, permutations, signatures
+from etl.dedup.minhash import (
+    THINNING_LOSS,
+    band_hashes,
+    candidate_probability,
+    choose_bands,
+    disagreement,
+    estimate_pairs,
+    most_disagreement,
+    permutations,
+    signatures,
+    sketches,
+)
 from etl.errors import ConfigError
 
 NUM_PERM = 128
@@ -89,7 +100,7 @@ def test_band_hash_is_the_chain_of_its_rows() -> None:
 
 
 def test_equal_rows_in_different_bands_do_not_meet() -> None:
-    assert len(np.unique(band_hashes(np.full((1, 112), 3, np.uint32)))) == 14
+    assert len(np.unique(band_hashes(np.full((1, 112), 3, np.uint32), 14, 8))) == 14
 
 
 @pytest.mark.parametrize(("bands", "rows"), [(17, 8), (0, 8), (14, 0)])
@@ -108,6 +119,68 @@ def test_candidate_probability_is_the_s_curve() -> None:
 def test_share_of_pairs_that_meet_is_the_s_curve() -> None:
     rng = np.random.default_rng(3)
     pairs = [pair_of_sets(rng, 100, 70) for _ in range(2000)]
-    bands = band_hashes(signatures(*stacked([side for pair in pairs for side in pair])))
+    bands = band_hashes(signatures(*stacked([side for pair in pairs for side in pair])), 14, 8)
     share = (bands[0::2] == bands[1::2]).any(axis=1).mean()
     assert share == pytest.approx(candidate_probability(0.7, 14, 8), abs=0.04)
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.8, (21, 6)), (0.9, (14, 9)), (0.5, (64, 2)), (1.0, (1, 128))])
+def test_bands_are_the_longest_with_which_pairs_at_the_threshold_meet(
+    threshold: float, expected: tuple[int, int]
+) -> None:
+    bands, rows = choose_bands(threshold, 128, 0.998)
+    assert (bands, rows) == expected
+    assert candidate_probability(threshold, bands, rows) >= 0.998
+    if rows < 128:
+        assert candidate_probability(threshold, 128 // (rows + 1), rows + 1) < 0.998
+
+
+def test_a_threshold_that_no_bands_reach_is_refused() -> None:
+    with pytest.raises(ConfigError, match="8 permutations cannot make pairs at 0.1 meet"):
+        choose_bands(0.1, 8, 0.998)
+
+
+@given(st.integers(1, 200), st.sampled_from([1, 2, 4, 8]), st.integers(0, 2**32))
+def test_sketches_differ_where_their_entries_do(num_perm: int, bits: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    signature = rng.integers(0, 2**32, (2, num_perm), dtype=np.uint64).astype(np.uint32)
+    equal = rng.random(num_perm) < 0.5
+    signature[1, equal] = signature[0, equal]
+    mixed = (signature.astype(np.uint64) * 0x9E3779B1 % 2**32) >> np.uint64(32 - bits)
+    words = sketches(signature, bits)
+    assert words.shape == (2, -(-num_perm * bits // 64))
+    assert disagreement(words[0], words[1], bits) == int((mixed[0] != mixed[1]).sum())
+
+
+def similar_signatures(rng: np.random.Generator, union: int, shared: int, count: int) -> np.ndarray:
+    pairs = [pair_of_sets(rng, union, shared) for _ in range(count)]
+    return signatures(*stacked([side for pair in pairs for side in pair]))
+
+
+@pytest.mark.parametrize(("union", "shared"), [(5, 4), (10, 8), (1000, 800)])
+def test_thinning_loses_no_more_than_it_says(union: int, shared: int) -> None:
+    """Of 30,000 pairs at the threshold 3 are lost on average, of sets of any size; more than 13 would be one in 10^5."""
+    words = sketches(similar_signatures(np.random.default_rng(union), union, shared, 30_000), 1)
+    most = most_disagreement(0.8, NUM_PERM)
+    lost = sum(disagreement(words[i], words[i + 1], 1) > most for i in range(0, len(words), 2))
+    assert lost <= 13
+    assert THINNING_LOSS == 1e-4
+
+
+def test_thinning_lets_few_dissimilar_pairs_through() -> None:
+    words = sketches(similar_signatures(np.random.default_rng(5), 1000, 400, 2000), 1)
+    most = most_disagreement(0.8, NUM_PERM)
+    left = sum(disagreement(words[i], words[i + 1], 1) <= most for i in range(0, len(words), 2))
+    assert left < 0.05 * 2000
+
+
+@pytest.mark.parametrize(("union", "shared"), [(20, 16), (1000, 800), (1000, 100)])
+def test_the_estimate_from_sketches_is_unbiased(union: int, shared: int) -> None:
+    words = sketches(similar_signatures(np.random.default_rng(7), union, shared, 1000), 8)
+    left = np.arange(0, len(words), 2, dtype=np.int64)
+    found = estimate_pairs(words, NUM_PERM, 8, left, left + 1)
+    truth = shared / union
+    standard_error = np.sqrt(truth * (1 - truth) / NUM_PERM)
+    assert abs(found.mean() - truth) < 5 * standard_error / np.sqrt(1000)
+    assert np.sqrt(np.mean((found - truth) ** 2)) < 1.2 * standard_error
+    assert estimate_pairs(words, NUM_PERM, 8, left, left).tolist() == [1.0] * 1000

@@ -6,8 +6,8 @@ from hypothesis import given
 from etl.errors import DataError
 from etl.harmony.parse import parse
 from etl.harmony.render import Messages, Renderer
-from etl.harmony.vocabulary import DEFAULT_VOCABULARY, MESSAGE, load_encoding
-from tests.etl.harmony.conversations import PREAMBLE, column, conversations, message
+from etl.harmony.vocabulary import DEFAULT_VOCABULARY, ENDOFTEXT, MESSAGE, START, load_encoding
+from tests.etl.harmony.conversations import PREAMBLE, column, conversations, message, texts
 
 NUM_CONSTANT = 2
 
@@ -34,7 +34,13 @@ def test_a_completion_begins_after_its_role(renderer):
     assert parse(rendered.tokens[start + 2 :].tolist(), "assistant") == row
 
 
-@pytest.mark.parametrize("tokens", [[MESSAGE], [5], [2**31]])
+@given(text=texts)
+def test_a_raw_document_round_trips(renderer, text):
+    row = [message("text", text)]
+    assert parse(renderer.render(Messages.of(column([row]))).tokens.tolist()) == row
+
+
+@pytest.mark.parametrize("tokens", [[MESSAGE], [5], [2**31], [START, 5, ENDOFTEXT]])
 def test_tokens_that_are_no_messages(tokens):
     with pytest.raises(DataError, match="not well-formed Harmony"):
         parse(tokens)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.harmony.render import MessageKey, Messages, Preamble, Renderer
-from etl.harmony.vocabulary import CALL, DEFAULT_VOCABULARY, END, MESSAGE, RETURN, START
+from etl.harmony.vocabulary import CALL, DEFAULT_VOCABULARY, END, ENDOFTEXT, MESSAGE, RETURN, START, load_encoding
 from etl.schema import SPAN_KINDS
 from tests.etl.harmony.conversations import PREAMBLE, column, conversations, message, oracle, texts
 
@@ -118,3 +118,21 @@ def test_a_tool_answers_the_last_call():
     authors = [messages.keys[k].author for k in messages.key if messages.keys[k].role == "tool"]
     assert authors == ["python", "browser.open", "browser.open", "browser.open"]
     assert MessageKey("assistant", "commentary", "python", None) in messages.keys
+
+
+@settings(max_examples=50)
+@given(rows=st.lists(conversations | texts.map(lambda text: [message("text", text)]), min_size=1, max_size=5))
+def test_raw_documents_and_conversations_stand_in_one_batch(renderer, rows):
+    rendered = renderer.render(Messages.of(column(rows)))
+    is_text = [row[0]["role"] == "text" for row in rows]
+    expected = [
+        [*load_encoding().encode(row[0]["content"], disallowed_special=()), ENDOFTEXT] if raw else oracle(row)
+        for row, raw in zip(rows, is_text, strict=True)
+    ]
+    assert rows_of(rendered) == expected
+    spans = rendered.spans
+    for number in np.flatnonzero(is_text):
+        (at,) = np.flatnonzero(spans.row == number)
+        place = [getattr(spans, name)[at] for name in ("turn", "start", "content_start", "end")]
+        assert place == [-1, 0, 0, len(expected[number])]
+        assert SPAN_KINDS[spans.kind[at]] == "text"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from etl.errors import ConfigError
 from etl.harmony.step import HarmonyStep
-from etl.harmony.vocabulary import ENDOFTEXT, RETURN, VOCABULARY_SHA256
+from etl.harmony.vocabulary import ENDOFTEXT, NUM_TEXT_TOKENS, RETURN, VOCABULARY_SHA256, load_encoding
 from etl.schema import TOKENIZED_COLUMNS
 from etl.step import drop
 from tests.etl.harmony.conversations import PREAMBLE, batch, message, oracle
@@ -76,6 +76,47 @@ def test_verdicts():
         ("harmony", "unrenderable", "role 'critic'"),
     ]
     assert out.column("n_tokens").null_count == 4
+
+
+def document(text):
+    return [message("text", text)]
+
+
+def test_raw_documents_are_their_own_tokens():
+    """Beside conversations; each kind renders as it would alone."""
+    text = "Text that says <|start|>user<|message|>hi<|end|> and <|endoftext|>."
+    rows = [FINAL, document(text), THOUGHT, document(" ")]
+    out = STEP.open()(batch(rows)).to_pylist()
+    for said, item in ((text, out[1]), (" ", out[3])):
+        tokens = [*load_encoding().encode(said, disallowed_special=()), ENDOFTEXT]
+        assert all(token < NUM_TEXT_TOKENS for token in tokens[:-1])
+        assert load_encoding().decode_utf8(tokens[:-1]) == said
+        size = len(tokens)
+        assert item["input_ids"] == tokens
+        assert [tuple(span.values()) for span in item["spans"]] == [("text", -1, 0, 0, size)]
+        assert [item[name] for name in ("n_tokens", "prompt_tokens", "n_text", "n_final")] == [size, 0, size, 0]
+        assert (item["reasoning_effort"], item["verdict"]) == (None, None)
+        assert item["token_digest"] % 2**64 == xxhash.xxh64_intdigest(np.array(tokens, "<i4").tobytes())
+    assert [out[0], out[2]] == STEP.open()(batch([FINAL, THOUGHT])).to_pylist()
+
+
+def test_raw_documents_that_cannot_be_learnt():
+    rows = [
+        document(""),
+        document("a") * 2,
+        [message("user", "a"), *document("b"), message("assistant", "c", "final")],
+        [message("critic", "a"), *document("b")],
+        document("fine"),
+    ]
+    out = STEP.open()(batch(rows))
+    beside = ("harmony", "unrenderable", "role 'text' beside other messages")
+    assert [v and tuple(v.values()) for v in out.column("verdict").to_pylist()] == [
+        ("harmony", "no_supervised_tokens", "1"),
+        beside,
+        beside,
+        ("harmony", "unrenderable", "role 'critic'"),
+        None,
+    ]
 
 
 @pytest.mark.parametrize("rows", [[], [[message("user", "alone")]]])

@@ -1,5 +1,7 @@
 """Components and blocks by one task and by rounds of shuffles: the same labels, every pair in one bounded block."""
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,7 +13,7 @@ from etl.storage.aligned import ROW_BITS, Rows
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
-from tests.etl.stages.toys import make_recipe, read
+from tests.etl.stages.toys import make_recipe, mixed_rows, read, run, stage, write_parquet
 from tests.etl.storage.builds import NUMBERS, commit, numbers
 
 PAIRS = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("left", "right")])
@@ -22,7 +24,7 @@ NUM_NODES = 120
 def toy_pairs(num_splits=1):
     """A chain, a clique, a star, a two-level tree, pairs and repeated edges; node n is row n // S of split n % S."""
     chain = np.random.default_rng(1).permutation(40)
-    found = list(zip(chain[:-1], chain[1:], strict=True))
+    found = list(itertools.pairwise(chain))
     found += [(a, b) for a in range(40, 50) for b in range(40, a)]
     found += [(70, n) for n in range(50, 70)]
     found += [(n, 80 + n // 10) for n in range(90, 110)] + [(80 + 9, 75), (75, 80 + 10)]
@@ -52,7 +54,7 @@ def base(folder, num_splits):
 
 
 def context(output, max_edges, engine=None):
-    run = {"max_component_edges": max_edges, "bucket_bytes": 1 << 10}
+    run = {"max_component_edges": max_edges, "bucket_bytes": 1 << 11}
     return Context(engine or InProcessEngine(), make_recipe(output, {"toy": output}, run=run), lambda line: None)
 
 
@@ -90,10 +92,12 @@ def test_both_paths_give_the_same_labels(tmp_path, num_splits):
     stars = label(tmp_path / "stars", pairs, len(pairs) - 1, num_splits=num_splits)
     assert labels_of(one) == labels_of(stars) == expected_labels(pairs)
     assert one.manifest.content_digest == stars.manifest.content_digest
-    assert one.num_splits == 1 < stars.num_splits
+    assert (one.num_splits, stars.num_splits) == (1, num_splits)
+    for split in range(num_splits):
+        assert all((batch.column("row").to_numpy() >> ROW_BITS == split).all() for batch in stars.read_split(split))
     assert one.schema.equals(LABEL)
     assert stars.schema.equals(LABEL)
-    assert sorted(path.name for path in (tmp_path / "stars/rounds").iterdir())[0] == "components-0"
+    assert min(path.name for path in (tmp_path / "stars/rounds").iterdir()) == "components-0"
     assert not (tmp_path / "one/rounds").exists()
 
 
@@ -139,13 +143,13 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
 
 def test_another_budget_begins_the_dataset_anew(tmp_path):
     """Parts of one path are never taken for those of the other."""
-    pairs = toy_pairs()
+    pairs = toy_pairs(2)
     whole = InProcessEngine()
-    assert label(tmp_path / "whole", pairs, 0, whole).num_splits > 1
+    label(tmp_path / "whole", pairs, 0, whole, 2)
     with pytest.raises(KilledError):
-        label(tmp_path, pairs, 0, DyingEngine(len(whole.ran) - 1))
-    assert labels_of(label(tmp_path, pairs, 10**6)) == expected_labels(pairs)
-    assert labels_of(label(tmp_path, pairs, 0)) == expected_labels(pairs)
+        label(tmp_path, pairs, 0, DyingEngine(len(whole.ran) - 1), 2)
+    assert labels_of(label(tmp_path, pairs, 10**6, num_splits=2)) == expected_labels(pairs)
+    assert labels_of(label(tmp_path, pairs, 0, num_splits=2)) == expected_labels(pairs)
 
 
 # --- blocks --------------------------------------------------------------------------------------------------------
@@ -232,3 +236,18 @@ def test_cutting_that_was_killed_goes_on(tmp_path):
     last = InProcessEngine()
     assert cut(tmp_path / "killed", 0, 1_000, 2, last).manifest.content_digest == expected
     assert len(last.ran) == 3
+
+
+def test_near_duplicates_are_the_same_by_either_path(tmp_path):
+    """The whole stage, with pairs cut and labelled by one task and by shuffles."""
+    write_parquet(tmp_path / "in.parquet", mixed_rows(120), row_group_size=17)
+    found = []
+    for max_edges in (0, 10**6):
+        output = tmp_path / str(max_edges)
+        settings = {"split_bytes": 8192, "bucket_bytes": 1 << 14, "max_component_edges": max_edges}
+        run(make_recipe(output, {"toy": tmp_path / "in.parquet"}, stages=["dedup"], run=settings))
+        found.append(stage(output, "near").manifest)
+    assert found[0].content_digest == found[1].content_digest
+    assert found[0].accounting == found[1].accounting
+    assert (tmp_path / "0/rounds").exists()
+    assert not (tmp_path / "1000000/rounds").exists()

@@ -15,8 +15,9 @@ from scipy.sparse.csgraph import connected_components
 from etl.dedup.minhash import band_hashes, signatures
 from etl.hashing import hash_columns, signed
 from etl.schema import PROMPT
-from etl.stages.dedup import PairUp
+from etl.recipe import NearDedup
 from etl.stages.hits import first_of_groups, recut
+from etl.stages.near import PairUp
 from etl.text import shingles
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import (
@@ -111,7 +112,7 @@ def test_a_dropped_row_is_no_survivor(tmp_path):
         tmp_path / "out", {"toy": tmp_path / "in.jsonl"}, stages=["filter", "dedup"],
         filter={"steps": [{"kind": "answer"}]}, dedup={"near": {"threshold": 0.1, "bands": 64, "rows": 1}},
     ))  # fmt: skip
-    final = verdicts(tmp_path / "out", "clusters")
+    final = verdicts(tmp_path / "out", "near")
     assert {verdict[0] for verdict in final.values()} == {"answer"}
     assert len(final) == 3
 
@@ -148,16 +149,17 @@ def word_ngrams(text, n=5):
 
 
 def brute_force(base, threshold, bands, rows):
-    """{(smaller id, larger id): Jaccard} of all pairs at or above the threshold that share a band, over Python sets."""
-    ids = [item["id"] for item in base]
+    """{(one example id, the other): Jaccard} of all pairs at or above the threshold that share a band, over Python sets."""
     texts = ["\n".join(message["content"] for message in item["messages"]) for item in base]
     banded = band_hashes(signatures(*shingles(pa.array(texts), 5)), bands, rows)
     sets = [word_ngrams(text) for text in texts]
+    names = [item["source_example_id"] for item in base]
     truth = {}
-    for a, b in itertools.combinations(range(len(ids)), 2):
+    for a, b in itertools.combinations(range(len(base)), 2):
         jaccard = len(sets[a] & sets[b]) / len(sets[a] | sets[b])
         if jaccard >= threshold and (banded[a] == banded[b]).any():
-            truth[min(ids[a], ids[b]), max(ids[a], ids[b])] = jaccard
+            first, second = sorted((a, b), key=lambda n: (len(names[n]), names[n]))
+            truth[names[first], names[second]] = jaccard
     return truth
 
 
@@ -174,13 +176,15 @@ def test_pairs_and_clusters_equal_brute_force(tmp_path, seed):
 
     ids = sorted(item["id"] for item in base)
     number = {key: place for place, key in enumerate(ids)}
-    ends = np.array([[number[a], number[b]] for a, b in truth]).T
+    named = {item["source_example_id"]: number[item["id"]] for item in base}
+    ends = np.array([[named[a], named[b]] for a, b in truth]).T
     graph = coo_array((np.ones(len(truth)), ends), shape=(len(ids), len(ids)))
     _, labels = connected_components(graph, directed=False)
-    for item in read(stage(out, "clusters")):
+    for item in read(stage(out, "near")):
         members = [ids[place] for place in np.flatnonzero(labels == labels[number[item["id"]]])]
         if len(members) == 1:
-            assert (item["cluster_id"], item["verdict"]) == (None, None)
+            alone = {"cluster_id": item["id"], "cluster_size": 1, "cluster_rank": 0, "cluster_jaccard": 1.0}
+            assert item == {"id": item["id"], "verdict": None} | alone
             continue
         assert item["cluster_id"] == members[0]
         assert (item["cluster_size"], item["cluster_rank"]) == (len(members), members.index(item["id"]))
@@ -201,20 +205,20 @@ def test_threshold_counts_as_reached(tmp_path):
         folder = tmp_path / str(threshold)
         folder.mkdir()
         dedup(folder, rows, near={"threshold": threshold, "bands": 128, "rows": 1})
-        assert len(verdicts(folder / "out", "clusters")) == lost, threshold
+        assert len(verdicts(folder / "out", "near")) == lost, threshold
 
 
 def test_hot_band_is_capped_and_counted(tmp_path):
     """Sixty equal texts share every band: each meets at most three earlier ones, and all are one cluster still."""
     rows = [row(n, "the same question for everybody in this room", "and one answer") for n in range(60)]
-    near = {"threshold": 0.8, "max_partners": 3}
+    near = {"threshold": 0.8, "max_partners": 3, "num_canaries": 0}
     dedup(tmp_path, rows, InProcessEngine(batch_rows=5), near=near)
     manifest = stage(tmp_path / "out", "candidates").manifest
     made, possible = 3 * 60 - (1 + 2 + 3), 60 * 59 // 2
-    assert manifest.distributions["pairs_left_out"] == 14 * (possible - made)
+    assert manifest.distributions["pairs_left_out"] == 21 * (possible - made)
     assert len({(item["a"], item["b"]) for item in read(stage(tmp_path / "out", "edges"))}) == made
     assert stage(tmp_path / "out", "pairs").manifest.rows_in == made
-    assert sum(item["verdict"] is None for item in read(stage(tmp_path / "out", "clusters"))) == 1
+    assert sum(item["verdict"] is None for item in read(stage(tmp_path / "out", "near"))) == 1
 
 
 @pytest.mark.parametrize("block_bytes", [64, 1500, 6000])
@@ -226,7 +230,7 @@ def test_pairs_do_not_depend_on_the_blocks(tmp_path, monkeypatch, block_bytes):
     near = {"threshold": 0.6, "bands": 40, "rows": 3, "max_partners": 5}
     found = {}
     for size in (1 << 20, block_bytes):
-        monkeypatch.setattr("etl.stages.dedup.BLOCK_BYTES", size)
+        monkeypatch.setattr("etl.stages.near.BLOCK_BYTES", size)
         folder = tmp_path / str(size)
         folder.mkdir()
         dedup(folder, rows, InProcessEngine(batch_rows=4), near=near)
@@ -240,10 +244,10 @@ def test_pairs_do_not_depend_on_the_blocks(tmp_path, monkeypatch, block_bytes):
 
 def test_rows_that_exact_dedup_dropped_are_no_candidates(tmp_path):
     rows = [item | {"synth_id": f"{item['synth_id']}-{copy}"} for item in plain_rows(10) for copy in range(3)]
-    dedup(tmp_path, rows, exact={}, near={"threshold": 0.8})
+    dedup(tmp_path, rows, exact={}, near={"threshold": 0.8, "num_canaries": 0})
     assert stage(tmp_path / "out", "candidates").manifest.rows_out == 0
     assert stage(tmp_path / "out", "pairs").manifest.rows_out == 0
-    assert set(verdicts(tmp_path / "out", "clusters")) == set(verdicts(tmp_path / "out", "exact"))
+    assert set(verdicts(tmp_path / "out", "near")) == set(verdicts(tmp_path / "out", "exact"))
 
 
 def test_survivors_do_not_depend_on_the_cut_or_the_order(tmp_path):
@@ -257,7 +261,7 @@ def test_survivors_do_not_depend_on_the_cut_or_the_order(tmp_path):
             run={"split_bytes": 4096 << 10 * number, "bucket_bytes": buckets},
         )  # fmt: skip
         run(recipe, InProcessEngine(batch_rows=batch_rows, seed=number))
-        found.append(verdicts(folder / "out", "clusters"))
+        found.append(verdicts(folder / "out", "near"))
     assert found[0] == found[1]
     assert {verdict[0] for verdict in found[0].values()} == {"exact", "near"}
 
@@ -285,9 +289,10 @@ def test_row_groups_do_not_depend_on_the_batches_that_arrive(batch_rows):
 @pytest.mark.parametrize("batch_rows", [1, 4, 7, 1000])
 def test_candidate_blocks_do_not_depend_on_the_batches_that_arrive(monkeypatch, batch_rows):
     """Five rows in each of 20 bands are 10 pairs a band, 200 in all; a block of 64 holds each pair once."""
-    monkeypatch.setattr("etl.stages.dedup.PAIR_BLOCK", 64)
+    monkeypatch.setattr("etl.stages.near.PAIR_BLOCK", 64)
     band = np.repeat(np.arange(20), 5)
     table = pa.table({"band": band, "row": np.tile(np.arange(5), 20), "key": np.tile(np.arange(5), 20)})
-    chunks = list(PairUp(max_partners=8)(0, iter(table.to_batches(max_chunksize=batch_rows))))
+    table = table.append_column("sketch", pa.array([bytes(16)] * 100))
+    chunks = list(PairUp(NearDedup(max_partners=8))(0, iter(table.to_batches(max_chunksize=batch_rows))))
     assert [chunk.batch.num_rows for chunk in chunks if chunk.batch] == [10, 10, 10, 8]
     assert sum(chunk.rows_in for chunk in chunks) == 100

@@ -34,7 +34,8 @@ def test_a_sample_of_everything_predicts_what_a_run_does(tmp_path):
     run(recipe)
     for name in ("candidates", "edges", "sets", "pairs", "near_hits", "exact_hits", "corpus"):
         made = stage(tmp_path / "out", name).manifest.rows_out
-        assert costs[name].rows == made, name
+        # In how many of its buckets a candidate pair meets is predicted as of balls thrown into bins.
+        assert costs[name].rows == (pytest.approx(made, rel=0.02) if name in ("candidates", "edges") else made), name
     assert costs["exact_hits"].shuffle_bytes > 80 * 56
     assert costs["corpus"].written_bytes > 0
     assert found.total("cpu_s") > 0
@@ -59,7 +60,7 @@ def test_rows_and_duplicates_of_a_third_predict_the_whole(tmp_path, monkeypatch)
     found = estimate(recipe, size // 3, seed=1)
     costs = {cost.stage: cost for cost in found.stages}
     assert found.sample_bytes < size / 2
-    assert costs["clusters"].rows == pytest.approx(2300, rel=0.1)
+    assert costs["near"].rows == pytest.approx(2300, rel=0.1)
     assert costs["pairs"].rows == pytest.approx(300, rel=0.4)
     assert costs["near_hits"].rows == pytest.approx(600, rel=0.4)
     assert costs["corpus"].rows == pytest.approx(2000, rel=0.1)
@@ -99,9 +100,12 @@ def test_a_whole_sample_has_the_partners_that_it_shows():
 def test_a_hot_band_grows_as_rows_do():
     """100 rows of one band with at most 4 partners: ten times the rows have about ten times the pairs."""
     bands = pa.table({"band": np.zeros(100, np.int64), "key": np.arange(100), "row": np.arange(100) << 32})
-    met = Met.of(bands, 4, 10.0)
+    left = np.concatenate([np.arange(100 - apart) for apart in range(1, 5)]) << 32
+    right = np.concatenate([np.arange(apart, 100) for apart in range(1, 5)]) << 32
+    met = Met.of(bands, (left, right), 4, 10.0)
     assert len(met.left) == 4 * 100 - 10
     assert met.weights.sum() == pytest.approx(4 * 1000 - 10)
+    assert len(Met.of(bands, (left[:7], right[:7]), 4, 10.0).left) == 7
 
 
 def test_pieces_do_not_overlap_and_name_their_share(tmp_path):

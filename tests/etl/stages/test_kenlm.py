@@ -28,7 +28,7 @@ def recipe(tmp_path, output, **kenlm):
 
 def test_model_is_trained_once_on_the_sample_of_living_rows(tmp_path):
     run(recipe(tmp_path, tmp_path / "out"))
-    rows = read(stage(tmp_path / "out", "clusters"))
+    rows = read(stage(tmp_path / "out", "near"))
     alive = [item["id"] for item in rows if item["verdict"] is None]
     chosen = in_sample(pa.array(alive, pa.binary(16)), purpose_seed(SAMPLE_PURPOSE, 4), 0.3).to_pylist()
     sampled = {key for key, hit in zip(alive, chosen, strict=True) if hit}
@@ -55,7 +55,7 @@ def test_other_sample_trains_and_scores_anew(tmp_path):
     run(recipe(tmp_path, tmp_path / "out", seed=5), engine)
     assert stage(tmp_path / "out", "kenlm").manifest.content_digest != first.content_digest
     assert {"kenlm_sample", "score"} <= {name for name, _ in engine.ran}
-    assert not {"ingest", "filter", "exact", "clusters"} & {name for name, _ in engine.ran}
+    assert not {"ingest", "filter", "exact", "near"} & {name for name, _ in engine.ran}
 
 
 def test_sample_without_a_row(tmp_path):

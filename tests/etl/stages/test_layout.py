@@ -45,7 +45,7 @@ def made(tmp_path_factory, ngram_model):
 def joined(output):
     """id (hex) to everything that the aligned tables say of the row, by Python dictionaries."""
     rows = {item["id"].hex(): dict(item) for item in read(stage(output, "ingest"))}
-    for name in ("filter", "english_share", "exact", "clusters", "score", "strange", "tokenize", "split"):
+    for name in ("filter", "english_share", "exact", "near", "score", "strange", "tokenize", "split"):
         for item in read(stage(output, name)):
             rows[item["id"].hex()] |= item
     return rows

@@ -34,7 +34,7 @@ from tests.etl.stages.toys import (
 
 STEPS = ("ingest", "answer", "language", "english_share", "exact", "near", "perplexity", "strange", "harmony",
          "ctx_bucket", "split", "layout")  # fmt: skip
-FREE_OF_THE_CUT = ("ingest", "filter", "english_share", "exact", "clusters", "score", "strange", "tokenize", "split",
+FREE_OF_THE_CUT = ("ingest", "filter", "english_share", "exact", "near", "score", "strange", "tokenize", "split",
                    "dropped", "corpus")  # fmt: skip
 LAST = {"split_hits", "split", "dropped", "cells", "corpus"}
 

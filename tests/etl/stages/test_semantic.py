@@ -152,7 +152,7 @@ def test_a_score_that_is_not_there_is_refused(tmp_path):
 
 def test_tokenize_comes_first(tmp_path):
     recipe = make_recipe(tmp_path, {"toy": "x.jsonl"}, stages=["semantic", "tokenize"], semantic=LEXICAL)
-    with pytest.raises(SchemaError, match="'ctx_bucket'.*list 'tokenize' before"):
+    with pytest.raises(SchemaError, match=r"'ctx_bucket'.*list 'tokenize' before"):
         check(recipe)
 
 
@@ -164,7 +164,8 @@ def digests(tmp_path, name, rows, num_files, seed):
         write_parquet(tmp_path / name / f"{rng.random()}.parquet", rows[number::num_files])
     recipe = make_recipe(
         tmp_path / f"out-{name}", {"toy": tmp_path / name}, stages=["tokenize", "semantic", "split", "layout"],
-        semantic=LEXICAL | {"threshold": 0.8}, run={"split_bytes": 1 << 30, "bucket_bytes": 1 << (20 if num_files == 1 else 10)},
+        semantic=LEXICAL | {"threshold": 0.8},
+        run={"split_bytes": 1 << 30, "bucket_bytes": 1 << (20 if num_files == 1 else 10)},
     )  # fmt: skip
     result = run(recipe, InProcessEngine(batch_rows=1 + num_files, seed=seed))
     assert result.rows.base.num_splits == num_files

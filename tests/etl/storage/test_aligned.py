@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 
 from etl.errors import DataError, SchemaError
-from etl.schema import PROMPT, VERDICT, aligned
+from etl.schema import PROMPT, REMOVED, VERDICT, aligned
 from etl.storage.aligned import Rows
 from etl.storage.location import Location
-from tests.etl.rows import asked
+from tests.etl.rows import asked, say
 from tests.etl.storage.builds import commit
 
 CUT = [[2, 3], [], [1]]
@@ -161,3 +161,57 @@ def test_a_table_that_is_not_needed_is_not_read(folder):
     values = [{"score": 0.0, "verdict": None}] * 6
     rows = with_side(rows, "score", SCORES, values, ids=[9] * 6)
     assert read(rows, 2, ["source_dataset"]) == [{"source_dataset": ["toy"]}]
+
+
+REMOVAL = aligned(pa.schema([REMOVED, pa.field("num_removed", pa.int32())]))
+
+
+def raw(folder: Location, *texts: str) -> Rows:
+    """Raw documents in the row groups of CUT."""
+    rows = [
+        {
+            "id": key(n),
+            "source_dataset": "toy",
+            "source_example_id": f"{n}",
+            "split_key": f"{n}",
+            "messages": [say("text", text)],
+            "skill_bucket": "B5",
+        }
+        for n, text in enumerate(texts)
+    ]
+    return Rows(commit(folder / "ingest", PROMPT, laid_out(rows, PROMPT, CUT), "ingest"))
+
+
+def removal(rows: Rows, stage: str, *ranges: list[tuple[int, int]]) -> Rows:
+    values = [
+        {"removed": [{"start": a, "end": b} for a, b in of], "num_removed": len(of), "verdict": None} for of in ranges
+    ]
+    return with_side(rows, stage, REMOVAL, values)
+
+
+def texts_of(rows: Rows) -> list[str]:
+    return [
+        message[0]["content"]
+        for split in rows.splits
+        for batch in rows.read(split, ["num_removed", "messages"])
+        for message in batch.column("messages").to_pylist()
+    ]
+
+
+def test_messages_come_without_the_ranges_of_every_table_oldest_first(folder):
+    base = raw(folder, "abcdef", "abcdef", "abc", "abc", "", "abc")
+    once = removal(base, "one", [(0, 1)], [(1, 3), (4, 5)], [], [(0, 3)], [], [(2, 3)])
+    assert texts_of(once) == ["bcdef", "adf", "abc", "", "", "ab"]
+    twice = removal(once, "two", [(0, 2)], [(1, 2)], [(1, 2)], [], [], [])
+    assert texts_of(twice) == ["def", "af", "ac", "", "", "ab"]
+
+
+def test_the_table_of_ranges_is_an_input_of_what_reads_messages(folder):
+    rows = removal(raw(folder, *"abcdef"), "one", *[[]] * 6)
+    (side,) = (side.dataset for side in rows.sides)
+    assert rows.tables(["messages"]) == (rows.base, side)
+    assert rows.tables(["split_key"]) == (rows.base,)
+    assert "removed" not in rows.schema.names
+    assert "num_removed" in rows.schema.names
+    with pytest.raises(SchemaError, match="no table has"):
+        next(rows.read(0, ["removed"]))

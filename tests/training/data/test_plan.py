@@ -28,8 +28,10 @@ def stream(**changes):
     return StreamConfig(**{**values, **changes})
 
 
-def index_of(num_tokens, weight=None):
+def index_of(num_tokens, weight=None, clusters=None):
+    """Documents; `clusters` are (size, rank) of each."""
     size = len(num_tokens)
+    clusters = np.array([(1, 0)] * size if clusters is None else clusters, np.int32).reshape(size, 2)
     return DocumentIndex(
         part=np.zeros(size, np.int32),
         row_group=np.zeros(size, np.int32),
@@ -37,6 +39,8 @@ def index_of(num_tokens, weight=None):
         num_tokens=np.array(num_tokens, np.int64),
         weight=np.ones(size) if weight is None else np.array(weight, np.float64),
         id_hash=np.arange(size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15),
+        cluster_size=clusters[:, 0],
+        cluster_rank=clusters[:, 1],
     )
 
 
@@ -126,6 +130,43 @@ def test_a_lane_that_stops_reads_every_document_once_and_says_when_it_is_done():
     assert plan.segment(number, 3).packs == ()
 
 
+def test_a_cluster_gives_an_epoch_no_more_than_its_cap_whatever_lanes_it_lies_in():
+    """Clusters of 7, 3 and 1 documents dealt to two lanes; each document fills a pack, so reads come epoch by epoch."""
+    sizes = (7, 3, 1)
+    places = [(cluster, rank) for cluster, size in enumerate(sizes) for rank in range(size)]
+    reads = {}
+    for lane in range(2):
+        mine = places[lane::2]
+        config = stream(on_exhausted="repeat", pack_tokens=10, clusters={"cap": 2})
+        plan = LanePlan(index_of([10] * len(mine), clusters=[(sizes[c], r) for c, r in mine]), config, 0)
+        reads[lane] = [mine[int(p[0])] for number in range(6) for p in plan.segment(number, 7).packs]
+    for epoch in range(4):
+        due = {(c, r) for c, r in places if (r - 2 * epoch) % sizes[c] < 2}
+        assert all(sum(c == cluster for c, _ in due) == min(2, size) for cluster, size in enumerate(sizes))
+        for lane in range(2):
+            count = len([place for place in places[lane::2] if place in due])
+            now, reads[lane] = reads[lane][:count], reads[lane][count:]
+            assert sorted(now) == sorted(place for place in places[lane::2] if place in due)
+
+
+def test_one_epoch_stops_at_the_cap():
+    plan = LanePlan(index_of([10] * 9, clusters=[(9, rank) for rank in range(9)]), stream(clusters={"cap": 4}), 0)
+    segment = plan.segment(0, 9)
+    assert sorted(np.concatenate(segment.packs)) == [0, 1, 2, 3]
+    assert not segment.documents_left
+    assert plan.segment(1, 9).packs == ()
+
+
+def test_rare_clusters_have_their_share_from_the_start():
+    clusters = [(1000, rank) for rank in range(1000)] + [(1, 0)] * 100
+    config = stream(pack_tokens=100, lookahead_docs=20, clusters={"tail_share": 0.25})
+    segment = LanePlan(index_of([10] * 1100, clusters=clusters), config, 0).segment(0, 30)
+    rare = [np.mean(np.concatenate(segment.packs[start : start + 10]) >= 1000) for start in (0, 10, 20)]
+    assert np.allclose(rare, 0.25, atol=0.03)
+    plain = LanePlan(index_of([10] * 1100, clusters=clusters), stream(pack_tokens=100, lookahead_docs=20), 0)
+    assert np.mean(np.concatenate(plain.segment(0, 30).packs) >= 1000) < 0.15
+
+
 def test_segments_are_whole_steps():
     assert stream(segment_tokens=1).segment_packs == 2
     assert stream(segment_tokens=401).segment_packs == 6
@@ -143,6 +184,7 @@ def test_the_first_decision_covers_recipe_seed_and_corpus_but_not_where_it_lies(
     assert first_decision(stream(corpus="elsewhere"), 0, parts).digest == digest
     assert first_decision(stream(lookahead_docs=5), 0, parts).digest != digest
     assert first_decision(stream(), 1, parts).digest != digest
+    assert first_decision(stream(clusters={"cap": 3}), 0, parts).digest != digest
     assert first_decision(stream(), 0, [part("split=train/1", [10], 100)]).digest != digest
 
 

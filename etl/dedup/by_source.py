@@ -1,0 +1,80 @@
+"""What duplicates say about the sources of a recipe: how much of each goes, and how much of one stands in another.
+
+Pure functions over counts, for the `findings` of a manifest.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+SUBSET_SHARE: Final = 0.95
+"""Share of a source that stands in another one from which on it is called a subset of it."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one kind of duplicates (exact, near) counts for, by source."""
+
+    kind: str
+    rows: dict[str, int]
+    """Rows that entered."""
+    removed: dict[str, int]
+    overlap: dict[str, dict[str, int]]
+    """By A and B, rows of A that have a duplicate in B (`etl.dedup.overlap`)."""
+
+
+def by_source(kinds: Sequence[Counts]) -> dict[str, Any]:
+    """For each source: rows, what went, the share of that, the factor by which a mixture must over-select, overlaps.
+
+    `over_select` rows have to be taken for each row that is to be left: 1 / (1 - removed share); null when none is. The
+    share of A in B is that of A's rows with an exact duplicate in B, or, among the rows left by then, a near one; a row
+    with both counts twice, so it is an upper bound, at most 1.
+
+    Args:
+        kinds: in the order in which they ran; a kind's rows are those that the one before it left.
+    """
+    report = {}
+    for source, rows in kinds[0].rows.items():
+        removed = {counts.kind: counts.removed.get(source, 0) for counts in kinds}
+        left = rows - sum(removed.values())
+        report[source] = {
+            "rows": rows,
+            "removed": removed,
+            "removed_share": _share(rows - left, rows),
+            "over_select": round(rows / left, 6) if left else None,
+            "in_others": _in_others(kinds, source, rows),
+        }
+    return report
+
+
+def _in_others(kinds: Sequence[Counts], source: str, rows: int) -> dict[str, Any]:
+    others = sorted({other for counts in kinds for other in counts.overlap.get(source, {}) if other != source})
+    table = {}
+    for other in others:
+        found = {counts.kind: counts.overlap.get(source, {}).get(other, 0) for counts in kinds}
+        table[other] = {**found, "share": _share(min(rows, sum(found.values())), rows)}
+    return table
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 6) if whole else 0.0
+
+
+def subsets(report: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """(A, B, share) where nearly all of A stands in B."""
+    for source, line in report.items():
+        for other, found in line["in_others"].items():
+            if found["share"] >= SUBSET_SHARE:
+                yield source, other, found["share"]
+
+
+def lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report for a terminal."""
+    for source, line in report.items():
+        if line["over_select"] is None:
+            yield f"{source}: all of its {line['rows']:,} rows are duplicates of others"
+        elif line["removed_share"]:
+            share = f"{line['removed_share']:.1%} of {line['rows']:,} rows"
+            yield f"{source}: {share} are duplicates; over-select by {line['over_select']:.3f}"
+    for source, other, share in subsets(report):
+        yield f"warning: {share:.1%} of {source} stands in {other}: a subset of it"
