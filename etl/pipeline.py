@@ -13,6 +13,7 @@ from etl.config import Config
 from etl.dedup.semantic import EmbedStep
 from etl.errors import SchemaError
 from etl.filters.answers import AnswerStep
+from etl.filters.contamination import ContaminationStep
 from etl.filters.language import LanguageStep
 from etl.harmony.step import HarmonyStep
 from etl.hashing import canonical_json, xxh64
@@ -23,7 +24,7 @@ from etl.scoring.perplexity import PerplexityStep
 from etl.step import BatchFn, Step
 
 AnyStep = Annotated[
-    AnswerStep | LanguageStep | PerplexityStep | IfdStep | HarmonyStep | CtxBucketStep | EmbedStep,
+    AnswerStep | LanguageStep | PerplexityStep | IfdStep | HarmonyStep | CtxBucketStep | EmbedStep | ContaminationStep,
     Field(discriminator="kind"),
 ]
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from etl.config import Config
-from etl.dedup.minhash import choose_bands
+from etl.dedup.near import NearDedup
 from etl.dedup.semantic import SemanticDedup
 from etl.dedup.survivor import Survivor
 from etl.dedup.units import UnitDedup
@@ -40,55 +40,6 @@ class ExactDedup(Config):
 
     by: Literal["content", "row"] = "content"
     """content: prompt and answer after normalisation. row: all messages as they are."""
-
-
-class NearDedup(Config):
-    """Rows whose n-gram sets have a Jaccard similarity of at least `threshold`; `dedup.survivor` says which one stays.
-
-    Candidates share one of `bands` bands of `rows` MinHash values, and most bits of a sketch; then they are verified.
-    """
-
-    threshold: float = Field(default=0.8, gt=0, le=1)
-    unit: Literal["word", "char"] = "word"
-    """What an n-gram is made of: words, or the characters of the words joined by single spaces."""
-    ngram: int = Field(default=5, ge=1)
-    num_perm: int = Field(default=128, ge=1)
-    bands: int | None = Field(default=None, ge=1)
-    rows: int | None = Field(default=None, ge=1)
-    """Bands and values of a band; null (both) chooses the longest bands with which `recall` is reached."""
-    recall: float = Field(default=0.998, gt=0, lt=1)
-    """Chance that a pair at the threshold shares a band, where bands are chosen."""
-    seed: int = 1
-    max_partners: int = Field(default=64, ge=1)
-    """Rows of one band that a row is compared with; keeps a band shared by millions of rows linear."""
-    verify: Literal["exact", "estimate"] = "exact"
-    """exact: by the sets themselves. estimate: by signatures, without the sets' cost, to about 0.04."""
-    clusters: Literal["components", "survivor"] = "components"
-    """Which rows of a connected component are dropped: all but the survivor, or only those similar to it."""
-    num_canaries: int = Field(default=1000, ge=0)
-    """Edited copies of rows by which the run measures what it finds; 0 makes none."""
-
-    @property
-    def banding(self) -> tuple[int, int]:
-        """Bands and rows of a band."""
-        if self.bands is not None and self.rows is not None:
-            return self.bands, self.rows
-        return choose_bands(self.threshold, self.num_perm, self.recall)
-
-    @model_validator(mode="after")
-    def _fits(self) -> "NearDedup":
-        if (self.bands is None) != (self.rows is None):
-            raise ValueError("give both bands and rows, or neither, to have them chosen for the threshold")
-        try:
-            bands, rows = self.banding
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        if bands * rows > self.num_perm:
-            raise ValueError(
-                f"{bands} bands of {rows} rows need {bands * rows} permutations, num_perm is {self.num_perm}; lower "
-                "bands or rows, or raise num_perm"
-            )
-        return self
 
 
 class Dedup(Config):

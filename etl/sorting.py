@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -118,7 +119,23 @@ def _read_run(path: Path, stack: contextlib.ExitStack) -> Iterator[pa.RecordBatc
 
 
 def _in_order(rows: pa.RecordBatch, order: tuple[str, ...]) -> pa.RecordBatch:
-    return rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending", "at_start") for name in order]))
+    first = rows.column(order[0])
+    if not pa.types.is_int64(first.type) or first.null_count:
+        return rows.take(_sort_indices(rows, order))
+    places = np.argsort(first.to_numpy())
+    values = first.to_numpy()[places]
+    tied = np.zeros(len(places), np.bool_)
+    tied[1:] = values[1:] == values[:-1]
+    tied[:-1] |= tied[1:]
+    if tied.any():
+        # Few rows share a hash; a sort of one integer column is some ten times faster than one of several.
+        among = pa.array(places[tied])
+        places[tied] = places[tied][_sort_indices(rows.select(order).take(among), order).to_numpy()]
+    return rows.take(pa.array(places))
+
+
+def _sort_indices(rows: pa.RecordBatch, order: tuple[str, ...]) -> pa.Array:
+    return pc.sort_indices(rows, sort_keys=[(name, "ascending", "at_start") for name in order])
 
 
 def _rows_up_to(batch: pa.RecordBatch, border: tuple[Any, ...], order: tuple[str, ...]) -> int:

@@ -248,15 +248,32 @@ def _hash_char_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out:
     out_offsets[len(valid)] = size
 
 
+@njit
+def _rows_with(data: U8, offsets: I64, wanted: U8, out: U8) -> None:
+    """Mark the rows in which one of some two-byte characters stands: wanted is uint8 [characters, 2]."""
+    leads = np.zeros(256, np.uint8)
+    for k in range(len(wanted)):
+        leads[wanted[k, 0]] = 1
+    for row in range(len(out)):
+        for at in range(offsets[row], offsets[row + 1] - 1):
+            if leads[data[at]]:
+                for k in range(len(wanted)):
+                    if data[at] == wanted[k, 0] and data[at + 1] == wanted[k, 1]:
+                        out[row] = 1
+
+
 def _lower_contextual(texts: pa.Array, exceptions: str) -> pa.Array:
     """Lower-case in Python the rows with a character whose lower case is not one code point of its own."""
+    encoded = [c.encode() for c in exceptions]
+    assert all(len(c) == 2 for c in encoded), "a character with a lower case of its own beyond U+07FF"
     data, offsets = binary_buffers(texts)
-    every_byte = data[offsets[0] : offsets[-1]].tobytes()  # a search in bytes is much faster than one by row
-    if not any(c.encode() in every_byte for c in exceptions):
+    found = np.zeros(len(texts), np.uint8)
+    _rows_with(data, offsets, np.frombuffer(b"".join(encoded), np.uint8).reshape(-1, 2), found)
+    if not found.any():
         return texts
-    special = pc.match_substring_regex(texts, f"[{exceptions}]")
+    special = pc.and_(pa.array(found.astype(np.bool_)), texts.is_valid())
     lowered = [text.lower() for text in texts.filter(special).to_pylist()]
-    return pc.replace_with_mask(texts, pc.fill_null(special, False), pa.array(lowered, texts.type))
+    return pc.replace_with_mask(texts, special, pa.array(lowered, texts.type))
 
 
 def ngram_hashes(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:

@@ -76,5 +76,5 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         elif line["removed_share"]:
             share = f"{line['removed_share']:.1%} of {line['rows']:,} rows"
             yield f"{source}: {share} are duplicates; over-select by {line['over_select']:.3f}"
-    for source, other, share in subsets(report):
-        yield f"warning: {share:.1%} of {source} stands in {other}: a subset of it"
+    for source, other, contained in subsets(report):
+        yield f"warning: {contained:.1%} of {source} stands in {other}: a subset of it"

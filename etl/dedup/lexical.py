@@ -1,12 +1,13 @@
 """A cheap embedding of a text without any model: tf-idf of its words and word pairs, projected to a few dimensions.
 
 The weight of a word or pair is (1 + ln times) · (1 + ln((1 + rows) / (1 + rows that have it))), in fixed point. Rows
-that have it are counted by hash in 2^18 slots, so the counts are one table of fixed size that splits add up exactly.
-Each word or pair adds its weight, with signs, to 4 of `dim` components that its hash names (a sparse random projection;
-Achlioptas 2003): all in whole numbers, so a row's vector does not depend on what else is in a batch. The cosine of two
-such vectors has a standard deviation of about (1 − c²) / √dim around the tf-idf cosine c.
+that have it are counted by hash in 2^20 slots, so the counts are one table of fixed size that splits add up exactly; in
+a corpus of many millions of words and pairs the rare ones share slots and count as less rare, all alike. Each word or
+pair adds its weight, with signs, to 4 of `dim` components that its hash names (a sparse random projection; Achlioptas
+2003): all in whole numbers, so a row's vector does not depend on what else is in a batch. The cosine of two such vectors
+has a standard deviation of about (1 − c²) / √dim around the tf-idf cosine c.
 
-One core counts 55 MB and projects 40 MB of text a second; memory is 40 bytes a word of the batch.
+One core counts 75 MB and projects 33 MB of text a second; memory is 40 bytes a word of the batch.
 """
 
 from typing import Final
@@ -18,13 +19,13 @@ import pyarrow as pa
 from etl.dedup.vectors import I8, I64, quantise
 from etl.hashing import xxh64_u64
 from etl.jit import njit
-from etl.text import ngram_hashes
+from etl.text import ngram_hashes, shingles
 
 U64 = npt.NDArray[np.uint64]
 
 LEXICAL_VERSION: Final = 1
 """Raised when the same text and counts would give another vector; part of the fingerprint."""
-SLOT_BITS: Final = 18
+SLOT_BITS: Final = 20
 NUM_SLOTS: Final = 1 << SLOT_BITS
 _SHIFT: Final = np.uint64(64 - SLOT_BITS)
 _ONE: Final = 1 << 16
@@ -48,19 +49,6 @@ def _longest(words_at: I64, pairs_at: I64) -> int:
     for i in range(len(words_at) - 1):
         longest = max(longest, words_at[i + 1] - words_at[i] + pairs_at[i + 1] - pairs_at[i])
     return longest
-
-
-@njit
-def _count(words_at: I64, words: U64, pairs_at: I64, pairs: U64, counts: I64) -> None:
-    held = np.empty(_longest(words_at, pairs_at), np.uint64)
-    for i in range(len(words_at) - 1):
-        row = _row_terms(words[words_at[i] : words_at[i + 1]], pairs[pairs_at[i] : pairs_at[i + 1]], held)
-        last = np.int64(-1)
-        for term in row:
-            slot = np.int64(term >> _SHIFT)
-            if slot != last:
-                counts[slot] += 1
-                last = slot
 
 
 @njit
@@ -89,18 +77,21 @@ def _project(
 
 
 def count_terms(texts: pa.Array, counts: I64) -> None:
-    """Add to each slot how many of the texts have a word or pair in it.
+    """Add to each slot how many times one of its words or pairs is in one of the texts, repeats in a text not counted.
 
     Args:
         texts: string [rows], no nulls.
         counts: int64 [NUM_SLOTS], changed in place.
     """
-    _count(*ngram_hashes(texts, 1), *ngram_hashes(texts, 2), counts)
+    for n in (1, 2):
+        _, terms = shingles(texts, n)
+        counts += np.bincount((terms >> _SHIFT).astype(np.int64), minlength=NUM_SLOTS)
 
 
 def rarity(counts: I64, num_rows: int) -> I64:
     """1 + ln((1 + rows) / (1 + rows in the slot)) in units of 2^-16: int64 [NUM_SLOTS]."""
-    return np.rint((1.0 + np.log((1.0 + num_rows) / (1.0 + counts))) * _ONE).astype(np.int64)
+    logarithm = np.log((1.0 + num_rows) / (1.0 + np.minimum(counts, num_rows)))
+    return np.rint((1.0 + logarithm) * _ONE).astype(np.int64)
 
 
 def embed(texts: pa.Array, rare: I64, dim: int, seed: int) -> I8:

@@ -13,7 +13,7 @@ between two units that stay, one stays: the one with the most line breaks, the f
 first and after the last unit of a text stays, unless no unit does: then nothing is left.
 
 Words are runs without white space that hold a letter or digit; a letter of a script that is written without spaces
-(Han, kana, Thai, Lao, Myanmar, Khmer) counts as a word. One core cuts about 70 MB of mixed text a second. Memory: 64
+(Han, kana, Thai, Lao, Myanmar, Khmer) counts as a word. One core cuts about 100 MB of mixed text a second. Memory: 64
 bytes a unit, and three times the bytes of the units that are hashed.
 """
 
@@ -55,14 +55,20 @@ class UnitDedup(Config):
 
     unit: UnitKind
     min_words: int = Field(default=8, ge=1)
-    """Shorter units stay: people write them independently ("What do you think about it?"), boilerplate is longer."""
-    min_left_words: int = Field(default=8, ge=1)
-    """A document that lost a unit and has fewer words left is dropped. At most min_words, so that no document goes
-    that holds the copy which stays."""
+    """Shorter units stay: they repeat by chance. Of English sentences of 1, 3 and 5 words 80 %, 23 % and 14 % stand twice
+    in 46,000 documents; from 8 words on it is 10 %, which are copies."""
+    min_left_words: int | None = Field(default=None, ge=1)
+    """A document that lost a unit and has fewer words left is dropped; null: fewer than min_words. At most min_words,
+    so that no document goes that holds the copy which stays."""
+
+    @property
+    def fewest_left(self) -> int:
+        """Words that a document which lost a unit must have left."""
+        return self.min_words if self.min_left_words is None else self.min_left_words
 
     @model_validator(mode="after")
     def _keeps_a_copy(self) -> "UnitDedup":
-        if self.min_left_words > self.min_words:
+        if self.fewest_left > self.min_words:
             raise ValueError(
                 f"min_left_words={self.min_left_words} is more than min_words={self.min_words}: a document could be "
                 "dropped with the only copy of a unit; lower min_left_words or raise min_words"
@@ -184,6 +190,8 @@ def _cut(data: U8, offsets: I64, valid: U8, classes: U16, kind: int, unit_offset
             if flags == _WORD and breaks | ended == 0:  # what most characters are: no unit can end here
                 words += not in_word
                 in_word = True
+                while after < end and data[after] < 0x80 and classes[data[after]] == _WORD:
+                    after += 1
                 unit_end = after
                 at = after
                 continue

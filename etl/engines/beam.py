@@ -23,7 +23,6 @@ from typing import Any, NoReturn
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.coders import Coder
 from apache_beam.coders.typecoders import registry
 from apache_beam.metrics.metric import Metrics
@@ -338,8 +337,10 @@ class _Emit(beam.DoFn):
 
 def _by_bucket(held: list[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
     rows = pa.concat_batches(held)
-    rows = rows.take(pc.sort_indices(rows, sort_keys=[("bucket", "ascending")]))
     buckets = rows.column("bucket").to_numpy()
+    if (buckets[1:] < buckets[:-1]).any():
+        order = np.argsort(buckets, kind="stable")
+        rows, buckets = rows.take(pa.array(order)), buckets[order]
     starts = np.flatnonzero(np.diff(buckets, prepend=-1))
     for start, end in zip(starts, np.append(starts, len(buckets))[1:], strict=True):
         for piece in slices(rows.slice(start, end - start), SLICE_BYTES):

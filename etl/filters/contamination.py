@@ -14,7 +14,7 @@ prompt or answer that says nothing else, and as a reference answer never.
 
 The index is one memory-mapped file in the cache folder, named by the digests of the benchmark files and by what decides
 its content. The driver makes it when it checks the recipe, a worker on another machine when it opens the step: once a
-node, under a lock. A row without a hit costs the kernels alone, about 150 MB of text a CPU-second.
+node, under a lock. A row without a hit costs the kernels alone, about 130 MB of text a CPU-second.
 """
 
 import hashlib
@@ -91,7 +91,7 @@ class NearRule(Config):
 
     n: int = Field(default=5, ge=1, le=LONGEST_NGRAM)
     """Words in an n-gram."""
-    threshold: float = Field(default=0.7, gt=0, le=1)
+    threshold: float = Field(default=0.8, gt=0, le=1)
     """Least Jaccard similarity of the two sets of n-grams."""
 
 
@@ -109,7 +109,7 @@ class ContaminationStep(Step):
 
     benchmarks: dict[str, Benchmark] = Field(min_length=1)
     """Benchmarks by name."""
-    ngrams: tuple[NgramRule, ...] = (NgramRule(n=13, min_ratio=0.3), NgramRule(n=8, min_ratio=0.5))
+    ngrams: tuple[NgramRule, ...] = (NgramRule(n=13, min_ratio=0.5), NgramRule(n=8, min_ratio=0.7))
     """Shares of n-grams; a row is hit when one of them is reached."""
     near: NearRule | None = NearRule()
     """Likeness of item and field; null leaves it out."""

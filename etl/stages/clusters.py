@@ -19,16 +19,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from etl.dedup import canaries
 from etl.dedup.by_source import Counts, by_source
 from etl.dedup.canaries import Levels
 from etl.dedup.minhash import candidate_probability
+from etl.dedup.near import NearDedup
 from etl.dedup.overlap import Overlap
 from etl.engine import Exchange
 from etl.hashing import fixed_binary, hash_array
-from etl.recipe import NearDedup
 from etl.schema import CLUSTER_COLUMNS, ID, KEPT
 from etl.stages.components import label_components
 from etl.stages.context import Context
@@ -43,7 +42,7 @@ from etl.stages.hits import (
     slices,
     uuid_texts,
 )
-from etl.stages.near import Found, Sets, find_pairs, similarity
+from etl.stages.near import Found, find_pairs, unpacked
 from etl.storage.aligned import ROW_BITS, Rows
 from etl.storage.dataset import Chunk, Dataset
 
@@ -58,7 +57,7 @@ _FACE_ROWS = 1 << 12
 FACE = pa.schema(
     [
         ("bucket", pa.int32()), ("component", pa.int64()), ("preference", pa.int64()), ("id", pa.binary()),
-        ("row", pa.int64()), ("source", pa.int32()), ("shingles", pa.list_(pa.int64())),
+        ("row", pa.int64()), ("source", pa.int32()), ("shingles", pa.binary()),
     ]
 )  # fmt: skip
 
@@ -209,16 +208,14 @@ class FaceSurvivors:
     def _jaccard(self, batch: pa.RecordBatch, starts: npt.NDArray[np.bool_], survivor: pa.RecordBatch | None) -> F64:
         """Of each row to the first of its component; rows before the first start belong to `survivor`."""
         batches = [batch] if survivor is None else [survivor, batch]
-        lists = pa.concat_arrays([piece.column("shingles") for piece in batches])
-        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy(), dtype=np.int64)])
-        sets: Sets = (offsets, lists.flatten().to_numpy().view(np.uint64))
+        sets = unpacked(pa.concat_arrays([piece.column("shingles") for piece in batches]))
         own = np.arange(len(starts), dtype=np.int64) + len(batches) - 1
-        return similarity(self.near, sets, np.maximum.accumulate(np.where(starts, own, 0)), own)
+        return self.near.similarity(sets, np.maximum.accumulate(np.where(starts, own, 0)), own)
 
     def _count(self, report: _Report, batch: pa.RecordBatch, starts: npt.NDArray[np.bool_], jaccard: F64) -> None:
         """Rows that are not the survivor, and those of them that are not similar to it, by source."""
         source = batch.column("source").to_numpy()
-        low = jaccard < self.near.threshold - 1e-12
+        low = ~self.near.is_duplicate(jaccard)
         for counts, mask in ((report.removed, ~starts), (report.below, ~starts & low)):
             for place, count in enumerate(np.bincount(source[mask], minlength=len(self.sources)).tolist()):
                 if count:

@@ -27,23 +27,13 @@ import pyarrow.compute as pc
 from etl.dedup import canaries, candidates
 from etl.dedup.blocks import CLASS_BITS, size_class
 from etl.dedup.canaries import Levels
-from etl.dedup.candidates import CandidateStream
-from etl.dedup.minhash import (
-    MINHASH_VERSION,
-    band_hashes,
-    candidate_probability,
-    estimate_pairs,
-    most_disagreement,
-    signatures,
-    sketches,
-)
+from etl.dedup.minhash import MINHASH_VERSION, candidate_probability, signatures, sketches
+from etl.dedup.near import NearDedup, Sets
 from etl.dedup.survivor import Survivor
-from etl.dedup.verify import jaccard_pairs
 from etl.engine import Exchange
-from etl.hashing import hash_array
+from etl.hashing import binary_buffers, hash_array
 from etl.messages import full_text
 from etl.mixture.sampling import in_sample, purpose_seed
-from etl.recipe import NearDedup
 from etl.schema import ID, PAIR
 from etl.stages.components import cut_blocks, distinct
 from etl.stages.context import Context
@@ -60,21 +50,17 @@ from etl.stages.hits import (
 )
 from etl.storage.aligned import ROW_BITS, Rows
 from etl.storage.dataset import Chunk, Dataset
-from etl.text import TEXT_VERSION, char_shingles, shingles
+from etl.text import TEXT_VERSION
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
-Sets = tuple[I64, U64]
-"""Offsets int64 [rows + 1] and hashes uint64: the set of row r is hashes[offsets[r] : offsets[r + 1]]."""
 
 BLOCK_BYTES = 32 << 20
 """Shingle sets that verification holds at once. It decides how candidate components are cut, never which pairs come."""
-PAIR_BLOCK = 1 << 18
-"""Candidate pairs that one task makes distinct at once: 8 MB."""
+PAIR_BLOCK = 1 << 20
+"""Candidate pairs that one task makes distinct at once: 32 MB."""
 BAND_BYTES = 52
 """Of one band of a row on its way."""
-ESTIMATE_BITS = 8
-"""Of a signature's entry in the sketches that `verify: estimate` compares."""
 _KEY_SEED = 0x6B6579
 _PUSH_ROWS = 1 << 11
 """Rows that are paired at once: in a hot band each gives up to max_partners pairs of 32 bytes."""
@@ -94,7 +80,7 @@ SET = pa.schema(
         pa.field("example", pa.string(), nullable=False),
         pa.field("preference", pa.int64(), nullable=False),
         pa.field("blocks", pa.list_(pa.int64()), nullable=False),
-        pa.field("shingles", pa.list_(pa.int64()), nullable=False),
+        pa.field("shingles", pa.binary(), nullable=False),
     ]
 )
 """Sorted by the row that it is of or, a canary, copies. `source` is a place among the recipe's sources."""
@@ -107,28 +93,7 @@ NEAR_PAIR = pa.schema(
 )
 
 
-# --- what is compared ------------------------------------------------------------------------------------------------
-
-
-def shingle_sets(near: NearDedup, texts: pa.Array) -> Sets:
-    """The shingle set of each text."""
-    return (char_shingles if near.unit == "char" else shingles)(texts, near.ngram)
-
-
-def compared_sets(near: NearDedup, sets: Sets) -> Sets:
-    """What verification compares of each shingle set: the set, or the sketch that tells about it."""
-    if near.verify == "exact":
-        return sets
-    words = sketches(signatures(*sets, near.num_perm, near.seed), ESTIMATE_BITS)
-    return np.arange(len(words) + 1, dtype=np.int64) * words.shape[1], words.ravel()
-
-
-def similarity(near: NearDedup, sets: Sets, left: I64, right: I64) -> npt.NDArray[np.float64]:
-    """The Jaccard similarity of pairs of `compared_sets`, exact or estimated: float64 [pairs]."""
-    if near.verify == "exact":
-        return jaccard_pairs(*sets, left, right)
-    num_words = -(-near.num_perm * ESTIMATE_BITS // 64)
-    return estimate_pairs(sets[1].reshape(-1, num_words), near.num_perm, ESTIMATE_BITS, left, right)
+# --- bands -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -158,13 +123,13 @@ class MakeCanaries:
         return canaries.edit_all(ids, texts, self.levels, words)
 
 
-# --- bands -----------------------------------------------------------------------------------------------------------
+BAND = pa.schema([("bucket", pa.int32()), ("band", pa.int64()), ("key", pa.int64()), ("row", pa.int64())])
+"""A band of a row; then come the words of its sketch (`band_schema`)."""
 
-BAND = pa.schema(
-    [
-        ("bucket", pa.int32()), ("band", pa.int64()), ("key", pa.int64()), ("row", pa.int64()), ("sketch", pa.binary()),
-    ]
-)  # fmt: skip
+
+def band_schema(num_words: int) -> pa.Schema:
+    """BAND with sketches of so many words."""
+    return pa.schema([*BAND, *((f"sketch_{word}", pa.int64()) for word in range(num_words))])
 
 
 @dataclass(frozen=True)
@@ -179,7 +144,7 @@ class EmitBands:
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         for batch, keys in living(self.rows, split, ["id", "messages"]):
             ids, texts = batch.column("id"), full_text(batch)
-            sets = shingle_sets(self.near, texts)
+            sets = self.near.shingles(texts)
             yield self._bands(sets, stream_keys(ids, np.diff(sets[0])), keys)
             chosen = self.canaries.chosen(ids)
             if chosen.any():
@@ -189,22 +154,22 @@ class EmitBands:
     def _bands(self, sets: Sets, order: I64, rows: I64) -> pa.RecordBatch:
         near = self.near
         signed = signatures(*sets, near.num_perm, near.seed)
-        num_bands, num_rows = near.banding
-        flat = band_hashes(signed, num_bands, num_rows).ravel()
+        flat = near.bands_of(signed).ravel()
+        num_bands = len(flat) // max(1, len(rows))
         words = np.repeat(sketches(signed, 1), num_bands, axis=0)
         return _band_batch(flat, np.repeat(order, num_bands), np.repeat(rows, num_bands), words, self.num_buckets)
 
     def _canaries(self, ids: pa.Array, texts: pa.Array, rows: I64, sets: Sets) -> Iterator[pa.RecordBatch]:
         edited = self.canaries.edited(ids, texts)
         made = np.flatnonzero(edited.is_valid().to_numpy(zero_copy_only=False))
-        copies = shingle_sets(self.near, edited.drop_null())
+        copies = self.near.shingles(edited.drop_null())
         levels = self.canaries.levels.of(canaries.similarities(pick(sets, made), copies))
         useful = levels >= 0
         copies, made = pick(copies, useful), made[useful]
         keys = canaries.canary_rows(rows[made], levels[useful])
         if len(keys):
             yield self._bands(copies, stream_keys(pa.array(keys), np.diff(copies[0])), keys)
-            none = np.zeros((len(keys), -(-self.near.num_perm // 64)), np.uint64)
+            none = np.zeros((len(keys), self.near.num_words), np.uint64)
             called = np.full(len(keys), candidates.ROLL_CALL)
             yield _band_batch(hash_array(pa.array(keys)).view(np.int64), called, keys, none, self.num_buckets)
 
@@ -218,11 +183,9 @@ def pick(sets: Sets, which: npt.NDArray[Any]) -> Sets:
 
 
 def _band_batch(band: I64, key: I64, row: I64, sketch: U64, num_buckets: int) -> pa.RecordBatch:
-    width = 8 * sketch.shape[1]
-    data = [None, pa.py_buffer(np.ascontiguousarray(sketch))]
-    words = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(sketch), data).cast(pa.binary())
-    columns = [buckets_of(band, num_buckets), pa.array(band), pa.array(key), pa.array(row), words]
-    return pa.RecordBatch.from_arrays(columns, schema=BAND)
+    words = (pa.array(np.ascontiguousarray(word).view(np.int64)) for word in sketch.T)
+    columns = [buckets_of(band, num_buckets), pa.array(band), pa.array(key), pa.array(row), *words]
+    return pa.RecordBatch.from_arrays(columns, schema=band_schema(sketch.shape[1]))
 
 
 def stream_keys(ids: pa.Array, num_shingles: I64) -> I64:
@@ -237,17 +200,9 @@ class PairUp:
 
     near: NearDedup
 
-    def stream(self) -> CandidateStream:
-        """An empty stream with this configuration."""
-        near = self.near
-        # Bits that differ at the threshold on average: a similar pair is taken for one in half of the cases or more.
-        similar = int(near.num_perm * (1 - near.threshold) / 2)
-        most = most_disagreement(near.threshold, near.num_perm)
-        return CandidateStream(near.max_partners, most, similar, -(-near.num_perm // 64))
-
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         counted = Counted(batches)
-        stream = self.stream()
+        stream = self.near.candidate_stream()
         for pairs in _blocks((stream.push(rows_of(batch)) for batch in slices(counted, _PUSH_ROWS)), PAIR_BLOCK):
             met = pa.Table.from_arrays([pa.array(column) for column in distinct(*pairs.T)], schema=MET)
             yield from (Chunk(batch) for batch in met.to_batches(max_chunksize=OUT_ROWS))
@@ -255,13 +210,9 @@ class PairUp:
 
 
 def rows_of(batch: pa.RecordBatch) -> candidates.Rows:
-    """The rows of a BAND batch."""
-    band, key, row = (batch.column(name).to_numpy() for name in ("band", "key", "row"))
-    sketch = batch.column("sketch")
-    _, offsets, data = sketch.buffers()
-    starts = np.frombuffer(offsets, np.int32, len(sketch) + 1, sketch.offset * 4)
-    words = np.frombuffer(data, np.uint8)[starts[0] : starts[-1]].view(np.uint64)
-    return candidates.Rows(band, key, row, words.reshape(len(band), -1))
+    """The rows of a batch of bands."""
+    band, key, row, *words = (column.to_numpy() for column in batch.columns[1:])
+    return candidates.Rows(band, key, row, np.stack(words, axis=1).view(np.uint64))
 
 
 def _counts(met: candidates.Met) -> dict[str, Any]:
@@ -335,7 +286,7 @@ class WriteSets:
             columns = [
                 pa.array(nodes), chosen.column("id"), source_places(chosen, self.sources),
                 chosen.column("source_example_id"), pa.array(self.survivor.preference(chosen)), lists,
-                _as_lists(self._compared(chosen, canaries.which_canaries(nodes))),
+                packed(self._compared(chosen, canaries.which_canaries(nodes))),
             ]  # fmt: skip
             yield Chunk(pa.RecordBatch.from_arrays(columns, names=SET.names).cast(SET), batch.num_rows)
 
@@ -350,7 +301,7 @@ class WriteSets:
             mask = pa.array(copies)
             edited = self.canaries.edited(chosen.column("id").filter(mask), texts.filter(mask))
             texts = pc.replace_with_mask(texts, mask, edited)
-        return compared_sets(self.near, shingle_sets(self.near, texts))
+        return self.near.compared(self.near.shingles(texts))
 
 
 def _runs(values: I64) -> tuple[I64, I64]:
@@ -359,8 +310,19 @@ def _runs(values: I64) -> tuple[I64, I64]:
     return values[first], first
 
 
-def _as_lists(sets: Sets) -> pa.Array:
-    return pa.ListArray.from_arrays(pa.array(sets[0], pa.int32()), pa.array(sets[1].view(np.int64)))
+def packed(sets: Sets) -> pa.Array:
+    """Sets as bytes, 8 an element: what travels."""
+    offsets, hashes = sets
+    assert offsets[-1] < 1 << 28, "a record batch holds at most 2 GB of sets"
+    buffers = [None, pa.py_buffer((offsets * 8).astype(np.int32)), pa.py_buffer(hashes)]
+    return pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers)
+
+
+def unpacked(array: pa.Array) -> Sets:
+    """The sets of `packed`, without a copy where they lie at a multiple of 8 bytes."""
+    data, offsets = binary_buffers(array)
+    hashes = data[offsets[0] : offsets[-1]].view(np.uint64)
+    return (offsets - offsets[0]) // 8, np.require(hashes, requirements="A")
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -376,7 +338,7 @@ MEMBER = pa.schema(
         ("id", pa.binary()),
         ("source", pa.int32()),
         ("example", pa.string()),
-        ("shingles", pa.list_(pa.int64())),
+        ("shingles", pa.binary()),
     ]
 )
 
@@ -404,7 +366,7 @@ class EmitMembers:
         """Each row once for each of its blocks, _MEMBER_BYTES at a time."""
         parents = pc.list_parent_indices(batch.column("blocks"))
         blocks = batch.column("blocks").flatten()
-        sizes = pc.list_value_length(batch.column("shingles")).to_numpy()[parents.to_numpy()] * 8
+        sizes = pc.binary_length(batch.column("shingles")).to_numpy()[parents.to_numpy()]
         piece = np.cumsum(sizes, dtype=np.int64) // _MEMBER_BYTES
         borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(piece)]
         for start, end in itertools.pairwise(borders):
@@ -446,14 +408,12 @@ class HeldSets:
 
     def add(self, sets: pa.RecordBatch) -> None:
         """Take the next sets, which are sorted by block and row and come after all that are held."""
-        lists = sets.column("shingles")
-        ends = np.cumsum(pc.list_value_length(lists).to_numpy(), dtype=np.int64)
+        ends, values = unpacked(sets.column("shingles"))
         offsets, hashes = self.sets
         self.blocks = np.concatenate([self.blocks, sets.column("block").to_numpy()])
         self.rows = np.concatenate([self.rows, sets.column("a").to_numpy()])
         self.details = pa.concat_tables([self.details, pa.Table.from_batches([sets.select(_DETAILS)])])
-        values = lists.flatten().to_numpy().view(np.uint64)
-        self.sets = (np.concatenate([offsets, offsets[-1] + ends]), np.concatenate([hashes, values]))
+        self.sets = (np.concatenate([offsets, offsets[-1] + ends[1:]]), np.concatenate([hashes, values]))
 
     def find(self, blocks: I64, rows: I64) -> I64:
         """Places of sets that are held, int64."""
@@ -514,9 +474,8 @@ class Verify:
         return b[self._judge(held, held.find(block, a), held.find(block, b))[1]]
 
     def _judge(self, held: HeldSets, left: I64, right: I64) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        jaccard = similarity(self.near, held.sets, left, right)
-        # The tolerance lets 4/5 count as 0.8 whatever the rounding of the division.
-        return jaccard, jaccard >= self.near.threshold - 1e-12
+        jaccard = self.near.similarity(held.sets, left, right)
+        return jaccard, self.near.is_duplicate(jaccard)
 
     def _verify(self, held: HeldSets, pairs: I64) -> pa.RecordBatch:
         block, a, b = pairs
@@ -579,7 +538,8 @@ def find_pairs(context: Context, rows: Rows, near: NearDedup) -> Found:
     bands = EmitBands(rows, near, making, buckets)
     order = ("band", "key", "row")
     job = context.job("candidates", "MET", MET, banding, rows.tables(["id", "messages", "verdict"]), rows)
-    candidates = context.shuffle(job, Exchange(tuple(rows.splits), bands, BAND, order, buckets), PairUp(near))
+    schema = band_schema(near.num_words)
+    candidates = context.shuffle(job, Exchange(tuple(rows.splits), bands, schema, order, buckets), PairUp(near))
 
     edges = cut_blocks(context, rows, candidates, BLOCK_BYTES)
 

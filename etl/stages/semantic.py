@@ -13,7 +13,7 @@ resumable:
 Centroids come from sums of whole numbers over a sample that the hash of the id decides, and similarities from exact
 products of int8, so everything after the embedding is the same on every engine, for any splits and any order of rows.
 
-What crosses: an embedding once for the sample (`sample_rows` a cell) and once for its cluster. A worker holds a batch,
+What crosses: 4 MB a split of counts (lexical), an embedding once for the sample (`sample_rows` a cell) and once for its cluster. A worker holds a batch,
 all centroids (20 · max_clusters · dim bytes), and one of: a cell's sample and its products with the centroids (9 bytes
 a component and 32 MB: 150 MB by default), or two blocks of a cluster with their products (130 MB) and 16 bytes a row of
 the cluster; a cluster's vectors lie in a temporary file of the worker.
@@ -168,14 +168,14 @@ def _count_cells(context: Context, rows: Rows) -> Cells:
 # --- embeddings ---
 
 COUNTED_TERMS = pa.schema([("bucket", pa.int32()), ("counts", pa.binary())])
-"""Rows that have a word or pair in each slot of a bucket, int64, in one binary."""
-_TERM_BUCKETS: Final = 16
+"""Rows that have a word or pair in each slot of a bucket, int32, in one binary."""
+_TERM_BUCKETS: Final = 8
 _BUCKET_SLOTS: Final = NUM_SLOTS // _TERM_BUCKETS
 
 
 @dataclass(frozen=True)
 class EmitTerms:
-    """How many of a split's rows have a word or pair in each slot: 2 MB a split."""
+    """How many of a split's rows have a word or pair in each slot: 4 MB a split."""
 
     rows: Rows
     config: SemanticDedup
@@ -184,7 +184,7 @@ class EmitTerms:
         counts = np.zeros(NUM_SLOTS, np.int64)
         for batch, _ in living(self.rows, split, ["messages"]):
             count_terms(embedded_text(batch, self.config.text), counts)
-        pieces = [piece.tobytes() for piece in np.split(counts, _TERM_BUCKETS)]
+        pieces = [piece.tobytes() for piece in np.split(counts.astype(np.int32), _TERM_BUCKETS)]
         columns = [pa.array(np.arange(_TERM_BUCKETS, dtype=np.int32)), pa.array(pieces, pa.binary())]
         yield pa.RecordBatch.from_arrays(columns, schema=COUNTED_TERMS)
 
@@ -195,7 +195,7 @@ def add_terms(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]
     num_rows = 0
     for batch in batches:
         for piece in batch.column("counts"):
-            counts += np.frombuffer(piece.as_buffer(), np.int64)
+            counts += np.frombuffer(piece.as_buffer(), np.int32)
         num_rows += batch.num_rows
     slots = np.flatnonzero(counts)
     numbers = (slots + bucket * _BUCKET_SLOTS).astype(np.int32)

@@ -204,7 +204,7 @@ class RemoveUnits:
         lost[units.offsets[row] + place] = True
         num_lost = np.bincount(row, minlength=batch.num_rows)
         words = units.words_left(lost)
-        gone = pa.array((num_lost > 0) & (words < config.min_left_words))
+        gone = pa.array((num_lost > 0) & (words < config.fewest_left))
         value = pa.array(words).cast(pa.string())
         done = drop(batch, config.unit, gone, "only_duplicate_units", value)
         accounting = account([config.unit], batch.column("source_dataset"), batch.column("verdict"), done["verdict"])
@@ -243,7 +243,7 @@ def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survi
     hits = context.shuffle(job, exchange, FindUnits(sources))
 
     schema = units_schema(config)
-    semantic = {"units": UNITS_VERSION, **config.model_dump(include={"unit", "min_left_words"})}
+    semantic = {"units": UNITS_VERSION, "unit": config.unit, "min_left_words": config.fewest_left}
     job = context.job(config.unit, "UNITS", schema, semantic, (hits, *rows.tables(["messages", "verdict"])), rows)
     job = job.with_findings({"dedup_rate": dedup_rates(hits)})
     back = Exchange(

@@ -23,6 +23,8 @@ from etl.storage.manifest import Part
 
 _BYTE_STREAM_SPLIT = {"input_ids.list.element"}
 """Token ids: 1.31 bytes a token against 1.67 with a dictionary, and faster to read."""
+_RANDOM = {"shingles"}
+"""Hashes one after the other, in which there is nothing to pack."""
 
 
 def file_sha256(path: Path) -> str:
@@ -60,8 +62,8 @@ class PartWriter:
         self._writer = pq.ParquetWriter(
             self._file,
             self._schema,
-            compression="zstd",
-            use_dictionary=[path for path in leaves if path not in _BYTE_STREAM_SPLIT],
+            compression={path: "none" if path in _RANDOM else "zstd" for path in leaves},
+            use_dictionary=[path for path in leaves if path not in _BYTE_STREAM_SPLIT | _RANDOM],
             use_byte_stream_split=split_encoded or False,
         )
         self._row_groups: list[int] = []

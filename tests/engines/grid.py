@@ -18,10 +18,10 @@ from etl.storage.dataset import Dataset
 from tests.etl.stages.toys import FILTER, make_recipe, mixed_rows, row, run, write_parquet
 
 NUM_SPLITS = (1, 2, 7)
-STAGES = ("filter", "dedup", "kenlm", "score", "tokenize", "split", "layout")
+STAGES = ("filter", "dedup", "kenlm", "score", "tokenize", "semantic", "split", "layout")
 DATASETS = (
     "ingest", "quarantine", "filter", "english_share", "exact", "near", "kenlm_sample", "kenlm", "score", "strange",
-    "tokenize", "split", "dropped", "corpus",
+    "tokenize", "semantic_terms", "embeddings", "semantic_centroids", "semantic", "split", "dropped", "corpus",
 )  # fmt: skip
 """What does not hold row keys, which name places in a cut."""
 
@@ -55,6 +55,7 @@ def recipe_of(folder: Path, num_splits: int, output: str) -> Recipe:
         filter=FILTER,
         kenlm={"order": 2, "fraction": 0.6},
         score={"steps": [{"kind": "perplexity", "model": "run:kenlm"}], "cuts": [cut]},
+        semantic={"embedder": "lexical", "dim": 64, "rows_per_cluster": 8, "threshold": 0.6},
         run={"split_bytes": 1 << 30, "bucket_bytes": 1 << (20 if num_splits == 1 else 12)},
     )
 

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from etl import text
-from etl.text import ngram_hashes, normalise, shingles
+from etl.text import char_ngram_hashes, char_shingles, ngram_hashes, normalise, shingles
 
 START, MULTIPLIER, BASE = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xA0761D6478BD642D
 TRICKY = "aA1_ \t\n.'ΣσςİiIıßẞǅÉée\u0301\u0307\u00ad\u200d\u00a0\u2003中𝐀𐐀𞤀\x00\x1c\x85"
@@ -57,6 +57,24 @@ def test_ngrams_are_those_of_python(values: list[str | None], n: int) -> None:
     assert offsets.dtype == np.int64
     assert hashes.dtype == np.uint64
     assert rows_of(offsets, hashes) == [expected_ngrams(value, n) for value in values]
+
+
+def expected_char_ngrams(value: str | None, n: int) -> list[int]:
+    if value is None:
+        return []
+    codes = [ord(c) for c in " ".join(re.findall(r"\w+", value.lower()))]
+    codes += [0] * (n - len(codes))
+    sums = [sum(c * BASE ** (n - 1 - i) for i, c in enumerate(codes[k : k + n])) for k in range(len(codes) - n + 1)]
+    return [xxhash.xxh64_intdigest((total % 2**64).to_bytes(8, "little"), 1) for total in sums]
+
+
+@given(texts_with_nulls, st.integers(1, 7))
+@example(["ΑΣ ΑΣΑ Σ AΣ\u00ad. \u0307Σ", "İSTANBUL Iİ", "", "...", None, " a  b ", "a b c d e f a b c d e"], 5)
+def test_character_ngrams_are_those_of_python(values: list[str | None], n: int) -> None:
+    offsets, hashes = char_ngram_hashes(pa.array(values, pa.string()), n)
+    assert rows_of(offsets, hashes) == [expected_char_ngrams(value, n) for value in values]
+    expected = [sorted(set(row)) for row in rows_of(offsets, hashes)]
+    assert rows_of(*char_shingles(pa.array(values, pa.string()), n)) == expected
 
 
 @given(texts_with_nulls, st.integers(1, 7))

@@ -8,9 +8,10 @@ so W must divide both numbers and the stream is the same for every W.
 The run is cut into *segments* of whole steps. What the stream depends on is written in decision records; a segment
 sees the records up to its own number. Inside a segment a lane ranks its unread documents by -log u(id, seed, epoch,
 segment) / weight (Efraimidis and Spirakis 2006), u a hash, and packs them in that order; documents that were looked at
-but not packed go back. With `clusters`, an epoch of a lane has only the documents whose turn in their cluster it is, and
-rare clusters keep a share of its tokens (etl/mixture/cluster_caps.py). A position in the stream is (log digest, segment, pack): a lane gets there by planning again
-from its first segment, from lengths alone (about 0.1 ms a pack), reading no tokens.
+but not packed go back. With `clusters`, an epoch of a lane has only the documents whose turn in their cluster it is,
+and rare clusters keep a share of its tokens (etl/mixture/cluster_caps.py). A position in the stream is (log digest,
+segment, pack): a lane gets there by planning again from its first segment, from lengths alone (about 0.1 ms a pack),
+reading no tokens.
 """
 
 import hashlib

@@ -1,8 +1,9 @@
 """Reads documents from a committed corpus: row groups through pyarrow, numpy views, no Python list of tokens.
 
-`read_index` reads three narrow columns of some units, five where rows have semantic clusters; `gather` reads tokens and spans of chosen rows and visits each
-row group once, in file order. About 200 million tokens per CPU-second from BYTE_STREAM_SPLIT + zstd, so decoding never
-limits training; the whole of what is asked for is held in memory (4 bytes a token).
+`read_index` reads three narrow columns of some units (five where rows have semantic clusters); `gather` reads tokens
+and spans of chosen rows and visits each row group once, in file order. About 200 million tokens per CPU-second from
+BYTE_STREAM_SPLIT + zstd, so decoding never limits training; the whole of what is asked for is held in memory (4 bytes
+a token).
 """
 
 from collections.abc import Sequence

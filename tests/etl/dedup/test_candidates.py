@@ -27,7 +27,7 @@ def part(rows: Rows, start: int, end: int) -> Rows:
 
 
 def differing_bits(one: np.ndarray, other: np.ndarray) -> int:
-    return sum(bin(int(a) ^ int(b)).count("1") for a, b in zip(one, other, strict=True))
+    return sum((int(a) ^ int(b)).bit_count() for a, b in zip(one, other, strict=True))
 
 
 def expected_pairs(rows: Rows, cap: int, most: int) -> set[tuple[int, int]]:
@@ -36,7 +36,8 @@ def expected_pairs(rows: Rows, cap: int, most: int) -> set[tuple[int, int]]:
         before = [k for k in range(i) if rows.band[k] == rows.band[i]]
         for k in before[-cap:]:
             if differing_bits(rows.sketch[k], rows.sketch[i]) <= most:
-                pairs.add(tuple(sorted((int(rows.row[k]), int(rows.row[i])))))
+                a, b = sorted((int(rows.row[k]), int(rows.row[i])))
+                pairs.add((a, b))
     return pairs
 
 
@@ -118,7 +119,8 @@ def test_canaries_that_were_made_are_counted_by_level() -> None:
 @pytest.mark.parametrize("later", [(0, 1, 9), (1, 2, 2), (1, 2, 1), (1, 1, 9)])
 def test_rows_out_of_order_are_refused(later: tuple[int, int, int]) -> None:
     def one(band: int, key: int, row: int) -> Rows:
-        return Rows(*(np.array([n], np.int64) for n in (band, key, row)), np.zeros((1, 1), np.uint64))  # type: ignore[call-arg]
+        key_row = np.array([key], np.int64), np.array([row], np.int64)
+        return Rows(np.array([band], np.int64), *key_row, np.zeros((1, 1), np.uint64))
 
     stream = CandidateStream(4, 0, 0, 1)
     stream.push(one(1, 2, 2))

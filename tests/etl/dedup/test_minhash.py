@@ -136,7 +136,7 @@ def test_bands_are_the_longest_with_which_pairs_at_the_threshold_meet(
 
 
 def test_a_threshold_that_no_bands_reach_is_refused() -> None:
-    with pytest.raises(ConfigError, match="8 permutations cannot make pairs at 0.1 meet"):
+    with pytest.raises(ConfigError, match=r"8 permutations cannot make pairs at 0\.1 meet"):
         choose_bands(0.1, 8, 0.998)
 
 
@@ -159,7 +159,7 @@ def similar_signatures(rng: np.random.Generator, union: int, shared: int, count:
 
 @pytest.mark.parametrize(("union", "shared"), [(5, 4), (10, 8), (1000, 800)])
 def test_thinning_loses_no_more_than_it_says(union: int, shared: int) -> None:
-    """Of 30,000 pairs at the threshold 3 are lost on average, of sets of any size; more than 13 would be one in 10^5."""
+    """Of 30,000 pairs at the threshold 3 are lost on average, of sets of any size; more than 13 are one case in 10^5."""
     words = sketches(similar_signatures(np.random.default_rng(union), union, shared, 30_000), 1)
     most = most_disagreement(0.8, NUM_PERM)
     lost = sum(disagreement(words[i], words[i + 1], 1) > most for i in range(0, len(words), 2))

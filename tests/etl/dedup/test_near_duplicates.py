@@ -20,7 +20,7 @@ from etl.dedup.minhash import (
     sketches,
 )
 from etl.dedup.verify import jaccard_pairs
-from etl.text import shingles
+from etl.text import char_shingles, shingles
 
 THRESHOLD = 0.8
 Pairs = dict[tuple[int, int], float]
@@ -112,3 +112,15 @@ def test_planted_articles_are_found(shared_data: Path) -> None:
     found = verified_pairs(*shingles(pa.array([row["text"] for row in rows]), 5))
     names = {frozenset((rows[a]["id"], rows[b]["id"])) for a, b in found}
     assert names == {frozenset((pair["a"], pair["b"])) for pair in truth}
+
+
+@pytest.mark.shared
+def test_character_ngrams_give_the_listed_similarity_of_edited_texts(shared_data: Path) -> None:
+    folder = shared_data / "bench_corpus"
+    pairs = pq.read_table(folder / "injected_pairs.parquet").slice(0, 400)
+    corpus = pq.read_table(folder / "corpus.parquet", columns=["text"])["text"]
+    base, copy = (corpus.take(pairs[name]) for name in ("base_id", "dup_id"))
+    texts = pa.chunked_array([*base.chunks, *copy.chunks]).combine_chunks()
+    left = np.arange(len(pairs), dtype=np.int64)
+    found = jaccard_pairs(*char_shingles(texts, 5), left, left + len(pairs))
+    assert found.tolist() == pytest.approx(pairs["j_c5"].to_pylist(), abs=1e-6)

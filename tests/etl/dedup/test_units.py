@@ -254,3 +254,5 @@ def test_a_text_of_many_units():
 def test_the_only_copy_of_a_unit_cannot_go_with_its_row():
     with pytest.raises(ValidationError, match="min_left_words=9 is more than min_words=8"):
         UnitDedup(unit="line", min_left_words=9)
+    assert UnitDedup(unit="line", min_words=3).fewest_left == 3
+    assert UnitDedup(unit="line", min_words=3, min_left_words=2).fewest_left == 2

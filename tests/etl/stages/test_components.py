@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from etl.dedup.blocks import CLASS_BITS, set_bytes, size_class
-from etl.stages.components import EDGE, LABEL, cut_blocks, label_components
+from etl.stages.components import EDGE, LABEL, cut_blocks, first_labels, label_components
 from etl.stages.context import Context
 from etl.storage.aligned import ROW_BITS, Rows
 from etl.storage.dataset import Dataset
@@ -150,6 +150,16 @@ def test_another_budget_begins_the_dataset_anew(tmp_path):
         label(tmp_path, pairs, 0, DyingEngine(len(whole.ran) - 1), 2)
     assert labels_of(label(tmp_path, pairs, 10**6, num_splits=2)) == expected_labels(pairs)
     assert labels_of(label(tmp_path, pairs, 0, num_splits=2)) == expected_labels(pairs)
+
+
+def test_a_centre_that_every_leaf_names_has_one_label():
+    arcs = pa.table({"node": pa.array([2, 2, 2, 5, 5, 7], pa.int64()), "neighbour": [2, 2, 2, 2, 2, 7]})
+    for batch_rows in (1, 2, 6):
+        chunks = list(first_labels(0, iter(arcs.to_batches(max_chunksize=batch_rows))))
+        assert chunks[0].batch.to_pydict() == {"row": [2, 5, 7], "component": [2, 2, 7]}
+        assert chunks[-1].rows_in == 6
+    with pytest.raises(AssertionError, match="two labels"):
+        list(first_labels(0, iter(pa.table({"node": [5, 5], "neighbour": [1, 2]}).to_batches(max_chunksize=1))))
 
 
 # --- blocks --------------------------------------------------------------------------------------------------------

@@ -13,11 +13,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from etl.dedup.minhash import band_hashes, signatures
+from etl.errors import SchemaError
 from etl.hashing import hash_columns, signed
 from etl.schema import PROMPT
-from etl.recipe import NearDedup
+from etl.dedup.near import NearDedup
 from etl.stages.hits import first_of_groups, recut
-from etl.stages.near import PairUp
+from etl.stages.near import PairUp, band_schema
+from etl.stages.run import run_recipe
 from etl.text import shingles
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import (
@@ -90,6 +92,61 @@ def test_exact_duplicates_leave_the_smallest_row_digest(tmp_path):
 def test_what_counts_as_equal(tmp_path, first, second, same):
     dedup(tmp_path, [row(1, first, "yes"), row(2, second, "yes"), row(3, "yes", first)], exact={})
     assert len(verdicts(tmp_path / "out", "exact")) == int(same)
+
+
+def test_by_row_only_messages_that_are_the_same_are_equal(tmp_path):
+    rows = [row(1, "a  b", "c"), row(2, "a b", "c"), row(3, "a b", "c"), row(4, "a b", "c", "why")]
+    dedup(tmp_path, rows, exact={"by": "row"})
+    lost = verdicts(tmp_path / "out", "exact")
+    names = {item["id"]: item["source_example_id"] for item in read(stage(tmp_path / "out", "ingest"))}
+    assert {names[key] for key in lost} in ({"r2"}, {"r3"})
+
+
+def two_sources(tmp_path, rows, others, **section):
+    """A run over sources `a` and `b`."""
+    sources = {"a": write_jsonl(tmp_path / "a.jsonl", rows), "b": write_jsonl(tmp_path / "b.jsonl", others)}
+    return run(make_recipe(tmp_path / "out", sources, stages=["dedup"], dedup={"near": None} | section))
+
+
+@pytest.mark.parametrize(("priority", "left"), [(["a", "b"], "a"), (["b", "a"], "b"), (["b"], "b")])
+def test_the_source_of_highest_priority_keeps_its_copy(tmp_path, priority, left):
+    shared = families(2, 8)
+    near = {"threshold": 0.6, "num_canaries": 0}
+    two_sources(tmp_path, shared, shared, survivor={"sources": priority}, near=near)
+    kept = [item for item in read(stage(tmp_path / "out", "near")) if item["verdict"] is None]
+    source = {item["id"]: item["source_dataset"] for item in read(stage(tmp_path / "out", "ingest"))}
+    assert {source[item["id"]] for item in kept} == {left}
+    assert {source[key] for key in verdicts(tmp_path / "out", "exact")} == {"a", "b"} - {left} | (
+        {left} if len({item["query"] for item in shared}) < len(shared) else set()
+    )
+
+
+def test_sources_tell_what_they_have_in_common(tmp_path):
+    """40 rows of `a`; `b` has 10 of them and nothing else, `a` three rows twice."""
+    rows = plain_rows(40)
+    lines = []
+    sources = {
+        "a": write_jsonl(tmp_path / "a.jsonl", rows + [rows[n] | {"synth_id": f"again-{n}"} for n in range(3)]),
+        "b": write_jsonl(tmp_path / "b.jsonl", rows[20:30]),
+    }
+    recipe = make_recipe(
+        tmp_path / "out", sources, stages=["dedup"], dedup={"survivor": {"sources": ["a"]}, "near": {"num_canaries": 0}}
+    )
+    run_recipe(recipe, InProcessEngine(), lines.append)
+    found = stage(tmp_path / "out", "clusters").manifest.findings["sources"]
+    assert found["a"]["removed"] == {"exact": 3, "near": 0}
+    assert found["a"]["over_select"] == round(43 / 40, 6)
+    assert found["a"]["in_others"] == {"b": {"exact": 10, "near": 0, "share": round(10 / 43, 6)}}
+    assert found["b"]["removed_share"] == 1.0
+    assert found["b"]["in_others"]["a"]["share"] == 1.0
+    assert any("warning: 100.0% of b stands in a" in line for line in lines)
+
+
+def test_a_priority_of_an_unknown_source_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"dedup.survivor.sources names \['c'\]; the recipe's sources are \['a', 'b'\]"
+    ):
+        two_sources(tmp_path, plain_rows(1), plain_rows(1), survivor={"sources": ["a", "c"]})
 
 
 def test_prompt_and_answer_are_kept_apart(tmp_path):
@@ -242,6 +299,122 @@ def test_pairs_do_not_depend_on_the_blocks(tmp_path, monkeypatch, block_bytes):
     assert found[1 << 20].rows_in == found[block_bytes].rows_in
 
 
+def word_jaccard(one, other):
+    return len(word_ngrams(one) & word_ngrams(other)) / len(word_ngrams(one) | word_ngrams(other))
+
+
+@pytest.mark.parametrize("clusters", ["components", "survivor"])
+def test_similarity_to_the_survivor_decides_when_it_is_asked_to(tmp_path, clusters):
+    dedup(tmp_path, families(9), near=NEAR | {"clusters": clusters})
+    out = tmp_path / "out"
+    text = {
+        item["id"]: "\n".join(message["content"] for message in item["messages"]) for item in read(stage(out, "ingest"))
+    }
+    below = 0
+    for item in read(stage(out, "near")):
+        jaccard = word_jaccard(text[item["id"]], text[item["cluster_id"]])
+        assert item["cluster_jaccard"] == pytest.approx(jaccard, abs=1e-12)
+        far = jaccard < NEAR["threshold"]
+        below += far
+        stays = item["cluster_rank"] == 0 or (clusters == "survivor" and far)
+        assert (item["verdict"] is None) == stays
+    assert below > 3
+    findings = stage(out, "near").manifest.findings["clusters"]
+    assert findings["not_survivors_below_threshold"] == below
+    sizes = [item["cluster_size"] for item in read(stage(out, "near")) if item["cluster_rank"] == 0]
+    assert findings["largest"] == sorted((size for size in sizes if size > 1), reverse=True)[:10]
+
+
+def test_the_best_score_survives(tmp_path):
+    """The score stands before dedup: the row of the surest language of each cluster stays."""
+    write_parquet(tmp_path / "in.parquet", families(3))
+    recipe = make_recipe(
+        tmp_path / "out", {"toy": tmp_path / "in.parquet"}, stages=["filter", "dedup"],
+        filter={"steps": [{"kind": "language"}]},
+        dedup={"exact": None, "survivor": {"score": "language_score"}, "near": NEAR},
+    )  # fmt: skip
+    run(recipe)
+    score = {item["id"]: item["language_score"] for item in read(stage(tmp_path / "out", "filter"))}
+    clusters: dict[bytes, list[dict]] = {}
+    for item in read(stage(tmp_path / "out", "near")):
+        clusters.setdefault(item["cluster_id"], []).append(item)
+    assert sum(len(items) > 2 for items in clusters.values()) > 5
+    for survivor, items in clusters.items():
+        ranked = sorted(items, key=lambda item: (-score[item["id"]], item["id"]))
+        assert [item["cluster_rank"] for item in ranked] == list(range(len(items)))
+        assert ranked[0]["id"] == survivor
+
+
+def test_a_score_that_nothing_adds_is_refused_before_a_row_is_read(tmp_path):
+    write_parquet(tmp_path / "in.parquet", plain_rows(3))
+    recipe = make_recipe(
+        tmp_path / "out", {"toy": tmp_path / "in.parquet"}, stages=["dedup"], dedup={"survivor": {"score": "composite"}}
+    )
+    with pytest.raises(SchemaError, match="no stage before dedup adds the column 'composite'"):
+        run(recipe)
+    assert not (tmp_path / "out").exists()
+
+
+def test_everything_that_near_dedup_saw_is_in_the_table_of_clusters(tmp_path):
+    rows = [*families(7), *(item | {"synth_id": f"x{n}"} for n, item in enumerate(families(7)[:5]))]
+    dedup(tmp_path, rows, exact={}, near=NEAR)
+    out = tmp_path / "out"
+    marked = {str(uuid.UUID(bytes=item["id"])): item for item in read(stage(out, "near"))}
+    table = read(stage(out, "clusters"))
+    gone_before = {str(uuid.UUID(bytes=key)) for key in verdicts(out, "exact")}
+    assert {item["id"] for item in table} == marked.keys() - gone_before
+    assert gone_before
+    for item in table:
+        mine = marked[item["id"]]
+        assert item["cluster_id"] == str(uuid.UUID(bytes=mine["cluster_id"]))
+        assert (item["cluster_size"], item["cluster_rank"]) == (mine["cluster_size"], mine["cluster_rank"])
+        assert item["kept"] == (mine["verdict"] is None)
+
+
+def long_rows(count, seed=0):
+    rng = random.Random(seed)
+    return [row(n, sentence(rng, ENGLISH, 60), sentence(rng, ENGLISH, 60)) for n in range(count)]
+
+
+def without_canaries(output, names=("pairs", "near", "clusters", "near_hits", "dropped")):
+    return {name: stage(output, name).manifest.content_digest for name in names}
+
+
+def test_canaries_measure_the_run_and_change_nothing(tmp_path):
+    rows = [*families(11), *long_rows(200)]
+    found = {}
+    for number in (0, 1000):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        dedup(folder, rows, InProcessEngine(batch_rows=5), near={"num_canaries": number, "max_partners": 4})
+        found[number] = stage(folder / "out", "near").manifest.findings["canaries"]
+    assert without_canaries(tmp_path / "0" / "out") == without_canaries(tmp_path / "1000" / "out")
+    assert found[0]["recall"] is None
+    made = sum(level["made"] for level in found[1000]["by_jaccard"].values())
+    assert 200 < made <= len(rows)
+    assert found[1000]["recall"] > 0.98
+    assert found[1000]["precision"] == 1.0
+    for name, level in found[1000]["by_jaccard"].items():
+        below = name in ("0.7-0.75", "0.75-0.8")
+        assert level["reported"] == 0 if below else level["recall"] > 0.9
+
+
+def test_canaries_tell_of_bands_that_meet_too_few(tmp_path):
+    dedup(tmp_path, long_rows(600), near={"bands": 2, "rows": 20})
+    found = stage(tmp_path / "out", "near").manifest.findings["canaries"]["by_jaccard"]
+    expected = 1 - (1 - 0.825**20) ** 2
+    assert found["0.8-0.85"]["recall"] == pytest.approx(expected, abs=0.08)
+    assert found["1"]["recall"] == 1.0
+
+
+def test_canaries_tell_what_an_estimate_gets_wrong(tmp_path):
+    dedup(tmp_path, long_rows(600), near={"verify": "estimate"})
+    found = stage(tmp_path / "out", "near").manifest.findings["canaries"]
+    assert 0.5 < found["precision"] < 0.99
+    assert 0.8 < found["recall"] < 1.0
+    assert 0 < found["by_jaccard"]["0.75-0.8"]["reported"] < found["by_jaccard"]["0.75-0.8"]["made"]
+
+
 def test_rows_that_exact_dedup_dropped_are_no_candidates(tmp_path):
     rows = [item | {"synth_id": f"{item['synth_id']}-{copy}"} for item in plain_rows(10) for copy in range(3)]
     dedup(tmp_path, rows, exact={}, near={"threshold": 0.8, "num_canaries": 0})
@@ -291,8 +464,9 @@ def test_candidate_blocks_do_not_depend_on_the_batches_that_arrive(monkeypatch, 
     """Five rows in each of 20 bands are 10 pairs a band, 200 in all; a block of 64 holds each pair once."""
     monkeypatch.setattr("etl.stages.near.PAIR_BLOCK", 64)
     band = np.repeat(np.arange(20), 5)
-    table = pa.table({"band": band, "row": np.tile(np.arange(5), 20), "key": np.tile(np.arange(5), 20)})
-    table = table.append_column("sketch", pa.array([bytes(16)] * 100))
+    numbers, none = np.tile(np.arange(5), 20), np.zeros(100, np.int64)
+    columns = [none.astype(np.int32), band, numbers, numbers, none, none]
+    table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=band_schema(2))
     chunks = list(PairUp(NearDedup(max_partners=8))(0, iter(table.to_batches(max_chunksize=batch_rows))))
     assert [chunk.batch.num_rows for chunk in chunks if chunk.batch] == [10, 10, 10, 8]
     assert sum(chunk.rows_in for chunk in chunks) == 100

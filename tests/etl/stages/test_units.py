@@ -7,10 +7,16 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from etl.schema import REMOVED
-from etl.stages.units import FindUnits
+from etl.dedup.survivor import Survivor
+from etl.dedup.units import UnitDedup
+from etl.schema import PROMPT, REMOVED
+from etl.stages.context import Context
+from etl.stages.units import FindUnits, dedup_units
+from etl.storage.aligned import Rows
 from tests.engines.inprocess import IdleEngine, InProcessEngine
+from tests.etl.rows import say
 from tests.etl.stages.toys import make_recipe, read, row, run, stage, text_recipe, write_jsonl
+from tests.etl.storage.builds import commit
 
 LICENCE = "This text may be used by anyone for any purpose, without a fee."
 HEADER = "A header of six words only"
@@ -269,6 +275,31 @@ def test_a_hot_unit_streams(tmp_path):
         "seen": size, "bytes_seen": 60 * size, "removed": size - 1, "bytes_removed": 60 * (size - 1),
         "kept_in": {"a": size - 1},
     }  # fmt: skip
+
+
+def test_how_many_words_must_be_left(tmp_path):
+    documents = {"a": [document(1, LICENCE)], "b": [document(2, f"{LICENCE}\n\nfive words are left here")]}
+    lost = {}
+    for fewest in (5, 6):
+        section = {"unit": "paragraph", "min_left_words": fewest}
+        dedup = units_of("paragraph", survivor={"sources": ["a"]}) | {"units": [section]}
+        lost[fewest] = dropped(run(text_recipe(tmp_path / f"{fewest}", documents, stages=["dedup"], dedup=dedup)))
+    assert lost == {5: set(), 6: {("dedup", "paragraph", "only_duplicate_units", "5")}}
+
+
+@pytest.mark.parametrize("licences", [("one", "two"), ("two", "one")])
+def test_which_of_two_rows_of_one_id_keeps_a_unit_does_not_depend_on_their_order(tmp_path, licences):
+    recipe = text_recipe(tmp_path / "out", {"toy": []})
+    made = {"id": b"i" * 16, "source_dataset": "toy", "source_example_id": "1", "split_key": "1", "skill_bucket": "B5"}
+    rows = [made | {"messages": [say("text", LICENCE)], "license": licence} for licence in licences]
+    splits = [[pa.RecordBatch.from_pylist([item], schema=PROMPT)] for item in rows]
+    base = Rows(commit(recipe.place / "ingest", PROMPT, splits, "ingest"))
+    context = Context(InProcessEngine(), recipe, lambda line: None)
+    done = dedup_units(context, base, UnitDedup(unit="line"), Survivor())
+    left = [
+        item for split in (0, 1) for batch in done.read(split, ["license", "verdict"]) for item in batch.to_pylist()
+    ]
+    assert [item["license"] for item in left if item["verdict"] is None] == ["one"]
 
 
 def test_a_kind_of_unit_stands_once(tmp_path):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from etl.errors import ConfigError
+from etl.mixture.cluster_caps import ClusterCaps
 from etl.storage.location import Location
 from tests.training.corpora import write_corpus
 from training.data import decisions
@@ -116,3 +117,9 @@ def test_another_stream_in_the_same_folder_is_refused_naming_what_differs(reader
     decisions.commit(folder, first_decision(config_of(), 7, reader.parts))
     with pytest.raises(ConfigError, match="seed was 7 and is 8"):
         decisions.commit(folder, first_decision(config_of(), 8, reader.parts))
+
+
+def test_limits_of_clusters_need_a_corpus_with_clusters(reader):
+    assert not reader.has_clusters
+    with pytest.raises(ConfigError, match="no semantic clusters; list 'semantic'"):
+        rank_stream(reader, config_of().model_copy(update={"clusters": ClusterCaps(cap=2)}))

@@ -1,0 +1,121 @@
+"""Near dedup as its configuration: what rows are compared by, how candidates meet, and when a pair is a duplicate.
+
+All of it is about arrays in memory; etl.stages.near carries it through shuffles, etl.dedup.in_memory does without. A set of 64-bit shingle hashes takes 8 bytes a shingle, about as much as the text.
+"""
+
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from etl.config import Config
+from etl.dedup.candidates import CandidateStream
+from etl.dedup.minhash import (
+    band_hashes,
+    choose_bands,
+    estimate_pairs,
+    most_disagreement,
+    signatures,
+    sketches,
+)
+from etl.dedup.verify import jaccard_pairs
+from etl.errors import ConfigError
+from etl.text import char_shingles, shingles
+
+I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+Sets = tuple[I64, U64]
+"""Offsets int64 [rows + 1] and hashes uint64: the set of row r is hashes[offsets[r] : offsets[r + 1]]."""
+
+ESTIMATE_BITS: Final = 8
+"""Of a signature's entry in the sketches that `verify: estimate` compares."""
+
+
+class NearDedup(Config):
+    """Rows whose n-gram sets have a Jaccard similarity of at least `threshold`; `dedup.survivor` says which one stays.
+
+    Candidates share one of `bands` bands of `rows` MinHash values, and most bits of a sketch; then they are verified.
+    """
+
+    threshold: float = Field(default=0.8, gt=0, le=1)
+    unit: Literal["word", "char"] = "word"
+    """What an n-gram is made of: words, or the characters of the words joined by single spaces."""
+    ngram: int = Field(default=5, ge=1)
+    num_perm: int = Field(default=128, ge=1)
+    bands: int | None = Field(default=None, ge=1)
+    rows: int | None = Field(default=None, ge=1)
+    """Bands and values of a band; null (both) chooses the longest bands with which `recall` is reached."""
+    recall: float = Field(default=0.998, gt=0, lt=1)
+    """Chance that a pair at the threshold shares a band, where bands are chosen."""
+    seed: int = 1
+    max_partners: int = Field(default=64, ge=1)
+    """Rows of one band that a row is compared with; keeps a band shared by millions of rows linear."""
+    verify: Literal["exact", "estimate"] = "exact"
+    """exact: by the sets themselves. estimate: by signatures, without the sets' cost, to about 0.04."""
+    clusters: Literal["components", "survivor"] = "components"
+    """Which rows of a connected component are dropped: all but the survivor, or only those similar to it."""
+    num_canaries: int = Field(default=1000, ge=0)
+    """Edited copies of rows by which the run measures what it finds; 0 makes none."""
+
+    @property
+    def banding(self) -> tuple[int, int]:
+        """Bands and rows of a band."""
+        if self.bands is not None and self.rows is not None:
+            return self.bands, self.rows
+        return choose_bands(self.threshold, self.num_perm, self.recall)
+
+    @property
+    def num_words(self) -> int:
+        """64-bit words of a one-bit sketch."""
+        return -(-self.num_perm // 64)
+
+    def shingles(self, texts: pa.Array) -> Sets:
+        """The shingle set of each text."""
+        return (char_shingles if self.unit == "char" else shingles)(texts, self.ngram)
+
+    def compared(self, sets: Sets) -> Sets:
+        """What verification compares of each shingle set: the set, or the sketch that tells about it."""
+        if self.verify == "exact":
+            return sets
+        words = sketches(signatures(*sets, self.num_perm, self.seed), ESTIMATE_BITS)
+        return np.arange(len(words) + 1, dtype=np.int64) * words.shape[1], words.ravel()
+
+    def similarity(self, sets: Sets, left: I64, right: I64) -> npt.NDArray[np.float64]:
+        """The Jaccard similarity of pairs of what `compared` gives, exact or estimated: float64 [pairs]."""
+        if self.verify == "exact":
+            return jaccard_pairs(*sets, left, right)
+        num_words = -(-self.num_perm * ESTIMATE_BITS // 64)
+        return estimate_pairs(sets[1].reshape(-1, num_words), self.num_perm, ESTIMATE_BITS, left, right)
+
+    def is_duplicate(self, jaccard: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Whether similarities reach the threshold; 4/5 counts as 0.8 whatever the rounding of the division."""
+        return jaccard >= self.threshold - 1e-12
+
+    def bands_of(self, signature: U32) -> I64:
+        """The band hashes of signatures: int64 [rows, bands]."""
+        return band_hashes(signature, *self.banding)
+
+    def candidate_stream(self) -> CandidateStream:
+        """An empty stream of candidates."""
+        # Bits that differ at the threshold on average: a similar pair is taken for one in half of the cases or more.
+        similar = int(self.num_perm * (1 - self.threshold) / 2)
+        most = most_disagreement(self.threshold, self.num_perm)
+        return CandidateStream(self.max_partners, most, similar, self.num_words)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "NearDedup":
+        if (self.bands is None) != (self.rows is None):
+            raise ValueError("give both bands and rows, or neither, to have them chosen for the threshold")
+        try:
+            bands, rows = self.banding
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if bands * rows > self.num_perm:
+            raise ValueError(
+                f"{bands} bands of {rows} rows need {bands * rows} permutations, num_perm is {self.num_perm}; lower "
+                "bands or rows, or raise num_perm"
+            )
+        return self

@@ -1,0 +1,242 @@
+"""Word splitting and hits of the index against plain Python: regular expressions, sets and all stretches of a text."""
+
+import math
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etl.filters import ngram_index
+from etl.filters.ngram_index import (
+    ANSWER,
+    QUESTION,
+    Index,
+    Items,
+    Rule,
+    Words,
+    build,
+    characters_before,
+    write,
+)
+
+PLAIN = Words(latex=False, mask_numbers=False)
+LAYOUT = {"left", "right", "quad", "text", "big"}
+TRICKY = r"""abKxZ 019_\$^{},.-'’éßΣσς²½٣中İ🙂""" + "\n\t\u0301"
+PIECES = [
+    r"\left(",
+    r"\right)",
+    r"\frac",
+    r"\dfrac12",
+    r"\\",
+    r"\,",
+    "1,600.5",
+    "x_1",
+    "2x",
+    r"\text{if}",
+    "Ab",
+    " ",
+    "$",
+]
+
+
+def oracle_words(text, latex, mask):
+    """What a text is made of, by regular expressions."""
+
+    def fold(word):
+        return word.replace("İ", "i").lower().replace("ς", "σ")
+
+    if mask:
+        text = re.sub(r"\d+(?:[.,]\d+)*", "0", text)
+    if not latex:
+        return re.findall(r"\w+", fold(text))
+    found = []
+    for piece in re.findall(r"\\\\|\\[A-Za-z]+|\d+|[^\W\d_]+", text):
+        word = fold(piece)
+        if word.startswith("\\"):
+            word = word[1:]
+            if word == "\\" or word in LAYOUT:
+                continue
+            word = {"dfrac": "frac", "tfrac": "frac"}.get(word, word)
+        found.append(word)
+    return found
+
+
+@pytest.mark.parametrize("latex", [False, True])
+@pytest.mark.parametrize("mask", [False, True])
+@given(text=st.lists(st.one_of(st.sampled_from(PIECES), st.text(TRICKY, max_size=6)), max_size=8).map("".join))
+def test_words_are_those_of_regular_expressions(text, latex, mask):
+    hashes, bounds = ngram_index._split_array(pa.array([text]), Words(latex, mask))
+    assert hashes.tolist() == [ngram_index._word_hash(word) for word in oracle_words(text, latex, mask)]
+    assert bounds.tolist() == [0, len(hashes)]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("$x ^ 2$", "x^{2}"),
+        (r"\left( 2x \right)", "(2 x)"),
+        (r"$a \, b\ c$", "a b c"),
+        (r"\dfrac{1}{2}", r"\frac 1 2"),
+        (r"x_{1}", "x_1"),
+        (r"\text{if } n", "if n"),
+    ],
+)
+def test_the_dress_of_latex_makes_no_difference(one, other):
+    words = Words(latex=True, mask_numbers=False)
+    split = [ngram_index._split_array(pa.array([text]), words)[0].tolist() for text in (one, other)]
+    assert split[0] == split[1]
+
+
+def as_items(questions, answers=()):
+    texts = [*questions, *answers]
+    parts = [QUESTION] * len(questions) + [ANSWER] * len(answers)
+    names = pa.array([str(number) for number in range(len(texts))], pa.string())
+    return Items(pa.array(["toy"] * len(texts), pa.string()), names, np.array(parts, np.int32), pa.array(texts))
+
+
+def index_of(path, items, rules, min_words=2, words=PLAIN):
+    write(path, items, build(items, rules, words, min_words))
+    return Index(path, rules, words)
+
+
+def found(index, rows, parts=QUESTION | ANSWER):
+    hits = index.scan(pa.array(rows, pa.string()), parts)
+    ratio = [round(value, 9) for value in hits.ratio.tolist()]
+    return sorted(zip(hits.row.tolist(), hits.text.tolist(), hits.rule.tolist(), ratio, strict=True))
+
+
+def grams(words, n):
+    """The set of n-grams; a shorter text is one."""
+    n = min(n, len(words))
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)} if words else set()
+
+
+def oracle_hits(items, rules, rows, min_words):
+    hits = []
+    for number, row in enumerate(rows):
+        held = re.findall(r"\w+", row.lower())
+        for text, item in enumerate(items.text.to_pylist()):
+            words = re.findall(r"\w+", item.lower())
+            asked = items.part[text] == QUESTION
+            for r, rule in enumerate(rules):
+                if not words or (len(words) < min_words and not (rule.near and asked)):
+                    continue
+                wanted = grams(words, rule.n)
+                if rule.near:
+                    shown = grams(held, rule.n)
+                    ratio = len(wanted & shown) / len(wanted | shown)
+                else:
+                    n = min(rule.n, len(words))
+                    ratio = len(wanted & grams(held, n)) / len(wanted) if len(held) >= n else 0.0
+                if ratio >= rule.threshold - 1e-12:
+                    hits.append((number, text, r, round(ratio, 9)))
+    return sorted(hits)
+
+
+TOY_RULES = [
+    Rule("ngram_4", 4, 0.5, near=False),
+    Rule("ngram_2", 2, 0.75, near=False),
+    Rule("near", 3, 0.6, near=True),
+]
+toy_text = st.lists(st.sampled_from(["a", "B", "c", "d", "é", "1"]), max_size=12).map(" ".join)
+
+
+@given(
+    questions=st.lists(toy_text, min_size=1, max_size=5),
+    answers=st.lists(toy_text, max_size=3),
+    rows=st.lists(toy_text, max_size=6),
+    min_words=st.integers(1, 5),
+)
+def test_hits_are_those_of_brute_force(tmp_path_factory, questions, answers, rows, min_words):
+    items = as_items(questions, answers)
+    index = index_of(tmp_path_factory.getbasetemp() / "toy.arrow", items, TOY_RULES, min_words)
+    assert found(index, rows) == oracle_hits(items, TOY_RULES, rows, min_words)
+
+
+@given(question=toy_text, row=toy_text)
+def test_the_span_is_the_shortest_stretch_that_holds_what_counted(tmp_path_factory, question, row):
+    rules = [Rule("ngram_2", 2, 0.01, near=False)]
+    index = index_of(tmp_path_factory.getbasetemp() / "span.arrow", as_items([question]), rules)
+    wanted = grams(question.lower().split(), 2)
+    text = f"… {row}!"
+    hits = index.scan(pa.array([text]), QUESTION)
+    words = [(match.group().lower(), match.start(), match.end()) for match in re.finditer(r"\w+", text)]
+    shared = wanted & grams([word for word, _, _ in words], 2)
+    if len(question.split()) < 2 or not shared:
+        assert len(hits.row) == 0
+        return
+    spans = [
+        (words[j][2] - words[i][1], words[i][1], words[j][2])
+        for i in range(len(words))
+        for j in range(i + 1, len(words))
+        if shared <= grams([word for word, _, _ in words[i : j + 1]], 2)
+    ]
+    start, end = characters_before(
+        pa.array([text]), np.repeat(hits.row, 2), np.array([*hits.start, *hits.end])
+    ).tolist()
+    assert shared <= grams(text[start:end].lower().split(), 2)
+    data = text.encode()
+    fewest_bytes = min(len(text[start:end].encode()) for _, start, end in spans)
+    assert len(data[hits.start[0] : hits.end[0]]) == fewest_bytes
+
+
+def test_a_text_longer_than_every_buffer(tmp_path):
+    item = " ".join(f"w{n}" for n in range(40))
+    index = index_of(tmp_path / "i.arrow", as_items([item]), [Rule("ngram_8", 8, 1.0, near=False)])
+    filler = " ".join(f"v{n}" for n in range(3 * ngram_index._ROOM))
+    row = f"{filler} " + f"{item} " * 200 + filler
+    hits = index.scan(pa.array(["", row, "w1 w2"]), QUESTION)
+    assert hits.row.tolist() == [1]
+    assert row[int(hits.start[0]) : int(hits.end[0])] == item
+
+
+def test_many_hits_of_one_row(tmp_path):
+    items = [" ".join(f"w{n}" for n in range(first, first + 9)) for first in range(2000)]
+    index = index_of(tmp_path / "i.arrow", as_items(items), [Rule("ngram_8", 8, 1.0, near=False)])
+    hits = index.scan(pa.array([" ".join(f"w{n}" for n in range(2008))]), QUESTION)
+    assert sorted(hits.text.tolist()) == list(range(2000))
+
+
+def test_what_every_item_says_names_none_of_them(tmp_path):
+    items = [f"write a python function that will find the {n} of a {n} and a {n + 1}" for n in range(50)]
+    rules = [Rule("ngram_8", 8, 0.7, near=False)]
+    tables = build(as_items(items), rules, PLAIN, 5)
+    common = int(np.bincount(tables.set_ngrams).argmax())
+    assert tables.anchor_offsets[common] == tables.anchor_offsets[common + 1]
+    index = index_of(tmp_path / "i.arrow", as_items(items), rules)
+    assert found(index, ["Write a python function that will find the best of all worlds", items[7]]) == [(1, 7, 0, 1.0)]
+
+
+def test_a_part_that_is_not_sought_is_not_found(tmp_path):
+    text = "one two three four"
+    index = index_of(tmp_path / "i.arrow", as_items([text], [text]), [Rule("ngram_2", 2, 1.0, near=False)])
+    assert [hit[1] for hit in found(index, [text], QUESTION)] == [0]
+    assert [hit[1] for hit in found(index, [text], ANSWER)] == [1]
+    assert [hit[1] for hit in found(index, [text])] == [0, 1]
+
+
+def test_a_slice_of_an_array_and_no_rows(tmp_path):
+    index = index_of(tmp_path / "i.arrow", as_items(["one two three four"]), [Rule("ngram_2", 2, 1.0, near=False)])
+    rows = pa.array(["nothing here", "one two three four", "or here"]).slice(1)
+    assert index.scan(rows, QUESTION).row.tolist() == [0]
+    assert len(index.scan(pa.array([], pa.string()), QUESTION).row) == 0
+
+
+def test_the_threshold_is_reached_or_not(tmp_path):
+    item = " ".join(f"w{n}" for n in range(14))  # 10 5-grams
+    index = index_of(tmp_path / "i.arrow", as_items([item]), [Rule("ngram_5", 5, 0.7, near=False)])
+    words = item.split()
+    for held in range(11):
+        row = " ".join(words[: held + 4]) + " x y z"
+        assert bool(found(index, [row])) == (held >= 7), held
+    assert math.ceil(0.7 * 10 - 1e-9) == 7  # not 8, as 0.7 · 10 = 7.000000000000001 would have it in floats
+
+
+def test_the_same_items_make_the_same_file(tmp_path):
+    for name in ("a", "b"):
+        index_of(tmp_path / name, as_items(["one two three", "two three four five"], ["six seven"]), TOY_RULES)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
