@@ -4,10 +4,10 @@ The weight of a word or pair is (1 + ln times) · (1 + ln((1 + rows) / (1 + rows
 that have it are counted by hash in 2^20 slots, so the counts are one table of fixed size that splits add up exactly; in
 a corpus of many millions of words and pairs the rare ones share slots and count as less rare, all alike. Each word or
 pair adds its weight, with signs, to 4 of `dim` components that its hash names (a sparse random projection; Achlioptas
-2003): all in whole numbers, so a row's vector does not depend on what else is in a batch. The cosine of two such vectors
-has a standard deviation of about (1 − c²) / √dim around the tf-idf cosine c.
+2003): all in whole numbers, so a row's vector does not depend on what else is in a batch. The cosine of two such
+vectors has a standard deviation of about (1 − c²) / √dim around the tf-idf cosine c.
 
-One core counts 75 MB and projects 33 MB of text a second; memory is 40 bytes a word of the batch.
+One core counts 55 MB and projects 37 MB of text a second; memory is 40 bytes a word of the batch.
 """
 
 from typing import Final

@@ -200,12 +200,12 @@ def label_components(context: Context, rows: Rows, name: str, pairs: Dataset, en
         ends: its two columns of row keys, int64, >= 0.
     """
     if _fits_one_task(context, pairs):
-        job = context.job(name, "LABEL", LABEL, {"path": "one_task"}, (pairs,), rows)
+        job = context.job(name, "LABEL", LABEL, {"path": "one_task", "ends": list(ends)}, (pairs,), rows)
         return context.map(job, [0], LabelRows(pairs, ends))
     ties = _contract(context, rows, name, pairs, ends)
     buckets = len(rows.splits)
     exchange = Exchange(tuple(range(ties.num_splits)), EmitLabels(ties, buckets), _ARC, ("node", "neighbour"), buckets)
-    job = context.job(name, "LABEL", LABEL, {"path": "stars"}, (ties,), rows)
+    job = context.job(name, "LABEL", LABEL, {"path": "stars", "ends": list(ends)}, (ties,), rows)
     return context.shuffle(job, exchange, first_labels)
 
 
@@ -217,7 +217,7 @@ def _contract(context: Context, rows: Rows, name: str, pairs: Dataset, ends: tup
         splits, num_rows = tuple(range(ties.num_splits)), ties.manifest.rows_out
         buckets = context.num_buckets(2 * num_rows * _ARC_BYTES)
         emit = EmitBothWays(ties, ends, buckets)
-        job = context.job(f"rounds/{name}-{number}", "TIE", TIE, {"star": "large"}, (ties,), rows)
+        job = context.job(f"rounds/{name}-{number}", "TIE", TIE, {"star": "large", "ends": list(ends)}, (ties,), rows)
         ties = context.shuffle(job, Exchange(splits, emit, _ARC, ("node", "neighbour"), buckets), large_stars)
         if ties.manifest.distributions["unsettled"] == 0:
             return ties

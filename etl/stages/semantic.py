@@ -13,10 +13,11 @@ resumable:
 Centroids come from sums of whole numbers over a sample that the hash of the id decides, and similarities from exact
 products of int8, so everything after the embedding is the same on every engine, for any splits and any order of rows.
 
-What crosses: 4 MB a split of counts (lexical), an embedding once for the sample (`sample_rows` a cell) and once for its cluster. A worker holds a batch,
-all centroids (20 · max_clusters · dim bytes), and one of: a cell's sample and its products with the centroids (9 bytes
-a component and 32 MB: 150 MB by default), or two blocks of a cluster with their products (130 MB) and 16 bytes a row of
-the cluster; a cluster's vectors lie in a temporary file of the worker.
+What crosses: 4 MB a split of counts (lexical), an embedding once for the sample (`sample_rows` a cell) and once for its
+cluster, 32 bytes a row back. A worker holds a batch, all centroids (20 · max_clusters · dim bytes), and one of: a
+cell's sample and its products with the centroids (9 bytes a component and 32 MB: 150 MB by default), or two blocks of a
+cluster with their products (130 MB) and 16 bytes a row of the cluster; a cluster's vectors lie in a temporary file of
+the worker. docs/semantic.md has the speeds.
 """
 
 import itertools

@@ -20,8 +20,8 @@ def counted(groups: list[list[int]]) -> dict[str, dict[str, int]]:
             for other in others:
                 found[NAMES[source], NAMES[other]] += 1
     table: dict[str, dict[str, int]] = {}
-    for (one, other), count in found.items():
-        table.setdefault(one, {})[other] = count
+    for (name, inside), count in found.items():
+        table.setdefault(name, {})[inside] = count
     return table
 
 

@@ -1,5 +1,7 @@
 """Which duplicate stays: sources first, then scores."""
 
+import math
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -25,8 +27,10 @@ def test_the_smallest_preference_is_the_best_source_then_score(
 
     def key(item: tuple[str, float | None]) -> tuple[int, bool, float]:
         source, score = item
-        known = score is not None and score == score
-        return {"y": 0, "x": 1, "z": 2}[source], not known, (-score if highest else score) if known else 0.0
+        place = {"y": 0, "x": 1, "z": 2}[source]
+        if score is None or math.isnan(score):
+            return place, True, 0.0
+        return place, False, -score if highest else score
 
     batch = rows([source for source, _ in items], [score for _, score in items])
     preference = survivor.preference(batch)

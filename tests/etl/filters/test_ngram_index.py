@@ -235,6 +235,13 @@ def test_the_threshold_is_reached_or_not(tmp_path):
     assert math.ceil(0.7 * 10 - 1e-9) == 7  # not 8, as 0.7 · 10 = 7.000000000000001 would have it in floats
 
 
+def test_a_similarity_that_equals_the_threshold_is_enough(tmp_path):
+    items = as_items(["a b c d"])
+    for threshold, number in ((0.6, 1), (0.61, 0)):
+        index = index_of(tmp_path / f"{threshold}.arrow", items, [Rule("near", 1, threshold, near=True)])
+        assert len(found(index, ["a b c e"])) == number
+
+
 def test_the_same_items_make_the_same_file(tmp_path):
     for name in ("a", "b"):
         index_of(tmp_path / name, as_items(["one two three", "two three four five"], ["six seven"]), TOY_RULES)

@@ -371,6 +371,26 @@ def test_everything_that_near_dedup_saw_is_in_the_table_of_clusters(tmp_path):
         assert item["kept"] == (mine["verdict"] is None)
 
 
+def test_star_contraction_gives_the_clusters_of_one_task(tmp_path):
+    """With no room for edges in one task, labels and blocks come from rounds of shuffles."""
+    rows = [*families(12), *long_rows(30)]
+    found = {}
+    for edges in (0, 1 << 20):
+        write_jsonl(tmp_path / f"{edges}.jsonl", rows)
+        out = tmp_path / str(edges)
+        recipe = make_recipe(
+            out, {"toy": tmp_path / f"{edges}.jsonl"}, stages=["dedup"], dedup={"exact": None, "near": NEAR},
+            run={"split_bytes": 8192, "bucket_bytes": 8192, "max_component_edges": edges},
+        )  # fmt: skip
+        run(recipe, InProcessEngine(batch_rows=6))
+        found[edges] = without_canaries(out, ("pairs", "components", "near_hits", "near", "clusters"))
+        assert (out / "rounds").exists() == (edges == 0)
+        told = stage(out, "near").manifest.findings["canaries"]
+        assert sum(level["made"] for level in told["by_jaccard"].values()) > 20
+        assert told["recall"] == 1.0
+    assert found[0] == found[1 << 20]
+
+
 def long_rows(count, seed=0):
     rng = random.Random(seed)
     return [row(n, sentence(rng, ENGLISH, 60), sentence(rng, ENGLISH, 60)) for n in range(count)]
