@@ -8,7 +8,7 @@ import pytest
 from etl.errors import SchemaError
 from etl.stages import semantic as stage_module
 from etl.stages.run import check
-from tests.engines.inprocess import IdleEngine, InProcessEngine
+from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
 from tests.etl.stages.toys import (
     ENGLISH,
     EXERCISES,
@@ -219,6 +219,18 @@ def test_a_second_run_does_nothing_and_a_threshold_redoes_only_what_follows(tmp_
     stages = {name for name, _ in engine.ran}
     assert {"semantic_hits", "semantic"} <= stages
     assert not stages & {"embeddings", "semantic_centroids", "semantic_terms", "tokenize"}
+
+
+@pytest.mark.parametrize("tasks", [5, 9, 14, 22, 27])
+def test_a_killed_run_goes_on_to_the_same_manifests(tmp_path, tasks):
+    rows = alike_rows(60)
+    with pytest.raises(KilledError):
+        clustered(tmp_path, rows, DyingEngine(tasks))
+    clustered(tmp_path, rows)
+    killed = manifests(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "killed")
+    clustered(tmp_path, rows)
+    assert manifests(tmp_path / "out") == killed
 
 
 def test_the_sample_is_bounded_and_by_hash(tmp_path):
