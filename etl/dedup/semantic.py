@@ -46,7 +46,7 @@ class SemanticDedup(Config):
     """Local transformers folder of a sentence encoder (mean pooling), or `package:NAME/folder`."""
     max_tokens: int = Field(default=256, ge=2)
     """Tokens of a text that the encoder reads."""
-    dim: int = Field(default=256, ge=8, le=4096)
+    dim: int = Field(default=256, ge=8, le=4096, multiple_of=4)
     """Dimensions of the lexical embedding."""
     text: EmbeddedText = "prompt"
     """What is embedded; all of a row that has no such text."""

@@ -35,7 +35,9 @@ def sliced(text: str) -> list[str]:
 
 def zipped(text: str) -> list[str]:
     words = WORDS.findall(text.lower())
-    return list(map(" ".join, zip(words, words[1:], words[2:], words[3:], words[4:], strict=False))) or [" ".join(words)]
+    return list(map(" ".join, zip(words, words[1:], words[2:], words[3:], words[4:], strict=False))) or [
+        " ".join(words)
+    ]
 
 
 SHINGLES = {"rensa": sliced, "rensa_zip": zipped}

@@ -50,15 +50,15 @@ def cosines(vectors):
 
 def test_cosines_are_those_of_plain_tf_idf():
     """Against dictionaries of words and pairs; the projection adds an error of (1 - c^2) / sqrt(dim)."""
-    texts = TEXTS[:5]
+    texts = [*TEXTS[:5], "list list list list list two", "list two"]
     documents = [terms(text) for text in texts]
     of_rows = {term: sum(term in document for document in documents) for document in documents for term in document}
-    plain = np.zeros((5, len(of_rows)))
+    plain = np.zeros((len(texts), len(of_rows)))
     for row, document in enumerate(documents):
         for place, term in enumerate(of_rows):
             if term in document:
-                plain[row, place] = (1 + math.log(document.count(term))) * (1 + math.log(6 / (1 + of_rows[term])))
-    vectors = embed(pa.array(texts), rarity(counted(texts), 5), 4096, 0)
+                plain[row, place] = (1 + math.log(document.count(term))) * (1 + math.log(8 / (1 + of_rows[term])))
+    vectors = embed(pa.array(texts), rarity(counted(texts), 7), 4096, 0)
     assert np.abs(cosines(vectors) - cosines(plain)).max() < 0.05
 
 
@@ -75,3 +75,12 @@ def test_the_seed_draws_another_projection():
     rare = rarity(counted(TEXTS), len(TEXTS))
     one, other = (embed(pa.array(TEXTS), rare, 64, seed) for seed in (0, 1))
     assert not np.array_equal(one, other)
+
+
+def test_a_word_adds_to_one_component_of_each_quarter():
+    rare = rarity(counted(["word"]), 1)
+    vectors = embed(pa.array([f"word{n}" for n in range(50)]), rare, 64, 0).reshape(50, 4, 16)
+    # A single word comes with one pair, of it and nothing.
+    assert set((vectors != 0).sum(axis=2).ravel().tolist()) <= {0, 1, 2}
+    assert ((vectors != 0).sum(axis=(1, 2)) > 4).all()
+    assert vectors.min() == -127

@@ -85,27 +85,29 @@ def write_parquet(path, rows, row_group_size=50):
     return path
 
 
-def make_recipe(output, paths, **sections):
-    """A recipe over SYNTH sources (name to path); keys of `sections` are the recipe's, `run` cuts work small."""
+def make_recipe(output, sources, **sections):
+    """A recipe over `sources` (name to path); keys of `sections` are the recipe's, `run` cuts work small."""
+    return _recipe(output, {name: {"spec": "synth", "path": str(path)} for name, path in sources.items()}, sections)
+
+
+def text_recipe(output, documents, **sections):
+    """A recipe over raw documents: rows of `id` and `text` by source."""
+    folder = output.parent / f"{output.name}-in"
+    paths = {name: write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in documents.items()}
+    return _recipe(output, {name: {"spec": "text", "path": str(path)} for name, path in paths.items()}, sections)
+
+
+def _recipe(output, sources, sections):
     tree = {
         "name": "toy",
         "output": str(output),
-        "sources": {name: {"spec": "synth", "path": str(path)} for name, path in paths.items()},
+        "sources": sources,
         "max_bad_fraction": 1.0,
         "stages": [],
         "run": {"split_bytes": 8192, "bucket_bytes": 8192},
         "layout": {"validation_fraction": 0.15, "target_bytes": 1 << 16},
     }
     return Recipe.model_validate(tree | sections)
-
-
-def text_recipe(output, documents, **sections):
-    """A recipe over raw documents: rows of `id` and `text` by source."""
-    sources = {}
-    for name, rows in documents.items():
-        path = write_jsonl(output.parent / f"{output.name}-in/{name}.jsonl", rows)
-        sources[name] = {"spec": "text", "path": str(path)}
-    return make_recipe(output, {}, **sections, sources=sources)
 
 
 FILTER = {
