@@ -40,7 +40,6 @@ from apache_beam.runners.runner import PipelineState, create_runner
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
-from etl.engines.memory import keep_freed_memory
 from etl.errors import ConfigError, DataError, SchemaError, StillhouseError
 from etl.pipeline import open_steps
 from etl.schema import PROMPT, VERDICT
@@ -284,7 +283,6 @@ class _Worker:
     failure: _Failure
 
     def run(self, work: Callable[[], Counts]) -> None:
-        keep_freed_memory()
         try:
             counts = work()
         except StillhouseError as error:
@@ -315,7 +313,6 @@ class _Emit(beam.DoFn):
         self._wanted[list(buckets)] = True
 
     def process(self, split: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
-        keep_freed_memory()
         try:
             yield from self._slices(split)
         except StillhouseError as error:

@@ -29,7 +29,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from etl.engine import Counts, Engine, Exchange, Reduce, Table, Task, Work
 from etl.engines.java import find_java
-from etl.engines.memory import keep_freed_memory
 from etl.engines.spark_frames import apply, read
 from etl.engines.spark_resources import Ask, ask
 from etl.engines.spark_tables import land_partition, open_table
@@ -97,7 +96,7 @@ class SparkEngine(Engine):
             counts = job.counts
 
             def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-                _set_up_worker()
+                _see_own_gpus()
                 for batch in batches:
                     for index in batch.column(0).to_pylist():
                         yield _outcome(functools.partial(task, *todo.value[index]), counts)
@@ -120,7 +119,6 @@ class SparkEngine(Engine):
             counts = job.counts
 
             def emit(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-                _set_up_worker()
                 for batch in batches:
                     for index in batch.column(0).to_pylist():
                         if index == 0:
@@ -132,7 +130,7 @@ class SparkEngine(Engine):
                             yield _notes(len(numbers), exchange.schema, failure.to_text())
 
             def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-                _set_up_worker()
+                _see_own_gpus()
                 bucket = numbers[TaskContext().partitionId()]
                 sorted_rows = (_without_notes(rows, exchange.schema) for rows in batches)
                 yield _outcome(lambda: reduce(bucket, sorted_rows), counts)
@@ -265,11 +263,10 @@ _OPENER = ""
 _OUTCOME = "error string"
 
 
-def _set_up_worker() -> None:
-    """Keep freed memory, and show CUDA the GPUs that Spark gave this task: without containers a task sees them all."""
+def _see_own_gpus() -> None:
+    """Show CUDA the GPUs that Spark gave this task; a cluster without containers shows every task all of them."""
     from pyspark import TaskContext
 
-    keep_freed_memory()
     given = TaskContext().resources().get("gpu")
     if given is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(given.addresses)

@@ -112,11 +112,9 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     lines = [list(heads), *map(list, rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(heads))]
     lines.insert(1, ["-" * width for width in widths])
-    for line in lines:
-        cells = [
-            cell.ljust(width) if not at else cell.rjust(width) for at, (cell, width) in enumerate(zip(line, widths))
-        ]
-        say("| " + " | ".join(cells) + " |")
+    for name, *cells in lines:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        say("| " + " | ".join([name.ljust(widths[0]), *aligned]) + " |")
 
 
 def in_turn(contestants: Sequence[Any], turn: int) -> list[Any]:
@@ -263,7 +261,7 @@ def near(corpus: Corpus, contestants: list[Contestant], rounds: int, folder: Pat
             f"{statistics.median(item.figures['wall_s'] for item in found):.1f}",
             f"{corpus.num_bytes / 1e6 / cpu:.1f}", f"{max(item.figures['peak_gb'] for item in found):.2f}",
             f"{judged.num_pairs:,}", share_text(judged.recall), share_text(judged.precision),
-            f"{times(found, first):.1f}", f"{times(found, second):.1f}",
+            f"{times(found, first):.2f}", f"{times(found, second):.2f}",
         ))  # fmt: skip
     heads = ("", "CPU s", "with start-up", "s", "MB per CPU s", "peak GB", "pairs", "recall", "precision")
     print_table((*heads, "x in one process", "x stages"), rows)

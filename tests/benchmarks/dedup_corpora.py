@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ class Corpus:
 
 
 def exact_pairs(texts: list[str], threshold: float) -> I64:
-    """All pairs of rows whose sets of word 5-grams have at least this Jaccard similarity, int64 [pairs, 2].
+    """All pairs of rows whose sets of word 5-grams have at least this Jaccard similarity, ascending int64 [pairs, 2].
 
     Of each document's lower-cased `\\w+` words; one with fewer than five is a single shorter gram.
     """
@@ -75,8 +75,8 @@ def exact_pairs(texts: list[str], threshold: float) -> I64:
         left, right = common.coords[0] + start, common.coords[1]
         similar = common.data >= threshold * (sizes[left] + sizes[right] - common.data) - 1e-9
         similar &= left < right
-        found.append(np.stack([left[similar], right[similar]], axis=1))
-    return np.concatenate(found).astype(np.int64)
+        found.append(left[similar].astype(np.int64) * len(texts) + right[similar])
+    return np.stack(np.divmod(np.sort(np.concatenate(found)), len(texts)), axis=1)
 
 
 def given(name: str, path: Path, truth: Path | None, threshold: float) -> Corpus:
@@ -108,7 +108,7 @@ def first_documents(corpus: Corpus, count: int, folder: Path, threshold: float) 
 def listed_licences(folder: Path, output: Path, threshold: float) -> Corpus:
     """Licences and their similar pairs, from two files of JSON lines."""
     rows = _lines(folder / "spdx_licences.jsonl.gz")
-    pairs = [pair for pair in _lines(folder / "pairs_jaccard_ge_0.5.jsonl.gz") if pair["jaccard"] >= threshold]
+    pairs = [pair for pair in _lines(folder / "pairs_jaccard_ge_0.5.jsonl.gz") if pair["jaccard_word5"] >= threshold]
     table = pa.table({name: [row[name] for row in rows] for name in ("id", "text")})
     path = output / "licences.parquet"
     pq.write_table(table, path)
@@ -159,7 +159,7 @@ def documents(lines: list[str], count: int) -> list[str]:
     return texts
 
 
-def _lines(path: Path) -> list[dict[str, str | float]]:
+def _lines(path: Path) -> list[dict[str, Any]]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
