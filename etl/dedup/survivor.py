@@ -45,11 +45,11 @@ class Survivor(Config):
             return
         if self.score not in schema.names:
             raise SchemaError(
-                f"dedup.survivor.score: no stage before dedup adds the column '{self.score}'; there are {schema.names}"
+                f"survivor.score: no earlier stage adds the column '{self.score}'; there are {schema.names}"
             )
         kind = schema.field(self.score).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-            raise SchemaError(f"dedup.survivor.score: column '{self.score}' is {kind}, a number is needed")
+            raise SchemaError(f"survivor.score: column '{self.score}' is {kind}, a number is needed")
 
     def preference(self, batch: pa.RecordBatch) -> I64:
         """The number of each row, int64 [rows] >= 0; the smallest of a group stays."""

@@ -143,7 +143,9 @@ def test_a_path_without_a_file(tmp_path, monkeypatch, name):
 
 
 def test_a_name_that_is_not_shipped_is_told_with_those_that_are():
-    with pytest.raises(ConfigError, match=r"no configuration 'demos' in conf/recipes; shipped: dedup_text, demo, synth; or give a"):
+    with pytest.raises(
+        ConfigError, match=r"no configuration 'demos' in conf/recipes; shipped: dedup_text, demo, synth; or give a"
+    ):
         conf.find("demos", "recipes")
 
 

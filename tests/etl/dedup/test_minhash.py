@@ -159,7 +159,7 @@ def similar_signatures(rng: np.random.Generator, union: int, shared: int, count:
 
 @pytest.mark.parametrize(("union", "shared"), [(5, 4), (10, 8), (1000, 800)])
 def test_thinning_loses_no_more_than_it_says(union: int, shared: int) -> None:
-    """Of 30,000 pairs at the threshold 3 are lost on average, of sets of any size; more than 13 are one case in 10^5."""
+    """Of 30,000 pairs at the threshold 3 are lost on average, whatever their size; more than 13, one time in 10^5."""
     words = sketches(similar_signatures(np.random.default_rng(union), union, shared, 30_000), 1)
     most = most_disagreement(0.8, NUM_PERM)
     lost = sum(disagreement(words[i], words[i + 1], 1) > most for i in range(0, len(words), 2))

@@ -50,7 +50,7 @@ def test_without_a_rule_all_rows_are_alike() -> None:
 def test_a_score_must_be_there_and_be_a_number() -> None:
     schema = pa.schema([("source_dataset", pa.string()), ("language", pa.string()), ("n", pa.int32())])
     Survivor(score="n").check(schema)
-    with pytest.raises(SchemaError, match="no stage before dedup adds the column 'composite'"):
+    with pytest.raises(SchemaError, match="no earlier stage adds the column 'composite'"):
         Survivor(score="composite").check(schema)
     with pytest.raises(SchemaError, match="column 'language' is string, a number is needed"):
         Survivor(score="language").check(schema)

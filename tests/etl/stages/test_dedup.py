@@ -13,10 +13,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from etl.dedup.minhash import band_hashes, signatures
+from etl.dedup.near import NearDedup
 from etl.errors import SchemaError
 from etl.hashing import hash_columns, signed
 from etl.schema import PROMPT
-from etl.dedup.near import NearDedup
 from etl.stages.hits import first_of_groups, recut
 from etl.stages.near import PairUp, band_schema
 from etl.stages.run import run_recipe
@@ -206,7 +206,7 @@ def word_ngrams(text, n=5):
 
 
 def brute_force(base, threshold, bands, rows):
-    """{(one example id, the other): Jaccard} of all pairs at or above the threshold that share a band, over Python sets."""
+    """{(example id, example id): Jaccard} of all pairs at or above the threshold that share a band, over Python sets."""
     texts = ["\n".join(message["content"] for message in item["messages"]) for item in base]
     banded = band_hashes(signatures(*shingles(pa.array(texts), 5)), bands, rows)
     sets = [word_ngrams(text) for text in texts]
@@ -350,7 +350,7 @@ def test_a_score_that_nothing_adds_is_refused_before_a_row_is_read(tmp_path):
     recipe = make_recipe(
         tmp_path / "out", {"toy": tmp_path / "in.parquet"}, stages=["dedup"], dedup={"survivor": {"score": "composite"}}
     )
-    with pytest.raises(SchemaError, match="no stage before dedup adds the column 'composite'"):
+    with pytest.raises(SchemaError, match="no earlier stage adds the column 'composite'"):
         run(recipe)
     assert not (tmp_path / "out").exists()
 
