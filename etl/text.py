@@ -251,15 +251,15 @@ def _hash_char_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out:
 @njit
 def _rows_with(data: U8, offsets: I64, wanted: U8, out: U8) -> None:
     """Mark the rows in which one of some two-byte characters stands: wanted is uint8 [characters, 2]."""
-    leads = np.zeros(256, np.uint8)
-    for k in range(len(wanted)):
-        leads[wanted[k, 0]] = 1
     for row in range(len(out)):
-        for at in range(offsets[row], offsets[row + 1] - 1):
-            if leads[data[at]]:
-                for k in range(len(wanted)):
-                    if data[at] == wanted[k, 0] and data[at + 1] == wanted[k, 1]:
-                        out[row] = 1
+        text = data[offsets[row] : offsets[row + 1]]
+        for k in range(len(wanted)):
+            # Without a branch, and in single bytes, this is 64 bytes an instruction.
+            found = np.uint8(0)
+            for at in range(len(text) - 1):
+                found = np.uint8(found | np.uint8((text[at] == wanted[k, 0]) & (text[at + 1] == wanted[k, 1])))
+            if found:
+                out[row] = 1
 
 
 def _lower_contextual(texts: pa.Array, exceptions: str) -> pa.Array:

@@ -44,7 +44,7 @@ from etl.stages.components import distinct
 from etl.stages.context import Context
 from etl.stages.exact import CONTENT_BYTES
 from etl.stages.layout import BYTES_PER_TOKEN
-from etl.stages.near import BAND, BAND_BYTES, PAIR_BLOCK
+from etl.stages.near import BAND, PAIR_BLOCK, band_bytes
 from etl.stages.run import check, run_stages
 from etl.storage.aligned import ROW_BITS
 from etl.storage.dataset import Dataset
@@ -624,7 +624,7 @@ class _Prediction:
         if job in ("pairs", "near_hits"):
             return 2 * self._written("sets")
         near = self._recipe.dedup.near
-        row_bytes = {"exact_hits": CONTENT_BYTES, "candidates": near.banding[0] * BAND_BYTES if near else 0}
+        row_bytes = {"exact_hits": CONTENT_BYTES, "candidates": band_bytes(near) if near else 0}
         return self._rows * self._scale * row_bytes.get(job, 56)
 
     def _files(self) -> int:

@@ -59,9 +59,9 @@ BLOCK_BYTES = 32 << 20
 """Shingle sets that verification holds at once. It decides how candidate components are cut, never which pairs come."""
 PAIR_BLOCK = 1 << 20
 """Candidate pairs that one task makes distinct at once: 32 MB."""
-BAND_BYTES = 52
-"""Of one band of a row on its way."""
 _KEY_SEED = 0x6B6579
+_HASH_ROWS = 1 << 14
+"""Rows whose signatures are made at once: short texts come by the hundred thousand in a row group."""
 _PUSH_ROWS = 1 << 11
 """Rows that are paired at once: in a hot band each gives up to max_partners pairs of 32 bytes."""
 _VERIFY_ROWS = 1 << 12
@@ -132,6 +132,11 @@ def band_schema(num_words: int) -> pa.Schema:
     return pa.schema([*BAND, *((f"sketch_{word}", pa.int64()) for word in range(num_words))])
 
 
+def band_bytes(near: NearDedup) -> int:
+    """Bytes of all bands of one row on their way."""
+    return near.banding[0] * sum(field.type.bit_width // 8 for field in band_schema(near.num_words))
+
+
 @dataclass(frozen=True)
 class EmitBands:
     """The band hashes of each living row's MinHash signature, and of the canaries'."""
@@ -143,13 +148,17 @@ class EmitBands:
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         for batch, keys in living(self.rows, split, ["id", "messages"]):
-            ids, texts = batch.column("id"), full_text(batch)
-            sets = self.near.shingles(texts)
-            yield self._bands(sets, stream_keys(ids, np.diff(sets[0])), keys)
-            chosen = self.canaries.chosen(ids)
-            if chosen.any():
-                mask = pa.array(chosen)
-                yield from self._canaries(ids.filter(mask), texts.filter(mask), keys[chosen], pick(sets, chosen))
+            for start in range(0, batch.num_rows, _HASH_ROWS):
+                yield from self._piece(batch.slice(start, _HASH_ROWS), keys[start : start + _HASH_ROWS])
+
+    def _piece(self, batch: pa.RecordBatch, keys: I64) -> Iterator[pa.RecordBatch]:
+        ids, texts = batch.column("id"), full_text(batch)
+        sets = self.near.shingles(texts)
+        yield self._bands(sets, stream_keys(hash_array(ids, _KEY_SEED), sets), keys)
+        chosen = self.canaries.chosen(ids)
+        if chosen.any():
+            mask = pa.array(chosen)
+            yield from self._canaries(ids.filter(mask), texts.filter(mask), keys[chosen], pick(sets, chosen))
 
     def _bands(self, sets: Sets, order: I64, rows: I64) -> pa.RecordBatch:
         near = self.near
@@ -168,7 +177,8 @@ class EmitBands:
         copies, made = pick(copies, useful), made[useful]
         keys = canaries.canary_rows(rows[made], levels[useful])
         if len(keys):
-            yield self._bands(copies, stream_keys(pa.array(keys), np.diff(copies[0])), keys)
+            hashes = hash_array(ids.take(pa.array(made)), _KEY_SEED + 1)
+            yield self._bands(copies, stream_keys(hashes, copies), keys)
             none = np.zeros((len(keys), self.near.num_words), np.uint64)
             called = np.full(len(keys), candidates.ROLL_CALL)
             yield _band_batch(hash_array(pa.array(keys)).view(np.int64), called, keys, none, self.num_buckets)
@@ -188,10 +198,10 @@ def _band_batch(band: I64, key: I64, row: I64, sketch: U64, num_buckets: int) ->
     return pa.RecordBatch.from_arrays(columns, schema=band_schema(sketch.shape[1]))
 
 
-def stream_keys(ids: pa.Array, num_shingles: I64) -> I64:
-    """What rows of equal bands are sorted by: a hash of the id whose lowest bits are the set's size class."""
+def stream_keys(hashes: U64, sets: Sets) -> I64:
+    """What rows of equal bands are sorted by: a hash whose lowest bits are the size class of the row's set."""
     low = np.int64((1 << CLASS_BITS) - 1)
-    return (hash_array(ids, _KEY_SEED).view(np.int64) & ~low) | size_class(num_shingles)
+    return (hashes.view(np.int64) & ~low) | size_class(np.diff(sets[0]))
 
 
 @dataclass(frozen=True)
@@ -534,7 +544,7 @@ def find_pairs(context: Context, rows: Rows, near: NearDedup) -> Found:
         "minhash": MINHASH_VERSION, "bands": num_bands, "rows": num_rows,
         **near.model_dump(include={"num_perm", "seed", "max_partners", "threshold"}), **shingling,
     }  # fmt: skip
-    buckets = context.num_buckets(rows.num_rows * num_bands * BAND_BYTES)
+    buckets = context.num_buckets(rows.num_rows * band_bytes(near))
     bands = EmitBands(rows, near, making, buckets)
     order = ("band", "key", "row")
     job = context.job("candidates", "MET", MET, banding, rows.tables(["id", "messages", "verdict"]), rows)

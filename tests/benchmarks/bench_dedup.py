@@ -9,16 +9,16 @@ dedup of the corpus; `small`, the same of its first --documents, with datatrove;
 machine slows all alike: quote the ratios. Without --corpus the benchmark corpus beside the checkout is taken, else one
 is made of the embedded sample (tests/benchmarks/dedup_corpora.py). --peers names the interpreter that has the
 packages of tests/benchmarks/peers/requirements.txt; where it is absent only ours is measured. Scratch goes to --folder.
-About 25 minutes of CPU with the benchmark corpus, two thirds of it datatrove's.
+With the benchmark corpus all of it takes about 10 minutes on two idle cores, half of them datatrove's.
 """
 
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +66,13 @@ class Contestant:
 
     Attributes:
         name: as tables call it.
-        command: of the process; `near` adds the corpus, the file for the result and a scratch folder.
+        command: of the process; the corpus and the number of slices or the file for the result are added.
+        writes: whether near dedup also takes a scratch folder, which it makes.
     """
 
     name: str
     command: tuple[str, ...]
+    writes: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,31 +211,30 @@ class Run:
 def near_contestants(peers: Path | None, with_datatrove: bool) -> list[Contestant]:
     """Ours in one process comes first."""
     ours = (sys.executable, "-m", "tests.benchmarks.dedup_runs", "near")
-    found = [Contestant(OURS, (*ours, "memory")), Contestant("Stillhouse, stages", (*ours, "stages"))]
+    found = [Contestant(OURS, (*ours, "memory")), Contestant("Stillhouse, stages", (*ours, "stages"), writes=True)]
     if peers:
-        theirs = (str(peers), "-m", "tests.benchmarks.peers")
-        shingled = (*theirs[:2], f"{theirs[2]}.python_shingles", "near")
+        shingled = (str(peers), "-m", "tests.benchmarks.peers.python_shingles", "near")
         found += [
             Contestant("rensa + sorted bands", (*shingled, "rensa")),
             Contestant("rensa + sorted bands, zip", (*shingled, "rensa_zip")),
         ]
         if with_datatrove:
-            found.append(Contestant("datatrove 0.10.1", (*theirs[:2], f"{theirs[2]}.datatrove_stages")))
+            stages = (str(peers), "-m", "tests.benchmarks.peers.datatrove_stages")
+            found.append(Contestant("datatrove 0.10.1", stages, writes=True))
     return found
 
 
 def run(contestant: Contestant, corpus: Corpus, folder: Path) -> Run:
     """Measure one round in a process of its own."""
-    scratch = folder / "scratch"
-    shutil.rmtree(scratch, ignore_errors=True)
     result, out, log = folder / "found.npz", folder / "answer.json", folder / "near.log"
-    command = [*contestant.command, str(corpus.path), str(result)]
-    if "python_shingles" not in command[2] and "memory" not in command:
-        command.append(str(scratch))
-    with out.open("w") as answers, log.open("w") as messages:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=answers, stderr=messages)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        command = [*contestant.command, str(corpus.path), str(result)]
+        if contestant.writes:
+            command.append(f"{scratch}/run")
+        with out.open("w") as answers, log.open("w") as messages:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=answers, stderr=messages)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{contestant.name} failed:\n{log.read_text()[-2000:]}")
     figures = json.loads(out.read_text().splitlines()[-1])

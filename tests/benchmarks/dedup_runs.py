@@ -1,7 +1,8 @@
 """Our side of bench_dedup, each run in a process of its own: signatures, near dedup in memory, near dedup in stages.
 
     python -m tests.benchmarks.dedup_runs sign hashes|sets CORPUS SLICES
-    python -m tests.benchmarks.dedup_runs near memory|stages CORPUS FOUND FOLDER
+    python -m tests.benchmarks.dedup_runs near memory CORPUS FOUND
+    python -m tests.benchmarks.dedup_runs near stages CORPUS FOUND FOLDER
 
 `sign hashes` stops at the signatures; `sign sets` also makes the sorted shingle sets that exact verification needs.
 `near stages` is the recipe dedup_text on Beam's in-process runner, every dataset committed.

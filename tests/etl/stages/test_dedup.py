@@ -206,7 +206,7 @@ def word_ngrams(text, n=5):
 
 
 def brute_force(base, threshold, bands, rows):
-    """{(example id, example id): Jaccard} of all pairs at or above the threshold that share a band, over Python sets."""
+    """{(example id, example id): Jaccard} of all pairs that reach the threshold and share a band, over Python sets."""
     texts = ["\n".join(message["content"] for message in item["messages"]) for item in base]
     banded = band_hashes(signatures(*shingles(pa.array(texts), 5)), bands, rows)
     sets = [word_ngrams(text) for text in texts]
