@@ -161,45 +161,108 @@ def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 @njit
+def _letters(data: U8, at: int, end: int, word: U32, out: U32) -> int:
+    """Write the entry of `word` for each character of a text; how many there are."""
+    count = 0
+    while at < end:
+        code, at = decode(data, at, end)
+        out[count] = word[code]
+        count += 1
+    return count
+
+
+@njit
+def _next_space(letters: U32, at: int) -> int:
+    while at < len(letters) and letters[at] != 0:
+        at += 1
+    return at
+
+
+@njit
+def _tokens(letters: U32, out: U64) -> int:
+    """Write the hash of every word of a text; how many there are.
+
+    Each step of a hash waits for the one before, so four quarters of the text are hashed side by side, and without
+    branches, since the end of a word cannot be foretold. `out` has a quarter for each, half as long as the text and 2.
+    """
+    size, room = len(letters), len(out) // 4
+    second = _next_space(letters, size // 4)
+    third = _next_space(letters, max(second, size // 2))
+    fourth = _next_space(letters, max(third, size // 4 * 3))
+    a, b, c, d = letters[:second], letters[second:third], letters[third:fourth], letters[fourth:]
+    out_a, out_b, out_c, out_d = out[:room], out[room : 2 * room], out[2 * room : 3 * room], out[3 * room :]
+    token_a = token_b = token_c = token_d = _TOKEN_START
+    num_a = num_b = num_c = num_d = 0
+    together = min(min(len(a), len(b)), min(len(c), len(d)))
+    for i in range(together):
+        out_a[num_a], out_b[num_b], out_c[num_c], out_d[num_d] = token_a, token_b, token_c, token_d
+        token_a, ended_a = _step(token_a, a[i])
+        token_b, ended_b = _step(token_b, b[i])
+        token_c, ended_c = _step(token_c, c[i])
+        token_d, ended_d = _step(token_d, d[i])
+        num_a, num_b, num_c, num_d = num_a + ended_a, num_b + ended_b, num_c + ended_c, num_d + ended_d
+    count = _tokens_of_rest(a[together:], token_a, out_a, num_a)
+    count = _moved(out_b, _tokens_of_rest(b[together:], token_b, out_b, num_b), out, count)
+    count = _moved(out_c, _tokens_of_rest(c[together:], token_c, out_c, num_c), out, count)
+    return _moved(out_d, _tokens_of_rest(d[together:], token_d, out_d, num_d), out, count)
+
+
+@njit
+def _step(token: np.uint64, letter: np.uint32) -> tuple[np.uint64, bool]:
+    """The hash with one more letter, or a new one after a word; and whether a word ended here.
+
+    One word in 2^64 has the hash that a new one starts with, and is taken for none.
+    """
+    mixed = (token ^ np.uint64(letter)) * _TOKEN_MULTIPLIER
+    ended = (letter == 0) & (token != _TOKEN_START)
+    return _TOKEN_START if letter == 0 else mixed ^ (mixed >> np.uint64(32)), ended
+
+
+@njit
+def _tokens_of_rest(letters: U32, token: np.uint64, out: U64, count: int) -> int:
+    """Go on with one quarter from a hash that has begun; how many words it has."""
+    for i in range(len(letters)):
+        out[count] = token
+        token, ended = _step(token, letters[i])
+        count += ended
+    if token != _TOKEN_START:
+        out[count] = token
+        count += 1
+    return count
+
+
+@njit
+def _moved(quarter: U64, num: int, out: U64, count: int) -> int:
+    for i in range(num):
+        out[count + i] = quarter[i]
+    return count + num
+
+
+@njit
 def _hash_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out: U64, out_offsets: I64) -> None:
     """Write the hash of every n-gram of each text, in text order; see `ngram_hashes` for the formulas."""
     oldest_weight = np.uint64(1)
     for _ in range(n - 1):
         oldest_weight *= _NGRAM_BASE
-    recent = np.empty(n, np.uint64)
+    longest = 0
+    for row in range(len(valid)):
+        longest = max(longest, offsets[row + 1] - offsets[row])
+    letters = np.empty(longest, np.uint32)
+    tokens = np.empty(4 * (longest // 2 + 2), np.uint64)
     size = 0
     for row in range(len(valid)):
         out_offsets[row] = size
         if valid[row] == 0:
             continue
-        recent[:] = 0
-        slot = 0
-        num_tokens = 0
+        num_letters = _letters(data, offsets[row], offsets[row + 1], word, letters)
+        num_tokens = _tokens(letters[:num_letters], tokens)
         ngram = np.uint64(0)
-        at, end = offsets[row], offsets[row + 1]
-        while at < end:
-            code, at = decode(data, at, end)
-            letter = word[code]
-            if letter == 0:
-                continue
-            token = _TOKEN_START
-            while letter != 0:
-                token = (token ^ np.uint64(letter)) * _TOKEN_MULTIPLIER
-                token ^= token >> np.uint64(32)
-                if at >= end:
-                    break
-                code, at = decode(data, at, end)
-                letter = word[code]
-            ngram = (ngram - recent[slot] * oldest_weight) * _NGRAM_BASE + token
-            recent[slot] = token
-            slot = slot + 1 if slot + 1 < n else 0
-            num_tokens += 1
-            if num_tokens >= n:
-                out[size] = xxh64_u64(ngram, np.uint64(0))
-                size += 1
-        if num_tokens < n:
-            for _ in range(n - num_tokens):
-                ngram *= _NGRAM_BASE
+        for k in range(n):
+            ngram = ngram * _NGRAM_BASE + (tokens[k] if k < num_tokens else np.uint64(0))
+        out[size] = xxh64_u64(ngram, np.uint64(0))
+        size += 1
+        for k in range(n, num_tokens):
+            ngram = (ngram - tokens[k - n] * oldest_weight) * _NGRAM_BASE + tokens[k]
             out[size] = xxh64_u64(ngram, np.uint64(0))
             size += 1
     out_offsets[len(valid)] = size
