@@ -131,23 +131,22 @@ class EmitFaces:
 
 @dataclass
 class _Members:
-    """Rows of the clusters that are at hand, in the order of the stream."""
+    """Rows of clusters in the order of the stream."""
 
     component: I64
     ids: npt.NDArray[np.uint8]
     row: I64
     jaccard: F64
 
-    @classmethod
-    def none(cls) -> "_Members":
-        return cls(np.empty(0, np.int64), np.empty((0, 16), np.uint8), np.empty(0, np.int64), np.empty(0))
-
-    def before(self, other: "_Members") -> "_Members":
-        pairs = ((getattr(self, name), getattr(other, name)) for name in ("component", "ids", "row", "jaccard"))
-        return _Members(*(np.concatenate(pair) for pair in pairs))
-
     def part(self, start: int, end: int) -> "_Members":
-        return _Members(*(getattr(self, name)[start:end] for name in ("component", "ids", "row", "jaccard")))
+        return _Members(self.component[start:end], self.ids[start:end], self.row[start:end], self.jaccard[start:end])
+
+
+def _joined(pieces: list[_Members]) -> _Members:
+    return _Members(
+        np.concatenate([piece.component for piece in pieces]), np.concatenate([piece.ids for piece in pieces]),
+        np.concatenate([piece.row for piece in pieces]), np.concatenate([piece.jaccard for piece in pieces]),
+    )  # fmt: skip
 
 
 @dataclass
@@ -187,23 +186,28 @@ class FaceSurvivors:
         yield Chunk(None, counted.rows, {}, {name: count for name, count in counts.items() if count})
 
     def _hits(self, batches: Iterable[pa.RecordBatch], overlap: Overlap, report: _Report) -> Iterator[pa.RecordBatch]:
-        held = _Members.none()
+        opened: list[_Members] = []
         survivor: pa.RecordBatch | None = None
         for batch in slices(batches, _FACE_ROWS):
             component = batch.column("component").to_numpy()
-            open_component = held.component[-1:] if len(held.component) else np.array([-1])
-            starts = np.concatenate([component[:1] != open_component, component[1:] != component[:-1]])
+            last = opened[-1].component[-1] if opened else -1
+            starts = np.diff(component, prepend=last) != 0
             overlap.push(starts, batch.column("source").to_numpy())
             jaccard = self._jaccard(batch, starts, survivor)
             self._count(report, batch, starts, jaccard)
             ids = fixed_binary(batch.column("id").cast(ID))
-            members = held.before(_Members(component, ids, batch.column("row").to_numpy(), jaccard))
-            border = int(np.searchsorted(members.component, members.component[-1]))
-            yield _ranked(members.part(0, border), report)
-            held = members.part(border, len(members.component))
-            if starts.any():
-                survivor = batch.slice(int(np.flatnonzero(starts)[-1]), 1)
-        yield _ranked(held, report)
+            members = _Members(component, ids, batch.column("row").to_numpy(), jaccard)
+            places = np.flatnonzero(starts)
+            if not len(places):
+                opened.append(members)
+                continue
+            first, last_start = int(places[0]), int(places[-1])
+            yield _ranked(_joined([*opened, members.part(0, first)]), report)
+            yield _ranked(members.part(first, last_start), report)
+            opened = [members.part(last_start, batch.num_rows)]
+            survivor = batch.slice(last_start, 1)
+        if opened:
+            yield _ranked(_joined(opened), report)
 
     def _jaccard(self, batch: pa.RecordBatch, starts: npt.NDArray[np.bool_], survivor: pa.RecordBatch | None) -> F64:
         """Of each row to the first of its component; rows before the first start belong to `survivor`."""
