@@ -248,21 +248,23 @@ def near(corpus: Corpus, contestants: list[Contestant], rounds: int, folder: Pat
     runs: dict[str, list[Run]] = {contestant.name: [] for contestant in contestants}
     for turn in range(rounds):
         for contestant in in_turn(contestants, turn):
-            runs[contestant.name].append(run(contestant, corpus, folder))
+            found = run(contestant, corpus, folder)
+            runs[contestant.name].append(found)
+            sys.stderr.write(f"round {turn + 1} of {rounds}: {contestant.name}, {found.cpu_s:.2f} CPU s\n")
     known = "unknown" if corpus.truth is None else f"{len(corpus.truth):,}"
     size = f"{corpus.num_rows:,} documents, {corpus.num_bytes / 1e6:.1f} MB"
     say(f"\n## Near dedup at {THRESHOLD}: {corpus.name}; {size}, {known} true pairs; medians of {rounds} rounds\n")
     rows = []
     first, second = (runs[contestant.name] for contestant in contestants[:2])
-    for name, found in runs.items():
-        cpu = statistics.median(item.cpu_s for item in found)
-        judged = found[0].score
+    for name, rounds_of in runs.items():
+        cpu = statistics.median(item.cpu_s for item in rounds_of)
+        judged = rounds_of[0].score
         rows.append((
-            name, f"{cpu:.2f}", f"{statistics.median(item.total_cpu_s for item in found):.1f}",
-            f"{statistics.median(item.figures['wall_s'] for item in found):.1f}",
-            f"{corpus.num_bytes / 1e6 / cpu:.1f}", f"{max(item.figures['peak_gb'] for item in found):.2f}",
+            name, f"{cpu:.2f}", f"{statistics.median(item.total_cpu_s for item in rounds_of):.1f}",
+            f"{statistics.median(item.figures['wall_s'] for item in rounds_of):.1f}",
+            f"{corpus.num_bytes / 1e6 / cpu:.1f}", f"{max(item.figures['peak_gb'] for item in rounds_of):.2f}",
             f"{judged.num_pairs:,}", share_text(judged.recall), share_text(judged.precision),
-            f"{times(found, first):.2f}", f"{times(found, second):.2f}",
+            f"{times(rounds_of, first):.2f}", f"{times(rounds_of, second):.2f}",
         ))  # fmt: skip
     heads = ("", "CPU s", "with start-up", "s", "MB per CPU s", "peak GB", "pairs", "recall", "precision")
     print_table((*heads, "x in one process", "x stages"), rows)
@@ -297,12 +299,17 @@ def corpora(args: argparse.Namespace) -> tuple[Corpus, Corpus]:
     return made(args.documents, args.folder, THRESHOLD), licences
 
 
+def full_path(text: str) -> Path:
+    """Contestants run at the root of the checkout; links stay, since that of a virtual environment leads out of it."""
+    return Path(text).absolute()
+
+
 def main() -> None:
     """Print the tables that the options ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, help="Parquet with the columns id and text")
-    parser.add_argument("--truth", type=Path, help="Parquet with the columns a and b: ids of all similar pairs")
-    parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers" / "bin" / "python")
+    parser.add_argument("--corpus", type=full_path, help="Parquet with the columns id and text")
+    parser.add_argument("--truth", type=full_path, help="Parquet with the columns a and b: ids of all similar pairs")
+    parser.add_argument("--peers", type=full_path, default=ROOT / "build" / "peers" / "bin" / "python")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=3, help="of near dedup")
     parser.add_argument("--slices", type=int, default=11, help="of the corpus, for signatures; the first warms up")
@@ -310,7 +317,7 @@ def main() -> None:
         "--documents", type=int, default=20_000, help="of the part `small`, or of a corpus that is made"
     )
     parser.add_argument("--edges", type=int, default=1_000_000, help="of the part `components`")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench" / "dedup")
+    parser.add_argument("--folder", type=full_path, default=ROOT / "build" / "bench" / "dedup")
     args = parser.parse_args()
     parts = args.parts.split(",")
     unknown = [part for part in parts if part not in PARTS]
