@@ -201,6 +201,8 @@ class Job:
     inherited: Accounting = field(default_factory=dict)
     """Accounts of earlier stages that the manifest repeats, so that the last one tells the whole story."""
     findings: dict[str, Any] = field(default_factory=dict)
+    num_buckets: int = 0
+    """Of the shuffle that writes it, 0 for a map. Rows are dealt by it, so a plan of another number is not resumed."""
 
     def with_thresholds(self, thresholds: dict[str, Any]) -> "Job":
         """The same job, its manifest recording the thresholds that were applied."""
@@ -213,6 +215,10 @@ class Job:
     def with_findings(self, findings: dict[str, Any]) -> "Job":
         """The same job, its manifest stating what was found out; no part of the fingerprint."""
         return replace(self, findings=findings)
+
+    def with_buckets(self, num_buckets: int) -> "Job":
+        """The same job as a shuffle into so many buckets."""
+        return replace(self, num_buckets=num_buckets)
 
     @property
     def waits(self) -> bool:
@@ -240,7 +246,14 @@ class Job:
         inputs = {dataset.stage: dataset.receipts for dataset in self.inputs}
         base = self.base.receipts if self.base else ""
         return fingerprint_of(
-            {"stage": self.stage, "table": self.table, "semantic": self.semantic, "inputs": inputs, "base": base}
+            {
+                "stage": self.stage,
+                "table": self.table,
+                "semantic": self.semantic,
+                "inputs": inputs,
+                "base": base,
+                "num_buckets": self.num_buckets,
+            }
         )
 
 
