@@ -419,43 +419,37 @@ def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
 # --- steps in a pipeline of the user's own -------------------------------------------------------------------------
 
 
-class RecordBatchCoder(Coder):
-    """An Arrow record batch as an IPC stream; importing this module registers it for `pa.RecordBatch`."""
+class _ArrowCoder(Coder):
+    """Rows as an Arrow IPC stream, their schema included."""
 
-    def encode(self, value: pa.RecordBatch) -> bytes:
+    def encode(self, value: pa.RecordBatch | pa.Table) -> bytes:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, value.schema, options=IPC_OPTIONS) as writer:
-            writer.write_batch(value)
+            writer.write(value)
         data: bytes = sink.getvalue().to_pybytes()
         return data
+
+    def is_deterministic(self) -> bool:
+        return False
+
+
+class RecordBatchCoder(_ArrowCoder):
+    """Of an Arrow record batch; importing this module registers it for `pa.RecordBatch`."""
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
         with pa.ipc.open_stream(encoded) as reader:
             return reader.read_next_batch()
 
-    def is_deterministic(self) -> bool:
-        return False
-
     def to_type_hint(self) -> Any:
         return pa.RecordBatch
 
 
-class TableCoder(Coder):
-    """An Arrow table as an IPC stream; importing this module registers it for `pa.Table`."""
-
-    def encode(self, value: pa.Table) -> bytes:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, value.schema, options=IPC_OPTIONS) as writer:
-            writer.write_table(value)
-        data: bytes = sink.getvalue().to_pybytes()
-        return data
+class TableCoder(_ArrowCoder):
+    """Of an Arrow table; importing this module registers it for `pa.Table`."""
 
     def decode(self, encoded: bytes) -> pa.Table:
         with pa.ipc.open_stream(encoded) as reader:
             return reader.read_all()
-
-    def is_deterministic(self) -> bool:
-        return False
 
     def to_type_hint(self) -> Any:
         return pa.Table
