@@ -43,7 +43,7 @@ from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task
 from etl.errors import ConfigError, DataError, SchemaError, StillhouseError
 from etl.pipeline import open_steps
 from etl.schema import PROMPT, VERDICT
-from etl.sorting import IPC_OPTIONS, SortedRows, slices
+from etl.sorting import IPC_OPTIONS, SortedRows, cut_by_bytes
 from etl.step import BatchFn, Step
 from etl.storage.location import Location
 
@@ -343,7 +343,7 @@ def _by_bucket(held: list[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch
         rows, buckets = rows.take(pa.array(order)), buckets[order]
     starts = np.flatnonzero(np.diff(buckets, prepend=-1))
     for start, end in zip(starts, np.append(starts, len(buckets))[1:], strict=True):
-        for piece in slices(rows.slice(start, end - start), SLICE_BYTES):
+        for piece in cut_by_bytes(rows.slice(start, end - start), SLICE_BYTES):
             yield int(buckets[start]), piece
 
 
