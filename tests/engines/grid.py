@@ -15,7 +15,8 @@ from typing import Any
 from etl.engine import Engine
 from etl.recipe import Recipe
 from etl.storage.dataset import Dataset
-from tests.etl.stages.toys import FILTER, make_recipe, mixed_rows, row, run, write_parquet
+from tests.engines.inprocess import InProcessEngine
+from tests.etl.stages.toys import FILTER, files, make_recipe, mixed_rows, row, run, stage, write_parquet
 
 NUM_SPLITS = (1, 2, 7)
 STAGES = ("filter", "dedup", "kenlm", "score", "tokenize", "semantic", "split", "layout")
@@ -65,6 +66,16 @@ def run_and_digest(folder: Path, num_splits: int, output: str, engine: Engine) -
     result = run(recipe_of(folder, num_splits, output), engine)
     assert result.rows.base.num_splits == num_splits
     return {name: Dataset.open(f"{output}/{name}").manifest.content_digest for name in DATASETS}
+
+
+def check_files_are_those_of_the_oracle(folder: Path, engine: Engine) -> None:
+    """Every file of a small recipe, byte by byte: exact and near duplicates, a cut in rounds, files of the corpus."""
+    source = write_parquet(folder / "a.parquet", mixed_rows(60))
+    stages = ["filter", "dedup", "tokenize", "layout"]
+    for name, runner in (("tested", engine), ("oracle", InProcessEngine())):
+        run(make_recipe(folder / name, {"a": source}, stages=stages, filter=FILTER), runner)
+    assert files(folder / "tested") == files(folder / "oracle")
+    assert stage(folder / "tested", "corpus").manifest.rows_out > 15
 
 
 def main(argv: list[str]) -> int:
