@@ -42,6 +42,10 @@ class Resources:
     memory_bytes: int = 0
 
 
+DEFAULT = Resources()
+"""Whatever the engine gives."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What an engine is about to run, for its scheduler and for people who watch."""
@@ -50,7 +54,7 @@ class Work:
     num_tasks: int
     of_tasks: int
     """Tasks of the whole dataset; those that are not to run were done by an earlier run."""
-    resources: Resources = Resources()
+    resources: Resources = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,6 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
-
-DEFAULT = Resources()
-"""Whatever the engine gives."""
 
 Task = Callable[[int, Any], Counts]
 """Does one split: its number and its value in the plan."""
@@ -164,7 +165,7 @@ class Engine(ABC):
 
     def __init__(self) -> None:
         self.guard: Callable[[], None] = nothing
-        self.permit: Callable[[Job], None] = lambda job: None
+        self.permit: Callable[[Job], None] = nothing
         self._held: list[_HeldMap] = []
 
     def map(
@@ -233,33 +234,18 @@ class Engine(ABC):
             exchange: where the rows come from, the number of buckets and the order inside one.
             fn: does one bucket; it gets an empty iterator for a bucket without rows.
         """
-        self.settle()
-        build = Build(job)
-        done = build.reopen()
-        if done is not None:
-            return done
-        plan = self._plan_of_buckets(build, exchange.num_buckets)
-        missing = build.missing(plan)
-        if missing:
-            writer = build.writer(plan)
 
+        def run(writer: SplitWriter, missing: list[int]) -> None:
             def reduce(bucket: int, batches: Iterator[pa.RecordBatch]) -> Counts:
                 return Counts.of(writer.write(bucket, fn(bucket, batches)))
 
-            self.run_buckets(Work(job.stage, len(missing), len(plan.splits)), missing, exchange, reduce)
-        return self._commit(build, plan)
+            self.run_buckets(Work(job.stage, len(missing), exchange.num_buckets), missing, exchange, reduce)
+
+        return self._write(job.with_buckets(exchange.num_buckets), range(exchange.num_buckets), run)
 
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
         """Write a dataset of one split on the driver: `fn` writes or receives split 0."""
-        self.settle()
-        build = Build(job)
-        done = build.reopen()
-        if done is not None:
-            return done
-        plan = self._plan(build, [0])
-        if build.missing(plan):
-            fn(build.writer(plan))
-        return self._commit(build, plan)
+        return self._write(job, [0], lambda writer, _: fn(writer))
 
     def land(self, table: Table, folder: Location) -> Dataset:
         """Write a table of the engine's catalog as a dataset, unless it is there and the table has not changed.
@@ -277,19 +263,23 @@ class Engine(ABC):
             f"the recipe with it, or give sources.{table.source}.path"
         )
 
+    def _write(self, job: Job, splits: Iterable[Any], run: Callable[[SplitWriter, list[int]], None]) -> Dataset:
+        """The dataset, now: committed already, or after `run` has written the splits that are missing."""
+        self.settle()
+        build = Build(job)
+        done = build.reopen()
+        if done is not None:
+            return done
+        plan = self._plan(build, splits)
+        missing = build.missing(plan)
+        if missing:
+            run(build.writer(plan), missing)
+        return self._commit(build, plan)
+
     def _plan(self, build: Build, splits: Iterable[Any]) -> Plan:
         self.permit(build.job)
         self.guard()
         return build.plan(splits)
-
-    def _plan_of_buckets(self, build: Build, num_buckets: int) -> Plan:
-        """A plan of just so many buckets: rows are dealt by that number, so one of another number cannot be resumed."""
-        stored = build.resumable()
-        if stored is not None and len(stored.splits) != num_buckets:
-            self.permit(build.job)
-            self.guard()
-            build.give_up()
-        return self._plan(build, range(num_buckets))
 
     def _commit(self, build: Build, plan: Plan) -> Dataset:
         self.guard()

@@ -73,7 +73,7 @@ class SortedRows:
         if self._held:
             rows = pa.concat_batches(self._held)
             self._held, self._held_bytes = [], 0
-            yield from slices(_in_order(rows, self._order), BATCH_BYTES)
+            yield from cut_by_bytes(_in_order(rows, self._order), BATCH_BYTES)
 
     def _spill(self) -> None:
         if self._folder is None:
@@ -86,7 +86,7 @@ class SortedRows:
         self._runs.append(path)
 
 
-def slices(batch: pa.RecordBatch, num_bytes: int) -> Iterator[pa.RecordBatch]:
+def cut_by_bytes(batch: pa.RecordBatch, num_bytes: int) -> Iterator[pa.RecordBatch]:
     """A batch as views of about so many bytes, at least a row each."""
     rows = max(1, batch.num_rows * num_bytes // max(1, batch.nbytes))
     for start in range(0, batch.num_rows, rows):

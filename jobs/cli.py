@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from etl.storage.sweep import find_leftovers, parse_age, remove_leftovers
 from etl.storage.verify import find_datasets, verify
 from jobs.entry import main_of, report
 
+if TYPE_CHECKING:
+    from etl.recipe import Recipe
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -19,13 +22,19 @@ app = typer.Typer(
     help="Raw text to a corpus to a trained student.",
 )
 
+RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; @FILE is its text.")]
 
 
+def _recipe(name: str, overrides: list[str] | None) -> "Recipe":
+    from etl import conf
+    from etl.recipe import Recipe
+
+    return conf.load(Recipe, name, "recipes", overrides or [])
+
+
 @app.command("run")
-def run_command(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")], set_: Overrides = None
-) -> None:
+def run_command(recipe: RecipeName, set_: Overrides = None) -> None:
     """Run a recipe on Spark; what is committed with the same fingerprint is not done again."""
 
     def job() -> int:
@@ -39,7 +48,7 @@ def run_command(
 
 @app.command("plan")
 def plan_command(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")],
+    recipe: RecipeName,
     set_: Overrides = None,
     sample: Annotated[bool, typer.Option("--sample", help="Predict rows, bytes, shuffles and CPU time, too.")] = False,
     sample_mb: Annotated[int, typer.Option(min=1, help="Stored MB of input to predict from.")] = 16,
@@ -50,12 +59,10 @@ def plan_command(
     """
 
     def job() -> int:
-        from etl import conf
-        from etl.recipe import Recipe
         from etl.stages.estimate import estimate
         from etl.stages.plan import describe, plan_recipe
 
-        loaded = conf.load(Recipe, recipe, "recipes", set_ or [])
+        loaded = _recipe(recipe, set_)
         for line in describe(plan_recipe(loaded)):
             report(line)
         if sample:
@@ -68,18 +75,16 @@ def plan_command(
 
 @app.command("adopt")
 def adopt_command(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")],
+    recipe: RecipeName,
     stage: Annotated[str, typer.Argument(help="A stage that `stillhouse plan` would run again.")],
     set_: Overrides = None,
 ) -> None:
     """Accept what is committed for a stage as this recipe's own; its manifest records what differs."""
 
     def job() -> int:
-        from etl import conf
-        from etl.recipe import Recipe
         from etl.stages.plan import adopt
 
-        for reason in adopt(conf.load(Recipe, recipe, "recipes", set_ or []), stage):
+        for reason in adopt(_recipe(recipe, set_), stage):
             report(f"adopted {stage} although {reason}")
         return 0
 

@@ -1,5 +1,6 @@
-"""What every entry point shares: the four errors become one line and exit code 2, lines go to the user."""
+"""What entry points share: the four errors become one line and exit code 2, lines go to the user, recipes are named."""
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -23,3 +24,9 @@ def main_of(run: Callable[[], int]) -> int:
     except StillhouseError as error:
         ERR.print(f"{type(error).__name__}: {error}", markup=False, style="red" if sys.stderr.isatty() else None)
         return 2
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a job that runs a recipe: `conf`, its name, and `set`, a list of overrides."""
+    parser.add_argument("--conf", required=True, help="recipe: a shipped name, a path or a URI")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; @FILE is its text")

@@ -13,7 +13,7 @@ from etl.errors import ConfigError
 from etl.recipe import Recipe
 from etl.sources.files import SAMPLE
 from etl.stages.run import RunResult, run_recipe
-from jobs.entry import main_of, report
+from jobs.entry import add_recipe_flags, main_of, report
 
 
 def run(name_or_path: str, overrides: list[str], flags: list[str]) -> RunResult:
@@ -56,8 +56,7 @@ def main(argv: list[str]) -> int:
         prog="python -m jobs.run_beam", description="Run a recipe on Beam.", allow_abbrev=False,
         usage="%(prog)s [-h] --conf RECIPE [--set KEY=VALUE ...] [-- FLAGS OF BEAM]",
     )  # fmt: skip
-    parser.add_argument("--conf", required=True, help="recipe: a shipped name, a path or a URI")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; @FILE is its text")
+    add_recipe_flags(parser)
     options, flags = parser.parse_known_args(argv)
 
     def job() -> int:

@@ -12,7 +12,7 @@ from etl import conf
 from etl.engines.spark import SparkEngine
 from etl.recipe import Recipe
 from etl.stages.run import RunResult, run_recipe, run_stage
-from jobs.entry import main_of, report
+from jobs.entry import add_recipe_flags, main_of, report
 
 
 def run(name_or_path: str, overrides: list[str]) -> RunResult:
@@ -56,8 +56,7 @@ def main_of_stage(stage: str, argv: list[str]) -> int:
 
 def _options(argv: list[str], program: str, description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=program, description=description)
-    parser.add_argument("--conf", required=True, help="recipe: a shipped name, a path or a URI")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; @FILE is its text")
+    add_recipe_flags(parser)
     return parser.parse_args(argv)
 
 

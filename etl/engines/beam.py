@@ -43,7 +43,7 @@ from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task
 from etl.errors import ConfigError, DataError, SchemaError, StillhouseError
 from etl.pipeline import open_steps
 from etl.schema import PROMPT, VERDICT
-from etl.sorting import IPC_OPTIONS, SortedRows, slices
+from etl.sorting import IPC_OPTIONS, SortedRows, cut_by_bytes
 from etl.step import BatchFn, Step
 from etl.storage.location import Location
 
@@ -343,7 +343,7 @@ def _by_bucket(held: list[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch
         rows, buckets = rows.take(pa.array(order)), buckets[order]
     starts = np.flatnonzero(np.diff(buckets, prepend=-1))
     for start, end in zip(starts, np.append(starts, len(buckets))[1:], strict=True):
-        for piece in slices(rows.slice(start, end - start), SLICE_BYTES):
+        for piece in cut_by_bytes(rows.slice(start, end - start), SLICE_BYTES):
             yield int(buckets[start]), piece
 
 
@@ -419,43 +419,37 @@ def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
 # --- steps in a pipeline of the user's own -------------------------------------------------------------------------
 
 
-class RecordBatchCoder(Coder):
-    """An Arrow record batch as an IPC stream; importing this module registers it for `pa.RecordBatch`."""
+class _ArrowCoder(Coder):
+    """Rows as an Arrow IPC stream, their schema included."""
 
-    def encode(self, value: pa.RecordBatch) -> bytes:
+    def encode(self, value: pa.RecordBatch | pa.Table) -> bytes:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, value.schema, options=IPC_OPTIONS) as writer:
-            writer.write_batch(value)
+            writer.write(value)
         data: bytes = sink.getvalue().to_pybytes()
         return data
+
+    def is_deterministic(self) -> bool:
+        return False
+
+
+class RecordBatchCoder(_ArrowCoder):
+    """Of an Arrow record batch; importing this module registers it for `pa.RecordBatch`."""
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
         with pa.ipc.open_stream(encoded) as reader:
             return reader.read_next_batch()
 
-    def is_deterministic(self) -> bool:
-        return False
-
     def to_type_hint(self) -> Any:
         return pa.RecordBatch
 
 
-class TableCoder(Coder):
-    """An Arrow table as an IPC stream; importing this module registers it for `pa.Table`."""
-
-    def encode(self, value: pa.Table) -> bytes:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, value.schema, options=IPC_OPTIONS) as writer:
-            writer.write_table(value)
-        data: bytes = sink.getvalue().to_pybytes()
-        return data
+class TableCoder(_ArrowCoder):
+    """Of an Arrow table; importing this module registers it for `pa.Table`."""
 
     def decode(self, encoded: bytes) -> pa.Table:
         with pa.ipc.open_stream(encoded) as reader:
             return reader.read_all()
-
-    def is_deterministic(self) -> bool:
-        return False
 
     def to_type_hint(self) -> Any:
         return pa.Table

@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from etl.engine import Resources, Work
+from etl.engine import DEFAULT, Resources, Work
 from etl.errors import ConfigError
 
 _GPU = "spark.executor.resource.gpu"
@@ -39,7 +39,7 @@ def ask(session: Any, work: Work) -> Ask:
         ConfigError: executors that are there already cannot hold even one such task.
     """
     needs = work.resources
-    if needs == Resources():
+    if needs == DEFAULT:
         return Ask()
     conf = session.sparkContext.getConf()
     if conf.get("spark.master").startswith("local") and not conf.get("spark.master").startswith("local-cluster"):

@@ -10,6 +10,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow.parquet as pq
 import xxhash
 from fsspec.utils import infer_compression
 from pydantic import Field
@@ -166,15 +167,15 @@ def cut(name: str, source: Source, files: Sequence[InputFile], split_bytes: int)
                 yield InputSplit(source=name, file=file, start=start, end=end)
 
 
+def row_group_bytes(parquet: pq.ParquetFile) -> list[int]:
+    """Stored bytes of each row group of a file, from its footer."""
+    groups = (parquet.metadata.row_group(number) for number in range(parquet.num_row_groups))
+    return [sum(group.column(number).total_compressed_size for number in range(group.num_columns)) for group in groups]
+
+
 def _cut_parquet(name: str, source: Source, file: InputFile, split_bytes: int) -> Iterator[InputSplit]:
     with source.locate(file.url).open_parquet() as parquet:
-        sizes = [
-            sum(
-                parquet.metadata.row_group(group).column(column).total_compressed_size
-                for column in range(parquet.metadata.num_columns)
-            )
-            for group in range(parquet.num_row_groups)
-        ]
+        sizes = row_group_bytes(parquet)
     start = 0
     held = 0
     for group, size in enumerate(sizes):

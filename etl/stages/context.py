@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from etl.engine import DEFAULT, Engine, Exchange, MapFn, ReduceFn, Resources
+from etl.engine import DEFAULT, Engine, Exchange, MapFn, ReduceFn, Resources, nothing
 from etl.recipe import Recipe
 from etl.storage.aligned import Rows
 from etl.storage.dataset import Dataset, Job, SplitWriter
@@ -60,14 +60,13 @@ class Context:
         splits: Iterable[Any],
         fn: MapFn,
         resources: Resources = DEFAULT,
-        then: Callable[[Dataset], None] | None = None,
+        then: Callable[[Dataset], None] = nothing,
     ) -> Dataset:
         """Engine.map; the user is told when the dataset is committed, and `then` is called."""
 
         def committed(dataset: Dataset) -> None:
             self._tell(dataset)
-            if then is not None:
-                then(dataset)
+            then(dataset)
 
         return self.engine.map(job, splits, fn, resources, committed)
 

@@ -38,7 +38,7 @@ from etl.dedup.canaries import bases, which_canaries
 from etl.engine import Engine, Exchange, Reduce, Task, Work
 from etl.errors import ConfigError
 from etl.recipe import Cutting, Dedup, Recipe
-from etl.sources.files import COMPRESSIONS, InputFile, list_files
+from etl.sources.files import COMPRESSIONS, InputFile, list_files, row_group_bytes
 from etl.sources.spec import Source
 from etl.stages.components import distinct
 from etl.stages.context import Context
@@ -173,11 +173,10 @@ def _copy_piece(source: Source, file: InputFile, offset: int, size: int, target:
 def _copy_rows(location: Location, place: float, size: int, target: Path) -> int:
     """Rows of the Parquet row group that lies `place` of the way into a file, at most up to its end."""
     with location.open_parquet() as file:
-        groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-        sizes = np.array([sum(g.column(c).total_compressed_size for c in range(g.num_columns)) for g in groups])
+        sizes = row_group_bytes(file)
         ends = np.cumsum(sizes)
-        group = min(int(np.searchsorted(ends, place * ends[-1], "right")), len(groups) - 1)
-        num_rows, num_bytes = groups[group].num_rows, int(sizes[group])
+        group = min(int(np.searchsorted(ends, place * ends[-1], "right")), len(sizes) - 1)
+        num_rows, num_bytes = file.metadata.row_group(group).num_rows, sizes[group]
         start = (place * ends[-1] - ends[group] + num_bytes) / num_bytes * num_rows
         first, last = int(start), min(num_rows, int(start + size / num_bytes * num_rows))
         first = min(first, num_rows - 1)

@@ -50,15 +50,14 @@ class _Lookout(Engine):
         self._replaced: set[str] = set()
 
     def map(
-        self, job: Job, splits: Iterable[Any], fn: MapFn, resources: Resources = DEFAULT, then: _Then | None = None
+        self, job: Job, splits: Iterable[Any], fn: MapFn, resources: Resources = DEFAULT, then: _Then = nothing
     ) -> Dataset:
         dataset = self._look(job)
-        if then is not None:
-            then(dataset)
+        then(dataset)
         return dataset
 
     def shuffle(self, job: Job, exchange: Exchange, fn: ReduceFn) -> Dataset:
-        return self._look(job)
+        return self._look(job.with_buckets(exchange.num_buckets))
 
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
         return self._look(job)

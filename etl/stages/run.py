@@ -137,7 +137,7 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], sta
             engine.settle()
             raise _Done
         reached = name == stage
-        engine.permit = (lambda job: None) if reached else functools.partial(_refuse, name, stage)
+        engine.permit = nothing if reached else functools.partial(_refuse, name, stage)
 
     with storage_options(recipe.storage):
         check(recipe)
@@ -152,7 +152,7 @@ def _refuse(name: str, wanted: str, job: Job) -> None:
     )
 
 
-def run_stages(context: Context, enter: Callable[[str], None] = lambda stage: None) -> RunResult:
+def run_stages(context: Context, enter: Callable[[str], None] = nothing) -> RunResult:
     """Every stage in its order, through the engine of the context; `enter` is called before each."""
     recipe = context.recipe
     enter("ingest")

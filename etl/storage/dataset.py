@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -101,7 +101,7 @@ class Dataset:
         receipt = read_receipt(self.folder, self.receipts, split)
         if receipt is None:
             raise DataError(
-                f"{receipt_location(self.folder, self.receipts, split)} is gone; remove {self.folder / MANIFEST} and "
+                f"{self.folder / receipt_path(self.receipts, split)} is gone; remove {self.folder / MANIFEST} and "
                 "run the recipe again"
             )
         return receipt.parts
@@ -138,9 +138,9 @@ def _read_manifest(folder: Location) -> Manifest:
         raise DataError(f"{folder / MANIFEST} is damaged: {error}; remove it and run the recipe") from error
 
 
-def receipt_location(folder: Location, receipts: str, split: int) -> Location:
-    """Where a build's receipt of a split lies."""
-    return folder / f"{RECEIPTS}/{receipts}/{split:05d}.json"
+def receipt_path(receipts: str, split: int) -> str:
+    """Where a build's receipt of a split lies, below the folder of the dataset."""
+    return f"{RECEIPTS}/{receipts}/{split:05d}.json"
 
 
 def read_receipt(folder: Location, receipts: str, split: int) -> Receipt | None:
@@ -149,13 +149,28 @@ def read_receipt(folder: Location, receipts: str, split: int) -> Receipt | None:
     Raises:
         DataError: the receipt is damaged.
     """
-    location = receipt_location(folder, receipts, split)
+    location = folder / receipt_path(receipts, split)
     try:
         return Receipt.model_validate_json(location.read())
     except FileNotFoundError:
         return None
     except ValidationError as error:
         raise DataError(f"{location} is damaged: {error}; remove it and run the recipe again") from error
+
+
+def read_receipts(folder: Location, receipts: str, num_splits: int) -> list[Receipt | None]:
+    """The receipts of all splits of a build, several read at a time; None for a split that has none yet.
+
+    Raises:
+        DataError: a receipt is damaged.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda split: read_receipt(folder, receipts, split), range(num_splits)))
+
+
+def is_ours(path: str) -> bool:
+    """True for objects of the protocol, which readers of a dataset skip."""
+    return any(piece.startswith("_") for piece in path.split("/"))
 
 
 def read_part(location: Location, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -201,6 +216,8 @@ class Job:
     inherited: Accounting = field(default_factory=dict)
     """Accounts of earlier stages that the manifest repeats, so that the last one tells the whole story."""
     findings: dict[str, Any] = field(default_factory=dict)
+    num_buckets: int = 0
+    """Of the shuffle that writes it, 0 for a map. Rows are dealt by it, so a plan of another number is not resumed."""
 
     def with_thresholds(self, thresholds: dict[str, Any]) -> "Job":
         """The same job, its manifest recording the thresholds that were applied."""
@@ -213,6 +230,10 @@ class Job:
     def with_findings(self, findings: dict[str, Any]) -> "Job":
         """The same job, its manifest stating what was found out; no part of the fingerprint."""
         return replace(self, findings=findings)
+
+    def with_buckets(self, num_buckets: int) -> "Job":
+        """The same job as a shuffle into so many buckets."""
+        return replace(self, num_buckets=num_buckets)
 
     @property
     def waits(self) -> bool:
@@ -240,7 +261,14 @@ class Job:
         inputs = {dataset.stage: dataset.receipts for dataset in self.inputs}
         base = self.base.receipts if self.base else ""
         return fingerprint_of(
-            {"stage": self.stage, "table": self.table, "semantic": self.semantic, "inputs": inputs, "base": base}
+            {
+                "stage": self.stage,
+                "table": self.table,
+                "semantic": self.semantic,
+                "inputs": inputs,
+                "base": base,
+                "num_buckets": self.num_buckets,
+            }
         )
 
 
@@ -310,7 +338,7 @@ class SplitWriter:
         if (self.folder / CLOSED / self.name).exists():
             self._remove(receipt.parts, keep=())
             raise DataError(f"the build {self.name} of {self.folder} was given up for another one; nothing is written")
-        if receipt_location(self.folder, self.name, receipt.split).create(to_json(receipt)):
+        if (self.folder / receipt_path(self.name, receipt.split)).create(to_json(receipt)):
             return receipt
         first = read_receipt(self.folder, self.name, receipt.split)
         if first is None:
@@ -331,6 +359,8 @@ class Build:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.folder = job.folder
+        self._fresh: Plan | None = None
+        """A plan that was written just now: nobody has got a writer of it yet."""
 
     def committed(self) -> Dataset | None:
         """The dataset, if it is there with this fingerprint.
@@ -363,20 +393,24 @@ class Build:
         Raises:
             DataError: the folder holds something that no build of ours has left there.
         """
-        plan = self.resumable()
-        if plan is not None:
-            return plan
-        self._clear(self._stored_plan())
+        stored = self._stored_plan()
+        if self._resumes(stored):
+            return stored
+        self._clear(stored)
         fresh = Plan(fingerprint=self.job.plan_fingerprint, splits=tuple(json.loads(json.dumps(list(splits)))))
         (self.folder / CLOSED / fresh.name).remove()
         if not (self.folder / PLAN).create(to_json(fresh)):
             raise DataError(f"another run is writing {self.folder}; wait for it to end")
+        self._fresh = fresh
         return fresh
 
     def resumable(self) -> Plan | None:
         """The plan of an interrupted build of the same work."""
-        plan = self._stored_plan()
-        return plan if plan is not None and plan.fingerprint == self.job.plan_fingerprint else None
+        stored = self._stored_plan()
+        return stored if self._resumes(stored) else None
+
+    def _resumes(self, stored: Plan | None) -> TypeGuard[Plan]:
+        return stored is not None and stored.fingerprint == self.job.plan_fingerprint
 
     def _stored_plan(self) -> Plan | None:
         try:
@@ -408,15 +442,17 @@ class Build:
         (self.folder / MANIFEST).remove()
         if old is not None:
             (self.folder / CLOSED / old.name).replace(b"")
-            for receipt in self._receipts(old):
-                # By name, since a listing may lag behind what was written a moment ago.
-                for part in receipt.parts if receipt is not None else ():
-                    (self.folder / part.path).remove()
+            # By name, since a listing may lag behind what was written a moment ago; parts before their receipts, so
+            # that a kill meanwhile leaves the names of those that are still there.
+            receipts = [receipt for receipt in self._receipts(old) if receipt is not None]
+            self.folder.remove_all([part.path for receipt in receipts for part in receipt.parts])
+            self.folder.remove_all([receipt_path(old.name, receipt.split) for receipt in receipts])
         self.folder.remove_children(keep=(PLAN, CLOSED))
         (self.folder / PLAN).remove()
 
     def writer(self, plan: Plan) -> SplitWriter:
         """What the workers get."""
+        self._fresh = None
         return SplitWriter(self.folder, plan.name, self.job.schema, self.job.table)
 
     def dataset(self, plan: Plan) -> Dataset:
@@ -424,23 +460,28 @@ class Build:
         return Dataset(self.folder, self.job.stage, len(plan.splits), plan.name)
 
     def _receipts(self, plan: Plan) -> list[Receipt | None]:
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(lambda split: read_receipt(self.folder, plan.name, split), range(len(plan.splits))))
+        return read_receipts(self.folder, plan.name, len(plan.splits))
 
     def missing(self, plan: Plan) -> list[int]:
-        """The splits that have no receipt yet, or whose parts are gone or short; such a receipt is taken back."""
-        with ThreadPoolExecutor(_READERS) as pool:
-            whole = list(pool.map(self._whole, self._receipts(plan)))
-        for split, is_whole in enumerate(whole):
-            if is_whole is False:
-                receipt_location(self.folder, plan.name, split).remove()
-        return [split for split, is_whole in enumerate(whole) if not is_whole]
+        """The splits that have no receipt yet, or whose parts are gone or short; such a receipt is taken back.
 
-    def _whole(self, receipt: Receipt | None) -> bool | None:
-        """None without a receipt, False for one whose parts are not as it says."""
+        Costs a GET a split and a HEAD a part; nothing for a plan that was written just now.
+        """
+        splits = range(len(plan.splits))
+        if plan is self._fresh:
+            return list(splits)
+        with ThreadPoolExecutor(_READERS) as pool:
+            done = list(pool.map(lambda split: self._is_done(plan, split), splits))
+        return [split for split in splits if not done[split]]
+
+    def _is_done(self, plan: Plan, split: int) -> bool:
+        receipt = read_receipt(self.folder, plan.name, split)
         if receipt is None:
-            return None
-        return all((self.folder / part.path).size() == part.bytes for part in receipt.parts)
+            return False
+        is_whole = all((self.folder / part.path).size() == part.bytes for part in receipt.parts)
+        if not is_whole:
+            (self.folder / receipt_path(plan.name, split)).remove()
+        return is_whole
 
     def commit(self, plan: Plan) -> Dataset:
         """Delete the parts that lost, then write the manifest from the receipts.
@@ -485,7 +526,7 @@ class Build:
     def _remove_losers(self, manifest: Manifest) -> None:
         kept = {part.path for part in manifest.parts}
         for path, _ in self.folder.walk():
-            if path not in kept and not any(piece.startswith("_") for piece in path.split("/")):
+            if path not in kept and not is_ours(path):
                 (self.folder / path).remove()
 
 

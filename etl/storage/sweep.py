@@ -20,11 +20,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from etl.errors import ConfigError, DataError
-from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, Dataset, read_receipt
+from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, Dataset, is_ours, read_receipts
 from etl.storage.location import Entry, Location
 from etl.storage.lock import LOCK, RunLock, live_holder
 from etl.storage.manifest import Plan
-from etl.storage.verify import below, dataset_folders, is_ours
+from etl.storage.verify import below, dataset_folders
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TEMPORARY = re.compile(r"_.*\.tmp|_failure-[0-9a-f]{32}\.txt")
@@ -181,7 +181,7 @@ def _of_started(folder: Location) -> _Known:
         plan = Plan.model_validate_json((folder / PLAN).read())
     except ValidationError as error:
         raise DataError(f"{folder / PLAN} is damaged: {error}; remove it and run the recipe") from error
-    receipts = [read_receipt(folder, plan.name, split) for split in range(len(plan.splits))]
+    receipts = read_receipts(folder, plan.name, len(plan.splits))
     parts = frozenset(part.path for receipt in receipts if receipt is not None for part in receipt.parts)
     return _Known(False, plan.name, plan.fingerprint, parts)
 

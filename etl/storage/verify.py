@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from etl.errors import DataError, SourceError
 from etl.hashing import ContentDigest
-from etl.storage.dataset import MANIFEST, PLAN, RECEIPTS, Dataset, read_part, read_receipt
+from etl.storage.dataset import MANIFEST, PLAN, Dataset, is_ours, read_part, read_receipt, receipt_path
 from etl.storage.location import Location
 from etl.storage.manifest import Manifest, Part, accounting_gaps
 
@@ -61,11 +61,6 @@ def dataset_folders(paths: list[str]) -> tuple[list[str], list[str]]:
 def below(root: Location, path: str) -> Location:
     """A folder of a listing."""
     return root / path if path else root
-
-
-def is_ours(path: str) -> bool:
-    """True for objects of the protocol, which readers of a dataset skip."""
-    return any(piece.startswith("_") for piece in path.split("/"))
 
 
 def verify(root: Location) -> Iterator[Difference]:
@@ -141,8 +136,7 @@ def _check_receipts(dataset: Dataset) -> Iterator[Difference]:
 
     for split, detail in enumerate(_parallel(wrong, list(range(manifest.splits)))):
         if detail:
-            path = f"{RECEIPTS}/{manifest.receipts}/{split:05d}.json"
-            yield Difference(dataset.folder.url, path, "receipt", detail)
+            yield Difference(dataset.folder.url, receipt_path(manifest.receipts, split), "receipt", detail)
 
 
 def _check_part(dataset: Dataset, sizes: dict[str, int], part: Part) -> tuple[list[Difference], ContentDigest | None]:

@@ -15,7 +15,8 @@ from typing import Any
 from etl.engine import Engine
 from etl.recipe import Recipe
 from etl.storage.dataset import Dataset
-from tests.etl.stages.toys import FILTER, make_recipe, mixed_rows, row, run, write_parquet
+from tests.engines.inprocess import InProcessEngine
+from tests.etl.stages.toys import FILTER, files, make_recipe, mixed_rows, row, run, stage, write_jsonl, write_parquet
 
 NUM_SPLITS = (1, 2, 7)
 STAGES = ("filter", "dedup", "kenlm", "score", "tokenize", "semantic", "split", "layout")
@@ -24,13 +25,18 @@ DATASETS = (
     "tokenize", "semantic_terms", "embeddings", "semantic_centroids", "semantic", "split", "dropped", "corpus",
 )  # fmt: skip
 """What does not hold row keys, which name places in a cut."""
+BENCHMARK = {
+    "q": "A farmer has 12 hens and sells 5 of them at the market on Monday. How many hens does he keep for the winter?",
+    "a": "He keeps 7.",
+}
 
 
 def write_inputs(folder: Path) -> None:
-    """The same rows as 1, 2 and 7 files, each time in another order and under other names."""
+    """The same rows as 1, 2 and 7 files, each time in another order and under other names; a toy benchmark."""
+    write_jsonl(folder / "benchmark.jsonl", [BENCHMARK])
     # A text without letters, an empty answer, a language that is not kept: a row for every way out.
     odd = [row(900, "???", "!!!"), row(901, "who", ""), row(902, "le chat et la maison", "la réponse est donc oui")]
-    rows = mixed_rows(80) + odd
+    rows = [*mixed_rows(80), *odd, row(903, BENCHMARK["q"], "He has seven of them left and he feeds them in the barn.")]
     for num_splits in NUM_SPLITS:
         rng = random.Random(num_splits)
         rng.shuffle(rows)
@@ -39,8 +45,11 @@ def write_inputs(folder: Path) -> None:
             write_parquet(folder / f"in-{num_splits}" / name, rows[number::num_splits], row_group_size=100)
 
 
-def recipe_of(folder: Path, num_splits: int, output: str) -> Recipe:
-    """Every stage, over one file a split; few buckets where there are few splits."""
+def recipe_of(folder: Path, num_splits: int, output: str, **settings: int) -> Recipe:
+    """Every stage, over one file a split; few buckets where there are few splits; `settings` are more of `run`."""
+    benchmark = {"path": str(folder / "benchmark.jsonl"), "question_columns": "q", "answer_columns": "a"}
+    steps: Any = FILTER["steps"]
+    contamination = {"kind": "contamination", "benchmarks": {"toy": benchmark}}
     cut = {
         "kind": "percentile",
         "name": "strange",
@@ -52,19 +61,30 @@ def recipe_of(folder: Path, num_splits: int, output: str) -> Recipe:
         output,
         {"a": folder / f"in-{num_splits}"},
         stages=list(STAGES),
-        filter=FILTER,
+        filter={**FILTER, "steps": [*steps, contamination]},
         kenlm={"order": 2, "fraction": 0.6},
         score={"steps": [{"kind": "perplexity", "model": "run:kenlm"}], "cuts": [cut]},
         semantic={"embedder": "lexical", "dim": 64, "rows_per_cluster": 8, "threshold": 0.6},
-        run={"split_bytes": 1 << 30, "bucket_bytes": 1 << (20 if num_splits == 1 else 12)},
+        run={"split_bytes": 1 << 30, "bucket_bytes": 1 << (20 if num_splits == 1 else 12), **settings},
     )
 
 
-def run_and_digest(folder: Path, num_splits: int, output: str, engine: Engine) -> dict[str, str]:
+def run_and_digest(folder: Path, num_splits: int, output: str, engine: Engine, **settings: int) -> dict[str, str]:
     """Dataset to content digest, of a run into an output folder."""
-    result = run(recipe_of(folder, num_splits, output), engine)
+    result = run(recipe_of(folder, num_splits, output, **settings), engine)
     assert result.rows.base.num_splits == num_splits
+    assert result.accounting["a"]["contamination"]["contaminated"] == 1
     return {name: Dataset.open(f"{output}/{name}").manifest.content_digest for name in DATASETS}
+
+
+def check_files_are_those_of_the_oracle(folder: Path, engine: Engine) -> None:
+    """Every file of a small recipe, byte by byte: exact and near duplicates, a cut in rounds, files of the corpus."""
+    source = write_parquet(folder / "a.parquet", mixed_rows(60))
+    stages = ["filter", "dedup", "tokenize", "layout"]
+    for name, runner in (("tested", engine), ("oracle", InProcessEngine())):
+        run(make_recipe(folder / name, {"a": source}, stages=stages, filter=FILTER), runner)
+    assert files(folder / "tested") == files(folder / "oracle")
+    assert stage(folder / "tested", "corpus").manifest.rows_out > 15
 
 
 def main(argv: list[str]) -> int:

@@ -34,8 +34,8 @@ from etl.schema import PROMPT, VERDICT
 from etl.step import Step, append
 from etl.storage.dataset import Chunk, Job
 from etl.storage.location import Location
+from tests.engines.grid import check_files_are_those_of_the_oracle
 from tests.engines.inprocess import InProcessEngine
-from tests.etl.stages.toys import FILTER, files, make_recipe, mixed_rows, run, stage, write_parquet
 
 PROJECT = Path(__file__).resolve().parents[2]
 NUMBER = pa.schema([("n", pa.int64())])
@@ -52,12 +52,7 @@ def job(folder, name):
 
 def test_every_file_of_a_recipe_equals_the_one_of_the_other_engine(tmp_path, engine):
     """Exact and near duplicates, a cut in rounds, files of the corpus; tests/engines/test_grid.py runs every stage."""
-    write_parquet(tmp_path / "a.parquet", mixed_rows(60))
-    stages = ["filter", "dedup", "tokenize", "layout"]
-    for name, runner in (("beam", engine), ("inprocess", InProcessEngine())):
-        run(make_recipe(tmp_path / name, {"a": tmp_path / "a.parquet"}, stages=stages, filter=FILTER), runner)
-    assert files(tmp_path / "beam") == files(tmp_path / "inprocess")
-    assert stage(tmp_path / "beam", "corpus").manifest.rows_out > 15
+    check_files_are_those_of_the_oracle(tmp_path, engine)
 
 
 # --- shuffles ------------------------------------------------------------------------------------------------------

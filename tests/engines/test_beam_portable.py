@@ -8,8 +8,7 @@ from etl.engines.beam import BeamEngine
 from etl.errors import SourceError
 from etl.storage.dataset import Chunk, Job
 from etl.storage.location import Location
-from tests.engines.inprocess import InProcessEngine
-from tests.etl.stages.toys import FILTER, files, make_recipe, mixed_rows, run, stage, write_parquet
+from tests.engines.grid import check_files_are_those_of_the_oracle
 from tests.services.beam import beam_job_service
 
 pytestmark = pytest.mark.slow
@@ -24,12 +23,7 @@ def engine(tmp_path_factory):
 
 
 def test_every_file_of_a_recipe_equals_the_one_of_the_other_engine(tmp_path, engine):
-    write_parquet(tmp_path / "a.parquet", mixed_rows(60))
-    stages = ["filter", "dedup", "tokenize", "layout"]
-    for name, runner in (("beam", engine), ("inprocess", InProcessEngine())):
-        run(make_recipe(tmp_path / name, {"a": tmp_path / "a.parquet"}, stages=stages, filter=FILTER), runner)
-    assert files(tmp_path / "beam") == files(tmp_path / "inprocess")
-    assert stage(tmp_path / "beam", "corpus").manifest.rows_out > 15
+    check_files_are_those_of_the_oracle(tmp_path, engine)
 
 
 def test_error_of_a_worker_is_raised_as_what_it_is_and_other_splits_are_kept(tmp_path, engine):

@@ -4,10 +4,6 @@ Real Dataflow is never reached: its own checks of a job, its containers and its 
 """
 
 import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
@@ -16,24 +12,15 @@ from jobs.run_beam import main
 from tests.etl.stages.toys import make_recipe, mixed_rows, run, stage, write_parquet
 from tests.services.dataflow import StagedWorker, dataflow_service
 from tests.services.gcs import gcs_server
+from tests.wheel import build_wheel
 
 pytestmark = pytest.mark.slow
-PROJECT = Path(__file__).resolve().parents[2]
 STAGES = ["dedup", "tokenize", "layout"]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of `make dist`, built from a copy so that the checkout stays as it is."""
-    copy = tmp_path_factory.mktemp("source")
-    for name in ("etl", "jobs", "training", "conf"):
-        shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(PROJECT / name, copy / name)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist"]
-    subprocess.run(command, cwd=copy, check=True, capture_output=True)
-    (made,) = (copy / "dist").glob("stillhouse-*.whl")
-    return made
+    return build_wheel(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")

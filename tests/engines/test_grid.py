@@ -53,6 +53,14 @@ def test_beam_direct(inputs, tmp_path, expected):
     check(inputs, tmp_path, BeamEngine([], report=lambda line: None), expected)
 
 
+def test_components_in_rounds_on_beam(inputs, tmp_path, expected):
+    from etl.engines.beam import BeamEngine
+
+    engine = BeamEngine([], report=lambda line: None)
+    assert run_and_digest(inputs, 2, str(tmp_path), engine, max_component_edges=0) == expected
+    assert (tmp_path / "candidate_components").is_dir(), "one task has found the components"
+
+
 @pytest.mark.slow
 def test_beam_portable(inputs, tmp_path, expected):
     from etl.engines.beam import BeamEngine

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl import sorting
-from etl.sorting import SortedRows, merge, slices
+from etl.sorting import SortedRows, cut_by_bytes, merge
 
 SCHEMA = pa.schema([("word", pa.binary()), ("text", pa.string()), ("yes", pa.bool_()), ("n", pa.int64())])
 ORDER = ("word", "text", "yes", "n")
@@ -80,10 +80,10 @@ def test_merge_of_runs_without_rows():
 
 def test_slices_are_of_about_the_asked_size_and_have_a_row_at_least():
     batch = pa.record_batch({"n": pa.array(range(1000), pa.int64())})
-    pieces = list(slices(batch, 800))
+    pieces = list(cut_by_bytes(batch, 800))
     assert {piece.num_rows for piece in pieces} == {100}
     assert pa.concat_batches(pieces) == batch
-    assert [piece.num_rows for piece in slices(batch, 1)] == [1] * 1000
+    assert [piece.num_rows for piece in cut_by_bytes(batch, 1)] == [1] * 1000
 
 
 def test_temporary_files_are_gone_afterwards(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from etl.storage.location import Location
+from tests.faults.recipes import write_sources
 from tests.services.s3 import S3, s3_server
 
 Folders = Callable[[], Location]
@@ -48,6 +49,12 @@ def s3_folders(s3: S3, bucket: str, request: pytest.FixtureRequest) -> Folders:
 def folders(request: pytest.FixtureRequest) -> Folders:
     """New folders on either store."""
     return request.getfixturevalue(f"{request.param}_folders")
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of the sources of the recipe that is killed."""
+    return write_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,16 @@ def test_back_and_forth(shape, tmp_path, lag):
 
 
 @pytest.mark.parametrize("lag", LAGS)
+def test_a_receipt_of_a_build_that_was_given_up_does_not_count_when_it_is_begun_again(shape, tmp_path, lag):
+    """It names parts that are gone, and a new plan's receipts are not looked at before its splits run."""
+    folder = late_listing(tmp_path, "data", lag)
+    shape.end_late(folder)
+    shape.build(folder, version=1)
+    shape.build(folder)
+    assert_whole(folder, ROWS)
+
+
+@pytest.mark.parametrize("lag", LAGS)
 def test_an_attempt_that_ends_after_the_commit(shape, tmp_path, lag):
     """It removes its own part, so no listing is needed."""
     folder = late_listing(tmp_path, "data", lag)

@@ -11,15 +11,10 @@ import pytest
 from etl.storage.location import Location
 from tests.faults.conftest import Folders
 from tests.faults.real import Command, Victim, beam_command, kill_one_by_one, spark_command
-from tests.faults.recipes import Reference, recipe_at, run_here, write_conf, write_sources
+from tests.faults.recipes import Reference, recipe_at, run_here, write_conf
 
 CUTTING_BYTES = 1 << 20
 """One split a file and one bucket: what is tested are processes, and tasks only cost time."""
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    return write_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="module")

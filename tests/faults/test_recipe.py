@@ -9,11 +9,6 @@ from tests.faults.recipes import STAGES, Reference, recipe_at, run_here, write_s
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    return write_sources(tmp_path_factory.mktemp("sources"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, sources):
     output = Location.of(tmp_path_factory.mktemp("undisturbed") / "out")
     run_here(recipe_at(output, sources))

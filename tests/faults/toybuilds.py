@@ -77,8 +77,11 @@ class Shape:
 
     def end_late(self, folder: Location, version: int = 2) -> None:
         """One more attempt of split 0, with rows of its own."""
-        planned = range(_NUM_BUCKETS) if self.name == "shuffle" else _SPLITS[version]
-        _, _, writer = begin(self._job(folder, version), planned)
+        what = self._job(folder, version)
+        if self.name == "shuffle":
+            _, _, writer = begin(what.with_buckets(_NUM_BUCKETS), range(_NUM_BUCKETS))
+        else:
+            _, _, writer = begin(what, _SPLITS[version])
         writer.write(0, [counted(numbers(*_STRANGE))])
 
     def _job(self, folder: Location, version: int) -> Job:

@@ -22,8 +22,8 @@ from etl.scoring.kenlm_train import train
 from etl.storage.location import Location
 from etl.storage.verify import verify
 from tests.etl.stages.toys import mixed_rows, run, stage, whole_recipe, write_parquet
-from tests.jobs.conftest import PROJECT
 from tests.services.spark import get_json, history_server, standalone_cluster
+from tests.wheel import PROJECT
 
 pytestmark = [pytest.mark.slow, pytest.mark.spark, pytest.mark.timeout(900)]
 

@@ -100,6 +100,30 @@ def test_an_interrupted_build_says_how_far_it_came(tmp_path, source):
     assert (int(done), int(splits)) == (2, len(json.loads((tmp_path / "out/ingest/_plan.json").read_text())["splits"]))
 
 
+class DyingInBuckets(InProcessEngine):
+    """Dies after two buckets of a stage."""
+
+    def __init__(self, stage):
+        super().__init__()
+        self.stage = stage
+
+    def start(self, title, number):
+        if [done for done, _ in self.ran].count(self.stage) == 2:
+            raise KilledError(title, number)
+        super().start(title, number)
+
+
+def test_a_shuffle_into_another_number_of_buckets_is_not_resumed(tmp_path, source):
+    def in_buckets_of(bucket_bytes):
+        return recipe_of(tmp_path, source, stages=["split"], run={"bucket_bytes": bucket_bytes})
+
+    with pytest.raises(KilledError):
+        run(in_buckets_of(1024), DyingInBuckets("split_hits"))
+    assert reasons(in_buckets_of(1024), "split_hits") == ("2 of 4 splits are done",)
+    assert actions(in_buckets_of(2048))["split_hits"] == "run"
+    assert actions(in_buckets_of(1024))["split_hits"] == "resume"
+
+
 def test_a_wrong_recipe_fails_as_the_run_would(tmp_path, source):
     cut = {"kind": "share", "name": "x", "column": "nothing", "values": ["en"], "share": 0.5}
     with pytest.raises(SchemaError, match="nothing"):

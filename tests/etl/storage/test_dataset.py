@@ -248,6 +248,17 @@ def test_a_damaged_plan_is_made_again(folder):
     assert engine.asked == [[0, 1, 2]]
 
 
+def test_a_plan_that_was_written_just_now_has_no_receipts_to_read(folder, monkeypatch):
+    begun = Build(job(folder))
+    plan = begun.plan(SPLITS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "read", lambda location: pytest.fail(f"{location} was read"))
+        assert begun.missing(plan) == [0, 1, 2]
+    begun.writer(plan).write(1, chunks_of(SPLITS[1]))
+    assert begun.missing(plan) == [0, 2]
+    assert Build(job(folder)).missing(plan) == [0, 2]
+
+
 def test_a_damaged_receipt_is_a_data_error_that_names_it(folder):
     begun, plan, _ = begin(job(folder), SPLITS)
     (folder / f"_receipts/{plan.name}/00001.json").create(b"")

@@ -5,14 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from etl.errors import ConfigError, DataError, SourceError
+from etl.errors import ConfigError
 from etl.stages.run import run_recipe
 from etl.storage.location import Location
-from etl.storage.lock import LOCK, RunLock
+from etl.storage.lock import RunLock
 from etl.storage.sweep import find_leftovers, remove_leftovers
 from etl.storage.verify import verify
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import make_recipe, mixed_rows, write_jsonl
+from tests.etl.storage.stores import (
+    check_create_never_overwrites,
+    check_lock_is_told_when_it_is_lost,
+    check_read_sees_one_version,
+)
 from tests.services.gcs import gcs_server
 
 # gcsfs hands aiohttp bodies of more than 1 MB as bytes.
@@ -34,16 +39,15 @@ def folder(server, request):
 
 
 def test_create_never_overwrites(folder):
-    assert (folder / "deep/one.json").create(b"first")
-    assert not (folder / "deep/one.json").create(b"second")
-    assert (folder / "deep/one.json").create(b"first")
-    assert (folder / "deep/one.json").read() == b"first"
-    (folder / "deep/one.json").replace(b"third")
-    assert [(entry.path, entry.bytes) for entry in folder.entries()] == [("deep/one.json", 5)]
-    assert all(abs(entry.modified_unix_s - time.time()) < 600 for entry in folder.entries())
-    (folder / "deep/one.json").remove()
-    (folder / "deep/one.json").remove()
-    assert (folder / "deep/one.json").size() is None
+    check_create_never_overwrites(folder)
+
+
+def test_a_read_sees_one_version(folder):
+    check_read_sees_one_version(folder)
+
+
+def test_a_lock_is_told_when_it_is_lost(folder):
+    check_lock_is_told_when_it_is_lost(folder)
 
 
 def test_one_of_many_wins_a_race(folder):
@@ -59,30 +63,6 @@ def test_a_large_file_goes_in_pieces(folder, tmp_path):
     (folder / "big").upload(tmp_path / "big")
     with (folder / "big").open() as file:
         assert file.read() == data
-
-
-def test_a_read_sees_one_version(folder):
-    place = folder / "object"
-    place.replace(b"a" * (9 << 20))
-    stamp = place.stamp()
-    with place.open(stamp) as file:
-        assert file.read(4) == b"aaaa"
-        place.replace(b"b" * (9 << 20))
-        with pytest.raises(SourceError, match="object changed while it was read"):
-            file.read()
-    with pytest.raises(SourceError, match="object changed while it was read"):
-        place.open(stamp)
-
-
-def test_a_lock(folder):
-    with RunLock(folder) as lock:
-        with pytest.raises(DataError, match="is held by process"), RunLock(folder):
-            pass
-        lock.check()
-        (folder / LOCK).remove()
-        with pytest.raises(DataError, match="no longer holds"):
-            lock.check()
-    assert list(folder.walk()) == []
 
 
 def test_a_missing_bucket_is_told(server):

@@ -18,13 +18,18 @@ from etl.errors import ConfigError, DataError, SourceError
 from etl.stages.run import run_recipe
 from etl.storage import location, retry
 from etl.storage.location import Location
-from etl.storage.lock import LOCK, Holder, RunLock, live_holder
+from etl.storage.lock import LOCK, Holder, RunLock
 from etl.storage.sweep import find_leftovers, remove_leftovers
 from etl.storage.verify import verify
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import FILTER, make_recipe, mixed_rows, write_jsonl, write_parquet
 from tests.etl.storage.builds import InLine, chunks_of, job
 from tests.etl.storage.races import race_for_locks
+from tests.etl.storage.stores import (
+    check_create_never_overwrites,
+    check_lock_is_told_when_it_is_lost,
+    check_read_sees_one_version,
+)
 from tests.services.proxy import Fault, Harm, fault_proxy
 from tests.services.s3 import s3_server
 
@@ -62,12 +67,7 @@ def faulty(proxy, folder, monkeypatch):
 
 
 def test_create_never_overwrites(folder):
-    assert (folder / "deep/one.json").create(b"first")
-    assert not (folder / "deep/one.json").create(b"second")
-    assert (folder / "deep/one.json").create(b"first")
-    assert (folder / "deep/one.json").read() == b"first"
-    assert [(entry.path, entry.bytes) for entry in folder.entries()] == [("deep/one.json", 5)]
-    assert all(abs(entry.modified_unix_s - time.time()) < 600 for entry in folder.entries())
+    check_create_never_overwrites(folder)
 
 
 def test_one_of_many_wins_a_race(folder):
@@ -222,16 +222,7 @@ def test_an_upload_that_a_kill_has_cut_off_is_swept(folder):
 
 
 def test_a_read_sees_one_version(folder):
-    place = folder / "object"
-    place.replace(b"a" * (9 << 20))
-    stamp = place.stamp()
-    with place.open(stamp) as file:
-        assert file.read(4) == b"aaaa"
-        place.replace(b"b" * (9 << 20))
-        with pytest.raises(SourceError, match="object changed while it was read"):
-            file.read()
-    with pytest.raises(SourceError, match="object changed while it was read"):
-        place.open(stamp)
+    check_read_sees_one_version(folder)
 
 
 def test_parquet_of_one_version(folder, tmp_path):
@@ -295,12 +286,7 @@ def test_of_two_processes_that_start_at_once_one_gets_the_lock(folder):
 
 
 def test_a_lock_is_told_when_it_is_lost(folder):
-    with RunLock(folder) as lock:
-        lock.check()
-        assert live_holder(folder) is not None
-        (folder / LOCK).remove()
-        with pytest.raises(DataError, match="no longer holds"):
-            lock.check()
+    check_lock_is_told_when_it_is_lost(folder)
 
 
 def test_a_dataset_is_verified_and_swept(folder):
