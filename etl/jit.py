@@ -58,7 +58,7 @@ class DigestLocator(caching._CacheLocator):
 
     @classmethod
     def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "DigestLocator | None":
-        if not py_func.__module__.startswith("etl."):
+        if not py_func.__module__.startswith(("etl.", "training.")):
             return None
         locator = cls(py_func)
         Path(locator.get_cache_path()).mkdir(parents=True, exist_ok=True)

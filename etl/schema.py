@@ -149,6 +149,27 @@ KEPT: Final = pa.schema(
 )
 """A row that near dedup saw, its cluster, and whether it stays; ids are 36-character texts."""
 
+TEACHER_LOGP: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("completion_digest", pa.binary(16), nullable=False),
+        pa.field("prompt_digest", pa.binary(16), nullable=False),
+        pa.field("teacher_digest", pa.string(), nullable=False),
+        pa.field("reasoning_mode", pa.string()),
+        pa.field("temperature", pa.float64(), nullable=False),
+        pa.field("prefix_tokens", pa.int32(), nullable=False),
+        pa.field("logp", pa.list_(pa.float32()), nullable=False),
+        pa.field("topk_ids", pa.list_(pa.int32())),
+        pa.field("topk_logp", pa.list_(pa.float32())),
+    ]
+)
+"""What a teacher says of one corpus row: ln p of each supervised token, in span order, rounded to a float16 value.
+
+`completion_digest` is of the supervised tokens, `prompt_digest` of the others without the line that names the reasoning
+effort. `reasoning_mode` is that of the prompt as the teacher saw it (null for a raw document), `prefix_tokens` its
+tokens before the first supervised one. `topk_*` have the same number of entries for each supervised token, one token
+behind the other, the most likely first; null where none were asked for."""
+
 
 def aligned(columns: pa.Schema) -> pa.Schema:
     """The schema of a side table: `id`, the columns, and the `verdict` of the stage that wrote it."""

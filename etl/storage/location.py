@@ -364,11 +364,12 @@ class Location:
         except FileNotFoundError as error:
             raise no_bucket(self.url) from error
 
-    def open_parquet(self, stamp: str | None = None) -> pq.ParquetFile:
+    def open_parquet(self, stamp: str | None = None, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
         """The object as a Parquet file.
 
         Args:
             stamp: as for `open`.
+            footer: its metadata, where they were read before; they are not read again.
 
         Raises:
             DataError: there is no such object.
@@ -379,8 +380,8 @@ class Location:
                 if stamp is not None and _local_stamp(Path(self.path).stat()) != stamp:
                     raise _changed(self.url)
                 with self.explained("read"):
-                    return pq.ParquetFile(self.path, memory_map=True)
-            return pq.ParquetFile(_RangeReader(self, stamp), pre_buffer=True)
+                    return pq.ParquetFile(self.path, metadata=footer, memory_map=True)
+            return pq.ParquetFile(_RangeReader(self, stamp), metadata=footer, pre_buffer=True)
         except FileNotFoundError as error:
             raise DataError(f"{self.url} is gone; run `stillhouse verify` on its dataset") from error
         except (OSError, ValueError) as error:

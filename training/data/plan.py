@@ -1,58 +1,81 @@
-"""The training stream as a pure function of (manifest, recipe, seed, decision log).
+"""What the training stream is a function of: recipe, corpus, position; and what planning knows of each document.
 
-The corpus is dealt to L canonical *lanes*. Lanes own row groups; one that is too large for lanes to balance is cut into
-strided slices, so a small corpus fills all lanes too. Pack p of the run comes from lane p mod L, always, and a global
-step takes `global_batch_packs` consecutive packs; rank r of W takes the packs and owns the lanes that are r modulo W,
-so W must divide both numbers and the stream is the same for every W.
-
-The run is cut into *segments* of whole steps. What the stream depends on is written in decision records; a segment
-sees the records up to its own number. Inside a segment a lane ranks its unread documents by -log u(id, seed, epoch,
-segment) / weight (Efraimidis and Spirakis 2006), u a hash, and packs them in that order; documents that were looked at
-but not packed go back. With `clusters`, an epoch of a lane has only the documents whose turn in their cluster it is,
-and rare clusters keep a share of its tokens (etl/mixture/cluster_caps.py). A position in the stream is (log digest,
-segment, pack): a lane gets there by planning again from its first segment, from lengths alone (about 0.1 ms a pack),
-reading no tokens.
+The stream is a pure function of (manifest, recipe, seed, decision log). The corpus is dealt to L canonical *lanes*, each
+a small image of the whole (stream_deal.py). Lanes take turns in a fixed order, one pack a turn, and a global step takes
+`global_batch_packs` consecutive packs; ranks own contiguous blocks of lanes (stream_order.py), so that any number of
+ranks from 1 to L gives the same stream. The run is cut into *segments* of whole steps; weights and shares change only
+at a segment border, by a decision record (decisions.py). Inside a segment each lane ranks and packs its unread
+documents (stream_lane.py). A position is (log digest, segment, pack): a lane gets there by planning again from its
+first segment, from lengths alone, reading no tokens. Memory: about 70 bytes a document of a rank's lanes.
 """
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from etl.config import Config
 from etl.errors import ConfigError, DataError
 from etl.hashing import canonical_json, xxh64
-from etl.mixture.cluster_caps import ClusterCaps, first_epoch, next_epoch, with_tail
+from etl.mixture.cluster_caps import ClusterCaps
 from etl.storage.manifest import Part
-from training.data.packing import IntArray, pack
+from training.data import stream_order
+from training.data.packing import IntArray
 
-UNITS_PER_LANE = 8
-"""A row group is cut when it is larger than a lane's share divided by this; lanes then differ by some per cent."""
+ONE_EPOCH_ROWS = 1_000_000
+THREE_EPOCH_ROWS = 35_000
+"""`epochs: auto` reads a corpus once from so many rows on, three times up to so many."""
 
 
 class StreamConfig(Config):
-    """What is trained on, and in what order. Changing any of it but `corpus` starts another stream."""
+    """What is trained on, and in what order. Changing any of it but `corpus` and `teacher` starts another stream."""
+
+    located: ClassVar[frozenset[str]] = frozenset({"corpus", "teacher"})
 
     corpus: str
     """Folder or URL of a committed corpus (split=…/skill_bucket=…/ctx_bucket=…)."""
+    teacher: str | None = None
+    """Folder or URL of a committed TEACHER_LOGP table that is joined to the documents; null for none."""
     pack_tokens: int = Field(ge=2)
     """Tokens of one training sequence; longer documents are left out and counted."""
     global_batch_packs: int = Field(ge=1)
-    """Packs of one optimizer step over all ranks; the number of ranks must divide it."""
+    """Packs of one optimizer step over all ranks."""
     lanes: int = Field(default=64, ge=1)
-    """Canonical lanes; the number of ranks must divide it."""
+    """Canonical lanes, the largest number of ranks. Ranks have equal work where their number divides it."""
     segment_tokens: int = Field(default=64_000_000, ge=1)
-    """Length of a segment in tokens of pack capacity; a rank holds its share of one in memory (4 bytes a token)."""
+    """Length of a segment in tokens of pack capacity; a rank holds its share of two in memory (4 bytes a token)."""
     lookahead_docs: int = Field(default=1024, ge=1)
-    on_exhausted: Literal["stop", "repeat"] = "stop"
-    """At the end of a lane's documents: fill its turns with empty packs and stop with the last lane, or go round."""
+    """Documents (or pairs) that the packer of a lane sees ahead."""
+    shares: dict[str, float] | None = None
+    """Share of the tokens for each pattern over cells, e.g. {"B1/C1": 0.2, "*/C2": 0.5}; null takes documents as they
+    come. Shares are taken relative to their sum; cells without one are left out. See stream_shares.py."""
+    weights: Literal["sampling_weight", "uniform"] = "sampling_weight"
+    """What makes a document come early among those of its group; a weight of 0 leaves it out in either case."""
+    epochs: int | Literal["auto"] = Field(default=1)
+    """How often documents are read before they are exhausted; auto: 1 from 1M rows on, 3 up to 35K, between by the
+    logarithm of the rows."""
+    on_exhausted: Literal["stop", "repeat", "redistribute"] = "stop"
+    """When a lane has no unread document of a group with a share: end the lane, go round, or give its share to the
+    other groups until all are out. The stream ends with its last lane."""
     clusters: ClusterCaps | None = None
     """Limits by semantic cluster; the corpus must have been through the stage `semantic`."""
+
+    @field_validator("epochs")
+    @classmethod
+    def _at_least_one(cls, epochs: int | str) -> int | str:
+        if isinstance(epochs, int) and epochs < 1:
+            raise ValueError(f"{epochs} epochs read nothing; give 1 or more, or auto")
+        return epochs
+
+    @field_validator("shares")
+    @classmethod
+    def _shares_are_shares(cls, shares: dict[str, float] | None) -> dict[str, float] | None:
+        return check_shares(shares)
 
     @property
     def segment_packs(self) -> int:
@@ -60,46 +83,45 @@ class StreamConfig(Config):
         steps = math.ceil(self.segment_tokens / (self.pack_tokens * self.global_batch_packs))
         return steps * self.global_batch_packs
 
+    def num_epochs(self, num_rows: int) -> int:
+        """Passes over a corpus of so many rows before it is exhausted."""
+        if self.epochs != "auto":
+            return self.epochs
+        low, high = math.log(THREE_EPOCH_ROWS), math.log(ONE_EPOCH_ROWS)
+        place = (math.log(max(num_rows, 1)) - low) / (high - low)
+        return round(3 - 2 * min(max(place, 0.0), 1.0))
+
+    def micro_steps(self, world: int) -> int:
+        """Packs of a rank in each step, fillers included: the most that any rank of this world has in any step."""
+        return stream_order.micro_steps(self.lanes, self.global_batch_packs, world)
+
     def check_world(self, world: int) -> None:
-        """Refuse a number of ranks that cannot share packs and lanes evenly.
+        """Refuse more ranks than lanes.
 
         Raises:
-            ConfigError: naming the key whose value it does not divide.
+            ConfigError: naming the key and both numbers.
         """
-        for key, value in (("global_batch_packs", self.global_batch_packs), ("lanes", self.lanes)):
-            if value % world:
-                raise ConfigError(
-                    f"data.{key} is {value}, which {world} processes cannot share evenly; make it a multiple of {world}"
-                )
+        if world > self.lanes:
+            raise ConfigError(
+                f"data.lanes is {self.lanes}, fewer than the {world} processes; raise it to {world} or a multiple, "
+                "or start fewer processes"
+            )
 
 
-# --- decisions ---------------------------------------------------------------------------------------------------
+def check_shares(shares: dict[str, float] | None) -> dict[str, float] | None:
+    """The shares, if they are finite, not negative and not all 0."""
+    if shares is not None:
+        wrong = {pattern: share for pattern, share in shares.items() if not 0 <= share < math.inf}
+        if wrong or not sum(shares.values()) > 0:
+            raise ValueError(f"shares are 0 or positive numbers, at least one of them positive, not {wrong or shares}")
+    return shares
 
 
-@dataclass(frozen=True)
-class Decision:
-    """One immutable record of the log. `digest` covers the record and everything before it."""
-
-    segment: int
-    kind: str
-    value: dict[str, Any]
-    digest: str
-
-    @classmethod
-    def after(cls, previous: str, segment: int, kind: str, value: dict[str, Any]) -> "Decision":
-        """The record that follows one with the digest `previous` ("" for the first)."""
-        body = canonical_json({"after": previous, "segment": segment, "kind": kind, "value": value})
-        return cls(segment, kind, value, hashlib.sha256(body.encode()).hexdigest()[:32])
-
-
-def first_decision(config: StreamConfig, seed: int, parts: Sequence[Part]) -> Decision:
-    """The record of segment 0: the recipe of the stream and the corpus's parts by their digests."""
-    # A stream without limits has the digest that it had before there were any.
-    left_out = {"corpus"} if config.clusters else {"corpus", "clusters"}
-    recipe = config.model_dump(mode="json", exclude=left_out)
+def initial_value(config: StreamConfig, seed: int, parts: Sequence[Part]) -> dict[str, Any]:
+    """What a stream begins with: its recipe, its seed, the corpus's parts by their digests, rows of each cell."""
     corpus = hashlib.sha256(canonical_json([[p.sha256, list(p.row_groups)] for p in parts]).encode()).hexdigest()[:32]
-    value = {"recipe": recipe, "seed": seed, "corpus": corpus, "weight": "sampling_weight"}
-    return Decision.after("", 0, "initial", value)
+    cells = {cell: sum(part.rows for part in parts if cell_of(part) == cell) for cell in cells_of(parts)}
+    return {"recipe": config.fingerprinted(), "seed": seed, "corpus": corpus, "cells": cells}
 
 
 @dataclass(frozen=True)
@@ -107,25 +129,34 @@ class StreamState:
     """Where a stream stands, the same for every rank and every number of ranks."""
 
     log_digest: str
+    """Of the decision log up to the segment that was begun last."""
     segment: int
     pack: int
     """Packs of the segment that are behind."""
 
 
-# --- lanes -------------------------------------------------------------------------------------------------------
+# --- the corpus --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Rows `offset`, `offset + stride`, … of a row group: what a lane owns."""
+    """Rows `start` to `stop` of a row group: what a lane owns."""
 
     part: int
     """Position among the parts of the split."""
     row_group: int
-    stride: int
-    offset: int
-    num_tokens: float
-    """Estimated from the part's tokens (rows where the manifest has none)."""
+    start: int
+    stop: int
+
+
+def cell_of(part: Part) -> str:
+    """The cell of a part, e.g. "B1/C1": the values of its folders below the split."""
+    return "/".join(folder.partition("=")[2] for folder in part.path.split("/")[1:-1])
+
+
+def cells_of(parts: Sequence[Part]) -> tuple[str, ...]:
+    """The cells of some parts, sorted."""
+    return tuple(sorted({cell_of(part) for part in parts}))
 
 
 def split_parts(parts: Iterable[Part], split: str) -> tuple[Part, ...]:
@@ -140,41 +171,12 @@ def split_parts(parts: Iterable[Part], split: str) -> tuple[Part, ...]:
     return found
 
 
-def deal_lanes(parts: Sequence[Part], num_lanes: int, seed: int) -> tuple[tuple[Unit, ...], ...]:
-    """The units of each lane: largest first to the lightest lane, ties by a seeded hash. Only the manifest is used."""
-    groups = [
-        (index, group, (part.rows if part.tokens is None else part.tokens) * rows / max(part.rows, 1))
-        for index, part in enumerate(parts)
-        for group, rows in enumerate(part.row_groups)
-    ]
-    largest = sum(tokens for _, _, tokens in groups) / (num_lanes * UNITS_PER_LANE)
-    units = [
-        Unit(index, group, stride, offset, tokens / stride)
-        for index, group, tokens in groups
-        for stride in [min(math.ceil(tokens / largest), parts[index].row_groups[group]) if tokens else 1]
-        for offset in range(stride)
-    ]
-
-    def order(unit: Unit) -> tuple[float, int]:
-        # Without the digest in the file's name: the same rows laid out by another build are dealt alike.
-        name = f"{parts[unit.part].path.rpartition('-')[0]}:{unit.row_group}:{unit.offset}"
-        return -unit.num_tokens, xxh64(name.encode(), seed)
-
-    lanes: list[list[Unit]] = [[] for _ in range(num_lanes)]
-    loads = np.zeros(num_lanes)
-    for unit in sorted(units, key=order):
-        lightest = int(np.argmin(loads))
-        lanes[lightest].append(unit)
-        loads[lightest] += unit.num_tokens
-    return tuple(tuple(lane) for lane in lanes)
-
-
 # --- documents ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DocumentIndex:
-    """What planning needs of each document of a lane; parallel arrays in the order of the lane's units."""
+    """What planning needs of each document; parallel arrays in the order of the units that were read."""
 
     part: npt.NDArray[np.int32]
     row_group: npt.NDArray[np.int32]
@@ -186,6 +188,14 @@ class DocumentIndex:
     """Rows of the document's semantic cluster; 1 where the corpus has no clusters."""
     cluster_rank: npt.NDArray[np.int32]
     """Its place in the cluster, 0 … cluster_size − 1."""
+    cell: npt.NDArray[np.int16]
+    """Position in the reader's `cells`."""
+    supervised: npt.NDArray[np.int32]
+    """Tokens in spans (n_analysis + n_commentary + n_final + n_text); -1 where the corpus has no such columns."""
+    pair: npt.NDArray[np.int64]
+    """Hash of pair_id; 0 for a document without a pair."""
+    side: npt.NDArray[np.int8]
+    """0 chosen, 1 rejected; -1 without a pair."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -200,15 +210,17 @@ class DocumentIndex:
         return cls(*(np.concatenate([getattr(index, field.name) for index in indexes]) for field in fields(cls)))
 
 
-LEFT_OUT = ("longer than pack_tokens", "fewer than 2 tokens", "weight is not positive")
+UNUSABLE = ("longer than pack_tokens", "fewer than 2 tokens", "no supervised token", "weight is not positive")
+"""Why a document by itself can never be trained on."""
+LEFT_OUT = (*UNUSABLE, "pair without both sides", "no share")
 
 
 def left_out(index: DocumentIndex, pack_tokens: int) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
-    """Which documents can never be trained on, and how many for each reason (the first that holds)."""
-    masks = (index.num_tokens > pack_tokens, index.num_tokens < 2, ~(index.weight > 0))
+    """Which documents can never be trained on, and how many for each reason of UNUSABLE (the first that holds)."""
+    masks = (index.num_tokens > pack_tokens, index.num_tokens < 2, index.supervised == 0, ~(index.weight > 0))
     out = np.zeros(len(index), bool)
     counts = {}
-    for reason, mask in zip(LEFT_OUT, masks, strict=True):
+    for reason, mask in zip(UNUSABLE, masks, strict=True):
         counts[reason] = int((mask & ~out).sum())
         out |= mask
     return out, counts
@@ -222,85 +234,3 @@ def uniform(id_hash: npt.NDArray[np.uint64], seed: int, epoch: int, segment: int
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
     return ((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-
-@dataclass(frozen=True)
-class LaneSegment:
-    """A lane's packs of one segment: document numbers of the lane, fewer packs than asked for when it ran out."""
-
-    packs: tuple[IntArray, ...]
-    documents_left: bool
-    """Whether the lane has more for the next segment."""
-
-
-class LanePlan:
-    """One lane's packs, segment after segment."""
-
-    def __init__(self, index: DocumentIndex, config: StreamConfig, seed: int) -> None:
-        self.index = index
-        self.config = config
-        self.seed = seed
-        out, self.num_left_out = left_out(index, config.pack_tokens)
-        self._usable = np.flatnonzero(~out)
-        cap = config.clusters.cap if config.clusters else None
-        self._turns = _Turns(index.cluster_size.astype(np.int64), index.cluster_rank.astype(np.int64), cap)
-        self._due = self._turns.first()
-        """The epoch in which each document is read next."""
-        self._next_segment = 0
-
-    def segment(self, number: int, num_packs: int) -> LaneSegment:
-        """Plan the next segment; they must be asked for in order, from 0."""
-        assert number == self._next_segment, "segments are planned in order"
-        self._next_segment += 1
-        if len(self._usable) == 0:
-            return LaneSegment((), False)
-        stream = pack(self._ranked(number), self.index.num_tokens, self.config.pack_tokens, self.config.lookahead_docs)
-        packs = tuple(packed for _, packed in zip(range(num_packs), stream, strict=False))
-        self._read(packs)
-        left = self.config.on_exhausted == "repeat" or bool((self._due[self._usable] == 0).any())
-        return LaneSegment(packs, left)
-
-    def _read(self, packs: Sequence[IntArray]) -> None:
-        """Note what was packed; a small lane packs a document several times, once an epoch."""
-        documents, times = np.unique(np.concatenate([np.empty(0, np.int64), *packs]), return_counts=True)
-        for time in range(int(times.max(initial=0))):
-            again = documents[times > time]
-            self._due[again] = self._turns.after(again, self._due[again])
-
-    def _ranked(self, segment: int) -> Iterator[IntArray]:
-        """Blocks of documents, an epoch each: those that are due in it, by rank."""
-        due = self._due.copy()
-        epoch = int(due[self._usable].min())
-        while epoch == 0 or self.config.on_exhausted == "repeat":
-            unread = self._usable[due[self._usable] == epoch]
-            u = uniform(self.index.id_hash[unread], self.seed, epoch, segment)
-            ranked = unread[np.argsort(-np.log(u) / self.index.weight[unread], kind="stable")]
-            if self.config.clusters is not None:
-                rare = self.index.cluster_size <= self.config.clusters.rare_size
-                ranked = with_tail(ranked, self.index.num_tokens, rare, self.config.clusters.tail_share)
-            yield ranked
-            due[unread] = self._turns.after(unread, due[unread])
-            epoch += 1
-
-
-@dataclass(frozen=True)
-class _Turns:
-    """In which epochs each document is read."""
-
-    size: IntArray
-    rank: IntArray
-    cap: int | None
-
-    def first(self) -> IntArray:
-        return np.zeros(len(self.rank), np.int64) if self.cap is None else first_epoch(self.rank, self.cap)
-
-    def after(self, documents: IntArray, epochs: IntArray) -> IntArray:
-        """The next epoch of some documents after that in which each was read."""
-        if self.cap is None:
-            return epochs + 1
-        return next_epoch(self.size[documents], self.rank[documents], epochs, self.cap)
-
-
-def turns(lane: int, num_lanes: int, start: int, stop: int) -> int:
-    """How many packs p with start <= p < stop come from a lane, i.e. are congruent to it modulo `num_lanes`."""
-    return (stop - 1 - lane) // num_lanes - (start - 1 - lane) // num_lanes

@@ -23,9 +23,12 @@ from etl.schema import SPAN_KINDS
 from etl.storage.dataset import Dataset
 from etl.storage.manifest import Part
 from training.data.packing import IntArray
-from training.data.plan import DocumentIndex, Unit, split_parts
+from training.data.plan import DocumentIndex, Unit, cell_of, cells_of, split_parts
 
 INDEX_COLUMNS = ("id", "n_tokens", "sampling_weight")
+SUPERVISED_COLUMNS = ("n_analysis", "n_commentary", "n_final", "n_text")
+PAIR_COLUMNS = ("pair_id", "side")
+SIDES = ("chosen", "rejected")
 TOKEN_COLUMNS = ("input_ids", "spans")
 CLUSTER_COLUMNS = ("semantic_cluster_size", "semantic_cluster_rank")
 
@@ -63,6 +66,10 @@ _EMPTY_INDEX = DocumentIndex(
     id_hash=np.empty(0, np.uint64),
     cluster_size=np.empty(0, np.int32),
     cluster_rank=np.empty(0, np.int32),
+    cell=np.empty(0, np.int16),
+    supervised=np.empty(0, np.int32),
+    pair=np.empty(0, np.int64),
+    side=np.empty(0, np.int8),
 )
 
 
@@ -80,13 +87,17 @@ class CorpusReader:
         missing = [name for name in (*INDEX_COLUMNS, *TOKEN_COLUMNS) if name not in self.dataset.schema.names]
         if missing:
             raise SchemaError(f"{corpus} has no column {missing}; training reads the corpus that layout writes")
-        self.has_clusters = set(CLUSTER_COLUMNS) <= set(self.dataset.schema.names)
+        names = set(self.dataset.schema.names)
+        self.has_clusters = set(CLUSTER_COLUMNS) <= names
+        self.has_pairs = set(PAIR_COLUMNS) <= names
+        self._has_supervised = set(SUPERVISED_COLUMNS) <= names
+        self.cells: tuple[str, ...] = cells_of(self.parts)
 
     @cached_property
     def whole(self) -> tuple[Unit, ...]:
         """Every row group of the split as one uncut unit."""
         return tuple(
-            Unit(index, group, 1, 0, float(rows))
+            Unit(index, group, 0, rows)
             for index, part in enumerate(self.parts)
             for group, rows in enumerate(part.row_groups)
         )
@@ -96,14 +107,21 @@ class CorpusReader:
 
         A null sampling weight counts as 1, and a row without a cluster is one of its own.
         """
-        columns = [*INDEX_COLUMNS, *(CLUSTER_COLUMNS if self.has_clusters else ())]
-        ordered = sorted(units, key=lambda unit: (unit.part, unit.row_group, unit.offset))
+        columns = [
+            *INDEX_COLUMNS,
+            *(CLUSTER_COLUMNS if self.has_clusters else ()),
+            *(SUPERVISED_COLUMNS if self._has_supervised else ()),
+            *(PAIR_COLUMNS if self.has_pairs else ()),
+        ]
+        ordered = sorted(units, key=lambda unit: (unit.part, unit.row_group, unit.start))
         pieces = [_EMPTY_INDEX]
+        cell = {name: number for number, name in enumerate(self.cells)}
         for part, of_part in groupby(ordered, key=lambda unit: unit.part):
             with self._open(part) as file:
                 for group, of_group in groupby(of_part, key=lambda unit: unit.row_group):
                     table = file.read_row_group(group, columns=columns).combine_chunks()
-                    pieces += [_index(table, unit, seed) for unit in of_group]
+                    of_part_cell = cell[cell_of(self.parts[part])]
+                    pieces += [_index(table, unit, of_part_cell, seed) for unit in of_group]
         return DocumentIndex.concatenate(pieces)
 
     def _open(self, part: int) -> pq.ParquetFile:
@@ -129,8 +147,8 @@ class CorpusReader:
         return _documents(table.take(pa.array(index.row[numbers])).combine_chunks(), index, numbers, self.parts[part])
 
 
-def _index(table: pa.Table, unit: Unit, seed: int) -> DocumentIndex:
-    rows = np.arange(unit.offset, table.num_rows, unit.stride, dtype=np.int32)
+def _index(table: pa.Table, unit: Unit, cell: int, seed: int) -> DocumentIndex:
+    rows = np.arange(unit.start, unit.stop, dtype=np.int32)
     wanted = table.take(pa.array(rows)).combine_chunks()
     ids, num_tokens, weight = (_only_chunk(wanted, name) for name in INDEX_COLUMNS)
     return DocumentIndex(
@@ -142,7 +160,35 @@ def _index(table: pa.Table, unit: Unit, seed: int) -> DocumentIndex:
         id_hash=hash_array(ids, seed),
         cluster_size=_or_else(wanted, "semantic_cluster_size", 1),
         cluster_rank=_or_else(wanted, "semantic_cluster_rank", 0),
+        cell=np.full(len(rows), cell, np.int16),
+        supervised=_supervised(wanted),
+        pair=_pairs(wanted),
+        side=_sides(wanted),
     )
+
+
+def _supervised(table: pa.Table) -> npt.NDArray[np.int32]:
+    """Tokens in spans, -1 where the table does not say: int32 [rows]."""
+    if not set(SUPERVISED_COLUMNS) <= set(table.column_names):
+        return np.full(table.num_rows, -1, np.int32)
+    return np.sum([_or_else(table, name, 0) for name in SUPERVISED_COLUMNS], axis=0, dtype=np.int32)
+
+
+def _pairs(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Hash of the pair, 0 where there is none: int64 [rows]."""
+    if "pair_id" not in table.column_names:
+        return np.zeros(table.num_rows, np.int64)
+    pair = _only_chunk(table, "pair_id")
+    hashes = hash_array(pair).view(np.int64)
+    return np.where(np.asarray(pair.is_null()), 0, hashes)
+
+
+def _sides(table: pa.Table) -> npt.NDArray[np.int8]:
+    """0 chosen, 1 rejected, -1 neither: int8 [rows]."""
+    if "side" not in table.column_names:
+        return np.full(table.num_rows, -1, np.int8)
+    found = pc.index_in(_only_chunk(table, "side"), value_set=pa.array(SIDES))
+    return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int8)
 
 
 def _or_else(table: pa.Table, name: str, value: int) -> npt.NDArray[np.int32]:

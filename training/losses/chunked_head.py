@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class LmHead(nn.Linear):
+class LmHead(nn.Module):
     """The output projection; `forward` gives losses, not logits, so ZeRO-3 gathers its weight around the whole."""
 
-    def __init__(self, hidden_size: int, vocab_size: int) -> None:
-        super().__init__(hidden_size, vocab_size, bias=False)
+    def __init__(self, weight: nn.Parameter) -> None:
+        """`weight` is the student's own parameter [V, H], the embedding's where they are tied."""
+        super().__init__()
+        self.weight = weight
 
-    def forward(  # type: ignore[override]  # a head that returns logits is what this class exists to avoid
+    def forward(
         self, hidden: torch.Tensor, targets: torch.Tensor, coefficients: torch.Tensor, chunk_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `weighted_nll`."""

@@ -1,21 +1,19 @@
-"""A student of GPT-OSS's shape of any size: transformers' backbone, packed attention, and a head that gives losses.
+"""A student of GPT-OSS's shape of any size, or GPT-OSS itself from a local folder of weights.
 
-State keys are those of GptOssForCausalLM (model.*, lm_head.weight), so a trained student loads there. Sliding and full
-attention alternate as in GPT-OSS; the experts are stacked parameters, which ZeRO 0-3 takes as they are.
+Sliding and full attention alternate and every head has a sink as in GPT-OSS; the experts are stacked parameters, which
+ZeRO 0-3 takes as they are. Names of weights are those of GptOssForCausalLM.
 """
 
 from typing import Any
 
 import torch
 from pydantic import Field
+from torch import nn
 from transformers import GptOssConfig
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssModel
 
 from etl.conf import check
 from etl.config import Config
-from training.losses.chunked_head import LmHead
-from training.models import attention
-from training.models.factory import Student, StudentOutput
+from training.models.causal_lm import CausalLmParams, TransformersNetwork, from_config, load
 
 
 class GptOssParams(Config):
@@ -32,39 +30,21 @@ class GptOssParams(Config):
     experts_per_token: int = Field(ge=1)
     vocab: int = Field(default=201_088, ge=2)
     sliding_window: int = Field(default=128, ge=1)
-    """Tokens that odd layers see, the token itself included."""
+    """Tokens that even layers, the first among them, see; the token itself included."""
     init_std: float = Field(default=0.02, gt=0)
+    tied: bool = False
+    """One matrix for embedding and head."""
 
 
-class GptOssStudent(Student):
-    """Randomly initialised from torch's global generator."""
-
-    def __init__(self, config: GptOssConfig) -> None:
-        super().__init__()
-        self.model = GptOssModel(config)
-        self.lm_head = LmHead(config.hidden_size, config.vocab_size)
-        torch.nn.init.normal_(self.lm_head.weight, std=config.initializer_range)
-        self.experts_per_token = config.num_experts_per_tok
-
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor) -> StudentOutput:
-        output = self.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            cu_seqlens=cu_seqlens,
-            use_cache=False,
-            output_router_logits=True,
-        )
-        return output.last_hidden_state[0], tuple(output.router_logits)
-
-
-def build(params: dict[str, Any]) -> Student:
-    """The student that the parameters describe.
+def build(params: dict[str, Any]) -> nn.Module:
+    """The network of some sizes (see GptOssParams), or of `weights`, a local folder (see CausalLmParams).
 
     Raises:
-        ConfigError: a parameter is unknown, missing or out of range.
+        ConfigError: a parameter is unknown, missing or out of range, or the folder is no such model.
     """
+    if "weights" in params:
+        return TransformersNetwork(load(check(CausalLmParams, params, "model.params")))
     sizes = check(GptOssParams, params, "model.params")
-    undeclared: dict[str, Any] = {"attn_implementation": attention.NAME}
     config = GptOssConfig(
         num_hidden_layers=sizes.layers,
         hidden_size=sizes.hidden,
@@ -77,6 +57,8 @@ def build(params: dict[str, Any]) -> Student:
         vocab_size=sizes.vocab,
         sliding_window=sizes.sliding_window,
         initializer_range=sizes.init_std,
-        **undeclared,
+        tie_word_embeddings=sizes.tied,
+        attention_dropout=0.0,
+        pad_token_id=None,
     )
-    return GptOssStudent(config)
+    return TransformersNetwork(from_config(config, torch.float32))

@@ -58,7 +58,7 @@ def test_logits_far_from_zero_do_not_overflow():
 
 
 def test_without_gradients_none_are_made():
-    head = LmHead(8, 31)
+    head = LmHead(torch.nn.Parameter(torch.randn(31, 8)))
     hidden, _, targets, coefficients = problem(5, torch.float32)
     with torch.no_grad():
         total, _ = head(hidden, targets, coefficients, 2)

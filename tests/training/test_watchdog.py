@@ -1,0 +1,114 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.packs import toy_pack
+from training.watchdog import (
+    HANG_EXIT_CODE,
+    Beat,
+    Watchdog,
+    WatchdogConfig,
+    beats,
+    behind,
+    name_nan,
+    nonfinite_ranks,
+    write_nan,
+)
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def run(folder, body):
+    """A process of rank 1 that beats at step 17 and then does what `body` says."""
+    script = f"""
+import ctypes, threading, time
+from pathlib import Path
+from training.watchdog import Watchdog, WatchdogConfig
+with Watchdog(WatchdogConfig(hang_timeout_s=0.5), Path({str(folder)!r}), rank=1) as watchdog:
+    watchdog.beat(17, "forward_backward")
+    {body}
+print("ended", flush=True)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_hang_names_rank_step_and_phase_shows_all_stacks_and_ends_the_process(tmp_path):
+    found = run(tmp_path, 'threading.Thread(target=lambda: threading.Event().wait(60), daemon=True, name="data").start(); '
+                          "threading.Event().wait(60)")  # fmt: skip
+    assert found.returncode == HANG_EXIT_CODE
+    assert "ended" not in found.stdout
+    for text in (found.stderr, (tmp_path / "rank-00001.txt").read_text()):
+        assert "no progress for 0.5 s; rank 1 at step 17 in phase forward_backward since 20" in text
+        assert text.count("\nThread 0x") + text.count("\nCurrent thread 0x") >= 3
+        assert 'File "<string>", line 7 in <module>' in text
+
+
+def test_a_native_call_that_holds_the_interpreters_lock_is_ended_too(tmp_path):
+    found = run(tmp_path, "ctypes.PyDLL(None).sleep(60)")
+    assert found.returncode == 1
+    text = (tmp_path / "rank-00001.txt").read_text()
+    assert beats(tmp_path)[0].step == 17
+    assert "Timeout" in text
+    assert 'File "<string>", line 7 in <module>' in text
+
+
+def test_signs_of_life_keep_the_process_going(tmp_path):
+    found = run(tmp_path, 'until = time.monotonic() + 2; '
+                          '[(watchdog.phase("data"), time.sleep(0.05)) for _ in iter(lambda: time.monotonic() < until, False)]')  # fmt: skip
+    assert (found.returncode, found.stdout, found.stderr) == (0, "ended\n", "")
+    (beat,) = beats(tmp_path)
+    assert (beat.rank, beat.step, beat.phase) == (1, 17, "data")
+
+
+def test_the_rank_that_stopped_first_is_the_one_behind():
+    standing = [Beat(0, 9, "optimizer", 50.0), Beat(1, 9, "data", 40.0), Beat(2, 9, "optimizer", 45.0)]
+    assert behind(standing).rank == 1
+    assert behind([*standing, Beat(3, 8, "optimizer", 60.0)]).rank == 3
+
+
+def test_the_report_of_a_waiting_rank_names_the_other(tmp_path):
+    with Watchdog(WatchdogConfig(), tmp_path, rank=0) as other:
+        other.beat(16, "data")
+        found = run(tmp_path, "threading.Event().wait(60)")
+    assert "rank 0 at step 16 in phase data since" in found.stderr.splitlines()[0]
+    assert [(beat.rank, beat.step) for beat in beats(tmp_path)] == [(0, 16), (1, 17)]
+
+
+def test_without_a_timeout_nothing_is_watched_or_written(tmp_path):
+    with Watchdog(WatchdogConfig(hang_timeout_s=None), tmp_path / "none", rank=0) as watchdog:
+        watchdog.beat(1, "data")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("bad", "ranks"), [([1], [1]), ([], []), ([0, 2], [0, 2])])
+def test_a_nan_names_its_ranks(bad, ranks):
+    losses = [torch.tensor([1.0, math.nan if rank in bad else 2.0]) for rank in range(3)]
+    flags = sum(nonfinite_ranks(rank, 3, values) for rank, values in enumerate(losses))
+    record = name_nan(12, flags, math.nan, math.inf)
+    assert record == {
+        "step": 12, "event": "not finite", "ranks": ranks, "loss_value": "nan", "grad_norm_value": "inf"
+    }  # fmt: skip
+    json.dumps(record, allow_nan=False)
+
+
+def test_infinite_is_not_finite():
+    assert nonfinite_ranks(0, 1, torch.tensor([math.inf])).tolist() == [1.0]
+
+
+def test_the_documents_of_a_nan_are_kept(tmp_path):
+    packs = [toy_pack([2, 3], 8, {}, id_hash=np.array([255, 2**64 - 1], np.uint64)), toy_pack([], 8, {})]
+    path = write_nan(tmp_path / "watchdog", 3, name_nan(7, torch.ones(1), math.nan, None), packs)
+    assert path.name == "nan-step-00000007-rank-00003.json"
+    found = json.loads(path.read_text())
+    assert found["id_hash_of_packs"] == [["00000000000000ff", "ffffffffffffffff"], []]
+    assert (found["step"], found["rank"], found["ranks"]) == (7, 3, [0])

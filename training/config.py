@@ -1,0 +1,76 @@
+"""The configuration of a training run: one YAML, each section a model that stands beside the code that it configures."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from etl.config import Config
+from training.checkpoint import CheckpointConfig
+from training.data.plan import StreamConfig
+from training.data.reader import ReadConfig
+from training.held_out import HeldOutConfig
+from training.losses.router import RouterConfig
+from training.metrics import MetricsConfig
+from training.models.factory import ModelConfig
+from training.optimizer import OptimizerConfig
+from training.schedule import ArmConfig, StageConfig, check_arm, check_stages, optimizer_of, stream_of
+
+
+class TrainConfig(Config):
+    """One training run."""
+
+    data: StreamConfig
+    """What is trained on; stages and arms may change single keys of it."""
+    read: ReadConfig = ReadConfig()
+    model: ModelConfig
+    teacher: ModelConfig | None = None
+    """The frozen model of arms whose objective compares with a teacher's logits."""
+    optimizer: OptimizerConfig
+    router: RouterConfig = RouterConfig()
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    output: str
+    """Folder of this machine (of every node, for rank 0) for metrics, decisions and checkpoints."""
+    seed: int = 0
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps after which the run pauses, whatever the stages say; raise it to go on."""
+    deepspeed: str = "conf/deepspeed/zero1_fp32.json"
+    """ZeRO stage, precision and offload; never batch sizes, clipping or the optimizer."""
+    evaluate: HeldOutConfig | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    hang_timeout_s: float = Field(default=1800.0, gt=0)
+    """Without progress for so long, every rank writes its stacks and the run ends."""
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_differ(cls, stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+        check_stages(stages)
+        return stages
+
+    def stream(self, stage: StageConfig, arm: ArmConfig) -> StreamConfig:
+        """The stream of an arm."""
+        return stream_of(_given(self.data), stage, arm)
+
+    def optimizer_in(self, stage: StageConfig) -> OptimizerConfig:
+        """The optimizer's settings in a stage."""
+        return optimizer_of(_given(self.optimizer), stage)
+
+    def decisions(self, stage: StageConfig, arm: ArmConfig) -> Path:
+        """Folder of an arm's decision log."""
+        return Path(self.output) / "decisions" / stage.name / arm.name
+
+    def check(self) -> None:
+        """Everything that can be known to be wrong before a file is opened.
+
+        Raises:
+            ConfigError: an override of a stage or an arm is wrong, or an arm lacks what its objective needs.
+        """
+        for stage in self.stages:
+            self.optimizer_in(stage)
+            for arm in stage.arms:
+                check_arm(arm, self.stream(stage, arm), has_teacher=self.teacher is not None)
+
+
+def _given(section: Config) -> dict[str, Any]:
+    return section.model_dump(exclude_unset=True)

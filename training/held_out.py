@@ -1,0 +1,98 @@
+"""Held-out loss per cell: the same packs of the validation split each time, kept in memory by the rank that runs them.
+
+Each cell (skill x context bucket) has packs of its own, so its loss costs nothing extra; further named sets, such as
+canaries, are corpora beside it. The loss is always span-normalised cross-entropy, whatever the stage trains on, so the
+stages of a run can be compared.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from etl.config import Config
+from etl.errors import ConfigError
+from training.data.collate import Pack, collate
+from training.data.packing import IntArray, pack
+from training.data.plan import DocumentIndex, StreamConfig, left_out, uniform
+from training.data.reader import CorpusReader
+from training.engine import Engine, World
+from training.losses.objective import CrossEntropy
+
+
+class HeldOutSet(Config):
+    """A further set to evaluate, e.g. canaries."""
+
+    corpus: str
+    """Folder or URL of a committed corpus."""
+    split: str = "validation"
+
+
+class HeldOutConfig(Config):
+    """How often and how much; the start and the end of a run are always evaluated."""
+
+    every_tokens: int = Field(default=10_000_000, ge=1)
+    """Trained tokens between two evaluations."""
+    max_packs: int = Field(default=8, ge=1)
+    """Packs a cell, drawn once, seeded."""
+    sets: dict[str, HeldOutSet] = {}
+
+
+class HeldOut:
+    """The validation packs of one rank: every world-th of each cell, made equal in number with empty ones."""
+
+    def __init__(self, data: StreamConfig, config: HeldOutConfig, seed: int, world: World) -> None:
+        """Reads them.
+
+        Raises:
+            ConfigError: no document of the validation split fits in a pack.
+        """
+        self._world = world
+        self._objective = CrossEntropy()
+        self._packs: dict[str, list[Pack]] = {}
+        sets = {"": HeldOutSet(corpus=data.corpus), **config.sets}
+        for name, held_out in sets.items():
+            self._add(name, held_out, data, config.max_packs, seed)
+        if not self._packs:
+            raise ConfigError(
+                f"no document of the validation split of {data.corpus} fits data.pack_tokens = {data.pack_tokens}; "
+                "raise it, or leave `evaluate` out"
+            )
+
+    def _add(self, name: str, held_out: HeldOutSet, data: StreamConfig, max_packs: int, seed: int) -> None:
+        reader = CorpusReader(held_out.corpus, held_out.split)
+        index = reader.read_index(reader.whole, seed)
+        for cell in sorted({reader.cells[code] for code in index.cell}):
+            numbers = np.flatnonzero(index.cell == reader.cells.index(cell))
+            packs = list(islice(_packs_of(index, numbers, data, seed), max_packs))
+            if not packs:
+                continue
+            own = packs[self._world.rank :: self._world.size]
+            own += [np.empty(0, np.int64)] * (-(-len(packs) // self._world.size) - len(own))
+            key = f"{name}/{cell}" if name else cell
+            self._packs[key] = [collate(reader.gather(index, chosen), data.pack_tokens) for chosen in own]
+
+    def losses(self, engine: Engine) -> dict[str, dict[str, float]]:
+        """Loss and span losses by cell (`set/cell` for further sets) and over the validation split as `all`.
+
+        Every rank must call it.
+        """
+        cells = {key: self._sums(engine, packs) for key, packs in self._packs.items()}
+        own = [found for key, found in cells.items() if key.count("/") == 1]
+        total = (sum(counts for counts, _ in own), sum(sums for _, sums in own))
+        return {key: self._objective.report(*found) for key, found in {"all": total, **cells}.items()}
+
+    def _sums(self, engine: Engine, packs: list[Pack]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Counts and sums of some packs over all ranks."""
+        counts = torch.from_numpy(sum(self._objective.counts(pack) for pack in packs)).double()
+        found = engine.evaluate([pack.tensors(self._world.device) for pack in packs], self._objective)
+        return self._world.sum(counts), self._world.sum(found.sums)
+
+
+def _packs_of(index: DocumentIndex, numbers: IntArray, data: StreamConfig, seed: int) -> Iterator[IntArray]:
+    out, _ = left_out(index, data.pack_tokens)
+    usable = numbers[~out[numbers]]
+    order = np.argsort(uniform(index.id_hash[usable], seed, 0, 0), kind="stable")
+    return pack(iter([usable[order]]), index.num_tokens, data.pack_tokens, data.lookahead_docs)

@@ -1,0 +1,92 @@
+"""Low-rank adapters (Hu et al. 2021) by peft: the base is frozen, two thin matrices a targeted layer are trained.
+
+An adapted layer gives W x + alpha / r * B (A x), with B zero at the start, so that a fresh adapter changes nothing.
+Memory: gradients and optimizer state of the adapters only. For export the product is added to W in float32.
+"""
+
+import fnmatch
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from pydantic import Field
+from torch import nn
+
+from etl.config import Config
+from etl.errors import ConfigError
+
+ADAPTER = "default"
+"""peft's name for an adapter that is alone."""
+
+
+class LoraConfig(Config):
+    """Which layers get an adapter and how wide it is."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapter counts alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapter's input."""
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    """Last parts of the names of the linear layers that get one."""
+    train: list[str] = []
+    """Weights that are trained in full beside the adapters: patterns of whole names, e.g. "*.sinks", "lm_head.weight"."""
+
+
+def inject(network: nn.Module, config: LoraConfig) -> None:
+    """Freeze a network and put adapters into it, A from torch's global generator.
+
+    Raises:
+        ConfigError: a target or a pattern is not in the network, or a target is not a linear layer.
+    """
+    known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    unknown = sorted(set(config.targets) - known)
+    if unknown:
+        raise ConfigError(f"model.lora.targets: no linear layer is called {unknown[0]!r}; there are {sorted(known)}")
+    head = getattr(network, "head_weight", "")
+    if head.rpartition(".")[0].rpartition(".")[2] in config.targets:
+        raise ConfigError(f"model.lora.targets: the head cannot be adapted; name '{head}' in model.lora.train instead")
+    chosen = _chosen(network, config.train)
+    inject_adapter_in_model(
+        PeftConfig(
+            r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)
+        ),
+        network,
+    )
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(is_adapter(name) or base_name(name) in chosen)
+
+
+def _chosen(network: nn.Module, patterns: list[str]) -> set[str]:
+    names = [name for name, _ in network.named_parameters()]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            raise ConfigError(f"model.lora.train: no weight matches {pattern!r}; names are like {names[-1]!r}")
+        chosen.update(found)
+    return chosen
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a weight's name is an adapter's."""
+    return ".lora_" in name
+
+
+def base_name(name: str) -> str:
+    """The name that a weight has without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def merged(network: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`state` (names of the network) with each adapter added to the weight that it adapts."""
+    result = dict(state)
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            key = f"{name}.base_layer.weight"
+            down, up = (state[f"{name}.{part}.{ADAPTER}.weight"].float() for part in ("lora_A", "lora_B"))
+            result[key] = (state[key].float() + module.scaling[ADAPTER] * (up @ down)).to(state[key].dtype)
+    return result

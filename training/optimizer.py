@@ -1,0 +1,200 @@
+"""AdamW and its learning rate: what is configured, which parameters decay, and a rate that is a function of tokens.
+
+Only AdamW, in torch's own fused form: what DeepSpeed brings would be compiled at first use, and checkpoints are carried
+from one number of processes to another by knowing what AdamW keeps. The rate is a pure function of trained tokens, so
+there is no scheduler state: a run of any number of processes, resumed anywhere, has the same rate at the same token.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import nn
+
+from etl.config import Config
+
+
+class Schedule(Config):
+    """Linear warm-up to the peak, then a shape of its own; all of it in tokens of one stage."""
+
+    warmup_tokens: int | None = Field(default=None, ge=0)
+    """Length of the warm-up in tokens; give this or `warmup_fraction`."""
+    warmup_fraction: float | None = Field(default=None, ge=0, le=1)
+    """Length of the warm-up as a part of the stage's tokens."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "Schedule":
+        if self.warmup_tokens is not None and self.warmup_fraction is not None:
+            raise ValueError(
+                f"warmup_tokens = {self.warmup_tokens} and warmup_fraction = {self.warmup_fraction} both say how long "
+                "to warm up; remove one"
+            )
+        return self
+
+    def factor(self, tokens: int, total_tokens: int) -> float:
+        """The rate as a part of its peak, in (0, 1] during the warm-up.
+
+        Args:
+            tokens: the stage's tokens up to the end of the step that takes the rate; more than 0.
+            total_tokens: the stage's target.
+        """
+        warmup = self._warmup(total_tokens)
+        if tokens < warmup:
+            return tokens / warmup
+        return self._after_warmup(min(tokens, total_tokens), warmup, total_tokens)
+
+    def _warmup(self, total_tokens: int) -> float:
+        if self.warmup_tokens is not None:
+            return float(self.warmup_tokens)
+        return (self.warmup_fraction or 0.0) * total_tokens
+
+    def _after_warmup(self, tokens: int, warmup: float, total_tokens: int) -> float:
+        raise NotImplementedError(type(self).__name__)
+
+
+class Constant(Schedule):
+    """The peak to the end."""
+
+    kind: Literal["constant"] = "constant"
+
+    def _after_warmup(self, tokens: int, warmup: float, total_tokens: int) -> float:  # noqa: ARG002
+        return 1.0
+
+
+class Cosine(Schedule):
+    """Half a cosine from the peak down to a fraction of it at the stage's last token."""
+
+    kind: Literal["cosine"] = "cosine"
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+
+    def _after_warmup(self, tokens: int, warmup: float, total_tokens: int) -> float:
+        cosine = (1 + math.cos(math.pi * _progress(tokens, warmup, total_tokens))) / 2
+        return self.final_fraction + (1 - self.final_fraction) * cosine
+
+
+class Wsd(Schedule):
+    """Warm-up, stable, decay: the peak, then a fall over the last part of the stage's tokens."""
+
+    kind: Literal["wsd"] = "wsd"
+    decay_fraction: float = Field(default=0.2, ge=0, le=1)
+    """Part of the stage's tokens over which the rate falls."""
+    decay: Literal["linear", "one_minus_sqrt"] = "one_minus_sqrt"
+    """With x from 0 to 1 over the decay, the rate falls as 1 - x or as 1 - sqrt(x)."""
+    final_fraction: float = Field(default=0.0, ge=0, le=1)
+
+    def _after_warmup(self, tokens: int, warmup: float, total_tokens: int) -> float:
+        begin = max(warmup, total_tokens * (1 - self.decay_fraction))
+        if tokens <= begin:
+            return 1.0
+        progress = _progress(tokens, begin, total_tokens)
+        left = 1 - (progress if self.decay == "linear" else math.sqrt(progress))
+        return self.final_fraction + (1 - self.final_fraction) * left
+
+
+def _progress(tokens: int, begin: float, end: int) -> float:
+    """Part of the way from begin to end, 0 to 1."""
+    return min(max(tokens - begin, 0.0) / max(end - begin, 1.0), 1.0)
+
+
+class OptimizerConfig(Config):
+    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    kind: str = "adamw"
+    lr: float = Field(gt=0)
+    """Peak of the learning rate."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Not applied to norms, biases, sinks and routers."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest 2-norm of the global gradient."""
+    schedule: Annotated[Constant | Cosine | Wsd, Field(discriminator="kind")] = Cosine()
+    max_skipped_in_a_row: int = Field(default=3, ge=1)
+    """Training stops when so many steps one after the other had a loss or a gradient that is not finite."""
+
+    @field_validator("kind")
+    @classmethod
+    def _only_adamw(cls, kind: str) -> str:
+        if kind != "adamw":
+            raise ValueError(
+                f"the optimizer '{kind}' is not supported: checkpoints are converted for other numbers of processes by "
+                "what AdamW keeps; set kind to adamw"
+            )
+        return kind
+
+    def learning_rate(self, tokens: int, total_tokens: int) -> float:
+        """The rate of a step; a pure function.
+
+        Args:
+            tokens: the stage's tokens up to the end of the step, so that a first step never has a rate of 0.
+            total_tokens: the stage's target.
+        """
+        return self.lr * self.schedule.factor(tokens, total_tokens)
+
+
+EXEMPT_SUFFIXES = ("bias", "sinks")
+EXEMPT_PARTS = ("norm", "router")
+
+
+def is_decayed(name: str) -> bool:
+    """Whether weight decay applies to a parameter of this name; not to norms, biases, sinks and routers."""
+    parts = name.split(".")
+    return not (
+        any(exempt in part for part in parts for exempt in EXEMPT_PARTS) or parts[-1].endswith(EXEMPT_SUFFIXES)
+    )
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups of the trainable parameters: with weight decay, and without it."""
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in named if is_decayed(name)]
+    plain = [parameter for name, parameter in named if not is_decayed(name)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """The optimizer of a module's trainable parameters; on CUDA and on CPU one fused kernel does a group's update."""
+    groups = parameter_groups(module, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+@torch.no_grad()
+def squared_update_and_weight(
+    parameter: torch.Tensor, state: dict[str, torch.Tensor], group: dict[str, Any]
+) -> torch.Tensor:
+    """Squared 2-norms of what AdamW's last step changed and of what it left: float64 [2].
+
+    The change is worked out from the moments and the weights after the step, so no copy of the weights is needed; a
+    buffer of some 64 MiB goes over parameters of any size.
+    """
+    step = float(state["step"])
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+    total = torch.zeros(2, dtype=torch.float64, device=parameter.device)
+    for weight, first, second in _pieces(parameter, state["exp_avg"], state["exp_avg_sq"]):
+        direction = (first / correction1) / ((second / correction2).sqrt_().add_(group["eps"]))
+        before = (weight + lr * direction) / (1 - lr * group["weight_decay"])
+        total[0] += (weight - before).double().square_().sum()
+        total[1] += weight.double().square().sum()
+    return total
+
+
+_PIECE_ELEMENTS = 1 << 22
+
+
+def _pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Equal flat slices of tensors of one shape."""
+    flat = [tensor.detach().flatten() for tensor in tensors]
+    for start in range(0, flat[0].numel(), _PIECE_ELEMENTS):
+        yield tuple(tensor[start : start + _PIECE_ELEMENTS] for tensor in flat)
+
+
+@torch.no_grad()
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Zero the moments and the step count in place, so that who holds a view of them sees it."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
