@@ -320,7 +320,7 @@ def _set_states(optimizer: torch.optim.Optimizer, states: dict[int, dict[str, to
 
 
 def _into_stage_0(engine: Any, saved: _Folder) -> None:
-    states = {}
+    states: dict[int, dict[str, torch.Tensor]] = {}
     for name, parameter in (pair for group in _named_groups(engine) for pair in group):
         whole = {key: saved.fragment(name, key, 0, parameter.numel()).reshape(parameter.shape) for key in STATES}
         parameter.copy_(whole[MASTER])

@@ -14,6 +14,8 @@ from training.losses.router import RouterConfig
 from training.metrics import MetricsConfig
 from training.models.factory import ModelConfig
 from training.optimizer import OptimizerConfig
+from training.state import TrainState
+from training.watchdog import WatchdogConfig
 from training.schedule import ArmConfig, StageConfig, check_arm, check_stages, optimizer_of, stream_of
 
 
@@ -39,8 +41,7 @@ class TrainConfig(Config):
     evaluate: HeldOutConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     metrics: MetricsConfig = MetricsConfig()
-    hang_timeout_s: float = Field(default=1800.0, gt=0)
-    """Without progress for so long, every rank writes its stacks and the run ends."""
+    watchdog: WatchdogConfig = WatchdogConfig()
 
     @field_validator("stages")
     @classmethod
@@ -59,6 +60,11 @@ class TrainConfig(Config):
     def decisions(self, stage: StageConfig, arm: ArmConfig) -> Path:
         """Folder of an arm's decision log."""
         return Path(self.output) / "decisions" / stage.name / arm.name
+
+    def is_over(self, state: TrainState) -> bool:
+        """Whether a run in this state has nothing more to do: the stages are over, or `max_steps` are taken."""
+        paused = self.max_steps is not None and state.step >= self.max_steps
+        return paused or state.stage.index == len(self.stages)
 
     def check(self) -> None:
         """Everything that can be known to be wrong before a file is opened.

@@ -1,12 +1,14 @@
 """DeepSpeed around a student: processes, optimizer, one global step. No kernel is compiled, so no compiler is needed.
 
 The optimizer is torch's own AdamW, given to DeepSpeed ready-made, and the shared-memory collective is left out: both
-are what DeepSpeed would otherwise build at first use (106 s). ZeRO stage and precision come from a DeepSpeed JSON;
-batch sizes, clipping and the optimizer never do, they belong to the training configuration. A step is one micro-batch
-a pack; its loss coefficients carry the global span counts, so gradients need no scaling by accumulation.
+are what DeepSpeed would otherwise build at first use (106 s). A step takes the same number of packs on every rank, one
+micro-batch a pack, and one AdamW update; loss coefficients carry the counts of the whole global batch, so gradients
+need no scaling by accumulation. A loss or gradient that is not finite, on any rank, skips the step on every rank: the
+loss goes back as NaN, so the reduction of gradients itself tells the others, and no collective is spent on agreement.
 """
 
 import contextlib
+import datetime
 import logging
 import math
 import os
@@ -21,74 +23,61 @@ import torch
 import torch.distributed
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import logger as deepspeed_logger
-from pydantic import Field
+from deepspeed.utils import safe_set_full_fp32_param
 from torch import nn
 
-from etl import conf
-from etl.config import Config
-from etl.errors import ConfigError
-from etl.schema import SPAN_KINDS
+from etl.errors import DataError
 from training.data.collate import PackTensors
-from training.losses import span_ce
+from training.deepspeed_json import deepspeed_config, is_bf16, zero_stage
+from training.losses.objective import Objective, StepContext, TeacherOutput
+from training.losses.router import RouterConfig, RouterSums, router_loss
+from training.losses.spans import KINDS, SpanObjective
 from training.models.factory import Student
-
-OWNED_KEYS = {
-    "train_batch_size": "data.global_batch_packs",
-    "train_micro_batch_size_per_gpu": "data.global_batch_packs",
-    "gradient_accumulation_steps": "data.global_batch_packs",
-    "gradient_clipping": "optimizer.clip_norm",
-    "optimizer": "optimizer",
-    "scheduler": "optimizer",
-}
-"""What a DeepSpeed JSON must leave to the training configuration."""
-
-
-class OptimizerConfig(Config):
-    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019), linear warm-up, cosine decay."""
-
-    lr: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Not applied to norms, biases, sinks and routers."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    """Largest 2-norm of the global gradient."""
-    warmup_steps: int = Field(default=0, ge=0)
-    final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Learning rate at the last step, as a fraction of `lr`."""
-
-    def learning_rate(self, step: int, max_steps: int) -> float:
-        """The rate of a step (from 0): a pure function, so there is no scheduler state."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(max_steps - self.warmup_steps, 1)
-        cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-        return self.lr * (self.final_lr_fraction + (1 - self.final_lr_fraction) * cosine)
+from training.optimizer import OptimizerConfig, forget, parameter_groups, squared_update_and_weight
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run."""
+    """This process among those of the run. Each method is a collective: every rank must call it."""
 
     rank: int
     size: int
     device: torch.device
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Element-wise sum over all ranks, on the CPU: float64 in, float64 out. Every rank must call it."""
-        moved = values.to(self.device)
-        torch.distributed.all_reduce(moved)
-        return moved.cpu()
+        """Element-wise sum over all ranks, on the CPU, of the same type."""
+        return self._reduced(values, torch.distributed.ReduceOp.SUM)
+
+    def max(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise maximum over all ranks, on the CPU, of the same type."""
+        return self._reduced(values, torch.distributed.ReduceOp.MAX)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is set on any rank."""
+        return bool(self.max(torch.tensor(int(flag))).item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each rank, in order, on every rank; pickled, so for small ones (ledgers, messages)."""
+        values = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
+        """Wait for all ranks."""
         torch.distributed.barrier()
+
+    def _reduced(self, values: torch.Tensor, operation: Any) -> torch.Tensor:
+        moved = values.to(self.device, copy=True)
+        torch.distributed.all_reduce(moved, operation)
+        return moved.cpu()
 
 
 @contextlib.contextmanager
-def world() -> Iterator[World]:
+def world(timeout_s: float = 1800.0) -> Iterator[World]:
     """The process group that the launcher's environment describes, or one of a single process.
 
-    The group is left behind a barrier: without it a rank may abort while another still tears down.
+    A collective that waits longer than `timeout_s` for another rank raises. The group is left behind a barrier:
+    without it a rank may abort while another still tears down.
     """
     deepspeed_logger.setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -96,7 +85,11 @@ def world() -> Iterator[World]:
     with _single_process_environment():
         if accelerator.device_name() != "cpu":
             accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(),
+            timeout=datetime.timedelta(seconds=timeout_s),
+            verbose=False,
+        )
         try:
             device = torch.device(accelerator.current_device_name())
             yield World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
@@ -132,168 +125,232 @@ def _single_process_environment() -> Iterator[None]:
         os.environ.update({name: before[name] for name in values if name in before})
 
 
-def read_deepspeed_json(name_or_path: str) -> dict[str, Any]:
-    """The DeepSpeed configuration, checked for what this trainer cannot or must not take from it.
-
-    Raises:
-        ConfigError: it sets a key of the training configuration, asks for fp16, or for bf16 with ZeRO stage 0.
-    """
-    found = conf.parse_yaml(conf.find(name_or_path, "deepspeed"), name_or_path)
-    if not isinstance(found, dict):
-        raise ConfigError(f"{name_or_path} must be a JSON object, not {type(found).__name__}")
-    for key, owner in OWNED_KEYS.items():
-        if key in found:
-            raise ConfigError(
-                f"{name_or_path} sets '{key}'; remove it there, `{owner}` of the training configuration decides"
-            )
-    if _enabled(found, "fp16"):
-        raise ConfigError(f"{name_or_path} enables fp16, which is not supported; use bf16 with ZeRO stage 1")
-    if _enabled(found, "bf16") and zero_stage(found) == 0:
-        raise ConfigError(
-            f"{name_or_path} has bf16 with zero_optimization.stage 0, where AdamW would step on bf16 parameters and "
-            "lose small updates; set zero_optimization.stage to 1, which keeps float32 masters"
-        )
-    return found
-
-
-def _enabled(deepspeed_json: dict[str, Any], section: str) -> bool:
-    return bool(deepspeed_json.get(section, {}).get("enabled", False))
-
-
-def zero_stage(deepspeed_json: dict[str, Any]) -> int:
-    """The ZeRO stage, 0 where none is set."""
-    return int(deepspeed_json.get("zero_optimization", {}).get("stage", 0))
-
-
 class TrainingModule(nn.Module):
-    """What DeepSpeed wraps: student, supervised rows, head and loss in one forward, so that every ZeRO stage works."""
+    """What DeepSpeed wraps: student, head, loss and router loss in one forward, so that every ZeRO stage works."""
 
-    def __init__(self, student: Student, chunk_tokens: int) -> None:
+    def __init__(self, student: Student, router: RouterConfig) -> None:
         super().__init__()
         self.student = student
-        self.chunk_tokens = chunk_tokens
+        self.router = router
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        targets: torch.Tensor,
-        target_kind: torch.Tensor,
-        in_document: torch.Tensor,
-        coefficients: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One pack (see PackTensors) and the coefficient of each span kind, float64 [kinds].
+        self, batch: PackTensors, objective: Objective, step: StepContext, share: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """The loss to go back from (scalar), the objective's sums float64 [n], and the fields of RouterSums.
 
-        Returns:
-            The loss to go back from (scalar), the sum of losses of each span kind float64 [kinds], and the tokens
-            that each expert of each layer got, int64 [layers, experts], room left out.
+        `share` is this micro-batch's part of the tokens of the global batch, float64 scalar. A flat tuple of tensors,
+        because ZeRO-3 hangs its hooks on what it finds in tuples.
         """
-        hidden, router_logits = self.student(input_ids, position_ids, cu_seqlens)
-        rows = torch.nonzero(target_kind >= 0)[:, 0]
-        kinds = target_kind[rows]
-        loss, nll = self.student.lm_head(
-            hidden.index_select(0, rows), targets[rows], coefficients[kinds], self.chunk_tokens
+        hidden, router_logits = self.student(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        output = objective.loss(self.student.lm_head, hidden, batch, step)
+        penalty, router = router_loss(
+            router_logits, batch.in_document, self.student.experts_per_token, self.router, share
         )
-        return loss, span_ce.sums(nll, kinds), _router_load(router_logits, in_document, self.student.experts_per_token)
+        return output.total + penalty, output.sums, *vars(router).values()
 
 
-@torch.no_grad()
-def _router_load(router_logits: Sequence[torch.Tensor], in_document: torch.Tensor, per_token: int) -> torch.Tensor:
-    """int64 [layers, experts]: tokens sent to each expert."""
-    if not router_logits:
-        return torch.zeros(0, 0, dtype=torch.int64)
-    loads = []
-    for logits in router_logits:
-        chosen = logits[in_document].topk(per_token, dim=-1).indices.flatten()
-        loads.append(
-            torch.zeros(logits.shape[1], dtype=torch.int64, device=logits.device).index_add_(
-                0, chosen, torch.ones_like(chosen)
-            )
-        )
-    return torch.stack(loads)
+class FrozenTeacher:
+    """A model that an objective compares with, in this process: whole on every rank, never trained, never saved.
 
+    Not a module and not part of one, so neither DeepSpeed nor a checkpoint sees its parameters.
+    """
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: with weight decay, and without it (norms, biases, sinks, routers)."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        exempt = name.endswith(("bias", "sinks")) or "norm" in name or ".router." in name
-        (plain if exempt else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    def __init__(self, model: Student, device: torch.device, dtype: torch.dtype) -> None:
+        """Moves the model. Its parameters take `dtype`'s bytes each on every rank, whatever the ZeRO stage."""
+        self._model = model.to(device, dtype).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, batch: PackTensors) -> TeacherOutput:
+        """Forward pass of a pack."""
+        hidden, _ = self._model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        return TeacherOutput(hidden, self._model.lm_head.weight)
 
 
 @dataclass(frozen=True)
-class StepSums:
-    """One rank's sums over its packs of one pass."""
+class StepTaken:
+    """What all ranks together found in a pass over their packs; the same on every rank, on the CPU."""
 
-    nll: torch.Tensor
-    """float64 [kinds]"""
-    router_load: torch.Tensor
-    """int64 [layers, experts]"""
+    sums: torch.Tensor
+    """float64 [n]: what the objective's `report` takes. May be NaN where there is a fault."""
+    router: RouterSums
+    fault: str | None = None
+    """Why nothing was changed by the step; None for a step that was taken."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether no parameter and no moment was changed."""
+        return self.fault is not None
 
 
 class Engine:
     """A student in training."""
 
     def __init__(
-        self, module: TrainingModule, optimizer: OptimizerConfig, deepspeed_json: dict[str, Any], packs_per_rank: int
+        self,
+        module: TrainingModule,
+        optimizer: OptimizerConfig,
+        deepspeed_json: dict[str, Any],
+        here: World,
+        micro_steps: int,
     ) -> None:
+        """`micro_steps` is what a rank takes in a usual step; `step` takes any number of packs."""
         self.stage = zero_stage(deepspeed_json)
-        adamw = torch.optim.AdamW(
-            parameter_groups(module, optimizer.weight_decay),
-            lr=optimizer.lr,
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-            fused=True,
-        )
+        self._world = here
+        masters = _masters(module) if is_bf16(deepspeed_json) else {}
+        groups = parameter_groups(module, optimizer.weight_decay)
+        self._decays = [decays for decays, group in zip((True, False), groups, strict=True) if group["params"]]
+        self._basic = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
         self.deepspeed, *_ = deepspeed.initialize(
             model=module,
-            optimizer=adamw,
-            config={
-                **deepspeed_json,
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": packs_per_rank,
-                "gradient_clipping": optimizer.clip_norm,
-                "zero_allow_untested_optimizer": True,
-            },
+            optimizer=self._basic,
+            config=deepspeed_config(deepspeed_json, optimizer, micro_steps),
             dist_init_required=False,
         )
+        for parameter, master in masters.items():
+            safe_set_full_fp32_param(parameter, master)
+        self._clip_norm = optimizer.clip_norm
+        self._norm = math.nan
 
-    def step(self, packs: Sequence[PackTensors], coefficients: torch.Tensor, learning_rate: float) -> StepSums:
-        """One optimizer step over this rank's packs; `coefficients` as in span_ce.coefficients."""
+    def step(
+        self, packs: Sequence[PackTensors], objective: Objective, context: StepContext, learning_rate: float
+    ) -> StepTaken:
+        """One optimizer step over this rank's packs; every rank comes with the same number."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self.deepspeed.train()
-        totals = []
-        for pack in packs:
-            loss, nll, load = self.deepspeed(**vars(pack), coefficients=coefficients)
-            # The mean over ranks becomes a sum. The product also matters by itself: at ZeRO stage 0 DeepSpeed 0.19
-            # divides the gradient of a tensor that comes straight out of forward by the accumulation steps.
-            self.deepspeed.backward(loss * torch.distributed.get_world_size(), scale_wrt_gas=False)
+        losses, found = [], []
+        for number, (pack, share) in enumerate(zip(packs, self._shares(packs), strict=True), 1):
+            self.deepspeed.set_gradient_accumulation_boundary(number == len(packs))
+            loss, *sums = self.deepspeed(pack, objective, context, share)
+            losses.append(loss.detach())
+            found.append(sums)
+            # DeepSpeed takes the mean over ranks, the product makes a sum of it; a loss that is not finite goes back
+            # as NaN even where its own gradient would be finite. The product also matters by itself: at ZeRO stage 0
+            # DeepSpeed 0.19 divides the gradient of a tensor that comes straight out of forward by micro_steps.
+            scale = torch.where(loss.isfinite(), float(self._world.size), math.nan)
+            self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
+        self._norm = self._update()
+        fault = None if math.isfinite(self._norm) else self._fault(losses)
+        return StepTaken(*self._total(found), fault)
+
+    def _update(self) -> float:
+        """Clip, step, clear the gradients: the norm before clipping, not finite where the step was skipped."""
+        if self.stage > 0:
             self.deepspeed.step()
-            totals.append((nll, load))
-        return _total(totals)
+            return float(self.deepspeed.get_global_grad_norm())
+        norm = float(nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), self._clip_norm))
+        if not math.isfinite(norm):
+            self.deepspeed.zero_grad()  # AdamW leaves parameters without a gradient alone.
+        self.deepspeed.step()
+        return norm
 
     @torch.no_grad()
-    def evaluate(self, packs: Sequence[PackTensors]) -> StepSums:
-        """Losses of some packs without gradients. Every rank must come with the same number of packs."""
+    def evaluate(self, packs: Sequence[PackTensors], objective: SpanObjective) -> StepTaken:
+        """Sums of some packs without gradients. Every rank must come with the same number of packs."""
         self.deepspeed.eval()
-        nothing = torch.zeros(len(SPAN_KINDS), dtype=torch.float64, device=packs[0].input_ids.device)
-        totals = []
-        for pack in packs:
-            _, nll, load = self.deepspeed(**vars(pack), coefficients=nothing)
-            totals.append((nll, load))
-        return _total(totals)
+        uncounted = StepContext(torch.zeros(2 * KINDS, dtype=torch.float64, device=self._world.device))
+        shares = zip(packs, self._shares(packs), strict=True)
+        return StepTaken(
+            *self._total([self.deepspeed(pack, objective, uncounted, share)[1:] for pack, share in shares])
+        )
 
-    def gradient_norm(self) -> float | None:
-        """2-norm of the last step's global gradient before clipping; None at ZeRO stage 0, which keeps none."""
-        norm = self.deepspeed.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def gradient_norm(self) -> float:
+        """2-norm of the last step's global gradient before clipping; not finite where the step was skipped."""
+        return self._norm
+
+    def update_ratio(self) -> float:
+        """2-norm of the last step's change of all trainable parameters over theirs; 0 where the step was skipped.
+
+        Every rank must call it. One pass over the optimizer's states (12 bytes a parameter of this rank) and an
+        all-reduce of two numbers, so it is meant for every tenth step or so.
+        """
+        if not math.isfinite(self._norm):
+            return 0.0
+        total = torch.zeros(2, dtype=torch.float64, device=self.deepspeed.device)
+        for parameter, group in self._owned():
+            total += squared_update_and_weight(parameter, self._basic.state[parameter], group)
+        if self.stage > 0:
+            torch.distributed.all_reduce(total)
+        update, weight = total.sqrt().tolist()
+        return float(update / weight)
+
+    def _owned(self) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+        """The float32 parameters that this rank steps on, with their groups: all at stage 0, else a disjoint part."""
+        if self.stage == 3:
+            zero = self.deepspeed.optimizer
+            for number, parameter in enumerate(zero.fp32_partitioned_groups_flat):
+                yield parameter, self._basic.param_groups[zero.sub_group_to_group_id[number]]
+        else:
+            for group in self._basic.param_groups:
+                for parameter in group["params"]:
+                    yield parameter, group
+
+    def configure(self, optimizer: OptimizerConfig) -> None:
+        """Take a stage's settings of the optimizer from here on; moments and step count stay."""
+        for group, decays in zip(self._basic.param_groups, self._decays, strict=True):
+            group.update(betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay * decays)
+        self._clip_norm = optimizer.clip_norm
+        if self.stage > 0:
+            self.deepspeed.optimizer.clip_grad = optimizer.clip_norm
+
+    def reset_optimizer(self) -> None:
+        """Begin with moments of zero and a step count of zero, as before the first step."""
+        forget(self._basic)
+
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the module, so that the process can train something else."""
+        self.deepspeed.destroy()
+
+    def _shares(self, packs: Sequence[PackTensors]) -> torch.Tensor:
+        """float64 [packs]: the part of all ranks' tokens that all ranks' packs of this micro-batch hold."""
+        tokens = torch.stack([pack.in_document.sum() for pack in packs]).double()
+        torch.distributed.all_reduce(tokens)
+        return tokens / tokens.sum().clamp(min=1)
+
+    def _total(self, found: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, RouterSums]:
+        """Sums over packs and ranks, in one all-reduce. Counts below 2^53 stay exact in float64."""
+        mine = [torch.stack(list(values)).sum(0) for values in zip(*found, strict=True)]
+        flat = self._world.sum(torch.cat([value.double().flatten() for value in mine]))
+        pieces = flat.split([value.numel() for value in mine])
+        sums, *router = [piece.reshape(value.shape).to(value.dtype) for piece, value in zip(pieces, mine, strict=True)]
+        return sums, RouterSums(*router)
+
+    def _fault(self, losses: Sequence[torch.Tensor]) -> str:
+        """What was not finite, in the same words on every rank. Every rank must call it."""
+        values = torch.stack(list(losses)).tolist()
+        mine = next(((number, value) for number, value in enumerate(values) if not math.isfinite(value)), None)
+        for rank, place in enumerate(self._world.gather(mine)):
+            if place is not None:
+                return f"the loss of rank {rank} is {place[1]} in its micro-batch {place[0]}"
+        return "the gradient is not finite, though the losses of all ranks are"
 
 
-def _total(totals: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> StepSums:
-    return StepSums(
-        torch.stack([nll for nll, _ in totals]).sum(0).cpu(), torch.stack([load for _, load in totals]).sum(0).cpu()
-    )
+def _masters(module: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+    """Copies of what bf16 cannot hold: DeepSpeed makes its float32 masters from parameters that it has rounded."""
+    return {
+        parameter: parameter.detach().clone()
+        for parameter in module.parameters()
+        if parameter.requires_grad and parameter.dtype == torch.float32
+    }
+
+
+class Faults:
+    """Counts the steps that were skipped one after the other, and ends the run when they are too many."""
+
+    def __init__(self, max_in_a_row: int) -> None:
+        self._max_in_a_row = max_in_a_row
+        self._in_a_row = 0
+
+    def note(self, step: int, fault: str | None, learning_rate: float) -> None:
+        """Take note of a step's outcome (StepSums.fault).
+
+        Raises:
+            DataError: this is the last skipped step that `optimizer.max_skipped_in_a_row` allows.
+        """
+        self._in_a_row = 0 if fault is None else self._in_a_row + 1
+        if self._in_a_row >= self._max_in_a_row:
+            raise DataError(
+                f"step {step}: {fault}; {self._in_a_row} steps one after the other were skipped (learning rate "
+                f"{learning_rate:g}). The last checkpoint is whole: lower optimizer.lr, or look at its documents, "
+                "and go on from it; optimizer.max_skipped_in_a_row allows more"
+            )

@@ -83,7 +83,7 @@ class ModelShape:
         Every parameter of two or more dimensions counts as multiplied with each token, but for embeddings, biases and
         `head` ([vocab, hidden], tied or not), and with the share `experts_per_token` / experts of stacked experts
         [experts, in, out] and of numbered ones (`experts.0.`). Attention is read from the first transformers
-        configuration that a module of the model carries as `config`.
+        (text) configuration that a module of the model carries as `config`.
         """
         parameters = {name: weight for name, weight in model.named_parameters() if weight is not head}
         owners = dict(model.named_modules())
@@ -130,13 +130,18 @@ def document_lengths(packs: Sequence[Pack]) -> npt.NDArray[np.int64]:
 
 
 def _attention_of(model: nn.Module) -> tuple[AttentionShape, ...]:
-    config = next(filter(_tells_heads, (getattr(module, "config", None) for module in model.modules())), None)
+    config = next(filter(_tells_heads, map(_text_config, model.modules())), None)
     if config is None:
         return ()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     query, value = (getattr(config, name, None) or head_dim for name in ("qk_head_dim", "v_head_dim"))
     width = config.num_attention_heads * (query + value)
     return tuple(AttentionShape(width, window) for window in _windows(config))
+
+
+def _text_config(module: nn.Module) -> Any:
+    config: Any = getattr(module, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _tells_heads(config: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The ledger of trained tokens: documents, tokens and supervised tokens by source, skill bucket, context bucket, licence.
+"""The ledger of trained tokens: what was trained, by source, skill bucket, context bucket and licence.
 
 Each rank adds the packs of the steps that it took; a checkpoint holds the sum over all ranks. A run that goes on gives
 that sum to rank 0 and nothing to the others, so it stays exact for any number of ranks, and what was trained after the
@@ -20,7 +20,7 @@ from training.data.collate import UNSUPERVISED, Pack
 KEYS = ("source_dataset", "skill_bucket", "ctx_bucket", "license")
 COUNTS = ("documents", "tokens", "supervised_tokens")
 
-Label = tuple[str | None, str | None, str | None, str | None]
+Label = tuple[str | None, ...]
 """In the order of KEYS; None where the corpus does not say."""
 
 Rows = list[dict[str, Any]]
@@ -40,7 +40,7 @@ class Ledger:
         for pack in packs:
             np.add.at(counts, pack.label, document_counts(pack))
         for number in np.flatnonzero(counts[:, 0]):
-            label = tuple(labels[number])
+            label = tuple(labels[int(number)])
             self._totals[label] = self._totals.get(label, 0) + counts[number]
 
     def rows(self) -> Rows:
@@ -66,16 +66,16 @@ def write(path: str | Path, rows: Rows) -> None:
     Location.of(path).replace((json.dumps({"total": total, "rows": rows}, indent=1) + "\n").encode())
 
 
-def _totals(parts: Iterable[Rows]) -> dict[tuple[Any, ...], npt.NDArray[np.int64]]:
-    totals: dict[tuple[Any, ...], npt.NDArray[np.int64]] = {}
+def _totals(parts: Iterable[Rows]) -> dict[Label, npt.NDArray[np.int64]]:
+    totals: dict[Label, npt.NDArray[np.int64]] = {}
     for row in (row for rows in parts for row in rows):
         label = tuple(row[key] for key in KEYS)
         totals[label] = totals.get(label, 0) + np.array([row[name] for name in COUNTS], np.int64)
     return totals
 
 
-def _rows(totals: dict[tuple[Any, ...], npt.NDArray[np.int64]]) -> Rows:
-    def order(label: tuple[Any, ...]) -> list[tuple[bool, str]]:
+def _rows(totals: dict[Label, npt.NDArray[np.int64]]) -> Rows:
+    def order(label: Label) -> list[tuple[bool, str]]:
         return [(word is not None, word or "") for word in label]
 
     return [

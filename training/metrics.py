@@ -1,13 +1,13 @@
 """What is measured of training, and where it is written down.
 
-Numbers: `StepClock` (where the time of a step goes), `throughput`, `router_metrics`, `SpikeWatch`, `TeacherLogps`. All of
-them are plain data of one rank, or of the whole run where the caller has summed or gathered them.
+Numbers: `StepClock` (where the time of a step goes), `throughput`, `router_metrics`, `SpikeWatch`, `TeacherLogps`. They
+are plain data of one rank, or of the whole run where the caller has summed or gathered them.
 
-Places: `Journal` writes each record to metrics.jsonl, to TensorBoard (output/tensorboard) and to W&B where that is asked
-for, one JSON line a logged step to a stream (`--json`), and moves the live line on standard error. One rank has a
+Places: `Journal` writes each record to metrics.jsonl, to TensorBoard (output/tensorboard) and to W&B where that is
+asked for, one JSON line a logged step to a stream (`--json`), and moves the live line on standard error. One rank has a
 journal. A run that resumes at step s first takes back what the interrupted run wrote about the steps after s: exactly
 in metrics.jsonl, by TensorBoard's purge there. Every record has a `step`; fields that differ between two equal runs are
-those of MEASURED. A record costs about 0.1 ms, and 1 ms with TensorBoard.
+those of MEASURED. A record of 60 numbers costs 0.7 ms, and 5 ms with TensorBoard (2 busy cores).
 """
 
 import importlib
@@ -118,9 +118,14 @@ class StepClock:
         self._mark = now
 
 
+def training_seconds(split: Mapping[str, float]) -> float:
+    """Of what `StepClock.take` gave: without checkpoints and evaluations, for what is counted a second."""
+    return split["total_s"] - split["checkpoint_s"] - split["evaluation_s"]
+
+
 @dataclass(frozen=True)
 class StepWork:
-    """What all ranks together did in some seconds."""
+    """What all ranks together did in some seconds: of all steps since the last record, not of the last alone."""
 
     tokens: int
     supervised_tokens: int
@@ -179,7 +184,7 @@ class SpikeWatch:
 
     def __init__(self, config: MetricsConfig, state: Mapping[str, Any] | None) -> None:
         """`state` is what `state` gave at the checkpoint, or None for a run that begins."""
-        found = {"losses": [], "spikes": 0} if state is None else state
+        found: Mapping[str, Any] = {"losses": [], "spikes": 0} if state is None else state
         self._losses = deque[float](found["losses"], maxlen=config.spike_window)
         self._spikes = int(found["spikes"])
         self._threshold = config.spike_z
@@ -190,7 +195,7 @@ class SpikeWatch:
         return {"losses": list(self._losses), "spikes": self._spikes}
 
     def see(self, loss: float) -> Record:
-        """The loss of the next step, which must be finite: `loss_z` (None while there are too few) and `spikes` so far."""
+        """The finite loss of the next step: its score `loss_z` (None while there are too few) and `spikes` so far."""
         score = None
         if len(self._losses) >= self.MIN_LOSSES:
             losses = np.array(self._losses)
@@ -369,9 +374,9 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 class ProgressLine:
-    """The live line on standard error: how far, loss, rate, speed, MFU, time left. Nothing moves where no one watches."""
+    """The live line on standard error: how far, loss, rate, speed, MFU, time left."""
 
-    def __init__(self, done: float, total: float) -> None:
+    def __init__(self, done: int, total: int) -> None:
         """`done` of `total` are in the unit of the run's target (steps or tokens)."""
         self._progress = Progress(
             TextColumn("train"),
@@ -386,7 +391,7 @@ class ProgressLine:
         self._task = self._progress.add_task("", total=total, completed=done)
         self._progress.start()
 
-    def update(self, record: Record, done: float) -> None:
+    def update(self, record: Record, done: int) -> None:
         self._progress.update(self._task, completed=done, description=live_text(record))
 
     def close(self) -> None:
@@ -408,9 +413,9 @@ class Place:
 
     step: int
     """Optimizer steps taken; 0 for a run that begins."""
-    done: float
+    done: int
     """In the unit of `total`."""
-    total: float
+    total: int
     """The run's target in steps or tokens."""
 
 
@@ -432,15 +437,17 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with ExitStack() as stack:
-            for place in [*self._sinks, *self._step_sinks, *([] if self._line is None else [self._line])]:
-                stack.callback(place.close)
+            for sink in [*self._sinks, *self._step_sinks]:
+                stack.callback(sink.close)
+            if self._line is not None:
+                stack.callback(self._line.close)
 
     def write(self, record: Record) -> None:
         """Keep a record of anything but a step."""
         for sink in self._sinks:
             sink.write(record)
 
-    def step(self, record: Record, done: float) -> None:
+    def step(self, record: Record, done: int) -> None:
         """Keep the record of an optimizer step and move the line to `done`."""
         for sink in [*self._sinks, *self._step_sinks]:
             sink.write(record)

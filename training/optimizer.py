@@ -59,7 +59,7 @@ class Constant(Schedule):
 
     kind: Literal["constant"] = "constant"
 
-    def _after_warmup(self, tokens: int, warmup: float, total_tokens: int) -> float:  # noqa: ARG002
+    def _after_warmup(self, tokens: int, warmup: float, total_tokens: int) -> float:
         return 1.0
 
 
@@ -134,31 +134,23 @@ class OptimizerConfig(Config):
         return self.lr * self.schedule.factor(tokens, total_tokens)
 
 
-EXEMPT_SUFFIXES = ("bias", "sinks")
-EXEMPT_PARTS = ("norm", "router")
+_ROUTERS = frozenset({"router", "gate"})
+"""What transformers calls the routing layer of a mixture of experts."""
 
 
-def is_decayed(name: str) -> bool:
-    """Whether weight decay applies to a parameter of this name; not to norms, biases, sinks and routers."""
+def is_decayed(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay applies; not to norms, biases, sinks and routers, nor to any other vector."""
     parts = name.split(".")
-    return not (
-        any(exempt in part for part in parts for exempt in EXEMPT_PARTS) or parts[-1].endswith(EXEMPT_SUFFIXES)
-    )
+    vector = parameter.ndim < 2 or parts[-1].endswith(("bias", "sinks")) or any("norm" in part for part in parts)
+    return not vector and _ROUTERS.isdisjoint(parts)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups of the trainable parameters: with weight decay, and without it."""
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    decayed = [parameter for name, parameter in named if is_decayed(name)]
-    plain = [parameter for name, parameter in named if not is_decayed(name)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """The optimizer of a module's trainable parameters; on CUDA and on CPU one fused kernel does a group's update."""
-    groups = parameter_groups(module, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    decayed = [parameter for name, parameter in named if is_decayed(name, parameter)]
+    plain = [parameter for name, parameter in named if not is_decayed(name, parameter)]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
 @torch.no_grad()

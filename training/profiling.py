@@ -1,4 +1,4 @@
-"""A profile of some steps by torch.profiler: a trace for chrome://tracing or Perfetto, and a table of the top operators.
+"""A profile of some steps by torch.profiler: a trace for Perfetto or chrome://tracing, and a table of top operators.
 
 The first step is left out (it compiles and allocates), the second warms the profiler up, those after it are recorded.
 A recorded step is slower, and a trace takes some MB a step.

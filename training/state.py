@@ -45,6 +45,8 @@ class TrainState:
     """Tokens at the last evaluation."""
     teacher_mean: dict[str, float] = field(default_factory=dict)
     """m of teacher-weighted cross-entropy, of each arm that has it."""
+    spikes: dict[str, Any] | None = None
+    """What training/metrics.py's SpikeWatch keeps."""
     ledger: list[Any] = field(default_factory=list)
     """Trained tokens by source, buckets and licence (training/ledger.py), over all ranks."""
 

@@ -1,10 +1,10 @@
 """The prompt of a row as a teacher of another reasoning effort has to see it.
 
 The effort is one line of the Harmony system message ("Reasoning: medium"). That message's text is taken from the row's
-own tokens, the line is changed, and the text is encoded again by the corpus's tokenizer, which is what rendering the row
-with that effort gives (a test says so against etl/harmony/render.py). The tokens after the system message stay as they
-are, so a completion cannot change; only its distance from the start does. Distinct system messages are few and are kept:
-a row costs one dictionary look-up.
+own tokens, the line is changed, and the text is encoded again by the corpus's tokenizer, which is what rendering the
+row with that effort gives (a test says so against etl/harmony/render.py). The tokens after the system message stay as
+they are, so a completion cannot change; only its distance from the start does. Distinct system messages are few and
+are kept: a row costs one dictionary look-up.
 """
 
 import re
@@ -89,7 +89,7 @@ class PromptRenderer:
             return None
 
         def around(content: str) -> I32:
-            encoded = np.array(self._bpe.encode(content), np.int32)
+            encoded = np.array(self._bpe.encode_ordinary(content), np.int32)
             return np.concatenate([tokens[:body], encoded, tokens[-1:]])
 
         rendered = {effort: around(_LINE.sub(f"Reasoning: {effort}", text)) for effort in EFFORTS}

@@ -1,7 +1,7 @@
 """A teacher behind an OpenAI-compatible server that tells the log-probabilities of a prompt (vLLM's `prompt_logprobs`).
 
-A row is one `POST <url>/completions` with its token ids as the prompt, so the server tokenizes nothing, and one token to
-generate. An answer counts only when it has an entry for every token and each entry knows our token id. Connections,
+A row is one `POST <url>/completions` with its token ids as the prompt, so the server tokenizes nothing, and one token
+to generate. An answer counts only when it has an entry for every token and each entry knows our token id. Connections,
 time-outs, 408, 429 and 5xx are tried again; other refusals and wrong answers end the run. Rows of a batch are asked
 for by `concurrency` threads.
 """
@@ -100,8 +100,8 @@ class ServerTeacher:
             ours = bpe.decode_single_token_bytes(token).decode("utf-8", "replace")
             if theirs is not None and "\ufffd" not in ours + theirs and theirs != ours:
                 raise ConfigError(
-                    f"teacher.model={self._config.model}: token {token} is {theirs!r} on the server and {ours!r} in the "
-                    f"corpus (o200k_harmony, {VOCAB_SIZE:,} tokens); a teacher must share the student's tokenizer"
+                    f"teacher.model={self._config.model}: token {token} is {theirs!r} on the server and {ours!r} in "
+                    f"the corpus (o200k_harmony, {VOCAB_SIZE:,} tokens); a teacher must share the student's tokenizer"
                 )
 
     def _score(self, request: Request) -> Scores:
@@ -181,7 +181,7 @@ class ServerTeacher:
     def _checked(self, answer: Any, ids: list[int]) -> list[Any]:
         choices = answer.get("choices") if isinstance(answer, dict) else None
         choice = choices[0] if isinstance(choices, list) and choices else {}
-        entries = choice.get("prompt_logprobs", answer.get("prompt_logprobs")) if isinstance(choice, dict) else None
+        entries = choice.get("prompt_logprobs") if isinstance(choice, dict) else None
         if not isinstance(entries, list):
             raise ConfigError(f"{self._place} answered without prompt_logprobs; {_SERVER_HINT}")
         if len(entries) != len(ids):
@@ -190,8 +190,8 @@ class ServerTeacher:
             if not isinstance(entry, dict) or str(token) not in entry:
                 known = sorted(entry)[:5] if isinstance(entry, dict) else entry
                 raise DataError(
-                    f"{self._place}: token {at} of a row is {token} and the answer is about {known}; its tokens are not "
-                    "ours, so nothing of it is stored"
+                    f"{self._place}: token {at} of a row is {token} and the answer is about {known}; its tokens are "
+                    "not ours, so nothing of it is stored"
                 )
         return entries
 

@@ -66,7 +66,7 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def harmony_tokens() -> dict[int, str]:
-    """Every token of the corpus's vocabulary that a row may hold: byte-level text of text tokens, and control tokens."""
+    """Every token that a row of a corpus may hold: byte-level text of text tokens, and the control tokens."""
     bpe = load_bpe()
     letters = byte_letters()
     text = {i: "".join(letters[b] for b in bpe.decode_single_token_bytes(i)) for i in range(NUM_TEXT_TOKENS)}

@@ -1,83 +1,72 @@
-"""The training run: corpus in, checkpoints and metrics out.
+"""The training run: corpora in, checkpoints and metrics out.
 
-    deepspeed --num_gpus 8 --module training.train --conf conf/training/NAME.yaml --set data.corpus=DIR/corpus
+    stillhouse train CONF --nproc 8 --set data.corpus=DIR/corpus --set output=DIR/student
     python -m training.train --conf demo --set data.corpus=DIR/corpus --set output=DIR/student
+    deepspeed --num_gpus 8 --module training.train --conf CONF
 
-Run again, it goes on from the last checkpoint exactly where it stood (bit for bit on CPU with the same processes and
-threads), and does nothing when the run is complete. Each step makes two small all-reduces: the span counts of the
-global batch before the forward passes, the span losses after them.
+Run again, it goes on from the newest whole checkpoint exactly where it stood (bit for bit on CPU with the same
+processes and threads; with others, from converted states), and does nothing when the run is complete. Each step makes
+two small all-reduces: the counts of the global batch before the forward passes, the sums of losses after them.
 """
 
 import argparse
 import json
-import math
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
-from pydantic import Field
-from rich.console import Console
 
 from etl import conf
-from etl.config import Config
 from etl.errors import DataError, StillhouseError
-from etl.schema import SPAN_KINDS
 from etl.storage.location import Location
-from training import metrics
-from training.checkpoint import CheckpointConfig, Checkpoints, TrainState
-from training.data import decisions
+from training import ledger, metrics
+from training.checkpoint import Checkpoints
+from training.config import TrainConfig
 from training.data.collate import Pack
-from training.data.lanes import RankStream
-from training.data.plan import LEFT_OUT, StreamConfig, first_decision
+from training.data.decisions import DecisionLog
+from training.data.lanes import LocalStep, RankStream
+from training.data.plan import initial_value
 from training.data.reader import CorpusReader
-from training.engine import (
-    Engine,
-    OptimizerConfig,
-    StepSums,
-    TrainingModule,
-    World,
-    read_deepspeed_json,
-    world,
-    zero_stage,
-)
-from training.evaluate import EvalConfig, HeldOut
-from training.losses import span_ce
-from training.metrics import Journal
-from training.models.factory import ModelConfig, build_student
+from training.data.teacher_table import TeacherTable
+from training.deepspeed_json import read_deepspeed_json
+from training.engine import Engine, TrainingModule, World, world
+from training.flops import ModelShape, peak_flops
+from training.hardware import Hardware, over_ranks
+from training.held_out import HeldOut
+from training.losses.objective import Objective, StepContext
+from training.metrics import Journal, Place, SpikeWatch, StepClock, StepWork, TeacherLogps
+from training.models.factory import build_student
+from training.profiling import profiled
+from training.schedule import ArmConfig, StageConfig
+from training.stage_stream import StageStream
+from training.state import TrainState
+from training.supervisor import Stop
+from training.watchdog import Watchdog
+
+PROFILED_STEPS = 4
 
 
-class TrainConfig(Config):
-    """One training run."""
+@dataclass(frozen=True)
+class RunOptions:
+    """How this start of a run is looked at; nothing of it changes what is trained, but for `overfit`."""
 
-    data: StreamConfig
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    output: str
-    """Local folder (shared by all nodes) for checkpoints, metrics.jsonl and the decision log."""
-    seed: int = 0
-    max_steps: int = Field(ge=1)
-    """Optimizer steps of the whole run; the learning rate decays over them."""
-    max_supervised_tokens: int | None = Field(default=None, ge=1)
-    """Stop at the step that reaches this many supervised tokens; null for no such limit."""
-    span_weights: span_ce.SpanWeights = span_ce.SpanWeights()
-    head_chunk_tokens: int = Field(default=128, ge=1)
-    """Supervised tokens whose logits exist at a time (vocabulary x this x 4 bytes)."""
-    deepspeed: str
-    """A DeepSpeed JSON (path or URI): ZeRO stage, precision and communication; nothing else."""
-    evaluate: EvalConfig | None = None
-    """Held-out loss on the validation split; null for none."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    json_lines: TextIO | None = None
+    """Gets one JSON line a logged step."""
+    profile: bool = False
+    """Record some steps with torch's profiler below output/profile."""
+    overfit: bool = False
+    """Train on the first global batch again and again, to see that the student can learn it; saves nothing."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. Losses are the span-weighted sums of mean losses in nats."""
+    """What a run came to."""
 
     steps: int
     first_loss: float
@@ -86,55 +75,54 @@ class TrainResult:
     last_held_out: float | None
     tokens: int
     supervised_tokens: int
+    skipped_steps: int
+    complete: bool
+    """All stages are over; False for a run that was stopped or paused."""
     metrics: str
-    checkpoint: str
+    checkpoint: str | None
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """What the caller of `train` is told after each optimizer step, the same on every rank."""
+def train(
+    config: TrainConfig, on_step: Callable[[dict[str, Any]], None] = lambda _: None, options: RunOptions | None = None
+) -> TrainResult:
+    """Train to the end of the stages, from the newest checkpoint in the output if there is one.
 
-    step: int
-    loss: float
-    span_loss: dict[str, float]
-
-
-def train(config: TrainConfig, on_step: Callable[[StepReport], None] = lambda _: None) -> TrainResult:
-    """Train to the end, from the last checkpoint if there is one. Every process of the run calls it.
+    `on_step` gets the record of each logged step. Every process of the run calls this.
 
     Raises:
-        ConfigError: the configuration contradicts itself, the processes or the run in `output`.
-        DataError: the corpus is not committed, has no usable document, or the loss is no longer finite.
+        ConfigError: the configuration, the checkpoint or the run in `output` do not fit together.
+        DataError: a dataset is damaged, or the loss was not finite for several steps one after the other.
     """
+    config.check()
     deepspeed_json = read_deepspeed_json(config.deepspeed)
+    options = options or RunOptions()
+    output = Path(config.output).absolute()
     with world() as here:
-        return _train(config, deepspeed_json, here, on_step)
+        checkpoints = open_checkpoints(config, output, here)
+        found = None if options.overfit else checkpoints.newest()
+        state = TrainState() if found is None else TrainState.from_json(found.payload)
+        if not config.is_over(state):
+            student = build_student(config.model, config.seed)
+            shape = ModelShape.of_model(student, student.lm_head.weight, student.experts_per_token)
+            engine = Engine(TrainingModule(student, config.router), config.optimizer, deepspeed_json, here)
+            if found is not None:
+                checkpoints.load(engine, found, config.seed)
+            with Trainer(config, options, here, engine, checkpoints, shape, state) as trainer:
+                state = trainer.run(on_step)
+        return _result(config, output, state, checkpoints)
 
 
-def _train(
-    config: TrainConfig, deepspeed_json: dict[str, Any], here: World, on_step: Callable[[StepReport], None]
-) -> TrainResult:
-    config.data.check_world(here.size)
-    output = Path(config.output).expanduser().resolve()
-    reader = CorpusReader(config.data.corpus, "train")
-    decision = first_decision(config.data, config.seed, reader.parts)
-    decisions.commit(Location.of(output / "decisions"), decision)
-    stream = RankStream(reader, config.data, config.seed, decision, here.rank, here.size)
-    identity = config.model.model_dump(mode="json")
-    checkpoints = Checkpoints(output / "checkpoints", config.checkpoint, here, identity)
-    tag = checkpoints.latest()
-    state = TrainState(0, stream.state) if tag is None else checkpoints.read_state(tag, zero_stage(deepspeed_json))
-    if not _complete(config, state):
-        module = TrainingModule(build_student(config.model, config.seed), config.head_chunk_tokens)
-        engine = Engine(module, config.optimizer, deepspeed_json, config.data.global_batch_packs // here.size)
-        held_out = None if config.evaluate is None else HeldOut(config.data, config.evaluate, config.seed, here)
-        if tag is not None:
-            checkpoints.load(engine, tag)
-            stream.seek(state.stream)
-        with Journal(output / "metrics.jsonl", state.step, config.max_steps, here.rank == 0) as journal:
-            state = Trainer(config, here, stream, engine, held_out, checkpoints, journal).run(state, on_step)
-    assert state.first_loss is not None, "a state is saved after a step"
-    assert state.last_loss is not None, "a state is saved after a step"
+def open_checkpoints(config: TrainConfig, output: Path, here: World) -> Checkpoints:
+    """The checkpoints of a run; `output` is where they and their scratch lie if the configuration says nothing else."""
+    root = Location.of(config.checkpoint.root or output / "checkpoints")
+    scratch = Path(config.checkpoint.scratch or output / "scratch").absolute()
+    return Checkpoints(root, scratch, config.checkpoint, here, config.model.model_dump(mode="json"))
+
+
+def _result(config: TrainConfig, output: Path, state: TrainState, checkpoints: Checkpoints) -> TrainResult:
+    if state.first_loss is None or state.last_loss is None:
+        raise DataError(f"the run in {output} was stopped before its first step; start it again")
+    newest = checkpoints.newest()
     return TrainResult(
         steps=state.step,
         first_loss=state.first_loss,
@@ -143,26 +131,27 @@ def _train(
         last_held_out=state.last_held_out,
         tokens=state.tokens,
         supervised_tokens=state.supervised_tokens,
+        skipped_steps=state.skipped,
+        complete=state.stage.index == len(config.stages),
         metrics=str(output / "metrics.jsonl"),
-        checkpoint=str(checkpoints.folder / f"step-{state.step:08d}"),
+        checkpoint=None if newest is None else str(checkpoints.root / newest.tag),
     )
-
-
-def _complete(config: TrainConfig, state: TrainState) -> bool:
-    enough = config.max_supervised_tokens is not None and state.supervised_tokens >= config.max_supervised_tokens
-    return state.step >= config.max_steps or enough or state.exhausted
 
 
 @dataclass(frozen=True)
 class GlobalStep:
-    """A global step: this rank's packs, and what all ranks together have."""
+    """A global step: its arm, this rank's packs, and what all ranks together have."""
 
+    arm: ArmConfig
     packs: tuple[Pack, ...]
     counts: torch.Tensor
-    """float64 [kinds]: supervised tokens."""
+    """float64: the objective's counts."""
     num_tokens: int
+    num_supervised: int
     lanes_left: int
-    """0 when the stream is over."""
+    """0 when the arm's stream is over."""
+    stops: bool
+    """Whether some rank was asked to stop."""
 
 
 class Trainer:
@@ -171,127 +160,280 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
+        options: RunOptions,
         here: World,
-        stream: RankStream,
         engine: Engine,
-        held_out: HeldOut | None,
         checkpoints: Checkpoints,
-        journal: Journal,
+        shape: ModelShape,
+        state: TrainState,
     ) -> None:
         self.config = config
+        self.options = options
         self.world = here
-        self.stream = stream
         self.engine = engine
-        self.held_out = held_out
         self.checkpoints = checkpoints
-        self.journal = journal
-        self.weights = config.span_weights.tensor()
+        self.shape = shape
+        self.state = state
+        self.output = Path(config.output).absolute()
+        self.held_out = None
+        if config.evaluate is not None and not options.overfit:
+            self.held_out = HeldOut(config.data, config.evaluate, config.seed, here)
+        self._saved_step = state.step
+        self._stack = ExitStack()
 
-    def run(self, state: TrainState, on_step: Callable[[StepReport], None]) -> TrainState:
-        """Train from a state to the end of the run; the last state is saved."""
-        if state.step == 0:
-            self._report_left_out()
-            state = self._evaluate(state)
-        saved = state
-        while not _complete(self.config, state):
-            started = time.perf_counter()
-            batch = self._next()
-            if batch.lanes_left == 0:
-                state = replace(state, exhausted=True)
-                break
-            if batch.counts.sum() > 0:
-                state, report = self._step(state, batch, started)
-                if self.config.evaluate is not None and state.step % self.config.evaluate.every_steps == 0:
-                    state = self._evaluate(state)
-                if state.step % self.config.checkpoint.every_steps == 0:
-                    self.checkpoints.save(self.engine, state)
-                    saved = state
-                on_step(report)
-        if state.step == 0:
-            raise DataError(
-                f"no document of {self.config.data.corpus} can be trained on ({self._left_out()}); "
-                "see data.pack_tokens and the corpus's spans and sampling weights"
-            )
-        if self.config.evaluate is not None and state.step % self.config.evaluate.every_steps:
-            state = self._evaluate(state)
-        if state != saved:
-            self.checkpoints.save(self.engine, state)
-        return state
+    def __enter__(self) -> "Trainer":
+        state, config, enter = self.state, self.config, self._stack.enter_context
+        first = self.world.rank == 0
+        total = sum(stage.tokens for stage in config.stages)
+        place = Place(state.step, state.tokens, total)
+        stream = self.options.json_lines
+        self.journal = enter(metrics.open_journal(self.output, config.metrics, place, stream) if first else Journal())
+        self.watchdog = enter(Watchdog(config.watchdog, self.output / "watchdog", self.world.rank, self.world.size))
+        self.hardware = enter(Hardware(self.world.device))
+        self.stop = enter(Stop())
+        self.clock = StepClock(self.world.device, self.watchdog.phase)
+        self.spikes = SpikeWatch(config.metrics, state.spikes)
+        self.ledger = Ledger(state.ledger if first else [])
+        self._profile_step: Callable[[], None] = lambda: None
+        if self.options.profile and first:
+            self._profile_step = enter(profiled(self.output / "profile", PROFILED_STEPS))
+        return self
 
-    def _next(self) -> GlobalStep:
-        local = self.stream.next_step()
-        counts = sum(pack.span_counts() for pack in local.packs)
-        num_tokens = sum(pack.num_tokens for pack in local.packs)
-        mine = torch.tensor([*np.asarray(counts), num_tokens, local.lanes_left], dtype=torch.float64)
-        total = self.world.sum(mine)
-        return GlobalStep(local.packs, total[:-2], int(total[-2]), int(total[-1]))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
-    def _step(self, state: TrainState, batch: GlobalStep, started: float) -> tuple[TrainState, StepReport]:
-        """One optimizer step, its record, and the state after it."""
-        learning_rate = self.config.optimizer.learning_rate(state.step, self.config.max_steps)
-        coefficients = span_ce.coefficients(self.weights, batch.counts).to(self.world.device)
-        packs = [pack.tensors(self.world.device) for pack in batch.packs]
-        mine = self.engine.step(packs, coefficients, learning_rate)
-        nll, router_load = self._sum(mine)
-        loss = span_ce.span_ce(self.weights, nll, batch.counts)
-        if not math.isfinite(loss):
-            raise DataError(
-                f"the loss is {loss} at step {state.step + 1} with learning rate {learning_rate:g}; "
-                "lower optimizer.lr and go on from the last checkpoint"
-            )
-        report = StepReport(state.step + 1, loss, span_ce.means(nll, batch.counts))
-        supervised = int(batch.counts.sum())
-        seconds = time.perf_counter() - started
-        self.journal.step(
+    def run(self, on_step: Callable[[Record], None]) -> TrainState:
+        """Train to the end of the stages, to `max_steps` or to a request to stop; the last state is saved."""
+        if self.state.step == 0:
+            self._evaluate()
+        while not self.config.is_over(self.state) and not self._run_stage(on_step):
+            self.state = self.state.next_stage()
+        if self.state.step > 0:
+            if self.state.evaluated_tokens < self.state.tokens and self.state.stage.index == len(self.config.stages):
+                self._evaluate()
+            self._save()
+        with self.clock.phase("checkpoint"):
+            self.checkpoints.wait()
+        return self.state
+
+    # --- a stage
+
+    def _run_stage(self, on_step: Callable[[Record], None]) -> bool:
+        """Train in the current stage; whether the run pauses inside it."""
+        stage = self.config.stages[self.state.stage.index]
+        if self.state.stage.index > 0 and self.state.stage.steps == 0 and stage.reset:
+            self.engine.reset_optimizer()
+        streams = StageStream(stage, self.config.seed, lambda arm: self._open_stream(stage, arm))
+        streams.seek(self.state.stage.steps, self.state.stage.streams)
+        draw = streams.next_step
+        if self.options.overfit:
+            first = streams.next_step()
+            draw = lambda: first  # noqa: E731  # a stream of one step
+        try:
+            while not self._stage_is_over(stage):
+                with self.clock.phase("data"):
+                    batch = self._gather(draw())
+                if batch.lanes_left == 0:
+                    break
+                record = self._train_on(stage, streams, batch)
+                if record is not None:
+                    on_step(record)
+                self._after_step()
+                if batch.stops or self.config.is_over(self.state):
+                    return True
+            if self.state.stage.steps == 0 or self.state.stage.tokens == 0:
+                self._refuse_empty(stage, streams)
+            return False
+        finally:
+            streams.close()
+
+    def _stage_is_over(self, stage: StageConfig) -> bool:
+        here = self.state.stage
+        flat = stage.stop is not None and stage.stop.holds(here.tokens, here.held_out, here.skipped_steps)
+        return here.tokens >= stage.tokens or flat
+
+    def _open_stream(self, stage: StageConfig, arm: ArmConfig) -> RankStream:
+        return open_stream(self.config, stage, arm, self.world.rank, self.world.size)
+
+    def _refuse_empty(self, stage: StageConfig, streams: StageStream) -> None:
+        found = streams.left_out()
+        total = self.world.sum(torch.tensor(list(found.values()), dtype=torch.float64)).int().tolist()
+        raise DataError(
+            f"stage '{stage.name}' has no document to train on ({dict(zip(found, total, strict=True))} were left out); "
+            "see data.pack_tokens, data.shares and the corpus's spans and sampling weights"
+        )
+
+    # --- a step
+
+    def _gather(self, drawn: ArmStep) -> GlobalStep:
+        """What all ranks together have in a step, in one all-reduce."""
+        objective, packs = drawn.arm.objective, drawn.local.packs
+        counts = np.sum([objective.counts(pack) for pack in packs], axis=0)
+        tokens = sum(pack.num_tokens for pack in packs)
+        supervised = sum(int(pack.span_counts().sum()) for pack in packs)
+        mine = [*counts, tokens, supervised, drawn.local.lanes_left, float(self.stop.requested)]
+        total = self.world.sum(torch.tensor(mine, dtype=torch.float64))
+        tokens, supervised, left, stops = (int(value) for value in total[-4:])
+        return GlobalStep(drawn.arm, packs, total[:-4], tokens, supervised, left, stops > 0)
+
+    def _train_on(self, stage: StageConfig, streams: StageStream, batch: GlobalStep) -> Record | None:
+        """One optimizer step and the state after it; its record where it is written down."""
+        arm, objective = batch.arm, batch.arm.objective
+        here = replace(
+            self.state.stage,
+            steps=streams.steps,
+            tokens=self.state.stage.tokens + batch.num_tokens,
+            streams=streams.states,
+        )
+        self.state = replace(self.state, stage=here)
+        if batch.num_supervised == 0:
+            return None
+        self.watchdog.beat(self.state.step + 1, "forward_backward")
+        learning_rate = self.config.optimizer_in(stage).learning_rate(here.tokens, stage.tokens)
+        context = self._context(stage, arm, batch)
+        with self.clock.phase("forward_backward"):
+            packs = [pack.tensors(self.world.device) for pack in batch.packs]
+            taken = self.engine.step(packs, objective, context, learning_rate)
+        if taken.skipped:
+            self._note_skipped(batch, taken)
+            return None
+        return self._note_step(arm, batch, taken, learning_rate)
+
+    def _context(self, stage: StageConfig, arm: ArmConfig, batch: GlobalStep) -> StepContext:
+        mean = None
+        if arm.objective.needs_teacher_mean:
+            if arm.name not in self.state.teacher_mean:
+                table = TeacherTable(self.config.stream(stage, arm).teacher)
+                self._remember_mean(arm, table.mean_logp)
+            mean = torch.tensor(self.state.teacher_mean[arm.name], dtype=torch.float64, device=self.world.device)
+        return StepContext(batch.counts.to(self.world.device), teacher_mean=mean, teacher=self.teacher)
+
+    def _remember_mean(self, arm: ArmConfig, mean: float) -> None:
+        self.state = replace(self.state, teacher_mean={**self.state.teacher_mean, arm.name: mean})
+
+    def _note_step(self, arm: ArmConfig, batch: GlobalStep, taken: StepTaken, learning_rate: float) -> Record | None:
+        """The state after a step, and its record where it is written down."""
+        step = self.state.step + 1
+        found = arm.objective.report(batch.counts, taken.sums)
+        if arm.objective.needs_teacher_mean:
+            mean = arm.objective.next_teacher_mean(self.state.teacher_mean[arm.name], batch.counts, taken.sums)
+            self._remember_mean(arm, mean)
+        loss = found["loss"]
+        spikes = self.spikes.see(loss)
+        self.ledger.add(batch.packs, self.labels)
+        self.state = replace(
+            self.state,
+            step=step,
+            tokens=self.state.tokens + batch.num_tokens,
+            supervised_tokens=self.state.supervised_tokens + batch.num_supervised,
+            first_loss=loss if self.state.first_loss is None else self.state.first_loss,
+            last_loss=loss,
+            spikes=self.spikes.state,
+        )
+        self._profile_step()
+        if not self.config.metrics.logs(step):
+            return None
+        record = {
+            "step": step,
+            "stage": stage.name,
+            "arm": batch.arm.name,
+            **found,
+            **spikes,
+            "lr": learning_rate,
+            "grad_norm": self.engine.gradient_norm(),
+            "update_ratio": self.engine.update_ratio(),
+            "tokens": batch.num_tokens,
+            "supervised_tokens": batch.num_supervised,
+            "total_tokens": self.state.tokens,
+            "skipped_steps": self.state.skipped,
+            "fill": batch.num_tokens / (self.config.data.global_batch_packs * len(batch.packs[0].input_ids)),
+            "router": metrics.router_metrics(self._summed(taken.router.load)),
+            **self._measured(batch),
+        }
+        self.journal.step(record, self.state.tokens)
+        return record
+
+    def _measured(self, batch: GlobalStep) -> Record:
+        """What the ranks have to say about a step: speed, time by phase, memory, the teacher's log-probabilities."""
+        split = self.clock.take()
+        flops = self.world.sum(torch.tensor([self.shape.flops_of(batch.packs)], dtype=torch.float64))
+        work = StepWork(batch.num_tokens, batch.num_supervised, float(flops), split["total_s"])
+        mine = (self.hardware.read(), TeacherLogps.of(batch.packs))
+        readings, logps = zip(*self.world.gather(mine), strict=True)
+        teacher = TeacherLogps.merge(logps).report()
+        return {
+            **metrics.throughput(work, self.world.size, self._peak_flops),
+            "time": split,
+            "hardware": over_ranks(readings),
+            **({"teacher_logp": teacher} if teacher else {}),
+        }
+
+    def _summed(self, values: torch.Tensor) -> torch.Tensor:
+        """int64 values over all ranks."""
+        return self.world.sum(values.double()).long()
+
+    def _note_skipped(self, batch: GlobalStep, taken: StepTaken) -> None:
+        """A step that changed nothing because a loss or a gradient was not finite; several in a row end the run."""
+        self.state = replace(self.state, skipped=self.state.skipped + 1)
+        record = name_nan(self.state.step + 1, taken.nonfinite_ranks, taken.loss, taken.grad_norm)
+        if self.world.rank in record["ranks"]:
+            write_nan(self.output / "watchdog", self.world.rank, record, batch.packs)
+        self.journal.write({**record, "skipped_steps": self.state.skipped})
+
+    # --- between steps
+
+    def _after_step(self) -> None:
+        """Evaluate and save where it is time."""
+        evaluate, state = self.config.evaluate, self.state
+        if evaluate is not None and state.tokens - state.evaluated_tokens >= evaluate.every_tokens:
+            self._evaluate()
+        if state.step - self._saved_step >= self.config.checkpoint.every_steps:
+            self._save()
+
+    def _evaluate(self) -> None:
+        if self.held_out is None:
+            return
+        with self.clock.phase("evaluation"):
+            found = self.held_out.losses(self.engine)
+        loss = found["all"]["loss"]
+        self.journal.write(
             {
-                "step": report.step,
-                "loss": loss,
-                "span_loss": report.span_loss,
-                "span_tokens": dict(zip(SPAN_KINDS, batch.counts.int().tolist(), strict=True)),
-                "lr": learning_rate,
-                "grad_norm": self.engine.gradient_norm(),
-                "tokens": batch.num_tokens,
-                "supervised_tokens": supervised,
-                "fill": batch.num_tokens / (self.config.data.global_batch_packs * self.config.data.pack_tokens),
-                "seconds": seconds,
-                "tokens_per_s": batch.num_tokens / seconds,
-                "supervised_tokens_per_s": supervised / seconds,
-                "router": metrics.router_metrics(router_load),
+                "step": self.state.step,
+                "held_out": loss,
+                "held_out_span_loss": found["all"]["span_loss"],
+                "held_out_cells": {cell: values["loss"] for cell, values in found.items() if cell != "all"},
             }
         )
-        after = replace(
-            state,
-            step=report.step,
-            stream=self.stream.state,
-            tokens=state.tokens + batch.num_tokens,
-            supervised_tokens=state.supervised_tokens + supervised,
-            first_loss=loss if state.first_loss is None else state.first_loss,
-            last_loss=loss,
+        here = self.state.stage
+        here = replace(
+            here, held_out=[*here.held_out, loss], skipped_steps=[*here.skipped_steps, self.state.skipped]
         )
-        return after, report
+        first = loss if self.state.first_held_out is None else self.state.first_held_out
+        self.state = replace(
+            self.state, stage=here, first_held_out=first, last_held_out=loss, evaluated_tokens=self.state.tokens
+        )
 
-    def _sum(self, mine: StepSums) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses and router load over all ranks, in one all-reduce."""
-        flat = self.world.sum(torch.cat([mine.nll, mine.router_load.flatten().double()]))
-        return flat[: len(SPAN_KINDS)], flat[len(SPAN_KINDS) :].reshape(mine.router_load.shape).long()
+    def _save(self) -> None:
+        if self.options.overfit or self._saved_step == self.state.step:
+            return
+        with self.clock.phase("checkpoint"):
+            rows = ledger.merge(self.world.gather(self.ledger.rows()))
+            payload = replace(self.state, ledger=rows).to_json()
+            self.checkpoints.save(self.engine, payload, self.state.last_held_out)
+            if self.world.rank == 0:
+                ledger.write(self.output / "ledger.json", rows)
+        self._saved_step = self.state.step
 
-    def _evaluate(self, state: TrainState) -> TrainState:
-        if self.held_out is None:
-            return state
-        nll, counts = self.held_out.losses(self.engine)
-        loss = span_ce.span_ce(self.weights, nll, counts)
-        self.journal.write({"step": state.step, "held_out": loss, "held_out_span_loss": span_ce.means(nll, counts)})
-        first = loss if state.first_held_out is None else state.first_held_out
-        return replace(state, first_held_out=first, last_held_out=loss)
 
-    def _left_out(self) -> dict[str, int]:
-        """Documents that are never trained on, by reason, over all ranks. Every rank must call it."""
-        mine = self.stream.left_out()
-        total = self.world.sum(torch.tensor([mine[reason] for reason in LEFT_OUT], dtype=torch.float64))
-        return dict(zip(LEFT_OUT, total.int().tolist(), strict=True))
-
-    def _report_left_out(self) -> None:
-        self.journal.write({"step": 0, "left_out_documents": self._left_out()})
+def open_stream(config: TrainConfig, stage: StageConfig, arm: ArmConfig, rank: int, num_ranks: int) -> RankStream:
+    """The stream of an arm as a run has it; its decision log is begun, or gone on with."""
+    data = config.stream(stage, arm)
+    reader = CorpusReader(data.corpus, "train", config.read)
+    initial = initial_value(data, config.seed, reader.parts)
+    log = DecisionLog.open(Location.of(config.decisions(stage, arm)), initial)
+    return RankStream(reader, data, config.seed, log, rank, num_ranks)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -299,14 +441,19 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="training.train", description="Train a student on a corpus.")
     parser.add_argument("--conf", required=True, help="training configuration: a shipped name, a path or a URI")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key")
+    parser.add_argument("--json", action="store_true", help="print one JSON line a logged step")
+    parser.add_argument("--profile", action="store_true", help="record some steps with torch's profiler")
+    parser.add_argument("--overfit-one-batch", action="store_true", help="train on the first batch only; saves nothing")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; LOCAL_RANK is what counts")
-    options = parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    first = os.environ.get("RANK", "0") == "0"
+    options = RunOptions(sys.stdout if given.json and first else None, given.profile, given.overfit_one_batch)
     try:
-        result = train(conf.load(TrainConfig, options.conf, "training", options.set))
+        result = train(conf.load(TrainConfig, given.conf, "training", given.set), options=options)
     except StillhouseError as error:
         Console(stderr=True, soft_wrap=True).print(f"{type(error).__name__}: {error}", markup=False, highlight=False)
         return 2
-    if os.environ.get("RANK", "0") == "0":
+    if first:
         sys.stdout.write(json.dumps(asdict(result)) + "\n")
     return 0
 

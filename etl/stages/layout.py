@@ -34,7 +34,10 @@ LAYOUT_VERSION = 1
 SPLITS = ("train", "validation")
 BYTES_PER_TOKEN = 3.0
 """Stored bytes of a corpus row per token: 1.3 of ids, the rest text. Decides the number of files, no more."""
-ROW_GROUP_TOKENS = 1 << 20
+MOST_ROW_GROUP_TOKENS = 1 << 20
+LEAST_ROW_GROUP_TOKENS = 1 << 13
+ROW_GROUPS_PER_CELL = 16
+"""At least about so many in a cell whose tokens allow it: readers of one corpus share it by row groups."""
 _SLICE_BYTES = 1 << 16
 _MOST_SLICE_BYTES = 1 << 20
 _HELD_BYTES = 32 << 20
@@ -106,9 +109,12 @@ class CountCells:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """First bucket and number of files of every cell that is not empty."""
+    """Files and row groups of every cell that is not empty."""
 
     cells: dict[Cell, tuple[int, int]]
+    """First bucket and number of files."""
+    row_group_tokens: dict[Cell, int]
+    """About how many tokens a row group has."""
 
     @classmethod
     def of(cls, counts: Dataset, target_bytes: int) -> "FilePlan":
@@ -124,18 +130,23 @@ class FilePlan:
             files = max(1, math.ceil(tokens[cell] * BYTES_PER_TOKEN / target_bytes))
             cells[cell] = (first, files)
             first += files
-        return cls(cells)
+        return cls(cells, {cell: row_group_tokens(count) for cell, count in tokens.items()})
 
     @property
     def num_buckets(self) -> int:
         return sum(files for _, files in self.cells.values())
 
+    def cell(self, bucket: int) -> Cell:
+        """The cell that a bucket belongs to."""
+        for cell, (first, files) in self.cells.items():
+            if first <= bucket < first + files:
+                return cell
+        raise AssertionError(bucket)
+
     def folder(self, bucket: int) -> str:
         """The Hive folders of the cell that a bucket belongs to."""
-        for (split, skill, ctx), (first, files) in self.cells.items():
-            if first <= bucket < first + files:
-                return f"split={split}/skill_bucket={skill}/ctx_bucket={ctx}"
-        raise AssertionError(bucket)
+        split, skill, ctx = self.cell(bucket)
+        return f"split={split}/skill_bucket={skill}/ctx_bucket={ctx}"
 
     def buckets(self, split: pa.Array, skill: pa.Array, ctx: pa.Array, order: npt.NDArray[np.uint64]) -> Any:
         """The bucket of each row: int32 [rows]."""
@@ -150,6 +161,11 @@ class FilePlan:
         # 32 bits of the hash times the number of files, shifted back, spread evenly without a division.
         part = ((order >> np.uint64(32)) * files.astype(np.uint64)) >> np.uint64(32)
         return (first + part.astype(np.int64)).astype(np.int32)
+
+
+def row_group_tokens(cell_tokens: int) -> int:
+    """Tokens of a row group in a cell of so many."""
+    return min(max(cell_tokens // ROW_GROUPS_PER_CELL, LEAST_ROW_GROUP_TOKENS), MOST_ROW_GROUP_TOKENS)
 
 
 # --- rows to their file --------------------------------------------------------------------------------------------
@@ -270,7 +286,7 @@ def span_range(spans: pa.ListArray, kind: str) -> pa.StructArray:
 
 @dataclass(frozen=True)
 class WriteFile:
-    """One file of the corpus: its rows in the order of the hash of their ids, about ROW_GROUP_TOKENS a row group."""
+    """One file of the corpus: its rows in the order of the hash of their ids, in the row groups of its cell."""
 
     plan: FilePlan
     schema: pa.Schema
@@ -283,7 +299,8 @@ class WriteFile:
                 batch = pa.ipc.read_record_batch(data.as_buffer(), self.schema)
                 order = hash_array(batch.column("id"), _ORDER_SEED)
                 rows.add(batch.append_column("order", pa.array(order)))
-            for batch in row_groups(piece.drop_columns(["order"]) for piece in rows.sorted()):
+            pieces = (piece.drop_columns(["order"]) for piece in rows.sorted())
+            for batch in row_groups(pieces, self.plan.row_group_tokens[self.plan.cell(bucket)]):
                 yield Chunk(batch, batch.num_rows, self._account(batch), distributions(batch, folder), folder)
 
     def _account(self, batch: pa.RecordBatch) -> Accounting:
@@ -293,13 +310,13 @@ class WriteFile:
         }
 
 
-def row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows cut where their tokens pass a multiple of ROW_GROUP_TOKENS."""
+def row_groups(batches: Iterable[pa.RecordBatch], tokens_each: int) -> Iterator[pa.RecordBatch]:
+    """The same rows cut where their tokens pass a multiple of `tokens_each`."""
     held: list[pa.RecordBatch] = []
     num_tokens = group = 0
     for batch in batches:
         passed = num_tokens + np.cumsum(batch.column("n_tokens").to_numpy(), dtype=np.int64)
-        groups = passed // ROW_GROUP_TOKENS
+        groups = passed // tokens_each
         borders = np.flatnonzero(np.diff(groups, prepend=group)).tolist()
         for start, end in itertools.pairwise([0, *borders, batch.num_rows]):
             if start in borders and held:

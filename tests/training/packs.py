@@ -24,4 +24,4 @@ def toy_pack(lengths, pack_tokens, kind_at, **more):
         "label": np.zeros(len(lengths), np.int32),
     }
     names = {field.name for field in fields(Pack)}
-    return Pack(**{**{name: None for name in names}, **{k: v for k, v in {**values, **more}.items() if k in names}})
+    return Pack(**{**dict.fromkeys(names), **{k: v for k, v in {**values, **more}.items() if k in names}})

@@ -64,7 +64,9 @@ def test_ranks_and_a_resume_change_nothing(steps, world_before, world_after, sav
     for step in steps:
         for size, label in step:
             tokens[LABELS[label]] += size
-    assert {(r["source_dataset"], r["skill_bucket"], r["ctx_bucket"], r["license"]): r["tokens"] for r in found} == tokens
+    assert {
+        (r["source_dataset"], r["skill_bucket"], r["ctx_bucket"], r["license"]): r["tokens"] for r in found
+    } == tokens
     assert sum(r["documents"] for r in found) == sum(map(len, steps))
     assert sum(r["supervised_tokens"] for r in found) == sum(map(bool, steps))
 

@@ -2,7 +2,8 @@
 
 A span covers tokens [start, end) as *targets*: token t is predicted at row t - 1 of the same document. A document's
 first token is never a target and no row predicts across a document's end. Room that is left over is a document of its
-own that nothing attends to and nothing supervises; a pack without documents is all room.
+own that nothing attends to and nothing supervises; a pack without documents is all room. A compiled kernel fills the
+arrays: about 0.1 ms for 8,192 tokens.
 """
 
 from dataclasses import dataclass
@@ -11,25 +12,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from etl.jit import njit
 from etl.schema import SPAN_KINDS
-from training.data.reader import Documents
+from training.data.documents import Documents, TeacherSignal
+from training.data.packing import IntArray
 
 UNSUPERVISED = -1
 PAD_ID = 0
 """Any valid token id: nothing reads what is predicted there."""
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Pack:
     """One training sequence of T tokens."""
 
-    input_ids: npt.NDArray[np.int64]
+    input_ids: IntArray
     """[T]"""
-    position_ids: npt.NDArray[np.int64]
+    position_ids: IntArray
     """[T], from 0 in each document."""
     cu_seqlens: npt.NDArray[np.int32]
     """[documents + 1] (room included): document d is [cu_seqlens[d], cu_seqlens[d + 1])."""
-    targets: npt.NDArray[np.int64]
+    targets: IntArray
     """[T]: the token that row t predicts; its own value where unsupervised."""
     target_kind: npt.NDArray[np.int8]
     """[T]: position in SPAN_KINDS of the span that the target lies in, or UNSUPERVISED."""
@@ -37,66 +42,204 @@ class Pack:
     """[T]: number of the document in the pack, -1 in room."""
     id_hash: npt.NDArray[np.uint64]
     """[documents without room]: hashes of their ids."""
+    label: npt.NDArray[np.int32]
+    """[documents without room]: position in the reader's `labels`."""
+    teacher_logp: Floats | None = None
+    """[T]: the teacher's ln p of targets[t], NaN where there is none; None for a stream without a teacher."""
+    topk_ids: npt.NDArray[np.int32] | None = None
+    """[T, k]: the teacher's most likely tokens at row t, the first first; -1 where there are none."""
+    topk_logp: Floats | None = None
+    """[T, k]: their ln p; NaN where there are none."""
+    pair: npt.NDArray[np.int32] | None = None
+    """[documents without room]: number of its preference pair in the pack, -1 where its other side is not in it."""
+    side: npt.NDArray[np.int8] | None = None
+    """[documents without room]: 0 chosen, 1 rejected, -1 of no pair."""
+    reference_logp: Floats | None = None
+    """[documents without room]: the reference model's ln p of all targets of the document; NaN where there is none."""
 
     @property
     def num_tokens(self) -> int:
         return int((self.document >= 0).sum())
 
-    def span_counts(self) -> npt.NDArray[np.int64]:
+    def span_counts(self) -> IntArray:
         """[kinds]: supervised rows of each span kind."""
         return np.bincount(self.target_kind + 1, minlength=len(SPAN_KINDS) + 1)[1:]
 
     def tensors(self, device: torch.device) -> "PackTensors":
         """The pack as the model takes it, with a batch dimension of 1 on ids and positions."""
+
+        def moved(array: npt.NDArray[np.generic] | None) -> torch.Tensor | None:
+            return None if array is None else torch.from_numpy(array).to(device)
+
         return PackTensors(
             input_ids=torch.from_numpy(self.input_ids)[None].to(device),
             position_ids=torch.from_numpy(self.position_ids)[None].to(device),
             cu_seqlens=torch.from_numpy(self.cu_seqlens).to(device),
             targets=torch.from_numpy(self.targets).to(device),
-            target_kind=torch.from_numpy(self.target_kind).to(device, torch.int64),
-            in_document=torch.from_numpy(self.document >= 0).to(device),
+            target_kind=torch.from_numpy(self.target_kind).to(device).to(torch.int64),
+            document=torch.from_numpy(self.document).to(device),
+            teacher_logp=moved(self.teacher_logp),
+            topk_ids=moved(self.topk_ids),
+            topk_logp=moved(self.topk_logp),
+            pair=moved(self.pair),
+            side=moved(self.side),
+            reference_logp=moved(self.reference_logp),
         )
 
 
 @dataclass(frozen=True)
 class PackTensors:
-    """A Pack on a device: ids and positions int64 [1, T], cu_seqlens int32, the rest int64 or bool [T]."""
+    """A Pack on a device: ids and positions int64 [1, T], target_kind int64 [T], all else as in Pack."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     cu_seqlens: torch.Tensor
     targets: torch.Tensor
     target_kind: torch.Tensor
-    in_document: torch.Tensor
+    document: torch.Tensor
+    teacher_logp: torch.Tensor | None = None
+    topk_ids: torch.Tensor | None = None
+    topk_logp: torch.Tensor | None = None
+    pair: torch.Tensor | None = None
+    side: torch.Tensor | None = None
+    reference_logp: torch.Tensor | None = None
+
+    @property
+    def in_document(self) -> torch.Tensor:
+        """bool [T]: false in room."""
+        return self.document >= 0
 
 
 def collate(documents: Documents, pack_tokens: int) -> Pack:
     """The documents, in order, as one pack of `pack_tokens` tokens. They must fit."""
     lengths = documents.tokens[:, 1] - documents.tokens[:, 0]
-    ends = np.cumsum(lengths)
-    used = int(ends[-1]) if len(ends) else 0
+    used = int(lengths.sum())
     assert used <= pack_tokens, "the packer never overfills"
-    room = [] if used == pack_tokens else [pack_tokens - used]
-    all_lengths = np.concatenate([lengths, np.array(room, np.int64)])
-    starts = np.cumsum(all_lengths) - all_lengths
-    input_ids = np.full(pack_tokens, PAD_ID, np.int64)
-    target_kind = np.full(pack_tokens, UNSUPERVISED, np.int8)
-    for number in range(len(documents)):
-        first, last = documents.tokens[number]
-        input_ids[starts[number] : starts[number] + last - first] = documents.input_ids[first:last]
-        for span in range(*documents.spans[number]):
-            begin = starts[number] + max(int(documents.span_start[span]), 1) - 1
-            end = starts[number] + int(documents.span_end[span]) - 1
-            target_kind[begin : max(begin, end)] = documents.span_kind[span]
-    targets = input_ids.copy()
-    rows = np.flatnonzero(target_kind != UNSUPERVISED)
-    targets[rows] = input_ids[rows + 1]
+    input_ids, position_ids, targets = (np.empty(pack_tokens, np.int64) for _ in range(3))
+    target_kind = np.empty(pack_tokens, np.int8)
+    document = np.empty(pack_tokens, np.int32)
+    spans = documents.span_kind, documents.span_start, documents.span_end
+    _fill_tokens(documents.input_ids, documents.tokens, input_ids, position_ids, document)
+    _fill_targets(documents.tokens, documents.spans, *spans, input_ids, targets, target_kind)
+    borders = np.zeros(len(lengths) + 1 + (used < pack_tokens), np.int32)
+    np.cumsum(lengths, out=borders[1 : len(lengths) + 1])
+    borders[-1] = pack_tokens
+    logp, topk_ids, topk_logp = _teacher(documents, documents.teacher, pack_tokens)
+    has_pairs = bool((documents.pair != 0).any())
     return Pack(
         input_ids=input_ids,
-        position_ids=np.arange(pack_tokens, dtype=np.int64) - np.repeat(starts, all_lengths),
-        cu_seqlens=np.concatenate([starts, [pack_tokens]]).astype(np.int32),
+        position_ids=position_ids,
+        cu_seqlens=borders,
         targets=targets,
         target_kind=target_kind,
-        document=np.repeat(np.append(np.arange(len(documents)), -1)[: len(all_lengths)], all_lengths).astype(np.int32),
+        document=document,
         id_hash=documents.id_hash,
+        label=documents.label,
+        teacher_logp=logp,
+        topk_ids=topk_ids,
+        topk_logp=topk_logp,
+        pair=_pair_numbers(documents.pair, documents.side) if has_pairs else None,
+        side=documents.side if has_pairs else None,
+        reference_logp=documents.reference_logp,
     )
+
+
+def _teacher(
+    documents: Documents, signal: TeacherSignal | None, pack_tokens: int
+) -> tuple[Floats | None, npt.NDArray[np.int32] | None, Floats | None]:
+    """teacher_logp, topk_ids and topk_logp of a pack."""
+    if signal is None:
+        return None, None, None
+    source = np.full(pack_tokens, -1, np.int64)
+    _fill_entries(documents.tokens, documents.spans, documents.span_start, documents.span_end, signal.entries, source)
+    rows = np.flatnonzero(source >= 0)
+    logp = np.full(pack_tokens, np.nan, np.float32)
+    logp[rows] = signal.logp[source[rows]]
+    if signal.topk_ids is None or signal.topk_logp is None:
+        return logp, None, None
+    topk_ids = np.full((pack_tokens, signal.topk_ids.shape[1]), -1, np.int32)
+    topk_logp = np.full(topk_ids.shape, np.nan, np.float32)
+    topk_ids[rows] = signal.topk_ids[source[rows]]
+    topk_logp[rows] = signal.topk_logp[source[rows]]
+    return logp, topk_ids, topk_logp
+
+
+@njit
+def _fill_tokens(
+    source: npt.NDArray[np.int32],
+    tokens: IntArray,
+    input_ids: IntArray,
+    position_ids: IntArray,
+    document: npt.NDArray[np.int32],
+) -> None:
+    row = 0
+    for number in range(len(tokens)):
+        first = tokens[number, 0]
+        length = tokens[number, 1] - first
+        for at in range(length):
+            input_ids[row + at] = source[first + at]
+            position_ids[row + at] = at
+            document[row + at] = number
+        row += length
+    for at in range(len(input_ids) - row):
+        input_ids[row + at] = PAD_ID
+        position_ids[row + at] = at
+        document[row + at] = -1
+
+
+@njit
+def _fill_targets(
+    tokens: IntArray,
+    spans: IntArray,
+    span_kind: npt.NDArray[np.int8],
+    span_start: npt.NDArray[np.int32],
+    span_end: npt.NDArray[np.int32],
+    input_ids: IntArray,
+    targets: IntArray,
+    target_kind: npt.NDArray[np.int8],
+) -> None:
+    targets[:] = input_ids
+    target_kind[:] = UNSUPERVISED
+    first = 0
+    for number in range(len(tokens)):
+        for span in range(spans[number, 0], spans[number, 1]):
+            for token in range(max(span_start[span], 1), span_end[span]):
+                targets[first + token - 1] = input_ids[first + token]
+                target_kind[first + token - 1] = span_kind[span]
+        first += tokens[number, 1] - tokens[number, 0]
+
+
+@njit
+def _fill_entries(
+    tokens: IntArray,
+    spans: IntArray,
+    span_start: npt.NDArray[np.int32],
+    span_end: npt.NDArray[np.int32],
+    entries: IntArray,
+    source: IntArray,
+) -> None:
+    """Of each supervised row of a scored document, which entry of the teacher is of its target."""
+    first = 0
+    for number in range(len(tokens)):
+        entry = entries[number, 0]
+        if entry < entries[number, 1]:
+            for span in range(spans[number, 0], spans[number, 1]):
+                for token in range(max(span_start[span], 1), span_end[span]):
+                    source[first + token - 1] = entry
+                    entry += 1
+        first += tokens[number, 1] - tokens[number, 0]
+
+
+@njit
+def _pair_numbers(pair: IntArray, side: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
+    """Numbers the pairs both of whose sides are in the pack, each side once; -1 for all other documents."""
+    numbers = np.full(len(pair), -1, np.int32)
+    count = 0
+    for late in range(len(pair)):
+        for early in range(late):
+            is_other = pair[early] == pair[late] != 0 and side[early] == 1 - side[late]
+            if is_other and numbers[early] < 0:
+                numbers[early] = numbers[late] = count
+                count += 1
+                break
+    return numbers

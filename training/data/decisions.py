@@ -23,7 +23,7 @@ from etl.config import Config
 from etl.errors import ConfigError, DataError
 from etl.hashing import canonical_json
 from etl.storage.location import Location
-from training.data.plan import check_shares
+from training.data.plan import StreamConfig, check_shares
 from training.data.stream_shares import Groups
 
 INITIAL = "initial"
@@ -142,11 +142,10 @@ class DecisionLog:
     def __init__(self, store: Store, first: Record) -> None:
         self._store = store
         self._cells: dict[str, int] = first.value["cells"]
-        recipe = first.value["recipe"]
-        self._lanes: int | None = None if recipe.get("on_exhausted") == "redistribute" else recipe.get("lanes", 64)
+        self._recipe = check(StreamConfig, {"corpus": "", **first.value["recipe"]}, f"{store}, segment 0")
         self._records = [first]
         self._digests = [_digest(["", first.digest])]
-        self._policies = [Policy(**{name: recipe[name] for name in ("weights", "shares") if name in recipe})]
+        self._policies = [Policy(weights=self._recipe.weights, shares=self._recipe.shares)]
         self._check_shares(self._policies[0])
 
     @classmethod
@@ -233,23 +232,23 @@ class DecisionLog:
     def _after(self, policy: Policy, record: Record) -> Policy:
         """The policy with what a record changes."""
         if record.segment < 1:
-            raise ConfigError(f"segment {record.segment} cannot be decided on; segment 0 is the recipe's, name 1 or more")
+            raise ConfigError(f"segment {record.segment} is not to be decided on, 0 is the recipe's; name 1 or later")
         origin = f"decision '{record.kind}' of segment {record.segment}"
         if record.kind not in KINDS:
             near = difflib.get_close_matches(record.kind, KINDS, n=1, cutoff=0.0)
             raise ConfigError(f"{origin}: no such kind; did you mean '{near[0]}'? Kinds: {', '.join(KINDS)}")
-        allowed = KINDS[record.kind]
-        if allowed[:1] != tuple(name for name in allowed[:1] if name in record.value) or set(record.value) - {*allowed}:
+        required, allowed = KINDS[record.kind][:1], KINDS[record.kind]
+        if not set(required) <= set(record.value) <= set(allowed):
             raise ConfigError(
-                f"{origin}: it sets {sorted(record.value) or 'nothing'}; it must set {allowed[0] if allowed else 'nothing'}"
-                + (f" and may set {', '.join(allowed[1:])}" if allowed[1:] else "")
+                f"{origin}: it sets {', '.join(sorted(record.value)) or 'nothing'}; it must set "
+                f"{', '.join(required) or 'nothing'}, and may set no more than {', '.join(allowed) or 'that'}"
             )
         return check(Policy, {**policy.model_dump(), **record.value}, origin)
 
     def _check_shares(self, policy: Policy) -> None:
         groups = Groups.of(policy.shares, list(self._cells))
-        if policy.shares is not None and self._lanes is not None:
-            groups.check_rows(self._cells, self._lanes)
+        if policy.shares is not None and self._recipe.on_exhausted != "redistribute":
+            groups.check_rows(self._cells, self._recipe.lanes)
 
 
 def _create_or_read(store: Store, record: Record) -> Record:

@@ -1,10 +1,15 @@
 """What one rank sees of the stream: it owns some lanes, reads only those, and gives its packs of every global step.
 
 At the start of a segment the rank plans its lanes from their index and reads, in one sweep, the documents that its
-packs from here on need; a resumed rank so never reads what is behind it. How the lanes are dealt and ordered is
-training/data/plan.py's business.
+packs from here on need; a resumed rank so never reads what is behind it. When half of a segment has been given out, a
+thread begins the next one (its decision record is taken then), so that a step does not wait for the store. Memory: the
+index of the own lanes, about 70 bytes a document, and the documents of two segments at most, 2 x 4 x segment_tokens /
+world bytes of tokens and less for their spans. How the lanes are dealt, ordered and packed is the business of plan.py
+and the stream_*.py beside it.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,20 +17,19 @@ import numpy as np
 
 from etl.errors import ConfigError
 from training.data.collate import Pack, collate
-from training.data.plan import (
-    Decision,
-    DocumentIndex,
-    LanePlan,
-    LaneSegment,
-    StreamConfig,
-    StreamState,
-    deal_lanes,
-    turns,
-)
+from training.data.decisions import DecisionLog
+from training.data.documents import Documents
+from training.data.plan import LEFT_OUT, NOT_SCORED, DocumentIndex, StreamConfig, StreamState
 from training.data.reader import CorpusReader
+from training.data.stream_deal import deal_lanes, documents_of_lanes, lanes_of_pairs, whole_units
+from training.data.stream_lane import LanePlan, LaneSegment
+from training.data.stream_order import lane_of_packs, lane_order, own_lanes, turns
 
 if TYPE_CHECKING:
     from training.data.packing import IntArray
+
+NO_DOCUMENTS = np.empty(0, np.int64)
+FILLER = -1
 
 
 @dataclass(frozen=True)
@@ -33,19 +37,43 @@ class LocalStep:
     """One rank's share of a global step."""
 
     packs: tuple[Pack, ...]
-    """global_batch_packs / world packs; one without documents where a lane ran out."""
+    """As many in every step (StreamConfig.micro_steps): those of the own lanes in slot order, one without documents
+    where a lane ran out, then as many without documents as are missing."""
+    slots: tuple[int, ...]
+    """Place of each pack in the global step, 0 … global_batch_packs − 1; FILLER for one that is in no lane's turn."""
     lanes_left: int
     """Own lanes that have a document at or after this step; the stream is over when no rank has one."""
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """The own packs of a segment, from some pack of it on."""
+
+    number: int
+    lanes: dict[int, LaneSegment]
+    slots: "IntArray"
+    """Packs of the segment that own lanes give, ascending."""
+    documents: Documents
+    packs: Sequence["IntArray"]
+    """Of each slot: numbers in `documents`; none where its lane has run out."""
+
+    def between(self, start: int, stop: int) -> range:
+        """Positions in `slots` of the packs from `start` to `stop`."""
+        first, last = np.searchsorted(self.slots, [start, stop])
+        return range(int(first), int(last))
+
+
 class RankStream:
-    """The stream of one rank.
+    """The stream of one rank; it owns its reader."""
 
-    Raises:
-        ConfigError: the number of ranks divides neither packs nor lanes, or clusters are limited and there are none.
-    """
+    def __init__(
+        self, reader: CorpusReader, config: StreamConfig, seed: int, log: DecisionLog, rank: int, world: int
+    ) -> None:
+        """Reads the index of the rank's lanes.
 
-    def __init__(self, reader: CorpusReader, config: StreamConfig, seed: int, log: Decision, rank: int, world: int):
+        Raises:
+            ConfigError: there are more ranks than lanes, or clusters are limited and the corpus has none.
+        """
         config.check_world(world)
         if config.clusters is not None and not reader.has_clusters:
             raise ConfigError(
@@ -54,94 +82,142 @@ class RankStream:
             )
         self.config = config
         self.reader = reader
-        self.rank = rank
-        self.world = world
         self._log = log
-        self._own = range(rank, config.lanes, world)
-        lanes = deal_lanes(reader.parts, config.lanes, seed)
-        self._plans = {lane: LanePlan(reader.read_index(lanes[lane], seed), config, seed) for lane in self._own}
+        self._own = own_lanes(rank, world, config.lanes)
+        self._micro_steps = config.micro_steps(world)
+        order = lane_order(config.lanes)
+        self._place = {lane: order.index(lane) for lane in self._own}
+        numbered = config.model_copy(update={"epochs": config.num_epochs(sum(part.rows for part in reader.parts))})
+        self._num_unscored = 0
+        indexes = zip(self._own, self._read_indexes(seed), strict=True)
+        self._plans = {lane: LanePlan(lane, index, reader.cells, numbered, seed) for lane, index in indexes}
+        self._current: _Segment | None = None
         self._segment = -1
         self._pack = config.segment_packs
-        self._planned: dict[int, LaneSegment] = {}
-        self._read_from = 0
-        self._packs: dict[int, list[IntArray]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="next-segment")
+        self._ahead: Future[_Segment] | None = None
 
     @property
     def state(self) -> StreamState:
         """Where the stream stands: everything before it has been given out."""
+        digest = self._log.digest_at(max(self._segment, 0))
         if self._pack == self.config.segment_packs:
-            return StreamState(self._log.digest, self._segment + 1, 0)
-        return StreamState(self._log.digest, self._segment, self._pack)
+            return StreamState(digest, self._segment + 1, 0)
+        return StreamState(digest, self._segment, self._pack)
 
     def left_out(self) -> dict[str, int]:
-        """Documents of the own lanes that are never trained on, by reason."""
-        total: dict[str, int] = {}
-        for plan in self._plans.values():
-            for reason, count in plan.num_left_out.items():
-                total[reason] = total.get(reason, 0) + count
-        return total
+        """Documents of the own lanes that are never trained on under the shares that hold now, by reason."""
+        policy = self._log.policy_at(max(self._segment, 0))
+        found = [{NOT_SCORED: self._num_unscored}, *(plan.left_out(policy) for plan in self._plans.values())]
+        return {reason: sum(counts.get(reason, 0) for counts in found) for reason in LEFT_OUT}
 
     def seek(self, state: StreamState) -> None:
-        """Go on from a state of any rank of a run over the same log."""
-        assert state.log_digest == self._log.digest, "the caller compares the logs"
-        while self._segment < state.segment - 1:
-            self._plan_next_segment()
-        if state.pack:
-            self._plan_next_segment()
-            self._pack = state.pack
-            self._read()
-        else:
-            self._pack = self.config.segment_packs
+        """Go on from a state of any rank of a run over the same log; for a stream that has given out nothing.
+
+        Raises:
+            ConfigError: the log up to there is another one.
+        """
+        assert self._segment == -1, "a stream does not go back; open another one"
+        begun = state.segment if state.pack else state.segment - 1
+        for number in range(begun):
+            self._plan(number)
+        if begun >= 0:
+            planned = self._plan(begun)
+            self._segment = begun
+            if state.pack:
+                self._current = self._read(begun, planned, state.pack)
+                self._pack = state.pack
+        if self._log.digest_at(max(begun, 0)) != state.log_digest:
+            raise ConfigError(
+                f"the decisions up to segment {max(begun, 0)} are not those that the checkpoint was made with; put "
+                "back the decision log that lay beside it, or start in another `output`"
+            )
 
     def next_step(self) -> LocalStep:
-        """The packs of the next global step, in slot order."""
-        if self._pack == self.config.segment_packs:
-            self._plan_next_segment()
-            self._pack = 0
-            self._read()
-        slots = range(self._pack + self.rank, self._pack + self.config.global_batch_packs, self.world)
+        """The packs of the next global step."""
+        segment = self._segment_of_step()
+        start, stop = self._pack, self._pack + self.config.global_batch_packs
+        own = segment.between(start, stop)
+        missing = self._micro_steps - len(own)
+        numbers = [*(segment.packs[position] for position in own), *[NO_DOCUMENTS] * missing]
+        packs = tuple(collate(segment.documents.select(chosen), self.config.pack_tokens) for chosen in numbers)
+        slots = (*(int(segment.slots[position]) - start for position in own), *[FILLER] * missing)
         left = sum(
-            planned.documents_left or len(planned.packs) > self._turn(lane, self._pack)
-            for lane, planned in self._planned.items()
+            planned.documents_left or len(planned.packs) > self._turn(segment.number, lane, start)
+            for lane, planned in segment.lanes.items()
         )
-        packs = tuple(self._take(slot) for slot in slots)
-        self._pack += self.config.global_batch_packs
-        return LocalStep(packs, left)
+        self._pack = stop
+        if 2 * stop >= self.config.segment_packs:
+            self._begin_next(segment)
+        return LocalStep(packs, slots, left)
 
-    def _first_pack(self) -> int:
-        return self._segment * self.config.segment_packs
+    def close(self) -> None:
+        """End the thread, behind what it has begun, and close the reader."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self.reader.close()
 
-    def _turn(self, lane: int, pack: int) -> int:
-        """Turns that a lane has had in the segment before pack `pack` of it."""
-        first = self._first_pack()
-        return turns(lane, self.config.lanes, first, first + pack)
+    def _read_indexes(self, seed: int) -> list[DocumentIndex]:
+        """The index of each own lane; each row group is read once."""
+        if self.reader.has_pairs:
+            index = self.reader.read_index(self.reader.whole, seed)
+            lane_of = lanes_of_pairs(index, self.config.lanes, seed)
+            numbers = [np.flatnonzero(lane_of == lane) for lane in self._own]
+        else:
+            lanes = deal_lanes(self.reader.parts, self.config.lanes, seed)[self._own.start : self._own.stop]
+            units = whole_units(lanes)
+            index = self.reader.read_index(units, seed)
+            numbers = documents_of_lanes(units, lanes)
+        if self.reader.teacher is not None:
+            scored = self.reader.teacher_mask(index)
+            self._num_unscored = sum(int((~scored[own]).sum()) for own in numbers)
+            numbers = [own[scored[own]] for own in numbers]
+        return [index.take(own) for own in numbers]
 
-    def _plan_next_segment(self) -> None:
-        self._segment += 1
-        size = self.config.segment_packs
-        self._planned = {
-            lane: plan.segment(self._segment, self._turn(lane, size)) for lane, plan in self._plans.items()
-        }
+    def _segment_of_step(self) -> _Segment:
+        """The segment that the next step is in; the next one when this one has been given out."""
+        if self._pack < self.config.segment_packs:
+            assert self._current is not None, "a pack of it was given out"
+            return self._current
+        self._current = None
+        ahead, self._ahead = self._ahead, None
+        following = self._segment + 1
+        self._current = ahead.result() if ahead else self._read(following, self._plan(following), 0)
+        self._segment = following
+        self._pack = 0
+        return self._current
 
-    def _read(self) -> None:
-        """Read the documents of the own packs from the current one on: each row group once for all lanes."""
-        self._read_from = self._pack
-        self._packs = {}
+    def _begin_next(self, segment: _Segment) -> None:
+        """Plan and read the next segment beside the rest of this one, if own lanes have more."""
+        if self._ahead is None and any(lane.documents_left for lane in segment.lanes.values()):
+            number = segment.number + 1
+            self._ahead = self._thread.submit(lambda: self._read(number, self._plan(number), 0))
+
+    def _plan(self, number: int) -> dict[int, LaneSegment]:
+        """The own lanes' packs of a segment; segments come in order."""
+        policy = self._log.start(number)
+        sizes = {lane: self._turn(number, lane, self.config.segment_packs) for lane in self._own}
+        return {lane: plan.segment(number, sizes[lane], policy) for lane, plan in self._plans.items()}
+
+    def _turn(self, segment: int, lane: int, pack: int) -> int:
+        """Turns that a lane has had in a segment before pack `pack` of it."""
+        first = segment * self.config.segment_packs
+        return turns(self._place[lane], self.config.lanes, first, first + pack)
+
+    def _read(self, number: int, planned: dict[int, LaneSegment], start: int) -> _Segment:
+        """The own packs of a segment from `start` on, their documents read in one sweep over the row groups."""
+        packs: dict[int, list[IntArray]] = {}
         indexes = []
         num_documents = 0
-        for lane, planned in self._planned.items():
-            packs = planned.packs[self._turn(lane, self._pack) :]
-            flat = np.concatenate([np.empty(0, np.int64), *packs])
-            unique, numbers = np.unique(flat, return_inverse=True)
-            self._packs[lane] = np.split(num_documents + numbers, np.cumsum([len(p) for p in packs])[:-1])
+        for lane, segment in planned.items():
+            left = segment.packs[self._turn(number, lane, start) :]
+            unique, numbers = np.unique(np.concatenate([NO_DOCUMENTS, *left]), return_inverse=True)
+            packs[lane] = np.split(num_documents + numbers, np.cumsum([len(p) for p in left])[:-1]) if left else []
             indexes.append(self._plans[lane].index.take(unique))
             num_documents += len(unique)
-        self._documents = self.reader.gather(DocumentIndex.concatenate(indexes), np.arange(num_documents))
-
-    def _take(self, slot: int) -> Pack:
-        """The pack of a slot of the segment; one without documents when its lane has run out."""
-        lane = (self._first_pack() + slot) % self.config.lanes
-        turn = self._turn(lane, slot) - self._turn(lane, self._read_from)
-        packs = self._packs[lane]
-        numbers = packs[turn] if turn < len(packs) else np.empty(0, np.int64)
-        return collate(self._documents.select(numbers), self.config.pack_tokens)
+        documents = self.reader.gather(DocumentIndex.concatenate(indexes), np.arange(num_documents))
+        slots = np.arange(start, self.config.segment_packs)
+        lanes = lane_of_packs(number * self.config.segment_packs + slots, self.config.lanes)
+        own = np.flatnonzero((lanes >= self._own.start) & (lanes < self._own.stop))
+        turn = {lane: iter(own_packs) for lane, own_packs in packs.items()}
+        ordered = [next(turn[lane], NO_DOCUMENTS) for lane in lanes[own].tolist()]
+        return _Segment(number, planned, slots[own], documents, ordered)

@@ -1,10 +1,10 @@
 """What the training stream is a function of: recipe, corpus, position; and what planning knows of each document.
 
-The stream is a pure function of (manifest, recipe, seed, decision log). The corpus is dealt to L canonical *lanes*, each
-a small image of the whole (stream_deal.py). Lanes take turns in a fixed order, one pack a turn, and a global step takes
-`global_batch_packs` consecutive packs; ranks own contiguous blocks of lanes (stream_order.py), so that any number of
-ranks from 1 to L gives the same stream. The run is cut into *segments* of whole steps; weights and shares change only
-at a segment border, by a decision record (decisions.py). Inside a segment each lane ranks and packs its unread
+The stream is a pure function of (manifest, recipe, seed, decision log). The corpus is dealt to L canonical *lanes*,
+each a small image of the whole (stream_deal.py). Lanes take turns in a fixed order, one pack a turn, and a global step
+takes `global_batch_packs` consecutive packs; ranks own contiguous blocks of lanes (stream_order.py), so that any number
+of ranks from 1 to L gives the same stream. The run is cut into *segments* of whole steps; weights and shares change
+only at a segment border, by a decision record (decisions.py). Inside a segment each lane ranks and packs its unread
 documents (stream_lane.py). A position is (log digest, segment, pack): a lane gets there by planning again from its
 first segment, from lengths alone, reading no tokens. Memory: about 70 bytes a document of a rank's lanes.
 """
@@ -40,7 +40,8 @@ class StreamConfig(Config):
     corpus: str
     """Folder or URL of a committed corpus (split=…/skill_bucket=…/ctx_bucket=…)."""
     teacher: str | None = None
-    """Folder or URL of a committed TEACHER_LOGP table that is joined to the documents; null for none."""
+    """Folder or URL of a committed TEACHER_LOGP table that is joined to the documents, of which only those that it has
+    are read; null for none."""
     pack_tokens: int = Field(ge=2)
     """Tokens of one training sequence; longer documents are left out and counted."""
     global_batch_packs: int = Field(ge=1)
@@ -117,11 +118,17 @@ def check_shares(shares: dict[str, float] | None) -> dict[str, float] | None:
     return shares
 
 
-def initial_value(config: StreamConfig, seed: int, parts: Sequence[Part]) -> dict[str, Any]:
-    """What a stream begins with: its recipe, its seed, the corpus's parts by their digests, rows of each cell."""
+def initial_value(
+    config: StreamConfig, seed: int, parts: Sequence[Part], teacher_digest: str | None = None
+) -> dict[str, Any]:
+    """What a stream begins with: its recipe, its seed, the corpus's parts by their digests, rows of each cell.
+
+    `teacher_digest` is the content digest of the TEACHER_LOGP table that is joined, since it says what can be read.
+    """
     corpus = hashlib.sha256(canonical_json([[p.sha256, list(p.row_groups)] for p in parts]).encode()).hexdigest()[:32]
     cells = {cell: sum(part.rows for part in parts if cell_of(part) == cell) for cell in cells_of(parts)}
-    return {"recipe": config.fingerprinted(), "seed": seed, "corpus": corpus, "cells": cells}
+    value = {"recipe": config.fingerprinted(), "seed": seed, "corpus": corpus, "cells": cells}
+    return value if teacher_digest is None else {**value, "teacher": teacher_digest}
 
 
 @dataclass(frozen=True)
@@ -210,9 +217,13 @@ class DocumentIndex:
         return cls(*(np.concatenate([getattr(index, field.name) for index in indexes]) for field in fields(cls)))
 
 
-UNUSABLE = ("longer than pack_tokens", "fewer than 2 tokens", "no supervised token", "weight is not positive")
+TOO_LONG = "longer than pack_tokens"
+UNUSABLE = (TOO_LONG, "fewer than 2 tokens", "no supervised token", "weight is not positive")
 """Why a document by itself can never be trained on."""
-LEFT_OUT = (*UNUSABLE, "pair without both sides", "no share")
+INCOMPLETE = "pair without both sides"
+NOT_SCORED = "not scored by the teacher"
+NO_SHARE = "no share"
+LEFT_OUT = (*UNUSABLE, INCOMPLETE, NOT_SCORED, NO_SHARE)
 
 
 def left_out(index: DocumentIndex, pack_tokens: int) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:

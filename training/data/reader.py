@@ -1,60 +1,351 @@
-"""Reads documents from a committed corpus: row groups through pyarrow, numpy views, no Python list of tokens.
+"""Reads documents from a committed corpus on any fsspec store: row groups through pyarrow, numpy views, no Python list.
 
-`read_index` reads three narrow columns of some units (five where rows have semantic clusters); `gather` reads tokens
-and spans of chosen rows and visits each row group once, in file order. About 200 million tokens per CPU-second from
-BYTE_STREAM_SPLIT + zstd, so decoding never limits training; the whole of what is asked for is held in memory (4 bytes
-a token).
+`read_index` reads the narrow columns of some units; `gather` copies tokens and spans of chosen rows out of their row
+groups. Several row groups are read and decoded at a time, and any number of threads gives the same documents. A row
+group is read from the store once: decoded, it goes to the spool (training/data/spool.py), from which later segments
+and epochs take it, until `cache_gib` is used up. So a run whose rows fit there (4 bytes a token, 8 where a teacher has
+scored every token) reads each selected column of each of its row groups once, and each footer. Failures of a store
+that may pass are tried again (etl/storage/retry.py).
+
+Memory: of the documents that `gather` returns 4 bytes a token (and 4 a scored target, 8 k more with top-k), plus one
+decoded row group (about a million tokens) a thread; of the index 52 bytes a document.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import Field
 
-from etl.errors import DataError, SchemaError
+from etl.config import Config
+from etl.errors import SchemaError
 from etl.hashing import hash_array
-from etl.schema import SPAN_KINDS
 from etl.storage.dataset import Dataset
 from etl.storage.manifest import Part
+from training.data.documents import Documents, TeacherSignal, ranges
 from training.data.packing import IntArray
 from training.data.plan import DocumentIndex, Unit, cell_of, cells_of, split_parts
+from training.data.row_group import (
+    LABEL_COLUMNS,
+    TOKEN_COLUMNS,
+    Origin,
+    RowGroup,
+    Teachers,
+    contradiction,
+    copy_rows,
+    decode,
+    only_chunk,
+)
+from training.data.spool import Arrays, Spool
+from training.data.teacher_table import TeacherTable
+
+T = TypeVar("T")
+Bools = npt.NDArray[np.bool_]
 
 INDEX_COLUMNS = ("id", "n_tokens", "sampling_weight")
 SUPERVISED_COLUMNS = ("n_analysis", "n_commentary", "n_final", "n_text")
 PAIR_COLUMNS = ("pair_id", "side")
-SIDES = ("chosen", "rejected")
-TOKEN_COLUMNS = ("input_ids", "spans")
 CLUSTER_COLUMNS = ("semantic_cluster_size", "semantic_cluster_rank")
+SIDES = ("chosen", "rejected")
+FOOTER_BYTES = 16 << 20
+"""Stored bytes of Parquet footers that are kept in memory, where they take several times as much."""
+
+Label = tuple[str | None, str, str, str | None]
+"""source_dataset, skill bucket, ctx bucket, license; None where the corpus does not say."""
+
+
+class ReadConfig(Config):
+    """How fast and where from; none of it changes a token. Each stream of a rank has its own threads and cache."""
+
+    located: ClassVar[frozenset[str]] = frozenset({"workers", "cache_gib", "cache_folder"})
+
+    workers: int = Field(default=2, ge=1)
+    """Row groups that are read and decoded at a time."""
+    cache_gib: float = Field(default=16.0, ge=0)
+    """Decoded rows that a rank keeps on local disk, so that it reads each row group once; 0 for none."""
+    cache_folder: str | None = None
+    """Where on local disk; null for the system's folder of temporary files. The file has no name there."""
 
 
 @dataclass(frozen=True)
-class Documents:
-    """Tokens and spans of some documents in flat arrays, and where each document lies in them."""
+class _Taken:
+    """Rows of one row group, in the order of `positions`; tokens have been copied to their place."""
 
-    input_ids: npt.NDArray[np.int32]
-    span_kind: npt.NDArray[np.int8]
-    """Position in etl.schema.SPAN_KINDS."""
-    span_start: npt.NDArray[np.int32]
-    span_end: npt.NDArray[np.int32]
-    """Half-open token range inside the document."""
-    tokens: IntArray
-    """[documents, 2]: document d is input_ids[tokens[d, 0] : tokens[d, 1]]."""
-    spans: IntArray
-    """[documents, 2]: its spans are span_kind[spans[d, 0] : spans[d, 1]], and so on."""
-    id_hash: npt.NDArray[np.uint64]
+    positions: IntArray
+    arrays: Arrays
+    """`num_spans` and `origin` by row, the spans flat; with a teacher `num_entries` by row and the entries flat."""
+    origins: tuple[Origin, ...]
+    part: int
 
-    def __len__(self) -> int:
-        return len(self.tokens)
 
-    def select(self, numbers: IntArray) -> "Documents":
-        """Some of the documents, in that order; the flat arrays are shared, not copied."""
-        return replace(self, tokens=self.tokens[numbers], spans=self.spans[numbers], id_hash=self.id_hash[numbers])
+class CorpusReader:
+    """One split of a corpus.
+
+    Args:
+        corpus: folder or URL of a committed corpus.
+        split: train or validation.
+        reading: threads and cache.
+        teacher: folder or URL of a TEACHER_LOGP table that is joined to the documents; None for none.
+        reference: the same of the reference model of preference pairs.
+
+    Attributes:
+        parts: the parts of the split, sorted by path.
+        cells: names of the cells, e.g. "B1/C1".
+        labels: what `Documents.label` numbers; grows while documents are gathered.
+        teacher: the table, None without one.
+
+    Raises:
+        DataError: no committed corpus there, or no row in the split, or no committed table of the teacher.
+        SchemaError: a column that training needs is absent.
+        ConfigError: nothing can be written in the folder of the cache.
+    """
+
+    def __init__(
+        self,
+        corpus: str,
+        split: str,
+        reading: ReadConfig = ReadConfig(),  # noqa: B008  # frozen
+        teacher: str | None = None,
+        reference: str | None = None,
+    ) -> None:
+        self.dataset = Dataset.open(corpus)
+        self.parts: tuple[Part, ...] = split_parts(self.dataset.manifest.parts, split)
+        names = set(self.dataset.schema.names)
+        missing = [name for name in (*INDEX_COLUMNS, *TOKEN_COLUMNS) if name not in names]
+        if missing:
+            raise SchemaError(f"{corpus} has no column {missing}; training reads the corpus that layout writes")
+        self.has_clusters = set(CLUSTER_COLUMNS) <= names
+        self.has_pairs = set(PAIR_COLUMNS) <= names
+        self.cells: tuple[str, ...] = cells_of(self.parts)
+        self.labels: list[Label] = []
+        self.teacher = None if teacher is None else TeacherTable(teacher)
+        self._teachers = Teachers(self.teacher, None if reference is None else TeacherTable(reference))
+        self._index_columns = (
+            *INDEX_COLUMNS,
+            *(CLUSTER_COLUMNS if self.has_clusters else ()),
+            *(SUPERVISED_COLUMNS if set(SUPERVISED_COLUMNS) <= names else ("spans",)),
+            *(PAIR_COLUMNS if self.has_pairs else ()),
+        )
+        self._token_columns = (
+            *TOKEN_COLUMNS,
+            *(name for name in LABEL_COLUMNS if name in names),
+            *(("id",) if self._teachers else ()),
+        )
+        self._label_numbers: dict[Label, int] = {}
+        self._scored = [np.empty(0, np.uint64)]
+        """Hashes of the ids in the index that the teacher has scored."""
+        self._files = _Files(self.dataset, self.parts)
+        self._spool = Spool(reading.cache_folder, int(reading.cache_gib * 2**30)) if reading.cache_gib else None
+        self._origins: dict[tuple[int, int], tuple[Origin, ...]] = {}
+        """Of each row group in the spool."""
+        self._pool = ThreadPoolExecutor(reading.workers, "stillhouse-read")
+
+    def close(self) -> None:
+        """Stop the threads and give the disk back; documents that were gathered stay valid."""
+        self._pool.shutdown(cancel_futures=True)
+        if self._spool is not None:
+            self._spool.close()
+
+    def _map(self, call: Callable[[Any], T], tasks: Iterable[Any]) -> Iterator[T]:
+        """The results in the order of the tasks, several of which run at a time."""
+        return self._pool.map(call, tasks)
+
+    # --- the index -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def whole(self) -> tuple[Unit, ...]:
+        """Every row group of the split as one uncut unit."""
+        return tuple(
+            Unit(index, group, 0, rows)
+            for index, part in enumerate(self.parts)
+            for group, rows in enumerate(part.row_groups)
+        )
+
+    def read_index(self, units: Sequence[Unit], seed: int) -> DocumentIndex:
+        """What planning needs of the rows of some units, sorted by part, row group and row.
+
+        A null sampling weight counts as 1, and a row without a cluster is one of its own.
+        """
+        ordered = sorted(units, key=lambda unit: (unit.part, unit.row_group, unit.start))
+        groups = [list(group) for _, group in groupby(ordered, key=lambda unit: (unit.part, unit.row_group))]
+        pieces = [_EMPTY_INDEX]
+        for of_group, scored in self._map(lambda group: self._read_index(group, seed), groups):
+            pieces += of_group
+            self._scored += scored
+        return DocumentIndex.concatenate(pieces)
+
+    def _read_index(self, units: list[Unit], seed: int) -> tuple[list[DocumentIndex], list[npt.NDArray[np.uint64]]]:
+        """The index of units of one row group, and the hashes of their scored ids."""
+        part, group = units[0].part, units[0].row_group
+        table = self._files.read(part, group, self._index_columns)
+        cell = self.cells.index(cell_of(self.parts[part]))
+        pieces = [_index(table, unit, cell, seed) for unit in units]
+        if self.teacher is None:
+            return pieces, []
+        has = self.teacher.has(only_chunk(table, "id"))
+        return pieces, [piece.id_hash[has[piece.row]] for piece in pieces]
+
+    def teacher_mask(self, index: DocumentIndex) -> Bools:
+        """[documents]: whether the teacher has scored the document; false for all without a teacher.
+
+        Args:
+            index: rows that this reader has read the index of.
+        """
+        self._scored = [np.concatenate(self._scored)]
+        return np.isin(index.id_hash, self._scored[0])
+
+    # --- the documents ---------------------------------------------------------------------------------------------
+
+    def gather(self, index: DocumentIndex, chosen: IntArray) -> Documents:
+        """Tokens and spans of the documents `chosen` (numbers in the index), in that order.
+
+        Raises:
+            DataError: a row's tokens or spans contradict its own columns, or the teacher has scored other tokens of
+                this id; names the part, the row group and the row.
+        """
+        tokens = ranges(index.num_tokens[chosen])
+        input_ids = np.empty(int(tokens[-1, 1]) if len(tokens) else 0, np.int32)
+        order = np.lexsort((index.row[chosen], index.row_group[chosen], index.part[chosen]))
+
+        def take(positions: IntArray) -> _Taken:
+            return self._take(index, chosen[positions], positions, tokens, input_ids)
+
+        taken = list(self._map(take, _runs(index, chosen, order)))
+        return self._documents(index, chosen, tokens, input_ids, taken)
+
+    def _take(
+        self, index: DocumentIndex, numbers: IntArray, positions: IntArray, tokens: IntArray, out: npt.NDArray[np.int32]
+    ) -> _Taken:
+        """Copy the tokens of documents of one row group to their place in `out`, and take all else that is theirs."""
+        part, group = int(index.part[numbers[0]]), int(index.row_group[numbers[0]])
+        found = self._row_group(part, group)
+        arrays = found.arrays
+        rows = index.row[numbers].astype(np.int64)
+        lengths = _lengths(arrays["offsets"], rows)
+        if (lengths != index.num_tokens[numbers]).any():
+            bad = rows[np.argmax(lengths != index.num_tokens[numbers])]
+            raise contradiction(self._name(part, group), int(bad))
+        copy_rows(arrays["input_ids"], arrays["offsets"], rows, out, tokens[positions, 0])
+        own: Arrays = {"origin": arrays["origin"][rows], "num_spans": _lengths(arrays["span_offsets"], rows)}
+        for name in ("span_kind", "span_start", "span_end"):
+            own[name] = _picked(arrays[name], arrays["span_offsets"], rows)
+        if "teacher_logp" in arrays:
+            own["num_entries"] = _lengths(arrays["teacher_offsets"], rows)
+            own["teacher_logp"] = _picked(arrays["teacher_logp"], arrays["teacher_offsets"], rows)
+        if "topk_ids" in arrays and self.teacher is not None:
+            entries = arrays["teacher_offsets"] * self.teacher.topk
+            own |= {name: _picked(arrays[name], entries, rows) for name in ("topk_ids", "topk_logp")}
+        if "reference_logp" in arrays:
+            own["reference_logp"] = arrays["reference_logp"][rows]
+        return _Taken(positions, own, found.origins, part)
+
+    def _row_group(self, part: int, group: int) -> RowGroup:
+        """All rows of a row group, from the spool where they are in it."""
+        key = part, group
+        arrays = self._spool.get(key) if self._spool is not None else None
+        if arrays is not None:
+            return RowGroup(arrays, self._origins[key])
+        table = self._files.read(part, group, self._token_columns)
+        found = decode(table, self._teachers, self._name(part, group))
+        if self._spool is not None:
+            self._origins[key] = found.origins
+            self._spool.put(key, found.arrays)
+        return found
+
+    def _name(self, part: int, group: int) -> str:
+        return f"{self.parts[part].path}, row group {group}"
+
+    def _documents(
+        self,
+        index: DocumentIndex,
+        chosen: IntArray,
+        tokens: IntArray,
+        input_ids: npt.NDArray[np.int32],
+        taken: Sequence[_Taken],
+    ) -> Documents:
+        """Put together what was taken of each row group; rows lie in `taken` in the order of its positions."""
+        place = np.empty(len(chosen), np.int64)
+        place[np.concatenate([np.empty(0, np.int64), *(piece.positions for piece in taken)])] = np.arange(len(chosen))
+
+        def flat(name: str, kind: type[np.generic]) -> npt.NDArray[Any]:
+            return np.concatenate([np.empty(0, kind), *(piece.arrays[name] for piece in taken)])
+
+        teacher = None
+        if self.teacher is not None:
+            top: tuple[npt.NDArray[Any] | None, ...] = (None, None)
+            if self.teacher.topk:
+                shape = -1, self.teacher.topk
+                top = flat("topk_ids", np.int32).reshape(shape), flat("topk_logp", np.float32).reshape(shape)
+            entries = ranges(flat("num_entries", np.int64))[place]
+            teacher = TeacherSignal(entries, flat("teacher_logp", np.float32), *top)
+        labels = [np.empty(0, np.int32), *(self._labels(piece) for piece in taken)]
+        return Documents(
+            input_ids=input_ids,
+            span_kind=flat("span_kind", np.int8),
+            span_start=flat("span_start", np.int32),
+            span_end=flat("span_end", np.int32),
+            tokens=tokens,
+            spans=ranges(flat("num_spans", np.int64))[place],
+            id_hash=index.id_hash[chosen],
+            label=np.concatenate(labels)[place],
+            pair=index.pair[chosen],
+            side=index.side[chosen],
+            teacher=teacher,
+            reference_logp=flat("reference_logp", np.float32)[place] if self._teachers.reference else None,
+        )
+
+    def _labels(self, taken: _Taken) -> npt.NDArray[np.int32]:
+        """Numbers in `labels` of some rows; new ones get the next numbers."""
+        skill, ctx = (folder.partition("=")[2] for folder in self.parts[taken.part].path.split("/")[1:3])
+        numbers = []
+        for source, license_name in taken.origins:
+            label = source, skill, ctx, license_name
+            if label not in self._label_numbers:
+                self._label_numbers[label] = len(self.labels)
+                self.labels.append(label)
+            numbers.append(self._label_numbers[label])
+        return np.array(numbers, np.int32)[taken.arrays["origin"]]
+
+
+class _Files:
+    """The parts, each thread with the one open that it reads; footers are read once while they fit FOOTER_BYTES."""
+
+    def __init__(self, dataset: Dataset, parts: Sequence[Part]) -> None:
+        self._dataset = dataset
+        self._parts = parts
+        self._open = threading.local()
+        self._footers: dict[int, pq.FileMetaData] = {}
+        self._footer_bytes = 0
+        self._lock = threading.Lock()
+
+    def read(self, part: int, group: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of a row group, each in at most one chunk."""
+        if getattr(self._open, "part", None) != part:
+            self._open.file = self._opened(part)
+            self._open.part = part
+        # One thread: several row groups are decoded at a time instead.
+        return self._open.file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
+
+    def _opened(self, part: int) -> pq.ParquetFile:
+        file = self._dataset.part_location(self._parts[part]).open_parquet(footer=self._footers.get(part))
+        size = file.metadata.serialized_size
+        with self._lock:
+            if part not in self._footers and self._footer_bytes + size <= FOOTER_BYTES:
+                self._footers[part] = file.metadata
+                self._footer_bytes += size
+        return file
+
+
+# --- the index of a row group --------------------------------------------------------------------------------------
 
 
 _EMPTY_INDEX = DocumentIndex(
@@ -73,94 +364,20 @@ _EMPTY_INDEX = DocumentIndex(
 )
 
 
-class CorpusReader:
-    """One split of a corpus.
-
-    Raises:
-        DataError: no committed corpus there, or no row in the split.
-        SchemaError: a column that training needs is absent.
-    """
-
-    def __init__(self, corpus: str, split: str) -> None:
-        self.dataset = Dataset.open(corpus)
-        self.parts: tuple[Part, ...] = split_parts(self.dataset.manifest.parts, split)
-        missing = [name for name in (*INDEX_COLUMNS, *TOKEN_COLUMNS) if name not in self.dataset.schema.names]
-        if missing:
-            raise SchemaError(f"{corpus} has no column {missing}; training reads the corpus that layout writes")
-        names = set(self.dataset.schema.names)
-        self.has_clusters = set(CLUSTER_COLUMNS) <= names
-        self.has_pairs = set(PAIR_COLUMNS) <= names
-        self._has_supervised = set(SUPERVISED_COLUMNS) <= names
-        self.cells: tuple[str, ...] = cells_of(self.parts)
-
-    @cached_property
-    def whole(self) -> tuple[Unit, ...]:
-        """Every row group of the split as one uncut unit."""
-        return tuple(
-            Unit(index, group, 0, rows)
-            for index, part in enumerate(self.parts)
-            for group, rows in enumerate(part.row_groups)
-        )
-
-    def read_index(self, units: Sequence[Unit], seed: int) -> DocumentIndex:
-        """What planning needs of the rows of some units.
-
-        A null sampling weight counts as 1, and a row without a cluster is one of its own.
-        """
-        columns = [
-            *INDEX_COLUMNS,
-            *(CLUSTER_COLUMNS if self.has_clusters else ()),
-            *(SUPERVISED_COLUMNS if self._has_supervised else ()),
-            *(PAIR_COLUMNS if self.has_pairs else ()),
-        ]
-        ordered = sorted(units, key=lambda unit: (unit.part, unit.row_group, unit.start))
-        pieces = [_EMPTY_INDEX]
-        cell = {name: number for number, name in enumerate(self.cells)}
-        for part, of_part in groupby(ordered, key=lambda unit: unit.part):
-            with self._open(part) as file:
-                for group, of_group in groupby(of_part, key=lambda unit: unit.row_group):
-                    table = file.read_row_group(group, columns=columns).combine_chunks()
-                    of_part_cell = cell[cell_of(self.parts[part])]
-                    pieces += [_index(table, unit, of_part_cell, seed) for unit in of_group]
-        return DocumentIndex.concatenate(pieces)
-
-    def _open(self, part: int) -> pq.ParquetFile:
-        return self.dataset.part_location(self.parts[part]).open_parquet()
-
-    def gather(self, index: DocumentIndex, chosen: IntArray) -> Documents:
-        """Tokens and spans of the documents `chosen` (numbers in the index), in that order.
-
-        Raises:
-            DataError: a row's tokens or spans contradict its own columns; names the part and the row.
-        """
-        order = np.lexsort((index.row[chosen], index.row_group[chosen], index.part[chosen]))
-        ordered = chosen[order]
-        pieces = [self._gather_row_group(index, numbers) for numbers in _runs(index, ordered)]
-        position = np.empty(len(order), np.int64)
-        position[order] = np.arange(len(order))
-        return _concatenate(pieces).select(position)
-
-    def _gather_row_group(self, index: DocumentIndex, numbers: IntArray) -> Documents:
-        part, group = int(index.part[numbers[0]]), int(index.row_group[numbers[0]])
-        with self._open(part) as file:
-            table = file.read_row_group(group, columns=list(TOKEN_COLUMNS))
-        return _documents(table.take(pa.array(index.row[numbers])).combine_chunks(), index, numbers, self.parts[part])
-
-
 def _index(table: pa.Table, unit: Unit, cell: int, seed: int) -> DocumentIndex:
-    rows = np.arange(unit.start, unit.stop, dtype=np.int32)
-    wanted = table.take(pa.array(rows)).combine_chunks()
-    ids, num_tokens, weight = (_only_chunk(wanted, name) for name in INDEX_COLUMNS)
+    wanted = table.slice(unit.start, unit.stop - unit.start)
+    ids, num_tokens, weight = (only_chunk(wanted, name) for name in INDEX_COLUMNS)
+    size = len(wanted)
     return DocumentIndex(
-        part=np.full(len(rows), unit.part, np.int32),
-        row_group=np.full(len(rows), unit.row_group, np.int32),
-        row=rows,
+        part=np.full(size, unit.part, np.int32),
+        row_group=np.full(size, unit.row_group, np.int32),
+        row=np.arange(unit.start, unit.start + size, dtype=np.int32),
         num_tokens=num_tokens.to_numpy(zero_copy_only=False).astype(np.int64),
         weight=pc.fill_null(weight.cast(pa.float64()), 1.0).to_numpy(zero_copy_only=False),
         id_hash=hash_array(ids, seed),
         cluster_size=_or_else(wanted, "semantic_cluster_size", 1),
         cluster_rank=_or_else(wanted, "semantic_cluster_rank", 0),
-        cell=np.full(len(rows), cell, np.int16),
+        cell=np.full(size, cell, np.int16),
         supervised=_supervised(wanted),
         pair=_pairs(wanted),
         side=_sides(wanted),
@@ -168,99 +385,58 @@ def _index(table: pa.Table, unit: Unit, cell: int, seed: int) -> DocumentIndex:
 
 
 def _supervised(table: pa.Table) -> npt.NDArray[np.int32]:
-    """Tokens in spans, -1 where the table does not say: int32 [rows]."""
-    if not set(SUPERVISED_COLUMNS) <= set(table.column_names):
-        return np.full(table.num_rows, -1, np.int32)
-    return np.sum([_or_else(table, name, 0) for name in SUPERVISED_COLUMNS], axis=0, dtype=np.int32)
+    """Tokens in spans: int32 [rows]."""
+    if set(SUPERVISED_COLUMNS) <= set(table.column_names):
+        return np.sum([_or_else(table, name, 0) for name in SUPERVISED_COLUMNS], axis=0, dtype=np.int32)
+    spans = only_chunk(table, "spans")
+    flat = spans.flatten()
+    lengths = pc.subtract(flat.field("end"), flat.field("start")).to_numpy(zero_copy_only=False)
+    rows = pc.list_parent_indices(spans).to_numpy(zero_copy_only=False)
+    return np.bincount(rows, lengths, len(table)).astype(np.int32)
 
 
-def _pairs(table: pa.Table) -> npt.NDArray[np.int64]:
+def _pairs(table: pa.Table) -> IntArray:
     """Hash of the pair, 0 where there is none: int64 [rows]."""
     if "pair_id" not in table.column_names:
-        return np.zeros(table.num_rows, np.int64)
-    pair = _only_chunk(table, "pair_id")
-    hashes = hash_array(pair).view(np.int64)
-    return np.where(np.asarray(pair.is_null()), 0, hashes)
+        return np.zeros(len(table), np.int64)
+    pair = only_chunk(table, "pair_id")
+    return np.where(np.asarray(pair.is_null()), 0, hash_array(pair).view(np.int64))
 
 
 def _sides(table: pa.Table) -> npt.NDArray[np.int8]:
     """0 chosen, 1 rejected, -1 neither: int8 [rows]."""
     if "side" not in table.column_names:
-        return np.full(table.num_rows, -1, np.int8)
-    found = pc.index_in(_only_chunk(table, "side"), value_set=pa.array(SIDES))
+        return np.full(len(table), -1, np.int8)
+    found = pc.index_in(only_chunk(table, "side"), value_set=pa.array(SIDES))
     return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int8)
 
 
 def _or_else(table: pa.Table, name: str, value: int) -> npt.NDArray[np.int32]:
     """A column, the value where it is null or absent: int32 [rows]."""
     if name not in table.column_names:
-        return np.full(table.num_rows, value, np.int32)
-    return pc.fill_null(_only_chunk(table, name), value).to_numpy(zero_copy_only=False).astype(np.int32)
+        return np.full(len(table), value, np.int32)
+    return pc.fill_null(only_chunk(table, name), value).to_numpy(zero_copy_only=False).astype(np.int32)
 
 
-def _runs(index: DocumentIndex, ordered: IntArray) -> list[IntArray]:
-    """The documents, sorted by place, cut where the row group changes."""
-    if len(ordered) == 0:
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _runs(index: DocumentIndex, chosen: IntArray, order: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
+    """Positions in `chosen`, in the `order` of their places, cut where the row group changes."""
+    if len(order) == 0:
         return []
-    change = (np.diff(index.part[ordered]) != 0) | (np.diff(index.row_group[ordered]) != 0)
-    return np.split(ordered, np.flatnonzero(change) + 1)
+    numbers = chosen[order]
+    change = (np.diff(index.part[numbers]) != 0) | (np.diff(index.row_group[numbers]) != 0)
+    return np.split(order, np.flatnonzero(change) + 1)
 
 
-def _only_chunk(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+def _lengths(offsets: IntArray, rows: IntArray) -> IntArray:
+    return offsets[rows + 1] - offsets[rows]
 
 
-def _ranges(lengths: IntArray) -> IntArray:
-    """[n, 2] half-open ranges of these lengths, one behind the other."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    return np.stack([ends - lengths, ends], axis=1)
-
-
-def _documents(table: pa.Table, index: DocumentIndex, numbers: IntArray, part: Part) -> Documents:
-    """The rows of a table as Documents, checked."""
-    ids, spans = _only_chunk(table, "input_ids"), _only_chunk(table, "spans")
-    lengths = pc.list_value_length(ids).to_numpy(zero_copy_only=False)
-    num_spans = pc.fill_null(pc.list_value_length(spans), 0).to_numpy(zero_copy_only=False)
-    flat = spans.flatten()
-    kinds = pc.index_in(flat.field("kind"), value_set=pa.array(SPAN_KINDS))
-    start = flat.field("start").to_numpy(zero_copy_only=False)
-    end = flat.field("end").to_numpy(zero_copy_only=False)
-    owner = np.repeat(np.arange(len(table)), num_spans)
-    bad_span = np.asarray(pc.is_null(kinds)) | ~((start >= 0) & (start <= end) & (end <= lengths[owner]))
-    bad = lengths != index.num_tokens[numbers]
-    bad[owner[bad_span]] = True
-    if bad.any():
-        row = int(index.row[numbers[np.argmax(bad)]])
-        raise DataError(
-            f"{part.path}, row group {index.row_group[numbers[0]]}, row {row}: n_tokens or spans contradict input_ids; "
-            "run `stillhouse verify` on the corpus, then lay it out again"
-        )
-    return Documents(
-        input_ids=ids.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False),
-        span_kind=kinds.to_numpy(zero_copy_only=False).astype(np.int8),
-        span_start=start.astype(np.int32, copy=False),
-        span_end=end.astype(np.int32, copy=False),
-        tokens=_ranges(lengths.astype(np.int64)),
-        spans=_ranges(num_spans.astype(np.int64)),
-        id_hash=index.id_hash[numbers],
-    )
-
-
-def _concatenate(pieces: Sequence[Documents]) -> Documents:
-    """The documents of all pieces, one behind the other."""
-    token_shift = np.cumsum([0, *(len(piece.input_ids) for piece in pieces)])
-    span_shift = np.cumsum([0, *(len(piece.span_kind) for piece in pieces)])
-    return Documents(
-        input_ids=np.concatenate([np.empty(0, np.int32), *(p.input_ids for p in pieces)]),
-        span_kind=np.concatenate([np.empty(0, np.int8), *(p.span_kind for p in pieces)]),
-        span_start=np.concatenate([np.empty(0, np.int32), *(p.span_start for p in pieces)]),
-        span_end=np.concatenate([np.empty(0, np.int32), *(p.span_end for p in pieces)]),
-        tokens=np.concatenate(
-            [np.empty((0, 2), np.int64), *(p.tokens + s for p, s in zip(pieces, token_shift, strict=False))]
-        ),
-        spans=np.concatenate(
-            [np.empty((0, 2), np.int64), *(p.spans + s for p, s in zip(pieces, span_shift, strict=False))]
-        ),
-        id_hash=np.concatenate([np.empty(0, np.uint64), *(p.id_hash for p in pieces)]),
-    )
+def _picked(values: npt.NDArray[Any], offsets: IntArray, rows: IntArray) -> npt.NDArray[Any]:
+    """The values of some rows, one behind the other."""
+    places = ranges(_lengths(offsets, rows))
+    out = np.empty(int(places[-1, 1]) if len(places) else 0, values.dtype)
+    copy_rows(values, offsets, rows, out, places[:, 0])
+    return out

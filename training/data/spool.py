@@ -11,6 +11,7 @@ import mmap
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,12 +39,14 @@ class Spool:
     def __init__(self, folder: str | None, max_bytes: int) -> None:
         self._folder = folder or tempfile.gettempdir()
         try:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # until `close`
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                self._descriptor = os.dup(file.fileno())
         except OSError as error:
             raise ConfigError(
                 f"read.cache_folder: no file can be made in {self._folder} ({error.strerror}); name a folder of a "
                 "local disk, or set read.cache_gib=0"
             ) from error
+        self._close = weakref.finalize(self, os.close, self._descriptor)
         self._room = max_bytes
         self._end = 0
         self._is_full = False
@@ -63,7 +66,7 @@ class Spool:
             return None
         begin, layout = place
         num_bytes = _extent(layout)
-        mapped = mmap.mmap(self._file.fileno(), num_bytes, offset=begin, access=mmap.ACCESS_READ)
+        mapped = mmap.mmap(self._descriptor, num_bytes, offset=begin, access=mmap.ACCESS_READ)
         return {name: np.frombuffer(mapped, kind, count, at) for name, kind, count, at in layout}
 
     def put(self, key: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -80,10 +83,10 @@ class Spool:
             begin = self._end
             self._end += num_bytes
             self._room -= num_bytes
-            os.ftruncate(self._file.fileno(), self._end)
+            os.ftruncate(self._descriptor, self._end)
         try:
             for (_, _, _, at), array in zip(layout, arrays.values(), strict=True):
-                _write(self._file.fileno(), np.ascontiguousarray(array), begin + at)
+                _write(self._descriptor, np.ascontiguousarray(array), begin + at)
         except OSError as error:
             self._stop(error)
             return
@@ -100,7 +103,7 @@ class Spool:
 
     def close(self) -> None:
         """Give the room back; arrays that were given out stay readable."""
-        self._file.close()
+        self._close()
 
 
 def _extent(layout: list[tuple[str, str, int, int]]) -> int:
@@ -109,7 +112,7 @@ def _extent(layout: list[tuple[str, str, int, int]]) -> int:
 
 
 def _write(descriptor: int, array: npt.NDArray[Any], offset: int) -> None:
-    data = memoryview(array).cast("B") if array.size else memoryview(b"")
+    data = array.view(np.uint8).data
     while data:
         done = os.pwrite(descriptor, data, offset)
         data, offset = data[done:], offset + done

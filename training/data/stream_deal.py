@@ -60,14 +60,14 @@ def _lines(parts: Sequence[Part], seed: int) -> dict[str, list[_Piece]]:
         # Without the digest in the file's name: the same rows laid out by another build are dealt alike.
         name = part.path.rpartition("-")[0]
         for group, rows in enumerate(part.row_groups):
-            tokens = rows if part.tokens is None else max(part.tokens * rows / part.rows, rows)
             if rows:
+                tokens = max((part.tokens or 0) * rows / part.rows, rows)
                 groups[cell_of(part)].append((xxh64(f"{name}:{group}".encode(), seed), index, group, rows, tokens))
     lines = {}
     for cell, members in groups.items():
         line, start = [], 0.0
         for _, index, group, rows, tokens in sorted(members):
-            line.append(_Piece(index, group, rows, start, float(tokens)))
+            line.append(_Piece(index, group, rows, start, tokens))
             start += tokens
         lines[cell] = line
     return lines

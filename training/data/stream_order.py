@@ -25,7 +25,7 @@ def lane_order(num_lanes: int) -> tuple[int, ...]:
     of d different ranks.
     """
     worlds = [d for d in range(2, num_lanes) if num_lanes % d == 0]
-    owner = np.array([np.arange(num_lanes) * d // num_lanes for d in worlds]).reshape(len(worlds), num_lanes)
+    owner = np.array([np.arange(num_lanes) * d // num_lanes for d in worlds], np.int64).reshape(-1, num_lanes)
     free = np.ones(num_lanes, bool)
     had_turn = np.zeros((len(worlds), num_lanes), bool)
     """Of each world: whether a rank has had its turn since the last multiple of d."""

@@ -1,4 +1,4 @@
-"""Causal attention inside each document of a pack, registered with transformers as "packed", sinks and windows included.
+"""Causal attention inside each document of a pack, with sinks and windows, known to transformers as "packed".
 
 transformers does not build masks from restarted positions for every model (GPT-OSS lets documents see each other), so
 no mask of its own is made at all: a `Packing`, made once a pack, travels through the model to every layer.
@@ -9,10 +9,12 @@ looks only at the keys of its window, so memory is heads x block x keys and a sl
 
 On a GPU torch's flex_attention runs over the whole pack, and a sink scales its output by sigmoid(log-sum-exp - sink).
 Documents are contiguous, so a query sees exactly the keys from a first visible one to itself, and that one number a
-query says everything: which blocks of keys are needed, which of them need no mask, and the mask inside the others. Block
-masks cost T + (T / 128)^2 numbers a pack and window, no T x T. All shapes follow from T alone, so nothing recompiles.
+query says everything: which blocks of keys are needed, which of them need no mask, and the mask inside the others.
+Block masks cost T + (T / 128)^2 numbers a pack and window, no T x T. All shapes follow from T alone, so nothing
+recompiles.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -93,7 +95,7 @@ def block_mask(first: torch.Tensor) -> BlockMask:
 
 
 def _listed(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Number of chosen columns of each row, int32 [1, 1, rows], and their numbers before all others [1, 1, rows, rows]."""
+    """Chosen columns of each row: how many, int32 [1, 1, rows], and which, before all others [1, 1, rows, rows]."""
     order = torch.argsort(chosen.to(torch.int8), dim=1, descending=True, stable=True)
     return chosen.sum(dim=1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]
 
@@ -119,11 +121,14 @@ def packed_attention(
     if query.is_cuda:
         output = flex(query, key, value, s_aux, packing.block_masks[sliding_window], scaling)
     else:
-        output = by_document(query, key, value, s_aux, packing, sliding_window, scaling)
+        output = _by_document_uncompiled(query, key, value, s_aux, packing, sliding_window, scaling)
     return output.transpose(1, 2), None
 
 
-_compiled_flex = torch.compile(flex_attention, dynamic=False)
+@functools.cache
+def _compiled_flex() -> Any:
+    """Made at first use: torch.compile imports the compiler, which takes seconds that a CPU need not spend."""
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def flex(
@@ -135,7 +140,7 @@ def flex(
     scaling: float | None,
 ) -> torch.Tensor:
     """[1, heads, T, head_dim] by flex_attention over the whole pack."""
-    attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex
+    attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
     output, aux = attend(
         query,
         key,
@@ -158,7 +163,6 @@ def scaled_by_sinks(output: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor
     return (output * kept[..., None]).to(output.dtype)
 
 
-@torch.compiler.disable
 def by_document(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -212,5 +216,8 @@ def _block(
         value = torch.nn.functional.pad(value, (0, 0, 1, 0))
     return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
 
+
+_by_document_uncompiled: Any = torch.compiler.disable(by_document)
+"""A graph of it would hold one pack's borders."""
 
 AttentionInterface.register(NAME, packed_attention)

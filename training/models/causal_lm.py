@@ -12,16 +12,18 @@ weights in memory.
 import copy
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
+from transformers.utils.quantization_config import Mxfp4Config
 
 from etl.conf import check, parse_yaml, read_text
 from etl.config import Config
@@ -31,7 +33,13 @@ from training.models.attention import Packing, Window
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-LOGIT_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale")
+LOGIT_KEYS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier_scale",
+)
 """Keys by which some models change their logits after the head, which our head does not."""
 
 MOVING_ROPE = frozenset({"dynamic", "longrope"})
@@ -75,7 +83,8 @@ class TransformersNetwork(nn.Module):
         text_config = causal_lm.config.get_text_config()
         window = getattr(text_config, "sliding_window", None)
         # What stands at pad_token_id may be a word of a document here, and its embedding is trained like any other.
-        causal_lm.get_input_embeddings().padding_idx = None
+        embedding: Any = causal_lm.get_input_embeddings()
+        embedding.padding_idx = None
         self._windows: frozenset[Window] = frozenset({None, window or None})
         self._routes = "router_logits" in (getattr(causal_lm.base_model, "_can_record_outputs", None) or {})
         self.experts_per_token = int(getattr(text_config, "num_experts_per_tok", 0) or 0) if self._routes else 0
@@ -95,22 +104,36 @@ class TransformersNetwork(nn.Module):
         router_logits = (output.router_logits or ()) if self._routes else ()
         return output.last_hidden_state[0], tuple(logits.flatten(0, -2) for logits in router_logits)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "TransformersNetwork":
+        """Casts and moves, except that buffers are never cast: rotary frequencies in bfloat16 turn by whole radians."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
+        for name, buffer in before.items():
+            owner, _, last = name.rpartition(".")
+            module = self.get_submodule(owner)
+            setattr(module, last, buffer.to(getattr(module, last).device))
+        return self
+
     def gradient_checkpointing_enable(self) -> None:
         """Keep one layer's activations at a time and compute them again in the backward pass."""
-        getattr(self, self._base).gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in self._layers():
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
 
-    def compile(self, **_: Any) -> None:
+    def compile(self, *_: Any, **__: Any) -> None:
         """torch.compile layer by layer: one graph serves all layers of a kind, and a pack's cut is no part of it.
 
         A layer with checkpointing is compiled inside it: where a graph breaks in it (attention on a CPU), torch would
         compile nothing of a checkpointed call.
         """
-        for layer in self.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                if layer.gradient_checkpointing:
-                    layer._gradient_checkpointing_func = _checkpoint_compiled
-                else:
-                    layer.compile(dynamic=False)
+        for layer in self._layers():
+            if layer.gradient_checkpointing:
+                layer._gradient_checkpointing_func = _checkpoint_compiled
+            else:
+                layer.compile(dynamic=False)
+
+    def _layers(self) -> list[Any]:
+        return [layer for layer in self.modules() if isinstance(layer, GradientCheckpointingLayer)]
 
 
 def _checkpoint_compiled(run: "functools.partial[Any]", *args: Any) -> Any:
@@ -146,7 +169,9 @@ def from_config(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel
     try:
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attention.NAME, dtype=dtype)
     except ValueError as error:
-        raise ConfigError(f"transformers cannot build a causal LM of model_type '{config.model_type}': {error}") from error
+        raise ConfigError(
+            f"transformers cannot build a causal LM of model_type '{config.model_type}': {error}"
+        ) from error
     return _checked(model)
 
 
@@ -158,7 +183,9 @@ def from_weights(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     """
     path = Path(folder).expanduser()
     if not (path / "config.json").is_file():
-        raise ConfigError(f"model.params.weights '{folder}' has no config.json; give the local folder of a transformers model")
+        raise ConfigError(
+            f"model.params.weights '{folder}' has no config.json; give the local folder of a transformers model"
+        )
     config = AutoConfig.from_pretrained(path, local_files_only=True)
     refuse_what_cannot_be_packed(config)
     more: dict[str, Any] = {}
@@ -166,7 +193,7 @@ def from_weights(folder: str, dtype: torch.dtype) -> PreTrainedModel:
         more["quantization_config"] = _dequantizing(config, folder)
     logging.disable_progress_bar()
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             path,
             attn_implementation=attention.NAME,
             dtype=dtype,
@@ -177,10 +204,11 @@ def from_weights(folder: str, dtype: torch.dtype) -> PreTrainedModel:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} is not a causal LM that transformers loads: {error}") from error
+    model, loaded = found
     wrong = sorted(loaded["missing_keys"]) + sorted(str(key) for key in loaded["mismatched_keys"])
     if wrong:
         raise ConfigError(
-            f"the weights of {folder} lack or have another shape of {len(wrong)} tensors that its config.json asks for, "
+            f"the weights of {folder} lack {len(wrong)} tensors of its config.json or have another shape, "
             f"{wrong[0]} among them; give a whole model"
         )
     return _checked(model)
@@ -191,8 +219,6 @@ def _dequantizing(config: PretrainedConfig, folder: str) -> Any:
     method = config.quantization_config.get("quant_method")
     if method != "mxfp4":
         raise ConfigError(f"the weights of {folder} are quantised ({method}); only mxfp4 and plain weights are read")
-    from transformers import Mxfp4Config
-
     return Mxfp4Config(dequantize=True)
 
 
@@ -236,7 +262,7 @@ def refuse_what_cannot_be_packed(config: PretrainedConfig) -> None:
         refuse("layer_types", sorted(kinds), "such layers carry state over the border of documents")
     moving = MOVING_ROPE & set(_rope_types(getattr(text, "rope_parameters", None) or {}))
     if moving:
-        refuse("rope_type", sorted(moving)[0], "it depends on the longest document of a pack; use default, yarn or llama3")
+        refuse("rope_type", min(moving), "it depends on the longest document of a pack; use default, yarn or llama3")
 
 
 def _rope_types(parameters: dict[str, Any]) -> list[str]:

@@ -4,10 +4,11 @@
 
 The function takes `params` and returns a module with `forward(input_ids, position_ids, cu_seqlens)` -> (hidden, router
 logits) and an attribute `head_weight`, the dotted name of the parameter that the head multiplies by (the embedding's
-where they are tied); optional are `experts_per_token` and `gradient_checkpointing_enable()`. The wrapper adds nothing to
-the parameters: the head holds the same Parameter object, so a checkpoint's names are the module's own after "network.".
+where they are tied); optional are `experts_per_token` and `gradient_checkpointing_enable()`. The wrapper adds nothing
+to the parameters: the head holds the same Parameter object, so names are the module's own after "network.".
 """
 
+import copy
 import importlib
 import os
 import shutil
@@ -45,8 +46,8 @@ class Student(nn.Module):
         parameters = dict(network.named_parameters(remove_duplicate=False))
         if name not in parameters or parameters[name].ndim != 2:
             raise ConfigError(
-                f"{type(network).__name__}.head_weight is {name!r}; it must name the parameter [vocabulary, hidden] that "
-                f"the head multiplies by, one of: {', '.join(sorted(parameters)[:8])}…"
+                f"{type(network).__name__}.head_weight is {name!r}; it must name the parameter "
+                f"[vocabulary, hidden] that the head multiplies by, one of: {', '.join(sorted(parameters)[:8])}…"
             )
         self.network = network
         self.lm_head = LmHead(parameters[name])
@@ -57,9 +58,14 @@ class Student(nn.Module):
         return int(getattr(self.network, "experts_per_token", 0))
 
     @property
+    def hf_class(self) -> Any:
+        """The transformers class of a built-in factory's student; None for a user's module."""
+        return getattr(self.network, "transformers_class", None)
+
+    @property
     def hf_config(self) -> Any:
-        """The transformers configuration of a built-in factory's student; None for a user's module."""
-        return getattr(self.network, "config", None) if hasattr(self.network, "transformers_class") else None
+        """Its configuration; None for a user's module."""
+        return None if self.hf_class is None else self.network.config
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor) -> StudentOutput:
         """Hidden states of a pack: ids and positions int64 [1, T], cu_seqlens int32 [documents + 1].
@@ -135,8 +141,8 @@ def _check_compiler() -> None:
     compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
     if not any(map(shutil.which, compilers)):
         raise ConfigError(
-            f"model.compile is true, but there is no C++ compiler ({' or '.join(compilers)}); install g++, point CXX at "
-            "one, or set model.compile to false"
+            f"model.compile is true, but there is no C++ compiler ({' or '.join(compilers)}); install g++, point CXX "
+            "at one, or set model.compile to false"
         )
 
 
@@ -145,9 +151,7 @@ def export_names(student: Student) -> dict[str, str]:
 
     A tied head has one entry, the embedding's. For a built-in factory the names are the transformers class's.
     """
-    return {
-        PREFIX + name: lora.base_name(name) for name in student.network.state_dict() if not lora.is_adapter(name)
-    }
+    return {PREFIX + name: lora.base_name(name) for name in student.network.state_dict() if not lora.is_adapter(name)}
 
 
 def export_state(student: Student, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -168,10 +172,10 @@ def export_model(student: Student, state: Mapping[str, torch.Tensor]) -> Any:
     Raises:
         ConfigError: the student's factory is a user's, which transformers does not know.
     """
-    if student.hf_config is None:
+    if student.hf_class is None:
         raise ConfigError("only a student of a built-in factory can be written as a transformers model")
     with torch.device("meta"):
-        model = student.network.transformers_class(student.hf_config)  # type: ignore[operator]  # hf_config says so
+        model = student.hf_class(copy.deepcopy(student.hf_config))
     model.load_state_dict(export_state(student, state), strict=not student.hf_config.tie_word_embeddings, assign=True)
     model.tie_weights()
     return model

@@ -26,14 +26,14 @@ class LoraConfig(Config):
 
     r: int = Field(default=16, ge=1)
     """Rank."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: int = Field(default=32, ge=1)
     """The adapter counts alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the adapter's input."""
     targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj"]
     """Last parts of the names of the linear layers that get one."""
     train: list[str] = []
-    """Weights that are trained in full beside the adapters: patterns of whole names, e.g. "*.sinks", "lm_head.weight"."""
+    """Weights that are trained in full beside them: patterns of whole names, e.g. "*.sinks" or "lm_head.weight"."""
 
 
 def inject(network: nn.Module, config: LoraConfig) -> None:

@@ -11,8 +11,8 @@ precision and gives a router of equal experts no gradient.)
 
 Experts narrower than the parent's MLP are slices of it, dealt round and round. The result is a Glm4MoeForCausalLM, the
 architecture that transformers and inference servers know with all of it: shared expert, grouped-query attention,
-optional query and key norms or biases. It has no sliding windows, so a parent with active ones is refused. Building costs
-both models in memory.
+optional query and key norms or biases. It has no sliding windows, so a parent with active ones is refused. Building
+costs both models in memory.
 """
 
 from typing import Any
@@ -56,10 +56,13 @@ def build(params: dict[str, Any]) -> nn.Module:
     width = given.expert_intermediate or parent.config.intermediate_size
     if parent.config.intermediate_size % width:
         raise ConfigError(
-            f"model.params.expert_intermediate = {width} must divide the parent's MLP of {parent.config.intermediate_size}"
+            f"model.params.expert_intermediate = {width} must divide the parent's MLP of "
+            f"{parent.config.intermediate_size}"
         )
     if given.experts_per_token > given.experts:
-        raise ConfigError(f"model.params.experts_per_token = {given.experts_per_token} exceeds experts = {given.experts}")
+        raise ConfigError(
+            f"model.params.experts_per_token = {given.experts_per_token} exceeds experts = {given.experts}"
+        )
     child = from_config(_config(parent.config, given, width), parent.dtype)
     child.load_state_dict(_weights(parent, child, width), strict=True)
     return TransformersNetwork(child)
@@ -67,14 +70,23 @@ def build(params: dict[str, Any]) -> nn.Module:
 
 def _config(parent: PretrainedConfig, given: UpcycleParams, width: int) -> Glm4MoeConfig:
     if parent.model_type not in PARENTS:
-        raise ConfigError(f"a {parent.model_type} parent cannot be upcycled; model_type must be one of {', '.join(PARENTS)}")
+        raise ConfigError(
+            f"a {parent.model_type} parent cannot be upcycled; model_type must be one of {', '.join(PARENTS)}"
+        )
     if "sliding_attention" in (getattr(parent, "layer_types", None) or ()) or (
         parent.model_type == "mistral" and parent.sliding_window is not None
     ):
-        raise ConfigError("a parent with sliding windows cannot be upcycled; set sliding_window to null if it is not used")
+        raise ConfigError(
+            "a parent with sliding windows cannot be upcycled; set sliding_window to null if it is not used"
+        )
     if parent.model_type == "llama" and (parent.attention_bias or parent.mlp_bias):
         raise ConfigError("a llama parent with attention_bias or mlp_bias cannot be upcycled")
     heads = parent.num_attention_heads
+    # What the class takes without declaring it.
+    undeclared: dict[str, Any] = {
+        "head_dim": getattr(parent, "head_dim", None) or parent.hidden_size // heads,
+        "num_nextn_predict_layers": 0,
+    }
     return Glm4MoeConfig(
         vocab_size=parent.vocab_size,
         hidden_size=parent.hidden_size,
@@ -82,7 +94,6 @@ def _config(parent: PretrainedConfig, given: UpcycleParams, width: int) -> Glm4M
         num_hidden_layers=parent.num_hidden_layers,
         num_attention_heads=heads,
         num_key_value_heads=parent.num_key_value_heads,
-        head_dim=getattr(parent, "head_dim", None) or parent.hidden_size // heads,
         hidden_act=parent.hidden_act,
         max_position_embeddings=parent.max_position_embeddings,
         initializer_range=given.router_std,
@@ -98,18 +109,16 @@ def _config(parent: PretrainedConfig, given: UpcycleParams, width: int) -> Glm4M
         # The weight of a single expert that is divided by itself would be 1 and teach the router nothing.
         norm_topk_prob=given.experts_per_token > 1,
         first_k_dense_replace=0,
-        num_nextn_predict_layers=0,
         bos_token_id=parent.bos_token_id,
         eos_token_id=parent.eos_token_id,
         pad_token_id=parent.pad_token_id,
+        **undeclared,
     )
 
 
 def _weights(parent: PreTrainedModel, child: PreTrainedModel, width: int) -> dict[str, torch.Tensor]:
     """The child's state: the parent's weights, expert slices of its MLPs, and the child's own random routers."""
-    weights = {
-        name.replace(".mlp.", ".mlp.shared_experts."): value for name, value in parent.state_dict().items()
-    }
+    weights = {name.replace(".mlp.", ".mlp.shared_experts."): value for name, value in parent.state_dict().items()}
     for name, value in child.state_dict().items():
         prefix, _, last = name.rpartition(".experts.")
         if last == "gate_up_proj":
@@ -122,7 +131,7 @@ def _weights(parent: PreTrainedModel, child: PreTrainedModel, width: int) -> dic
 
 
 def _slices(weights: dict[str, torch.Tensor], shared: str, like: torch.Tensor) -> torch.Tensor:
-    """[experts, 2 * width, hidden]: gate over up projection of `width` of the shared expert's neurons for each expert."""
+    """[experts, 2 * width, hidden]: for each expert, gate over up projection of `width` of the shared one's neurons."""
     experts, width = like.shape[0], like.shape[1] // 2
     gate, up = weights[f"{shared}.gate_proj.weight"], weights[f"{shared}.up_proj.weight"]
     neurons = (torch.arange(experts)[:, None] * width + torch.arange(width)) % len(gate)

@@ -198,20 +198,28 @@ def test_number_of_files_is_bound_by_size_and_cells(tmp_path):
     assert max(abs(count - mean) for count in rows_by_file) < 5 * mean**0.5
 
 
-def test_row_groups_hold_about_their_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(layout, "ROW_GROUP_TOKENS", 1000)
-    corpus = toy_corpus(tmp_path, plain_rows(100)).manifest
+def test_row_groups_hold_about_a_sixteenth_of_their_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "LEAST_ROW_GROUP_TOKENS", 100)
+    corpus = toy_corpus(tmp_path, plain_rows(400)).manifest
     (part,) = corpus.parts
-    assert abs(len(part.row_groups) - corpus.num_tokens / 1000) <= 1
-    assert sum(part.row_groups) == 100
+    assert 15 <= len(part.row_groups) <= 18
+    assert sum(part.row_groups) == 400
+
+
+def test_small_cells_have_one_row_group_and_large_ones_have_row_groups_of_a_million_tokens(tmp_path):
+    (part,) = toy_corpus(tmp_path, plain_rows(20)).manifest.parts
+    assert part.row_groups == (20,)
+    found = [layout.row_group_tokens(tokens) for tokens in (0, 8192, 131_072, 1_600_000, 1 << 24, 1 << 40)]
+    assert found == [8192, 8192, 8192, 100_000, 1 << 20, 1 << 20]
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 1000])
-def test_row_groups_end_where_tokens_pass_a_multiple(monkeypatch, batch_rows):
-    monkeypatch.setattr(layout, "ROW_GROUP_TOKENS", 100)
+def test_row_groups_end_where_tokens_pass_a_multiple(batch_rows):
     tokens = [30, 60, 9, 1, 250, 0, 40, 10, 99, 1, 500]
     rows = pa.table({"n_tokens": pa.array(tokens, pa.int32())})
-    found = [batch["n_tokens"].to_pylist() for batch in layout.row_groups(rows.to_batches(max_chunksize=batch_rows))]
+    found = [
+        batch["n_tokens"].to_pylist() for batch in layout.row_groups(rows.to_batches(max_chunksize=batch_rows), 100)
+    ]
     assert found == expected_groups(tokens)
 
 
@@ -257,7 +265,8 @@ def test_validation_fraction_of_many_rows(tmp_path):
 
 
 def test_file_plan_gives_every_bucket_a_folder():
-    plan = FilePlan({("train", "B1", "C1"): (0, 2), ("train", "B3", "C4"): (2, 1), ("validation", "B5", "C2"): (3, 3)})
+    cells = {("train", "B1", "C1"): (0, 2), ("train", "B3", "C4"): (2, 1), ("validation", "B5", "C2"): (3, 3)}
+    plan = FilePlan(cells, {})
     assert plan.num_buckets == 6
     folders = [plan.folder(bucket) for bucket in range(6)]
     assert folders[1] == "split=train/skill_bucket=B1/ctx_bucket=C1"

@@ -10,7 +10,7 @@ from etl.errors import ConfigError
 from etl.schema import SPAN_KINDS
 from tests.training.corpora import VOCAB, documents
 from training.data.collate import collate
-from training.data.reader import Documents
+from training.data.documents import Documents
 from training.engine import TrainingModule
 from training.models import attention
 from training.models.factory import ModelConfig, build_student
@@ -40,6 +40,9 @@ def packed(num_documents, pack_tokens=100):
         tokens=np.stack([ends - lengths, ends], axis=1),
         spans=np.stack([span_ends - 2, span_ends], axis=1),
         id_hash=np.arange(len(rows), dtype=np.uint64),
+        label=np.zeros(len(rows), np.int32),
+        pair=np.zeros(len(rows), np.int64),
+        side=np.full(len(rows), -1, np.int8),
     )
     return rows, collate(flat, pack_tokens)
 

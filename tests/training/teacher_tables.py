@@ -1,0 +1,66 @@
+"""TEACHER_LOGP tables made by hand, for tests of what is joined to documents."""
+
+import numpy as np
+import pyarrow as pa
+
+from etl.schema import TEACHER_LOGP
+from etl.storage.dataset import Build, Chunk, Dataset, Job
+from etl.storage.location import Location
+from training.data.teacher_table import TABLE, completion_digests, digest_bytes
+
+
+def targets_of(row):
+    """The supervised tokens of a corpus row, in the order of its spans, without a document's first token."""
+    places = [place for span in row["spans"] for place in range(max(span["start"], 1), span["end"])]
+    return [row["input_ids"][place] for place in places]
+
+
+def toy_logp(row, index):
+    """A log-probability that tells which target of which row it is of."""
+    return -float(np.float16(0.01 * row["n_tokens"] + 0.125 * index))
+
+
+def write_teacher(folder, rows, topk=0):
+    """A committed table of some corpus rows (dictionaries), in two row groups of one part."""
+    out = []
+    for row in rows:
+        targets = targets_of(row)
+        digest = completion_digests(np.array(targets, np.int32), np.array([0, len(targets)]))
+        top = [[100 * place + rank for rank in range(topk)] for place in range(len(targets))]
+        out.append(
+            {
+                "id": row["id"],
+                "completion_digest": digest_bytes(digest)[0].as_py(),
+                "prompt_digest": bytes(16),
+                "teacher_digest": "toy",
+                "reasoning_mode": "medium",
+                "temperature": 1.0,
+                "prefix_tokens": 1,
+                "logp": [toy_logp(row, place) for place in range(len(targets))],
+                "topk_ids": [token for entry in top for token in entry] if topk else None,
+                "topk_logp": [-0.5 * token for entry in top for token in entry] if topk else None,
+            }
+        )
+    (batch,) = pa.Table.from_pylist(out, TEACHER_LOGP).combine_chunks().to_batches()
+    findings = {"mean_logp": -1.0, "temperature": 1.0, "topk": topk}
+    build = Build(Job(Location.of(folder), "teacher_logp", TABLE, TEACHER_LOGP, {}).with_findings(findings))
+    plan = build.plan([0])
+    half = batch.num_rows // 2
+    build.writer(plan).write(0, iter([Chunk(batch[:half], half), Chunk(batch[half:], batch.num_rows - half)]))
+    return build.commit(plan)
+
+
+def append_columns(table, **columns):
+    """A table with some columns of Python values behind it."""
+    for name, values in columns.items():
+        table = table.append_column(name, values if isinstance(values, pa.Array) else pa.array(values))
+    return table
+
+
+def rows_of(folder, split="train"):
+    """The rows of a split in the order in which the reader has them."""
+    dataset = Dataset.open(str(folder))
+    parts = sorted(
+        (part for part in dataset.manifest.parts if part.path.startswith(f"split={split}/")), key=lambda p: p.path
+    )
+    return [row for part in parts for row in dataset.part_location(part).open_parquet().read().to_pylist()]

@@ -1,0 +1,76 @@
+"""Some documents in flat arrays: what the reader gives and collate takes."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data.packing import IntArray
+
+
+@dataclass(frozen=True)
+class TeacherSignal:
+    """What a teacher said of the targets of some documents, flat."""
+
+    entries: IntArray
+    """[documents, 2]: document d has logp[entries[d, 0] : entries[d, 1]], one of each of its targets in the order of
+    its spans; none for a document that was not scored."""
+    logp: npt.NDArray[np.float32]
+    """ln p of each target."""
+    topk_ids: npt.NDArray[np.int32] | None = None
+    """[entries, k], the most likely first; None where only `logp` was stored."""
+    topk_logp: npt.NDArray[np.float32] | None = None
+    """[entries, k]"""
+
+    def select(self, numbers: IntArray) -> "TeacherSignal":
+        """That of some of the documents, in that order; the flat arrays are shared."""
+        return replace(self, entries=self.entries[numbers])
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Tokens and spans of some documents, and where each document lies in them."""
+
+    input_ids: npt.NDArray[np.int32]
+    span_kind: npt.NDArray[np.int8]
+    """Position in etl.schema.SPAN_KINDS."""
+    span_start: npt.NDArray[np.int32]
+    span_end: npt.NDArray[np.int32]
+    """Half-open token range inside the document."""
+    tokens: IntArray
+    """[documents, 2]: document d is input_ids[tokens[d, 0] : tokens[d, 1]]."""
+    spans: IntArray
+    """[documents, 2]: its spans are span_kind[spans[d, 0] : spans[d, 1]], and so on."""
+    id_hash: npt.NDArray[np.uint64]
+    label: npt.NDArray[np.int32]
+    """[documents]: position in the reader's `labels`."""
+    pair: IntArray
+    """[documents]: hash of the preference pair, 0 for a document of none."""
+    side: npt.NDArray[np.int8]
+    """[documents]: 0 chosen, 1 rejected, -1 of no pair."""
+    teacher: TeacherSignal | None = None
+    reference_logp: npt.NDArray[np.float32] | None = None
+    """[documents]: ln p of all targets together by the reference model, NaN where there is none."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, numbers: IntArray) -> "Documents":
+        """Some of the documents, in that order; the flat arrays are shared, not copied."""
+        own: dict[str, Any] = {name: getattr(self, name)[numbers] for name in _PER_DOCUMENT}
+        if self.teacher is not None:
+            own["teacher"] = self.teacher.select(numbers)
+        if self.reference_logp is not None:
+            own["reference_logp"] = self.reference_logp[numbers]
+        return replace(self, **own)
+
+
+_PER_DOCUMENT = ("tokens", "spans", "id_hash", "label", "pair", "side")
+assert set(_PER_DOCUMENT) <= {field.name for field in fields(Documents)}
+
+
+def ranges(lengths: IntArray) -> IntArray:
+    """[n, 2] half-open ranges of these lengths, one behind the other."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return np.stack([ends - lengths, ends], axis=1)

@@ -1,0 +1,36 @@
+"""What a training step minimises: one of the losses of this package, chosen by `kind` in the YAML.
+
+An objective says what it `needs`, counts a pack on the host before the step (`counts`; the trainer sums them over packs
+and ranks), computes a pack's loss inside the engine's forward (`loss`; totals of all packs of all ranks sum to L), and
+turns the global counts and sums into what is logged (`report`: `loss`, `span_loss`, `span_tokens` and its own).
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from training.losses.divergences import Divergence
+from training.losses.dpo import Dpo
+from training.losses.on_policy import OnPolicy
+from training.losses.span_ce import CrossEntropy
+from training.losses.spans import LossOutput, StepContext, Teacher, TeacherOutput
+from training.losses.topk_kl import TopKDivergence
+from training.losses.weighted_ce import WeightedCrossEntropy
+
+Objective = Annotated[
+    CrossEntropy | WeightedCrossEntropy | OnPolicy | Divergence | TopKDivergence | Dpo, Field(discriminator="kind")
+]
+
+__all__ = [
+    "CrossEntropy",
+    "Divergence",
+    "Dpo",
+    "LossOutput",
+    "Objective",
+    "OnPolicy",
+    "StepContext",
+    "Teacher",
+    "TeacherOutput",
+    "TopKDivergence",
+    "WeightedCrossEntropy",
+]

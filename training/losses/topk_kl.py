@@ -1,0 +1,113 @@
+"""Forward KL to a teacher's stored top-k: k likeliest tokens, and one bucket for the rest of both vocabularies.
+
+    sum over the k tokens of t * (ln t - ln s) + tail_t * (ln tail_t - ln tail_s),   tail = 1 - sum over the k tokens
+
+With the bucket it is a true KL (never negative, zero where the teacher is met); without it, or renormalised over k, it
+would pull the student's tail to nothing. Only the temperature at which the teacher was asked is possible: at another
+one the tail's mass is unknown. The student's tail is summed over its own tokens, so it is exact however small.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from etl.errors import ConfigError, DataError
+from training.data.collate import Pack, PackTensors
+from training.losses.chunked_head import LmHead, RowLosses
+from training.losses.spans import Counts, LossOutput, SpanObjective, StepContext, span_counts
+
+SMALLEST_TAIL = 1e-30
+"""Of a student's tail, as a part of its likeliest token: its logarithm and its inverse stay finite in float32."""
+
+
+@dataclass(frozen=True)
+class TopKRows:
+    """The KL of each row to the teacher's top-k, in nats."""
+
+    ids: torch.Tensor
+    """int64 [S, k]; -1 where a row has fewer."""
+    logp: torch.Tensor
+    """[S, k], the teacher's ln p; NaN where `ids` is -1."""
+    coefficients: torch.Tensor
+    """[S]"""
+    temperature: float
+    num_buffers: int = 1
+    vocab_size: int | None = None
+
+    def __call__(self, buffers: Sequence[torch.Tensor], rows: slice) -> RowLosses:
+        (logits,) = buffers
+        present = self.ids[rows] >= 0
+        # An absent entry repeats the first one in what is read, and counts nothing.
+        ids = torch.where(present, self.ids[rows], self.ids[rows, :1])
+        logp = torch.where(present, self.logp[rows].to(logits.dtype), -torch.inf)
+        teacher = logp.exp()
+        teacher_tail = (1 - teacher.sum(dim=1)).clamp(min=0)
+        if self.temperature != 1:
+            logits /= self.temperature
+        logits -= logits.amax(dim=1, keepdim=True)
+        picked = logits.gather(1, ids)
+        logits.exp_().scatter_(1, ids, 0.0)
+        tail = logits.sum(dim=1).clamp(min=SMALLEST_TAIL)
+        top = torch.where(present, picked.exp(), 0.0)
+        sums = tail + top.sum(dim=1)
+        log_sums = sums.log()
+        inside = teacher * (torch.where(present, logp, 0.0) - picked + log_sums[:, None])
+        outside = torch.special.xlogy(teacher_tail, teacher_tail) - teacher_tail * (tail.log() - log_sums)
+        # Gradient times the sum: each token's part of the student, less what the teacher gives to its bucket.
+        mass = teacher.sum(dim=1) + teacher_tail
+        logits *= (mass - teacher_tail * sums / tail)[:, None]
+        logits.scatter_add_(1, ids, mass[:, None] * top - teacher * sums[:, None])
+        weights = self.coefficients[rows].to(logits.dtype)
+        return RowLosses(inside.sum(dim=1) + outside, weights, weights / (sums * self.temperature))
+
+
+class TopKDivergence(SpanObjective):
+    """`kind: topk_kl`. Sums: the KL by span kind."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"topk"})
+
+    kind: Literal["topk_kl"] = "topk_kl"
+    temperature: float = Field(default=1.0, gt=0)
+    """Of both distributions: the one at which TEACHER_LOGP was made."""
+
+    def check_stored_temperature(self, stored: float) -> None:
+        """Compare with the temperature that the teacher's table was made at, before the run.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        if stored != self.temperature:
+            raise ConfigError(
+                f"objective.temperature is {self.temperature:g}, but the teacher's top-k were stored at temperature "
+                f"{stored:g} and cannot be turned into another's (the tail is unknown); set it to {stored:g}"
+            )
+
+    def counts(self, pack: Pack) -> Counts:
+        """float64 [2 * kinds].
+
+        Raises:
+            DataError: a supervised token has no top-k.
+        """
+        rows = np.flatnonzero(pack.target_kind >= 0)
+        ids = np.full((len(rows), 1), -1) if pack.topk_ids is None else pack.topk_ids[rows]
+        missing = ids[:, 0] < 0
+        if missing.any():
+            raise DataError(
+                f"{missing.sum()} supervised tokens of {len(np.unique(pack.document[rows[missing]]))} documents have "
+                "no stored top-k; rescore with a top_k and give the arm `data.teacher`, or use another objective"
+            )
+        return span_counts(pack)
+
+    def loss(self, head: LmHead, hidden: torch.Tensor, batch: PackTensors, step: StepContext) -> LossOutput:
+        """Loss of a pack from its hidden states [T, H]."""
+        here = self.supervised(batch, step)
+        # A pack without documents may come without them; it has no row that would read them.
+        ids = here.targets[:, None] if batch.topk_ids is None else batch.topk_ids[here.rows].long()
+        logp = torch.zeros_like(ids, dtype=torch.float32) if batch.topk_logp is None else batch.topk_logp[here.rows]
+        row_loss = TopKRows(ids, logp, here.coefficients, self.temperature)
+        total, values = head(hidden.index_select(0, here.rows), row_loss)
+        return LossOutput(total, here.sums(values))
