@@ -1,6 +1,6 @@
 """Stage 2A: a teacher's log-probabilities of a corpus, as a TEACHER_LOGP dataset at <output>/teacher_logp.
 
-    python -m jobs.rescore --conf rescore --set corpus=DIR/corpus --set teacher.model=FOLDER --set output=DIR/rescored
+    python -m jobs.rescore --conf demo --set corpus=DIR/corpus --set teacher.model=FOLDER --set output=DIR/rescored
 
 A subset of the rows is chosen from narrow columns (training/teacher_subset.py); each chosen row's prompt is rendered
 for a reasoning effort (training/teacher_prompt.py), the teacher passes over prompt and completion once, and the
@@ -570,7 +570,7 @@ def _run_in_worker(item: tuple[int, Any]) -> None:
 
 def run(name: str, overrides: list[str]) -> Dataset:
     """Rescore by a configuration: a shipped name, a path or a URI; says what came out."""
-    dataset = rescore(conf.load(RescoreConfig, name, "training", overrides))
+    dataset = rescore(conf.load(RescoreConfig, name, "rescore", overrides))
     manifest = dataset.manifest
     for cell, cut in manifest.thresholds["subset"].items():
         report(

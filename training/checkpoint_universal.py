@@ -21,7 +21,7 @@ from typing import Any
 
 import deepspeed
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from etl.config import Config
@@ -140,11 +140,13 @@ def convert(files: Path, layout: Layout, target: Path) -> None:
             index["other"][name] = f"other-{number:05d}.safetensors"
             save_file({"value": tensor.contiguous()}, target / index["other"][name])
         index["global_steps"] = _read(_model_file(files, layout, 0))["global_steps"]
-    except (KeyError, IndexError, RuntimeError) as error:
+    except (FileNotFoundError, KeyError, IndexError, RuntimeError) as error:
         raise DataError(
             f"{files} does not hold what ZeRO stage {layout.zero_stage} of {layout.world} ranks writes "
-            f"({type(error).__name__}: {error}); remove this checkpoint and go on from an earlier one"
+            f"({type(error).__name__}: {error}); remove its manifest.json to go on from an earlier checkpoint"
         ) from error
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot convert into {target}: {error}; make room or set checkpoint.scratch") from error
     Location.of(target / INDEX).replace(json.dumps(index).encode())
 
 

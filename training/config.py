@@ -1,4 +1,4 @@
-"""The configuration of a training run: one YAML, each section a model that stands beside the code that it configures."""
+"""The configuration of a run: one YAML, each section a model that stands beside the code that it configures."""
 
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from training.losses.router import RouterConfig
 from training.metrics import MetricsConfig
 from training.models.factory import ModelConfig
 from training.optimizer import OptimizerConfig
+from training.schedule import ArmConfig, StageConfig, check_arm, check_stages, optimizer_of, stream_of
 from training.state import TrainState
 from training.watchdog import WatchdogConfig
-from training.schedule import ArmConfig, StageConfig, check_arm, check_stages, optimizer_of, stream_of
 
 
 class TrainConfig(Config):

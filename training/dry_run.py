@@ -8,8 +8,6 @@ MAX_PLANNED_PACKS packs and scaled up from there, which the report says.
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 

@@ -267,14 +267,14 @@ class _Children:
         for local_rank in range(ranks.per_node):
             own = ranks.environment(local_rank, port)
             try:
-                process = subprocess.Popen(  # noqa: S603  # the command is ours
+                process = subprocess.Popen(
                     list(command),
                     env={**_defaults(ranks, local_rank), **os.environ, **own},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     process_group=0,
-                    preexec_fn=hook,  # noqa: PLW1509  # no thread yet
+                    preexec_fn=hook,  # no thread yet
                 )
             except OSError as error:
                 raise ConfigError(f"cannot start {command[0]}: {error}") from error
@@ -295,7 +295,8 @@ class _Children:
         """Ask the ranks themselves, not their children, which serve them until they end."""
         for child in self._all:
             if child.code is None:
-                child.process.send_signal(signal.SIGTERM)
+                # Popen.send_signal may reap the child, and then its group has no number.
+                os.kill(child.process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """End all, and all that they have started."""

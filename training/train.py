@@ -17,10 +17,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from types import TracebackType
+from typing import TextIO
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from etl import conf
 from etl.errors import DataError, StillhouseError
@@ -30,24 +32,25 @@ from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.data.collate import Pack
 from training.data.decisions import DecisionLog
-from training.data.lanes import LocalStep, RankStream
+from training.data.lanes import RankStream
 from training.data.plan import initial_value
 from training.data.reader import CorpusReader
 from training.data.teacher_table import TeacherTable
-from training.deepspeed_json import read_deepspeed_json
-from training.engine import Engine, TrainingModule, World, world
-from training.flops import ModelShape, peak_flops
+from training.deepspeed_json import is_bf16, read_deepspeed_json
+from training.engine import Engine, Faults, FrozenTeacher, StepTaken, TrainingModule, World, world
+from training.flops import ModelShape, device_peak_flops
 from training.hardware import Hardware, over_ranks
 from training.held_out import HeldOut
-from training.losses.objective import Objective, StepContext
-from training.metrics import Journal, Place, SpikeWatch, StepClock, StepWork, TeacherLogps
+from training.ledger import Ledger
+from training.losses.objective import StepContext, WeightedCrossEntropy
+from training.metrics import Journal, Place, Record, SpikeWatch, StepClock, StepWork, TeacherLogps
 from training.models.factory import build_student
 from training.profiling import profiled
 from training.schedule import ArmConfig, StageConfig
-from training.stage_stream import StageStream
+from training.stage_stream import ArmStep, StageStream
 from training.state import TrainState
 from training.supervisor import Stop
-from training.watchdog import Watchdog
+from training.watchdog import Watchdog, write_nan
 
 PROFILED_STEPS = 4
 
@@ -83,7 +86,7 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, on_step: Callable[[dict[str, Any]], None] = lambda _: None, options: RunOptions | None = None
+    config: TrainConfig, on_step: Callable[[Record], None] = lambda _: None, options: RunOptions = RunOptions()
 ) -> TrainResult:
     """Train to the end of the stages, from the newest checkpoint in the output if there is one.
 
@@ -95,7 +98,6 @@ def train(
     """
     config.check()
     deepspeed_json = read_deepspeed_json(config.deepspeed)
-    options = options or RunOptions()
     output = Path(config.output).absolute()
     with world() as here:
         checkpoints = open_checkpoints(config, output, here)
@@ -104,11 +106,17 @@ def train(
         if not config.is_over(state):
             student = build_student(config.model, config.seed)
             shape = ModelShape.of_model(student, student.lm_head.weight, student.experts_per_token)
-            engine = Engine(TrainingModule(student, config.router), config.optimizer, deepspeed_json, here)
+            module = TrainingModule(student, config.router)
+            engine = Engine(module, config.optimizer, deepspeed_json, here, config.data.micro_steps(here.size))
             if found is not None:
                 checkpoints.load(engine, found, config.seed)
-            with Trainer(config, options, here, engine, checkpoints, shape, state) as trainer:
+            teacher = None
+            if config.teacher is not None:
+                dtype = torch.bfloat16 if is_bf16(deepspeed_json) else torch.float32
+                teacher = FrozenTeacher(build_student(config.teacher, config.seed), here.device, dtype)
+            with Trainer(config, options, here, engine, teacher, checkpoints, shape, state) as trainer:
                 state = trainer.run(on_step)
+            engine.close()
         return _result(config, output, state, checkpoints)
 
 
@@ -163,6 +171,7 @@ class Trainer:
         options: RunOptions,
         here: World,
         engine: Engine,
+        teacher: FrozenTeacher | None,
         checkpoints: Checkpoints,
         shape: ModelShape,
         state: TrainState,
@@ -171,6 +180,7 @@ class Trainer:
         self.options = options
         self.world = here
         self.engine = engine
+        self.teacher = teacher
         self.checkpoints = checkpoints
         self.shape = shape
         self.state = state
@@ -179,6 +189,8 @@ class Trainer:
         if config.evaluate is not None and not options.overfit:
             self.held_out = HeldOut(config.data, config.evaluate, config.seed, here)
         self._saved_step = state.step
+        self._peak_flops = config.metrics.peak_flops or device_peak_flops(here.device)
+        self._faults = Faults(config.optimizer.max_skipped_in_a_row)
         self._stack = ExitStack()
 
     def __enter__(self) -> "Trainer":
@@ -190,7 +202,7 @@ class Trainer:
         self.journal = enter(metrics.open_journal(self.output, config.metrics, place, stream) if first else Journal())
         self.watchdog = enter(Watchdog(config.watchdog, self.output / "watchdog", self.world.rank, self.world.size))
         self.hardware = enter(Hardware(self.world.device))
-        self.stop = enter(Stop())
+        self.stop = enter(Stop().listening())
         self.clock = StepClock(self.world.device, self.watchdog.phase)
         self.spikes = SpikeWatch(config.metrics, state.spikes)
         self.ledger = Ledger(state.ledger if first else [])
@@ -223,6 +235,7 @@ class Trainer:
     def _run_stage(self, on_step: Callable[[Record], None]) -> bool:
         """Train in the current stage; whether the run pauses inside it."""
         stage = self.config.stages[self.state.stage.index]
+        self.engine.configure(self.config.optimizer_in(stage))
         if self.state.stage.index > 0 and self.state.stage.steps == 0 and stage.reset:
             self.engine.reset_optimizer()
         streams = StageStream(stage, self.config.seed, lambda arm: self._open_stream(stage, arm))
@@ -243,7 +256,7 @@ class Trainer:
                 self._after_step()
                 if batch.stops or self.config.is_over(self.state):
                     return True
-            if self.state.stage.steps == 0 or self.state.stage.tokens == 0:
+            if self.state.stage.tokens == 0:
                 self._refuse_empty(stage, streams)
             return False
         finally:
@@ -273,7 +286,7 @@ class Trainer:
         counts = np.sum([objective.counts(pack) for pack in packs], axis=0)
         tokens = sum(pack.num_tokens for pack in packs)
         supervised = sum(int(pack.span_counts().sum()) for pack in packs)
-        mine = [*counts, tokens, supervised, drawn.local.lanes_left, float(self.stop.requested)]
+        mine = [*counts, tokens, supervised, drawn.local.lanes_left, float(self.stop.is_set)]
         total = self.world.sum(torch.tensor(mine, dtype=torch.float64))
         tokens, supervised, left, stops = (int(value) for value in total[-4:])
         return GlobalStep(drawn.arm, packs, total[:-4], tokens, supervised, left, stops > 0)
@@ -292,37 +305,43 @@ class Trainer:
             return None
         self.watchdog.beat(self.state.step + 1, "forward_backward")
         learning_rate = self.config.optimizer_in(stage).learning_rate(here.tokens, stage.tokens)
-        context = self._context(stage, arm, batch)
+        context = self._context(stage, batch)
         with self.clock.phase("forward_backward"):
             packs = [pack.tensors(self.world.device) for pack in batch.packs]
             taken = self.engine.step(packs, objective, context, learning_rate)
+        self._faults.note(self.state.step + 1, taken.fault, learning_rate)
         if taken.skipped:
+            self.state = replace(self.state, skipped=self.state.skipped + 1)
             self._note_skipped(batch, taken)
             return None
-        return self._note_step(arm, batch, taken, learning_rate)
+        labels = streams.stream(arm).reader.labels
+        self.ledger.add(batch.packs, labels)
+        return self._note_step(stage, batch, taken, learning_rate)
 
-    def _context(self, stage: StageConfig, arm: ArmConfig, batch: GlobalStep) -> StepContext:
-        mean = None
-        if arm.objective.needs_teacher_mean:
+    def _context(self, stage: StageConfig, batch: GlobalStep) -> StepContext:
+        arm, mean = batch.arm, None
+        if isinstance(arm.objective, WeightedCrossEntropy):
             if arm.name not in self.state.teacher_mean:
-                table = TeacherTable(self.config.stream(stage, arm).teacher)
-                self._remember_mean(arm, table.mean_logp)
+                folder = self.config.stream(stage, arm).teacher
+                assert folder is not None, "TrainConfig.check looks"
+                self._set_teacher_mean(arm, TeacherTable(folder).mean_logp)
             mean = torch.tensor(self.state.teacher_mean[arm.name], dtype=torch.float64, device=self.world.device)
         return StepContext(batch.counts.to(self.world.device), teacher_mean=mean, teacher=self.teacher)
 
-    def _remember_mean(self, arm: ArmConfig, mean: float) -> None:
+    def _set_teacher_mean(self, arm: ArmConfig, mean: float) -> None:
         self.state = replace(self.state, teacher_mean={**self.state.teacher_mean, arm.name: mean})
 
-    def _note_step(self, arm: ArmConfig, batch: GlobalStep, taken: StepTaken, learning_rate: float) -> Record | None:
+    def _note_step(
+        self, stage: StageConfig, batch: GlobalStep, taken: StepTaken, learning_rate: float
+    ) -> Record | None:
         """The state after a step, and its record where it is written down."""
-        step = self.state.step + 1
-        found = arm.objective.report(batch.counts, taken.sums)
-        if arm.objective.needs_teacher_mean:
-            mean = arm.objective.next_teacher_mean(self.state.teacher_mean[arm.name], batch.counts, taken.sums)
-            self._remember_mean(arm, mean)
+        step, objective = self.state.step + 1, batch.arm.objective
+        found = objective.report(batch.counts, taken.sums)
+        if isinstance(objective, WeightedCrossEntropy):
+            mean = self.state.teacher_mean[batch.arm.name]
+            self._set_teacher_mean(batch.arm, objective.next_teacher_mean(mean, batch.counts, taken.sums))
         loss = found["loss"]
         spikes = self.spikes.see(loss)
-        self.ledger.add(batch.packs, self.labels)
         self.state = replace(
             self.state,
             step=step,
@@ -349,7 +368,7 @@ class Trainer:
             "total_tokens": self.state.tokens,
             "skipped_steps": self.state.skipped,
             "fill": batch.num_tokens / (self.config.data.global_batch_packs * len(batch.packs[0].input_ids)),
-            "router": metrics.router_metrics(self._summed(taken.router.load)),
+            "router": metrics.router_metrics(taken.router.load),
             **self._measured(batch),
         }
         self.journal.step(record, self.state.tokens)
@@ -370,17 +389,11 @@ class Trainer:
             **({"teacher_logp": teacher} if teacher else {}),
         }
 
-    def _summed(self, values: torch.Tensor) -> torch.Tensor:
-        """int64 values over all ranks."""
-        return self.world.sum(values.double()).long()
-
     def _note_skipped(self, batch: GlobalStep, taken: StepTaken) -> None:
-        """A step that changed nothing because a loss or a gradient was not finite; several in a row end the run."""
-        self.state = replace(self.state, skipped=self.state.skipped + 1)
-        record = name_nan(self.state.step + 1, taken.nonfinite_ranks, taken.loss, taken.grad_norm)
-        if self.world.rank in record["ranks"]:
-            write_nan(self.output / "watchdog", self.world.rank, record, batch.packs)
-        self.journal.write({**record, "skipped_steps": self.state.skipped})
+        """A step that changed nothing because a loss or a gradient was not finite."""
+        record = {"step": self.state.step + 1, "fault": taken.fault, "skipped_steps": self.state.skipped}
+        self.journal.write({**record, "step": self.state.step})
+        write_nan(self.output / "watchdog", self.world.rank, record, batch.packs)
 
     # --- between steps
 
@@ -407,9 +420,7 @@ class Trainer:
             }
         )
         here = self.state.stage
-        here = replace(
-            here, held_out=[*here.held_out, loss], skipped_steps=[*here.skipped_steps, self.state.skipped]
-        )
+        here = replace(here, held_out=[*here.held_out, loss], skipped_steps=[*here.skipped_steps, self.state.skipped])
         first = loss if self.state.first_held_out is None else self.state.first_held_out
         self.state = replace(
             self.state, stage=here, first_held_out=first, last_held_out=loss, evaluated_tokens=self.state.tokens

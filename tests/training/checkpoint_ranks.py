@@ -9,7 +9,12 @@ that a rank of two may own nothing of it. Every rank sees the same batch.
 
 import hashlib
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,9 +26,11 @@ from torch import nn
 from etl.errors import StillhouseError
 from etl.storage.location import Location
 from training.checkpoint import CheckpointConfig, Checkpoints
+from training.checkpoint_store import Commit
 from training.engine import world
 
 LR = 0.01
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Toy(nn.Module):
@@ -57,6 +64,7 @@ def optimizer_of(toy, name):
 
 
 def make_engine(action):
+    """A DeepSpeed engine: `stage`, `bf16`, and perhaps `optimizer` and `zero` (more of zero_optimization)."""
     toy = Toy()
     bf16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}} if action["bf16"] else {}
     engine, *_ = deepspeed.initialize(
@@ -117,13 +125,18 @@ def act(here, action):
         here,
         action.get("identity", {}),
     )
+    if action.get("broken_rank") == here.rank:
+        checkpoints.root = Location.of("/dev/null/no-folder")
     if action["do"] == "save":
         with torch.no_grad():
             engine.module.offset += 0.25
         for number in range(1, action["steps"] + 1):
             step(engine, number)
-            if number in action.get("also_at", []):
-                checkpoints.save(engine_of(engine), {"step": number}, action["scores"].get(str(number)))
+            if number == action.get("also_at"):
+                checkpoints.save(engine_of(engine), {"step": number})
+                checkpoints.wait()
+        if action.get("dies"):
+            Commit.run = lambda commit, root, tag: os.kill(os.getpid(), signal.SIGKILL)
         drawn = float(torch.rand(()))
         checkpoints.save(engine_of(engine), {"step": action["steps"], "drawn": drawn})
         checkpoints.wait()
@@ -148,6 +161,35 @@ def act(here, action):
 
 def engine_of(engine):
     return SimpleNamespace(deepspeed=engine, stage=int(engine.zero_optimization_stage()))
+
+
+def launch(plan, world_size, folder):
+    """Run a plan with some ranks; what each action found, or the exit codes when a rank has failed."""
+    path = folder / f"plan-{uuid.uuid4().hex}.json"
+    path.write_text(json.dumps(plan))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.training.checkpoint_ranks", str(path)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    said = [rank.communicate()[0] for rank in ranks]
+    codes = [rank.returncode for rank in ranks]
+    if any(codes):
+        return codes
+    results = [json.loads(line) for line in said[0].splitlines() if line.startswith("{")]
+    assert len(results) == len(plan), said[0]
+    return results
 
 
 def main():

@@ -13,6 +13,7 @@ it. Cost: one small object a segment.
 import difflib
 import hashlib
 import json
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -137,13 +138,13 @@ class PreviewStore:
 
 
 class DecisionLog:
-    """The records of one stream."""
+    """The records of one stream; threads may share it."""
 
     def __init__(self, store: Store, first: Record) -> None:
         self._store = store
+        self._lock = threading.Lock()
         self._cells: dict[str, int] = first.value["cells"]
-        self._recipe = check(StreamConfig, {"corpus": "", **first.value["recipe"]}, f"{store}, segment 0")
-        self._records = [first]
+        self._recipe = _recipe(first.value)
         self._digests = [_digest(["", first.digest])]
         self._policies = [Policy(weights=self._recipe.weights, shares=self._recipe.shares)]
         self._check_shares(self._policies[0])
@@ -178,13 +179,15 @@ class DecisionLog:
     @classmethod
     def _begin(cls, store: Store, initial: dict[str, Any]) -> "DecisionLog":
         mine = Record.of(0, INITIAL, initial)
+        # Checked before it is written: a mistake in the recipe leaves nothing behind.
+        log = cls(store, mine)
         found = _create_or_read(store, mine)
         if found != mine:
             raise ConfigError(
                 f"the run in {store} began with another stream ({_difference(found.value, mine.value)}); "
                 "give this one another `output`, or remove that folder"
             )
-        return cls(store, mine)
+        return log
 
     def start(self, segment: int) -> Policy:
         """What holds in a segment that begins now: its record is taken as it is, or written. Segments come in order.
@@ -192,14 +195,13 @@ class DecisionLog:
         Raises:
             DataError: a record was changed after it was written.
         """
-        while len(self._records) <= segment:
-            number = len(self._records)
-            record = _create_or_read(self._store, Record.of(number, KEEP, {}))
-            policy = self._after(self._policies[-1], record)
-            self._check_shares(policy)
-            self._records.append(record)
-            self._policies.append(policy)
-            self._digests.append(_digest([self._digests[-1], record.digest]))
+        with self._lock:
+            while len(self._policies) <= segment:
+                record = _create_or_read(self._store, Record.of(len(self._policies), KEEP, {}))
+                policy = self._after(self._policies[-1], record)
+                self._check_shares(policy)
+                self._digests.append(_digest([self._digests[-1], record.digest]))
+                self._policies.append(policy)
         return self._policies[segment]
 
     def policy_at(self, segment: int) -> Policy:
@@ -273,9 +275,13 @@ def _read(store: Store, segment: int) -> Record | None:
     return record
 
 
+def _recipe(initial: dict[str, Any]) -> StreamConfig:
+    return check(StreamConfig, {"corpus": "", **initial["recipe"]}, "the recipe in the decision log")
+
+
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The fields that differ, those of the recipe by their own names."""
-    flat = [{**value, **value.get("recipe", {})} for value in (old, new)]
+    flat = [{**value, **_recipe(value).model_dump(mode="json")} for value in (old, new)]
     names = sorted(
         key for key in flat[0].keys() | flat[1].keys() if key != "recipe" and flat[0].get(key) != flat[1].get(key)
     )

@@ -161,9 +161,9 @@ def _fill(buffer: IntArray, count: int, capacity: int, threshold: int, chosen: I
         if num_fit == 0:
             break
         place, partner = num_fit - 1, -1
-        if count > 1 and sizes[count - 1] + sizes[count - 2] < gap:
+        if num_fit > 1 and sizes[num_fit - 1] + sizes[num_fit - 2] < gap:
             # No two can fill it: take what is next, so that the buffer keeps the mixture of the stream.
-            place = _oldest(ages, count)
+            place = _oldest(ages, num_fit)
         elif first <= threshold and sizes[place] < gap:
             best, low, high = _best_pair(sizes, _at_most(sizes, num_fit, threshold), gap)
             if best > sizes[place]:

@@ -45,8 +45,9 @@ class RowLosses(NamedTuple):
 class RowLoss(Protocol):
     """A loss of single rows of logits; a dataclass."""
 
-    coefficients: torch.Tensor | None
-    """[S], what each row's value counts; None where that is not known before every row has been seen."""
+    @property
+    def coefficients(self) -> torch.Tensor | None:
+        """[S], what each row's value counts; None where that is not known before every row has been seen."""
 
     @property
     def num_buffers(self) -> int:

@@ -17,15 +17,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import model_validator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 from transformers.utils.quantization_config import Mxfp4Config
 
-from etl.conf import check, parse_yaml, read_text
+from etl.conf import check, read_text
 from etl.config import Config
 from etl.errors import ConfigError
 from training.models import attention
@@ -166,13 +173,8 @@ def from_config(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel
         ConfigError: transformers has no such causal LM, or it cannot be packed.
     """
     refuse_what_cannot_be_packed(config)
-    try:
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attention.NAME, dtype=dtype)
-    except ValueError as error:
-        raise ConfigError(
-            f"transformers cannot build a causal LM of model_type '{config.model_type}': {error}"
-        ) from error
-    return _checked(model)
+    more: dict[str, Any] = {"attn_implementation": attention.NAME, "dtype": dtype}
+    return _with_plain_head(AutoModelForCausalLM.from_config(copy.deepcopy(config), **more))
 
 
 def from_weights(folder: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -186,20 +188,19 @@ def from_weights(folder: str, dtype: torch.dtype) -> PreTrainedModel:
         raise ConfigError(
             f"model.params.weights '{folder}' has no config.json; give the local folder of a transformers model"
         )
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    config = _config(str(path / "config.json"))
     refuse_what_cannot_be_packed(config)
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"attn_implementation": attention.NAME, "dtype": dtype}
     if getattr(config, "quantization_config", None) is not None:
         more["quantization_config"] = _dequantizing(config, folder)
     logging.disable_progress_bar()
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             path,
-            attn_implementation=attention.NAME,
-            dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **more,
         )
     except (OSError, ValueError) as error:
@@ -211,7 +212,7 @@ def from_weights(folder: str, dtype: torch.dtype) -> PreTrainedModel:
             f"the weights of {folder} lack {len(wrong)} tensors of its config.json or have another shape, "
             f"{wrong[0]} among them; give a whole model"
         )
-    return _checked(model)
+    return _with_plain_head(model)
 
 
 def _dequantizing(config: PretrainedConfig, folder: str) -> Any:
@@ -224,30 +225,35 @@ def _dequantizing(config: PretrainedConfig, folder: str) -> Any:
 
 def _config(given: dict[str, Any] | str | None) -> PretrainedConfig:
     """The transformers configuration of some keys or of a file."""
-    if isinstance(given, str):
-        given = parse_yaml(read_text(given), given)
-    if not isinstance(given, dict) or "model_type" not in given:
-        raise ConfigError("model.params.config needs a `model_type` that transformers knows, e.g. llama or qwen3")
-    keys = dict(given)
     try:
+        keys = json.loads(read_text(given)) if isinstance(given, str) else dict(given or {})
         return AutoConfig.for_model(keys.pop("model_type"), **keys)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"model.params.config {json.dumps(given, default=str)[:200]}: {error}") from error
+    except KeyError as error:
+        raise ConfigError("model.params.config needs a `model_type` that transformers knows, e.g. qwen3") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConfigError(
+            f"model.params.config is not what transformers takes ({error}); YAML reads 1e-5 as text, 1.0e-5 as a number"
+        ) from error
 
 
 def refuse_what_cannot_be_packed(config: PretrainedConfig) -> None:
-    """Check what a configuration says of attention, positions and logits.
+    """Check what a configuration and its class say of attention, positions and logits.
 
     Raises:
         ConfigError: it asks for something that our attention or head does not do.
     """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigError(f"transformers has no causal LM of model_type '{config.model_type}'")
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not model_class._supports_attention_backend or model_class._is_stateful:
+        raise ConfigError(
+            f"{model_class.__name__} does not let its attention be replaced; documents in a pack would see each other"
+        )
     text = config.get_text_config()
 
     def refuse(key: str, value: object, why: str) -> None:
         raise ConfigError(f"a student of model_type '{config.model_type}' cannot have {key} = {value!r}: {why}")
 
-    if getattr(text, "is_encoder_decoder", False):
-        refuse("is_encoder_decoder", True, "only decoders are trained here")
     if getattr(text, "attn_logit_softcapping", None) is not None:
         refuse("attn_logit_softcapping", text.attn_logit_softcapping, "packed attention has no soft caps")
     for key in LOGIT_KEYS:
@@ -271,11 +277,10 @@ def _rope_types(parameters: dict[str, Any]) -> list[str]:
     return [*found, parameters["rope_type"]] if "rope_type" in parameters else found
 
 
-def _checked(model: PreTrainedModel) -> PreTrainedModel:
-    """The model, unless its class cannot be packed."""
-    name = type(model).__name__
-    if not model._supports_attention_backend or model._is_stateful:
-        raise ConfigError(f"{name} does not let its attention be replaced, so documents in a pack would see each other")
+def _with_plain_head(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, unless its head has a bias."""
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise ConfigError(f"the head of {name} has a bias, which the chunked head does not; use a model without one")
+        raise ConfigError(
+            f"the head of {type(model).__name__} has a bias, which the chunked head does not; use a model without one"
+        )
     return model.train()

@@ -1,6 +1,7 @@
 """From a recipe with the stage `semantic` to what the trainer reads."""
 
 from collections import Counter
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -8,11 +9,8 @@ import pytest
 from etl.hashing import hash_array
 from etl.storage.dataset import Dataset
 from tests.etl.stages.toys import make_recipe, plain_rows, run, write_jsonl
-from training.data.lanes import RankStream
-from training.data.plan import StreamConfig, first_decision
-from training.data.reader import CorpusReader
-
-SEED = 7
+from tests.training.data.streams import SEED, opener
+from training.data.plan import StreamConfig
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +31,10 @@ def read_documents(corpus, **changes):
     config = StreamConfig(
         corpus=corpus, pack_tokens=512, global_batch_packs=2, lanes=4, segment_tokens=4096, lookahead_docs=8, **changes
     )
-    reader = CorpusReader(corpus, "train")
-    stream = RankStream(reader, config, SEED, first_decision(config, SEED, reader.parts), 0, 1)
     found = []
-    while (step := stream.next_step()).lanes_left:
-        found += [int(value) for pack in step.packs for value in pack.id_hash]
+    with closing(opener(corpus, config)(0, 1)) as stream:
+        while (step := stream.next_step()).lanes_left:
+            found += [int(value) for pack in step.packs for value in pack.id_hash]
     return found
 
 

@@ -115,7 +115,7 @@ def test_another_stream_in_the_same_folder_is_refused_naming_what_differs(tmp_pa
     opened(tmp_path)
     with pytest.raises(ConfigError, match="seed was 0 and is 8"):
         opened(tmp_path, seed=8)
-    with pytest.raises(ConfigError, match="epochs was None and is 3"):
+    with pytest.raises(ConfigError, match="epochs was 1 and is 3"):
         opened(tmp_path, stream(epochs=3))
 
 
@@ -129,7 +129,7 @@ def test_a_record_that_was_changed_by_hand_is_refused(tmp_path):
     log.append(1, "weights", {"weights": "uniform"})
     path = tmp_path / "000001.json"
     path.write_text(path.read_text().replace('"uniform"', '"sampling_weight"'))
-    with pytest.raises(DataError, match="segment 1 .* was changed"):
+    with pytest.raises(DataError, match=r"segment 1 .* was changed"):
         log.start(1)
 
 

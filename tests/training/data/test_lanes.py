@@ -1,48 +1,57 @@
+from contextlib import ExitStack, closing
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from etl.errors import ConfigError
 from etl.mixture.cluster_caps import ClusterCaps
+from etl.storage.dataset import write_dataset
 from etl.storage.location import Location
-from tests.training.corpora import write_corpus
-from training.data import decisions
-from training.data.lanes import RankStream
-from training.data.plan import StreamConfig, StreamState, first_decision
+from tests.training.corpora import documents, write_corpus
+from tests.training.data.streams import SEED, opener, pair_table, write_row_groups
+from training.data.decisions import DecisionLog
+from training.data.lanes import FILLER
+from training.data.plan import StreamConfig, StreamState, initial_value
 from training.data.reader import CorpusReader
+
+WORLDS = (1, 2, 3, 4, 5, 7, 8)
+SHARES = {"B1/*": 0.4, "B3/*": 0.6}
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory):
+def corpus(tmp_path_factory):
+    """90 documents in B1/C1 and 30 in B3/C1."""
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder / "corpus")
-    return CorpusReader(str(folder / "corpus"), "train")
+    return folder / "corpus"
 
 
-def config_of(on_exhausted="stop"):
-    return StreamConfig(
-        corpus="c",
-        pack_tokens=48,
-        global_batch_packs=4,
-        lanes=8,
-        segment_tokens=600,
-        lookahead_docs=8,
-        on_exhausted=on_exhausted,
-    )
+def config_of(**changes):
+    values = {"pack_tokens": 48, "global_batch_packs": 4, "lanes": 8, "segment_tokens": 600, "lookahead_docs": 8}
+    return StreamConfig(corpus="c", **{**values, **changes})
 
 
-def rank_stream(reader, config, rank=0, world=1, seed=7):
-    return RankStream(reader, config, seed, first_decision(config, seed, reader.parts), rank, world)
-
-
-def global_steps(reader, config, world, num_steps, seed=7):
-    """The packs of each global step in slot order, and the lanes left, put together from all ranks."""
-    streams = [rank_stream(reader, config, rank, world, seed) for rank in range(world)]
-    steps = []
-    for _ in range(num_steps):
-        locals_ = [stream.next_step() for stream in streams]
-        slots = [pack for packs in zip(*(local.packs for local in locals_), strict=True) for pack in packs]
-        steps.append((slots, sum(local.lanes_left for local in locals_)))
-    return steps
+def global_steps(open_stream, world, num_steps, state=None):
+    """Of each global step: the packs by slot and the lanes left, put together from all ranks."""
+    with ExitStack() as stack:
+        streams = [stack.enter_context(closing(open_stream(rank, world))) for rank in range(world)]
+        for stream in streams:
+            if state is not None:
+                stream.seek(state)
+                assert stream.state == state
+        steps = []
+        for _ in range(num_steps):
+            found = [stream.next_step() for stream in streams]
+            assert len({stream.state for stream in streams}) == 1
+            assert {len(local.packs) for local in found} == {streams[0].config.micro_steps(world)}
+            slots = [pair for local in found for pair in zip(local.slots, local.packs, strict=True)]
+            assert all(len(pack.id_hash) == 0 for slot, pack in slots if slot == FILLER)
+            own = sorted(((s, p) for s, p in slots if s != FILLER), key=lambda pair: pair[0])
+            assert [slot for slot, _ in own] == list(range(streams[0].config.global_batch_packs))
+            steps.append(([pack for _, pack in own], sum(local.lanes_left for local in found)))
+        return steps
 
 
 def content(steps):
@@ -52,15 +61,22 @@ def content(steps):
     ]
 
 
-@pytest.mark.parametrize("on_exhausted", ["stop", "repeat"])
-def test_the_stream_is_the_same_for_any_number_of_ranks(reader, on_exhausted):
-    one, two, four = (content(global_steps(reader, config_of(on_exhausted), world, 20)) for world in (1, 2, 4))
-    assert one == two == four
+def ids_of(steps):
+    return np.concatenate([pack.id_hash for slots, _ in steps for pack in slots])
 
 
-def test_a_stream_that_stops_gives_every_document_once_then_only_empty_packs(reader):
-    steps = global_steps(reader, config_of(), 2, 40)
-    ids = np.concatenate([pack.id_hash for slots, _ in steps for pack in slots])
+@pytest.mark.parametrize("shares", [None, SHARES])
+@pytest.mark.parametrize("on_exhausted", ["stop", "repeat", "redistribute"])
+def test_the_stream_is_the_same_for_any_number_of_ranks(corpus, on_exhausted, shares):
+    open_stream = opener(corpus, config_of(on_exhausted=on_exhausted, shares=shares))
+    first, *others = (content(global_steps(open_stream, world, 15)) for world in WORLDS)
+    assert all(other == first for other in others)
+    assert sum(len(pack[2]) for slots, _ in first for pack in slots) > 40
+
+
+def test_a_stream_that_stops_gives_every_document_once_then_only_empty_packs(corpus):
+    steps = global_steps(opener(corpus, config_of()), 3, 40)
+    ids = ids_of(steps)
     assert len(ids) == len(np.unique(ids)) == 120
     over = [number for number, (_, left) in enumerate(steps) if left == 0]
     assert over == list(range(over[0], 40))
@@ -68,71 +84,188 @@ def test_a_stream_that_stops_gives_every_document_once_then_only_empty_packs(rea
     assert over[0] == last_full + 1
 
 
-def times_given(packs):
-    """How often each document that is in some packs was given."""
-    return np.unique(np.concatenate([pack.id_hash for pack in packs]), return_counts=True)[1]
+@pytest.mark.parametrize("changes", [{"epochs": 3}, {"on_exhausted": "redistribute", "shares": SHARES, "epochs": 2}])
+def test_every_document_is_given_once_an_epoch(corpus, changes):
+    steps = global_steps(opener(corpus, config_of(**changes)), 2, 100)
+    assert steps[-1][1] == 0
+    times = np.unique(ids_of(steps), return_counts=True)[1]
+    assert times.tolist() == [changes["epochs"]] * 120
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_a_stream_that_repeats_never_ends_and_a_lane_gives_its_documents_evenly(reader, seed):
-    """However they are dealt: a lane goes round once an epoch, and look-ahead packing lets a document wait for one."""
-    steps = global_steps(reader, config_of("repeat"), 1, 60, seed)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stream_that_repeats_never_ends_and_a_lane_gives_its_documents_evenly(corpus, seed):
+    """A lane goes round once an epoch, and look-ahead packing lets a document wait for one."""
+    open_stream = opener(corpus, config_of(on_exhausted="repeat"), seed)
+    steps = global_steps(open_stream, 1, 60)
     assert all(left == 8 for _, left in steps)
     packs = [pack for slots, _ in steps for pack in slots]
-    lanes = [times_given(packs[lane::8]) for lane in range(8)]
-    assert sum(map(len, lanes)) == 120
-    assert all(times.max() - times.min() <= 2 for times in lanes)
+    given_times = [
+        np.unique(np.concatenate([pack.id_hash for pack in packs[lane::8]]), return_counts=True)[1] for lane in range(8)
+    ]
+    assert sum(map(len, given_times)) == 120
+    assert all(times.max() - times.min() <= 2 for times in given_times)
 
 
-def test_lanes_of_about_one_length_give_documents_evenly(reader):
-    # Lanes go round by themselves; how far they drift apart follows from the dealing, so from the seed.
-    times = times_given([pack for slots, _ in global_steps(reader, config_of("repeat"), 1, 60, 3) for pack in slots])
-    assert len(times) == 120
-    assert times.max() - times.min() <= 3
+def tokens_of_cells(corpus, steps):
+    """[cells]: tokens that some steps have of each cell."""
+    with closing(CorpusReader(str(corpus), "train")) as reader:
+        index = reader.read_index(reader.whole, SEED)
+    order = np.argsort(index.id_hash)
+    found = order[np.searchsorted(index.id_hash[order], ids_of(steps))]
+    return np.bincount(index.cell[found], index.num_tokens[found])
 
 
-@pytest.mark.parametrize("on_exhausted", ["stop", "repeat"])
-@pytest.mark.parametrize("at", [1, 3, 4, 9])
-def test_a_stream_goes_on_exactly_from_any_step_with_any_number_of_ranks(reader, on_exhausted, at):
-    config = config_of(on_exhausted)
-    whole = content(global_steps(reader, config, 1, 14))
-    stream = rank_stream(reader, config)
-    for _ in range(at):
-        stream.next_step()
-    resumed = [rank_stream(reader, config, rank, 2) for rank in range(2)]
-    for other in resumed:
-        other.seek(stream.state)
-        assert other.state == stream.state
-    rest = []
-    for _ in range(at, 14):
-        first, second = (other.next_step() for other in resumed)
-        slots = [pack for pair in zip(first.packs, second.packs, strict=True) for pack in pair]
-        rest.append((slots, first.lanes_left + second.lanes_left))
-    assert content(rest) == whole[at:]
+def test_token_shares_hold_at_every_step(tmp_path):
+    write_dataset(
+        str(tmp_path), "layout", "corpus",
+        {f"split=train/skill_bucket={cell}/ctx_bucket=C1": documents(num, seed)
+         for seed, (cell, num) in enumerate({"B1": 900, "B2": 500, "B3": 400}.items())},
+    )  # fmt: skip
+    shares = {"B1/C1": 0.1, "B2/C1": 0.3, "B3/C1": 0.6}
+    steps = global_steps(opener(tmp_path, config_of(shares=shares, lookahead_docs=16)), 2, 40)
+    exact = np.array(list(shares.values()))
+    for number in range(1, 41):
+        tokens = tokens_of_cells(tmp_path, steps[:number])
+        # A lane is off by a document and by what waits in its packer; eight lanes' phases differ.
+        assert np.abs(tokens - tokens.sum() * exact).max() < 8 * 40
+    assert np.abs(tokens / tokens.sum() - exact).max() < 0.03
 
 
-def test_the_state_is_the_segment_and_the_pack(reader):
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"on_exhausted": "repeat", "shares": SHARES}])
+def test_a_stream_goes_on_exactly_from_every_step_with_another_number_of_ranks(corpus, changes):
+    open_stream = opener(corpus, config_of(**changes))
+    whole = content(global_steps(open_stream, 1, 12))
+    with closing(open_stream(0, 1)) as stream:
+        states = [stream.state]
+        for _ in range(11):
+            stream.next_step()
+            states.append(stream.state)
+    for at, state in enumerate(states):
+        world = WORLDS[at % len(WORLDS)]
+        assert content(global_steps(open_stream, world, 12 - at, state)) == whole[at:]
+
+
+def test_the_state_is_the_segment_and_the_pack(corpus):
     config = config_of()
     assert config.segment_packs == 16
-    stream = rank_stream(reader, config)
-    digest = first_decision(config, 7, reader.parts).digest
-    states = [stream.state]
-    for _ in range(5):
-        stream.next_step()
-        states.append(stream.state)
-    expected = [(0, 0), (0, 4), (0, 8), (0, 12), (1, 0), (1, 4)]
-    assert states == [StreamState(digest, segment, pack) for segment, pack in expected]
+    with closing(opener(corpus, config)(0, 1)) as stream:
+        states = [stream.state]
+        for _ in range(5):
+            stream.next_step()
+            states.append(stream.state)
+    assert [(state.segment, state.pack) for state in states] == [(0, 0), (0, 4), (0, 8), (0, 12), (1, 0), (1, 4)]
+    assert len({state.log_digest for state in states[:5]}) == 1
+    assert states[5].log_digest != states[4].log_digest
 
 
-def test_another_stream_in_the_same_folder_is_refused_naming_what_differs(reader, tmp_path):
-    folder = Location.of(tmp_path)
-    decisions.commit(folder, first_decision(config_of(), 7, reader.parts))
-    decisions.commit(folder, first_decision(config_of(), 7, reader.parts))
-    with pytest.raises(ConfigError, match="seed was 7 and is 8"):
-        decisions.commit(folder, first_decision(config_of(), 8, reader.parts))
+def log_in(folder, corpus, config):
+    with closing(CorpusReader(str(corpus), "train")) as reader:
+        return DecisionLog.open(Location.of(folder), initial_value(config, SEED, reader.parts))
 
 
-def test_limits_of_clusters_need_a_corpus_with_clusters(reader):
-    assert not reader.has_clusters
+def test_a_decision_changes_the_stream_from_its_segment_on_and_nothing_before(corpus, tmp_path):
+    config = config_of(on_exhausted="repeat")
+    plain = content(global_steps(opener(corpus, config), 1, 12))
+    log_in(tmp_path, corpus, config).append(2, "phase", {"shares": {"B3/*": 1.0}})
+    decided = [
+        global_steps(opener(corpus, config, log=log_in(tmp_path, corpus, config)), world, 12) for world in (1, 3)
+    ]
+    assert content(decided[0]) == content(decided[1])
+    assert content(decided[0])[:8] == plain[:8]
+    assert tokens_of_cells(corpus, decided[0][8:])[0] == 0
+    assert tokens_of_cells(corpus, global_steps(opener(corpus, config), 1, 12)[8:])[0] > 0
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"{segment:06d}.json" for segment in range(len(names))]
+
+
+def test_a_checkpoint_of_another_log_is_refused(corpus, tmp_path):
+    config = config_of(on_exhausted="repeat")
+    log_in(tmp_path, corpus, config).append(1, "weights", {"weights": "uniform"})
+    with closing(opener(corpus, config)(0, 1)) as stream:
+        for _ in range(6):
+            stream.next_step()
+        state = stream.state
+    other = opener(corpus, config, log=log_in(tmp_path, corpus, config))(0, 1)
+    with closing(other), pytest.raises(ConfigError, match="decisions up to segment 1 are not those"):
+        other.seek(state)
+    other = opener(corpus, config)(0, 1)
+    with closing(other), pytest.raises(ConfigError, match="not those that the checkpoint was made with"):
+        other.seek(StreamState("0" * 32, 0, 0))
+
+
+# --- what is left out ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_counted_once_over_all_ranks(corpus):
+    config = config_of(pack_tokens=24, shares={"B1/*": 1.0})
+    totals = []
+    for world in (1, 3):
+        with ExitStack() as stack:
+            opened = [stack.enter_context(closing(opener(corpus, config)(rank, world))) for rank in range(world)]
+            found = [stream.left_out() for stream in opened]
+        totals.append({reason: sum(counts[reason] for counts in found) for reason in found[0]})
+    assert totals[0] == totals[1]
+    assert totals[0]["longer than pack_tokens"] > 20
+    assert 5 < totals[0]["no share"] < 30
+
+
+def test_limits_of_clusters_need_a_corpus_with_clusters(corpus):
     with pytest.raises(ConfigError, match="no semantic clusters; list 'semantic'"):
-        rank_stream(reader, config_of().model_copy(update={"clusters": ClusterCaps(cap=2)}))
+        opener(corpus, config_of(clusters=ClusterCaps(cap=2)))(0, 1)
+
+
+def test_more_ranks_than_lanes_are_refused(corpus):
+    with pytest.raises(ConfigError, match="fewer than the 9 processes"):
+        opener(corpus, config_of())(0, 9)
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def test_both_sides_of_a_pair_are_in_one_pack_for_any_number_of_ranks(tmp_path):
+    write_row_groups(tmp_path, {"B1/C1": pair_table(60, 1), "B3/C1": pair_table(20, 2)}, 9)
+    open_stream = opener(tmp_path, config_of(pack_tokens=100))
+    first, *others = (global_steps(open_stream, world, 30) for world in (1, 2, 3))
+    assert all(content(other) == content(first) for other in others)
+    assert first[-1][1] == 0
+    assert len(ids_of(first)) == len(np.unique(ids_of(first))) == 160
+    for pack in (pack for slots, _ in first for pack in slots if len(pack.id_hash)):
+        assert pack.side.tolist() == [0, 1] * (len(pack.side) // 2)
+        assert (pack.pair[::2] == pack.pair[1::2]).all()
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+class CountingReader(CorpusReader):
+    """Counts the row groups whose tokens are asked for."""
+
+    def gather(self, index, chosen):
+        self.groups |= set(zip(index.part[chosen].tolist(), index.row_group[chosen].tolist(), strict=True))
+        return super().gather(index, chosen)
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 100))
+def test_ranks_together_read_few_row_groups_twice(many_row_groups, seed):
+    for world in (1, 2, 4):
+        read = 0
+        for rank in range(world):
+            config = config_of(segment_tokens=100_000, global_batch_packs=8)
+            with closing(opener(many_row_groups, config, seed)(rank, world)) as stream:
+                stream.reader.__class__ = CountingReader
+                stream.reader.groups = set()
+                stream.next_step()
+                read += len(stream.reader.groups)
+        assert 32 <= read <= 1.3 * 32
+
+
+@pytest.fixture(scope="module")
+def many_row_groups(tmp_path_factory):
+    """Two cells of 16 row groups each."""
+    folder = tmp_path_factory.mktemp("groups")
+    write_row_groups(folder, {"B1/C1": documents(160, 1), "B3/C1": documents(320, 2).slice(0, 160)}, 10)
+    return folder

@@ -63,8 +63,8 @@ def reference_fill(waiting, capacity, threshold):
         fits = sorted(item for item in waiting if item[0] <= gap)
         if not fits:
             break
-        if sum(sorted(item[0] for item in waiting)[-2:]) < gap and len(waiting) > 1:
-            best = [min(waiting, key=lambda item: item[1])]
+        if len(fits) > 1 and fits[-1][0] + fits[-2][0] < gap:
+            best = [min(fits, key=lambda item: item[1])]
         else:
             best = fits[-1:]
             pairs = [

@@ -1,4 +1,4 @@
-import json
+import itertools
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_a_pack_gives_the_losses_of_its_documents_alone(name):
     student = student_of(name)
     oracle = oracle_of(student)
     ids = pack()[0]
-    alone = [oracle(ids[:, a:b], use_cache=False).logits[0] for a, b in zip(BOUNDS, BOUNDS[1:], strict=False) if a < b]
+    alone = [oracle(ids[:, a:b], use_cache=False).logits[0] for a, b in itertools.pairwise(BOUNDS) if a < b]
     torch.testing.assert_close(losses(logits_of(student)), losses(torch.cat(alone)), rtol=1e-5, atol=1e-5)
 
 
@@ -86,8 +86,9 @@ def test_a_dense_student_has_no_router(name):
         ),
         ({"model_type": "phi", "attention_dropout": 0.0}, "head of PhiForCausalLM has a bias"),
         ({"model_type": "falcon"}, "FalconForCausalLM does not let its attention be replaced"),
-        ({"model_type": "t5"}, "cannot build a causal LM|only decoders"),
+        ({"model_type": "t5"}, "no causal LM of model_type 't5'"),
         ({"model_type": "llamma"}, "llamma"),
+        ({"model_type": "llama", "rms_norm_eps": "1e-5"}, r"rms_norm_eps.*1\.0e-5 as a number"),
         ({}, "needs a `model_type`"),
     ],
 )
@@ -121,8 +122,6 @@ def test_weights_of_a_folder_are_those_that_were_exported(name, tmp_path):
     assert torch.equal(logits_of(again), logits_of(student))
     narrow = build_student(ModelConfig(factory=factory, params={"weights": str(tmp_path), "dtype": "bfloat16"}), seed=8)
     assert narrow.lm_head.weight.dtype == torch.bfloat16
-    saved = json.loads((tmp_path / "config.json").read_text())
-    saved.pop("transformers_version")
     from_file = ModelConfig(factory="training.models.causal_lm:build", params={"config": str(tmp_path / "config.json")})
     assert build_student(from_file, 1).hf_class is student.hf_class
 
@@ -151,7 +150,7 @@ def test_smollm2_packed_gives_its_own_losses():
         hidden, _ = student(ids, positions, torch.tensor(bounds, dtype=torch.int32))
         ours = hidden @ student.lm_head.weight.T
         theirs = torch.cat([lm.model(torch.tensor([document]), use_cache=False).logits[0] for document in documents])
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in itertools.pairwise(bounds):
         rows, targets = slice(first, last - 1), ids[0, first + 1 : last]
         difference = ours[rows].log_softmax(1) - theirs[rows].log_softmax(1)
         assert difference.gather(1, targets[:, None]).abs().max() < 5e-5
@@ -162,7 +161,7 @@ def test_gradient_checkpointing_changes_no_gradient(name):
     plain, checkpointed = student_of(name), student_of(name, gradient_checkpointing=True)
     calls = []
     layer = checkpointed.network.model.layers[0]
-    layer.mlp.register_forward_hook(lambda *_: calls.append(1))
+    layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     mine = gradients(checkpointed, total(checkpointed))
     assert len(calls) == 2
     for key, value in gradients(plain, total(plain)).items():

@@ -1,0 +1,314 @@
+"""Race the training loader against Hugging Face datasets streaming and mosaicml-streaming: tokens per CPU-second.
+
+    make bench-loader                       # makes build/peers, then runs this
+    python -m tests.benchmarks.bench_loader --tokens 16 --rounds 1
+
+The corpus has real text: one long stream of o200k tokens, of which each document is a stretch from somewhere, with an
+analysis span and an answer. Each contestant runs in a process of its own, one after the other, and again in another
+order in each round. What is counted are the CPU-seconds, user and system, of all its threads; imports, and a first run
+over a small corpus, are not. Everybody gets torch on one thread and a page cache that already has the files.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from etl.harmony.vocabulary import load_encoding
+from etl.schema import SPAN
+from etl.storage.dataset import Build, Chunk, Dataset, Job
+from etl.storage.location import Location
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = ROOT.parent / "shared" / "data" / "bench_corpus" / "corpus.parquet"
+TEXT_BYTES = 24_000_000
+ROW_GROUP_TOKENS = 1 << 20
+PART_ROW_GROUPS = 16
+PACK_TOKENS = 8192
+SEGMENTS = 4
+"""Of the stream, so that the spool is read too: each segment takes documents from all row groups."""
+NUM_WARM_UP_TOKENS = 2_000_000
+
+NOTES = f"""\
+- Ours: the whole of training.data, as a rank of one runs it: index, ranking, planning, look-ahead packing, tokens and
+  spans from Parquet, packs of {PACK_TOKENS:,} with targets and position ids, torch tensors. Counted are the tokens of
+  documents, not the room that is left over. The stream has {SEGMENTS} segments. First epoch: from an empty spool, which
+  it fills, to the end of the corpus; this is the figure that counts. Second epoch: all from the spool. No spool: every
+  segment reads all row groups from Parquet again.
+- datasets: load_dataset("parquet", columns=["input_ids"], streaming=True), shuffle(1000), numpy format. Yields
+  documents; no spans, no packing.
+- mosaicml-streaming: a copy of the corpus in MDS (ndarray:int32, uncompressed; the conversion is not counted), local,
+  shuffle=True, py1e. Yields documents; no spans, no packing.
+"""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A command that is measured; the folders of the corpus are added to it.
+
+    Attributes:
+        name: as the table calls it.
+        command: of the process.
+    """
+
+    name: str
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a process said: tokens of documents, CPU-seconds, seconds, and the share of packs that is tokens."""
+
+    tokens: int
+    cpu_s: float
+    wall_s: float
+    full: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Million tokens per CPU-second."""
+        return self.tokens / self.cpu_s / 1e6
+
+
+def say(line: str = "") -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+# --- the corpus ----------------------------------------------------------------------------------------------------
+
+
+def texts() -> Iterator[str]:
+    """Some megabytes of text: the benchmark corpus, or else this project's own files."""
+    left = TEXT_BYTES
+    if TEXTS.exists():
+        for batch in pq.ParquetFile(TEXTS).iter_batches(columns=["text"]):
+            for text in batch.column(0).to_pylist():
+                yield text
+                left -= len(text)
+                if left < 0:
+                    return
+    else:
+        for path in sorted(ROOT.glob("[cdejt]*/**/*")):
+            if path.suffix in (".py", ".md", ".yaml", ".jsonl"):
+                yield path.read_text("utf-8")
+
+
+def token_stream(folder: Path) -> npt.NDArray[np.int32]:
+    """All texts as tokens, one behind the other; made once."""
+    path = folder / "tokens.npy"
+    if not path.exists():
+        encoded = load_encoding().encode_ordinary_batch(list(texts()), num_threads=2)
+        np.save(path, np.concatenate([np.array(tokens, np.int32) for tokens in encoded]))
+    found: npt.NDArray[np.int32] = np.load(path)
+    return found
+
+
+def row_group(stream: npt.NDArray[np.int32], generator: np.random.Generator) -> pa.RecordBatch:
+    """About ROW_GROUP_TOKENS tokens in documents of log-normal length, each a stretch of the stream."""
+    lengths = np.exp(generator.normal(6.9, 0.8, ROW_GROUP_TOKENS // 1000)).clip(64, PACK_TOKENS).astype(np.int64)
+    starts = generator.integers(0, len(stream) - PACK_TOKENS, len(lengths))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    at = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - starts, lengths)
+    prompt, thought = lengths // 4, lengths // 2
+    borders = np.stack([np.stack([prompt, thought], 1), np.stack([thought, lengths], 1)], 1).reshape(-1, 2)
+    kinds = pa.array(["analysis", "final"] * len(lengths))
+    start, end = (pa.array(borders[:, side], pa.int32()) for side in range(2))
+    columns = (kinds, pa.array(np.zeros(len(kinds), np.int32)), start, start, end)
+    spans = pa.StructArray.from_arrays(columns, fields=list(SPAN))
+    ids = [str(uuid.UUID(bytes=generator.bytes(16))) for _ in range(len(lengths))]
+    return pa.RecordBatch.from_pydict(
+        {
+            "id": pa.array(ids),
+            "source_dataset": pa.array(["bench"] * len(lengths)),
+            "license": pa.array(["none"] * len(lengths)),
+            "input_ids": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(stream[at])),
+            "n_tokens": pa.array(lengths, pa.int32()),
+            "n_analysis": pa.array(thought - prompt, pa.int32()),
+            "n_commentary": pa.array(np.zeros(len(lengths), np.int32)),
+            "n_final": pa.array(lengths - thought, pa.int32()),
+            "n_text": pa.array(np.zeros(len(lengths), np.int32)),
+            "spans": pa.ListArray.from_arrays(pa.array(np.arange(len(lengths) + 1, dtype=np.int32) * 2), spans),
+            "sampling_weight": pa.array(np.ones(len(lengths))),
+        }
+    )
+
+
+def write_corpus(folder: Path, name: str, num_tokens: int) -> Dataset:
+    """A committed corpus of about so many tokens."""
+    stream = token_stream(folder)
+    cells = [f"split=train/skill_bucket=B{number}/ctx_bucket=C1" for number in (1, 2, 3)]
+    count = max(1, num_tokens // (PART_ROW_GROUPS * ROW_GROUP_TOKENS))
+    schema = row_group(stream, np.random.default_rng(0)).schema
+    build = Build(Job(Location.of(folder / name), "layout", "corpus", schema, {"tokens": num_tokens}))
+    plan = build.plan(list(range(count)))
+    groups = max(1, round(num_tokens / count / 1.35 / ROW_GROUP_TOKENS))
+
+    def chunks(split: int) -> Iterator[Chunk]:
+        generator = np.random.default_rng(split)
+        for _ in range(groups):
+            batch = row_group(stream, generator)
+            yield Chunk(batch, batch.num_rows, partition=cells[split % len(cells)])
+
+    for split in build.missing(plan):
+        build.writer(plan).write(split, chunks(split))
+    return build.commit(plan)
+
+
+# --- ours ----------------------------------------------------------------------------------------------------------
+
+
+def drain(corpus: str, epoch: int, cache_gib: float) -> Run:
+    """All packs of an epoch of a corpus as tensors; what came before it is not counted."""
+    import torch
+
+    from training.data.decisions import DecisionLog
+    from training.data.lanes import RankStream
+    from training.data.plan import StreamConfig, initial_value
+    from training.data.reader import CorpusReader, ReadConfig
+
+    torch.set_num_threads(1)
+    num_tokens = Dataset.open(corpus).manifest.num_tokens
+    device = torch.device("cpu")
+    config = StreamConfig(
+        corpus=corpus,
+        pack_tokens=PACK_TOKENS,
+        global_batch_packs=32,
+        lanes=16,
+        segment_tokens=num_tokens // SEGMENTS,
+        epochs=epoch + 1,
+    )
+    cpu, wall = time.process_time(), time.monotonic()
+    reader = CorpusReader(corpus, "train", ReadConfig(cache_gib=cache_gib))
+    log = DecisionLog.preview(None, initial_value(config, 0, reader.parts))
+    stream = RankStream(reader, config, 0, log, 0, 1)
+    given = packs = 0
+    lanes_left = 1
+    while lanes_left:
+        if epoch and given < epoch * num_tokens:
+            cpu, wall, start, first_pack = time.process_time(), time.monotonic(), given, packs
+        elif not epoch:
+            start = first_pack = 0
+        step = stream.next_step()
+        for pack in step.packs:
+            tensors = pack.tensors(device)
+            assert tensors.input_ids.shape[1] == PACK_TOKENS
+            given += int(pack.cu_seqlens[len(pack.id_hash)])
+            packs += bool(len(pack.id_hash))
+        lanes_left = step.lanes_left
+    stream.close()
+    full = (given - start) / ((packs - first_pack) * PACK_TOKENS)
+    return Run(given - start, time.process_time() - cpu, time.monotonic() - wall, full)
+
+
+def run_ours(kind: str, warm_up: str, corpus: str) -> None:
+    """One process of ours."""
+    options = {"first": (0, 16.0), "second": (1, 16.0), "unspooled": (0, 0.0)}[kind]
+    drain(warm_up, *options)
+    found = drain(corpus, *options)
+    say(json.dumps({"tokens": found.tokens, "cpu_s": found.cpu_s, "wall_s": found.wall_s, "full": found.full}))
+
+
+# --- the race ------------------------------------------------------------------------------------------------------
+
+
+def contestants(peers: Path | None) -> list[Contestant]:
+    """Ours from an empty spool comes first."""
+    ours = (sys.executable, "-m", "tests.benchmarks.bench_loader", "--ours")
+    found = [
+        Contestant("Stillhouse, first epoch", (*ours, "first")),
+        Contestant("Stillhouse, second epoch", (*ours, "second")),
+        Contestant("Stillhouse, no spool", (*ours, "unspooled")),
+    ]
+    if peers:
+        theirs = (str(peers), "-m", "tests.benchmarks.peers.loaders")
+        found += [
+            Contestant("datasets, shuffle(1000)", (*theirs, "datasets", "shuffled")),
+            Contestant("datasets, in order", (*theirs, "datasets", "ordered")),
+            Contestant("mosaicml-streaming, shuffle", (*theirs, "mosaicml", "shuffled")),
+            Contestant("mosaicml-streaming, in order", (*theirs, "mosaicml", "ordered")),
+        ]
+    return found
+
+
+def run(contestant: Contestant, warm_up: Path, corpus: Path, log: Path) -> Run:
+    """Measure one process."""
+    command = [*contestant.command, str(warm_up), str(corpus)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with log.open("w") as messages:
+        found = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=messages, text=True, check=False
+        )
+    if found.returncode:
+        sys.exit(f"{contestant.name} failed:\n{log.read_text()[-3000:]}")
+    return Run(**json.loads(found.stdout.splitlines()[-1]))
+
+
+def race(entrants: Sequence[Contestant], warm_up: Path, corpus: Path, rounds: int, log: Path) -> None:
+    """Run everybody in turn, and print the table."""
+    runs: dict[str, list[Run]] = {entrant.name: [] for entrant in entrants}
+    for number in range(rounds):
+        start = number % len(entrants)
+        for entrant in (*entrants[start:], *entrants[:start]):
+            found = run(entrant, warm_up, corpus, log)
+            runs[entrant.name].append(found)
+            sys.stderr.write(f"round {number + 1} of {rounds}: {entrant.name}, {found.rate:.1f} M tokens/CPU s\n")
+    base = runs[entrants[0].name]
+    say("| | M tokens per CPU-second | all rounds | seconds | first row is faster, times | packs full |")
+    say("|---|---:|---:|---:|---:|---:|")
+    for name, own in runs.items():
+        rates = sorted(found.rate for found in own)
+        times = statistics.median(first.rate / found.rate for first, found in zip(base, own, strict=True))
+        full = "" if own[0].full is None else f"{own[0].full:.2%}"
+        say(
+            f"| {name} | {statistics.median(rates):.1f} | {rates[0]:.1f} to {rates[-1]:.1f} | "
+            f"{statistics.median(found.wall_s for found in own):.1f} | {times:.1f} | {full} |"
+        )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=64, help="millions in the corpus")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers" / "bin" / "python")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench" / "loader")
+    parser.add_argument("--ours", choices=["first", "second", "unspooled"], help=argparse.SUPPRESS)
+    parser.add_argument("folders", nargs="*", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.ours:
+        run_ours(args.ours, *args.folders)
+        return
+    args.folder.mkdir(parents=True, exist_ok=True)
+    warm_up = write_corpus(args.folder, "warm_up", NUM_WARM_UP_TOKENS)
+    corpus = write_corpus(args.folder, f"corpus-{args.tokens}", args.tokens * 1_000_000)
+    peers = args.peers.absolute() if args.peers.exists() else None
+    if peers is None:
+        say(f"There is no {args.peers}: only ours is measured. `make bench-loader` makes it.")
+    else:
+        for dataset in (warm_up, corpus):
+            command = [str(peers), "-m", "tests.benchmarks.peers.loaders", "convert", str(dataset.folder.path)]
+            subprocess.run(command, cwd=ROOT, check=True)
+    num_bytes = sum(part.bytes for part in corpus.manifest.parts)
+    num_tokens = corpus.manifest.num_tokens
+    size = f"{num_tokens / 1e6:.1f} M tokens in {corpus.manifest.rows_out:,} documents"
+    say(f"{size}, {num_bytes / num_tokens:.2f} bytes a token; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
+    places = Path(warm_up.folder.path), Path(corpus.folder.path)
+    race(contestants(peers), *places, args.rounds, args.folder / "last.log")
+    say("\n" + NOTES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from etl.errors import ConfigError
+from tests.training.models.toys import VOCAB, logits_of, pack, student_of
+from training.models.factory import ModelConfig, build_student, export_model, export_names, export_state
+
+# peft imports deprecated parts of torch.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+class Averager(nn.Module):
+    """A user's student without transformers: each token sees the mean of its document so far."""
+
+    head_weight = "output.weight"
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, hidden)
+        self.mix = nn.Linear(hidden, hidden)
+        self.output = nn.Linear(hidden, VOCAB, bias=False)
+
+    def forward(self, input_ids, position_ids, cu_seqlens):
+        sums = self.embed(input_ids)[0].cumsum(0)
+        document = torch.searchsorted(cu_seqlens, torch.arange(len(sums), dtype=torch.int32), right=True) - 1
+        before = torch.cat([torch.zeros_like(sums[:1]), sums])[cu_seqlens[document].long()]
+        return torch.tanh(self.mix((sums - before) / (position_ids[0, :, None] + 1))), ()
+
+
+def build(params):
+    return Averager(**params)
+
+
+def build_without_head(params):
+    network = Averager(**params)
+    network.head_weight = "output.bias"
+    return network
+
+
+def build_nothing(params):
+    return None
+
+
+def config_of(function="build", **more):
+    return ModelConfig(factory=f"{__name__}:{function}", params={"hidden": 8}, **more)
+
+
+def test_a_users_module_is_wrapped_with_a_head_that_shares_its_weight():
+    student = build_student(config_of(), 1)
+    hidden, router_logits = student(*pack())
+    assert (hidden.shape, router_logits) == ((64, 8), ())
+    assert student.lm_head.weight is student.network.output.weight
+    assert [name for name, _ in student.named_parameters()] == [
+        "network.embed.weight", "network.mix.weight", "network.mix.bias", "network.output.weight",
+    ]  # fmt: skip
+    assert (student.experts_per_token, student.hf_class, student.hf_config) == (0, None, None)
+
+
+def test_a_users_weights_are_exported_under_their_own_names():
+    student = build_student(config_of(), 1)
+    state = export_state(student, student.state_dict())
+    assert set(state) == set(Averager(8).state_dict())
+    assert torch.equal(state["mix.bias"], student.network.mix.bias)
+    with pytest.raises(ConfigError, match="only a student of a built-in factory"):
+        export_model(student, student.state_dict())
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "gpt_oss"])
+def test_names_of_a_built_in_factory_are_those_of_the_transformers_class(name):
+    student = student_of(name)
+    model = export_model(student, student.state_dict())
+    names = {key for key in model.state_dict() if key != "lm_head.weight" or not student.hf_config.tie_word_embeddings}
+    assert set(export_names(student).values()) == names
+    assert list(export_names(student)) == ["network." + key for key in student.network.state_dict()]
+    assert type(model) is student.hf_class
+
+
+def test_what_is_not_a_factory_or_not_a_student_is_named():
+    with pytest.raises(ConfigError, match=r"'training\.models\.nothing:build' cannot be imported"):
+        build_student(ModelConfig(factory="training.models.nothing:build", params={}), 0)
+    with pytest.raises(ConfigError, match="returned NoneType, not a torch Module"):
+        build_student(config_of("build_nothing"), 0)
+    with pytest.raises(ConfigError, match=r"Averager\.head_weight is 'output\.bias'.*one of: embed\.weight"):
+        build_student(config_of("build_without_head"), 0)
+
+
+def test_checkpointing_of_a_module_that_has_none_is_refused():
+    with pytest.raises(ConfigError, match="has no method gradient_checkpointing_enable"):
+        build_student(config_of(gradient_checkpointing=True), 0)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler \(/nonexistent/c\+\+\); install g\+\+"):
+        student_of("llama", compile=True)
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler \(g\+\+ or clang\+\+\)"):
+        student_of("llama", compile=True)
+
+
+def test_how_layers_are_run_is_no_part_of_the_models_identity():
+    plain = config_of()
+    assert config_of(gradient_checkpointing=True, compile=True).fingerprinted() == plain.fingerprinted()
+    assert logits_of(build_student(plain, 1)).shape == (64, VOCAB)
