@@ -11,6 +11,7 @@ been scored is kept every 60 s or 1,000 rows, so a killed run goes on where it s
 """
 
 import argparse
+import contextlib
 import itertools
 import multiprocessing
 import sys
@@ -529,7 +530,8 @@ def _score_splits(work: ScoreSplit, writer: SplitWriter, todo: list[tuple[int, A
     """Score the splits, here or in several processes."""
     if work.config.workers == 1 or len(todo) < 2:
         if todo:
-            _Worker(work, writer, 0).run(todo)
+            with contextlib.closing(_Worker(work, writer, 0)) as worker:
+                worker.run(todo)
         return
     context = multiprocessing.get_context("spawn")
     count = min(work.config.workers, len(todo))
@@ -545,7 +547,7 @@ def _score_splits(work: ScoreSplit, writer: SplitWriter, todo: list[tuple[int, A
 
 
 class _Worker:
-    """One process's teacher."""
+    """One process's teacher, to be closed."""
 
     def __init__(self, work: ScoreSplit, writer: SplitWriter, number: int) -> None:
         self._work, self._writer = work, writer
@@ -554,6 +556,9 @@ class _Worker:
     def run(self, todo: Sequence[tuple[int, Any]]) -> None:
         for number, split in todo:
             self._writer.write(number, self._work.chunks(self._teacher, number, split))
+
+    def close(self) -> None:
+        self._teacher.close()
 
 
 _of_this_process: list[_Worker] = []

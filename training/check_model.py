@@ -196,50 +196,43 @@ def _losses(student: Student, hidden: torch.Tensor, document: Sample) -> torch.T
 
 
 def _gradient(student: Student, sample: Sample, supervised: int) -> tuple[bool, str]:
-    """Where the loss of the first `supervised` rows of the third document reaches the embeddings."""
+    """Which tokens' embeddings the first `supervised` rows of the third document depend on."""
     start, _ = sample.documents[2]
-    embedded = _embedded(student, sample)
-    rows = slice(start, start + supervised)
+    rows = range(start, start + supervised)
+    embedded, hidden = _followed(student, sample)
     # Any direction will do that is not the head's own, in which some students' gradients vanish.
-    towards = torch.randn(supervised, embedded.hidden.shape[1], generator=torch.Generator().manual_seed(1))
-    (gradient,) = torch.autograd.grad((embedded.hidden[rows] * towards).sum(), embedded.embeddings)
-    reached = gradient.flatten(0, -2).abs().sum(dim=1).nonzero()[:, 0]
-    outside = reached[(reached < rows.start) | (reached >= rows.stop)].tolist()
+    towards = torch.randn(supervised, hidden.shape[1], generator=torch.Generator().manual_seed(1))
+    loss = (hidden[rows.start : rows.stop] * towards).sum()
+    found = torch.autograd.grad(loss, embedded, allow_unused=True)
+    sizes = sum(gradient.flatten(0, -2).abs().sum(dim=1) for gradient in found if gradient is not None)
+    reached = torch.as_tensor(sizes).expand(sample.input_ids.shape[1]).nonzero()[:, 0].tolist()
+    outside = [token for token in reached if token not in rows]
+    where = f"rows {rows.start} to {rows.stop - 1} reach"
     if outside:
-        return False, f"rows {rows.start} to {rows.stop - 1} reach {len(outside)} other tokens, {outside[0]} among them"
-    return len(
-        reached
-    ) == supervised, f"rows {rows.start} to {rows.stop - 1} reach {len(reached)} tokens, all of theirs"
+        return False, f"{where} {len(outside)} other tokens, {outside[0]} among them"
+    return len(reached) == supervised, f"{where} {len(reached)} of their {supervised} tokens and no other"
 
 
-@dataclass(frozen=True)
-class _Embedded:
-    embeddings: torch.Tensor
-    hidden: torch.Tensor
-
-
-def _embedded(student: Student, sample: Sample) -> _Embedded:
-    """Hidden states, and the output of the embedding that they hang on."""
-    seen: list[torch.Tensor] = []
+def _followed(student: Student, sample: Sample) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Outputs of the embeddings that take input_ids, and the hidden states that hang on them."""
+    embedded: list[torch.Tensor] = []
 
     def keep(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         if inputs and torch.equal(inputs[0].flatten(), sample.input_ids[0]):
             # A frozen embedding (adapters) has no gradient of its own.
             output = output if output.requires_grad else output.detach().requires_grad_()
-            seen.append(output)
+            embedded.append(output)
         return output
 
-    hooks = [m.register_forward_hook(keep) for m in student.modules() if isinstance(m, nn.Embedding)]
+    hooks = [module.register_forward_hook(keep) for module in student.modules() if isinstance(module, nn.Embedding)]
     try:
         hidden = sample.hidden(student)
     finally:
         for hook in hooks:
             hook.remove()
-    if len(seen) != 1:
-        raise ContractError(
-            f"input_ids must go through one nn.Embedding, by which gradients are followed, not {len(seen)}"
-        )
-    return _Embedded(seen[0], hidden)
+    if not embedded:
+        raise ContractError("input_ids must go through an nn.Embedding, by which gradients are followed")
+    return embedded, hidden
 
 
 @torch.no_grad()

@@ -107,7 +107,9 @@ def read_manifest(folder: Location) -> Manifest:
     except FileNotFoundError as error:
         raise DataError(f"{folder / MANIFEST} went while it was read; run again") from error
     except ValidationError as error:
-        raise DataError(f"{folder / MANIFEST} is damaged ({error}); remove it to go on from an earlier one") from error
+        first = error.errors(include_url=False)[0]
+        told = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+        raise DataError(f"{folder / MANIFEST} is damaged ({told}); remove it to go on from an earlier one") from error
 
 
 def retain(root: Location, current: str, retention: Retention) -> None:
@@ -213,7 +215,7 @@ class Upload:
         except StillhouseError as error:
             self.error = error
         except OSError as error:
-            self.error = DataError(f"cannot read {self._files}: {error}")
+            self.error = DataError(f"cannot bring {self._files} to {self._root / self.tag}: {error}")
         finally:
             self._has_files.set()
 

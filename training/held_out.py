@@ -88,7 +88,7 @@ class HeldOut:
         """Counts and sums of some packs over all ranks."""
         counts = torch.from_numpy(sum(self._objective.counts(pack) for pack in packs)).double()
         found = engine.evaluate([pack.tensors(self._world.device) for pack in packs], self._objective)
-        return self._world.sum(counts), self._world.sum(found.sums)
+        return self._world.sum(counts), found.sums
 
 
 def _packs_of(index: DocumentIndex, numbers: IntArray, data: StreamConfig, seed: int) -> Iterator[IntArray]:

@@ -188,7 +188,7 @@ class Trainer:
         self.held_out = None
         if config.evaluate is not None and not options.overfit:
             self.held_out = HeldOut(config.data, config.evaluate, config.seed, here)
-        self._saved_step = state.step
+        self._saved = state
         self._peak_flops = config.metrics.peak_flops or device_peak_flops(here.device)
         self._faults = Faults(config.optimizer.max_skipped_in_a_row)
         self._stack = ExitStack()
@@ -220,11 +220,12 @@ class Trainer:
         """Train to the end of the stages, to `max_steps` or to a request to stop; the last state is saved."""
         if self.state.step == 0:
             self._evaluate()
-        while not self.config.is_over(self.state) and not self._run_stage(on_step):
-            self.state = self.state.next_stage()
+        pauses = False
+        while not pauses and not self.config.is_over(self.state):
+            pauses = self._run_stage(on_step)
+        if self.state.stage.index == len(self.config.stages) and self.state.evaluated_tokens < self.state.tokens:
+            self._evaluate()
         if self.state.step > 0:
-            if self.state.evaluated_tokens < self.state.tokens and self.state.stage.index == len(self.config.stages):
-                self._evaluate()
             self._save()
         with self.clock.phase("checkpoint"):
             self.checkpoints.wait()
@@ -233,10 +234,11 @@ class Trainer:
     # --- a stage
 
     def _run_stage(self, on_step: Callable[[Record], None]) -> bool:
-        """Train in the current stage; whether the run pauses inside it."""
-        stage = self.config.stages[self.state.stage.index]
+        """Train to the end of the current stage; whether the run pauses inside it, by a request or `max_steps`."""
+        index = self.state.stage.index
+        stage = self.config.stages[index]
         self.engine.configure(self.config.optimizer_in(stage))
-        if self.state.stage.index > 0 and self.state.stage.steps == 0 and stage.reset:
+        if index > 0 and self.state.stage.steps == 0 and stage.reset:
             self.engine.reset_optimizer()
         streams = StageStream(stage, self.config.seed, lambda arm: self._open_stream(stage, arm))
         streams.seek(self.state.stage.steps, self.state.stage.streams)
@@ -245,19 +247,19 @@ class Trainer:
             first = streams.next_step()
             draw = lambda: first  # noqa: E731  # a stream of one step
         try:
-            while not self._stage_is_over(stage):
+            while self.state.stage.index == index:
                 with self.clock.phase("data"):
                     batch = self._gather(draw())
                 if batch.lanes_left == 0:
+                    self._refuse_if_empty(stage, streams)
+                    self.state = self.state.next_stage()
                     break
                 record = self._train_on(stage, streams, batch)
                 if record is not None:
                     on_step(record)
-                self._after_step()
+                self._after_step(stage)
                 if batch.stops or self.config.is_over(self.state):
                     return True
-            if self.state.stage.tokens == 0:
-                self._refuse_empty(stage, streams)
             return False
         finally:
             streams.close()
@@ -270,7 +272,9 @@ class Trainer:
     def _open_stream(self, stage: StageConfig, arm: ArmConfig) -> RankStream:
         return open_stream(self.config, stage, arm, self.world.rank, self.world.size)
 
-    def _refuse_empty(self, stage: StageConfig, streams: StageStream) -> None:
+    def _refuse_if_empty(self, stage: StageConfig, streams: StageStream) -> None:
+        if self.state.stage.tokens > 0:
+            return
         found = streams.left_out()
         total = self.world.sum(torch.tensor(list(found.values()), dtype=torch.float64)).int().tolist()
         raise DataError(
@@ -397,12 +401,15 @@ class Trainer:
 
     # --- between steps
 
-    def _after_step(self) -> None:
-        """Evaluate and save where it is time."""
-        evaluate, state = self.config.evaluate, self.state
-        if evaluate is not None and state.tokens - state.evaluated_tokens >= evaluate.every_tokens:
+    def _after_step(self, stage: StageConfig) -> None:
+        """Evaluate and save where it is time, and go on to the next stage where this one is over."""
+        evaluate = self.config.evaluate
+        if evaluate is not None and self.state.tokens - self.state.evaluated_tokens >= evaluate.every_tokens:
             self._evaluate()
-        if state.step - self._saved_step >= self.config.checkpoint.every_steps:
+        if self._stage_is_over(stage):
+            self.state = self.state.next_stage()
+        is_last = self.config.is_over(self.state)
+        if not is_last and self.state.step - self._saved.step >= self.config.checkpoint.every_steps:
             self._save()
 
     def _evaluate(self) -> None:
@@ -427,7 +434,7 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        if self.options.overfit or self._saved_step == self.state.step:
+        if self.options.overfit or self.state == self._saved:
             return
         with self.clock.phase("checkpoint"):
             rows = ledger.merge(self.world.gather(self.ledger.rows()))
@@ -435,7 +442,7 @@ class Trainer:
             self.checkpoints.save(self.engine, payload, self.state.last_held_out)
             if self.world.rank == 0:
                 ledger.write(self.output / "ledger.json", rows)
-        self._saved_step = self.state.step
+        self._saved = self.state
 
 
 def open_stream(config: TrainConfig, stage: StageConfig, arm: ArmConfig, rank: int, num_ranks: int) -> RankStream:

@@ -1,4 +1,4 @@
-"""Names the rank and the step of a hang or a NaN.
+"""Names the rank and the step of a hang, and keeps what a rank was training on at a NaN.
 
 Every rank has one file, `rank-00003.txt`, whose first line is its last sign of life: step, phase and time. When a rank
 has made no progress for `hang_timeout_s`, a thread compares the files of all ranks (of those that share the folder),
@@ -23,7 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field
 
 from etl.config import Config
@@ -145,26 +144,8 @@ def behind(standing: Sequence[Beat]) -> Beat:
     return min(standing, key=lambda beat: (beat.step, beat.time))
 
 
-def nonfinite_ranks(rank: int, world_size: int, values: torch.Tensor) -> torch.Tensor:
-    """float64 [world_size]: 1 at `rank` where one of its values is NaN or infinite; to be summed over the ranks."""
-    flags = torch.zeros(world_size, dtype=torch.float64)
-    flags[rank] = float(not bool(torch.isfinite(values).all()))
-    return flags
-
-
-def name_nan(step: int, flags: torch.Tensor, loss: float, grad_norm: float | None) -> dict[str, Any]:
-    """The record of a step whose loss or gradient is not finite: which ranks it came from.
-
-    `flags` are those of `nonfinite_ranks` summed over the ranks. No rank in it means that every loss was finite and
-    the gradient overflowed; all ranks, that the weights themselves are no longer finite.
-    """
-    ranks = torch.nonzero(flags)[:, 0].tolist()
-    norm = None if grad_norm is None else str(grad_norm)
-    return {"step": step, "event": "not finite", "ranks": ranks, "loss_value": str(loss), "grad_norm_value": norm}
-
-
 def write_nan(folder: Path, rank: int, record: dict[str, Any], packs: "Sequence[Pack]") -> Path:
-    """Keep what a named rank was training on: the record and the id hashes of each of its packs, as JSON."""
+    """Keep what a rank was training on: the record of the step and the id hashes of each of its packs, as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"nan-step-{record['step']:08d}-rank-{rank:05d}.json"
     documents = [[f"{number:016x}" for number in pack.id_hash.tolist()] for pack in packs]

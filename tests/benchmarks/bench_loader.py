@@ -110,7 +110,8 @@ def token_stream(folder: Path) -> npt.NDArray[np.int32]:
     """All texts as tokens, one behind the other; made once."""
     path = folder / "tokens.npy"
     if not path.exists():
-        encoded = load_encoding().encode_ordinary_batch(list(texts()), num_threads=2)
+        encoding = load_encoding()
+        encoded = [encoding.encode(text, disallowed_special=()) for text in texts()]
         np.save(path, np.concatenate([np.array(tokens, np.int32) for tokens in encoded]))
     found: npt.NDArray[np.int32] = np.load(path)
     return found

@@ -19,7 +19,7 @@ from etl.step import Step
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
-KINDS = {"recipes", "sources", "training"}
+KINDS = {"recipes", "rescore", "sources", "training"}
 
 
 def named(folder: str) -> list[str]:
@@ -90,6 +90,12 @@ def test_training_configurations_load(name):
     given = [] if "corpus" in tree.get("data", {}) else ["data.corpus=none"]
     read = conf.load(train.TrainConfig, name, "training", given)
     assert isinstance(json.loads(conf.find(read.deepspeed, "deepspeed")), dict)
+
+
+@pytest.mark.parametrize("name", named("rescore"))
+def test_rescoring_configurations_load(name):
+    rescore = pytest.importorskip("jobs.rescore", exc_type=ImportError)
+    assert conf.load(rescore.RescoreConfig, name, "rescore", []).output
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "deepspeed").glob("*.json")), ids=lambda path: path.name)

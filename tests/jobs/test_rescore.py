@@ -62,7 +62,7 @@ def by_mode(folder, tmp_path_factory):
     }
 
 
-def corpus_rows(seeds=((40, 1), (20, 2), (10, 3))):
+def corpus_rows(seeds=((16, 1), (8, 2), (4, 3))):
     """Rows of the training split by id."""
     return {row["id"]: row for num, seed in seeds for row in documents(num, seed).to_pylist()}
 
@@ -92,7 +92,7 @@ def test_scores_are_the_models_of_the_row_rendered_for_the_mode(by_mode, model, 
         ids = np.array(rendered["input_ids"], np.int32)
         (expected,) = model.score([Request(ids, np.array(at))])
         # Half a unit in the last place of a float16 near 16, and what a batch changes.
-        np.testing.assert_allclose(row["logp"], expected.logp, atol=5e-3)
+        np.testing.assert_allclose(row["logp"], expected.logp, atol=8e-3)
         assert row["logp"] == np.array(row["logp"], np.float16).tolist()
         assert (row["reasoning_mode"], row["prefix_tokens"]) == (None if raw else mode, at[0])
         completion = np.array([source["input_ids"][place] for place in supervised(source)], np.int32)
@@ -129,7 +129,7 @@ def test_the_manifest_tells_what_was_chosen_and_what_the_teacher_said(whole):
     manifest = whole.manifest
     assert accounting_gaps(manifest.accounting) == []
     lost = sum(account["teacher_logp"]["not_in_the_subset"] for account in manifest.accounting.values())
-    assert (manifest.rows_in, manifest.rows_out) == (70, 70 - lost)
+    assert (manifest.rows_in, manifest.rows_out) == (28, 28 - lost)
     cells = manifest.thresholds["subset"]
     assert set(cells) == {"B1/C1", "B2/C1", "B2/C2"}
     sizes = {row["id"]: row["n_tokens"] for row in corpus_rows().values()}
@@ -174,7 +174,7 @@ def test_the_reader_and_duckdb_read_the_dataset(whole):
     assert (rows.topk_logp[:, 0] >= rows.topk_logp[:, 1]).all()
     assert table.mean_logp == whole.manifest.findings["mean_logp"]
     path = f"{whole.folder}/*.parquet"
-    (answer,) = duckdb.sql(f"select count(*), sum(list_sum(logp)) from '{path}'").fetchall()  # noqa: S608
+    (answer,) = duckdb.sql(f"select count(*), sum(list_sum(logp)) from '{path}'").fetchall()
     assert answer == (len(table), pytest.approx(rows.logp.sum(dtype=np.float64)))
 
 
@@ -232,7 +232,7 @@ def test_a_checkpoint_holds_at_most_a_thousand_rows(folder, model, tmp_path, mon
     with_teacher(monkeypatch, counting)
     dataset = rescore(configuration(folder, tmp_path, *ALL))
     assert max(counting.asked) <= 4
-    assert dataset.manifest.rows_out == 70
+    assert dataset.manifest.rows_out == 28
 
 
 def test_a_finished_run_is_found_done(folder, whole, monkeypatch):
@@ -270,17 +270,15 @@ def test_modes_are_dealt_by_id_and_a_column_wins(folder, tmp_path):
 def test_rows_that_cannot_be_scored_have_their_reason(folder, model, tmp_path, monkeypatch):
     table = documents(12, 5)
     ids, spans = table["input_ids"].to_pylist(), table["spans"].to_pylist()
-    ids[0][3:4] = [13, 13]  # Another identity: the spans of this row move, its effort stays.
-    line = ids[1].index(289)  # "ing" of "Reasoning".
-    ids[1][line] = 13
+    ids[1][ids[1].index(289)] = 13  # "ing" of "Reasoning".
     spans[2] = []
-    changed = table.set_column(table.schema.get_field_index("input_ids"), "input_ids", pa.array(ids, pa.list_(pa.int32())))
-    field = table.schema.field("spans")
-    changed = changed.set_column(table.schema.get_field_index("spans"), "spans", pa.array(spans, field.type))
-    write_dataset(str(tmp_path / "c"), "corpus", "CORPUS", {"split=train/skill_bucket=B1/ctx_bucket=C1": changed})
+    for name, values in (("input_ids", ids), ("spans", spans)):
+        field = table.schema.field(name)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
+    write_dataset(str(tmp_path / "c"), "corpus", "CORPUS", {"split=train/skill_bucket=B1/ctx_bucket=C1": table})
     short = Counting(model)
-    longest = max(table["n_tokens"].to_pylist())
-    short.max_tokens = longest - 1
+    sizes = table["n_tokens"].to_pylist()
+    short.max_tokens = max(size for row, size in enumerate(sizes) if row not in (1, 2)) - 1
     with_teacher(monkeypatch, short)
     dataset = rescore(configuration(folder, tmp_path / "out", *ALL, f"corpus={tmp_path}/c"))
     totals = {}
@@ -320,7 +318,7 @@ def test_a_teacher_of_another_tokenizer_is_refused_before_anything_is_written(fo
     other.mkdir()
     (other / "config.json").write_text('{"vocab_size": 3}')
     (other / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2}}}))
-    with pytest.raises(ConfigError, match="has 3 tokens, that of the corpus .*201,088"):
+    with pytest.raises(ConfigError, match=r"has 3 tokens, that of the corpus .*201,088"):
         rescore(configuration(folder, tmp_path / "out", f"teacher.model={other}"))
     assert not (tmp_path / "out").exists()
 
@@ -346,11 +344,12 @@ def test_the_command_and_two_workers_give_the_same_rows(folder, whole, tmp_path)
     command = [sys.executable, "-m", "jobs.rescore", "--conf", "demo"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     flags = [word for value in (*arguments, *more) for word in ("--set", value)]
-    found = subprocess.run([*command, *flags], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    settings = {"cwd": PROJECT, "env": environment, "capture_output": True, "text": True, "check": False}
+    found, refused = (
+        subprocess.run([*command, *flags, *last], **settings) for last in ([], ["--set", "subset.fracton=1"])
+    )
     assert found.returncode == 0, found.stdout + found.stderr
     assert TeacherTable(tmp_path / "teacher_logp").dataset.manifest == whole.manifest
     assert "mean logp" in found.stdout
-    wrong = [*command, *flags, "--set", "subset.fracton=1"]
-    refused = subprocess.run(wrong, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "did you mean 'fraction'" in refused.stderr

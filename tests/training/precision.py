@@ -20,7 +20,7 @@ from training.models.factory import ModelConfig, build_student
 from training.optimizer import OptimizerConfig, is_decayed
 
 CPU = torch.device("cpu")
-OPTIMIZER = OptimizerConfig(lr=3e-3)
+OPTIMIZER = OptimizerConfig(lr=1e-3)
 OBJECTIVE = CrossEntropy()
 SIZES = {
     "layers": 2, "hidden": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "intermediate": 16, "experts": 4,

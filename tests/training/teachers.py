@@ -13,7 +13,22 @@ from etl.schema import MESSAGE, PROMPT, SPAN_KINDS, VERDICT
 from etl.storage.dataset import Dataset, write_dataset
 from training.teacher_tokenizer import CONTROL_TOKENS, VOCAB_SIZE, harmony_tokens
 
-WORDS = "the cat sat on a mat and saw 42 dogs; naïve größe 猫は魚を食べる\nwhile x = y**2 # done".split(" ")
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "and",
+    "saw",
+    "42",
+    "dogs;",
+    "naïve",
+    "größe",
+    "猫は魚を食べる\nwhile",
+    "x",
+    "=",
+    "y**2",
+    "# done",
+]
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -57,7 +72,7 @@ def conversation(generator: np.random.Generator, turns: int) -> list[dict[str, s
     out: list[dict[str, str | None]] = []
     for _ in range(turns):
         for role, channel in (("user", None), ("assistant", "analysis"), ("assistant", "final")):
-            text = " ".join(generator.choice(WORDS, int(generator.integers(1, 30))))
+            text = " ".join(generator.choice(WORDS, int(generator.integers(1, 8))))
             out.append({"role": role, "channel": channel, "recipient": None, "content": text})
     return out
 
@@ -83,7 +98,7 @@ def documents(num: int, seed: int, effort: Effort = "medium") -> pa.Table:
     return table.add_column(0, "id", pa.array(names))
 
 
-def write_corpus(folder: object, num: int = 40, effort: Effort = "medium") -> Dataset:
+def write_corpus(folder: object, num: int = 16, effort: Effort = "medium") -> Dataset:
     """A committed corpus of three training cells and one validation cell."""
     cells = {
         ("train", "B1", "C1"): (num, 1),

@@ -130,7 +130,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
             journal.step({"step": step, "loss": 2.0}, step)
     assert logged == [(1, {"loss": 2.0}), (2, {"loss": 2.0})]
     assert started[0] == started[1]
-    assert started[0]["project"] == "p"
+    assert (started[0]["project"], started[0]["resume"]) == ("p", "allow")
 
 
 def test_the_live_line_says_loss_rate_speed_mfu_and_time_left(tmp_path, capsys):

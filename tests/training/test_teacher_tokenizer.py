@@ -61,9 +61,9 @@ def test_a_head_that_is_too_small_is_refused_by_both_sizes(whole, tmp_path):
 
 
 def test_without_a_readable_tokenizer_nothing_is_taken_on_trust(tmp_path):
-    with pytest.raises(ConfigError, match="no tokenizer.json"):
+    with pytest.raises(ConfigError, match=r"no tokenizer\.json"):
         check_tokenizer(tmp_path)
     for text in ("no json", "[]", '{"model": {}}'):
         (tmp_path / "tokenizer.json").write_text(text)
-        with pytest.raises(ConfigError, match="is not a tokenizer.json"):
+        with pytest.raises(ConfigError, match=r"is not a tokenizer\.json"):
             check_tokenizer(tmp_path)

@@ -11,12 +11,16 @@ from etl import conf
 from etl.errors import ConfigError, DataError
 from etl.storage.dataset import write_dataset
 from tests.training.corpora import documents, write_corpus
+from training.data.decisions import DecisionLog
 from training.data.lanes import RankStream
-from training.data.plan import first_decision
+from training.data.plan import initial_value
 from training.data.reader import CorpusReader
-from training.engine import TrainingModule, parameter_groups
+from training.engine import TrainingModule
+from training.losses.objective import CrossEntropy, StepContext
+from training.metrics import MEASURED, PHASES
 from training.models.factory import build_student
-from training.train import TrainConfig, train
+from training.optimizer import parameter_groups
+from training.train import RunOptions, TrainConfig, train
 
 # DeepSpeed and what it imports late use deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")
@@ -24,8 +28,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 PROJECT = Path(__file__).resolve().parents[2]
 SMALL = [
     "model.params.vocab=97", "model.params.hidden=32", "model.params.head_dim=8", "model.params.intermediate=16",
-    "data.pack_tokens=64", "data.global_batch_packs=4", "data.lanes=4", "data.segment_tokens=512", "max_steps=6",
-    "max_supervised_tokens=null", "evaluate.every_steps=3", "evaluate.max_packs=3", "checkpoint.every_steps=3",
+    "data.pack_tokens=64", "data.global_batch_packs=4", "data.lanes=4", "data.segment_tokens=512",
+    "stages.0.tokens=1400", "evaluate.every_tokens=700", "checkpoint.every_steps=3",
+    "optimizer.schedule.warmup_tokens=512", "metrics.tensorboard=false", "router.aux_coefficient=0",
 ]  # fmt: skip
 
 
@@ -49,7 +54,7 @@ def records(output):
 
 
 def deterministic(record):
-    return {key: value for key, value in record.items() if key != "seconds" and not key.endswith("_per_s")}
+    return {key: value for key, value in record.items() if key not in MEASURED}
 
 
 def modified(folder):
@@ -57,7 +62,13 @@ def modified(folder):
 
 
 def weights(result):
-    return torch.load(Path(result.checkpoint) / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    (path,) = Path(result.checkpoint).glob("**/mp_rank_00_model_states.pt")
+    return torch.load(path, weights_only=False)["module"]
+
+
+def checkpoints(output):
+    """Steps of the complete ones."""
+    return sorted(json.loads(path.read_text())["step"] for path in (output / "checkpoints").glob("*/manifest.json"))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +88,7 @@ def test_the_loss_falls_and_the_run_is_written_down(whole):
     assert result.supervised_tokens == sum(record["supervised_tokens"] for record in steps)
     for record in steps:
         assert record["loss"] == pytest.approx(sum(record["span_loss"].values()))
+        assert sum(record["time"][f"{phase}_s"] for phase in (*PHASES, "other")) == pytest.approx(record["seconds"])
         assert record["supervised_tokens"] == sum(record["span_tokens"].values())
         assert [sum(layer) for layer in record["router"]["load"]] == [2 * record["tokens"]] * 2
         assert record["grad_norm"] > 0
@@ -86,17 +98,19 @@ def test_the_loss_falls_and_the_run_is_written_down(whole):
 def test_steps_equal_a_plain_torch_loop(corpus, whole):
     """No DeepSpeed: the same packs, one backward pass each, clip_grad_norm_ and torch's AdamW."""
     config = configuration(corpus, "unused")
-    module = TrainingModule(build_student(config.model, config.seed), 16)
+    module = TrainingModule(build_student(config.model, config.seed), config.router)
     optimizer = torch.optim.AdamW(
         parameter_groups(module, config.optimizer.weight_decay), betas=config.optimizer.betas, eps=config.optimizer.eps
     )
     reader = CorpusReader(config.data.corpus, "train")
-    decision = first_decision(config.data, config.seed, reader.parts)
-    stream = RankStream(reader, config.data, config.seed, decision, rank=0, world=1)
+    log = DecisionLog.preview(None, initial_value(config.data, config.seed, reader.parts))
+    stream = RankStream(reader, config.data, config.seed, log, rank=0, world=1)
+    objective = CrossEntropy()
     for record in [record for record in records(whole[0]) if "loss" in record]:
         packs = stream.next_step().packs
-        coefficients = 1.0 / torch.tensor(sum(pack.span_counts() for pack in packs)).double().clamp(min=1)
-        losses = [module(**vars(pack.tensors(torch.device("cpu"))), coefficients=coefficients)[0] for pack in packs]
+        context = StepContext(torch.from_numpy(sum(objective.counts(pack) for pack in packs)))
+        share = torch.tensor(0.0)
+        losses = [module(pack.tensors(torch.device("cpu")), objective, context, share)[0] for pack in packs]
         sum(losses).backward()
         norm = torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_norm)
         for group in optimizer.param_groups:
@@ -105,6 +119,7 @@ def test_steps_equal_a_plain_torch_loop(corpus, whole):
         optimizer.zero_grad()
         assert record["loss"] == pytest.approx(float(sum(losses).detach()), abs=1e-5)
         assert record["grad_norm"] == pytest.approx(float(norm), abs=1e-4)
+    stream.close()
 
 
 class PulledPlugError(Exception):
@@ -112,27 +127,30 @@ class PulledPlugError(Exception):
 
 
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(corpus, whole, tmp_path):
-    def pull_the_plug(report):
-        if report.step == 5:
+    def pull_the_plug(record):
+        if record["step"] == 5:
             raise PulledPlugError
 
     with pytest.raises(PulledPlugError):
         train(configuration(corpus, tmp_path), pull_the_plug)
-    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000003\n"
-    for name in ("step-00000006", "step-00000009"):
-        half_written = tmp_path / "checkpoints" / name
-        half_written.mkdir()
-        (half_written / "rng-7.pt").write_bytes(b"what a killed writer left")
+    assert checkpoints(tmp_path) == [3]
+    half_written = tmp_path / "checkpoints" / "step-00000009-00000000"
+    half_written.mkdir()
+    (half_written / "rng-7.pt").write_bytes(b"what a killed writer left")
     seen = []
-    resumed = train(configuration(corpus, tmp_path), lambda report: seen.append(report.step))
+    resumed = train(configuration(corpus, tmp_path), lambda record: seen.append(record["step"]))
     assert seen == [4, 5, 6]
-    assert [path.parent.name for path in tmp_path.rglob("train_state.json")] == ["step-00000006"]
+    assert checkpoints(tmp_path) == [6]
     assert not list(tmp_path.rglob("rng-7.pt"))
     output, result = whole
     assert list(map(deterministic, records(tmp_path))) == list(map(deterministic, records(output)))
     ours, theirs = weights(resumed), weights(result)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ledgers = [json.loads((folder / "ledger.json").read_text()) for folder in (tmp_path, output)]
+    assert ledgers[0] == ledgers[1]
+    assert ledgers[0]["total"]["tokens"] == result.tokens
+    assert ledgers[0]["total"]["supervised_tokens"] == result.supervised_tokens
 
 
 def test_a_complete_run_does_nothing_and_gives_its_result_again(corpus, whole):
@@ -143,44 +161,82 @@ def test_a_complete_run_does_nothing_and_gives_its_result_again(corpus, whole):
 
 
 def test_a_stream_that_stops_ends_the_run_after_every_document_once(corpus, tmp_path):
-    more = ["data.on_exhausted=stop", "max_steps=1000", "checkpoint.keep=1", "evaluate=null"]
+    more = ["data.on_exhausted=stop", "stages.0.tokens=1000000", "checkpoint.keep=1", "evaluate=null"]
     result = train(configuration(corpus, tmp_path, *more))
     assert result.tokens == sum(documents(90, 1)["n_tokens"].to_pylist()) + sum(
         documents(30, 2)["n_tokens"].to_pylist()
     )
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == [Path(result.checkpoint).name]
+    assert result.complete
     assert train(configuration(corpus, tmp_path, *more)) == result
 
 
-def test_supervised_tokens_can_end_the_run(corpus, tmp_path):
-    result = train(configuration(corpus, tmp_path, "max_supervised_tokens=150", "evaluate=null"))
-    steps = [record["supervised_tokens"] for record in records(tmp_path) if "loss" in record]
-    assert sum(steps) == result.supervised_tokens >= 150 > sum(steps[:-1])
+def test_max_steps_pauses_and_a_higher_one_goes_on_to_the_same_end(corpus, whole, tmp_path):
+    paused = train(configuration(corpus, tmp_path, "max_steps=2"))
+    assert (paused.steps, paused.complete) == (2, False)
+    assert train(configuration(corpus, tmp_path, "max_steps=2")) == paused
+    finished = train(configuration(corpus, tmp_path))
+    assert finished.complete
+    assert list(map(deterministic, records(tmp_path))) == list(map(deterministic, records(whole[0])))
+
+
+def test_stages_follow_each_other_and_arms_share_the_steps_of_one(corpus, tmp_path):
+    arms = [
+        {"name": "a", "share": 0.65, "data": {"shares": {"B1/*": 1.0}}},
+        {"name": "b", "share": 0.35, "objective": {"kind": "ce", "span_weights": {"final": 2.0}}},
+    ]
+    stages = [
+        {"name": "first", "tokens": 500},
+        {"name": "mixed", "tokens": 2300, "arms": arms, "optimizer": {"lr": 0.001}, "reset": True},
+    ]
+    more = [f"stages={json.dumps(stages)}", "evaluate=null"]
+    result = train(configuration(corpus, tmp_path, *more))
+    found = records(tmp_path)[: result.steps]
+    assert [record["stage"] for record in found] == ["first"] * 2 + ["mixed"] * (result.steps - 2)
+    mixed = [record["arm"] for record in found[2:]]
+    assert mixed.count("a") == pytest.approx(0.65 * len(mixed), abs=1.5)
+    assert max(record["lr"] for record in found[2:]) <= 0.001 < max(record["lr"] for record in found[:2])
+    names = {path.parent.relative_to(tmp_path / "decisions").as_posix() for path in tmp_path.rglob("000000.json")}
+    assert names == {"first/main", "mixed/a", "mixed/b"}
+
+    def pull_the_plug(record):
+        if record["step"] == 5:
+            raise PulledPlugError
+
+    with pytest.raises(PulledPlugError):
+        train(configuration(corpus, tmp_path / "again", *more), pull_the_plug)
+    train(configuration(corpus, tmp_path / "again", *more))
+    assert list(map(deterministic, records(tmp_path / "again"))) == list(map(deterministic, records(tmp_path)))
+
+
+def test_overfitting_one_batch_learns_it_and_saves_nothing(corpus, tmp_path):
+    more = ["stages.0.tokens=12000", "optimizer.schedule.kind=constant"]
+    config = configuration(corpus, tmp_path, *more, "optimizer.schedule={kind: constant, warmup_tokens: 512}")
+    result = train(config, options=RunOptions(overfit=True))
+    assert result.last_loss < 0.5 * result.first_loss
+    assert result.checkpoint is None
 
 
 def test_another_stream_or_student_in_the_same_output_is_refused(corpus, whole):
     output, _ = whole
     with pytest.raises(ConfigError, match="began with another stream"):
-        train(configuration(corpus, output, "seed=1"))
-    with pytest.raises(ConfigError, match="'layers': 2"):
-        train(configuration(corpus, output, "model.params.layers=1"))
-    (output.parent / "stage0.json").write_text("{}")
-    with pytest.raises(ConfigError, match="at ZeRO stage 1, this run has 1 at stage 0"):
-        train(configuration(corpus, output, f"deepspeed={output.parent / 'stage0.json'}"))
+        train(configuration(corpus, output, "seed=1", "stages.0.tokens=5000"))
+    with pytest.raises(ConfigError, match="layers"):
+        train(configuration(corpus, output, "model.params.layers=1", "stages.0.tokens=5000"))
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_other_zero_stages_give_the_same_losses(corpus, whole, tmp_path, stage):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-    train(configuration(corpus, tmp_path / "run", f"deepspeed={path}", "max_steps=6"))
+    train(configuration(corpus, tmp_path / "run", f"deepspeed={path}"))
     expected = [record["loss"] for record in records(whole[0]) if "loss" in record]
     found = [record["loss"] for record in records(tmp_path / "run") if "loss" in record]
     assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_bf16_trains(corpus, whole, tmp_path):
-    result = train(configuration(corpus, tmp_path, "deepspeed=conf/deepspeed/zero1_bf16.json", "max_steps=6"))
+    result = train(configuration(corpus, tmp_path, "deepspeed=conf/deepspeed/zero1_bf16.json"))
     assert result.first_loss == pytest.approx(whole[1].first_loss, abs=2e-2)
     assert result.last_loss < result.first_loss
 

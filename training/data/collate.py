@@ -67,10 +67,6 @@ class Pack:
 
     def tensors(self, device: torch.device) -> "PackTensors":
         """The pack as the model takes it, with a batch dimension of 1 on ids and positions."""
-
-        def moved(array: npt.NDArray[np.generic] | None) -> torch.Tensor | None:
-            return None if array is None else torch.from_numpy(array).to(device)
-
         return PackTensors(
             input_ids=torch.from_numpy(self.input_ids)[None].to(device),
             position_ids=torch.from_numpy(self.position_ids)[None].to(device),
@@ -78,13 +74,17 @@ class Pack:
             targets=torch.from_numpy(self.targets).to(device),
             target_kind=torch.from_numpy(self.target_kind).to(device).to(torch.int64),
             document=torch.from_numpy(self.document).to(device),
-            teacher_logp=moved(self.teacher_logp),
-            topk_ids=moved(self.topk_ids),
-            topk_logp=moved(self.topk_logp),
-            pair=moved(self.pair),
-            side=moved(self.side),
-            reference_logp=moved(self.reference_logp),
+            teacher_logp=_moved(self.teacher_logp, device),
+            topk_ids=_moved(self.topk_ids, device),
+            topk_logp=_moved(self.topk_logp, device),
+            pair=_moved(self.pair, device),
+            side=_moved(self.side, device),
+            reference_logp=_moved(self.reference_logp, device),
         )
+
+
+def _moved(array: npt.NDArray[np.generic] | None, device: torch.device) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array).to(device)
 
 
 @dataclass(frozen=True)
@@ -172,19 +172,24 @@ def _fill_tokens(
     position_ids: IntArray,
     document: npt.NDArray[np.int32],
 ) -> None:
+    # Over views from 0 on, which compiles to vector instructions.
     row = 0
     for number in range(len(tokens)):
-        first = tokens[number, 0]
-        length = tokens[number, 1] - first
+        ids = source[tokens[number, 0] : tokens[number, 1]]
+        length = len(ids)
+        own_ids = input_ids[row : row + length]
+        own_positions = position_ids[row : row + length]
+        own_document = document[row : row + length]
         for at in range(length):
-            input_ids[row + at] = source[first + at]
-            position_ids[row + at] = at
-            document[row + at] = number
+            own_ids[at] = ids[at]
+            own_positions[at] = at
+            own_document[at] = number
         row += length
-    for at in range(len(input_ids) - row):
-        input_ids[row + at] = PAD_ID
-        position_ids[row + at] = at
-        document[row + at] = -1
+    input_ids[row:] = PAD_ID
+    document[row:] = -1
+    room = position_ids[row:]
+    for at in range(len(room)):
+        room[at] = at
 
 
 @njit
@@ -203,9 +208,10 @@ def _fill_targets(
     first = 0
     for number in range(len(tokens)):
         for span in range(spans[number, 0], spans[number, 1]):
-            for token in range(max(span_start[span], 1), span_end[span]):
-                targets[first + token - 1] = input_ids[first + token]
-                target_kind[first + token - 1] = span_kind[span]
+            start, end = first + max(span_start[span], 1), first + span_end[span]
+            if start < end:
+                targets[start - 1 : end - 1] = input_ids[start:end]
+                target_kind[start - 1 : end - 1] = span_kind[span]
         first += tokens[number, 1] - tokens[number, 0]
 
 

@@ -1,7 +1,6 @@
 """Some documents in flat arrays: what the reader gives and collate takes."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -58,16 +57,20 @@ class Documents:
 
     def select(self, numbers: IntArray) -> "Documents":
         """Some of the documents, in that order; the flat arrays are shared, not copied."""
-        own: dict[str, Any] = {name: getattr(self, name)[numbers] for name in _PER_DOCUMENT}
-        if self.teacher is not None:
-            own["teacher"] = self.teacher.select(numbers)
-        if self.reference_logp is not None:
-            own["reference_logp"] = self.reference_logp[numbers]
-        return replace(self, **own)
-
-
-_PER_DOCUMENT = ("tokens", "spans", "id_hash", "label", "pair", "side")
-assert set(_PER_DOCUMENT) <= {field.name for field in fields(Documents)}
+        return Documents(
+            self.input_ids,
+            self.span_kind,
+            self.span_start,
+            self.span_end,
+            self.tokens[numbers],
+            self.spans[numbers],
+            self.id_hash[numbers],
+            self.label[numbers],
+            self.pair[numbers],
+            self.side[numbers],
+            None if self.teacher is None else self.teacher.select(numbers),
+            None if self.reference_logp is None else self.reference_logp[numbers],
+        )
 
 
 def ranges(lengths: IntArray) -> IntArray:

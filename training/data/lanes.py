@@ -3,7 +3,7 @@
 At the start of a segment the rank plans its lanes from their index and reads, in one sweep, the documents that its
 packs from here on need; a resumed rank so never reads what is behind it. When half of a segment has been given out, a
 thread begins the next one (its decision record is taken then), so that a step does not wait for the store. Memory: the
-index of the own lanes, about 70 bytes a document, and the documents of two segments at most, 2 x 4 x segment_tokens /
+index of the own lanes, about 150 bytes a document, and the documents of two segments at most, 2 x 4 x segment_tokens /
 world bytes of tokens and less for their spans. How the lanes are dealt, ordered and packed is the business of plan.py
 and the stream_*.py beside it.
 """
@@ -72,7 +72,8 @@ class RankStream:
         """Reads the index of the rank's lanes.
 
         Raises:
-            ConfigError: there are more ranks than lanes, or clusters are limited and the corpus has none.
+            ConfigError: there are more ranks than lanes, clusters are limited and the corpus has none, or a lane has
+                no document of something that has a share, and `on_exhausted` does not say that others take it.
         """
         config.check_world(world)
         if config.clusters is not None and not reader.has_clusters:
@@ -96,6 +97,7 @@ class RankStream:
         self._pack = config.segment_packs
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="next-segment")
         self._ahead: Future[_Segment] | None = None
+        self._check_shares()
 
     @property
     def state(self) -> StreamState:
@@ -104,6 +106,15 @@ class RankStream:
         if self._pack == self.config.segment_packs:
             return StreamState(digest, self._segment + 1, 0)
         return StreamState(digest, self._segment, self._pack)
+
+    @property
+    def index(self) -> DocumentIndex:
+        """The documents of the own lanes that can be trained on, whatever the shares."""
+        return DocumentIndex.concatenate([plan.usable() for plan in self._plans.values()])
+
+    def index_of(self, lane: int) -> DocumentIndex:
+        """The documents that the packs of an own lane number."""
+        return self._plans[lane].index
 
     def left_out(self) -> dict[str, int]:
         """Documents of the own lanes that are never trained on under the shares that hold now, by reason."""
@@ -120,9 +131,9 @@ class RankStream:
         assert self._segment == -1, "a stream does not go back; open another one"
         begun = state.segment if state.pack else state.segment - 1
         for number in range(begun):
-            self._plan(number)
+            self.plan(number)
         if begun >= 0:
-            planned = self._plan(begun)
+            planned = self.plan(begun)
             self._segment = begun
             if state.pack:
                 self._current = self._read(begun, planned, state.pack)
@@ -132,6 +143,15 @@ class RankStream:
                 f"the decisions up to segment {max(begun, 0)} are not those that the checkpoint was made with; put "
                 "back the decision log that lay beside it, or start in another `output`"
             )
+
+    def plan(self, number: int) -> dict[int, LaneSegment]:
+        """The packs of each own lane in a segment, from lengths alone; segments come in order, from 0.
+
+        For who wants to know what a run would read; a stream that was planned by hand gives out no step.
+        """
+        policy = self._log.start(number)
+        sizes = {lane: self._turn(number, lane, self.config.segment_packs) for lane in self._own}
+        return {lane: plan.segment(number, sizes[lane], policy) for lane, plan in self._plans.items()}
 
     def next_step(self) -> LocalStep:
         """The packs of the next global step."""
@@ -173,6 +193,18 @@ class RankStream:
             numbers = [own[scored[own]] for own in numbers]
         return [index.take(own) for own in numbers]
 
+    def _check_shares(self) -> None:
+        if self.config.shares is None or self.config.on_exhausted == "redistribute":
+            return
+        for lane, plan in self._plans.items():
+            for pattern in plan.groups_without_documents(self._log.policy_at(0)):
+                reasons = {reason: count for reason, count in self.left_out().items() if count}
+                raise ConfigError(
+                    f"data.shares gives '{pattern}' a share, but lane {lane} has no document of it that can be trained "
+                    f"on (left out in this rank's lanes: {reasons or 'none'}); lower data.lanes, raise "
+                    "data.pack_tokens for longer documents, or set data.on_exhausted to redistribute"
+                )
+
     def _segment_of_step(self) -> _Segment:
         """The segment that the next step is in; the next one when this one has been given out."""
         if self._pack < self.config.segment_packs:
@@ -181,7 +213,7 @@ class RankStream:
         self._current = None
         ahead, self._ahead = self._ahead, None
         following = self._segment + 1
-        self._current = ahead.result() if ahead else self._read(following, self._plan(following), 0)
+        self._current = ahead.result() if ahead else self._read(following, self.plan(following), 0)
         self._segment = following
         self._pack = 0
         return self._current
@@ -190,13 +222,7 @@ class RankStream:
         """Plan and read the next segment beside the rest of this one, if own lanes have more."""
         if self._ahead is None and any(lane.documents_left for lane in segment.lanes.values()):
             number = segment.number + 1
-            self._ahead = self._thread.submit(lambda: self._read(number, self._plan(number), 0))
-
-    def _plan(self, number: int) -> dict[int, LaneSegment]:
-        """The own lanes' packs of a segment; segments come in order."""
-        policy = self._log.start(number)
-        sizes = {lane: self._turn(number, lane, self.config.segment_packs) for lane in self._own}
-        return {lane: plan.segment(number, sizes[lane], policy) for lane, plan in self._plans.items()}
+            self._ahead = self._thread.submit(lambda: self._read(number, self.plan(number), 0))
 
     def _turn(self, segment: int, lane: int, pack: int) -> int:
         """Turns that a lane has had in a segment before pack `pack` of it."""

@@ -6,7 +6,7 @@ takes `global_batch_packs` consecutive packs; ranks own contiguous blocks of lan
 of ranks from 1 to L gives the same stream. The run is cut into *segments* of whole steps; weights and shares change
 only at a segment border, by a decision record (decisions.py). Inside a segment each lane ranks and packs its unread
 documents (stream_lane.py). A position is (log digest, segment, pack): a lane gets there by planning again from its
-first segment, from lengths alone, reading no tokens. Memory: about 70 bytes a document of a rank's lanes.
+first segment, from lengths alone, reading no tokens. Memory: about 150 bytes a document of a rank's lanes.
 """
 
 import hashlib

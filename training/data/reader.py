@@ -323,9 +323,10 @@ class _Files:
         self._dataset = dataset
         self._parts = parts
         self._open = threading.local()
+        self._opening = [threading.Lock() for _ in parts]
+        """So that threads which come to a part at once read its footer once."""
         self._footers: dict[int, pq.FileMetaData] = {}
         self._footer_bytes = 0
-        self._lock = threading.Lock()
 
     def read(self, part: int, group: int, columns: Sequence[str]) -> pa.Table:
         """Columns of a row group, each in at most one chunk."""
@@ -336,9 +337,12 @@ class _Files:
         return self._open.file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
 
     def _opened(self, part: int) -> pq.ParquetFile:
-        file = self._dataset.part_location(self._parts[part]).open_parquet(footer=self._footers.get(part))
-        size = file.metadata.serialized_size
-        with self._lock:
+        location = self._dataset.part_location(self._parts[part])
+        if part in self._footers:
+            return location.open_parquet(footer=self._footers[part])
+        with self._opening[part]:
+            file = location.open_parquet(footer=self._footers.get(part))
+            size = file.metadata.serialized_size
             if part not in self._footers and self._footer_bytes + size <= FOOTER_BYTES:
                 self._footers[part] = file.metadata
                 self._footer_bytes += size

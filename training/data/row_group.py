@@ -211,6 +211,7 @@ def _targets(
 def copy_rows(values: npt.NDArray[Any], offsets: IntArray, rows: IntArray, out: npt.NDArray[Any], at: IntArray) -> None:
     """Copy values[offsets[rows[i]] : offsets[rows[i] + 1]] to out[at[i] :] for every i."""
     for i in range(len(rows)):
-        first = offsets[rows[i]]
-        for k in range(offsets[rows[i] + 1] - first):
-            out[at[i] + k] = values[first + k]
+        own = values[offsets[rows[i]] : offsets[rows[i] + 1]]
+        place = out[at[i] : at[i] + len(own)]
+        for k in range(len(own)):
+            place[k] = own[k]

@@ -141,6 +141,16 @@ class LanePlan:
         no_share = self._group_of_items(Groups.of(policy.shares, self._cells)) < 0
         return self._left_out | {NO_SHARE: len(self._items.expanded(np.flatnonzero(no_share)))}
 
+    def usable(self) -> DocumentIndex:
+        """The documents that can be trained on, whatever the shares."""
+        return self.index.take(self._items.expanded(np.arange(len(self._items))))
+
+    def groups_without_documents(self, policy: Policy) -> tuple[str, ...]:
+        """Patterns with a share of which the lane has no document that can be trained on."""
+        groups = Groups.of(policy.shares, self._cells)
+        counts = np.bincount(self._group_of_items(groups) + 1, minlength=len(groups.patterns) + 1)[1:]
+        return tuple(pattern for pattern, count in zip(groups.patterns, counts, strict=True) if count == 0)
+
     def segment(self, number: int, num_packs: int, policy: Policy) -> LaneSegment:
         """Plan the next segment; they must be asked for in order, from 0."""
         assert number == self._next_segment, "segments are planned in order"
@@ -295,7 +305,7 @@ def _merge(queues: Sequence[_Queue], stop: bool) -> Iterator[IntArray]:
         ended = [queue for queue in known if not queue.refill()]
         known = [queue for queue in known if queue not in ended]
         if stop:
-            end = min([end, *(queue.horizon for queue in ended)])
+            pass
         until = min([end, *(queue.horizon for queue in known)])
         taken = [queue.take(until) for queue in known]
         items = np.concatenate([np.empty(0, np.int64), *(items for items, _ in taken)])

@@ -70,6 +70,29 @@ class CausalLmParams(Config):
         return self
 
 
+ROUTER_LOGITS = "_router_logits"
+"""Where a router leaves what it gave, until the end of the pass."""
+
+
+def _routers(base: nn.Module) -> list[nn.Module]:
+    """The modules whose first output are router logits, in order; each will keep it.
+
+    transformers' own way to hand them out (output_router_logits) reads a context variable in hooks of every layer, at
+    which torch.compile cuts each layer into pieces.
+    """
+    recorder = (getattr(base, "_can_record_outputs", None) or {}).get("router_logits")
+    if recorder is None:
+        return []
+
+    def keep(router: nn.Module, _inputs: object, output: tuple[torch.Tensor, ...]) -> None:
+        setattr(router, ROUTER_LOGITS, output[recorder.index])
+
+    routers = [module for module in base.modules() if isinstance(module, recorder.target_class)]
+    for router in routers:
+        router.register_forward_hook(keep)
+    return routers
+
+
 class TransformersNetwork(nn.Module):
     """A transformers causal LM without its head's arithmetic: ids in, hidden states and router logits out.
 
@@ -93,22 +116,20 @@ class TransformersNetwork(nn.Module):
         embedding: Any = causal_lm.get_input_embeddings()
         embedding.padding_idx = None
         self._windows: frozenset[Window] = frozenset({None, window or None})
-        self._routes = "router_logits" in (getattr(causal_lm.base_model, "_can_record_outputs", None) or {})
-        self.experts_per_token = int(getattr(text_config, "num_experts_per_tok", 0) or 0) if self._routes else 0
+        self._routers = _routers(causal_lm.base_model)
+        self.experts_per_token = int(text_config.num_experts_per_tok) if self._routers else 0
 
     def forward(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Hidden states after the last norm [T, H], and the router logits [T, experts] of each layer that routes."""
-        more = {"output_router_logits": True} if self._routes else {}
         output = getattr(self, self._base)(
             input_ids=input_ids,
             position_ids=position_ids,
             packing=Packing.of(cu_seqlens, input_ids.shape[1], self._windows),
             use_cache=False,
-            **more,
         )
-        router_logits = (output.router_logits or ()) if self._routes else ()
+        router_logits = [router.__dict__.pop(ROUTER_LOGITS) for router in self._routers]
         return output.last_hidden_state[0], tuple(logits.flatten(0, -2) for logits in router_logits)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "TransformersNetwork":

@@ -70,7 +70,7 @@ def opener(corpus, config, seed=SEED, log=None, workers=2):
     """Opens the stream of (rank, world), each with a reader of its own; the log is made anew where none is given."""
 
     def open_stream(rank, world):
-        reader = CorpusReader(str(corpus), "train", ReadConfig(workers=workers, cache_gib=1))
+        reader = CorpusReader(str(corpus), "train", ReadConfig(workers=workers, cache_gib=0.05))
         found = DecisionLog.preview(None, initial_value(config, seed, reader.parts)) if log is None else log
         return RankStream(reader, config, seed, found, rank, world)
 

@@ -12,9 +12,9 @@ from etl.storage.location import Location
 from tests.training.corpora import documents, write_corpus
 from tests.training.data.streams import SEED, opener, pair_table, write_row_groups
 from training.data.decisions import DecisionLog
-from training.data.lanes import FILLER
+from training.data.lanes import FILLER, NO_DOCUMENTS, RankStream
 from training.data.plan import StreamConfig, StreamState, initial_value
-from training.data.reader import CorpusReader
+from training.data.reader import CorpusReader, ReadConfig
 
 WORLDS = (1, 2, 3, 4, 5, 7, 8)
 SHARES = {"B1/*": 0.4, "B3/*": 0.6}
@@ -212,9 +212,65 @@ def test_what_is_left_out_is_counted_once_over_all_ranks(corpus):
     assert 5 < totals[0]["no share"] < 30
 
 
+def test_planning_by_hand_shows_what_a_run_would_read_without_reading_it(corpus):
+    config = config_of(epochs=2, pack_tokens=30)
+    with closing(opener(corpus, config)(0, 1)) as stream:
+        read = global_steps(opener(corpus, config), 1, 100)
+        planned = []
+        for segment in range(100 * 4 // config.segment_packs):
+            for lane, found in stream.plan(segment).items():
+                numbers = np.concatenate([np.empty(0, np.int64), *found.packs])
+                planned += stream.index_of(lane).id_hash[numbers].tolist()
+        assert sorted(planned) == sorted(ids_of(read).tolist())
+        assert sorted(planned) == sorted(np.tile(stream.index.id_hash, 2).tolist())
+        assert stream.index.num_tokens.max() <= 30
+
+
+class HalfScoredReader(CorpusReader):
+    """Stands for one with a teacher that has scored every second document."""
+
+    def read_index(self, units, seed):
+        index = super().read_index(units, seed)
+        self.teacher = True
+        return index
+
+    def teacher_mask(self, index):
+        return index.id_hash % np.uint64(2) == 0
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_with_a_teacher_only_documents_that_it_has_scored_are_read(corpus, world):
+    config = config_of()
+    left_out, planned = 0, []
+    for rank in range(world):
+        reader = HalfScoredReader(str(corpus), "train", ReadConfig(workers=1, cache_gib=0))
+        log = DecisionLog.preview(None, initial_value(config, SEED, reader.parts, "digest of the table"))
+        with closing(RankStream(reader, config, SEED, log, rank, world)) as stream:
+            left_out += stream.left_out()["not scored by the teacher"]
+            for segment in range(20):
+                for lane, found in stream.plan(segment).items():
+                    planned += stream.index_of(lane).id_hash[np.concatenate([NO_DOCUMENTS, *found.packs])].tolist()
+    assert all(value % 2 == 0 for value in planned)
+    assert len(planned) + left_out == 120
+    assert 30 < left_out < 90
+
+
 def test_limits_of_clusters_need_a_corpus_with_clusters(corpus):
     with pytest.raises(ConfigError, match="no semantic clusters; list 'semantic'"):
         opener(corpus, config_of(clusters=ClusterCaps(cap=2)))(0, 1)
+
+
+def test_a_share_of_documents_that_cannot_be_trained_on_is_refused_before_the_first_step(tmp_path):
+    short, long = documents(200, 1, 20), documents(200, 2, 40)
+    long = long.filter([row > 24 for row in long.column("n_tokens").to_pylist()])
+    write_row_groups(tmp_path, {"B1/C1": short, "B3/C1": long}, 50)
+    config = config_of(pack_tokens=24, shares={"B1/*": 1, "B3/*": 1})
+    with pytest.raises(
+        ConfigError, match=r"'B3/\*' a share, but lane 0 has no document.*'longer than pack_tokens': \d+"
+    ):
+        opener(tmp_path, config)(0, 2)
+    with closing(opener(tmp_path, config.model_copy(update={"on_exhausted": "redistribute"}))(0, 2)) as stream:
+        assert stream.next_step().lanes_left
 
 
 def test_more_ranks_than_lanes_are_refused(corpus):

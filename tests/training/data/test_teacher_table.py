@@ -23,7 +23,7 @@ def row(number):
     size = number % 4 + 1
     tokens = np.arange(number, number + size, dtype=np.int32)
     return {
-        "id": str(uuid.UUID(bytes=hashlib.md5(str(number).encode()).digest())),  # noqa: S324
+        "id": str(uuid.UUID(bytes=hashlib.md5(str(number).encode()).digest())),
         "completion_digest": digest_bytes(completion_digests(tokens, np.array([0, size])))[0].as_py(),
         "prompt_digest": bytes(16),
         "teacher_digest": "t",

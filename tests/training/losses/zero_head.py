@@ -81,6 +81,7 @@ def difference(here, stage, tied, kind):
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,
         "zero_optimization": {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {}),
     }
     engine, *_ = deepspeed.initialize(

@@ -23,11 +23,16 @@ class Averager(nn.Module):
         self.mix = nn.Linear(hidden, hidden)
         self.output = nn.Linear(hidden, VOCAB, bias=False)
 
+    def seen(self, cu_seqlens):
+        """bool [T, T]: which tokens a token averages over."""
+        tokens = torch.arange(int(cu_seqlens[-1]), dtype=torch.int32)
+        document = torch.searchsorted(cu_seqlens, tokens, right=True)
+        return (document[:, None] == document) & (tokens[:, None] >= tokens)
+
     def forward(self, input_ids, position_ids, cu_seqlens):
-        sums = self.embed(input_ids)[0].cumsum(0)
-        document = torch.searchsorted(cu_seqlens, torch.arange(len(sums), dtype=torch.int32), right=True) - 1
-        before = torch.cat([torch.zeros_like(sums[:1]), sums])[cu_seqlens[document].long()]
-        return torch.tanh(self.mix((sums - before) / (position_ids[0, :, None] + 1))), ()
+        embedded = self.embed(input_ids)[0]
+        shares = self.seen(cu_seqlens) / (position_ids[0, :, None] + 1)
+        return torch.tanh(self.mix(shares.to(embedded.dtype) @ embedded)), ()
 
 
 def build(params):
