@@ -1,4 +1,4 @@
-"""The command line `stillhouse`, one function a command. torch and pyspark load where a command needs them."""
+"""The command line `stillhouse`, one function a command; those that train are in cli_training.py."""
 
 import time
 from pathlib import Path
@@ -10,6 +10,7 @@ from etl.storage.catalog import Dialect, statements
 from etl.storage.location import Location
 from etl.storage.sweep import find_leftovers, parse_age, remove_leftovers
 from etl.storage.verify import find_datasets, verify
+from jobs import cli_training
 from jobs.entry import main_of, report
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="Raw text to a corpus to a trained student.",
 )
+
+app.add_typer(cli_training.app)
 
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; @FILE is its text.")]
@@ -86,26 +89,6 @@ def adopt_command(
 
         for reason in adopt(_recipe(recipe, set_), stage):
             report(f"adopted {stage} although {reason}")
-        return 0
-
-    raise typer.Exit(main_of(job))
-
-
-@app.command("train")
-def train_command(
-    name: Annotated[str, typer.Argument(metavar="CONF", help="A shipped configuration's name, a path or a URI.")],
-    set_: Overrides = None,
-) -> None:
-    """Train a student from a corpus in this process (`deepspeed --module training.train` starts several)."""
-
-    def job() -> int:
-        from etl import conf
-        from training.train import TrainConfig, train
-
-        result = train(conf.load(TrainConfig, name, "training", set_ or []))
-        report(f"loss {result.first_loss:.4f} -> {result.last_loss:.4f} in {result.steps} steps")
-        report(f"metrics {result.metrics}")
-        report(f"checkpoint {result.checkpoint}")
         return 0
 
     raise typer.Exit(main_of(job))

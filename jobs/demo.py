@@ -50,7 +50,8 @@ def _run_recipe(engine: str, overrides: list[str]) -> RunResult:
 
 
 def _train_and_show(result: RunResult, output: Path) -> None:
-    from training.train import TrainConfig, train
+    from training.config import TrainConfig
+    from training.train import train
 
     assert result.corpus is not None
     overrides = [f"data.corpus={result.corpus.folder}", f"output={output / 'student'}"]

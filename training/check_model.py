@@ -6,7 +6,7 @@ reach a token of another document or a later token, or come from an unsupervised
 change nothing, and the state must be a function of the seed. A built-in factory's losses must also be those of the
 transformers class that its weights are exported to, with that class's own attention. A check that fails is a finding,
 not an exception, so that one run tells all. Costs two builds, a second copy of the weights and some twenty passes over
-at most 416 tokens: COST_OF_SMOLLM2.
+at most 416 tokens: SmolLM2 (135 M) took 79 s and 1.9 GB on one core of a busy machine.
 """
 
 import copy

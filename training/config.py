@@ -14,7 +14,7 @@ from training.losses.router import RouterConfig
 from training.metrics import MetricsConfig
 from training.models.factory import ModelConfig
 from training.optimizer import OptimizerConfig
-from training.schedule import ArmConfig, StageConfig, check_arm, check_stages, optimizer_of, stream_of
+from training.schedule import ArmConfig, StageConfig, check_arm, check_stages, named, optimizer_of, stream_of
 from training.state import TrainState
 from training.watchdog import WatchdogConfig
 
@@ -60,6 +60,14 @@ class TrainConfig(Config):
     def decisions(self, stage: StageConfig, arm: ArmConfig) -> Path:
         """Folder of an arm's decision log."""
         return Path(self.output) / "decisions" / stage.name / arm.name
+
+    def stage_named(self, name: str | None) -> StageConfig:
+        """A stage; the first for None.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        return named(self.stages, name, "stage")
 
     def is_over(self, state: TrainState) -> bool:
         """Whether a run in this state has nothing more to do: the stages are over, or `max_steps` are taken."""

@@ -80,18 +80,17 @@ def zero_stage(deepspeed_json: dict[str, Any]) -> int:
 def deepspeed_config(deepspeed_json: dict[str, Any], optimizer: OptimizerConfig, micro_steps: int) -> dict[str, Any]:
     """The JSON that DeepSpeed is initialised with: the user's, and what the training configuration decides.
 
-    `micro_steps` is the number of packs that a rank takes in an optimizer step. At ZeRO stage 0 there is no
-    gradient_clipping: DeepSpeed's own would clip there without telling the norm and step on gradients that are not
-    finite, so the engine clips.
+    `micro_steps` is the number of packs that a rank takes in an optimizer step. At ZeRO stage 0 gradient_clipping is
+    off (left out it is 1): DeepSpeed's own would clip there without telling the norm and step on gradients that are
+    not finite, so the engine clips.
     """
     config: dict[str, Any] = {
         **deepspeed_json,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_steps,
+        "gradient_clipping": optimizer.clip_norm if zero_stage(deepspeed_json) > 0 else 0.0,
         "zero_allow_untested_optimizer": True,
     }
-    if zero_stage(deepspeed_json) > 0:
-        config["gradient_clipping"] = optimizer.clip_norm
     if is_bf16(deepspeed_json):
         # Without them ZeRO 2 and 3 of DeepSpeed 0.19 accumulate and reduce in bf16, and an unfit gradient could pass.
         config["data_types"] = {**deepspeed_json.get("data_types", {}), "grad_accum_dtype": "fp32"}

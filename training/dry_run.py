@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from etl.storage.location import Location
 from training.config import TrainConfig
 from training.data.decisions import DecisionLog
 from training.data.lanes import RankStream
-from training.data.plan import StreamConfig, initial_value
-from training.data.reader import CorpusReader
+from training.data.plan import StreamConfig
 from training.schedule import ArmConfig, StageConfig
+from training.stage_stream import open_arm
 
 MAX_PLANNED_PACKS = 100_000
 
@@ -54,10 +53,7 @@ def plan_arm(config: TrainConfig, stage: StageConfig, arm: ArmConfig) -> ArmPlan
     """
     data = config.stream(stage, arm)
     target = int(stage.tokens * arm.share / sum(other.share for other in stage.arms))
-    reader = CorpusReader(data.corpus, "train", config.read)
-    initial = initial_value(data, config.seed, reader.parts)
-    log = DecisionLog.preview(Location.of(config.decisions(stage, arm)), initial)
-    with closing(RankStream(reader, data, config.seed, log, 0, 1)) as stream:
+    with closing(open_arm(config, stage, arm, (0, 1), DecisionLog.preview)) as stream:
         cells, packs = _planned(stream, data, target)
         tokens = sum(cells.values())
         scale = max(1.0, target / tokens) if packs >= MAX_PLANNED_PACKS else 1.0

@@ -81,7 +81,7 @@ class HeldOut:
         """
         cells = {key: self._sums(engine, packs) for key, packs in self._packs.items()}
         own = [found for key, found in cells.items() if key.count("/") == 1]
-        total = (sum(counts for counts, _ in own), sum(sums for _, sums in own))
+        total = (torch.stack([counts for counts, _ in own]).sum(0), torch.stack([sums for _, sums in own]).sum(0))
         return {key: self._objective.report(*found) for key, found in {"all": total, **cells}.items()}
 
     def _sums(self, engine: Engine, packs: list[Pack]) -> tuple[torch.Tensor, torch.Tensor]:

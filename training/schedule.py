@@ -8,8 +8,9 @@ within a few steps, and a resumed run needs no counter.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -83,6 +84,14 @@ class StageConfig(Config):
             raise ValueError(f"two arms of a stage share a name: {names}; name each differently")
         return arms
 
+    def arm_named(self, name: str | None) -> ArmConfig:
+        """An arm; the first for None.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        return named(self.arms, name, "arm")
+
     def arm_of(self, step: int, seed: int) -> ArmConfig:
         """The arm of a step of the stage, counted from 0."""
         if len(self.arms) == 1:
@@ -91,6 +100,21 @@ class StageConfig(Config):
         position = (offset + (step + 1) * _INVERSE_GOLDEN_RATIO) % 1.0
         borders = list(accumulate(arm.share for arm in self.arms))
         return self.arms[min(bisect_right(borders, position * borders[-1]), len(self.arms) - 1)]
+
+
+Named = TypeVar("Named", ArmConfig, StageConfig)
+
+
+def named(items: Sequence[Named], name: str | None, what: str) -> Named:
+    """The one of that name; the first for None.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for item in items:
+        if name in (None, item.name):
+            return item
+    raise ConfigError(f"there is no {what} '{name}'; the configuration has: {', '.join(item.name for item in items)}")
 
 
 def stream_of(data: dict[str, Any], stage: StageConfig, arm: ArmConfig) -> StreamConfig:

@@ -6,9 +6,19 @@ operator decides for one arm leaves the others alone. Memory is that of the open
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
+
+from etl.storage.location import Location
+from training.config import TrainConfig
+from training.data.collate import Pack
+from training.data.decisions import DecisionLog
 from training.data.lanes import LocalStep, RankStream
-from training.data.plan import StreamState
+from training.data.plan import StreamState, initial_value
+from training.data.reader import CorpusReader
+from training.engine import World
 from training.schedule import ArmConfig, StageConfig
 
 OpenStream = Callable[[ArmConfig], RankStream]
@@ -20,6 +30,60 @@ class ArmStep:
 
     arm: ArmConfig
     local: LocalStep
+    global_packs: int
+    """Packs of the step over all ranks, fillers left out."""
+
+    @property
+    def packs(self) -> tuple[Pack, ...]:
+        return self.local.packs
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        return self.local.slots
+
+    @property
+    def lanes_left(self) -> int:
+        return self.local.lanes_left
+
+
+@dataclass(frozen=True)
+class GlobalStep:
+    """A global step as all ranks together know it."""
+
+    arm: ArmConfig
+    packs: tuple[Pack, ...]
+    """This rank's."""
+    counts: torch.Tensor
+    """float64: the objective's counts."""
+    num_tokens: int
+    num_supervised: int
+    capacity: int
+    """Tokens that the step's packs could hold."""
+    is_over: bool
+    """Whether the arm's stream is over: no document is left."""
+    stops: bool
+    """Whether some rank was asked to stop."""
+
+
+def over_all_ranks(drawn: ArmStep, here: World, stops: bool) -> GlobalStep:
+    """What all ranks together have in a step, in one all-reduce. Every rank must call it."""
+    packs, objective = drawn.packs, drawn.arm.objective
+    counts = np.sum([objective.counts(pack) for pack in packs], axis=0)
+    num_tokens = sum(pack.num_tokens for pack in packs)
+    num_supervised = sum(int(pack.span_counts().sum()) for pack in packs)
+    mine = [*counts, num_tokens, num_supervised, drawn.lanes_left, float(stops)]
+    total = here.sum(torch.tensor(mine, dtype=torch.float64))
+    num_tokens, num_supervised, lanes_left, num_stops = (int(value) for value in total[-4:])
+    return GlobalStep(
+        arm=drawn.arm,
+        packs=packs,
+        counts=total[:-4],
+        num_tokens=num_tokens,
+        num_supervised=num_supervised,
+        capacity=drawn.global_packs * len(packs[0].input_ids),
+        is_over=lanes_left == 0,
+        stops=num_stops > 0,
+    )
 
 
 class StageStream:
@@ -31,26 +95,26 @@ class StageStream:
         self._open_stream = open_stream
         self._streams: dict[str, RankStream] = {}
         self._resumed: dict[str, StreamState] = {}
-        self.steps = 0
-        """Global steps given out."""
+        self._steps = 0
 
     @property
-    def states(self) -> dict[str, StreamState]:
-        """Where each arm that has had a step stands."""
-        return {**self._resumed, **{name: stream.state for name, stream in self._streams.items()}}
+    def state(self) -> tuple[int, dict[str, StreamState]]:
+        """Global steps given out, and where each arm that has had a step stands."""
+        return self._steps, {**self._resumed, **{name: stream.state for name, stream in self._streams.items()}}
 
-    def seek(self, steps: int, states: dict[str, StreamState]) -> None:
-        """Go on after `steps` global steps, from `states` of any rank of any run of this stage."""
+    def seek(self, state: tuple[int, dict[str, StreamState]]) -> None:
+        """Go on from a state of any rank of any run of this stage."""
         assert not self._streams, "a stream is sought before its first step"
-        self.steps = steps
-        self._resumed = dict(states)
+        self._steps, resumed = state
+        self._resumed = dict(resumed)
 
     def next_step(self) -> ArmStep:
         """The next global step."""
-        arm = self._stage.arm_of(self.steps, self._seed)
-        local = self.stream(arm).next_step()
-        self.steps += 1
-        return ArmStep(arm, local)
+        arm = self._stage.arm_of(self._steps, self._seed)
+        stream = self.stream(arm)
+        local = stream.next_step()
+        self._steps += 1
+        return ArmStep(arm, local, stream.config.global_batch_packs)
 
     def stream(self, arm: ArmConfig) -> RankStream:
         """The stream of an arm, opened and at its place."""
@@ -74,3 +138,24 @@ class StageStream:
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
+
+
+OpenLog = Callable[[Location, dict[str, Any]], DecisionLog]
+"""DecisionLog.open, which begins or goes on with a run's log, or DecisionLog.preview, which writes nothing."""
+
+
+def open_arm(
+    config: TrainConfig, stage: StageConfig, arm: ArmConfig, ranks: tuple[int, int], open_log: OpenLog
+) -> RankStream:
+    """The stream of an arm for `ranks`, (rank, number of ranks)."""
+    data = config.stream(stage, arm)
+    reader = CorpusReader(data.corpus, "train", config.read, teacher=data.teacher)
+    scored = None if reader.teacher is None else reader.teacher.dataset.manifest.content_digest
+    initial = initial_value(data, config.seed, reader.parts, scored)
+    log = open_log(Location.of(config.decisions(stage, arm)), initial)
+    return RankStream(reader, data, config.seed, log, *ranks)
+
+
+def open_stage(config: TrainConfig, stage: StageConfig, rank: int, num_ranks: int, open_log: OpenLog) -> StageStream:
+    """The steps of a stage as a run of this configuration has them."""
+    return StageStream(stage, config.seed, lambda arm: open_arm(config, stage, arm, (rank, num_ranks), open_log))

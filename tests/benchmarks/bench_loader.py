@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from etl.harmony.vocabulary import load_encoding
 from etl.schema import SPAN
 from etl.storage.dataset import Build, Chunk, Dataset, Job
 from etl.storage.location import Location
+from tests.training.lengths import best_fit_decreasing, bucket, log_normal, num_packs, seed_mix
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ROOT.parent / "shared" / "data" / "bench_corpus" / "corpus.parquet"
@@ -42,15 +43,18 @@ SEGMENTS = 4
 NUM_WARM_UP_TOKENS = 2_000_000
 
 NOTES = f"""\
-- Ours: the whole of training.data, as a rank of one runs it: index, ranking, planning, look-ahead packing, tokens and
-  spans from Parquet, packs of {PACK_TOKENS:,} with targets and position ids, torch tensors. Counted are the tokens of
-  documents, not the room that is left over. The stream has {SEGMENTS} segments. First epoch: from an empty spool, which
-  it fills, to the end of the corpus; this is the figure that counts. Second epoch: all from the spool. No spool: every
-  segment reads all row groups from Parquet again.
-- datasets: load_dataset("parquet", columns=["input_ids"], streaming=True), shuffle(1000), numpy format. Yields
+- Packs: the whole of training.data, as the one rank of a run has it: index, ranking, planning, look-ahead packing,
+  tokens and spans from Parquet, packs of {PACK_TOKENS:,} with targets, position ids and spans, torch tensors. Counted
+  are the tokens of documents, not the room that is left over. The stream has {SEGMENTS} segments, each of which takes
+  documents from all row groups. First epoch: from an empty spool, which it fills, to the end of the corpus; this is
+  the figure that counts. Second epoch: all from the spool. No spool: every segment reads all row groups again.
+- Documents: CorpusReader alone, from an empty spool: index, then {SEGMENTS} times a random part of the documents, the
+  tokens of each as a torch tensor; spans are read too.
+- datasets: load_dataset("parquet", columns=["input_ids"], streaming=True), shuffle(1000) and the format that is named:
+  tensors by with_format("torch"), arrays by with_format("numpy") and torch.from_numpy, lists by torch.tensor. Yields
   documents; no spans, no packing.
 - mosaicml-streaming: a copy of the corpus in MDS (ndarray:int32, uncompressed; the conversion is not counted), local,
-  shuffle=True, py1e. Yields documents; no spans, no packing.
+  batch_size=1, shuffled by py1e or in order, torch.from_numpy. Yields documents; no spans, no packing.
 """
 
 
@@ -214,11 +218,35 @@ def drain(corpus: str, epoch: int, cache_gib: float) -> Run:
     return Run(given - start, time.process_time() - cpu, time.monotonic() - wall, full)
 
 
+def read_documents(corpus: str) -> Run:
+    """The tokens of every document as a tensor, in random order, in several sweeps over the corpus."""
+    import torch
+
+    from training.data.reader import CorpusReader
+
+    torch.set_num_threads(1)
+    cpu, wall = time.process_time(), time.monotonic()
+    reader = CorpusReader(corpus, "train")
+    index = reader.read_index(reader.whole, 0)
+    given = 0
+    for chosen in np.array_split(np.random.default_rng(0).permutation(len(index)), SEGMENTS):
+        documents = reader.gather(index, chosen)
+        for first, last in documents.tokens.tolist():
+            given += len(torch.from_numpy(documents.input_ids[first:last]))
+    reader.close()
+    return Run(given, time.process_time() - cpu, time.monotonic() - wall)
+
+
 def run_ours(kind: str, warm_up: str, corpus: str) -> None:
     """One process of ours."""
-    options = {"first": (0, 16.0), "second": (1, 16.0), "unspooled": (0, 0.0)}[kind]
-    drain(warm_up, *options)
-    found = drain(corpus, *options)
+    calls: dict[str, Callable[[str], Run]] = {
+        "first": lambda folder: drain(folder, 0, 16.0),
+        "second": lambda folder: drain(folder, 1, 16.0),
+        "unspooled": lambda folder: drain(folder, 0, 0.0),
+        "documents": read_documents,
+    }
+    calls[kind](warm_up)
+    found = calls[kind](corpus)
     say(json.dumps({"tokens": found.tokens, "cpu_s": found.cpu_s, "wall_s": found.wall_s, "full": found.full}))
 
 
@@ -226,19 +254,21 @@ def run_ours(kind: str, warm_up: str, corpus: str) -> None:
 
 
 def contestants(peers: Path | None) -> list[Contestant]:
-    """Ours from an empty spool comes first."""
+    """Ours from an empty spool come first: packs, then documents."""
     ours = (sys.executable, "-m", "tests.benchmarks.bench_loader", "--ours")
     found = [
-        Contestant("Stillhouse, first epoch", (*ours, "first")),
-        Contestant("Stillhouse, second epoch", (*ours, "second")),
-        Contestant("Stillhouse, no spool", (*ours, "unspooled")),
+        Contestant("Stillhouse, packs: first epoch", (*ours, "first")),
+        Contestant("Stillhouse, documents", (*ours, "documents")),
+        Contestant("Stillhouse, packs: second epoch", (*ours, "second")),
+        Contestant("Stillhouse, packs: no spool", (*ours, "unspooled")),
     ]
     if peers:
         theirs = (str(peers), "-m", "tests.benchmarks.peers.loaders")
         found += [
-            Contestant("datasets, shuffle(1000)", (*theirs, "datasets", "shuffled")),
-            Contestant("datasets, in order", (*theirs, "datasets", "ordered")),
-            Contestant("mosaicml-streaming, shuffle", (*theirs, "mosaicml", "shuffled")),
+            Contestant("datasets, shuffle(1000), lists", (*theirs, "datasets", "lists")),
+            Contestant("datasets, shuffle(1000), torch", (*theirs, "datasets", "torch")),
+            Contestant("datasets, shuffle(1000), numpy", (*theirs, "datasets", "numpy")),
+            Contestant("mosaicml-streaming, shuffled", (*theirs, "mosaicml", "shuffled")),
             Contestant("mosaicml-streaming, in order", (*theirs, "mosaicml", "ordered")),
         ]
     return found
@@ -266,27 +296,52 @@ def race(entrants: Sequence[Contestant], warm_up: Path, corpus: Path, rounds: in
             found = run(entrant, warm_up, corpus, log)
             runs[entrant.name].append(found)
             sys.stderr.write(f"round {number + 1} of {rounds}: {entrant.name}, {found.rate:.1f} M tokens/CPU s\n")
-    base = runs[entrants[0].name]
-    say("| | M tokens per CPU-second | all rounds | seconds | first row is faster, times | packs full |")
-    say("|---|---:|---:|---:|---:|---:|")
+    packs, documents = (runs[entrant.name] for entrant in entrants[:2])
+    say("| | M tokens per CPU-second | all rounds | seconds | x packs | x documents | packs full |")
+    say("|---|---:|---:|---:|---:|---:|---:|")
     for name, own in runs.items():
         rates = sorted(found.rate for found in own)
-        times = statistics.median(first.rate / found.rate for first, found in zip(base, own, strict=True))
         full = "" if own[0].full is None else f"{own[0].full:.2%}"
         say(
             f"| {name} | {statistics.median(rates):.1f} | {rates[0]:.1f} to {rates[-1]:.1f} | "
-            f"{statistics.median(found.wall_s for found in own):.1f} | {times:.1f} | {full} |"
+            f"{statistics.median(found.wall_s for found in own):.1f} | {times(packs, own):.1f} | "
+            f"{times(documents, own):.1f} | {full} |"
         )
+    say("\nx packs, x documents: how many times faster our packs (first row) and documents (second row) are.")
+
+
+def times(base: Sequence[Run], own: Sequence[Run]) -> float:
+    """How many times as fast the base is, the median of the rounds."""
+    return statistics.median(first.rate / found.rate for first, found in zip(base, own, strict=True))
+
+
+def packing_table() -> None:
+    """How full packs are, beside whole-set best-fit-decreasing."""
+    say("| lengths | pack | look-ahead | best-fit decreasing | CPU us a pack |")
+    say("|---|---:|---:|---:|---:|")
+    cases = [(f"C{number + 1}, even", 4096 << (number + times)) for number in range(4) for times in range(3)]
+    for name, capacity in [*cases, ("seed mix", 32768), ("seed mix", 65536), ("log-normal", 8192)]:
+        found = []
+        for seed in range(3):
+            generator = np.random.default_rng(seed)
+            if name[0] == "C":
+                lengths = bucket(generator, int(name[1]) - 1)
+            else:
+                lengths = seed_mix(generator) if name == "seed mix" else log_normal(generator)
+            count, micros = num_packs(lengths, capacity)
+            found.append((lengths.sum() / (count * capacity), best_fit_decreasing(lengths, capacity), micros))
+        ours, theirs, micros = np.mean(found, axis=0)
+        say(f"| {name} | {capacity:,} | {ours:.2%} | {theirs:.2%} | {micros:.0f} |")
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=64, help="millions in the corpus")
+    parser.add_argument("--tokens", type=int, default=32, help="millions in the corpus")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers" / "bin" / "python")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench" / "loader")
-    parser.add_argument("--ours", choices=["first", "second", "unspooled"], help=argparse.SUPPRESS)
+    parser.add_argument("--ours", choices=["first", "second", "unspooled", "documents"], help=argparse.SUPPRESS)
     parser.add_argument("folders", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ours:
@@ -309,6 +364,8 @@ def main() -> None:
     places = Path(warm_up.folder.path), Path(corpus.folder.path)
     race(contestants(peers), *places, args.rounds, args.folder / "last.log")
     say("\n" + NOTES)
+    say("Packing: tokens in the room of all packs, the last ones included; 8,000 documents, means of 3 seeds.\n")
+    packing_table()
 
 
 if __name__ == "__main__":

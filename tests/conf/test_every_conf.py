@@ -85,7 +85,7 @@ def test_the_embedded_sources_of_a_recipe_are_there(name):
 
 @pytest.mark.parametrize("name", named("training"))
 def test_training_configurations_load(name):
-    train = pytest.importorskip("training.train", exc_type=ImportError)
+    train = pytest.importorskip("training.config", exc_type=ImportError)
     tree = conf.parse_yaml(conf.find(name, "training"), name)
     given = [] if "corpus" in tree.get("data", {}) else ["data.corpus=none"]
     read = conf.load(train.TrainConfig, name, "training", given)

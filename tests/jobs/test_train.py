@@ -12,8 +12,8 @@ from tests.etl.stages.toys import make_recipe, mixed_rows, run, write_parquet
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Ids of Harmony reach 200,012, so the head stays whole; everything else is small.
-SMALL = ["max_steps=3", "model.params.layers=1", "model.params.hidden=8", "model.params.intermediate=8",
-         "data.pack_tokens=256", "evaluate.every_steps=3"]  # fmt: skip
+SMALL = ["stages.0.tokens=600", "model.params.layers=1", "model.params.hidden=8", "model.params.intermediate=8",
+         "data.pack_tokens=256", "evaluate.every_tokens=10000"]  # fmt: skip
 
 
 def test_misspelt_key_is_named_with_the_nearest_before_any_work(tmp_path):
@@ -33,7 +33,8 @@ def test_trains_on_a_corpus_that_the_layout_wrote(tmp_path):
         command += ["--set", item]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "in 3 steps" in done.stdout
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["steps"], result["complete"]) == (3, True)
     records = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "loss" in record] == [1, 2, 3]
     assert all(record["tokens_per_s"] > 0 for record in records if "loss" in record)

@@ -40,8 +40,10 @@ class Trajectory(NamedTuple):
     parameters: dict[str, torch.Tensor]
 
 
-def module(router: RouterConfig = ROUTER) -> TrainingModule:
-    return TrainingModule(build_student(ModelConfig(factory="training.models.gpt_oss:build", params=SIZES), 0), router)
+def module(router: RouterConfig = ROUTER, precision: str = "fp32") -> TrainingModule:
+    """A mixture of experts; a dense student for bf16, where one rounding can send a token to another expert."""
+    sizes = {**SIZES, "experts": 1, "experts_per_token": 1} if precision == "bf16" else SIZES
+    return TrainingModule(build_student(ModelConfig(factory="training.models.gpt_oss:build", params=sizes), 0), router)
 
 
 def random_pack(seed: int, lengths: Sequence[int], pack_tokens: int) -> Pack:
@@ -70,7 +72,7 @@ def context(packs: Sequence[Pack]) -> StepContext:
 
 def reference(data: Batches, precision: str, router: RouterConfig = ROUTER) -> Trajectory:
     """One process without DeepSpeed: a backward pass a pack, gradients summed in float32, AdamW on float32 masters."""
-    student = module(router)
+    student = module(router, precision)
     names = [name for name, _ in student.named_parameters()]
     masters = [parameter.detach().clone().requires_grad_() for parameter in student.parameters()]
     student.to(torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -85,16 +87,18 @@ def reference(data: Batches, precision: str, router: RouterConfig = ROUTER) -> T
         step = context(packs)
         sums = torch.zeros(4, dtype=torch.float64)
         total_tokens = sum(pack.num_tokens for pack in packs)
-        for master in masters:
-            master.grad = torch.zeros_like(master)
+        gradients = [torch.zeros_like(master) for master in masters]
         for pack in packs:
             student.zero_grad()
             share = torch.tensor(pack.num_tokens / total_tokens, dtype=torch.float64)
             loss, found, *_ = student(pack.tensors(CPU), OBJECTIVE, step, share)
             loss.backward()
             sums += found
-            for master, parameter in zip(masters, student.parameters(), strict=True):
-                master.grad += parameter.grad
+            for gradient, parameter in zip(gradients, student.parameters(), strict=True):
+                assert parameter.grad is not None
+                gradient += parameter.grad
+        for master, gradient in zip(masters, gradients, strict=True):
+            master.grad = gradient
         run.norms.append(float(torch.nn.utils.clip_grad_norm_(masters, OPTIMIZER.clip_norm)))
         run.losses.append(OBJECTIVE.report(step.counts, sums)["loss"])
         before = torch.cat([master.detach().flatten() for master in masters]).double()
@@ -122,7 +126,9 @@ def full_parameters(engine: Engine) -> dict[str, torch.Tensor]:
 
 def trained(data: Batches, precision: str, stage: int, here: World, router: RouterConfig = ROUTER) -> Trajectory:
     """The engine on this rank's packs of each global batch: every world-th."""
-    engine = Engine(module(router), OPTIMIZER, deepspeed_json(precision, stage), here, len(data[0]) // here.size)
+    engine = Engine(
+        module(router, precision), OPTIMIZER, deepspeed_json(precision, stage), here, len(data[0]) // here.size
+    )
     run = Trajectory([], [], [], {})
     for packs in data:
         step = context(packs)

@@ -78,12 +78,12 @@ def conversation(generator: np.random.Generator, turns: int) -> list[dict[str, s
 
 
 def documents(num: int, seed: int, effort: Effort = "medium") -> pa.Table:
-    """Rows with one to three turns; every tenth is a raw document. `ifd` is null for every seventh."""
+    """Rows with one to three turns; every sixth is a raw document. `ifd` is null for every seventh."""
     generator = np.random.default_rng(seed)
     messages, names = [], []
     for number in range(num):
         text = [{"role": "text", "channel": None, "recipient": None, "content": " ".join(WORDS)}]
-        messages.append(text if number % 10 == 9 else conversation(generator, 1 + number % 3))
+        messages.append(text if number % 6 == 5 else conversation(generator, 1 + number % 3))
         names.append(str(uuid.UUID(int=seed * 1_000_000 + number)))
     batch = pa.RecordBatch.from_arrays(
         [pa.array(messages, pa.list_(MESSAGE)), pa.nulls(num, VERDICT)],
@@ -98,7 +98,7 @@ def documents(num: int, seed: int, effort: Effort = "medium") -> pa.Table:
     return table.add_column(0, "id", pa.array(names))
 
 
-def write_corpus(folder: object, num: int = 16, effort: Effort = "medium") -> Dataset:
+def write_corpus(folder: object, num: int = 8, effort: Effort = "medium") -> Dataset:
     """A committed corpus of three training cells and one validation cell."""
     cells = {
         ("train", "B1", "C1"): (num, 1),

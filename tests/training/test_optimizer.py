@@ -26,13 +26,13 @@ def config(**more):
 
 
 def test_only_adamw_and_the_other_is_named():
-    with pytest.raises(ConfigError, match="'lion' is not supported.*set kind to adamw"):
+    with pytest.raises(ConfigError, match=r"'lion' is not supported.*set kind to adamw"):
         config(kind="lion")
     assert config(kind="adamw").kind == "adamw"
 
 
 def test_two_lengths_of_the_warmup_are_refused():
-    with pytest.raises(ConfigError, match="warmup_tokens = 5 and warmup_fraction = 0.5"):
+    with pytest.raises(ConfigError, match=r"warmup_tokens = 5 and warmup_fraction = 0\.5"):
         config(schedule={"kind": "constant", "warmup_tokens": 5, "warmup_fraction": 0.5})
 
 

@@ -130,6 +130,12 @@ class RankStream:
         """
         assert self._segment == -1, "a stream does not go back; open another one"
         begun = state.segment if state.pack else state.segment - 1
+        self._log.start(max(begun, 0))
+        if self._log.digest_at(max(begun, 0)) != state.log_digest:
+            raise ConfigError(
+                f"the decisions up to segment {max(begun, 0)} are not those that the checkpoint was made with; put "
+                "back the decision log that lay beside it, or start in another `output`"
+            )
         for number in range(begun):
             self.plan(number)
         if begun >= 0:
@@ -138,11 +144,6 @@ class RankStream:
             if state.pack:
                 self._current = self._read(begun, planned, state.pack)
                 self._pack = state.pack
-        if self._log.digest_at(max(begun, 0)) != state.log_digest:
-            raise ConfigError(
-                f"the decisions up to segment {max(begun, 0)} are not those that the checkpoint was made with; put "
-                "back the decision log that lay beside it, or start in another `output`"
-            )
 
     def plan(self, number: int) -> dict[int, LaneSegment]:
         """The packs of each own lane in a segment, from lengths alone; segments come in order, from 0.

@@ -305,7 +305,7 @@ def _merge(queues: Sequence[_Queue], stop: bool) -> Iterator[IntArray]:
         ended = [queue for queue in known if not queue.refill()]
         known = [queue for queue in known if queue not in ended]
         if stop:
-            pass
+            end = min([end, *(queue.horizon for queue in ended)])
         until = min([end, *(queue.horizon for queue in known)])
         taken = [queue.take(until) for queue in known]
         items = np.concatenate([np.empty(0, np.int64), *(items for items, _ in taken)])

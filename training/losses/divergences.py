@@ -23,8 +23,8 @@ from training.data.collate import PackTensors
 from training.losses.chunked_head import LmHead, RowLosses, project
 from training.losses.spans import LossOutput, SpanObjective, StepContext
 
-COLUMNS = 32_768
-"""Ids of a chunk whose intermediate values exist beside the two buffers."""
+COLUMNS = 8192
+"""Ids of a chunk whose intermediate values exist beside the two buffers: few enough to stay in a cache or near it."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
+from transformers.utils.output_capturing import OutputRecorder
 from transformers.utils.quantization_config import Mxfp4Config
 
 from etl.conf import check, read_text
@@ -74,7 +75,7 @@ ROUTER_LOGITS = "_router_logits"
 """Where a router leaves what it gave, until the end of the pass."""
 
 
-def _routers(base: nn.Module) -> list[nn.Module]:
+def _routers(base: PreTrainedModel) -> list[nn.Module]:
     """The modules whose first output are router logits, in order; each will keep it.
 
     transformers' own way to hand them out (output_router_logits) reads a context variable in hooks of every layer, at
@@ -83,6 +84,8 @@ def _routers(base: nn.Module) -> list[nn.Module]:
     recorder = (getattr(base, "_can_record_outputs", None) or {}).get("router_logits")
     if recorder is None:
         return []
+    if not isinstance(recorder, OutputRecorder) or not hasattr(base.config, "num_experts_per_tok"):
+        raise ConfigError(f"{type(base).__name__} routes in a way of its own; a student needs num_experts_per_tok")
 
     def keep(router: nn.Module, _inputs: object, output: tuple[torch.Tensor, ...]) -> None:
         setattr(router, ROUTER_LOGITS, output[recorder.index])
@@ -116,8 +119,9 @@ class TransformersNetwork(nn.Module):
         embedding: Any = causal_lm.get_input_embeddings()
         embedding.padding_idx = None
         self._windows: frozenset[Window] = frozenset({None, window or None})
-        self._routers = _routers(causal_lm.base_model)
-        self.experts_per_token = int(text_config.num_experts_per_tok) if self._routers else 0
+        base: Any = causal_lm.base_model
+        self._routers = _routers(base)
+        self.experts_per_token = text_config.num_experts_per_tok if self._routers else 0
 
     def forward(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor

@@ -1,7 +1,8 @@
 """Documents of a corpus by Hugging Face datasets streaming and by mosaicml-streaming, for bench_loader.
 
     python -m tests.benchmarks.peers.loaders convert CORPUS
-    python -m tests.benchmarks.peers.loaders datasets|mosaicml shuffled|ordered WARM_UP CORPUS
+    python -m tests.benchmarks.peers.loaders datasets lists|torch|numpy WARM_UP CORPUS
+    python -m tests.benchmarks.peers.loaders mosaicml shuffled|ordered WARM_UP CORPUS
 
 `convert` copies a corpus to MDS in CORPUS/_mds, once. The others yield the tokens of every document as a torch tensor
 and print the number of tokens and the CPU-seconds; a pass over WARM_UP comes first and is not counted.
@@ -52,31 +53,31 @@ def convert(corpus: Path) -> None:
                     writer.write({"input_ids": ids.values.to_numpy()})
 
 
-def by_datasets(corpus: Path, shuffled: bool) -> Iterator[torch.Tensor]:
+def by_datasets(corpus: Path, form: str) -> Iterator[torch.Tensor]:
     """Row groups streamed in order, documents from a buffer."""
     from datasets import load_dataset
 
     with tempfile.TemporaryDirectory() as cache:
+        files = [str(file) for file in files_of(corpus)]
+        columns = ["input_ids"]
         rows = load_dataset(
-            "parquet",
-            data_files=[str(file) for file in files_of(corpus)],
-            columns=["input_ids"],
-            split="train",
-            streaming=True,
-            cache_dir=cache,
-        )
-        if shuffled:
-            rows = rows.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
-        for row in rows.with_format("numpy"):
-            yield torch.from_numpy(row["input_ids"])
+            "parquet", data_files=files, columns=columns, split="train", streaming=True, cache_dir=cache
+        ).shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
+        if form == "lists":
+            yield from (torch.tensor(row["input_ids"], dtype=torch.int32) for row in rows)
+        elif form == "torch":
+            yield from (row["input_ids"] for row in rows.with_format("torch"))
+        else:
+            yield from (torch.from_numpy(row["input_ids"]) for row in rows.with_format("numpy"))
 
 
-def by_mosaicml(corpus: Path, shuffled: bool) -> Iterator[torch.Tensor]:
+def by_mosaicml(corpus: Path, order: str) -> Iterator[torch.Tensor]:
     """Shards on local disk, documents in the order of py1e."""
-    options = {"shuffle_algo": "py1e"} if shuffled else {}
-    rows = streaming().StreamingDataset(local=str(corpus / "_mds"), shuffle=shuffled, batch_size=1, **options)
-    for row in rows:
-        yield torch.from_numpy(row["input_ids"].copy() if not row["input_ids"].flags.writeable else row["input_ids"])
+    rows = streaming().StreamingDataset(
+        local=str(corpus / "_mds"), shuffle=order == "shuffled", shuffle_algo="py1e", batch_size=1
+    )
+    # A tensor may not share memory that cannot be written, so its array is copied first.
+    yield from (torch.from_numpy(row["input_ids"].copy()) for row in rows)
 
 
 def main() -> None:
@@ -85,16 +86,16 @@ def main() -> None:
     if sys.argv[1] == "convert":
         convert(Path(sys.argv[2]))
         return
-    name, order, *folders = sys.argv[1:]
-    peers: dict[str, Callable[[Path, bool], Iterator[torch.Tensor]]] = {
+    name, how, *folders = sys.argv[1:]
+    peers: dict[str, Callable[[Path, str], Iterator[torch.Tensor]]] = {
         "datasets": by_datasets,
         "mosaicml": by_mosaicml,
     }
     warm_up, corpus = map(Path, folders)
-    for _ in peers[name](warm_up, order == "shuffled"):
+    for _ in peers[name](warm_up, how):
         pass
     meter = Meter()
-    num_tokens = sum(len(ids) for ids in peers[name](corpus, order == "shuffled"))
+    num_tokens = sum(len(ids) for ids in peers[name](corpus, how))
     cpu, wall = meter.lap()
     answer(tokens=num_tokens, cpu_s=cpu, wall_s=wall)
 

@@ -1,3 +1,4 @@
+import time
 from contextlib import ExitStack, closing
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.errors import ConfigError
+from etl.errors import ConfigError, DataError
 from etl.mixture.cluster_caps import ClusterCaps
 from etl.storage.dataset import write_dataset
 from etl.storage.location import Location
@@ -194,6 +195,46 @@ def test_a_checkpoint_of_another_log_is_refused(corpus, tmp_path):
     other = opener(corpus, config)(0, 1)
     with closing(other), pytest.raises(ConfigError, match="not those that the checkpoint was made with"):
         other.seek(StreamState("0" * 32, 0, 0))
+
+
+# --- the next segment ---------------------------------------------------------------------------------------------
+
+
+def test_the_record_of_the_next_segment_is_taken_when_half_of_one_is_given_out(corpus, tmp_path):
+    config = config_of(on_exhausted="repeat")
+    with closing(opener(corpus, config, log=log_in(tmp_path, corpus, config))(0, 1)) as stream:
+        stream.next_step()
+        assert len(list(tmp_path.iterdir())) == 1
+        stream.next_step()
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "000001.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert (stream.state.segment, stream.state.pack) == (0, 8)
+
+
+class FailingReader(CorpusReader):
+    """Cannot read the second time."""
+
+    times = 0
+
+    def gather(self, index, chosen):
+        self.times += 1
+        if self.times == 2:
+            raise DataError("the store is gone")
+        return super().gather(index, chosen)
+
+
+def test_an_error_of_the_next_segment_is_raised_when_that_is_asked_for(corpus):
+    config = config_of(on_exhausted="repeat")
+    reader = FailingReader(str(corpus), "train", ReadConfig(workers=1))
+    log = DecisionLog.preview(None, initial_value(config, SEED, reader.parts))
+    with closing(RankStream(reader, config, SEED, log, 0, 1)) as stream:
+        for _ in range(4):
+            stream.next_step()
+        with pytest.raises(DataError, match="the store is gone"):
+            stream.next_step()
+        assert stream.state.segment == 1
 
 
 # --- what is left out ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.training.lengths import bucket, efficiency, log_normal, seed_mix
 from training.data.packing import TRIAL_STRIDE, pack
 
 
@@ -127,25 +128,6 @@ def test_packs_are_those_of_a_simple_program(lengths, capacity, lookahead):
 # --- how full packs are --------------------------------------------------------------------------------------------
 
 
-def efficiency(lengths, capacity):
-    """Share of the room in packs that is tokens, the last packs included."""
-    packs = sum(1 for _ in pack(iter([np.arange(len(lengths))]), lengths, capacity, 1024))
-    return lengths.sum() / (packs * capacity)
-
-
-def bucket(generator, number, size=8000):
-    """Lengths that are spread evenly over a context bucket, from half its top on."""
-    top = 4096 << number
-    return generator.integers(top // 2 + 1, top + 1, size)
-
-
-def seed_mix(generator, size=8000):
-    """80 / 13 / 6 / 1 % of the tokens in the four context buckets."""
-    of_tokens = np.array([0.80, 0.13, 0.06, 0.01]) / (3072 << np.arange(4))
-    top = 4096 << generator.choice(4, size, p=of_tokens / of_tokens.sum())
-    return generator.integers(top // 2 + 1, top + 1)
-
-
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("number", range(4))
 def test_packs_of_twice_the_top_of_a_bucket_are_96_percent_full(seed, number):
@@ -167,5 +149,4 @@ def test_the_seed_mix_packs_to_99_percent(seed, capacity):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_log_normal_mix_packs_to_99_percent(seed):
-    lengths = np.exp(np.random.default_rng(seed).normal(6.9, 0.8, 8000)).clip(256, 8192).astype(np.int64)
-    assert efficiency(lengths, 8192) >= 0.99
+    assert efficiency(log_normal(np.random.default_rng(seed)), 8192) >= 0.99

@@ -137,9 +137,20 @@ def test_no_row_gives_zero_and_zero_gradients(coefficients):
     assert weight.grad.abs().max() == 0
 
 
-def test_bf16_parameters_lose_nothing_but_their_own_rounding(monkeypatch):
-    monkeypatch.setattr("training.losses.chunked_head.TILE_BYTES", 7 * HIDDEN * 4)
-    hidden, weight, targets, coefficients = problem(12, torch.bfloat16)
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_bf16_parameters_lose_nothing_but_their_own_rounding(monkeypatch, device):
+    monkeypatch.setattr("training.losses.chunked_head.TILE_BYTES", 8 * HIDDEN * 4)
+    hidden, weight, targets, coefficients = (part.detach().to(device) for part in problem(12, torch.bfloat16))
+    hidden, weight = hidden.requires_grad_(), nn.Parameter(weight)
     total, nll = chunked_head(weight, 5)(hidden, TokenNll(targets, coefficients))
     exact = [hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()]
     naive = cross_entropy(exact[0] @ exact[1].T, targets, reduction="none")
@@ -149,7 +160,8 @@ def test_bf16_parameters_lose_nothing_but_their_own_rounding(monkeypatch):
     (naive * coefficients).sum().backward()
     assert (hidden.grad.dtype, weight.grad.dtype) == (torch.bfloat16, torch.bfloat16)
     for ours, theirs in ((hidden.grad, exact[0].grad), (weight.grad, exact[1].grad)):
-        torch.testing.assert_close(ours.double(), theirs, rtol=2**-8, atol=1e-5)
+        # CUDA multiplies narrow operands, so there the gradient of the logits is rounded, too.
+        torch.testing.assert_close(ours.double(), theirs, rtol=2**-8, atol=1e-5 if device == "cpu" else 0.02)
 
 
 def test_logits_far_from_zero_do_not_overflow():
@@ -182,6 +194,7 @@ def test_peak_memory_does_not_grow_with_the_tokens():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("loss", ["ce", "preference", "kl", "jsd"])
 def test_peak_memory_at_the_size_of_gpt_oss_vocabulary(loss):
     found = measure(Case(loss, False, tokens=8192, hidden=256))
@@ -190,6 +203,7 @@ def test_peak_memory_at_the_size_of_gpt_oss_vocabulary(loss):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("loss", ["ce", "kl"])
 def test_peak_memory_with_wide_states(loss):
     found = measure(Case(loss, False, tokens=1024, hidden=1024))

@@ -1,0 +1,183 @@
+"""The commands of `stillhouse` that train: each loads torch only when it runs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from jobs.entry import OUT, main_of, report
+
+app = typer.Typer()
+
+ConfName = Annotated[str, typer.Argument(metavar="CONF", help="A shipped configuration's name, a path or a URI.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; @FILE is its text.")]
+
+
+@app.command("train")
+def train_command(
+    name: ConfName,
+    set_: Overrides = None,
+    nproc: Annotated[int, typer.Option(min=0, help="Processes of this machine to start and supervise.")] = 0,
+    nnodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Which of them this is.")] = 0,
+    master_addr: Annotated[str, typer.Option(help="Address of machine 0.")] = "127.0.0.1",
+    master_port: Annotated[int | None, typer.Option(help="A free port of machine 0; needed for several.")] = None,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that ranks have to save after SIGTERM.")] = 300.0,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON line a logged step, then the result.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained; train nothing.")] = False,
+    overfit: Annotated[bool, typer.Option("--overfit-one-batch", help="Train on the first batch only.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Record some steps with torch's profiler.")] = False,
+) -> None:
+    """Train a student, in this process or in --nproc supervised ones; run again, it goes on."""
+
+    def job() -> int:
+        if dry_run:
+            return _dry_run(name, set_ or [], max(nproc, 1) * nnodes, json_)
+        flags = [*(["--json"] if json_ else []), *(["--overfit-one-batch"] if overfit else [])]
+        flags += ["--profile"] if profile else []
+        words = ["--conf", name, *(word for item in set_ or [] for word in ("--set", item)), *flags]
+        if nproc == 0:
+            from training.train import main
+
+            return main(words)
+        from training.supervisor import Ranks, supervise
+
+        ranks = Ranks(nproc, nnodes, node_rank, master_addr, master_port)
+        return supervise([sys.executable, "-m", "training.train", *words], ranks, grace)
+
+    raise typer.Exit(main_of(job))
+
+
+def _dry_run(name: str, overrides: list[str], world_size: int, as_json: bool) -> int:
+    from etl import conf
+    from training.config import TrainConfig
+    from training.dry_run import dry_run
+
+    found = dry_run(conf.load(TrainConfig, name, "training", overrides), world_size)
+    if as_json:
+        report(json.dumps(found.to_json()))
+        return 0
+    for arm in found.arms:
+        _show(f"{arm.stage} / {arm.arm} ({arm.objective})", arm.summary())
+        _show(f"{arm.stage} / {arm.arm}: tokens by cell", arm.cells)
+    for stage, memory in found.memory.items():
+        _show(f"memory of a rank, ZeRO stage {stage}", memory)
+    report(f"DeepSpeed: {json.dumps(found.deepspeed)}")
+    return 0
+
+
+def _show(title: str, values: dict[str, Any]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for key, value in values.items():
+        table.add_row(key, f"{value:,}" if isinstance(value, int) else f"{value}")
+    OUT.print(table)
+
+
+@app.command("stream-digest")
+def stream_digest_command(
+    name: ConfName,
+    set_: Overrides = None,
+    world_size: Annotated[int, typer.Option(min=1, help="Ranks to read as.")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Reading threads a rank, for read.workers.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Global steps to cover.")] = 16,
+    resume_at: Annotated[int | None, typer.Option(min=0, help="Stop after so many steps and go on anew.")] = None,
+    stage: Annotated[str | None, typer.Option(help="A stage of the configuration; the first if not given.")] = None,
+) -> None:
+    """Print the SHA-256 of the global token stream: the same for any --world-size, --workers and --resume-at."""
+
+    def job() -> int:
+        from etl import conf
+        from training.config import TrainConfig
+        from training.data.decisions import DecisionLog
+        from training.data.digest import stream_digest
+        from training.stage_stream import open_stage
+
+        threads = [] if workers is None else [f"read.workers={workers}"]
+        config = conf.load(TrainConfig, name, "training", [*(set_ or []), *threads])
+        config.check()
+        chosen = config.stage_named(stage)
+        open_stream = lambda rank, num_ranks: open_stage(config, chosen, rank, num_ranks, DecisionLog.preview)  # noqa: E731
+        report(stream_digest(open_stream, world_size, steps, resume_at))
+        return 0
+
+    raise typer.Exit(main_of(job))
+
+
+@app.command("decide")
+def decide_command(
+    name: ConfName,
+    segment: Annotated[int, typer.Option(min=1, help="The segment from which it holds; one that has not started.")],
+    kind: Annotated[str, typer.Option(help="weights, phase, modes or stage.")],
+    value: Annotated[str, typer.Option(help='JSON, e.g. \'{"shares": {"B1/*": 0.4, "*": 0.6}}\'.')],
+    set_: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="A stage of the configuration; the first if not given.")] = None,
+    arm: Annotated[str | None, typer.Option(help="An arm of the stage; the first if not given.")] = None,
+) -> None:
+    """Decide for a run what its stream draws from a later segment on; the record is immutable."""
+
+    def job() -> int:
+        from etl import conf
+        from etl.storage.location import Location
+        from training.config import TrainConfig
+        from training.data.decisions import DecisionLog
+
+        config = conf.load(TrainConfig, name, "training", set_ or [])
+        chosen = config.stage_named(stage)
+        log = DecisionLog.existing(Location.of(config.decisions(chosen, chosen.arm_named(arm))))
+        record = log.append(segment, kind, conf.parse_yaml(value, "--value"))
+        report(f"segment {record.segment}: {record.kind} {json.dumps(record.value)}")
+        return 0
+
+    raise typer.Exit(main_of(job))
+
+
+@app.command("check-model")
+def check_model_command(name: ConfName, set_: Overrides = None) -> None:
+    """Check that a model factory keeps the trainer's contract; exit code 1 on any failure."""
+
+    def job() -> int:
+        from etl import conf
+        from training.check_model import check_model
+        from training.check_model import report as table_of
+        from training.config import TrainConfig
+
+        config = conf.load(TrainConfig, name, "training", set_ or [])
+        findings = check_model(config.model, config.seed)
+        OUT.print(table_of(findings))
+        return 0 if all(finding.passed for finding in findings) else 1
+
+    raise typer.Exit(main_of(job))
+
+
+@app.command("rescore")
+def rescore_command(name: ConfName, set_: Overrides = None) -> None:
+    """Score a part of a corpus by a teacher; what is committed or checkpointed is not scored again."""
+
+    def job() -> int:
+        from jobs.rescore import run
+
+        run(name, set_ or [])
+        return 0
+
+    raise typer.Exit(main_of(job))
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="A training run's output folder.")],
+    target: Annotated[str, typer.Argument(help="Folder or URL to write.")],
+) -> None:
+    """Write a trained student as a folder that transformers loads, with tokenizer, template and data manifest."""
+
+    def job() -> int:
+        from training.export import export
+
+        report(f"exported to {export(run, target)}")
+        return 0
+
+    raise typer.Exit(main_of(job))
