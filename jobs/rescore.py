@@ -44,7 +44,7 @@ from etl.storage.lock import RunLock
 from etl.storage.manifest import Part, sum_counts
 from jobs.entry import main_of, report
 from training.data.teacher_table import TABLE, completion_digests, digest_bytes
-from training.teacher import LocalTeacher, LocalTeacherConfig, Request, Scores, Teacher, local_folder
+from training.teacher import LocalTeacherConfig, Request, Scores, Teacher, local_folder
 from training.teacher_prompt import EFFORTS, PromptRenderer, with_effort
 from training.teacher_server import ServerTeacher, ServerTeacherConfig
 from training.teacher_stats import distributions, findings
@@ -460,6 +460,8 @@ def open_teacher(config: RescoreConfig, worker: int) -> Teacher:
     if config.teacher.kind == "server":
         return ServerTeacher(config.teacher, config.topk)
     import torch
+
+    from training.teacher_local import LocalTeacher
 
     gpus = torch.cuda.device_count()
     return LocalTeacher(config.teacher, config.temperature, config.topk, f"cuda:{worker % gpus}" if gpus else "cpu")

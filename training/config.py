@@ -69,10 +69,13 @@ class TrainConfig(Config):
         """
         return named(self.stages, name, "stage")
 
+    def is_complete(self, state: TrainState) -> bool:
+        """Whether the last stage is over. A run whose last stage is given more tokens goes on."""
+        return state.stage.index == len(self.stages) - 1 and self.stages[-1].is_over(state.stage)
+
     def is_over(self, state: TrainState) -> bool:
-        """Whether a run in this state has nothing more to do: the stages are over, or `max_steps` are taken."""
-        paused = self.max_steps is not None and state.step >= self.max_steps
-        return paused or state.stage.index == len(self.stages)
+        """Whether a run in this state has nothing to do: it is complete, or has taken `max_steps`."""
+        return self.is_complete(state) or (self.max_steps is not None and state.step >= self.max_steps)
 
     def check(self) -> None:
         """Everything that can be known to be wrong before a file is opened.

@@ -21,6 +21,7 @@ from etl.hashing import xxh64
 from training.data.plan import StreamConfig
 from training.losses.objective import CrossEntropy, Objective
 from training.optimizer import OptimizerConfig
+from training.state import StageState
 
 _INVERSE_GOLDEN_RATIO = 0.6180339887498949
 
@@ -83,6 +84,11 @@ class StageConfig(Config):
         if len(set(names)) < len(names):
             raise ValueError(f"two arms of a stage share a name: {names}; name each differently")
         return arms
+
+    def is_over(self, state: StageState) -> bool:
+        """Whether the stage has nothing more to do."""
+        flat = self.stop is not None and self.stop.holds(state.tokens, state.held_out, state.skipped_steps)
+        return state.is_exhausted or state.tokens >= self.tokens or flat
 
     def arm_named(self, name: str | None) -> ArmConfig:
         """An arm; the first for None.

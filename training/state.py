@@ -14,12 +14,14 @@ class StageState:
     """Where the run stands inside its stage."""
 
     index: int = 0
-    """Position among the stages; their number when the run is over."""
+    """Position among the stages."""
     steps: int = 0
     """Global steps drawn in the stage, skipped ones included."""
     tokens: int = 0
     streams: dict[str, StreamState] = field(default_factory=dict)
     """Place in the stream of each arm that has had a step."""
+    is_exhausted: bool = False
+    """Whether an arm's stream came to its end."""
     held_out: list[float] = field(default_factory=list)
     """Of each evaluation in the stage, oldest first."""
     skipped_steps: list[int] = field(default_factory=list)

@@ -114,7 +114,7 @@ def open_checkpoints(config: TrainConfig, output: Path, here: World) -> Checkpoi
     """The checkpoints of a run; `output` is where they and their scratch lie if the configuration says nothing else."""
     root = Location.of(config.checkpoint.root or output / "checkpoints")
     scratch = Path(config.checkpoint.scratch or output / "scratch").absolute()
-    return Checkpoints(root, scratch, config.checkpoint, here, config.model.model_dump(mode="json"))
+    return Checkpoints(root, scratch, config.checkpoint, here, config.model.fingerprinted())
 
 
 def _result(config: TrainConfig, output: Path, state: TrainState, checkpoints: Checkpoints) -> TrainResult:
@@ -130,7 +130,7 @@ def _result(config: TrainConfig, output: Path, state: TrainState, checkpoints: C
         tokens=state.tokens,
         supervised_tokens=state.supervised_tokens,
         skipped_steps=state.skipped,
-        complete=state.stage.index == len(config.stages),
+        complete=config.is_complete(state),
         metrics=str(output / "metrics.jsonl"),
         checkpoint=None if newest is None else str(checkpoints.root / newest.tag),
     )
@@ -168,10 +168,10 @@ class Trainer:
         with Stop().listening() as stop:
             if self.state.step == 0:
                 self._evaluate()
-            pauses = False
-            while not pauses and not self.config.is_over(self.state):
-                pauses = self._run_stage(on_step, overfit, stop)
-        if self.state.stage.index == len(self.config.stages) and self.state.evaluated_tokens < self.state.tokens:
+            while not self.config.is_over(self.state) and not self._run_stage(on_step, overfit, stop):
+                if self.state.stage.index < len(self.config.stages) - 1:
+                    self.state = self.state.next_stage()
+        if self.config.is_complete(self.state) and self.state.evaluated_tokens < self.state.tokens:
             self._evaluate()
         if self.state.step > 0 and not overfit:
             self._save()
@@ -193,26 +193,21 @@ class Trainer:
         streams.seek((self.state.stage.steps, self.state.stage.streams))
         with closing(streams):
             only = streams.next_step() if overfit else None
-            while self.state.stage.index == index:
+            while not stage.is_over(self.state.stage):
                 self.recorder.watchdog.beat(self.state.step + 1, "data")
                 with self.recorder.clock.phase("data"):
                     batch = over_all_ranks(only or streams.next_step(), here, stop.is_set)
                 if batch.is_over:
                     self._refuse_if_empty(stage, streams)
-                    self.state = self.state.next_stage()
+                    self.state = replace(self.state, stage=replace(self.state.stage, is_exhausted=True))
                     break
                 record = self._train_on(stage, streams, batch)
                 if record is not None:
                     on_step(record)
-                self._after_step(stage, saves=not overfit)
+                self._after_step(saves=not overfit)
                 if batch.stops or self.config.is_over(self.state):
                     return True
         return False
-
-    def _stage_is_over(self, stage: StageConfig) -> bool:
-        here = self.state.stage
-        flat = stage.stop is not None and stage.stop.holds(here.tokens, here.held_out, here.skipped_steps)
-        return here.tokens >= stage.tokens or flat
 
     def _refuse_if_empty(self, stage: StageConfig, streams: StageStream) -> None:
         if self.state.stage.tokens > 0:
@@ -285,13 +280,11 @@ class Trainer:
 
     # --- between steps
 
-    def _after_step(self, stage: StageConfig, saves: bool) -> None:
-        """Evaluate and save where it is time, and go on to the next stage where this one is over."""
+    def _after_step(self, saves: bool) -> None:
+        """Evaluate and save where it is time."""
         evaluate = self.config.evaluate
         if evaluate is not None and self.state.tokens - self.state.evaluated_tokens >= evaluate.every_tokens:
             self._evaluate()
-        if self._stage_is_over(stage):
-            self.state = self.state.next_stage()
         is_due = self.state.step - self._saved.step >= self.config.checkpoint.every_steps
         if saves and is_due and not self.config.is_over(self.state):
             self._save()

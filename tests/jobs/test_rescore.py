@@ -24,7 +24,8 @@ from jobs.rescore import RescoreConfig, rescore
 from tests.training.teacher_server import serving
 from tests.training.teachers import documents, save_teacher, write_corpus
 from training.data.teacher_table import TeacherTable, completion_digests
-from training.teacher import LocalTeacher, LocalTeacherConfig, Request, Scores
+from training.teacher import LocalTeacherConfig, Request, Scores
+from training.teacher_local import LocalTeacher
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 PROJECT = Path(__file__).resolve().parents[2]
@@ -389,6 +390,7 @@ def test_the_command_says_what_came_out_and_exits_with_2_when_it_cannot(folder, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_workers_of_a_run_that_was_killed_give_the_same_dataset(folder, whole, tmp_path):
     """kill -9 of the whole process group while the workers are at work, then again to the end."""
     values = [

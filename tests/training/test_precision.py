@@ -17,6 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
+PARAMETER_TOLERANCE = {"fp32": 1e-5, "bf16": 2 * OPTIMIZER.lr}
+"""In bf16 an element whose gradient is all rounding moves by up to the learning rate a step, either way."""
 DATA = precision.batches(20, 4)
 
 
@@ -37,8 +39,8 @@ def test_20_steps_follow_a_plain_loop_with_float32_masters(here, plain, kind, st
     found = precision.distance(run, plain[kind])
     assert found.loss < TOLERANCE[kind]
     assert found.ratio < TOLERANCE[kind]
-    assert found.parameter < TOLERANCE[kind]
-    assert found.norm < 100 * TOLERANCE[kind]
+    assert found.parameter < PARAMETER_TOLERANCE[kind]
+    assert found.norm < 50 * TOLERANCE[kind]
     assert plain[kind].losses[-1] < plain[kind].losses[0] - 0.5
 
 

@@ -9,7 +9,8 @@ import pytest
 from etl.errors import ConfigError, DataError, SourceError
 from tests.training.teacher_server import serving
 from tests.training.teachers import save_teacher
-from training.teacher import LocalTeacher, LocalTeacherConfig, Request
+from training.teacher import LocalTeacherConfig, Request
+from training.teacher_local import LocalTeacher
 from training.teacher_server import LEAST_LOGP, ServerTeacher, ServerTeacherConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -183,6 +183,15 @@ def test_max_steps_pauses_and_a_higher_one_goes_on_to_the_same_end(corpus, whole
     assert list(map(deterministic, records(tmp_path))) == list(map(deterministic, records(whole[0])))
 
 
+def test_a_complete_run_goes_on_when_its_last_stage_is_given_more_tokens(corpus, tmp_path):
+    first = train(configuration(corpus, tmp_path, "evaluate=null"))
+    more = train(configuration(corpus, tmp_path, "evaluate=null", "stages.0.tokens=2000"))
+    assert first.complete
+    assert more.complete
+    assert more.steps > first.steps
+    assert [record["step"] for record in records(tmp_path)] == list(range(1, more.steps + 1))
+
+
 def test_stages_follow_each_other_and_arms_share_the_steps_of_one(corpus, tmp_path):
     arms = [
         {"name": "a", "share": 0.65, "data": {"shares": {"B1/*": 1.0}}},

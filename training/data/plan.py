@@ -239,8 +239,13 @@ def left_out(index: DocumentIndex, pack_tokens: int) -> tuple[npt.NDArray[np.boo
 
 def uniform(id_hash: npt.NDArray[np.uint64], seed: int, epoch: int, segment: int) -> npt.NDArray[np.float64]:
     """u(id, seed, epoch, segment) in (0, 1): the mix of SplitMix64 over the id's hash and the three numbers."""
-    salt = np.uint64(xxh64(f"{seed}:{epoch}:{segment}".encode()))
-    z = id_hash ^ salt
+    return uniforms(id_hash, seed, range(epoch, epoch + 1), segment)[0]
+
+
+def uniforms(id_hash: npt.NDArray[np.uint64], seed: int, epochs: range, segment: int) -> npt.NDArray[np.float64]:
+    """u of several epochs: float64 [epochs, ids]."""
+    salts = np.array([xxh64(f"{seed}:{epoch}:{segment}".encode()) for epoch in epochs], np.uint64)
+    z = id_hash ^ salts[:, None]
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)

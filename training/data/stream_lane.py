@@ -23,12 +23,24 @@ from etl.hashing import xxh64
 from etl.mixture.cluster_caps import first_epoch, next_epoch, with_tail
 from training.data.decisions import Policy
 from training.data.packing import IntArray, pack
-from training.data.plan import INCOMPLETE, LEFT_OUT, NO_SHARE, TOO_LONG, DocumentIndex, StreamConfig, left_out, uniform
+from training.data.plan import (
+    INCOMPLETE,
+    LEFT_OUT,
+    NO_SHARE,
+    TOO_LONG,
+    DocumentIndex,
+    StreamConfig,
+    left_out,
+    uniform,
+    uniforms,
+)
 from training.data.stream_shares import Groups
 
 FloatArray = npt.NDArray[np.float64]
 _FIRST_PIECE = 1 << 14
 """Items that are sorted at first: most segments of a lane need no more."""
+_EPOCHS_PIECE = 1 << 12
+"""Items of epochs that are ranked at once."""
 
 
 # --- items ---------------------------------------------------------------------------------------------------------
@@ -179,9 +191,7 @@ class LanePlan:
         packed = np.concatenate([np.empty(0, np.int64), *packs])
         self._given += np.bincount(self._group[packed], self._items.num_tokens[packed], len(self._given))
         items, times = np.unique(packed, return_counts=True)
-        for time in range(int(times.max(initial=0))):
-            again = items[times > time]
-            self._due[again] = self._turns.after(again, self._due[again])
+        self._due[items] = self._turns.after_times(items, self._due[items], times)
 
     def _merged(self, segment: int, policy: Policy) -> Iterator[IntArray]:
         """Blocks of items in the order in which they are packed."""
@@ -204,9 +214,22 @@ class LanePlan:
         while self._epochs is None or due.min() < self._epochs:
             epoch = int(due.min())
             unread = np.flatnonzero(due == epoch)
+            ahead = self._epochs_at_once(epoch, len(members)) if len(unread) == len(members) else range(0)
+            if len(ahead) > 1:
+                scores = -np.log(uniforms(ids, self._seed, ahead, segment)) / weights
+                yield members[np.argsort(scores, axis=1, kind="stable")].ravel()
+                due += len(ahead)
+                continue
             score = -np.log(uniform(ids[unread], self._seed, epoch, segment)) / weights[unread]
             yield from self._ranked(members[unread], score)
             due[unread] = self._turns.after(members[unread], due[unread])
+
+    def _epochs_at_once(self, epoch: int, num_members: int) -> range:
+        """Epochs from this one on that are ranked together: a small group would go round and round by single calls."""
+        if self._config.clusters is not None:
+            return range(epoch, epoch + 1)
+        stop = epoch + max(_EPOCHS_PIECE // num_members, 1)
+        return range(epoch, stop if self._epochs is None else min(stop, self._epochs))
 
     def _weights(self, items: IntArray, policy: Policy) -> FloatArray:
         if policy.weights == "uniform":
@@ -253,6 +276,14 @@ class _Turns:
         if self.cap is None:
             return epochs + 1
         return next_epoch(self.size[items], self.rank[items], epochs, self.cap)
+
+    def after_times(self, items: IntArray, epochs: IntArray, times: IntArray) -> IntArray:
+        """The same after each was read so many times."""
+        if self.cap is None:
+            return epochs + times
+        for time in range(int(times.max(initial=0))):
+            epochs = np.where(times > time, self.after(items, epochs), epochs)
+        return epochs
 
 
 # --- merging groups by their shares --------------------------------------------------------------------------------

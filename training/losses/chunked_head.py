@@ -91,7 +91,7 @@ class _Fused(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, row_loss: RowLoss, logits_bytes: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         found = _sweep(hidden, weight, row_loss, logits_bytes, ctx.needs_input_grad[:2])
-        ctx.gradients = [found.grad_hidden, found.grad_weight]
+        ctx.gradients = [found.grad_hidden, _joined(found.grad_weight, weight)]
         ctx.mark_non_differentiable(found.values)
         return found.total, found.values
 
@@ -124,24 +124,25 @@ class _Recomputed(torch.autograd.Function):
         hidden, weight = ctx.saved_tensors
         row_loss = replace(ctx.row_loss, coefficients=grad_values)
         found = _sweep(hidden, weight, row_loss, ctx.logits_bytes, ctx.needs_input_grad[:2])
-        return found.grad_hidden, found.grad_weight, None, None
+        return found.grad_hidden, _joined(found.grad_weight, weight), None, None
 
 
 _fused: Callable[..., Any] = _Fused.apply
 _recomputed: Callable[..., Any] = _Recomputed.apply
 
 
-class _Found(NamedTuple):
+class _Swept(NamedTuple):
     total: torch.Tensor
     values: torch.Tensor
     grad_hidden: torch.Tensor | None
-    grad_weight: torch.Tensor | None
+    grad_weight: list[torch.Tensor]
+    """float32 at least, in tiles of the vocabulary; empty where it is not needed."""
 
 
 def _sweep(
     hidden: torch.Tensor, weight: torch.Tensor, row_loss: RowLoss, logits_bytes: int, needed: Sequence[bool]
-) -> _Found:
-    """All rows, a chunk at a time; gradients of hidden and weight in their own types where they are needed."""
+) -> _Swept:
+    """All rows, a chunk at a time, with the gradients of hidden and weight that are needed."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     num_rows, vocab_size = len(hidden), row_loss.vocab_size or len(weight)
     used = weight.detach()[:vocab_size]
@@ -149,26 +150,20 @@ def _sweep(
     buffers = [hidden.new_empty(chunk, vocab_size, dtype=wide) for _ in range(row_loss.num_buffers)]
     values, weights = hidden.new_empty(2, num_rows, dtype=wide)
     grad_hidden = torch.empty_like(hidden) if needed[0] else None
-    grad_weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
+    grad_weight = [torch.zeros_like(weight[tile], dtype=wide) for tile in _tiles(weight, wide)] if needed[1] else []
     for start in range(0, num_rows, max(chunk, 1)):
         rows = slice(start, min(start + chunk, num_rows))
         here = [buffer[: rows.stop - start] for buffer in buffers]
         states = hidden.detach()[rows]
         project(states, used, here[0])
         values[rows], weights[rows], scales = row_loss(here, rows)
-        if grad_hidden is not None or grad_weight is not None:
+        if any(needed):
             scaled = states.to(wide) * scales[:, None]
             grad_states = torch.zeros_like(scaled)
             _multiply_out(here[0], used, scaled, grad_states if needed[0] else None, grad_weight)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad_states.mul_(scales[:, None])
-    del buffers
-    return _Found(
-        (values * weights).sum(),
-        values,
-        grad_hidden,
-        None if grad_weight is None else grad_weight.to(weight.dtype),
-    )
+    return _Swept((values * weights).sum(), values, grad_hidden, grad_weight)
 
 
 def _chunk_rows(bytes_per_row: int, logits_bytes: int) -> int:
@@ -193,16 +188,26 @@ def _multiply_out(
     weight: torch.Tensor,
     scaled: torch.Tensor,
     grad_states: torch.Tensor | None,
-    grad_weight: torch.Tensor | None,
+    grad_weight: Sequence[torch.Tensor],
 ) -> None:
-    """Add gradient [n, V] times weight to `grad_states` [n, H], and its transpose times `scaled` to `grad_weight`."""
+    """Add gradient [n, V] times weight to `grad_states` [n, H], and its transpose times `scaled` to the tiles."""
     states = _operand(scaled, weight, gradient.dtype)
-    for tile in _tiles(weight, gradient.dtype):
+    for number, tile in enumerate(_tiles(weight, gradient.dtype)):
         part = _operand(gradient[:, tile], weight, gradient.dtype)
         if grad_states is not None:
             _add_product(grad_states, part, _operand(weight[tile], weight, gradient.dtype))
-        if grad_weight is not None:
-            _add_product(grad_weight[tile], part.T, states)
+        if grad_weight:
+            _add_product(grad_weight[number][: tile.stop - tile.start], part.T, states)
+
+
+def _joined(tiles: list[torch.Tensor], weight: torch.Tensor) -> torch.Tensor | None:
+    """The gradient in the weight's own type; the tiles are taken away one by one, so there are never two whole ones."""
+    if not tiles or weight.dtype == tiles[0].dtype:
+        return tiles.pop() if tiles else None
+    joined = torch.empty_like(weight)
+    for rows in list(_tiles(weight, tiles[0].dtype)):
+        joined[rows] = tiles.pop(0)
+    return joined
 
 
 def _add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -1,1 +1,1 @@
-"""Students: the factory, the GPT-OSS shape, packed attention."""
+"""Students: factories and their wrapper, packed attention, upcycling, adapters."""

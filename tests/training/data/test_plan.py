@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from etl.errors import ConfigError, DataError
 from tests.training.data.streams import index_of, part, stream
-from training.data.plan import UNUSABLE, cell_of, cells_of, initial_value, left_out, split_parts, uniform
+from training.data.plan import UNUSABLE, cell_of, cells_of, initial_value, left_out, split_parts, uniform, uniforms
 
 
 def test_a_split_without_parts_is_refused():
@@ -34,6 +34,12 @@ def test_uniform_is_uniform_and_differs_by_seed_epoch_and_segment():
     assert abs(u.mean() - 0.5) < 0.01
     for other in ((9, 2, 3), (1, 9, 3), (1, 2, 9)):
         assert abs(np.corrcoef(u, uniform(ids, *other))[0, 1]) < 0.03
+
+
+def test_several_epochs_at_once_are_those_epochs():
+    ids = np.arange(50, dtype=np.uint64)
+    several = uniforms(ids, 1, range(2, 6), 3)
+    assert np.array_equal(several, [uniform(ids, 1, epoch, 3) for epoch in range(2, 6)])
 
 
 def test_segments_are_whole_steps():

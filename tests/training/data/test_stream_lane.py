@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.data.streams import index_of, stream
+from training.data import stream_lane
 from training.data.decisions import Policy
 from training.data.plan import LEFT_OUT
 from training.data.stream_lane import Items, LanePlan, sorted_pieces
@@ -72,6 +73,18 @@ def test_a_lane_that_repeats_reads_every_document_once_an_epoch_over_segments_of
     read = documents_of(segments(index_of([10] * 6), config, num_packs, most=24))
     times = np.bincount(read[: len(read) // 6 * 6], minlength=6)
     assert times.max() - times.min() <= 1 + (num_packs > 1)
+
+
+@pytest.mark.parametrize("shares", [None, {"a": 1.0, "b": 3.0}])
+def test_how_many_epochs_are_ranked_at_once_changes_nothing(shares, monkeypatch):
+    index = index_of([30, 20, 40, 25, 50], [1, 2, 3, 1, 2], cell=[0, 0, 1, 1, 0])
+    config = stream(on_exhausted="repeat", shares=shares)
+    found = []
+    for piece in (1, 12, 4096):
+        monkeypatch.setattr(stream_lane, "_EPOCHS_PIECE", piece)
+        found.append(documents_of(segments(index, config, 7, most=9)).tolist())
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) > 100
 
 
 def test_a_lane_without_documents_is_over_at_once():

@@ -60,7 +60,7 @@ def pair_pack(seed, **more):
         "side": np.array([0, 1, 0, 1], np.int8),
         "reference_logp": np.array([-3.0, -5.0, -4.0, -6.5], np.float32),
     }
-    kinds = {1: ANALYSIS, 2: FINAL, 5: FINAL, 6: FINAL, 9: FINAL, 12: ANALYSIS, 13: FINAL}
+    kinds = {1: ANALYSIS, 2: FINAL, 5: FINAL, 6: FINAL, 9: FINAL, 10: ANALYSIS, 12: ANALYSIS, 13: FINAL}
     return toy_pack([4, 4, 3, 4], PACK_TOKENS, kinds, **{**signals(seed), **pairs, **more})
 
 
@@ -106,7 +106,7 @@ def test_totals_of_packs_sum_to_the_reported_loss(objective):
         packs.append(pack_of(3, [16], {5: TEXT}))
     report, total, _ = run(objective, packs, range(len(packs)))
     assert report["loss"] == pytest.approx(total, rel=1e-12)
-    expected = {"analysis": 4, "final": 8, "text": 1} if objective.kind != "dpo" else {"analysis": 4, "final": 10}
+    expected = {"analysis": 4, "final": 8, "text": 1} if objective.kind != "dpo" else {"analysis": 6, "final": 10}
     assert {kind: count for kind, count in report["span_tokens"].items() if count} == expected
     if objective.kind != "dpo":
         weights = objective.span_weights.model_dump()

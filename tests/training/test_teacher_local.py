@@ -7,7 +7,8 @@ from transformers import GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from etl.errors import ConfigError
 from tests.training.teachers import save_teacher
-from training.teacher import LocalTeacher, LocalTeacherConfig, Request
+from training.teacher import LocalTeacherConfig, Request
+from training.teacher_local import LocalTeacher
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
