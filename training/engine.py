@@ -267,23 +267,37 @@ class Engine:
         if not math.isfinite(self._norm):
             return 0.0
         total = torch.zeros(2, dtype=torch.float64, device=self.deepspeed.device)
-        for parameter, group in self._owned():
-            total += squared_update_and_weight(parameter, self._basic.state[parameter], group)
+        for parameter, group, places in self._owned():
+            state = self._basic.state[parameter]
+            for place in places:
+                moments = {key: state[key].flatten()[place] for key in ("exp_avg", "exp_avg_sq")}
+                total += squared_update_and_weight(parameter.flatten()[place], {**state, **moments}, group)
         if self.stage > 0:
             torch.distributed.all_reduce(total)
         update, weight = total.sqrt().tolist()
         return float(update / weight)
 
-    def _owned(self) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
-        """The float32 parameters that this rank steps on, with their groups: all at stage 0, else a disjoint part."""
-        if self.stage == 3:
-            zero = self.deepspeed.optimizer
-            for number, parameter in enumerate(zero.fp32_partitioned_groups_flat):
-                yield parameter, self._basic.param_groups[zero.sub_group_to_group_id[number]]
-        else:
+    def _owned(self) -> Iterator[tuple[torch.Tensor, dict[str, Any], list[slice]]]:
+        """The float32 tensors that this rank steps on, with their groups and where in them there are weights.
+
+        All parameters at stage 0, else a disjoint part. ZeRO-3 leaves what memory held before in the padding of each
+        parameter's last part.
+        """
+        if self.stage < 3:
             for group in self._basic.param_groups:
                 for parameter in group["params"]:
-                    yield parameter, group
+                    yield parameter, group, [slice(None)]
+            return
+        zero = self.deepspeed.optimizer
+        for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
+            places, start = [], 0
+            for parameter in zero.fp16_groups[number]:
+                part = parameter.ds_tensor.ds_numel
+                weights = min(max(parameter.ds_numel - self._world.rank * part, 0), part)
+                places.append(slice(start, start + weights))
+                start += part
+            assert start == flat.numel(), "a sub-group is the parts of its parameters, one after the other"
+            yield flat, self._basic.param_groups[zero.sub_group_to_group_id[number]], places
 
     def configure(self, optimizer: OptimizerConfig) -> None:
         """Take a stage's settings of the optimizer from here on; moments and step count stay."""

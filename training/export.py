@@ -7,8 +7,8 @@
 
 The weights are the float32 masters, adapters added, rounded to bfloat16 once. No DeepSpeed engine and no accelerator is
 needed. On a local disk the folder is made beside its place and renamed; on an object store the manifest is removed
-first and comes last. The same checkpoint gives the same bytes. Needs 12 bytes a trained parameter of scratch disk (where
-the target is local beside it, else in the system's temporary folder) and about 10 bytes a parameter of memory.
+first and comes last. The same checkpoint gives the same bytes. Needs 12 bytes a trained parameter of scratch disk,
+beside a local target or else in the system's temporary folder, and about 10 bytes a parameter of memory.
 """
 
 import copy
@@ -33,7 +33,6 @@ from etl.storage.location import Location
 from training import checkpoint_store, checkpoint_universal, harmony_tokenizer, ledger, run_record
 from training.checkpoint_store import Manifest
 from training.config import TrainConfig
-from training.models.causal_lm import CausalLmParams
 from training.models.factory import ModelConfig, Student, build_student, export_model, export_state
 from training.teacher_tokenizer import VOCAB_SIZE, check_tokenizer
 

@@ -30,7 +30,7 @@ PIECES: Final = "|".join(
         r"\s+",
     )
 )
-"""o200k's expression for the pieces of a text that are merged each on its own; a part of the vocabulary's definition."""
+"""o200k's expression for the pieces of a text that are merged each on its own; it belongs to the vocabulary."""
 
 
 def control_tokens() -> dict[int, str]:

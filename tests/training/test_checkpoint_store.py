@@ -139,6 +139,8 @@ def test_retention_touches_nothing_but_checkpoints(root):
         (root / tag / "weights").replace(b"x")
     (root / "step-00000003-0000000c/weights").replace(b"half written")
     (root / "notes/manifest.json").replace(b"a user's own")
+    retain(root, old, Retention(1, 0))
+    assert complete_tags(root) == [old, new]
     retain(root, new, Retention(1, 0))
     assert [path for path, _ in root.walk()] == ["notes/manifest.json", f"{new}/manifest.json", f"{new}/weights"]
 

@@ -37,7 +37,7 @@ def test_states_are_what_the_engine_holds(kind, stage):
         engine = Engine(student, precision.OPTIMIZER, precision.deepspeed_json(kind, stage), here, 1)
         engine.step([pack.tensors(CPU) for pack in packs], precision.OBJECTIVE, precision.context(packs), 1e-3)
         states = [value for state in engine._basic.state.values() for value in state.values() if value.numel() > 1]
-        masters = [] if stage == 0 else [parameter for parameter, _ in engine._owned()]
+        masters = [] if stage == 0 else [parameter for parameter, *_ in engine._owned()]
         held = list(engine.deepspeed.module.parameters())
         found = sum(tensor.numel() * tensor.element_size() for tensor in [*states, *masters])
         found_parameters = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in held)

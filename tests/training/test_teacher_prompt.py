@@ -9,7 +9,7 @@ from etl.harmony.render import Messages, Preamble, Renderer
 from etl.harmony.vocabulary import DEFAULT_VOCABULARY, END
 from etl.schema import MESSAGE
 from tests.training.teachers import conversation
-from training.teacher_prompt import EFFORTS, PromptRenderer, with_effort
+from training.teacher_prompt import EFFORTS, PromptRenderer, SystemMessage, with_effort
 
 PREAMBLES = [
     ("You are ChatGPT, a large language model trained by OpenAI.", None, None, "2024-06"),
@@ -63,3 +63,15 @@ def test_tokens_that_are_not_those_of_their_text_are_refused():
     split = np.concatenate([tokens[:3], [56, 78, 84], tokens[4:]]).astype(np.int32)
     with pytest.raises(DataError, match="other tokens"):
         PromptRenderer().system(split)
+
+
+def test_a_system_message_of_another_length_shifts_what_comes_after_it():
+    """The three efforts happen to be one token each today."""
+    rendered = {"low": np.array([1, 2]), "medium": np.array([1, 5, 2]), "high": np.array([1, 6, 7, 8, 2])}
+    system = SystemMessage(3, "medium", rendered, np.array([1, 2]))
+    row = np.array([1, 5, 2, 30, 31, 32])
+    for effort, shift in (("low", -1), ("medium", 0), ("high", 2)):
+        prompt = with_effort(row, system, effort)
+        assert prompt.input_ids.tolist() == [*rendered[effort].tolist(), 30, 31, 32]
+        assert prompt.shift == shift
+        assert prompt.input_ids[3 + shift :].tolist() == row[3:].tolist()
