@@ -160,7 +160,7 @@ def check_arm(arm: ArmConfig, stream: StreamConfig, has_teacher: bool) -> None:
     """
     missing = {
         "teacher_logp": ("data.teacher, a folder that `stillhouse rescore` wrote", stream.teacher is not None),
-        "reference_logp": ("data.teacher, the reference model's scores of both sides", stream.teacher is not None),
+        "reference_logp": ("data.reference, the reference model's scores of both sides", stream.reference is not None),
         "topk": ("data.teacher, scores with top-k", stream.teacher is not None),
         "teacher_model": ("`teacher`, the model to compare with", has_teacher),
     }

@@ -149,9 +149,9 @@ def open_arm(
 ) -> RankStream:
     """The stream of an arm for `ranks`, (rank, number of ranks)."""
     data = config.stream(stage, arm)
-    reader = CorpusReader(data.corpus, "train", config.read, teacher=data.teacher)
-    scored = None if reader.teacher is None else reader.teacher.dataset.manifest.content_digest
-    initial = initial_value(data, config.seed, reader.parts, scored)
+    reader = CorpusReader(data.corpus, "train", config.read, data.teacher, data.reference)
+    scores = [table.dataset.manifest.content_digest for table in reader.side_tables]
+    initial = initial_value(data, config.seed, reader.parts, scores)
     log = open_log(Location.of(config.decisions(stage, arm)), initial)
     return RankStream(reader, data, config.seed, log, *ranks)
 

@@ -7,17 +7,41 @@ each), whatever the number of steps.
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-
-from training.data.lanes import RankStream
-from training.data.plan import StreamState
 
 if TYPE_CHECKING:
     from training.data.collate import Pack
 
-OpenStream = Callable[[int, int], RankStream]
+
+class Step(Protocol):
+    """One rank's share of a global step, e.g. LocalStep."""
+
+    @property
+    def packs(self) -> "tuple[Pack, ...]": ...
+
+    @property
+    def slots(self) -> tuple[int, ...]: ...
+
+    @property
+    def lanes_left(self) -> int: ...
+
+
+class Stream(Protocol):
+    """What a rank sees: a RankStream, or the steps of a whole stage (training/stage_stream.py)."""
+
+    @property
+    def state(self) -> Any: ...
+
+    def seek(self, state: Any) -> None: ...
+
+    def next_step(self) -> Step: ...
+
+    def close(self) -> None: ...
+
+
+OpenStream = Callable[[int, int], Stream]
 """Opens the stream of (rank, world), at its start."""
 
 
@@ -41,9 +65,7 @@ def stream_digest(open_stream: OpenStream, world: int, steps: int, resume_at: in
     return digest.hexdigest()
 
 
-def _run(
-    open_stream: OpenStream, world: int, steps: range, state: StreamState | None, digest: "hashlib._Hash"
-) -> StreamState:
+def _run(open_stream: OpenStream, world: int, steps: range, state: Any, digest: "hashlib._Hash") -> Any:
     """Take some steps from a state (None: from the start), and return the state after them."""
     with ExitStack() as stack:
         streams = [stack.enter_context(closing(open_stream(rank, world))) for rank in range(world)]
@@ -56,7 +78,7 @@ def _run(
         return streams[0].state
 
 
-def _take(streams: Sequence[RankStream], step: int, digest: "hashlib._Hash") -> bool:
+def _take(streams: Sequence[Stream], step: int, digest: "hashlib._Hash") -> bool:
     """Add one global step; False when the stream is over."""
     found: list[tuple[int, Pack]] = []
     lanes_left = 0

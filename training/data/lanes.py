@@ -81,17 +81,16 @@ class RankStream:
                 f"data.clusters is set, but the rows of {config.corpus} have no semantic clusters; list 'semantic' in "
                 "the recipe's stages, or leave data.clusters out"
             )
-        self.config = config
+        self.config = config = config.resolved(reader.parts)
         self.reader = reader
         self._log = log
         self._own = own_lanes(rank, world, config.lanes)
         self._micro_steps = config.micro_steps(world)
         order = lane_order(config.lanes)
         self._place = {lane: order.index(lane) for lane in self._own}
-        numbered = config.model_copy(update={"epochs": config.num_epochs(sum(part.rows for part in reader.parts))})
         self._num_unscored = 0
         indexes = zip(self._own, self._read_indexes(seed), strict=True)
-        self._plans = {lane: LanePlan(lane, index, reader.cells, numbered, seed) for lane, index in indexes}
+        self._plans = {lane: LanePlan(lane, index, reader.cells, self.config, seed) for lane, index in indexes}
         self._current: _Segment | None = None
         self._segment = -1
         self._pack = config.segment_packs
@@ -188,8 +187,8 @@ class RankStream:
             units = whole_units(lanes)
             index = self.reader.read_index(units, seed)
             numbers = documents_of_lanes(units, lanes)
-        if self.reader.teacher is not None:
-            scored = self.reader.teacher_mask(index)
+        if self.reader.side_tables:
+            scored = self.reader.scored_mask(index)
             self._num_unscored = sum(int((~scored[own]).sum()) for own in numbers)
             numbers = [own[scored[own]] for own in numbers]
         return [index.take(own) for own in numbers]

@@ -30,26 +30,30 @@ from training.data.packing import IntArray
 ONE_EPOCH_ROWS = 1_000_000
 THREE_EPOCH_ROWS = 35_000
 """`epochs: auto` reads a corpus once from so many rows on, three times up to so many."""
+SEGMENT_TOKENS = 64_000_000
 
 
 class StreamConfig(Config):
-    """What is trained on, and in what order. Changing any of it but `corpus` and `teacher` starts another stream."""
+    """What is trained on, and in what order. Changing any of it but where things lie starts another stream."""
 
-    located: ClassVar[frozenset[str]] = frozenset({"corpus", "teacher"})
+    located: ClassVar[frozenset[str]] = frozenset({"corpus", "teacher", "reference"})
 
     corpus: str
     """Folder or URL of a committed corpus (split=…/skill_bucket=…/ctx_bucket=…)."""
     teacher: str | None = None
     """Folder or URL of a committed TEACHER_LOGP table that is joined to the documents, of which only those that it has
     are read; null for none."""
+    reference: str | None = None
+    """The same of the reference model of preference pairs."""
     pack_tokens: int = Field(ge=2)
     """Tokens of one training sequence; longer documents are left out and counted."""
     global_batch_packs: int = Field(ge=1)
     """Packs of one optimizer step over all ranks."""
     lanes: int = Field(default=64, ge=1)
     """Canonical lanes, the largest number of ranks. Ranks have equal work where their number divides it."""
-    segment_tokens: int = Field(default=64_000_000, ge=1)
-    """Length of a segment in tokens of pack capacity; a rank holds its share of two in memory (4 bytes a token)."""
+    segment_tokens: int | None = Field(default=None, ge=1)
+    """Length of a segment in tokens of pack capacity; a rank holds its share of two in memory (4 bytes a token). Null:
+    64M, or the tokens of a smaller corpus."""
     lookahead_docs: int = Field(default=1024, ge=1)
     """Documents (or pairs) that the packer of a lane sees ahead."""
     shares: dict[str, float] | None = None
@@ -81,8 +85,16 @@ class StreamConfig(Config):
     @property
     def segment_packs(self) -> int:
         """Packs of a segment: whole steps that hold at least `segment_tokens`."""
+        assert self.segment_tokens is not None, "resolved"
         steps = math.ceil(self.segment_tokens / (self.pack_tokens * self.global_batch_packs))
         return steps * self.global_batch_packs
+
+    def resolved(self, parts: Sequence[Part]) -> "StreamConfig":
+        """The same with numbers for what depends on the corpus."""
+        num_tokens = sum(part.rows if part.tokens is None else part.tokens for part in parts)
+        segment_tokens = self.segment_tokens or min(SEGMENT_TOKENS, max(num_tokens, 1))
+        num_epochs = self.num_epochs(sum(part.rows for part in parts))
+        return self.model_copy(update={"epochs": num_epochs, "segment_tokens": segment_tokens})
 
     def num_epochs(self, num_rows: int) -> int:
         """Passes over a corpus of so many rows before it is exhausted."""
@@ -119,16 +131,16 @@ def check_shares(shares: dict[str, float] | None) -> dict[str, float] | None:
 
 
 def initial_value(
-    config: StreamConfig, seed: int, parts: Sequence[Part], teacher_digest: str | None = None
+    config: StreamConfig, seed: int, parts: Sequence[Part], side_tables: Sequence[str] = ()
 ) -> dict[str, Any]:
     """What a stream begins with: its recipe, its seed, the corpus's parts by their digests, rows of each cell.
 
-    `teacher_digest` is the content digest of the TEACHER_LOGP table that is joined, since it says what can be read.
+    `side_tables` are the content digests of the TEACHER_LOGP tables that are joined, since they say what can be read.
     """
     corpus = hashlib.sha256(canonical_json([[p.sha256, list(p.row_groups)] for p in parts]).encode()).hexdigest()[:32]
     cells = {cell: sum(part.rows for part in parts if cell_of(part) == cell) for cell in cells_of(parts)}
     value = {"recipe": config.fingerprinted(), "seed": seed, "corpus": corpus, "cells": cells}
-    return value if teacher_digest is None else {**value, "teacher": teacher_digest}
+    return {**value, "side_tables": list(side_tables)} if side_tables else value
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ class CorpusReader:
         cells: names of the cells, e.g. "B1/C1".
         labels: what `Documents.label` numbers; grows while documents are gathered.
         teacher: the table, None without one.
+        side_tables: teacher and reference, those that are given. Rows that one of them lacks cannot be trained on.
 
     Raises:
         DataError: no committed corpus there, or no row in the split, or no committed table of the teacher.
@@ -129,6 +130,7 @@ class CorpusReader:
         self.labels: list[Label] = []
         self.teacher = None if teacher is None else TeacherTable(teacher)
         self._teachers = Teachers(self.teacher, None if reference is None else TeacherTable(reference))
+        self.side_tables = self._teachers.tables
         self._index_columns = (
             *INDEX_COLUMNS,
             *(CLUSTER_COLUMNS if self.has_clusters else ()),
@@ -142,7 +144,7 @@ class CorpusReader:
         )
         self._label_numbers: dict[Label, int] = {}
         self._scored = [np.empty(0, np.uint64)]
-        """Hashes of the ids in the index that the teacher has scored."""
+        """Hashes of the ids in the index that all side tables have."""
         self._files = _Files(self.dataset, self.parts)
         self._spool = Spool(reading.cache_folder, int(reading.cache_gib * 2**30)) if reading.cache_gib else None
         self._origins: dict[tuple[int, int], tuple[Origin, ...]] = {}
@@ -184,18 +186,18 @@ class CorpusReader:
         return DocumentIndex.concatenate(pieces)
 
     def _read_index(self, units: list[Unit], seed: int) -> tuple[list[DocumentIndex], list[npt.NDArray[np.uint64]]]:
-        """The index of units of one row group, and the hashes of their scored ids."""
+        """The index of units of one row group, and the hashes of their ids that all side tables have."""
         part, group = units[0].part, units[0].row_group
         table = self._files.read(part, group, self._index_columns)
         cell = self.cells.index(cell_of(self.parts[part]))
         pieces = [_index(table, unit, cell, seed) for unit in units]
-        if self.teacher is None:
+        if not self.side_tables:
             return pieces, []
-        has = self.teacher.has(only_chunk(table, "id"))
+        has = np.logical_and.reduce([scores.has(only_chunk(table, "id")) for scores in self.side_tables])
         return pieces, [piece.id_hash[has[piece.row]] for piece in pieces]
 
-    def teacher_mask(self, index: DocumentIndex) -> Bools:
-        """[documents]: whether the teacher has scored the document; false for all without a teacher.
+    def scored_mask(self, index: DocumentIndex) -> Bools:
+        """[documents]: whether the document is in all side tables; false for all without one.
 
         Args:
             index: rows that this reader has read the index of.

@@ -49,8 +49,13 @@ class Teachers:
     teacher: TeacherTable | None
     reference: TeacherTable | None
 
+    @property
+    def tables(self) -> tuple[TeacherTable, ...]:
+        """Those that are given."""
+        return tuple(table for table in (self.teacher, self.reference) if table is not None)
+
     def __bool__(self) -> bool:
-        return self.teacher is not None or self.reference is not None
+        return bool(self.tables)
 
 
 def decode(table: pa.Table, teachers: Teachers, name: str) -> RowGroup:

@@ -13,7 +13,8 @@ business; chunks, matrix products, gradients and memory are this module's:
 Sums over rows and the vocabulary are float32 at least, whatever the parameters' type: narrow operands go into products
 that accumulate and return float32 on CUDA, and are widened a tile of the vocabulary at a time on CPU, where there is no
 such product. Memory over the inputs: `logits_bytes` for all buffers of logits together (512 MiB), 128 MiB for tiles,
-and the gradient of the weight, V x H float32 - flat in the number of tokens.
+and the gradient of the weight, V x H float32 - flat in the number of tokens. At V = 201,088, H = 256, bf16, 8,192 rows
+cross-entropy took 0.87 GiB and 4.5 ms of one CPU core a row (tests/benchmarks/bench_head.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -272,10 +272,10 @@ class HalfScoredReader(CorpusReader):
 
     def read_index(self, units, seed):
         index = super().read_index(units, seed)
-        self.teacher = True
+        self.side_tables = ("a table",)
         return index
 
-    def teacher_mask(self, index):
+    def scored_mask(self, index):
         return index.id_hash % np.uint64(2) == 0
 
 
@@ -285,7 +285,7 @@ def test_with_a_teacher_only_documents_that_it_has_scored_are_read(corpus, world
     left_out, planned = 0, []
     for rank in range(world):
         reader = HalfScoredReader(str(corpus), "train", ReadConfig(workers=1, cache_gib=0))
-        log = DecisionLog.preview(None, initial_value(config, SEED, reader.parts, "digest of the table"))
+        log = DecisionLog.preview(None, initial_value(config, SEED, reader.parts, ["digest of the table"]))
         with closing(RankStream(reader, config, SEED, log, rank, world)) as stream:
             left_out += stream.left_out()["not scored by the teacher"]
             for segment in range(20):
