@@ -1,8 +1,8 @@
 """Checkpoints of a run on any store: weights, optimizer, random states and the run's own state as one unit.
 
-    ROOT/step-00000040-9f3c21d0/<files of all ranks>     DeepSpeed's, and rng-<rank>.pt
-    ROOT/step-00000040-9f3c21d0/_receipts/<rank>.json    names, bytes and SHA-256 of a rank's files; create-only
-    ROOT/step-00000040-9f3c21d0/manifest.json            all receipts and the state; last, create-only
+    ROOT/step-00000040-019a9f3c21d0/<files of all ranks>     DeepSpeed's, and rng-<rank>.pt
+    ROOT/step-00000040-019a9f3c21d0/_receipts/<rank>.json    names, bytes and SHA-256 of a rank's files; create-only
+    ROOT/step-00000040-019a9f3c21d0/manifest.json            all receipts and the state; last, create-only
 
 A rank writes its files into scratch on its own machine and trains on; a thread uploads them and leaves a receipt. Rank
 0's thread writes the manifest when all receipts are there. A kill at any moment leaves the last complete checkpoint as

@@ -1,4 +1,4 @@
-"""What a run would do, found without training: steps, packs, passes and tokens by cell of each arm, memory, the JSON.
+"""What a run would do, found without training: steps, packs, passes, tokens by cell, memory by ZeRO stage, the JSON.
 
 The stream is planned as the run would plan it, with the decisions that already lie in its output, from the narrow
 index columns alone; nothing is written. Planning costs about 0.1 ms a pack, so an arm is planned for at most
@@ -7,14 +7,19 @@ MAX_PLANNED_PACKS packs and scaled up from there, which the report says.
 
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from training.config import TrainConfig
 from training.data.decisions import DecisionLog
 from training.data.lanes import RankStream
 from training.data.plan import StreamConfig
+from training.deepspeed_json import deepspeed_config, is_bf16, read_deepspeed_json
+from training.estimate import StudentSize, by_stage
+from training.models.factory import build_student
 from training.schedule import ArmConfig, StageConfig
 from training.stage_stream import open_arm
 
@@ -43,6 +48,26 @@ class ArmPlan:
     """Tokens by cell."""
     planned_packs: int
     """Packs that were really planned; the rest is scaled from them."""
+
+    def summary(self) -> dict[str, Any]:
+        """All of it but the cells, in one level."""
+        flat = {name: value for name, value in asdict(self).items() if name not in ("cells", "left_out")}
+        return {**flat, **{f"left out: {reason}": count for reason, count in self.left_out.items()}}
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would do."""
+
+    arms: tuple[ArmPlan, ...]
+    memory: dict[int, dict[str, int]]
+    """Bytes of a rank by ZeRO stage; none for a student whose sizes are not known."""
+    deepspeed: dict[str, Any]
+    """What DeepSpeed is initialised with."""
+
+    def to_json(self) -> dict[str, Any]:
+        """In JSON types."""
+        return asdict(self)
 
 
 def plan_arm(config: TrainConfig, stage: StageConfig, arm: ArmConfig) -> ArmPlan:
@@ -99,7 +124,41 @@ def _planned(stream: RankStream, data: StreamConfig, target: int) -> tuple[Count
             return cells, packs
 
 
-def dry_run(config: TrainConfig) -> list[ArmPlan]:
-    """The plan of every arm of every stage."""
+def dry_run(config: TrainConfig, world_size: int) -> DryRun:
+    """The plan of every arm of every stage, and what a rank of so many needs.
+
+    Raises:
+        ConfigError, DataError, SchemaError: as the run itself would.
+    """
     config.check()
-    return [plan_arm(config, stage, arm) for stage in config.stages for arm in stage.arms]
+    deepspeed_json = read_deepspeed_json(config.deepspeed)
+    return DryRun(
+        arms=tuple(plan_arm(config, stage, arm) for stage in config.stages for arm in stage.arms),
+        memory=_memory(config, world_size, is_bf16(deepspeed_json)),
+        deepspeed=deepspeed_config(deepspeed_json, config.optimizer, config.data.micro_steps(world_size)),
+    )
+
+
+def _memory(config: TrainConfig, world_size: int, bf16: bool) -> dict[int, dict[str, int]]:
+    """The student is built without storage, and its sizes are read from its transformers configuration."""
+    with torch.device("meta"):
+        student = build_student(config.model, config.seed)
+    found = student.hf_config
+    if found is None:
+        return {}
+    heads = found.num_attention_heads
+    active = max(student.experts_per_token, 1)
+    size = StudentSize(
+        parameters=sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad),
+        hidden=found.hidden_size,
+        layers=found.num_hidden_layers,
+        heads=heads,
+        head_dim=getattr(found, "head_dim", None) or found.hidden_size // heads,
+        kv_heads=getattr(found, "num_key_value_heads", None) or heads,
+        mlp_width=active * (getattr(found, "moe_intermediate_size", None) or found.intermediate_size),
+        vocab=found.vocab_size,
+    )
+    by_zero_stage = by_stage(
+        size, world_size, config.data.pack_tokens, bf16=bf16, checkpointing=config.model.gradient_checkpointing
+    )
+    return {stage: {**asdict(memory), "total": memory.total} for stage, memory in by_zero_stage}

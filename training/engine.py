@@ -13,7 +13,8 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,13 +211,23 @@ class Engine:
             safe_set_full_fp32_param(parameter, master)
         self._clip_norm = optimizer.clip_norm
         self._norm = math.nan
+        self.phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+        """Entered with "optimizer" around the update, for whoever splits the time of a step."""
 
     def step(
         self, packs: Sequence[PackTensors], objective: Objective, context: StepContext, learning_rate: float
     ) -> StepTaken:
         """One optimizer step over this rank's packs; every rank comes with the same number."""
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+        losses, found = self._go_back(packs, objective, context)
+        with self.phase("optimizer"):
+            self._norm = self._update(learning_rate)
+        fault = None if math.isfinite(self._norm) else self._fault(losses)
+        return StepTaken(*self._total(found), fault)
+
+    def _go_back(
+        self, packs: Sequence[PackTensors], objective: Objective, context: StepContext
+    ) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+        """Forward and backward of each pack: the losses, and the sums of objective and router."""
         self.deepspeed.train()
         losses, found = [], []
         for number, (pack, share) in enumerate(zip(packs, self._shares(packs), strict=True), 1):
@@ -229,12 +240,12 @@ class Engine:
             # DeepSpeed 0.19 divides the gradient of a tensor that comes straight out of forward by micro_steps.
             scale = torch.where(loss.isfinite(), float(self._world.size), math.nan)
             self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
-        self._norm = self._update()
-        fault = None if math.isfinite(self._norm) else self._fault(losses)
-        return StepTaken(*self._total(found), fault)
+        return losses, found
 
-    def _update(self) -> float:
+    def _update(self, learning_rate: float) -> float:
         """Clip, step, clear the gradients: the norm before clipping, not finite where the step was skipped."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
         if self.stage > 0:
             self.deepspeed.step()
             return float(self.deepspeed.get_global_grad_norm())

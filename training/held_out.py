@@ -66,7 +66,7 @@ class HeldOut:
         index = reader.read_index(reader.whole, seed)
         for cell in sorted({reader.cells[code] for code in index.cell}):
             numbers = np.flatnonzero(index.cell == reader.cells.index(cell))
-            packs = list(islice(_packs_of(index, numbers, data, seed), max_packs))
+            packs = list(islice(packs_of(index, numbers, data, seed), max_packs))
             if not packs:
                 continue
             own = packs[self._world.rank :: self._world.size]
@@ -91,7 +91,8 @@ class HeldOut:
         return self._world.sum(counts), found.sums
 
 
-def _packs_of(index: DocumentIndex, numbers: IntArray, data: StreamConfig, seed: int) -> Iterator[IntArray]:
+def packs_of(index: DocumentIndex, numbers: IntArray, data: StreamConfig, seed: int) -> Iterator[IntArray]:
+    """Packs of some documents, each pack the numbers of its documents, in an order drawn by the seed."""
     out, _ = left_out(index, data.pack_tokens)
     usable = numbers[~out[numbers]]
     order = np.argsort(uniform(index.id_hash[usable], seed, 0, 0), kind="stable")

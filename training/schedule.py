@@ -19,7 +19,8 @@ from etl.config import Config
 from etl.errors import ConfigError
 from etl.hashing import xxh64
 from training.data.plan import StreamConfig
-from training.losses.objective import CrossEntropy, Objective
+from training.data.teacher_table import TeacherTable
+from training.losses.objective import CrossEntropy, Objective, TopKDivergence
 from training.optimizer import OptimizerConfig
 from training.state import StageState
 
@@ -164,6 +165,8 @@ def check_arm(arm: ArmConfig, stream: StreamConfig, has_teacher: bool) -> None:
         "topk": ("data.teacher, scores with top-k", stream.teacher is not None),
         "teacher_model": ("`teacher`, the model to compare with", has_teacher),
     }
+    if isinstance(arm.objective, TopKDivergence) and stream.teacher is not None:
+        arm.objective.check_stored_temperature(TeacherTable(stream.teacher).temperature)
     for need, (what, is_there) in missing.items():
         if need in arm.objective.needs and not is_there:
             raise ConfigError(f"the objective '{arm.objective.kind}' of arm '{arm.name}' needs {what}; it is not set")

@@ -87,7 +87,7 @@ def train(
     config.check()
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     output = Path(config.output).absolute()
-    with world() as here:
+    with world(config.watchdog.collective_timeout_s) as here:
         checkpoints = open_checkpoints(config, output, here)
         found = None if options.overfit else checkpoints.newest()
         state = TrainState() if found is None else TrainState.from_json(found.payload)

@@ -43,6 +43,11 @@ class WatchdogConfig(Config):
     """Longest time without a new phase of a step, in seconds: more than the longest checkpoint, evaluation, compilation
     or wait for data takes."""
 
+    @property
+    def collective_timeout_s(self) -> float:
+        """How long a rank may wait for the others in one collective: longer than it takes to be called stuck."""
+        return 2 * self.hang_timeout_s
+
 
 @dataclass(frozen=True)
 class Beat:

@@ -133,11 +133,11 @@ def test_what_is_kept(scores, keep, best):
 
 
 def test_retention_touches_nothing_but_checkpoints(root):
-    old, new = "step-00000001-0000000a", "step-00000002-0000000b"
+    old, new = "step-00000001-00000000000a", "step-00000002-00000000000b"
     for number, tag in enumerate((old, new), start=1):
         (root / tag / "manifest.json").replace(manifest(number).model_dump_json().encode())
         (root / tag / "weights").replace(b"x")
-    (root / "step-00000003-0000000c/weights").replace(b"half written")
+    (root / "step-00000003-00000000000c/weights").replace(b"half written")
     (root / "notes/manifest.json").replace(b"a user's own")
     retain(root, old, Retention(1, 0))
     assert complete_tags(root) == [old, new]

@@ -137,7 +137,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     with pytest.raises(PulledPlugError):
         train(configuration(corpus, tmp_path), pull_the_plug)
     assert checkpoints(tmp_path) == [3]
-    half_written = tmp_path / "checkpoints" / "step-00000009-00000000"
+    half_written = tmp_path / "checkpoints" / "step-00000009-000000000000"
     half_written.mkdir()
     (half_written / "rng-7.pt").write_bytes(b"what a killed writer left")
     seen = []

@@ -1,0 +1,124 @@
+"""Local models as an evaluation uses them: packed for losses, or with transformers' generate; one in memory at a time.
+
+A packed model computes what training computes, document by document in one sequence; a generator is the class of
+transformers with its own attention. Decoding is greedy, so the same folder gives the same text.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etl.errors import ConfigError
+from training.models.causal_lm import DTYPES, TransformersNetwork, from_weights
+from training.models.factory import Student
+
+_FINAL = "<|channel|>final<|message|>"
+
+
+class Models:
+    """Loads models of local folders; what was loaded last is kept until another one is asked for."""
+
+    def __init__(self, dtype: str, device: str | None) -> None:
+        """`dtype` is a key of DTYPES; None as device takes a GPU where there is one."""
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._dtype = DTYPES[dtype]
+        self._kept: tuple[str, str, Any] = ("", "", None)
+
+    def packed(self, folder: str) -> Student:
+        """For losses of packs."""
+        return self._keep("packed", folder)
+
+    def generator(self, folder: str) -> "Generator":
+        """For text."""
+        return self._keep("generator", folder)
+
+    def load_packed(self, folder: str) -> Student:
+        """One that is not kept here.
+
+        Raises:
+            ConfigError: the folder has no causal LM that can be packed.
+        """
+        network = TransformersNetwork(from_weights(folder, self._dtype))
+        return Student(network).eval().requires_grad_(False).to(self.device)
+
+    def _keep(self, kind: str, folder: str) -> Any:
+        if self._kept[:2] != (kind, folder):
+            self._kept = ("", "", None)
+            loaded = self.load_packed(folder) if kind == "packed" else self._load_generator(folder)
+            self._kept = (kind, folder, loaded)
+        return self._kept[2]
+
+    def _load_generator(self, folder: str) -> "Generator":
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=self._dtype)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{folder} is not a causal LM that transformers loads: {error}") from error
+        return Generator(Path(folder), model.eval().to(self.device))
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A model that writes text."""
+
+    folder: Path
+    model: Any
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of the folder."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+
+    def prompt(self, question: str) -> list[int]:
+        """A user's question by the chat template, or as plain text where the folder has none."""
+        if self.tokenizer.chat_template is None:
+            return list(self.tokenizer(f"Question: {question}\nAnswer:").input_ids)
+        turn = [{"role": "user", "content": question}]
+        return list(self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+
+    def answer(self, tokens: list[int]) -> str:
+        """The text of a completion; of one in Harmony the final message only."""
+        text: str = self.tokenizer.decode(tokens)
+        if _FINAL in text:
+            return text.rpartition(_FINAL)[2].partition("<|")[0]
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def complete(self, prompts: list[list[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+        """What the model says after each prompt, up to and with the token that ends it."""
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        said: list[list[int]] = [[] for _ in prompts]
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            made = self._batch([prompts[number] for number in numbers], max_new_tokens)
+            for number, tokens in zip(numbers, made, strict=True):
+                said[number] = tokens
+        return said
+
+    @torch.inference_mode()
+    def _batch(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+        longest = max(map(len, prompts))
+        pad = next(iter(self._stops), 0)
+        device = self.model.device
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        made = self.model.generate(
+            ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad
+        )
+        return [self._cut(row) for row in made[:, longest:].tolist()]
+
+    @cached_property
+    def _stops(self) -> tuple[int, ...]:
+        given = self.model.generation_config.eos_token_id
+        return tuple(given) if isinstance(given, list) else () if given is None else (given,)
+
+    def _cut(self, tokens: list[int]) -> list[int]:
+        ends = [place for place, token in enumerate(tokens) if token in self._stops]
+        return tokens[: ends[0] + 1] if ends else tokens
