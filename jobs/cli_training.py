@@ -63,8 +63,7 @@ def _dry_run(name: str, overrides: list[str], world_size: int, as_json: bool) ->
     for arm in found.arms:
         _show(f"{arm.stage} / {arm.arm} ({arm.objective})", arm.summary())
         _show(f"{arm.stage} / {arm.arm}: tokens by cell", arm.cells)
-    for stage, memory in found.memory.items():
-        _show(f"memory of a rank, ZeRO stage {stage}", memory)
+    _show_memory(found.memory)
     report(f"DeepSpeed: {json.dumps(found.deepspeed)}")
     return 0
 
@@ -74,7 +73,19 @@ def _show(title: str, values: dict[str, Any]) -> None:
     table.add_column()
     table.add_column(justify="right")
     for key, value in values.items():
-        table.add_row(key, f"{value:,}" if isinstance(value, int) else f"{value}")
+        table.add_row(
+            key, f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
+        )
+    OUT.print(table)
+
+
+def _show_memory(by_stage: dict[int, dict[str, int]]) -> None:
+    table = Table(title="GiB of a rank by ZeRO stage", title_justify="left")
+    table.add_column()
+    for stage in by_stage:
+        table.add_column(str(stage), justify="right")
+    for name in next(iter(by_stage.values()), {}):
+        table.add_row(name, *(f"{memory[name] / 2**30:.2f}" for memory in by_stage.values()))
     OUT.print(table)
 
 
@@ -177,7 +188,7 @@ def export_command(
     def job() -> int:
         from training.export import export
 
-        report(f"exported to {export(run, target)}")
+        report(f"exported to {export(str(run), target)}")
         return 0
 
     raise typer.Exit(main_of(job))

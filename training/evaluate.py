@@ -78,9 +78,9 @@ class Report:
                 lines.append([suite, metric, *("–" if value is None else f"{value:.4g}" for value in values)])
         table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
         reasons = [
-            f"\n{suite} was skipped for {name}: {why}\n"
-            for suite, by in self.skipped.items()
-            for name, why in by.items()
+            f"\n{suite} was skipped for {name}: {reason}\n"
+            for suite, by_model in self.skipped.items()
+            for name, reason in by_model.items()
         ]
         return table + "".join(reasons)
 

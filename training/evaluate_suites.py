@@ -12,6 +12,7 @@ Sums are float64. Memory: one pack, or one batch of completions, beside the mode
 import gzip
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -26,13 +27,13 @@ from etl.harmony.vocabulary import CALL, RETURN, START
 from etl.schema import SPAN_KINDS
 from etl.storage.location import Location
 from training.answers import given_answer, is_same, stated_answer
-from training.data.collate import collate
+from training.data.collate import Pack, PackTensors, collate
 from training.data.plan import StreamConfig, uniform
 from training.data.reader import CorpusReader
 from training.evaluate_model import Models
 from training.held_out import packs_of
 from training.losses.objective import CrossEntropy, Divergence, StepContext, TeacherOutput
-from training.losses.spans import KINDS, SpanObjective
+from training.losses.spans import KINDS
 from training.models.factory import Student
 
 Metrics = dict[str, float]
@@ -44,6 +45,33 @@ class _Found(NamedTuple):
     tokens: torch.Tensor
     nll: torch.Tensor
     divergence: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A model, and perhaps the one that it is compared with."""
+
+    student: Student
+    teacher: Student | None
+
+    @torch.no_grad()
+    def sums(self, pack: Pack, device: torch.device) -> _Found:
+        """Of one pack."""
+        batch = pack.tensors(device)
+        hidden, _ = self.student(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        # The sums of an objective do not depend on the counts of the global batch.
+        step = StepContext(torch.zeros(2 * KINDS, dtype=torch.float64, device=device), teacher=self._teach)
+        nll = CrossEntropy().loss(self.student.lm_head, hidden, batch, step).sums
+        divergence = torch.zeros(KINDS, dtype=torch.float64)
+        if self.teacher is not None:
+            divergence = Divergence().loss(self.student.lm_head, hidden, batch, step).sums
+        counts = CrossEntropy().counts(pack)[:KINDS]
+        return _Found(torch.from_numpy(counts), nll.cpu(), divergence.cpu())
+
+    def _teach(self, batch: PackTensors) -> TeacherOutput:
+        assert self.teacher is not None, "asked for where there is one"
+        hidden, _ = self.teacher(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        return TeacherOutput(hidden, self.teacher.lm_head.weight)
 
 
 class HeldOutSuite(Config):
@@ -59,8 +87,6 @@ class HeldOutSuite(Config):
     """Tokens of a forward pass; longer documents are left out."""
     max_packs: int = Field(default=16, ge=1)
     """Packs a cell, drawn once, seeded."""
-    chunk_tokens: int = Field(default=128, ge=1)
-    """Positions whose logits exist at a time."""
     teacher: str | None = None
     """Folder of a model with the same tokenizer, for the divergence of the student from it; null for none."""
 
@@ -70,15 +96,15 @@ class HeldOutSuite(Config):
         Raises:
             ConfigError: no document of the split fits in a pack.
         """
-        student = self._chunked(models.packed(folder))
-        teacher = None if self.teacher is None else models.load_packed(self.teacher)
+        pair = _Pair(models.packed(folder), None if self.teacher is None else models.load_packed(self.teacher))
         cells: dict[str, _Found] = {}
-        for cell, found in self._packs(student, teacher, models.device, seed):
-            before = cells.get(cell)
-            cells[cell] = found if before is None else _Found(*map(torch.add, before, found))
+        for cell, pack in self._packs(seed):
+            found = pair.sums(pack, models.device)
+            cells[cell] = _Found(*map(torch.add, cells[cell], found)) if cell in cells else found
         if not cells:
             raise ConfigError(
-                f"no document of the split {self.split} of {self.corpus} fits pack_tokens = {self.pack_tokens}; raise it"
+                f"no document of the split {self.split} of {self.corpus} fits pack_tokens = {self.pack_tokens}; "
+                "raise it"
             )
         total = _Found(*(torch.stack(parts).sum(0) for parts in zip(*cells.values(), strict=True)))
         metrics = self._metrics(total)
@@ -88,10 +114,6 @@ class HeldOutSuite(Config):
             metrics |= {f"{cell}.{name}": value for name, value in self._metrics(found).items()}
         return metrics
 
-    def _chunked(self, student: Student) -> Student:
-        student.lm_head.chunk_tokens = self.chunk_tokens
-        return student
-
     def _metrics(self, found: _Found) -> Metrics:
         means = found.nll / found.tokens.clamp(min=1)
         metrics = {"loss": float(means.sum())}
@@ -99,33 +121,15 @@ class HeldOutSuite(Config):
             metrics["kl"] = float(found.divergence.sum() / found.tokens.sum())
         return metrics
 
-    @torch.no_grad()
-    def _packs(
-        self, student: Student, teacher: Student | None, device: torch.device, seed: int
-    ) -> Iterator[tuple[str, _Found]]:
-        """Cell and sums of each pack."""
+    def _packs(self, seed: int) -> Iterator[tuple[str, Pack]]:
+        """Cell and pack."""
         reader = CorpusReader(self.corpus, self.split)
         index = reader.read_index(reader.whole, seed)
         data = StreamConfig(corpus=self.corpus, pack_tokens=self.pack_tokens, global_batch_packs=1)
         for code in np.unique(index.cell):
             numbers = np.flatnonzero(index.cell == code)
             for chosen in islice(packs_of(index, numbers, data, seed), self.max_packs):
-                pack = collate(reader.gather(index, chosen), self.pack_tokens)
-                counts = CrossEntropy().counts(pack)
-                batch = pack.tensors(device)
-                hidden, _ = student(batch.input_ids, batch.position_ids, batch.cu_seqlens)
-
-                def sums(objective: SpanObjective, step: StepContext) -> torch.Tensor:
-                    return objective.loss(student.lm_head, hidden, batch, step).sums.cpu()  # noqa: B023  # called below
-
-                uncounted = torch.zeros(2 * KINDS, dtype=torch.float64, device=device)
-                nll = sums(CrossEntropy(), StepContext(uncounted))
-                divergence = torch.zeros(KINDS, dtype=torch.float64)
-                if teacher is not None:
-                    seen = teacher(batch.input_ids, batch.position_ids, batch.cu_seqlens)[0]
-                    output = TeacherOutput(seen, teacher.lm_head.weight)
-                    divergence = sums(Divergence(), StepContext(uncounted, teacher=lambda _, output=output: output))
-                yield reader.cells[int(code)], _Found(torch.from_numpy(counts[:KINDS]), nll, divergence)
+                yield reader.cells[int(code)], collate(reader.gather(index, chosen), self.pack_tokens)
 
 
 class FormatSuite(Config):

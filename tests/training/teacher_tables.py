@@ -20,13 +20,27 @@ def toy_logp(row, index):
     return -float(np.float16(0.01 * row["n_tokens"] + 0.125 * index))
 
 
-def write_teacher(folder, rows, topk=0):
-    """A committed table of some corpus rows (dictionaries), in two row groups of one part."""
+def toy_top(place, topk):
+    """Ids and log-probabilities that tell which place they are of; neither a vocabulary's nor a distribution's."""
+    ids = [100 * place + rank for rank in range(topk)]
+    return ids, [-0.5 * token for token in ids]
+
+
+def write_teacher(folder, rows, topk=0, logp=toy_logp, top=toy_top):
+    """A committed table of some corpus rows (dictionaries), in two row groups of one part.
+
+    Args:
+        folder: where to.
+        rows: of the corpus.
+        topk: entries of each target.
+        logp: called with (row, number of the target).
+        top: called with (number of the target, topk): ids and log-probabilities.
+    """
     out = []
     for row in rows:
         targets = targets_of(row)
         digest = completion_digests(np.array(targets, np.int32), np.array([0, len(targets)]))
-        top = [[100 * place + rank for rank in range(topk)] for place in range(len(targets))]
+        tops = [top(place, topk) for place in range(len(targets))]
         out.append(
             {
                 "id": row["id"],
@@ -36,9 +50,9 @@ def write_teacher(folder, rows, topk=0):
                 "reasoning_mode": "medium",
                 "temperature": 1.0,
                 "prefix_tokens": 1,
-                "logp": [toy_logp(row, place) for place in range(len(targets))],
-                "topk_ids": [token for entry in top for token in entry] if topk else None,
-                "topk_logp": [-0.5 * token for entry in top for token in entry] if topk else None,
+                "logp": [logp(row, place) for place in range(len(targets))],
+                "topk_ids": [token for ids, _ in tops for token in ids] if topk else None,
+                "topk_logp": [value for _, values in tops for value in values] if topk else None,
             }
         )
     (batch,) = pa.Table.from_pylist(out, TEACHER_LOGP).combine_chunks().to_batches()
