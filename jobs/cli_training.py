@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -133,6 +132,7 @@ def decide_command(
 
     def job() -> int:
         from etl import conf
+        from etl.errors import ConfigError
         from etl.storage.location import Location
         from training.config import TrainConfig
         from training.data.decisions import DecisionLog
@@ -140,7 +140,10 @@ def decide_command(
         config = conf.load(TrainConfig, name, "training", set_ or [])
         chosen = config.stage_named(stage)
         log = DecisionLog.existing(Location.of(config.decisions(chosen, chosen.arm_named(arm))))
-        record = log.append(segment, kind, conf.parse_yaml(value, "--value"))
+        decided = conf.parse_yaml(value, "--value")
+        if not isinstance(decided, dict):
+            raise ConfigError(f'--value is {value!r}, it must be a mapping, e.g. \'{{"weights": "uniform"}}\'')
+        record = log.append(segment, kind, decided)
         report(f"segment {record.segment}: {record.kind} {json.dumps(record.value)}")
         return 0
 
@@ -180,7 +183,7 @@ def rescore_command(name: ConfName, set_: Overrides = None) -> None:
 
 @app.command("export")
 def export_command(
-    run: Annotated[Path, typer.Argument(help="A training run's output folder.")],
+    run: Annotated[str, typer.Argument(help="A training run's output, or one checkpoint in it.")],
     target: Annotated[str, typer.Argument(help="Folder or URL to write.")],
 ) -> None:
     """Write a trained student as a folder that transformers loads, with tokenizer, template and data manifest."""
@@ -188,7 +191,22 @@ def export_command(
     def job() -> int:
         from training.export import export
 
-        report(f"exported to {export(str(run), target)}")
+        report(f"exported to {export(run, target)}")
+        return 0
+
+    raise typer.Exit(main_of(job))
+
+
+@app.command("evaluate")
+def evaluate_command(name: ConfName, set_: Overrides = None) -> None:
+    """Evaluate an exported student beside baselines; writes and prints a table."""
+
+    def job() -> int:
+        from etl import conf
+        from training.evaluate import EvaluateConfig, evaluate_conf
+
+        found = evaluate_conf(conf.load(EvaluateConfig, name, "evaluate", set_ or []))
+        report(found.to_markdown())
         return 0
 
     raise typer.Exit(main_of(job))

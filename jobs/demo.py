@@ -51,6 +51,7 @@ def _run_recipe(engine: str, overrides: list[str]) -> RunResult:
 
 def _train_and_show(result: RunResult, output: Path) -> None:
     from training.config import TrainConfig
+    from training.export import export
     from training.train import train
 
     assert result.corpus is not None
@@ -74,6 +75,7 @@ def _train_and_show(result: RunResult, output: Path) -> None:
         "every stage": output,
         "metrics": trained.metrics,
         "checkpoint": trained.checkpoint,
+        "student": export(str(output / "student"), str(output / "student" / "export")),
     }
     for name, place in where.items():
         report(f"{name:>14}  {place}")

@@ -7,7 +7,8 @@ MAX_PLANNED_PACKS packs and scaled up from there, which the report says.
 
 from collections import Counter
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import count as count_up
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,25 @@ class ArmPlan:
     """Tokens by cell."""
     planned_packs: int
     """Packs that were really planned; the rest is scaled from them."""
+    runs_out: bool
+    """Whether its documents end before its part of the stage's target, and with them the stage."""
 
     def summary(self) -> dict[str, Any]:
         """All of it but the cells, in one level."""
         flat = {name: value for name, value in asdict(self).items() if name not in ("cells", "left_out")}
         return {**flat, **{f"left out: {reason}": count for reason, count in self.left_out.items()}}
+
+    def of_steps(self, steps: int) -> "ArmPlan":
+        """The same arm when the stage ends after so many of its steps, if that is before it would end by itself."""
+        part = min(steps / max(self.steps, 1), 1.0)
+        return replace(
+            self,
+            steps=round(self.steps * part),
+            packs=round(self.packs * part),
+            tokens=round(self.tokens * part),
+            passes=self.passes * part,
+            cells={cell: round(count * part) for cell, count in self.cells.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,26 @@ def plan_arm(config: TrainConfig, stage: StageConfig, arm: ArmConfig) -> ArmPlan
             passes=tokens * scale / max(int(available.num_tokens.sum()), 1),
             cells={cell: round(count * scale) for cell, count in sorted(cells.items())},
             planned_packs=packs,
+            runs_out=tokens < target and packs < MAX_PLANNED_PACKS,
         )
+
+
+def plan_stage(config: TrainConfig, stage: StageConfig) -> tuple[ArmPlan, ...]:
+    """What the arms of a stage would train on together: it is over when a step is due to one that has run out.
+
+    Raises:
+        ConfigError, DataError, SchemaError: as the run itself would.
+    """
+    plans = {arm.name: plan_arm(config, stage, arm) for arm in stage.arms}
+    if not any(plan.runs_out for plan in plans.values()):
+        return tuple(plans.values())
+    taken: Counter[str] = Counter()
+    for step in count_up():
+        plan = plans[stage.arm_of(step, config.seed).name]
+        if plan.runs_out and taken[plan.arm] == plan.steps:
+            break
+        taken[plan.arm] += 1
+    return tuple(plan.of_steps(taken[name]) for name, plan in plans.items())
 
 
 def _planned(stream: RankStream, data: StreamConfig, target: int) -> tuple[Counter[str], int]:
@@ -131,9 +165,12 @@ def dry_run(config: TrainConfig, world_size: int) -> DryRun:
         ConfigError, DataError, SchemaError: as the run itself would.
     """
     config.check()
+    for stage in config.stages:
+        for arm in stage.arms:
+            config.stream(stage, arm).check_world(world_size)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     return DryRun(
-        arms=tuple(plan_arm(config, stage, arm) for stage in config.stages for arm in stage.arms),
+        arms=tuple(plan for stage in config.stages for plan in plan_stage(config, stage)),
         memory=_memory(config, world_size, is_bf16(deepspeed_json)),
         deepspeed=deepspeed_config(deepspeed_json, config.optimizer, config.data.micro_steps(world_size)),
     )

@@ -12,8 +12,10 @@ Sums are float64. Memory: one pack, or one batch of completions, beside the mode
 import gzip
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -35,6 +37,7 @@ from training.held_out import packs_of
 from training.losses.objective import CrossEntropy, Divergence, StepContext, TeacherOutput
 from training.losses.spans import KINDS
 from training.models.factory import Student
+from training.teacher_tokenizer import check_tokenizer
 
 Metrics = dict[str, float]
 
@@ -94,8 +97,10 @@ class HeldOutSuite(Config):
         """`loss`, `loss.<kind>`, `<cell>.loss`, and with a teacher `kl` and `<cell>.kl`.
 
         Raises:
-            ConfigError: no document of the split fits in a pack.
+            ConfigError: no document of the split fits in a pack, or the teacher has another tokenizer.
         """
+        if self.teacher is not None:
+            check_tokenizer(Path(self.teacher).expanduser())
         pair = _Pair(models.packed(folder), None if self.teacher is None else models.load_packed(self.teacher))
         cells: dict[str, _Found] = {}
         for cell, pack in self._packs(seed):
@@ -123,13 +128,13 @@ class HeldOutSuite(Config):
 
     def _packs(self, seed: int) -> Iterator[tuple[str, Pack]]:
         """Cell and pack."""
-        reader = CorpusReader(self.corpus, self.split)
-        index = reader.read_index(reader.whole, seed)
         data = StreamConfig(corpus=self.corpus, pack_tokens=self.pack_tokens, global_batch_packs=1)
-        for code in np.unique(index.cell):
-            numbers = np.flatnonzero(index.cell == code)
-            for chosen in islice(packs_of(index, numbers, data, seed), self.max_packs):
-                yield reader.cells[int(code)], collate(reader.gather(index, chosen), self.pack_tokens)
+        with closing(CorpusReader(self.corpus, self.split)) as reader:
+            index = reader.read_index(reader.whole, seed)
+            for code in np.unique(index.cell):
+                numbers = np.flatnonzero(index.cell == code)
+                for chosen in islice(packs_of(index, numbers, data, seed), self.max_packs):
+                    yield reader.cells[int(code)], collate(reader.gather(index, chosen), self.pack_tokens)
 
 
 class FormatSuite(Config):
@@ -162,16 +167,16 @@ class FormatSuite(Config):
 
     def _prompts(self, seed: int) -> Iterator[list[int]]:
         """Token ids, <|start|>assistant included."""
-        reader = CorpusReader(self.corpus, self.split)
-        index = reader.read_index(reader.whole, seed)
-        order = np.argsort(uniform(index.id_hash, seed, 0, 0), kind="stable")
-        for start in range(0, len(order), self.prompts):
-            documents = reader.gather(index, order[start : start + self.prompts])
-            for tokens, spans in zip(documents.tokens, documents.spans, strict=True):
-                ids = documents.input_ids[tokens[0] : tokens[1]]
-                speaks = int(documents.span_start[spans[0]]) if spans[1] > spans[0] else 0
-                if 0 < speaks <= self.max_prompt_tokens and ids[speaks] == START:
-                    yield ids[: speaks + 2].tolist()
+        with closing(CorpusReader(self.corpus, self.split)) as reader:
+            index = reader.read_index(reader.whole, seed)
+            order = np.argsort(uniform(index.id_hash, seed, 0, 0), kind="stable")
+            for start in range(0, len(order), self.prompts):
+                documents = reader.gather(index, order[start : start + self.prompts])
+                for tokens, spans in zip(documents.tokens, documents.spans, strict=True):
+                    ids = documents.input_ids[tokens[0] : tokens[1]]
+                    speaks = int(documents.span_start[spans[0]]) if spans[1] > spans[0] else 0
+                    if 0 < speaks <= self.max_prompt_tokens and ids[speaks] == START:
+                        yield ids[: speaks + 2].tolist()
 
 
 VERDICTS = ("valid", "call", "truncated", "malformed")

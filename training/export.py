@@ -26,6 +26,8 @@ from typing import Any, Final
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
+from transformers import GenerationConfig
+from transformers.utils import logging
 
 from etl.errors import ConfigError
 from etl.harmony.step import HarmonyStep
@@ -119,12 +121,16 @@ def export(source: str, target: str) -> str:
         _write_model(student, _weights(found, student, scratch), found, folder)
         tokenizer = _write_tokenizer(student, ModelConfig.model_validate(found.manifest.identity), folder)
         (folder / MANIFEST).write_bytes(_json(_manifest(found, tokenizer)))
+        for path in folder.iterdir():
+            # safetensors makes files that nobody else may read.
+            path.chmod((folder / MANIFEST).stat().st_mode)
         _publish(folder, place)
     return place.url
 
 
 def _check_target(target: Location) -> None:
-    occupied = next(target.walk(), None) is not None
+    is_file = target.is_local and Path(target.path).is_file()
+    occupied = is_file or next(target.walk(), None) is not None
     if occupied and not (target / MANIFEST).exists():
         raise ConfigError(f"{target} holds something that is not an export; name an empty place")
 
@@ -189,9 +195,10 @@ def _write_model(student: Student, weights: dict[str, torch.Tensor], found: Sour
     model.config = copy.deepcopy(model.config)
     if _speaks_harmony(student):
         given = harmony_tokenizer.generation_config()
+        model.generation_config = GenerationConfig(**given)
         for key, value in given.items():
-            setattr(model.generation_config, key, value)
             setattr(model.config, key, value)
+    logging.disable_progress_bar()
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
 
 

@@ -5,7 +5,8 @@ canaries, are corpora beside it. The loss is always span-normalised cross-entrop
 stages of a run can be compared.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -43,36 +44,39 @@ class HeldOutConfig(Config):
 class HeldOut:
     """The validation packs of one rank: every world-th of each cell, made equal in number with empty ones."""
 
-    def __init__(self, data: StreamConfig, config: HeldOutConfig, seed: int, world: World) -> None:
-        """Reads them.
+    def __init__(
+        self, data: StreamConfig, config: HeldOutConfig, seed: int, world: World, vocab_sizes: Mapping[str, int]
+    ) -> None:
+        """Reads them, for models with these vocabularies.
 
         Raises:
-            ConfigError: no document of the validation split fits in a pack.
+            ConfigError: no document of the validation split fits in a pack, or a token id is beyond a vocabulary.
         """
         self._world = world
+        self._vocab_sizes = vocab_sizes
         self._objective = CrossEntropy()
         self._packs: dict[str, list[Pack]] = {}
         sets = {"": HeldOutSet(corpus=data.corpus), **config.sets}
         for name, held_out in sets.items():
             self._add(name, held_out, data, config.max_packs, seed)
-        if not self._packs:
+        if not any(map(_is_own, self._packs)):
             raise ConfigError(
                 f"no document of the validation split of {data.corpus} fits data.pack_tokens = {data.pack_tokens}; "
                 "raise it, or leave `evaluate` out"
             )
 
     def _add(self, name: str, held_out: HeldOutSet, data: StreamConfig, max_packs: int, seed: int) -> None:
-        reader = CorpusReader(held_out.corpus, held_out.split)
-        index = reader.read_index(reader.whole, seed)
-        for cell in sorted({reader.cells[code] for code in index.cell}):
-            numbers = np.flatnonzero(index.cell == reader.cells.index(cell))
-            packs = list(islice(packs_of(index, numbers, data, seed), max_packs))
-            if not packs:
-                continue
-            own = packs[self._world.rank :: self._world.size]
-            own += [np.empty(0, np.int64)] * (-(-len(packs) // self._world.size) - len(own))
-            key = f"{name}/{cell}" if name else cell
-            self._packs[key] = [collate(reader.gather(index, chosen), data.pack_tokens) for chosen in own]
+        with closing(CorpusReader(held_out.corpus, held_out.split, vocab_sizes=self._vocab_sizes)) as reader:
+            index = reader.read_index(reader.whole, seed)
+            for cell in sorted({reader.cells[code] for code in index.cell}):
+                numbers = np.flatnonzero(index.cell == reader.cells.index(cell))
+                packs = list(islice(packs_of(index, numbers, data, seed), max_packs))
+                if not packs:
+                    continue
+                own = packs[self._world.rank :: self._world.size]
+                own += [np.empty(0, np.int64)] * (-(-len(packs) // self._world.size) - len(own))
+                key = f"{name}/{cell}" if name else cell
+                self._packs[key] = [collate(reader.gather(index, chosen), data.pack_tokens) for chosen in own]
 
     def losses(self, engine: Engine) -> dict[str, dict[str, float]]:
         """Loss and span losses by cell (`set/cell` for further sets) and over the validation split as `all`.
@@ -80,7 +84,7 @@ class HeldOut:
         Every rank must call it.
         """
         cells = {key: self._sums(engine, packs) for key, packs in self._packs.items()}
-        own = [found for key, found in cells.items() if key.count("/") == 1]
+        own = [found for key, found in cells.items() if _is_own(key)]
         total = (torch.stack([counts for counts, _ in own]).sum(0), torch.stack([sums for _, sums in own]).sum(0))
         return {key: self._objective.report(*found) for key, found in {"all": total, **cells}.items()}
 
@@ -89,6 +93,11 @@ class HeldOut:
         counts = torch.from_numpy(sum(self._objective.counts(pack) for pack in packs)).double()
         found = engine.evaluate([pack.tensors(self._world.device) for pack in packs], self._objective)
         return self._world.sum(counts), found.sums
+
+
+def _is_own(key: str) -> bool:
+    """Whether a cell is one of the corpus that is trained on: `cell` and not `set/cell`."""
+    return key.count("/") == 1
 
 
 def packs_of(index: DocumentIndex, numbers: IntArray, data: StreamConfig, seed: int) -> Iterator[IntArray]:

@@ -35,7 +35,12 @@ def record(config: TrainConfig) -> dict[str, Any]:
     return {
         "config": config.model_dump(mode="json"),
         "corpora": _manifests([config.data.corpus, *_of_streams(config, lambda stream: stream.corpus), *held_out]),
-        "teacher_tables": _manifests(_of_streams(config, lambda stream: stream.teacher)),
+        "teacher_tables": _manifests(
+            [
+                *_of_streams(config, lambda stream: stream.teacher),
+                *_of_streams(config, lambda stream: stream.reference),
+            ]
+        ),
     }
 
 
@@ -57,7 +62,7 @@ def _of_streams(config: TrainConfig, key: Callable[[StreamConfig], str | None]) 
     yield from (url for url in map(key, streams) if url is not None)
 
 
-def _manifests(urls: list[str] | Iterator[str]) -> dict[str, Any]:
+def _manifests(urls: list[str]) -> dict[str, Any]:
     """By URL, sorted."""
     return {url: _manifest(url) for url in sorted(set(urls))}
 

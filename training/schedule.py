@@ -166,7 +166,8 @@ def check_arm(arm: ArmConfig, stream: StreamConfig, has_teacher: bool) -> None:
         "teacher_model": ("`teacher`, the model to compare with", has_teacher),
     }
     if isinstance(arm.objective, TopKDivergence) and stream.teacher is not None:
-        arm.objective.check_stored_temperature(TeacherTable(stream.teacher).temperature)
+        table = TeacherTable(stream.teacher)
+        arm.objective.check_stored(table.temperature, table.topk)
     for need, (what, is_there) in missing.items():
         if need in arm.objective.needs and not is_there:
             raise ConfigError(f"the objective '{arm.objective.kind}' of arm '{arm.name}' needs {what}; it is not set")

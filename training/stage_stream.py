@@ -4,20 +4,23 @@ An arm's stream is opened with its first step and keeps its own decision log in 
 operator decides for one arm leaves the others alone. Memory is that of the open streams together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from training.config import TrainConfig
 from training.data.collate import Pack
 from training.data.decisions import DecisionLog
 from training.data.lanes import LocalStep, RankStream
-from training.data.plan import StreamState, initial_value
+from training.data.plan import StreamState, initial_value, rows_of_cells, split_parts
 from training.data.reader import CorpusReader
+from training.data.stream_shares import Groups
 from training.engine import World
 from training.schedule import ArmConfig, StageConfig
 
@@ -145,17 +148,52 @@ OpenLog = Callable[[Location, dict[str, Any]], DecisionLog]
 
 
 def open_arm(
-    config: TrainConfig, stage: StageConfig, arm: ArmConfig, ranks: tuple[int, int], open_log: OpenLog
+    config: TrainConfig,
+    stage: StageConfig,
+    arm: ArmConfig,
+    ranks: tuple[int, int],
+    open_log: OpenLog,
+    vocab_sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> RankStream:
-    """The stream of an arm for `ranks`, (rank, number of ranks)."""
+    """The stream of an arm for `ranks`, (rank, number of ranks), and for models with these vocabularies."""
     data = config.stream(stage, arm)
-    reader = CorpusReader(data.corpus, "train", config.read, data.teacher, data.reference)
+    reader = CorpusReader(data.corpus, "train", config.read, data.teacher, data.reference, vocab_sizes)
     scores = [table.dataset.manifest.content_digest for table in reader.side_tables]
     initial = initial_value(data, config.seed, reader.parts, scores)
     log = open_log(Location.of(config.decisions(stage, arm)), initial)
     return RankStream(reader, data, config.seed, log, *ranks)
 
 
-def open_stage(config: TrainConfig, stage: StageConfig, rank: int, num_ranks: int, open_log: OpenLog) -> StageStream:
+def open_stage(
+    config: TrainConfig,
+    stage: StageConfig,
+    rank: int,
+    num_ranks: int,
+    open_log: OpenLog,
+    vocab_sizes: Mapping[str, int] = MappingProxyType({}),
+) -> StageStream:
     """The steps of a stage as a run of this configuration has them."""
-    return StageStream(stage, config.seed, lambda arm: open_arm(config, stage, arm, (rank, num_ranks), open_log))
+
+    def open_stream(arm: ArmConfig) -> RankStream:
+        return open_arm(config, stage, arm, (rank, num_ranks), open_log, vocab_sizes)
+
+    return StageStream(stage, config.seed, open_stream)
+
+
+def check_cells(config: TrainConfig, first_stage: int) -> None:
+    """Look whether the corpora of the stages from one on have the cells that `data.shares` names, by their manifests.
+
+    A stage opens its streams when it begins; what it lacks is better known before the stages ahead of it are trained.
+
+    Raises:
+        ConfigError: a share names no cell, or a cell has fewer documents than there are lanes.
+        DataError: there is no committed corpus, or none of its rows are in the training split.
+    """
+    for stage in config.stages[first_stage:]:
+        for arm in stage.arms:
+            data = config.stream(stage, arm)
+            parts = split_parts(Dataset.open(data.corpus).manifest.parts, "train")
+            rows = rows_of_cells(parts)
+            groups = Groups.of(data.shares, list(rows))
+            if data.shares is not None and data.on_exhausted != "redistribute":
+                groups.check_rows(rows, data.lanes)

@@ -46,7 +46,7 @@ class TrainState:
     evaluated_tokens: int = 0
     """Tokens at the last evaluation."""
     teacher_mean: dict[str, float] = field(default_factory=dict)
-    """m of teacher-weighted cross-entropy, of each arm that has it."""
+    """m of teacher-weighted cross-entropy, of each arm of the stage that has it."""
     spikes: dict[str, Any] | None = None
     """What training/metrics.py's SpikeWatch keeps."""
     ledger: list[Any] = field(default_factory=list)
@@ -65,4 +65,4 @@ class TrainState:
 
     def next_stage(self) -> "TrainState":
         """The same run at the start of the next stage."""
-        return replace(self, stage=StageState(index=self.stage.index + 1))
+        return replace(self, stage=StageState(index=self.stage.index + 1), teacher_mean={})

@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from rich.console import Console
 from etl import conf
 from etl.errors import DataError, StillhouseError
 from etl.storage.location import Location
+from training import run_record
 from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.data.decisions import DecisionLog
@@ -33,12 +34,12 @@ from training.deepspeed_json import is_bf16, read_deepspeed_json
 from training.engine import Engine, Faults, FrozenTeacher, StepTaken, TrainingModule, World, world
 from training.flops import ModelShape
 from training.held_out import HeldOut
-from training.losses.objective import StepContext, WeightedCrossEntropy
+from training.losses.objective import Divergence, StepContext, WeightedCrossEntropy
 from training.metrics import Record
-from training.models.factory import build_student
+from training.models.factory import Student, build_student
 from training.recorder import Recorder
 from training.schedule import ArmConfig, StageConfig
-from training.stage_stream import GlobalStep, StageStream, open_stage, over_all_ranks
+from training.stage_stream import GlobalStep, StageStream, check_cells, open_stage, over_all_ranks
 from training.state import TrainState
 from training.supervisor import Stop
 
@@ -52,7 +53,8 @@ class RunOptions:
     profile: bool = False
     """Record some steps with torch's profiler below output/profile."""
     overfit: bool = False
-    """Train on the first global batch again and again, to see that the student can learn it; saves nothing."""
+    """Train on the first global batch again and again, to see that the student can learn it; saves nothing. Its
+    records go to output/overfit, so that a run in `output` keeps its own."""
 
 
 @dataclass(frozen=True)
@@ -86,28 +88,46 @@ def train(
     """
     config.check()
     deepspeed_json = read_deepspeed_json(config.deepspeed)
+    if options.overfit:
+        config = config.model_copy(update={"output": str(Path(config.output) / "overfit")})
     output = Path(config.output).absolute()
     with world(config.watchdog.collective_timeout_s) as here:
         checkpoints = open_checkpoints(config, output, here)
         found = None if options.overfit else checkpoints.newest()
         state = TrainState() if found is None else TrainState.from_json(found.payload)
         if not config.is_over(state):
+            check_cells(config, state.stage.index)
             student = build_student(config.model, config.seed)
+            teacher_model = None if config.teacher is None else build_student(config.teacher, config.seed)
+            vocab_sizes = {"the student": len(student.lm_head.weight)}
+            if teacher_model is not None:
+                _check_vocabularies(config, student, teacher_model)
+                vocab_sizes["the teacher"] = len(teacher_model.lm_head.weight)
             shape = ModelShape.of_model(student, student.lm_head.weight, student.experts_per_token)
             module = TrainingModule(student, config.router)
             engine = Engine(module, config.optimizer, deepspeed_json, here, config.data.micro_steps(here.size))
             if found is not None:
                 checkpoints.load(engine, found, config.seed)
             teacher = None
-            if config.teacher is not None:
+            if teacher_model is not None:
                 dtype = torch.bfloat16 if is_bf16(deepspeed_json) else torch.float32
-                teacher = FrozenTeacher(build_student(config.teacher, config.seed), here.device, dtype)
+                teacher = FrozenTeacher(teacher_model, here.device, dtype)
+            if here.rank == 0:
+                run_record.write(config)
             recorder = Recorder(config, here, engine, shape, state)
             with recorder.start(options.json_lines, options.profile):
-                trainer = Trainer(config, here, engine, teacher, checkpoints, recorder, state)
+                trainer = Trainer(config, here, engine, teacher, vocab_sizes, checkpoints, recorder, state)
                 state = trainer.run(on_step, options.overfit)
             engine.close()
         return _result(config, output, state, checkpoints)
+
+
+def _check_vocabularies(config: TrainConfig, student: Student, teacher: Student) -> None:
+    """Refuse a teacher that an arm cannot compare the student with, before the first step."""
+    for stage in config.stages:
+        for arm in stage.arms:
+            if isinstance(arm.objective, Divergence):
+                arm.objective.check_heads(len(student.lm_head.weight), len(teacher.lm_head.weight))
 
 
 def open_checkpoints(config: TrainConfig, output: Path, here: World) -> Checkpoints:
@@ -145,6 +165,7 @@ class Trainer:
         here: World,
         engine: Engine,
         teacher: FrozenTeacher | None,
+        vocab_sizes: Mapping[str, int],
         checkpoints: Checkpoints,
         recorder: Recorder,
         state: TrainState,
@@ -153,10 +174,13 @@ class Trainer:
         self.world = here
         self.engine = engine
         self.teacher = teacher
+        self.vocab_sizes = vocab_sizes
         self.checkpoints = checkpoints
         self.recorder = recorder
         self.state = state
-        self.held_out = HeldOut(config.data, config.evaluate, config.seed, here) if config.evaluate else None
+        self.held_out: HeldOut | None = None
+        if config.evaluate is not None:
+            self.held_out = HeldOut(config.data, config.evaluate, config.seed, here, vocab_sizes)
         self._saved = state
         self._faults = Faults(config.optimizer.max_skipped_in_a_row)
 
@@ -189,7 +213,8 @@ class Trainer:
         if index > 0 and self.state.stage.steps == 0 and stage.reset:
             self.engine.reset_optimizer()
         here = self.world
-        streams = open_stage(self.config, stage, here.rank, here.size, DecisionLog.open)
+        open_log = DecisionLog.preview if overfit else DecisionLog.open
+        streams = open_stage(self.config, stage, here.rank, here.size, open_log, self.vocab_sizes)
         streams.seek((self.state.stage.steps, self.state.stage.streams))
         with closing(streams):
             only = streams.next_step() if overfit else None

@@ -109,6 +109,20 @@ class Dataset:
     def part_location(self, part: Part) -> Location:
         return self.folder / part.path
 
+    def check_part(self, part: Part) -> None:
+        """Look whether a part is there with the manifest's size: one HEAD.
+
+        Raises:
+            DataError: it is gone, or of another size.
+        """
+        size = self.part_location(part).size()
+        if size != part.bytes:
+            found = "is gone" if size is None else f"has {size:,} bytes"
+            raise DataError(
+                f"{self.part_location(part)} {found}, the manifest says {part.bytes:,} bytes; run `stillhouse verify "
+                f"{self.folder}`, then the recipe that writes it"
+            )
+
     @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema of the parts; empty for a dataset without rows."""

@@ -52,7 +52,8 @@ NOTES = f"""\
   tokens of each as a torch tensor; spans are read too.
 - datasets: load_dataset("parquet", columns=["input_ids"], streaming=True), shuffle(1000) and the format that is named:
   tensors by with_format("torch"), arrays by with_format("numpy") and torch.from_numpy, lists by torch.tensor. Yields
-  documents; no spans, no packing.
+  documents; no spans, no packing. Packs: columns input_ids and spans in the numpy format, and then in Python what ours
+  does: packs of {PACK_TOKENS:,} with targets, position ids and spans, filled until the next document does not fit.
 - mosaicml-streaming: a copy of the corpus in MDS (ndarray:int32, uncompressed; the conversion is not counted), local,
   batch_size=1, shuffled by py1e or in order, torch.from_numpy. Yields documents; no spans, no packing.
 """
@@ -268,6 +269,7 @@ def contestants(peers: Path | None) -> list[Contestant]:
             Contestant("datasets, shuffle(1000), lists", (*theirs, "datasets", "lists")),
             Contestant("datasets, shuffle(1000), torch", (*theirs, "datasets", "torch")),
             Contestant("datasets, shuffle(1000), numpy", (*theirs, "datasets", "numpy")),
+            Contestant("datasets, shuffle(1000), packs", (*theirs, "datasets", "packs")),
             Contestant("mosaicml-streaming, shuffled", (*theirs, "mosaicml", "shuffled")),
             Contestant("mosaicml-streaming, in order", (*theirs, "mosaicml", "ordered")),
         ]

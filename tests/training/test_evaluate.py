@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 @pytest.fixture(scope="module")
 def tables():
     """Of two validation cells."""
-    return {"B1/C1": documents(10, 1), "B2/C1": documents(3, 2)}
+    return {"B1/C1": documents(10, 1).slice(6), "B2/C1": documents(6, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,12 @@ def test_held_out_loss_and_divergence_equal_those_of_single_rows(tables, corpus,
     tokens, nll, _ = sum(sums.values())
     assert found["loss.final"] == pytest.approx(nll[SPAN_KINDS.index("final")] / tokens[SPAN_KINDS.index("final")])
     assert found["kl"] > 0.01
-    assert HeldOutSuite(corpus=corpus, pack_tokens=1024, teacher=model).run(models, model, 0)["kl"] < 1e-6
+
+
+def test_a_teacher_of_another_tokenizer_is_refused(corpus, model, models, tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    with pytest.raises(ConfigError, match=r"has 1 tokens, that of the corpus .* 201,088"):
+        HeldOutSuite(corpus=corpus, teacher=str(tmp_path)).run(models, model, 0)
 
 
 def test_documents_that_fit_in_no_pack_are_an_error(corpus, model, models):
@@ -124,10 +129,12 @@ def test_documents_that_fit_in_no_pack_are_an_error(corpus, model, models):
         ("<|channel|>final<|message|>4<|return|>", "malformed"),
         ("<|channel|>analysis<|message|>hm<|return|>", "malformed"),
         ("<|channel|>analysis<|message|>hm<|end|><|start|>user<|message|>4<|return|>", "malformed"),
+        ("<|channel|>commentary<|message|><|end|><|start|>assistant<|channel|>final<|message|><|return|>", "malformed"),
         ("four<|return|>", "malformed"),
         ("<|channel|>analysis<|message|>hm<|end|>", "truncated"),
         ("", "truncated"),
-        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant to=f<|channel|>commentary<|message|>{}<|call|>", "call"),
+        ("<|channel|>commentary<|message|>a<|end|><|start|>assistant to=f.g<|channel|>commentary<|message|>{}<|call|>",
+         "call"),
         ("<|channel|>commentary<|message|>{}<|call|>", "malformed"),
     ],
 )  # fmt: skip

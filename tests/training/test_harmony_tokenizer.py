@@ -151,7 +151,8 @@ def test_the_chat_template_renders_what_the_corpus_holds(tokenizer):
         assert tokenizer.apply_chat_template(conversation, return_dict=False) == tokens
 
 
-def test_the_prompt_is_openai_harmonys_for_completion(tokenizer):
+@pytest.mark.parametrize("turns", [CONVERSATIONS[0], CONVERSATIONS[0] + [message("user", "again")]])
+def test_the_prompt_is_openai_harmonys_for_completion(tokenizer, turns):
     from openai_harmony import (
         Author,
         Conversation,
@@ -166,7 +167,6 @@ def test_the_prompt_is_openai_harmonys_for_completion(tokenizer):
     system = SystemContent(
         model_identity="You.", reasoning_effort=ReasoningEffort.HIGH, knowledge_cutoff="2024-06"
     ).with_required_channels(["analysis", "commentary", "final"])
-    turns = CONVERSATIONS[0] + [message("user", "again")]
     said = [
         Message(author=Author(role=Role(m["role"])), content=[TextContent(text=m["content"])], channel=m["channel"])
         for m in turns

@@ -25,6 +25,8 @@ IntArray = npt.NDArray[np.int64]
 
 TRIAL_STRIDE = 4
 """Every so many documents of a full buffer, in the order of their lengths, stand for all of them in a trial."""
+_AT_ONCE = 256
+"""Documents that one call of a kernel reads from the stream; more costs what is packed behind a segment's end."""
 _MOST_PER_PACK = 5
 """Thresholds are tried that let 2 to this many documents fill a pack; above, gaps are small in any case."""
 
@@ -41,22 +43,29 @@ def pack(blocks: Iterator[IntArray], lengths: IntArray, capacity: int, lookahead
     source = _Takes(blocks)
     buffer = np.empty((3, lookahead), np.int64)
     """Lengths in ascending order, ages and numbers of the documents that wait."""
+    fresh = source.take(lookahead)
+    count = num_seen = len(fresh)
+    has_ended = count < lookahead
+    if count == 0:
+        return
+    _insert(buffer, 0, fresh, lengths, 0)
+    threshold = best_threshold(buffer[:2, :count], capacity, 1 if has_ended else TRIAL_STRIDE)
+    fresh = fresh[:0]
+    while not has_ended:
+        more = source.take(_AT_ONCE)
+        has_ended = len(more) < _AT_ONCE
+        fresh = np.concatenate([fresh, more])
+        chosen, ends, count, used = _fill_many(buffer, count, fresh, lengths, num_seen, capacity, threshold)
+        yield from np.split(chosen, ends)[:-1]
+        num_seen += used
+        fresh = fresh[used:]
+        if has_ended:
+            count = _insert(buffer, count, fresh, lengths, num_seen)
+            threshold = best_threshold(buffer[:2, :count], capacity, 1)
     chosen = np.empty(lookahead, np.int64)
-    num_waiting = num_seen = 0
-    threshold, is_tried, has_ended = capacity, False, False
-    while True:
-        wanted = lookahead - num_waiting
-        fresh = source.take(wanted)
-        num_waiting = _insert(buffer, num_waiting, fresh, lengths, num_seen)
-        num_seen += len(fresh)
-        if num_waiting == 0:
-            return
-        if not is_tried or (len(fresh) < wanted and not has_ended):
-            has_ended = len(fresh) < wanted
-            threshold = best_threshold(buffer[:2, :num_waiting], capacity, 1 if has_ended else TRIAL_STRIDE)
-            is_tried = True
-        num_chosen = _fill(buffer, num_waiting, capacity, threshold, chosen)
-        num_waiting -= num_chosen
+    while count > 0:
+        num_chosen = _fill(buffer, count, capacity, threshold, chosen)
+        count -= num_chosen
         yield chosen[:num_chosen].copy()
 
 
@@ -100,17 +109,20 @@ def _at_most(sizes: IntArray, count: int, limit: int) -> int:
 
 @njit
 def _insert(buffer: IntArray, count: int, fresh: IntArray, lengths: IntArray, age: int) -> int:
-    """Put documents into the sorted buffer, the younger behind those of the same length; how many are in it then."""
-    for number in fresh:
-        size = lengths[number]
-        place = _at_most(buffer[0], count, size)
-        for row in range(3):
-            for at in range(count, place, -1):
-                buffer[row, at] = buffer[row, at - 1]
-        buffer[0, place], buffer[1, place], buffer[2, place] = size, age, number
-        count += 1
-        age += 1
-    return count
+    """Merge documents into the sorted buffer, the younger behind those of the same length; how many are in it then."""
+    sizes = lengths[fresh]
+    order = np.argsort(sizes, kind="mergesort")
+    total = count + len(fresh)
+    at = total - 1
+    for place in order[::-1]:
+        while count > 0 and buffer[0, count - 1] > sizes[place]:
+            count -= 1
+            for row in range(3):
+                buffer[row, at] = buffer[row, count]
+            at -= 1
+        buffer[0, at], buffer[1, at], buffer[2, at] = sizes[place], age + place, fresh[place]
+        at -= 1
+    return total
 
 
 @njit
@@ -181,6 +193,30 @@ def _fill(buffer: IntArray, count: int, capacity: int, threshold: int, chosen: I
 
 
 @njit
+def _fill_many(
+    buffer: IntArray, count: int, fresh: IntArray, lengths: IntArray, age: int, capacity: int, threshold: int
+) -> tuple[IntArray, IntArray, int, int]:
+    """Take packs out of a buffer that is filled up again before each, for as long as `fresh` has enough for that.
+
+    Returns the documents of all packs, where each pack ends, how many documents wait then, and how many of `fresh` were
+    put into the buffer.
+    """
+    chosen = np.empty(count + len(fresh), np.int64)
+    ends = np.empty(count + len(fresh), np.int64)
+    used = num_packs = num_chosen = 0
+    while len(fresh) - used >= buffer.shape[1] - count:
+        wanted = buffer.shape[1] - count
+        count = _insert(buffer, count, fresh[used : used + wanted], lengths, age + used)
+        used += wanted
+        in_pack = _fill(buffer, count, capacity, threshold, chosen[num_chosen:])
+        count -= in_pack
+        num_chosen += in_pack
+        ends[num_packs] = num_chosen
+        num_packs += 1
+    return chosen[:num_chosen], ends[:num_packs], count, used
+
+
+@njit
 def _threshold(sizes: IntArray, capacity: int, per_pack: int) -> int:
     """The length up to which documents are short enough to fill packs by so many; `capacity` where all are."""
     total = 0
@@ -220,7 +256,7 @@ def best_threshold(waiting: IntArray, capacity: int, stride: int) -> int:
     fewest = _num_packs(trial, capacity, capacity)
     for per_pack in range(2, _MOST_PER_PACK + 1):
         threshold = _threshold(waiting[0], capacity, per_pack)
-        if waiting[0, 0] <= threshold < capacity:
+        if threshold < capacity and waiting[0, 0] <= threshold:
             num_packs = _num_packs(trial, capacity, threshold)
             if num_packs < fewest:
                 fewest, best = num_packs, threshold

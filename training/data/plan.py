@@ -138,8 +138,7 @@ def initial_value(
     `side_tables` are the content digests of the TEACHER_LOGP tables that are joined, since they say what can be read.
     """
     corpus = hashlib.sha256(canonical_json([[p.sha256, list(p.row_groups)] for p in parts]).encode()).hexdigest()[:32]
-    cells = {cell: sum(part.rows for part in parts if cell_of(part) == cell) for cell in cells_of(parts)}
-    value = {"recipe": config.fingerprinted(), "seed": seed, "corpus": corpus, "cells": cells}
+    value = {"recipe": config.fingerprinted(), "seed": seed, "corpus": corpus, "cells": rows_of_cells(parts)}
     return {**value, "side_tables": list(side_tables)} if side_tables else value
 
 
@@ -176,6 +175,11 @@ def cell_of(part: Part) -> str:
 def cells_of(parts: Sequence[Part]) -> tuple[str, ...]:
     """The cells of some parts, sorted."""
     return tuple(sorted({cell_of(part) for part in parts}))
+
+
+def rows_of_cells(parts: Sequence[Part]) -> dict[str, int]:
+    """Rows by cell, in the order of `cells_of`."""
+    return {cell: sum(part.rows for part in parts if cell_of(part) == cell) for cell in cells_of(parts)}
 
 
 def split_parts(parts: Iterable[Part], split: str) -> tuple[Part, ...]:

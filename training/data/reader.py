@@ -12,11 +12,12 @@ decoded row group (about a million tokens) a thread; of the index 52 bytes a doc
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from etl.config import Config
-from etl.errors import SchemaError
+from etl.errors import ConfigError, DataError, SchemaError
 from etl.hashing import hash_array
 from etl.storage.dataset import Dataset
 from etl.storage.manifest import Part
@@ -96,6 +97,7 @@ class CorpusReader:
         reading: threads and cache.
         teacher: folder or URL of a TEACHER_LOGP table that is joined to the documents; None for none.
         reference: the same of the reference model of preference pairs.
+        vocab_sizes: of the models that the documents are for, by what each is called in an error.
 
     Attributes:
         parts: the parts of the split, sorted by path.
@@ -117,9 +119,11 @@ class CorpusReader:
         reading: ReadConfig = ReadConfig(),  # noqa: B008  # frozen
         teacher: str | None = None,
         reference: str | None = None,
+        vocab_sizes: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.dataset = Dataset.open(corpus)
         self.parts: tuple[Part, ...] = split_parts(self.dataset.manifest.parts, split)
+        self._vocab_sizes = vocab_sizes
         names = set(self.dataset.schema.names)
         missing = [name for name in (*INDEX_COLUMNS, *TOKEN_COLUMNS) if name not in names]
         if missing:
@@ -176,6 +180,10 @@ class CorpusReader:
         """What planning needs of the rows of some units, sorted by part, row group and row.
 
         A null sampling weight counts as 1, and a row without a cluster is one of its own.
+
+        Raises:
+            ConfigError: a row group holds a token id that a model has no place for, by its footer; names both sizes.
+            DataError: a part is gone, of another size than the manifest's, or damaged.
         """
         ordered = sorted(units, key=lambda unit: (unit.part, unit.row_group, unit.start))
         groups = [list(group) for _, group in groupby(ordered, key=lambda unit: (unit.part, unit.row_group))]
@@ -189,12 +197,23 @@ class CorpusReader:
         """The index of units of one row group, and the hashes of their ids that all side tables have."""
         part, group = units[0].part, units[0].row_group
         table = self._files.read(part, group, self._index_columns)
+        self._check_vocabulary(part, group)
         cell = self.cells.index(cell_of(self.parts[part]))
         pieces = [_index(table, unit, cell, seed) for unit in units]
         if not self.side_tables:
             return pieces, []
         has = np.logical_and.reduce([scores.has(only_chunk(table, "id")) for scores in self.side_tables])
         return pieces, [piece.id_hash[has[piece.row]] for piece in pieces]
+
+    def _check_vocabulary(self, part: int, group: int) -> None:
+        largest = self._files.largest_id(part, group)
+        for model, size in self._vocab_sizes.items():
+            if largest >= size:
+                raise ConfigError(
+                    f"{self._name(part, group)} holds the token id {largest:,}, so the vocabulary of "
+                    f"{self.dataset.folder} has at least {largest + 1:,} ids, but {model} has {size:,}; take a model "
+                    "with the vocabulary that the corpus was tokenised with"
+                )
 
     def scored_mask(self, index: DocumentIndex) -> Bools:
         """[documents]: whether the document is in all side tables; false for all without one.
@@ -257,7 +276,7 @@ class CorpusReader:
         if arrays is not None:
             return RowGroup(arrays, self._origins[key])
         table = self._files.read(part, group, self._token_columns)
-        found = decode(table, self._teachers, self._name(part, group))
+        found = decode(table, self._teachers, self._name(part, group), self._files.largest_id(part, group))
         if self._spool is not None:
             self._origins[key] = found.origins
             self._spool.put(key, found.arrays)
@@ -319,7 +338,10 @@ class CorpusReader:
 
 
 class _Files:
-    """The parts, each thread with the one open that it reads; footers are read once while they fit FOOTER_BYTES."""
+    """The parts, each thread with the one open that it reads; footers are read once while they fit FOOTER_BYTES.
+
+    A part's size is compared with the manifest's whenever it is opened.
+    """
 
     def __init__(self, dataset: Dataset, parts: Sequence[Part]) -> None:
         self._dataset = dataset
@@ -331,15 +353,39 @@ class _Files:
         self._footer_bytes = 0
 
     def read(self, part: int, group: int, columns: Sequence[str]) -> pa.Table:
-        """Columns of a row group, each in at most one chunk."""
+        """Columns of a row group, each in at most one chunk.
+
+        Raises:
+            DataError: the part is gone, of another size than the manifest's, or cannot be decoded.
+        """
+        file = self._file(part)
+        # One thread: several row groups are decoded at a time instead.
+        try:
+            return file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
+        # As Arrow says that bytes are not what its format or a compression asks for.
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self._dataset.part_location(self._parts[part])}, row group {group} is damaged ({error}); run "
+                f"`stillhouse verify {self._dataset.folder}`, then the recipe that writes it"
+            ) from error
+
+    def largest_id(self, part: int, group: int) -> int:
+        """The largest token id of a row group, as its footer says; -1 where there is none."""
+        row_group = self._file(part).metadata.row_group(group)
+        columns = (row_group.column(number) for number in range(row_group.num_columns))
+        (ids,) = (column for column in columns if column.path_in_schema.startswith("input_ids."))
+        return int(ids.statistics.max) if ids.statistics is not None and ids.statistics.has_min_max else -1
+
+    def _file(self, part: int) -> pq.ParquetFile:
+        """A part, opened by this thread."""
         if getattr(self._open, "part", None) != part:
             self._open.file = self._opened(part)
             self._open.part = part
-        # One thread: several row groups are decoded at a time instead.
-        return self._open.file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
+        return self._open.file
 
     def _opened(self, part: int) -> pq.ParquetFile:
         location = self._dataset.part_location(self._parts[part])
+        self._dataset.check_part(self._parts[part])
         if part in self._footers:
             return location.open_parquet(footer=self._footers[part])
         with self._opening[part]:

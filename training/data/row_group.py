@@ -58,19 +58,27 @@ class Teachers:
         return bool(self.tables)
 
 
-def decode(table: pa.Table, teachers: Teachers, name: str) -> RowGroup:
+def decode(table: pa.Table, teachers: Teachers, name: str, largest_id: int) -> RowGroup:
     """The columns TOKEN_COLUMNS, and LABEL_COLUMNS and `id` where they are needed, of a whole row group.
 
     Args:
         table: of one row group.
         teachers: what is joined to it by `id`.
         name: of the row group, for messages.
+        largest_id: of the tokens, as the footer says.
 
     Raises:
-        DataError: a row's spans do not lie in its tokens, or a side table is of other tokens; names the row.
+        DataError: a row's spans do not lie in its tokens, or a side table is of other tokens, naming the row; or a
+            token id is not one that was written.
     """
     ids, spans = only_chunk(table, "input_ids"), only_chunk(table, "spans")
     lengths = _lengths(ids)
+    tokens = ids.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() <= largest_id:
+        raise DataError(
+            f"{name} is damaged: it holds the token ids {tokens.min()} to {tokens.max()}, but its footer says 0 to "
+            f"{largest_id}; run `stillhouse verify` on the corpus, then the recipe that writes it"
+        )
     flat = spans.flatten()
     kinds = pc.index_in(flat.field("kind"), value_set=pa.array(SPAN_KINDS))
     start = flat.field("start").to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
@@ -83,7 +91,7 @@ def decode(table: pa.Table, teachers: Teachers, name: str) -> RowGroup:
     origin, origins = _origins(table)
     arrays: Arrays = {
         "offsets": _offsets(lengths),
-        "input_ids": ids.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False),
+        "input_ids": tokens,
         "span_offsets": _offsets(num_spans),
         "span_kind": kinds.to_numpy(zero_copy_only=False).astype(np.int8),
         "span_start": start,

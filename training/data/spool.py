@@ -53,6 +53,8 @@ class Spool:
         self._places: dict[Any, tuple[int, list[tuple[str, str, int, int]]]] = {}
         """Key → where its extent begins, and name, dtype, items and offset in the extent of each array."""
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        """The kernel lets one thread write a file at a time; others that want to would burn CPU while they wait."""
 
     @property
     def num_bytes(self) -> int:
@@ -85,8 +87,9 @@ class Spool:
             self._room -= num_bytes
             os.ftruncate(self._descriptor, self._end)
         try:
-            for (_, _, _, at), array in zip(layout, arrays.values(), strict=True):
-                _write(self._descriptor, np.ascontiguousarray(array), begin + at)
+            with self._writing:
+                for (_, _, _, at), array in zip(layout, arrays.values(), strict=True):
+                    _write(self._descriptor, np.ascontiguousarray(array), begin + at)
         except OSError as error:
             self._stop(error)
             return

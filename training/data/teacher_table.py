@@ -146,6 +146,7 @@ class TeacherTable:
         return np.concatenate(keys), np.concatenate(places)
 
     def _open(self, part: int) -> pq.ParquetFile:
+        self.dataset.check_part(self._parts[part])
         return self.dataset.part_location(self._parts[part]).open_parquet()
 
     def _read_rows(self, places: npt.NDArray[np.int32]) -> pa.Table:

@@ -111,7 +111,8 @@ class Divergence(SpanObjective):
     times_temperature_squared: bool = False
     """Multiply by T squared, so that gradients keep their size when T changes (Hinton et al. 2015)."""
     vocab_size: int | None = Field(default=None, ge=2)
-    """Ids that the tokenizer uses, where both heads are padded; null for the smaller of the two heads."""
+    """Ids that the tokenizer uses, where a head is padded; null for the smaller head, in a run only where both heads
+    have the same size."""
 
     def loss(self, head: LmHead, hidden: torch.Tensor, batch: PackTensors, step: StepContext) -> LossOutput:
         """Loss of a pack from its hidden states [T, H].
@@ -134,6 +135,20 @@ class Divergence(SpanObjective):
         )
         total, values = head(hidden.index_select(0, here.rows), row_loss)
         return LossOutput(total, here.sums(values * factor))
+
+    def check_heads(self, student_rows: int, teacher_rows: int) -> None:
+        """Compare the rows of both heads, before the run.
+
+        Raises:
+            ConfigError: they differ and nothing says what part of them is the tokenizer's, or it is above one of them.
+        """
+        self._compared(student_rows, teacher_rows)
+        if self.vocab_size is None and student_rows != teacher_rows:
+            raise ConfigError(
+                f"the student's head has {student_rows} rows and the teacher's {teacher_rows}; give a teacher of the "
+                "same tokenizer, and if they differ only by padding set objective.vocab_size to the tokenizer's size, "
+                f"at most {min(student_rows, teacher_rows)}"
+            )
 
     def _compared(self, student_rows: int, teacher_rows: int) -> int:
         smaller = min(student_rows, teacher_rows)

@@ -74,12 +74,14 @@ class TopKDivergence(SpanObjective):
     temperature: float = Field(default=1.0, gt=0)
     """Of both distributions: the one at which TEACHER_LOGP was made."""
 
-    def check_stored_temperature(self, stored: float) -> None:
-        """Compare with the temperature that the teacher's table was made at, before the run.
+    def check_stored(self, stored: float, topk: int) -> None:
+        """Compare with the temperature and the entries a token of the teacher's table, before the run.
 
         Raises:
-            ConfigError: they differ.
+            ConfigError: the temperatures differ, or the table has no top-k.
         """
+        if topk == 0:
+            raise ConfigError("data.teacher holds no top-k; rescore with `topk` above 0, or use another objective")
         if stored != self.temperature:
             raise ConfigError(
                 f"objective.temperature is {self.temperature:g}, but the teacher's top-k were stored at temperature "

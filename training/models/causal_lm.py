@@ -203,7 +203,7 @@ def from_config(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel
 
 
 def from_weights(folder: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a local folder of safetensors.
+    """The model of a local folder of safetensors; without its weights where torch's default device is `meta`.
 
     Raises:
         ConfigError: there is no such folder, weights are missing, or the model cannot be packed.
@@ -215,6 +215,8 @@ def from_weights(folder: str, dtype: torch.dtype) -> PreTrainedModel:
         )
     config = _config(str(path / "config.json"))
     refuse_what_cannot_be_packed(config)
+    if torch.get_default_device().type == "meta":
+        return from_config(config, dtype)  # Only sizes are asked for, and transformers loads nothing onto it.
     more: dict[str, Any] = {"attn_implementation": attention.NAME, "dtype": dtype}
     if getattr(config, "quantization_config", None) is not None:
         more["quantization_config"] = _dequantizing(config, folder)

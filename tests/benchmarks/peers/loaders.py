@@ -1,27 +1,31 @@
 """Documents of a corpus by Hugging Face datasets streaming and by mosaicml-streaming, for bench_loader.
 
     python -m tests.benchmarks.peers.loaders convert CORPUS
-    python -m tests.benchmarks.peers.loaders datasets lists|torch|numpy WARM_UP CORPUS
+    python -m tests.benchmarks.peers.loaders datasets lists|torch|numpy|packs WARM_UP CORPUS
     python -m tests.benchmarks.peers.loaders mosaicml shuffled|ordered WARM_UP CORPUS
 
-`convert` copies a corpus to MDS in CORPUS/_mds, once. The others yield the tokens of every document as a torch tensor
-and print the number of tokens and the CPU-seconds; a pass over WARM_UP comes first and is not counted.
+`convert` copies a corpus to MDS in CORPUS/_mds, once. The others yield the tokens of every document, or pack, as a
+torch tensor and print the number of tokens and the CPU-seconds; a pass over WARM_UP comes first and is not counted.
 """
 
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest.mock import MagicMock
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 
 from tests.benchmarks.peers.meter import Meter, answer
 
 SHUFFLE_BUFFER = 1000
+PACK_TOKENS = 8192
+KINDS = {"analysis": 0, "commentary": 1, "final": 2, "text": 3}
 
 
 def files_of(corpus: Path) -> list[Path]:
@@ -59,7 +63,7 @@ def by_datasets(corpus: Path, form: str) -> Iterator[torch.Tensor]:
 
     with tempfile.TemporaryDirectory() as cache:
         files = [str(file) for file in files_of(corpus)]
-        columns = ["input_ids"]
+        columns = ["input_ids", "spans"] if form == "packs" else ["input_ids"]
         rows = load_dataset(
             "parquet", data_files=files, columns=columns, split="train", streaming=True, cache_dir=cache
         ).shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
@@ -67,8 +71,43 @@ def by_datasets(corpus: Path, form: str) -> Iterator[torch.Tensor]:
             yield from (torch.tensor(row["input_ids"], dtype=torch.int32) for row in rows)
         elif form == "torch":
             yield from (row["input_ids"] for row in rows.with_format("torch"))
-        else:
+        elif form == "numpy":
             yield from (torch.from_numpy(row["input_ids"]) for row in rows.with_format("numpy"))
+        else:
+            yield from packs(rows.with_format("numpy"))
+
+
+def packs(rows: Iterable[dict[str, Any]]) -> Iterator[torch.Tensor]:
+    """The tokens of each pack: documents one behind the other, until the next does not fit."""
+    waiting: list[dict[str, Any]] = []
+    used = 0
+    for row in rows:
+        length = len(row["input_ids"])
+        if used + length > PACK_TOKENS:
+            yield one_pack(waiting)[0][:used]
+            waiting, used = [], 0
+        waiting.append(row)
+        used += length
+    yield one_pack(waiting)[0][:used]
+
+
+def one_pack(rows: list[dict[str, Any]]) -> list[torch.Tensor]:
+    """What our collate makes: ids, position ids, targets, span kinds of the targets, document numbers."""
+    ids, positions, targets, kinds = (np.zeros(PACK_TOKENS, np.int64) for _ in range(4))
+    document = np.full(PACK_TOKENS, -1, np.int32)
+    kinds[:] = -1
+    first = 0
+    for number, row in enumerate(rows):
+        last = first + len(row["input_ids"])
+        ids[first:last] = targets[first:last] = row["input_ids"]
+        positions[first:last] = np.arange(last - first)
+        document[first:last] = number
+        for span in row["spans"]:
+            start, end = first + max(int(span["start"]), 1), first + int(span["end"])
+            targets[start - 1 : end - 1] = ids[start:end]
+            kinds[start - 1 : end - 1] = KINDS[span["kind"]]
+        first = last
+    return [torch.from_numpy(array) for array in (ids, positions, targets, kinds, document)]
 
 
 def by_mosaicml(corpus: Path, order: str) -> Iterator[torch.Tensor]:

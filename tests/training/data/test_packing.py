@@ -125,6 +125,14 @@ def test_packs_are_those_of_a_simple_program(lengths, capacity, lookahead):
     assert packs_of(lengths, capacity, lookahead) == reference_packs(lengths, capacity, lookahead)
 
 
+def test_packs_of_more_documents_than_are_read_at_a_time_are_those_of_a_simple_program():
+    lengths = [1] * 1500
+    assert packs_of(lengths, 700, 1024) == reference_packs(lengths, 700, 1024)
+    assert packs_of(lengths, 2000, 1500) == [list(range(1500))]
+    lengths = np.random.default_rng(0).integers(1, 40, 1200).tolist()
+    assert packs_of(lengths, 90, 16) == reference_packs(lengths, 90, 16)
+
+
 # --- how full packs are --------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@ import uuid
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from etl.errors import ConfigError, DataError, SchemaError
@@ -15,6 +16,7 @@ from training.data import reader as reader_module
 from training.data.collate import collate
 from training.data.plan import Unit
 from training.data.reader import CorpusReader, ReadConfig
+from training.data.row_group import Teachers, decode
 
 CELL = "split=train/skill_bucket=B1/ctx_bucket=C1"
 
@@ -98,6 +100,52 @@ def test_a_corpus_without_the_columns_is_refused(tmp_path):
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(DataError, match="not a committed dataset"):
         CorpusReader(str(tmp_path), "train")
+
+
+def test_a_part_that_is_not_the_manifests_is_refused_when_it_is_opened(tmp_path):
+    write_corpus(tmp_path, num_train=20)
+    reader = CorpusReader(str(tmp_path), "train")
+    path = tmp_path / reader.parts[1].path
+    data = path.read_bytes()
+    path.write_bytes(data + b"more")
+    assert len(reader.read_index([unit for unit in reader.whole if unit.part == 0], 0)) == 15
+    with pytest.raises(DataError, match=rf"{path.name} has {len(data) + 4:,} bytes, the manifest says {len(data):,}"):
+        reader.read_index(reader.whole, 0)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{path.name} is gone"):
+        CorpusReader(str(tmp_path), "train").read_index(reader.whole, 0)
+
+
+def test_the_largest_token_id_must_have_a_place_in_each_vocabulary(tmp_path):
+    largest = max(max(row["input_ids"]) for row in documents(15, 1).to_pylist())
+    write_corpus(tmp_path, num_train=20)
+    fits = CorpusReader(str(tmp_path), "train", vocab_sizes={"the student": largest + 1})
+    assert len(fits.read_index(fits.whole, 0)) == 20
+    vocab_sizes = {"the student": largest + 1, "the teacher": largest}
+    too_small = CorpusReader(str(tmp_path), "train", vocab_sizes=vocab_sizes)
+    with pytest.raises(
+        ConfigError, match=rf"id {largest}, .* at least {largest + 1} ids, but the teacher has {largest}"
+    ):
+        too_small.read_index(too_small.whole, 0)
+
+
+def test_token_ids_that_the_footer_does_not_know_are_damage(tmp_path):
+    write_corpus(tmp_path, num_train=20)
+    reader = CorpusReader(str(tmp_path), "train")
+    with pytest.raises(DataError, match=r"row group 0 is damaged: it holds the token ids 0 to 96, .* says 0 to 95"):
+        decode(
+            pq.read_table(tmp_path / reader.parts[0].path, partitioning=None), Teachers(None, None), "row group 0", 95
+        )
+
+
+def test_a_row_group_without_tokens_has_no_largest_id(tmp_path):
+    table = documents(3, 0)
+    rows = table.set_column(1, table.schema.field("input_ids"), pa.array([[]] * 3, pa.list_(pa.int32())))
+    rows = rows.set_column(2, table.schema.field("n_tokens"), pa.array([0] * 3, pa.int32()))
+    rows = rows.set_column(3, table.schema.field("spans"), pa.array([[]] * 3, table.schema.field("spans").type))
+    write_dataset(str(tmp_path), "layout", "corpus", {CELL: rows})
+    reader = CorpusReader(str(tmp_path), "train", vocab_sizes={"the student": 2})
+    assert len(reader.gather(reader.read_index(reader.whole, 0), np.arange(3)).input_ids) == 0
 
 
 def test_a_cache_folder_that_is_not_there_is_refused(tmp_path):

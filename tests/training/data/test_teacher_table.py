@@ -136,3 +136,11 @@ def test_other_tables_and_double_ids_are_refused(tmp_path):
     write(tmp_path / "twice", [[range(3)], [range(2, 4)]])
     with pytest.raises(DataError, match="two rows of the id"):
         TeacherTable(str(tmp_path / "twice"))
+
+
+def test_a_part_of_another_size_is_refused(tmp_path):
+    write(tmp_path / "t", [[range(3)]])
+    (path,) = (tmp_path / "t").glob("*.parquet")
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(DataError, match=rf"{path.name} has .* bytes, the manifest says"):
+        TeacherTable(str(tmp_path / "t"))

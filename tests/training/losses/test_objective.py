@@ -208,15 +208,27 @@ def test_tokens_without_stored_top_k_stop_the_step():
 
 
 def test_top_k_is_refused_at_a_temperature_that_it_was_not_stored_at():
-    TopKDivergence(temperature=2.0).check_stored_temperature(2.0)
+    TopKDivergence(temperature=2.0).check_stored(2.0, topk=3)
     with pytest.raises(ConfigError, match=r"temperature is 1, .* stored at temperature 2 .* set it to 2"):
-        TopKDivergence().check_stored_temperature(2.0)
+        TopKDivergence().check_stored(2.0, topk=3)
+
+
+def test_a_table_without_top_k_is_refused():
+    with pytest.raises(ConfigError, match="holds no top-k"):
+        TopKDivergence().check_stored(1.0, topk=0)
 
 
 def test_a_vocabulary_that_a_head_does_not_have_is_refused_with_all_sizes():
     objective = Divergence(vocab_size=VOCAB + 1)
     with pytest.raises(ConfigError, match=r"vocab_size is 14, but the student's head has 13 rows and the teacher's 13"):
         run(objective, [pack_of(1)], [0])
+
+
+def test_heads_of_different_sizes_need_the_tokenizers_size():
+    with pytest.raises(ConfigError, match=r"student's head has 13 rows and the teacher's 15; .* at most 13"):
+        Divergence().check_heads(13, 15)
+    Divergence(vocab_size=12).check_heads(13, 15)
+    Divergence().check_heads(13, 13)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])

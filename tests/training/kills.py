@@ -1,0 +1,101 @@
+"""The trainer in a process of its own that ends by SIGKILL at a chosen moment of its work.
+
+A moment is a call of one of SITES, counted from the start of the process, and a delay after that call began; the
+process kills itself, so no moment is missed however busy the machine is. Processes are forked from one that has
+imported the trainer (multiprocessing's forkserver), which saves most of the ten seconds that a start takes.
+"""
+
+import importlib
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import torch
+
+SITES = {
+    "build": ("training.train", "build_student", 1),
+    "load": ("training.checkpoint", "Checkpoints.load", 1),
+    "draw": ("training.stage_stream", "StageStream.next_step", 4),
+    "step": ("training.engine", "Engine._go_back", 4),
+    "update": ("training.engine", "Engine._update", 4),
+    "record": ("training.metrics", "JsonLines.write", 6),
+    "evaluate": ("training.engine", "Engine.evaluate", 2),
+    "write": ("training.checkpoint", "Checkpoints._write", 2),
+    "upload": ("training.checkpoint_store", "_put", 6),
+    "commit": ("training.checkpoint_store", "_create", 4),
+    "retain": ("training.checkpoint_store", "retain", 2),
+    "remove": ("etl.storage.location", "Location.remove_tree", 1),
+}
+"""Where the trainer is killed: module, function, and the latest call that is chosen. None lies more than STEPS steps
+after the start, if so many are left."""
+STEPS = 8
+LONGEST_DELAY_S = 0.05
+"""About a step."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    site: str
+    call: int
+    """From 1."""
+    delay_s: float
+
+
+def moments(seed, num):
+    """Random ones, all sites before any a second time."""
+    generator = random.Random(seed)
+    sites = [site for _ in range(num) for site in generator.sample(sorted(SITES), len(SITES))][:num]
+    delays = [generator.choice([0.0, generator.uniform(0, LONGEST_DELAY_S)]) for _ in sites]
+    return [
+        Moment(site, generator.randint(1, SITES[site][2]), delay) for site, delay in zip(sites, delays, strict=True)
+    ]
+
+
+def train_until(arguments, moment=None):
+    """Exit code of the trainer with these arguments, killed at the moment; -9 if it came to that."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.train"])
+    process = context.Process(target=_trainer, args=(arguments, moment))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _trainer(arguments, moment):
+    from training.train import main
+
+    torch.set_num_threads(1)
+    if moment is not None:
+        _arm(moment)
+    sys.exit(main(arguments))
+
+
+def _arm(moment):
+    """Wrap the site."""
+    module, path, _ = SITES[moment.site]
+    *owners, name = path.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    function = getattr(owner, name)
+    calls = 0
+
+    def counted(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == moment.call:
+            if moment.delay_s == 0:
+                _kill()
+            threading.Thread(target=lambda: (time.sleep(moment.delay_s), _kill()), daemon=True).start()
+        return function(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+def _kill():
+    os.kill(os.getpid(), signal.SIGKILL)
