@@ -22,7 +22,7 @@ from training.deepspeed_json import deepspeed_config, is_bf16, read_deepspeed_js
 from training.estimate import StudentSize, by_stage
 from training.models.factory import build_student
 from training.schedule import ArmConfig, StageConfig
-from training.stage_stream import open_arm
+from training.stage_stream import check_corpora, open_arm
 
 MAX_PLANNED_PACKS = 100_000
 
@@ -168,6 +168,7 @@ def dry_run(config: TrainConfig, world_size: int) -> DryRun:
     for stage in config.stages:
         for arm in stage.arms:
             config.stream(stage, arm).check_world(world_size)
+    check_corpora(config, 0)
     deepspeed_json = read_deepspeed_json(config.deepspeed)
     return DryRun(
         arms=tuple(plan for stage in config.stages for plan in plan_stage(config, stage)),

@@ -213,6 +213,8 @@ class Engine:
         self._norm = math.nan
         self.phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
         """Entered with "optimizer" around the update, for whoever splits the time of a step."""
+        self.progress: Callable[[], None] = lambda: None
+        """Called before each forward and each backward pass of a step, for whoever watches for a hang."""
 
     def step(
         self, packs: Sequence[PackTensors], objective: Objective, context: StepContext, learning_rate: float
@@ -232,6 +234,7 @@ class Engine:
         losses, found = [], []
         for number, (pack, share) in enumerate(zip(packs, self._shares(packs), strict=True), 1):
             self.deepspeed.set_gradient_accumulation_boundary(number == len(packs))
+            self.progress()
             loss, *sums = self.deepspeed(pack, objective, context, share)
             losses.append(loss.detach())
             found.append(sums)
@@ -239,6 +242,7 @@ class Engine:
             # as NaN even where its own gradient would be finite. The product also matters by itself: at ZeRO stage 0
             # DeepSpeed 0.19 divides the gradient of a tensor that comes straight out of forward by micro_steps.
             scale = torch.where(loss.isfinite(), float(self._world.size), math.nan)
+            self.progress()
             self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
         return losses, found
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from etl.errors import ConfigError
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from training.config import TrainConfig
@@ -19,7 +20,7 @@ from training.data.collate import Pack
 from training.data.decisions import DecisionLog
 from training.data.lanes import LocalStep, RankStream
 from training.data.plan import StreamState, initial_value, rows_of_cells, split_parts
-from training.data.reader import CorpusReader
+from training.data.reader import PAIR_COLUMNS, CorpusReader
 from training.data.stream_shares import Groups
 from training.engine import World
 from training.schedule import ArmConfig, StageConfig
@@ -180,20 +181,25 @@ def open_stage(
     return StageStream(stage, config.seed, open_stream)
 
 
-def check_cells(config: TrainConfig, first_stage: int) -> None:
-    """Look whether the corpora of the stages from one on have the cells that `data.shares` names, by their manifests.
+def check_corpora(config: TrainConfig, first_stage: int) -> None:
+    """Refuse corpora of the stages from one on that lack cells of `data.shares` or pairs, by their manifests alone.
 
     A stage opens its streams when it begins; what it lacks is better known before the stages ahead of it are trained.
 
     Raises:
-        ConfigError: a share names no cell, or a cell has fewer documents than there are lanes.
+        ConfigError: a share names no cell, a cell has fewer documents than there are lanes, or there are no pairs.
         DataError: there is no committed corpus, or none of its rows are in the training split.
     """
     for stage in config.stages[first_stage:]:
         for arm in stage.arms:
             data = config.stream(stage, arm)
-            parts = split_parts(Dataset.open(data.corpus).manifest.parts, "train")
-            rows = rows_of_cells(parts)
+            corpus = Dataset.open(data.corpus)
+            if "pairs" in arm.objective.needs and not set(PAIR_COLUMNS) <= set(corpus.schema.names):
+                raise ConfigError(
+                    f"the objective '{arm.objective.kind}' of stage '{stage.name}' needs preference pairs, but "
+                    f"{data.corpus} has no columns {', '.join(PAIR_COLUMNS)}; give a corpus of pairs"
+                )
+            rows = rows_of_cells(split_parts(corpus.manifest.parts, "train"))
             groups = Groups.of(data.shares, list(rows))
             if data.shares is not None and data.on_exhausted != "redistribute":
                 groups.check_rows(rows, data.lanes)

@@ -39,7 +39,7 @@ from training.metrics import Record
 from training.models.factory import Student, build_student
 from training.recorder import Recorder
 from training.schedule import ArmConfig, StageConfig
-from training.stage_stream import GlobalStep, StageStream, check_cells, open_stage, over_all_ranks
+from training.stage_stream import GlobalStep, StageStream, check_corpora, open_stage, over_all_ranks
 from training.state import TrainState
 from training.supervisor import Stop
 
@@ -96,7 +96,7 @@ def train(
         found = None if options.overfit else checkpoints.newest()
         state = TrainState() if found is None else TrainState.from_json(found.payload)
         if not config.is_over(state):
-            check_cells(config, state.stage.index)
+            check_corpora(config, state.stage.index)
             student = build_student(config.model, config.seed)
             teacher_model = None if config.teacher is None else build_student(config.teacher, config.seed)
             vocab_sizes = {"the student": len(student.lm_head.weight)}

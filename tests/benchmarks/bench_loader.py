@@ -6,7 +6,7 @@
 The corpus has real text: one long stream of o200k tokens, of which each document is a stretch from somewhere, with an
 analysis span and an answer. Each contestant runs in a process of its own, one after the other, and again in another
 order in each round. What is counted are the CPU-seconds, user and system, of all its threads; imports, and a first run
-over a small corpus, are not. Everybody gets torch on one thread and a page cache that already has the files.
+over the same corpus, are not. Everybody gets torch on one thread and a page cache that already has the files.
 """
 
 import argparse
@@ -40,7 +40,6 @@ PART_ROW_GROUPS = 16
 PACK_TOKENS = 8192
 SEGMENTS = 4
 """Of the stream, so that the spool is read too: each segment takes documents from all row groups."""
-NUM_WARM_UP_TOKENS = 2_000_000
 
 NOTES = f"""\
 - Packs: the whole of training.data, as the one rank of a run has it: index, ranking, planning, look-ahead packing,
@@ -61,7 +60,7 @@ NOTES = f"""\
 
 @dataclass(frozen=True)
 class Contestant:
-    """A command that is measured; the folders of the corpus are added to it.
+    """A command that is measured; the folder of the corpus is added to it twice, for the warm-up and the run.
 
     Attributes:
         name: as the table calls it.
@@ -276,9 +275,9 @@ def contestants(peers: Path | None) -> list[Contestant]:
     return found
 
 
-def run(contestant: Contestant, warm_up: Path, corpus: Path, log: Path) -> Run:
+def run(contestant: Contestant, corpus: Path, log: Path) -> Run:
     """Measure one process."""
-    command = [*contestant.command, str(warm_up), str(corpus)]
+    command = [*contestant.command, str(corpus), str(corpus)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("w") as messages:
         found = subprocess.run(
@@ -289,13 +288,13 @@ def run(contestant: Contestant, warm_up: Path, corpus: Path, log: Path) -> Run:
     return Run(**json.loads(found.stdout.splitlines()[-1]))
 
 
-def race(entrants: Sequence[Contestant], warm_up: Path, corpus: Path, rounds: int, log: Path) -> None:
+def race(entrants: Sequence[Contestant], corpus: Path, rounds: int, log: Path) -> None:
     """Run everybody in turn, and print the table."""
     runs: dict[str, list[Run]] = {entrant.name: [] for entrant in entrants}
     for number in range(rounds):
         start = number % len(entrants)
         for entrant in (*entrants[start:], *entrants[:start]):
-            found = run(entrant, warm_up, corpus, log)
+            found = run(entrant, corpus, log)
             runs[entrant.name].append(found)
             sys.stderr.write(f"round {number + 1} of {rounds}: {entrant.name}, {found.rate:.1f} M tokens/CPU s\n")
     packs, documents = (runs[entrant.name] for entrant in entrants[:2])
@@ -351,21 +350,18 @@ def main() -> None:
         run_ours(args.ours, *args.folders)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    warm_up = write_corpus(args.folder, "warm_up", NUM_WARM_UP_TOKENS)
     corpus = write_corpus(args.folder, f"corpus-{args.tokens}", args.tokens * 1_000_000)
     peers = args.peers.absolute() if args.peers.exists() else None
     if peers is None:
         say(f"There is no {args.peers}: only ours is measured. `make bench-loader` makes it.")
     else:
-        for dataset in (warm_up, corpus):
-            command = [str(peers), "-m", "tests.benchmarks.peers.loaders", "convert", str(dataset.folder.path)]
-            subprocess.run(command, cwd=ROOT, check=True)
+        command = [str(peers), "-m", "tests.benchmarks.peers.loaders", "convert", str(corpus.folder.path)]
+        subprocess.run(command, cwd=ROOT, check=True)
     num_bytes = sum(part.bytes for part in corpus.manifest.parts)
     num_tokens = corpus.manifest.num_tokens
     size = f"{num_tokens / 1e6:.1f} M tokens in {corpus.manifest.rows_out:,} documents"
     say(f"{size}, {num_bytes / num_tokens:.2f} bytes a token; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
-    places = Path(warm_up.folder.path), Path(corpus.folder.path)
-    race(contestants(peers), *places, args.rounds, args.folder / "last.log")
+    race(contestants(peers), Path(corpus.folder.path), args.rounds, args.folder / "last.log")
     say("\n" + NOTES)
     say("Packing: tokens in the room of all packs, the last ones included; 8,000 documents, means of 3 seeds.\n")
     packing_table()

@@ -19,7 +19,7 @@ from etl.step import Step
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
-KINDS = {"recipes", "rescore", "sources", "training"}
+KINDS = {"evaluate", "recipes", "rescore", "sources", "training"}
 
 
 def named(folder: str) -> list[str]:
@@ -96,6 +96,12 @@ def test_training_configurations_load(name):
 def test_rescoring_configurations_load(name):
     rescore = pytest.importorskip("jobs.rescore", exc_type=ImportError)
     assert conf.load(rescore.RescoreConfig, name, "rescore", []).output
+
+
+@pytest.mark.parametrize("name", named("evaluate"))
+def test_evaluation_configurations_load(name):
+    evaluate = pytest.importorskip("training.evaluate", exc_type=ImportError)
+    assert conf.load(evaluate.EvaluateConfig, name, "evaluate", []).suites
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "deepspeed").glob("*.json")), ids=lambda path: path.name)

@@ -58,8 +58,8 @@ def save_teacher(folder: Path, max_tokens: int = 4096) -> Path:
         sliding_window=16,
         initializer_range=0.5,
         max_position_embeddings=max_tokens,
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"
     model = GptOssForCausalLM(config)
     torch.nn.init.normal_(model.model.layers[0].self_attn.sinks)
     model.save_pretrained(folder)

@@ -16,8 +16,9 @@ from etl.storage.location import Location
 from tests.training.corpora import VOCAB, write_corpus
 from tests.training.teachers import documents
 from training import run_record
+from training.config import TrainConfig
 from training.export import MANIFEST, export
-from training.train import TrainConfig, train
+from training.train import train
 
 # DeepSpeed, peft and what they import late use deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")

@@ -253,6 +253,16 @@ def test_both_sides_of_a_pair_are_in_one_pack_and_pairs_that_are_not_both_scored
     assert plan.left_out == {"not scored by the teacher": UNSCORED, "pair without both sides": UNSCORED}
 
 
+def test_preference_stages_without_pairs_or_reference_are_refused_before_the_first_stage(corpus, scores, tmp_path):
+    dpo = {"name": "dpo", "tokens": 500, "arms": [{"objective": {"kind": "dpo"}}]}
+    stages = [{"name": "sft", "tokens": 500}, dpo]
+    with pytest.raises(ConfigError, match=r"needs data\.reference"):
+        train(configuration(corpus, tmp_path, stages=stages))
+    with pytest.raises(ConfigError, match=r"of stage 'dpo' needs preference pairs, but .* pair_id, side"):
+        train(configuration(corpus, tmp_path, f"data.reference={scores}", stages=stages))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 # --- fine-tuning --------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +276,13 @@ def test_epochs_auto_ends_the_stage_after_exactly_three_passes_of_a_small_corpus
         of_stage[record["stage"]] += record["tokens"]
     assert of_stage == {"sft": 3 * once, "after": once}
     assert result.complete
+
+
+def test_an_upcycled_student_takes_adapters(corpus, tmp_path):
+    params = {"parent": {"config": family("llama")}, "experts": 4, "experts_per_token": 2}
+    model = {"factory": "training.models.upcycle:build", "params": params, "lora": {"r": 2}}
+    result = train(configuration(corpus, tmp_path, model=model))
+    assert result.last_loss < result.first_loss
 
 
 LORA = ["model.lora={r: 2, alpha: 4, targets: [q_proj, v_proj]}"]

@@ -96,3 +96,19 @@ def test_the_documents_of_a_nan_are_kept(tmp_path):
     found = json.loads(path.read_text())
     assert found["id_hash_of_packs"] == [["00000000000000ff", "ffffffffffffffff"], []]
     assert (found["step"], found["rank"], found["fault"]) == (7, 3, "the loss of rank 3 is nan")
+
+
+def test_a_rank_that_came_later_to_an_earlier_place_of_the_step_is_behind(tmp_path):
+    with Watchdog(WatchdogConfig(), tmp_path, 0, 2) as first, Watchdog(WatchdogConfig(), tmp_path, 1, 2) as second:
+        first.beat(3, "forward_backward")
+        first.progress()
+        second.beat(3, "forward_backward")
+        found = beats(tmp_path, 2)
+        assert behind(found).rank == 1
+        assert [(beat.step, beat.phase, beat.count) for beat in found] == [
+            (3, "forward_backward", 1), (3, "forward_backward", 0)
+        ]  # fmt: skip
+        second.progress()
+        assert behind(beats(tmp_path, 2)).rank == 0
+        first.beat(4, "data")
+        assert behind(beats(tmp_path, 2)).rank == 1

@@ -50,11 +50,13 @@ def inject(network: nn.Module, config: LoraConfig) -> None:
     if head.rpartition(".")[0].rpartition(".")[2] in config.targets:
         raise ConfigError(f"model.lora.targets: the head cannot be adapted; name '{head}' in model.lora.train instead")
     chosen = _chosen(network, config.train)
+    # In a transformers model peft would take targets for names of older checkpoints, and it fails on those with experts
+    # that are not whole models; it does not look for that inside a plain list.
     inject_adapter_in_model(
         PeftConfig(
             r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)
         ),
-        network,
+        nn.ModuleList([network]),
     )
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(is_adapter(name) or base_name(name) in chosen)

@@ -28,6 +28,14 @@ def test_a_fresh_adapter_changes_nothing_and_is_all_that_is_trained():
     assert all(p.grad is None or "lora" in name for name, p in student.named_parameters())
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mixtral", "qwen3_moe", "gpt_oss"])
+def test_each_family_takes_adapters(name):
+    student = adapted(name)
+    assert torch.allclose(logits_of(student), logits_of(student_of(name)), atol=1e-5)
+    assert len(trained(student)) == 2 * 4 * 2
+    assert all(".self_attn." in name and ".lora_" in name for name in trained(student))
+
+
 def test_named_weights_are_trained_in_full_beside_the_adapters():
     student = adapted("gpt_oss", train=["*.sinks", "lm_head.weight"])
     full = {name for name in trained(student) if "lora" not in name}
