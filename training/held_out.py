@@ -3,11 +3,17 @@
 Each cell (skill x context bucket) has packs of its own, so its loss costs nothing extra; further named sets, such as
 canaries, are corpora beside it. The loss is always span-normalised cross-entropy, whatever the stage trains on, so the
 stages of a run can be compared.
+
+Beside it stands `format`: of the targets that are Harmony's control tokens (<|channel|>, <|message|>, <|end|>, <|call|>,
+<|return|>), the share that has more than half of the probability, so that greedy decoding would write it there.
 """
+
+import math
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +21,15 @@ from pydantic import Field
 
 from etl.config import Config
 from etl.errors import ConfigError
-from training.data.collate import Pack, collate
+from etl.harmony.vocabulary import NUM_TEXT_TOKENS
+from training.data.collate import Pack, PackTensors, collate
 from training.data.packing import IntArray, pack
 from training.data.plan import DocumentIndex, StreamConfig, left_out, uniform
 from training.data.reader import CorpusReader
 from training.engine import Engine, World
-from training.losses.objective import CrossEntropy
+from training.losses.chunked_head import LmHead
+from training.losses.objective import CrossEntropy, LossOutput, StepContext
+from training.losses.token_nll import TokenNll
 
 
 class HeldOutSet(Config):
@@ -41,6 +50,23 @@ class HeldOutConfig(Config):
     sets: dict[str, HeldOutSet] = {}
 
 
+class FormatCrossEntropy(CrossEntropy):
+    """Cross-entropy that also counts the control tokens among the targets, and those that are the likeliest token."""
+
+    def loss(self, head: LmHead, hidden: torch.Tensor, batch: PackTensors, step: StepContext) -> LossOutput:
+        """Loss of a pack from its hidden states [T, H]."""
+        here = self.supervised(batch, step)
+        total, nll = head(hidden.index_select(0, here.rows), TokenNll(here.targets, here.coefficients))
+        of_control = nll[here.targets >= NUM_TEXT_TOKENS]
+        found = torch.stack([(of_control < math.log(2)).sum(), torch.tensor(len(of_control), device=nll.device)])
+        return LossOutput(total, torch.cat([here.sums(nll), found.double()]))
+
+    def report(self, counts: torch.Tensor, sums: torch.Tensor) -> dict[str, Any]:
+        """Adds `format`, None where no target is a control token."""
+        right, total = sums[-2:].tolist()
+        return {**super().report(counts, sums), "format": right / total if total else None}
+
+
 class HeldOut:
     """The validation packs of one rank: every world-th of each cell, made equal in number with empty ones."""
 
@@ -54,7 +80,7 @@ class HeldOut:
         """
         self._world = world
         self._vocab_sizes = vocab_sizes
-        self._objective = CrossEntropy()
+        self._objective = FormatCrossEntropy()
         self._packs: dict[str, list[Pack]] = {}
         sets = {"": HeldOutSet(corpus=data.corpus), **config.sets}
         for name, held_out in sets.items():
@@ -78,8 +104,8 @@ class HeldOut:
                 key = f"{name}/{cell}" if name else cell
                 self._packs[key] = [collate(reader.gather(index, chosen), data.pack_tokens) for chosen in own]
 
-    def losses(self, engine: Engine) -> dict[str, dict[str, float]]:
-        """Loss and span losses by cell (`set/cell` for further sets) and over the validation split as `all`.
+    def losses(self, engine: Engine) -> dict[str, dict[str, Any]]:
+        """Loss, span losses and format by cell (`set/cell` for further sets), over the validation split as `all`.
 
         Every rank must call it.
         """

@@ -128,8 +128,15 @@ class Recorder:
         """An evaluation (HeldOut.losses)."""
         total = found["all"]
         cells = {cell: values["loss"] for cell, values in found.items() if cell != "all"}
-        record = {"held_out": total["loss"], "held_out_span_loss": total["span_loss"], "held_out_cells": cells}
-        self._journal.write({"step": state.step, **record})
+        self._journal.write(
+            {
+                "step": state.step,
+                "held_out": total["loss"],
+                "held_out_span_loss": total["span_loss"],
+                "held_out_format": total["format"],
+                "held_out_cells": cells,
+            }
+        )
 
     @property
     def spikes(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from training.data.plan import StreamConfig
 from training.data.teacher_table import TeacherTable
 from training.losses.objective import CrossEntropy, Objective, TopKDivergence
 from training.optimizer import OptimizerConfig
-from training.state import StageState
+from training.state import Evaluation, StageState
 
 _INVERSE_GOLDEN_RATIO = 0.6180339887498949
 
@@ -49,18 +49,32 @@ class StopRule(Config):
     """As a fraction of that best loss."""
     max_skipped_steps: int = Field(default=0, ge=0)
     """Steps skipped (loss or gradient not finite) during those evaluations that still count as stable."""
+    min_format: float | None = Field(default=None, gt=0, le=1)
+    """Held-out `format` (training/held_out.py) that the last evaluation must have; null where the corpus has none."""
 
-    def holds(self, stage_tokens: int, held_out: list[float], skipped_steps: list[int]) -> bool:
+    def holds(self, stage_tokens: int, evaluations: list[Evaluation]) -> bool:
         """Whether the stage is over, from what its evaluations found, oldest first.
 
-        `skipped_steps` are the steps skipped so far at each of them.
+        Raises:
+            ConfigError: `min_format` is set, but the validation split has no control token.
         """
-        if stage_tokens < self.after_tokens or len(held_out) <= self.flat_evaluations:
+        if stage_tokens < self.after_tokens or len(evaluations) <= self.flat_evaluations:
             return False
-        best = min(held_out[: -self.flat_evaluations])
-        flat = min(held_out[-self.flat_evaluations :]) > best * (1 - self.min_improvement)
-        stable = skipped_steps[-1] - skipped_steps[-self.flat_evaluations - 1] <= self.max_skipped_steps
-        return flat and stable
+        before, last = evaluations[: -self.flat_evaluations], evaluations[-self.flat_evaluations :]
+        best = min(found.loss for found in before)
+        flat = min(found.loss for found in last) > best * (1 - self.min_improvement)
+        stable = last[-1].skipped_steps - before[-1].skipped_steps <= self.max_skipped_steps
+        return flat and stable and self._has_format(last[-1].format)
+
+    def _has_format(self, found: float | None) -> bool:
+        if self.min_format is None:
+            return True
+        if found is None:
+            raise ConfigError(
+                "stop.min_format is set, but no supervised token of the validation split is a Harmony control token; "
+                "leave it out"
+            )
+        return found >= self.min_format
 
 
 class StageConfig(Config):
@@ -88,8 +102,8 @@ class StageConfig(Config):
 
     def is_over(self, state: StageState) -> bool:
         """Whether the stage has nothing more to do."""
-        flat = self.stop is not None and self.stop.holds(state.tokens, state.held_out, state.skipped_steps)
-        return state.is_exhausted or state.tokens >= self.tokens or flat
+        stops = self.stop is not None and self.stop.holds(state.tokens, state.evaluations)
+        return state.is_exhausted or state.tokens >= self.tokens or stops
 
     def arm_named(self, name: str | None) -> ArmConfig:
         """An arm; the first for None.

@@ -10,6 +10,18 @@ from training.data.plan import StreamState
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation in a stage found, for the stage's stop rule."""
+
+    loss: float
+    """Held out."""
+    format: float | None
+    """Of training/held_out.py; None without control tokens."""
+    skipped_steps: int
+    """Steps of the run skipped up to it."""
+
+
+@dataclass(frozen=True)
 class StageState:
     """Where the run stands inside its stage."""
 
@@ -22,10 +34,8 @@ class StageState:
     """Place in the stream of each arm that has had a step."""
     is_exhausted: bool = False
     """Whether an arm's stream came to its end."""
-    held_out: list[float] = field(default_factory=list)
-    """Of each evaluation in the stage, oldest first."""
-    skipped_steps: list[int] = field(default_factory=list)
-    """Steps of the run skipped up to each of them."""
+    evaluations: list[Evaluation] = field(default_factory=list)
+    """In the stage, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,8 @@ class TrainState:
         """What `to_json` gave."""
         stage = found["stage"]
         streams = {arm: StreamState(**state) for arm, state in stage["streams"].items()}
-        return cls(**{**found, "stage": StageState(**{**stage, "streams": streams})})
+        evaluations = [Evaluation(**evaluation) for evaluation in stage["evaluations"]]
+        return cls(**{**found, "stage": StageState(**{**stage, "streams": streams, "evaluations": evaluations})})
 
     def next_stage(self) -> "TrainState":
         """The same run at the start of the next stage."""

@@ -40,7 +40,7 @@ from training.models.factory import Student, build_student
 from training.recorder import Recorder
 from training.schedule import ArmConfig, StageConfig
 from training.stage_stream import GlobalStep, StageStream, check_corpora, open_stage, over_all_ranks
-from training.state import TrainState
+from training.state import Evaluation, TrainState
 from training.supervisor import Stop
 
 
@@ -321,7 +321,8 @@ class Trainer:
             found = self.held_out.losses(self.engine)
         self.recorder.held_out(self.state, found)
         loss, here = found["all"]["loss"], self.state.stage
-        here = replace(here, held_out=[*here.held_out, loss], skipped_steps=[*here.skipped_steps, self.state.skipped])
+        evaluation = Evaluation(loss, found["all"]["format"], self.state.skipped)
+        here = replace(here, evaluations=[*here.evaluations, evaluation])
         first = loss if self.state.first_held_out is None else self.state.first_held_out
         self.state = replace(
             self.state, stage=here, first_held_out=first, last_held_out=loss, evaluated_tokens=self.state.tokens

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from etl.errors import ConfigError
 from training.data.plan import StreamState
 from training.schedule import ArmConfig, StageConfig, StopRule, check_stages, optimizer_of, stream_of
-from training.state import StageState, TrainState
+from training.state import Evaluation, StageState, TrainState
 
 
 def stage(*shares):
@@ -30,16 +30,27 @@ def test_the_arm_of_a_step_depends_on_seed_and_step_alone():
     assert drawn != [mixed.arm_of(step, 4).name for step in range(40)]
 
 
+def evaluations(losses, skipped=(0, 0, 0, 0), formats=(None, None, None, None)):
+    return [Evaluation(*found) for found in zip(losses, formats, skipped, strict=False)]
+
+
 def test_a_stage_stops_when_the_held_out_loss_is_flat_and_no_step_was_skipped():
     rule = StopRule(after_tokens=100, flat_evaluations=2, min_improvement=0.01)
     falling, flat = [3.0, 2.0, 1.5, 1.2], [3.0, 2.0, 1.995, 1.99]
-    nothing = [0, 0, 0, 0]
-    assert not rule.holds(200, falling, nothing)
-    assert rule.holds(200, flat, nothing)
-    assert not rule.holds(99, flat, nothing)
-    assert not rule.holds(200, flat[:2], nothing[:2])
-    assert not rule.holds(200, flat, [0, 0, 0, 1])
-    assert rule.holds(200, flat, [0, 1, 1, 1])
+    assert not rule.holds(200, evaluations(falling))
+    assert rule.holds(200, evaluations(flat))
+    assert not rule.holds(99, evaluations(flat))
+    assert not rule.holds(200, evaluations(flat[:2]))
+    assert not rule.holds(200, evaluations(flat, skipped=[0, 0, 0, 1]))
+    assert rule.holds(200, evaluations(flat, skipped=[0, 1, 1, 1]))
+
+
+def test_a_stage_stops_when_the_format_is_right_too():
+    rule = StopRule(flat_evaluations=1, min_format=0.9)
+    assert rule.holds(1, evaluations([2.0, 2.0], formats=[0.1, 0.9]))
+    assert not rule.holds(1, evaluations([2.0, 2.0], formats=[0.95, 0.89]))
+    with pytest.raises(ConfigError, match=r"stop\.min_format is set, but no supervised token"):
+        rule.holds(1, evaluations([2.0, 2.0]))
 
 
 def test_stages_and_arms_override_the_runs_settings():
@@ -62,6 +73,6 @@ def test_names_must_differ():
 
 def test_a_state_survives_json():
     streams = {"main": StreamState("d", 2, 8)}
-    state = TrainState(stage=StageState(1, 5, 77, streams, [2.0], [0]), step=9, teacher_mean={"main": -1.5})
+    state = TrainState(stage=StageState(1, 5, 77, streams, evaluations=[Evaluation(2.0, None, 1)]), step=9, teacher_mean={"main": -1.5})
     assert TrainState.from_json(state.to_json()) == state
     assert state.next_stage().stage == StageState(index=2)

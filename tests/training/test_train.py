@@ -269,6 +269,7 @@ def settings(values):
     return [word for value in values for word in ("--set", value)]
 
 
+@pytest.mark.slow
 def test_two_processes_of_the_deepspeed_launcher_equal_one(corpus, whole, tmp_path):
     launcher = str(Path(sys.executable).parent / "deepspeed")
     found = launch(
