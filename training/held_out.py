@@ -4,12 +4,11 @@ Each cell (skill x context bucket) has packs of its own, so its loss costs nothi
 canaries, are corpora beside it. The loss is always span-normalised cross-entropy, whatever the stage trains on, so the
 stages of a run can be compared.
 
-Beside it stands `format`: of the targets that are Harmony's control tokens (<|channel|>, <|message|>, <|end|>, <|call|>,
-<|return|>), the share that has more than half of the probability, so that greedy decoding would write it there.
+Beside it stands `format`: of the targets that are Harmony's control tokens (<|channel|>, <|message|>, <|end|> and so
+on), the share that has more than half of the probability, so that greedy decoding would write it there.
 """
 
 import math
-
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from itertools import islice

@@ -73,6 +73,7 @@ def test_names_must_differ():
 
 def test_a_state_survives_json():
     streams = {"main": StreamState("d", 2, 8)}
-    state = TrainState(stage=StageState(1, 5, 77, streams, evaluations=[Evaluation(2.0, None, 1)]), step=9, teacher_mean={"main": -1.5})
+    stage_state = StageState(1, 5, 77, streams, evaluations=[Evaluation(2.0, None, 1)])
+    state = TrainState(stage=stage_state, step=9, teacher_mean={"main": -1.5})
     assert TrainState.from_json(state.to_json()) == state
     assert state.next_stage().stage == StageState(index=2)
