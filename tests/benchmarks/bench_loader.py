@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.harmony.vocabulary import load_encoding
-from etl.schema import SPAN
+from etl.schema import MESSAGE, SPAN
 from etl.storage.dataset import Build, Chunk, Dataset, Job
 from etl.storage.location import Location
 from tests.training.lengths import best_fit_decreasing, bucket, log_normal, num_packs, seed_mix
@@ -35,6 +36,8 @@ from tests.training.lengths import best_fit_decreasing, bucket, log_normal, num_
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ROOT.parent / "shared" / "data" / "bench_corpus" / "corpus.parquet"
 TEXT_BYTES = 24_000_000
+CHARACTERS_PER_TOKEN = 4
+"""About as many as English has; messages only need the size that they would have."""
 ROW_GROUP_TOKENS = 1 << 20
 PART_ROW_GROUPS = 16
 PACK_TOKENS = 8192
@@ -49,7 +52,9 @@ NOTES = f"""\
   the figure that counts. Second epoch: all from the spool. No spool: every segment reads all row groups again.
 - Documents: CorpusReader alone, from an empty spool: index, then {SEGMENTS} times a random part of the documents, the
   tokens of each as a torch tensor; spans are read too.
-- datasets: load_dataset("parquet", columns=["input_ids"], streaming=True), shuffle(1000) and the format that is named:
+- datasets, as it comes: load_dataset("parquet", streaming=True) and shuffle(1000), so every column of a row, messages
+  and all, becomes Python objects; torch.tensor(row["input_ids"]).
+- datasets, others: the same with columns=["input_ids"] and the format that is named:
   tensors by with_format("torch"), arrays by with_format("numpy") and torch.from_numpy, lists by torch.tensor. Yields
   documents; no spans, no packing. Packs: columns input_ids and spans in the numpy format, and then in Python what ours
   does: packs of {PACK_TOKENS:,} with targets, position ids and spans, filled until the next document does not fit.
@@ -60,7 +65,7 @@ NOTES = f"""\
 
 @dataclass(frozen=True)
 class Contestant:
-    """A command that is measured; the folder of the corpus is added to it twice, for the warm-up and the run.
+    """A command that is measured; the folder of the corpus is added to it.
 
     Attributes:
         name: as the table calls it.
@@ -121,7 +126,23 @@ def token_stream(folder: Path) -> npt.NDArray[np.int32]:
     return found
 
 
-def row_group(stream: npt.NDArray[np.int32], generator: np.random.Generator) -> pa.RecordBatch:
+def conversations(text: str, ends: npt.NDArray[np.int64]) -> pa.ListArray:
+    """The messages of documents; `ends` [documents, 3] are the tokens where prompt, reasoning and answer end."""
+    authors = (("user", None), ("assistant", "analysis"), ("assistant", "final"))
+    rows = []
+    for own in ends.tolist():
+        borders = [0, *(end * CHARACTERS_PER_TOKEN for end in own)]
+        contents = [text[start:end] for start, end in pairwise(borders)]
+        rows.append(
+            [
+                {"role": role, "channel": channel, "content": content}
+                for (role, channel), content in zip(authors, contents, strict=True)
+            ]
+        )
+    return pa.array(rows, pa.list_(MESSAGE))
+
+
+def row_group(stream: npt.NDArray[np.int32], text: str, generator: np.random.Generator) -> pa.RecordBatch:
     """About ROW_GROUP_TOKENS tokens in documents of log-normal length, each a stretch of the stream."""
     lengths = np.exp(generator.normal(6.9, 0.8, ROW_GROUP_TOKENS // 1000)).clip(64, PACK_TOKENS).astype(np.int64)
     starts = generator.integers(0, len(stream) - PACK_TOKENS, len(lengths))
@@ -139,6 +160,7 @@ def row_group(stream: npt.NDArray[np.int32], generator: np.random.Generator) -> 
             "id": pa.array(ids),
             "source_dataset": pa.array(["bench"] * len(lengths)),
             "license": pa.array(["none"] * len(lengths)),
+            "messages": conversations(text, np.stack([prompt, thought, lengths], 1)),
             "input_ids": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(stream[at])),
             "n_tokens": pa.array(lengths, pa.int32()),
             "n_analysis": pa.array(thought - prompt, pa.int32()),
@@ -156,7 +178,8 @@ def write_corpus(folder: Path, name: str, num_tokens: int) -> Dataset:
     stream = token_stream(folder)
     cells = [f"split=train/skill_bucket=B{number}/ctx_bucket=C1" for number in (1, 2, 3)]
     count = max(1, num_tokens // (PART_ROW_GROUPS * ROW_GROUP_TOKENS))
-    schema = row_group(stream, np.random.default_rng(0)).schema
+    text = "\n".join(islice(texts(), 200))
+    schema = row_group(stream, text, np.random.default_rng(0)).schema
     build = Build(Job(Location.of(folder / name), "layout", "corpus", schema, {"tokens": num_tokens}))
     plan = build.plan(list(range(count)))
     groups = max(1, round(num_tokens / count / 1.35 / ROW_GROUP_TOKENS))
@@ -164,7 +187,7 @@ def write_corpus(folder: Path, name: str, num_tokens: int) -> Dataset:
     def chunks(split: int) -> Iterator[Chunk]:
         generator = np.random.default_rng(split)
         for _ in range(groups):
-            batch = row_group(stream, generator)
+            batch = row_group(stream, text, generator)
             yield Chunk(batch, batch.num_rows, partition=cells[split % len(cells)])
 
     for split in build.missing(plan):
@@ -237,15 +260,15 @@ def read_documents(corpus: str) -> Run:
     return Run(given, time.process_time() - cpu, time.monotonic() - wall)
 
 
-def run_ours(kind: str, warm_up: str, corpus: str) -> None:
-    """One process of ours."""
+def run_ours(kind: str, corpus: str) -> None:
+    """One process of ours: a first run that loads kernels and modules, then the one that counts."""
     calls: dict[str, Callable[[str], Run]] = {
         "first": lambda folder: drain(folder, 0, 16.0),
         "second": lambda folder: drain(folder, 1, 16.0),
         "unspooled": lambda folder: drain(folder, 0, 0.0),
         "documents": read_documents,
     }
-    calls[kind](warm_up)
+    calls[kind](corpus)
     found = calls[kind](corpus)
     say(json.dumps({"tokens": found.tokens, "cpu_s": found.cpu_s, "wall_s": found.wall_s, "full": found.full}))
 
@@ -265,6 +288,7 @@ def contestants(peers: Path | None) -> list[Contestant]:
     if peers:
         theirs = (str(peers), "-m", "tests.benchmarks.peers.loaders")
         found += [
+            Contestant("datasets, shuffle(1000), as it comes", (*theirs, "datasets", "rows")),
             Contestant("datasets, shuffle(1000), lists", (*theirs, "datasets", "lists")),
             Contestant("datasets, shuffle(1000), torch", (*theirs, "datasets", "torch")),
             Contestant("datasets, shuffle(1000), numpy", (*theirs, "datasets", "numpy")),
@@ -277,7 +301,7 @@ def contestants(peers: Path | None) -> list[Contestant]:
 
 def run(contestant: Contestant, corpus: Path, log: Path) -> Run:
     """Measure one process."""
-    command = [*contestant.command, str(corpus), str(corpus)]
+    command = [*contestant.command, str(corpus)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("w") as messages:
         found = subprocess.run(
@@ -344,10 +368,10 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers" / "bin" / "python")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench" / "loader")
     parser.add_argument("--ours", choices=["first", "second", "unspooled", "documents"], help=argparse.SUPPRESS)
-    parser.add_argument("folders", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("corpus", nargs="?", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ours:
-        run_ours(args.ours, *args.folders)
+        run_ours(args.ours, args.corpus)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
     corpus = write_corpus(args.folder, f"corpus-{args.tokens}", args.tokens * 1_000_000)

@@ -1,11 +1,11 @@
 """Documents of a corpus by Hugging Face datasets streaming and by mosaicml-streaming, for bench_loader.
 
     python -m tests.benchmarks.peers.loaders convert CORPUS
-    python -m tests.benchmarks.peers.loaders datasets lists|torch|numpy|packs WARM_UP CORPUS
-    python -m tests.benchmarks.peers.loaders mosaicml shuffled|ordered WARM_UP CORPUS
+    python -m tests.benchmarks.peers.loaders datasets rows|lists|torch|numpy|packs CORPUS
+    python -m tests.benchmarks.peers.loaders mosaicml shuffled|ordered CORPUS
 
 `convert` copies a corpus to MDS in CORPUS/_mds, once. The others yield the tokens of every document, or pack, as a
-torch tensor and print the number of tokens and the CPU-seconds; a pass over WARM_UP comes first and is not counted.
+torch tensor and print the number of tokens and the CPU-seconds of a second pass; the first is not counted.
 """
 
 import shutil
@@ -63,11 +63,11 @@ def by_datasets(corpus: Path, form: str) -> Iterator[torch.Tensor]:
 
     with tempfile.TemporaryDirectory() as cache:
         files = [str(file) for file in files_of(corpus)]
-        columns = ["input_ids", "spans"] if form == "packs" else ["input_ids"]
+        columns = {"rows": None, "packs": ["input_ids", "spans"]}.get(form, ["input_ids"])
         rows = load_dataset(
             "parquet", data_files=files, columns=columns, split="train", streaming=True, cache_dir=cache
         ).shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
-        if form == "lists":
+        if form in ("rows", "lists"):
             yield from (torch.tensor(row["input_ids"], dtype=torch.int32) for row in rows)
         elif form == "torch":
             yield from (row["input_ids"] for row in rows.with_format("torch"))
@@ -125,13 +125,13 @@ def main() -> None:
     if sys.argv[1] == "convert":
         convert(Path(sys.argv[2]))
         return
-    name, how, *folders = sys.argv[1:]
+    name, how, folder = sys.argv[1:]
     peers: dict[str, Callable[[Path, str], Iterator[torch.Tensor]]] = {
         "datasets": by_datasets,
         "mosaicml": by_mosaicml,
     }
-    warm_up, corpus = map(Path, folders)
-    for _ in peers[name](warm_up, how):
+    corpus = Path(folder)
+    for _ in peers[name](corpus, how):
         pass
     meter = Meter()
     num_tokens = sum(len(ids) for ids in peers[name](corpus, how))
