@@ -36,6 +36,8 @@ class TrainConfig(Config):
     seed: int = 0
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps after which the run pauses, whatever the stages say; raise it to go on."""
+    deterministic: bool = False
+    """Use only GPU kernels that give the same bits each time, and fail where torch has none; a CPU's always do."""
     deepspeed: str = "conf/deepspeed/zero1_fp32.json"
     """ZeRO stage, precision and offload; never batch sizes, clipping or the optimizer."""
     evaluate: HeldOutConfig | None = None

@@ -101,6 +101,22 @@ def world(timeout_s: float = 1800.0) -> Iterator[World]:
 
 
 @contextlib.contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Whether torch may use only kernels that give the same bits each time, for as long as this is entered.
+
+    cuBLAS reads its workspace's size when it is first used in the process, so enter this before.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
 def _single_process_environment() -> Iterator[None]:
     """Set RANK and its companions for one process where no launcher has set them; taken away again at the end."""
     if "RANK" in os.environ:

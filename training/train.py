@@ -31,7 +31,16 @@ from training.config import TrainConfig
 from training.data.decisions import DecisionLog
 from training.data.teacher_table import TeacherTable
 from training.deepspeed_json import is_bf16, read_deepspeed_json
-from training.engine import Engine, Faults, FrozenTeacher, StepTaken, TrainingModule, World, world
+from training.engine import (
+    Engine,
+    Faults,
+    FrozenTeacher,
+    StepTaken,
+    TrainingModule,
+    World,
+    deterministic_kernels,
+    world,
+)
 from training.flops import ModelShape
 from training.held_out import HeldOut
 from training.losses.objective import Divergence, StepContext, WeightedCrossEntropy
@@ -91,7 +100,7 @@ def train(
     if options.overfit:
         config = config.model_copy(update={"output": str(Path(config.output) / "overfit")})
     output = Path(config.output).absolute()
-    with world(config.watchdog.collective_timeout_s) as here:
+    with deterministic_kernels(config.deterministic), world(config.watchdog.collective_timeout_s) as here:
         checkpoints = open_checkpoints(config, output, here)
         found = None if options.overfit else checkpoints.newest()
         state = TrainState() if found is None else TrainState.from_json(found.payload)

@@ -253,6 +253,17 @@ def test_bf16_trains(corpus, whole, tmp_path):
     assert result.last_loss < result.first_loss
 
 
+def test_with_deterministic_kernels_alone_a_run_on_a_cpu_is_the_same(corpus, whole, tmp_path):
+    enabled = []
+    train(
+        configuration(corpus, tmp_path, "deterministic=true"),
+        lambda _: enabled.append(torch.are_deterministic_algorithms_enabled()),
+    )
+    assert enabled == [True] * 6
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert list(map(deterministic, records(tmp_path))) == list(map(deterministic, records(whole[0])))
+
+
 def test_a_corpus_without_a_usable_document_is_refused(tmp_path):
     cell = {"split=train/skill_bucket=B1/ctx_bucket=C1": documents(3, 0)}
     write_dataset(str(tmp_path / "c"), "layout", "corpus", cell)
