@@ -38,6 +38,7 @@ from etl.hashing import hash_array
 from etl.mixture.sampling import purpose_seed
 from etl.models.causal_lm import folder_digest
 from etl.schema import SPAN_KINDS, TEACHER_LOGP
+from etl.storage.batches import load_batch, store_batch
 from etl.storage.dataset import CHECKPOINTS, Build, Chunk, Dataset, Job, SplitWriter, read_receipts
 from etl.storage.location import Location
 from etl.storage.lock import RunLock
@@ -345,10 +346,10 @@ class ScoreSplit:
         at = 0
         while at < len(slices):
             stored = place / f"{at:06d}.arrow"
-            batch = _load(stored)
+            batch = load_batch(stored)
             if batch is None:
                 batch = self._score_range(teacher, slices[at:])
-                stored.create(_to_ipc(batch))
+                store_batch(stored, batch)
             yield batch
             sums = np.cumsum([len(some) for some in slices[at:]])
             at += int(np.searchsorted(sums, batch.num_rows)) + 1
@@ -434,22 +435,6 @@ def _account(narrow: pa.RecordBatch, reasons: list[str]) -> dict[str, dict[str, 
         account["in"] += row["count_all"]
         account[row["reason"] or "kept"] = row["count_all"]
     return out
-
-
-def _load(place: Location) -> pa.RecordBatch | None:
-    try:
-        data = place.read()
-    except FileNotFoundError:
-        return None
-    with pa.ipc.open_stream(data) as reader:
-        return reader.read_next_batch()
-
-
-def _to_ipc(batch: pa.RecordBatch) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
 
 
 # --- the run -------------------------------------------------------------------------------------------------------

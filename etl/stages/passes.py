@@ -28,6 +28,7 @@ from etl.schema import aligned
 from etl.stages.context import Context
 from etl.step import BatchFn, drop
 from etl.storage.aligned import Rows
+from etl.storage.batches import load_batch, store_batch
 from etl.storage.dataset import CHECKPOINTS, Chunk
 from etl.storage.location import Location
 from etl.storage.remote import Storage, storage_options
@@ -74,10 +75,10 @@ def _checkpointed(
     row = 0
     while row < batch.num_rows:
         place = folder / f"{start + row:010d}.arrow"
-        stored = _load(place)
+        stored = load_batch(place)
         if stored is None:
             stored = _run_range(run, batch.slice(row), schema)
-            place.create(_to_ipc(stored))
+            store_batch(place, stored)
         done.append(stored)
         row += stored.num_rows
     return pa.Table.from_batches(done, schema=schema).combine_chunks().to_batches()[0]
@@ -94,22 +95,6 @@ def _run_range(run: BatchFn, batch: pa.RecordBatch, schema: pa.Schema) -> pa.Rec
         pieces.append(piece.select(schema.names).cast(schema))
         row += piece.num_rows
     return pa.Table.from_batches(pieces, schema=schema).combine_chunks().to_batches()[0]
-
-
-def _load(place: Location) -> pa.RecordBatch | None:
-    try:
-        data = place.read()
-    except FileNotFoundError:
-        return None
-    with pa.ipc.open_stream(data) as reader:
-        return reader.read_next_batch()
-
-
-def _to_ipc(batch: pa.RecordBatch) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
 
 
 def run_pipeline(context: Context, rows: Rows, stage: str, pipeline: Pipeline) -> Rows:

@@ -26,6 +26,12 @@ def stream(**changes):
     return StreamConfig(**{**values, **changes})
 
 
+def small_stream(**changes):
+    """Of a corpus of tests.training.corpora: 8 lanes, and segments of few steps."""
+    values = {"corpus": "c", "pack_tokens": 48, "global_batch_packs": 4, "lanes": 8, "segment_tokens": 600}
+    return StreamConfig(**{**values, "lookahead_docs": 8, **changes})
+
+
 def index_of(num_tokens, weight=None, clusters=None, cell=None, pairs=None, supervised=None):
     """Documents; `clusters` are (size, rank) of each, `pairs` (number of the pair from 1 or 0, side) of each."""
     size = len(num_tokens)

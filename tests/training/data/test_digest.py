@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.corpora import write_corpus
-from tests.training.data.streams import opener
+from tests.training.data.streams import opener, small_stream
 from training.data.digest import stream_digest
-from training.data.plan import StreamConfig
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +18,9 @@ def corpus(tmp_path_factory):
     return folder / "corpus"
 
 
-def config_of(**changes):
-    values = {"pack_tokens": 48, "global_batch_packs": 4, "lanes": 8, "segment_tokens": 600, "lookahead_docs": 8}
-    return StreamConfig(corpus="c", **{**values, **changes})
-
-
 def test_the_digest_is_that_of_ids_positions_and_kinds_in_order(corpus):
     expected = hashlib.sha256()
-    with closing(opener(corpus, config_of())(0, 1)) as stream:
+    with closing(opener(corpus, small_stream())(0, 1)) as stream:
         for step in range(3):
             local = stream.next_step()
             for slot, pack in zip(local.slots, local.packs, strict=True):
@@ -34,7 +28,7 @@ def test_the_digest_is_that_of_ids_positions_and_kinds_in_order(corpus):
                 expected.update(np.array([step, slot, size], np.int64).tobytes())
                 for values, kind in ((pack.input_ids, "i4"), (pack.position_ids, "i4"), (pack.target_kind, "i1")):
                     expected.update(values[:size].astype(kind).tobytes())
-    assert stream_digest(opener(corpus, config_of()), 1, 3) == expected.hexdigest()
+    assert stream_digest(opener(corpus, small_stream()), 1, 3) == expected.hexdigest()
 
 
 @settings(max_examples=15, deadline=None)
@@ -50,7 +44,7 @@ def test_the_digest_is_that_of_ids_positions_and_kinds_in_order(corpus):
 def test_neither_ranks_nor_workers_nor_a_resume_change_the_digest(
     corpus, world, workers, resume_at, batch, segment_tokens, on_exhausted, shares
 ):
-    config = config_of(
+    config = small_stream(
         global_batch_packs=batch, segment_tokens=segment_tokens, on_exhausted=on_exhausted, shares=shares
     )
     steps = 60 // batch
@@ -60,10 +54,10 @@ def test_neither_ranks_nor_workers_nor_a_resume_change_the_digest(
 
 def test_another_seed_or_recipe_has_another_digest(corpus):
     digests = [
-        stream_digest(opener(corpus, config_of()), 2, 5),
-        stream_digest(opener(corpus, config_of()), 2, 4),
-        stream_digest(opener(corpus, config_of(), seed=8), 2, 5),
-        stream_digest(opener(corpus, config_of(lanes=4)), 2, 5),
-        stream_digest(opener(corpus, config_of(weights="uniform")), 2, 5),
+        stream_digest(opener(corpus, small_stream()), 2, 5),
+        stream_digest(opener(corpus, small_stream()), 2, 4),
+        stream_digest(opener(corpus, small_stream(), seed=8), 2, 5),
+        stream_digest(opener(corpus, small_stream(lanes=4)), 2, 5),
+        stream_digest(opener(corpus, small_stream(weights="uniform")), 2, 5),
     ]
     assert len(set(digests)) == 5

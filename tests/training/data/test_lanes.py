@@ -11,10 +11,10 @@ from etl.mixture.cluster_caps import ClusterCaps
 from etl.storage.dataset import write_dataset
 from etl.storage.location import Location
 from tests.training.corpora import documents, write_corpus
-from tests.training.data.streams import SEED, opener, pair_table, write_row_groups
+from tests.training.data.streams import SEED, opener, pair_table, small_stream, write_row_groups
 from training.data.decisions import DecisionLog
 from training.data.lanes import FILLER, NO_DOCUMENTS, RankStream
-from training.data.plan import StreamConfig, StreamState, initial_value
+from training.data.plan import StreamState, initial_value
 from training.data.reader import CorpusReader, ReadConfig
 
 WORLDS = (1, 2, 3, 4, 5, 7, 8)
@@ -27,11 +27,6 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder / "corpus")
     return folder / "corpus"
-
-
-def config_of(**changes):
-    values = {"pack_tokens": 48, "global_batch_packs": 4, "lanes": 8, "segment_tokens": 600, "lookahead_docs": 8}
-    return StreamConfig(corpus="c", **{**values, **changes})
 
 
 def global_steps(open_stream, world, num_steps, state=None):
@@ -69,14 +64,14 @@ def ids_of(steps):
 @pytest.mark.parametrize("shares", [None, SHARES])
 @pytest.mark.parametrize("on_exhausted", ["stop", "repeat", "redistribute"])
 def test_the_stream_is_the_same_for_any_number_of_ranks(corpus, on_exhausted, shares):
-    open_stream = opener(corpus, config_of(on_exhausted=on_exhausted, shares=shares))
+    open_stream = opener(corpus, small_stream(on_exhausted=on_exhausted, shares=shares))
     first, *others = (content(global_steps(open_stream, world, 15)) for world in WORLDS)
     assert all(other == first for other in others)
     assert sum(len(pack[2]) for slots, _ in first for pack in slots) > 40
 
 
 def test_a_stream_that_stops_gives_every_document_once_then_only_empty_packs(corpus):
-    steps = global_steps(opener(corpus, config_of()), 3, 40)
+    steps = global_steps(opener(corpus, small_stream()), 3, 40)
     ids = ids_of(steps)
     assert len(ids) == len(np.unique(ids)) == 120
     over = [number for number, (_, left) in enumerate(steps) if left == 0]
@@ -87,7 +82,7 @@ def test_a_stream_that_stops_gives_every_document_once_then_only_empty_packs(cor
 
 @pytest.mark.parametrize("changes", [{"epochs": 3}, {"on_exhausted": "redistribute", "shares": SHARES, "epochs": 2}])
 def test_every_document_is_given_once_an_epoch(corpus, changes):
-    steps = global_steps(opener(corpus, config_of(**changes)), 2, 100)
+    steps = global_steps(opener(corpus, small_stream(**changes)), 2, 100)
     assert steps[-1][1] == 0
     times = np.unique(ids_of(steps), return_counts=True)[1]
     assert times.tolist() == [changes["epochs"]] * 120
@@ -96,7 +91,7 @@ def test_every_document_is_given_once_an_epoch(corpus, changes):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_stream_that_repeats_never_ends_and_a_lane_gives_its_documents_evenly(corpus, seed):
     """A lane goes round once an epoch, and look-ahead packing lets a document wait for one."""
-    open_stream = opener(corpus, config_of(on_exhausted="repeat"), seed)
+    open_stream = opener(corpus, small_stream(on_exhausted="repeat"), seed)
     steps = global_steps(open_stream, 1, 60)
     assert all(left == 8 for _, left in steps)
     packs = [pack for slots, _ in steps for pack in slots]
@@ -123,7 +118,7 @@ def test_token_shares_hold_at_every_step(tmp_path):
          for seed, (cell, num) in enumerate({"B1": 900, "B2": 500, "B3": 400}.items())},
     )  # fmt: skip
     shares = {"B1/C1": 0.1, "B2/C1": 0.3, "B3/C1": 0.6}
-    steps = global_steps(opener(tmp_path, config_of(shares=shares, lookahead_docs=16)), 2, 40)
+    steps = global_steps(opener(tmp_path, small_stream(shares=shares, lookahead_docs=16)), 2, 40)
     exact = np.array(list(shares.values()))
     for number in range(1, 41):
         tokens = tokens_of_cells(tmp_path, steps[:number])
@@ -137,7 +132,7 @@ def test_token_shares_hold_at_every_step(tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, {"on_exhausted": "repeat", "shares": SHARES}])
 def test_a_stream_goes_on_exactly_from_every_step_with_another_number_of_ranks(corpus, changes):
-    open_stream = opener(corpus, config_of(**changes))
+    open_stream = opener(corpus, small_stream(**changes))
     whole = content(global_steps(open_stream, 1, 12))
     with closing(open_stream(0, 1)) as stream:
         states = [stream.state]
@@ -150,7 +145,7 @@ def test_a_stream_goes_on_exactly_from_every_step_with_another_number_of_ranks(c
 
 
 def test_the_state_is_the_segment_and_the_pack(corpus):
-    config = config_of()
+    config = small_stream()
     assert config.segment_packs == 16
     with closing(opener(corpus, config)(0, 1)) as stream:
         states = [stream.state]
@@ -168,7 +163,7 @@ def log_in(folder, corpus, config):
 
 
 def test_a_decision_changes_the_stream_from_its_segment_on_and_nothing_before(corpus, tmp_path):
-    config = config_of(on_exhausted="repeat")
+    config = small_stream(on_exhausted="repeat")
     plain = content(global_steps(opener(corpus, config), 1, 12))
     log_in(tmp_path, corpus, config).append(2, "phase", {"shares": {"B3/*": 1.0}})
     decided = [
@@ -183,7 +178,7 @@ def test_a_decision_changes_the_stream_from_its_segment_on_and_nothing_before(co
 
 
 def test_a_checkpoint_of_another_log_is_refused(corpus, tmp_path):
-    config = config_of(on_exhausted="repeat")
+    config = small_stream(on_exhausted="repeat")
     log_in(tmp_path, corpus, config).append(1, "weights", {"weights": "uniform"})
     with closing(opener(corpus, config)(0, 1)) as stream:
         for _ in range(6):
@@ -201,7 +196,7 @@ def test_a_checkpoint_of_another_log_is_refused(corpus, tmp_path):
 
 
 def test_the_record_of_the_next_segment_is_taken_when_half_of_one_is_given_out(corpus, tmp_path):
-    config = config_of(on_exhausted="repeat")
+    config = small_stream(on_exhausted="repeat")
     with closing(opener(corpus, config, log=log_in(tmp_path, corpus, config))(0, 1)) as stream:
         stream.next_step()
         assert len(list(tmp_path.iterdir())) == 1
@@ -226,7 +221,7 @@ class FailingReader(CorpusReader):
 
 
 def test_an_error_of_the_next_segment_is_raised_when_that_is_asked_for(corpus):
-    config = config_of(on_exhausted="repeat")
+    config = small_stream(on_exhausted="repeat")
     reader = FailingReader(str(corpus), "train", ReadConfig(workers=1))
     log = DecisionLog.preview(None, initial_value(config, SEED, reader.parts))
     with closing(RankStream(reader, config, SEED, log, 0, 1)) as stream:
@@ -241,7 +236,7 @@ def test_an_error_of_the_next_segment_is_raised_when_that_is_asked_for(corpus):
 
 
 def test_what_is_left_out_is_counted_once_over_all_ranks(corpus):
-    config = config_of(pack_tokens=24, shares={"B1/*": 1.0})
+    config = small_stream(pack_tokens=24, shares={"B1/*": 1.0})
     totals = []
     for world in (1, 3):
         with ExitStack() as stack:
@@ -254,7 +249,7 @@ def test_what_is_left_out_is_counted_once_over_all_ranks(corpus):
 
 
 def test_planning_by_hand_shows_what_a_run_would_read_without_reading_it(corpus):
-    config = config_of(epochs=2, pack_tokens=30)
+    config = small_stream(epochs=2, pack_tokens=30)
     with closing(opener(corpus, config)(0, 1)) as stream:
         read = global_steps(opener(corpus, config), 1, 100)
         planned = []
@@ -281,7 +276,7 @@ class HalfScoredReader(CorpusReader):
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_with_a_teacher_only_documents_that_it_has_scored_are_read(corpus, world):
-    config = config_of()
+    config = small_stream()
     left_out, planned = 0, []
     for rank in range(world):
         reader = HalfScoredReader(str(corpus), "train", ReadConfig(workers=1, cache_gib=0))
@@ -298,14 +293,14 @@ def test_with_a_teacher_only_documents_that_it_has_scored_are_read(corpus, world
 
 def test_limits_of_clusters_need_a_corpus_with_clusters(corpus):
     with pytest.raises(ConfigError, match="no semantic clusters; list 'semantic'"):
-        opener(corpus, config_of(clusters=ClusterCaps(cap=2)))(0, 1)
+        opener(corpus, small_stream(clusters=ClusterCaps(cap=2)))(0, 1)
 
 
 def test_a_share_of_documents_that_cannot_be_trained_on_is_refused_before_the_first_step(tmp_path):
     short, long = documents(200, 1, 20), documents(200, 2, 40)
     long = long.filter([row > 24 for row in long.column("n_tokens").to_pylist()])
     write_row_groups(tmp_path, {"B1/C1": short, "B3/C1": long}, 50)
-    config = config_of(pack_tokens=24, shares={"B1/*": 1, "B3/*": 1})
+    config = small_stream(pack_tokens=24, shares={"B1/*": 1, "B3/*": 1})
     with pytest.raises(
         ConfigError, match=r"'B3/\*' a share, but lane 0 has no document.*'longer than pack_tokens': \d+"
     ):
@@ -316,7 +311,7 @@ def test_a_share_of_documents_that_cannot_be_trained_on_is_refused_before_the_fi
 
 def test_more_ranks_than_lanes_are_refused(corpus):
     with pytest.raises(ConfigError, match="fewer than the 9 processes"):
-        opener(corpus, config_of())(0, 9)
+        opener(corpus, small_stream())(0, 9)
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -324,7 +319,7 @@ def test_more_ranks_than_lanes_are_refused(corpus):
 
 def test_both_sides_of_a_pair_are_in_one_pack_for_any_number_of_ranks(tmp_path):
     write_row_groups(tmp_path, {"B1/C1": pair_table(60, 1), "B3/C1": pair_table(20, 2)}, 9)
-    open_stream = opener(tmp_path, config_of(pack_tokens=100))
+    open_stream = opener(tmp_path, small_stream(pack_tokens=100))
     first, *others = (global_steps(open_stream, world, 30) for world in (1, 2, 3))
     assert all(content(other) == content(first) for other in others)
     assert first[-1][1] == 0
@@ -351,7 +346,7 @@ def test_ranks_together_read_few_row_groups_twice(many_row_groups, seed):
     for world in (1, 2, 4):
         read = 0
         for rank in range(world):
-            config = config_of(segment_tokens=100_000, global_batch_packs=8)
+            config = small_stream(segment_tokens=100_000, global_batch_packs=8)
             with closing(opener(many_row_groups, config, seed)(rank, world)) as stream:
                 stream.reader.__class__ = CountingReader
                 stream.reader.groups = set()
