@@ -365,7 +365,7 @@ class Location:
             raise no_bucket(self.url) from error
 
     def open_parquet(self, stamp: str | None = None, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
-        """The object as a Parquet file.
+        """The object as a Parquet file; pages that were written with a checksum, as ours are, are compared with it.
 
         Args:
             stamp: as for `open`.
@@ -380,8 +380,12 @@ class Location:
                 if stamp is not None and _local_stamp(Path(self.path).stat()) != stamp:
                     raise _changed(self.url)
                 with self.explained("read"):
-                    return pq.ParquetFile(self.path, metadata=footer, memory_map=True)
-            return pq.ParquetFile(_RangeReader(self, stamp), metadata=footer, pre_buffer=True)
+                    return pq.ParquetFile(
+                        self.path, metadata=footer, memory_map=True, page_checksum_verification=True
+                    )
+            return pq.ParquetFile(
+                _RangeReader(self, stamp), metadata=footer, pre_buffer=True, page_checksum_verification=True
+            )
         except FileNotFoundError as error:
             raise DataError(f"{self.url} is gone; run `stillhouse verify` on its dataset") from error
         except (OSError, ValueError) as error:

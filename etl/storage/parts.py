@@ -65,6 +65,7 @@ class PartWriter:
             compression={path: "none" if path in _RANDOM else "zstd" for path in leaves},
             use_dictionary=[path for path in leaves if path not in _BYTE_STREAM_SPLIT | _RANDOM],
             use_byte_stream_split=split_encoded or False,
+            write_page_checksum=True,
         )
         self._row_groups: list[int] = []
         self._tokens: int | None = 0 if "n_tokens" in schema.names else None

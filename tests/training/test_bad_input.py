@@ -96,6 +96,16 @@ def test_a_row_group_whose_bytes_were_overwritten_is_named(run, column):
     refused(run, DataError, rf"{path.name}, row group 0 is damaged")
 
 
+@pytest.mark.parametrize("column", ["n_tokens", "input_ids", "spans.list.element.end"])
+def test_one_bit_that_turned_in_a_part_is_noticed(run, column):
+    path = part_of(run)
+    start, length = chunk(path, column)
+    data = bytearray(path.read_bytes())
+    data[start + length - 8] ^= 1
+    path.write_bytes(data)
+    refused(run, DataError, rf"{path.name}, row group 0 is damaged")
+
+
 def test_a_manifest_that_is_damaged_or_gone_is_named(run):
     path = run / "corpus" / "_manifest.json"
     path.write_text(path.read_text()[:-30])

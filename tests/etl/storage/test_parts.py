@@ -81,6 +81,30 @@ def test_token_ids_are_byte_stream_split_and_counted(tmp_path):
     assert {column.compression for column in columns} == {"ZSTD"}
 
 
+def test_a_bit_that_turned_is_found_when_it_is_read(folder):
+    place = folder / write(folder, [numbers(*range(1000))]).path
+    data = place.read()
+    with place.open_parquet() as file:
+        group = file.metadata.row_group(0)
+        good = file.read()
+    num_found = 0
+    for column in map(group.column, range(group.num_columns)):
+        start = column.dictionary_page_offset or column.data_page_offset
+        for at in range(start, start + column.total_compressed_size, 61):
+            damaged = bytearray(data)
+            damaged[at] ^= 1 << at % 8
+            place.replace(bytes(damaged))
+            try:
+                with place.open_parquet() as file:
+                    found = file.read()
+            except (OSError, ValueError):
+                num_found += 1
+            else:
+                # Some bits of a page's header say nothing.
+                assert found.equals(good)
+    assert num_found > 50
+
+
 def test_a_dictionary_column_is_cast_to_the_declared_type(tmp_path):
     schema = pa.schema([pa.field("word", pa.string())])
     batch = pa.record_batch([pa.array(["a", "b", "a"]).dictionary_encode()], ["word"])
