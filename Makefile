@@ -46,7 +46,8 @@ test: check ## Run the linters and every test that is not slow
 	$(PYTEST) -m "not slow and spark"
 
 test-slow: venv ## Run the slow tests alone
-	$(PYTEST) -m slow
+	$(PYTEST) -n $(JOBS) -m slow tests/training
+	$(PYTEST) -m slow --ignore=tests/training
 
 test-gpu: venv ## Run the tests that need an NVIDIA GPU
 	$(PYTEST) -m gpu

@@ -149,6 +149,8 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.student = student
         self.router = router
+        self.progress: Callable[[], None] = lambda: None
+        """Called before the router's loss, where ranks wait for each other; see `Engine.on_progress`."""
 
     def forward(
         self, batch: PackTensors, objective: Objective, step: StepContext, share: torch.Tensor
@@ -160,6 +162,7 @@ class TrainingModule(nn.Module):
         """
         hidden, router_logits = self.student(batch.input_ids, batch.position_ids, batch.cu_seqlens)
         output = objective.loss(self.student.lm_head, hidden, batch, step)
+        self.progress()
         penalty, router = router_loss(
             router_logits, batch.in_document, self.student.experts_per_token, self.router, share
         )
@@ -229,8 +232,14 @@ class Engine:
         self._norm = math.nan
         self.phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
         """Entered with "optimizer" around the update, for whoever splits the time of a step."""
-        self.progress: Callable[[], None] = lambda: None
-        """Called before each forward and each backward pass of a step, for whoever watches for a hang."""
+        self._progress: Callable[[], None] = lambda: None
+
+    def on_progress(self, call: Callable[[], None]) -> None:
+        """Have something called in each pass of a pack before it and before ranks wait for each other in it.
+
+        For whoever watches for a hang: a rank that is behind has called less often.
+        """
+        self._progress = self.deepspeed.module.progress = call
 
     def step(
         self, packs: Sequence[PackTensors], objective: Objective, context: StepContext, learning_rate: float
@@ -250,7 +259,7 @@ class Engine:
         losses, found = [], []
         for number, (pack, share) in enumerate(zip(packs, self._shares(packs), strict=True), 1):
             self.deepspeed.set_gradient_accumulation_boundary(number == len(packs))
-            self.progress()
+            self._progress()
             loss, *sums = self.deepspeed(pack, objective, context, share)
             losses.append(loss.detach())
             found.append(sums)
@@ -258,7 +267,7 @@ class Engine:
             # as NaN even where its own gradient would be finite. The product also matters by itself: at ZeRO stage 0
             # DeepSpeed 0.19 divides the gradient of a tensor that comes straight out of forward by micro_steps.
             scale = torch.where(loss.isfinite(), float(self._world.size), math.nan)
-            self.progress()
+            self._progress()
             self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
         return losses, found
 

@@ -62,7 +62,7 @@ class Recorder:
         self.watchdog = enter(Watchdog(self._config.watchdog, folder, self._world.rank, self._world.size))
         self.clock = StepClock(self._world.device, self.watchdog.phase)
         self._engine.phase = self.clock.phase
-        self._engine.progress = self.watchdog.progress
+        self._engine.on_progress(self.watchdog.progress)
         self._hardware = enter(Hardware(self._world.device))
         self._profiles = profile and self._first
         if self._profiles:

@@ -7,7 +7,7 @@ the process with HANG_EXIT_CODE, so that a supervisor takes the other ranks down
 longest, so it is the first to speak. Where a native call holds the interpreter's lock and the thread cannot run,
 faulthandler's own timer dumps the stacks at twice the timeout and ends the process with code 1.
 
-A sign of life costs one small write and one timer, 0.14 ms: some six times a step, and twice a micro-batch.
+A sign of life costs one small write and one timer, 0.14 ms: some six times a step, and three times a micro-batch.
 """
 
 import faulthandler
