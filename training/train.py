@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -356,6 +357,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--overfit-one-batch", action="store_true", help="train on the first batch only; saves nothing")
     parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; LOCAL_RANK is what counts")
     given = parser.parse_args(argv)
+    # DeepSpeed's own calls, which nobody who starts a run can change.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     first = os.environ.get("RANK", "0") == "0"
     options = RunOptions(sys.stdout if given.json and first else None, given.profile, given.overfit_one_batch)
     try:

@@ -380,9 +380,7 @@ class Location:
                 if stamp is not None and _local_stamp(Path(self.path).stat()) != stamp:
                     raise _changed(self.url)
                 with self.explained("read"):
-                    return pq.ParquetFile(
-                        self.path, metadata=footer, memory_map=True, page_checksum_verification=True
-                    )
+                    return pq.ParquetFile(self.path, metadata=footer, memory_map=True, page_checksum_verification=True)
             return pq.ParquetFile(
                 _RangeReader(self, stamp), metadata=footer, pre_buffer=True, page_checksum_verification=True
             )
