@@ -17,6 +17,7 @@ from etl import conf
 from etl.errors import ConfigError, DataError, SchemaError, SourceError
 from etl.harmony.step import HarmonyStep
 from etl.schema import TEACHER_LOGP, VERDICT
+from etl.storage.batches import store_batch
 from etl.storage.dataset import CHECKPOINTS, write_dataset
 from etl.storage.manifest import accounting_gaps
 from jobs import rescore as job
@@ -254,12 +255,11 @@ def test_a_checkpoint_is_due_by_rows_or_by_the_clock(large, tmp_path, monkeypatc
         stored.clear()
         return rescore(configuration(large, tmp_path / f"{limit_rows}-{limit_s}", *ALL))
 
-    def spy(batch):
+    def spy(place, batch):
         stored.append(batch.num_rows)
-        return to_ipc(batch)
+        store_batch(place, batch)
 
-    to_ipc = job._to_ipc
-    monkeypatch.setattr(job, "_to_ipc", spy)
+    monkeypatch.setattr(job, "store_batch", spy)
     assert written(1000, 60.0).manifest.rows_out == 140
     assert stored == [80, 40, 20]
     assert written(7, 60.0).manifest.rows_out == sum(stored) == 140
