@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -111,7 +112,7 @@ def stream_digest_command(
         config = conf.load(TrainConfig, name, "training", [*(set_ or []), *threads])
         config.check()
         chosen = config.stage_named(stage)
-        open_stream = lambda rank, num_ranks: open_stage(config, chosen, rank, num_ranks, DecisionLog.preview)  # noqa: E731
+        open_stream = partial(open_stage, config, chosen, open_log=DecisionLog.preview)
         report(stream_digest(open_stream, world_size, steps, resume_at))
         return 0
 

@@ -30,7 +30,7 @@ from torch import nn
 from etl.errors import DataError
 from training.data.collate import PackTensors
 from training.deepspeed_json import deepspeed_config, is_bf16, zero_stage
-from training.losses.objective import Objective, StepContext, TeacherOutput
+from training.losses.objective import Objective, StepContext
 from training.losses.router import RouterConfig, RouterSums, router_loss
 from training.losses.spans import KINDS, SpanObjective
 from training.models.factory import Student
@@ -167,23 +167,6 @@ class TrainingModule(nn.Module):
             router_logits, batch.in_document, self.student.experts_per_token, self.router, share
         )
         return output.total + penalty, output.sums, *vars(router).values()
-
-
-class FrozenTeacher:
-    """A model that an objective compares with, in this process: whole on every rank, never trained, never saved.
-
-    Not a module and not part of one, so neither DeepSpeed nor a checkpoint sees its parameters.
-    """
-
-    def __init__(self, model: Student, device: torch.device, dtype: torch.dtype) -> None:
-        """Moves the model. Its parameters take `dtype`'s bytes each on every rank, whatever the ZeRO stage."""
-        self._model = model.to(device, dtype).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def __call__(self, batch: PackTensors) -> TeacherOutput:
-        """Forward pass of a pack."""
-        hidden, _ = self._model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
-        return TeacherOutput(hidden, self._model.lm_head.weight)
 
 
 @dataclass(frozen=True)

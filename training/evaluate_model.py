@@ -24,7 +24,7 @@ class Models:
     def __init__(self, dtype: str, device: str | None) -> None:
         """`dtype` is a key of DTYPES; None as device takes a GPU where there is one."""
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._dtype = DTYPES[dtype]
+        self.dtype = DTYPES[dtype]
         self._kept: tuple[str, str, Any] = ("", "", None)
 
     def packed(self, folder: str) -> Student:
@@ -41,7 +41,7 @@ class Models:
         Raises:
             ConfigError: the folder has no causal LM that can be packed.
         """
-        network = TransformersNetwork(from_weights(folder, self._dtype))
+        network = TransformersNetwork(from_weights(folder, self.dtype))
         return Student(network).eval().requires_grad_(False).to(self.device)
 
     def _keep(self, kind: str, folder: str) -> Any:
@@ -57,7 +57,7 @@ class Models:
 
         logging.disable_progress_bar()
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=self._dtype)
+            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=self.dtype)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder} is not a causal LM that transformers loads: {error}") from error
         return Generator(Path(folder), model.eval().to(self.device))

@@ -29,14 +29,15 @@ from etl.harmony.vocabulary import CALL, RETURN, START
 from etl.schema import SPAN_KINDS
 from etl.storage.location import Location
 from training.answers import given_answer, is_same, stated_answer
-from training.data.collate import Pack, PackTensors, collate
+from training.data.cell_packs import packs_by_cell
+from training.data.collate import Pack, collate
 from training.data.plan import StreamConfig, uniform
 from training.data.reader import CorpusReader
 from training.evaluate_model import Models
-from training.held_out import packs_of
-from training.losses.objective import CrossEntropy, Divergence, StepContext, TeacherOutput
+from training.losses.objective import CrossEntropy, Divergence, StepContext
 from training.losses.spans import KINDS
 from training.models.factory import Student
+from training.models.frozen_teacher import FrozenTeacher
 from training.teacher_tokenizer import check_tokenizer
 
 Metrics = dict[str, float]
@@ -55,7 +56,7 @@ class _Pair:
     """A model, and perhaps the one that it is compared with."""
 
     student: Student
-    teacher: Student | None
+    teacher: FrozenTeacher | None
 
     @torch.no_grad()
     def sums(self, pack: Pack, device: torch.device) -> _Found:
@@ -63,18 +64,13 @@ class _Pair:
         batch = pack.tensors(device)
         hidden, _ = self.student(batch.input_ids, batch.position_ids, batch.cu_seqlens)
         # The sums of an objective do not depend on the counts of the global batch.
-        step = StepContext(torch.zeros(2 * KINDS, dtype=torch.float64, device=device), teacher=self._teach)
+        step = StepContext(torch.zeros(2 * KINDS, dtype=torch.float64, device=device), teacher=self.teacher)
         nll = CrossEntropy().loss(self.student.lm_head, hidden, batch, step).sums
         divergence = torch.zeros(KINDS, dtype=torch.float64)
         if self.teacher is not None:
             divergence = Divergence().loss(self.student.lm_head, hidden, batch, step).sums
         counts = CrossEntropy().counts(pack)[:KINDS]
         return _Found(torch.from_numpy(counts), nll.cpu(), divergence.cpu())
-
-    def _teach(self, batch: PackTensors) -> TeacherOutput:
-        assert self.teacher is not None, "asked for where there is one"
-        hidden, _ = self.teacher(batch.input_ids, batch.position_ids, batch.cu_seqlens)
-        return TeacherOutput(hidden, self.teacher.lm_head.weight)
 
 
 class HeldOutSuite(Config):
@@ -99,9 +95,11 @@ class HeldOutSuite(Config):
         Raises:
             ConfigError: no document of the split fits in a pack, or the teacher has another tokenizer.
         """
+        teacher = None
         if self.teacher is not None:
             check_tokenizer(Path(self.teacher).expanduser())
-        pair = _Pair(models.packed(folder), None if self.teacher is None else models.load_packed(self.teacher))
+            teacher = FrozenTeacher(models.load_packed(self.teacher), models.device, models.dtype)
+        pair = _Pair(models.packed(folder), teacher)
         cells: dict[str, _Found] = {}
         for cell, pack in self._packs(seed):
             found = pair.sums(pack, models.device)
@@ -131,10 +129,9 @@ class HeldOutSuite(Config):
         data = StreamConfig(corpus=self.corpus, pack_tokens=self.pack_tokens, global_batch_packs=1)
         with closing(CorpusReader(self.corpus, self.split)) as reader:
             index = reader.read_index(reader.whole, seed)
-            for code in np.unique(index.cell):
-                numbers = np.flatnonzero(index.cell == code)
-                for chosen in islice(packs_of(index, numbers, data, seed), self.max_packs):
-                    yield reader.cells[int(code)], collate(reader.gather(index, chosen), self.pack_tokens)
+            for cell, packs in packs_by_cell(index, reader.cells, data, self.max_packs, seed):
+                for chosen in packs:
+                    yield cell, collate(reader.gather(index, chosen), self.pack_tokens)
 
 
 class FormatSuite(Config):

@@ -9,9 +9,8 @@ on), the share that has more than half of the probability, so that greedy decodi
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,13 @@ from pydantic import Field
 from etl.config import Config
 from etl.errors import ConfigError
 from etl.harmony.vocabulary import NUM_TEXT_TOKENS
-from training.data.collate import Pack, PackTensors, collate
-from training.data.packing import IntArray, pack
-from training.data.plan import DocumentIndex, StreamConfig, left_out, uniform
+from training.data.cell_packs import packs_by_cell
+from training.data.collate import Pack, collate
+from training.data.plan import StreamConfig
 from training.data.reader import CorpusReader
 from training.engine import Engine, World
-from training.losses.chunked_head import LmHead
-from training.losses.objective import CrossEntropy, LossOutput, StepContext
-from training.losses.token_nll import TokenNll
+from training.losses.objective import CrossEntropy
+from training.losses.spans import Supervised
 
 
 class HeldOutSet(Config):
@@ -52,13 +50,11 @@ class HeldOutConfig(Config):
 class FormatCrossEntropy(CrossEntropy):
     """Cross-entropy that also counts the control tokens among the targets, and those that are the likeliest token."""
 
-    def loss(self, head: LmHead, hidden: torch.Tensor, batch: PackTensors, step: StepContext) -> LossOutput:
-        """Loss of a pack from its hidden states [T, H]."""
-        here = self.supervised(batch, step)
-        total, nll = head(hidden.index_select(0, here.rows), TokenNll(here.targets, here.coefficients))
+    def sums(self, here: Supervised, nll: torch.Tensor) -> torch.Tensor:
+        """S_k [kinds], right control tokens, control tokens."""
         of_control = nll[here.targets >= NUM_TEXT_TOKENS]
         found = torch.stack([(of_control < math.log(2)).sum(), torch.tensor(len(of_control), device=nll.device)])
-        return LossOutput(total, torch.cat([here.sums(nll), found.double()]))
+        return torch.cat([super().sums(here, nll), found.double()])
 
     def report(self, counts: torch.Tensor, sums: torch.Tensor) -> dict[str, Any]:
         """Adds `format`, None where no target is a control token."""
@@ -93,11 +89,7 @@ class HeldOut:
     def _add(self, name: str, held_out: HeldOutSet, data: StreamConfig, max_packs: int, seed: int) -> None:
         with closing(CorpusReader(held_out.corpus, held_out.split, vocab_sizes=self._vocab_sizes)) as reader:
             index = reader.read_index(reader.whole, seed)
-            for cell in sorted({reader.cells[code] for code in index.cell}):
-                numbers = np.flatnonzero(index.cell == reader.cells.index(cell))
-                packs = list(islice(packs_of(index, numbers, data, seed), max_packs))
-                if not packs:
-                    continue
+            for cell, packs in packs_by_cell(index, reader.cells, data, max_packs, seed):
                 own = packs[self._world.rank :: self._world.size]
                 own += [np.empty(0, np.int64)] * (-(-len(packs) // self._world.size) - len(own))
                 key = f"{name}/{cell}" if name else cell
@@ -123,11 +115,3 @@ class HeldOut:
 def _is_own(key: str) -> bool:
     """Whether a cell is one of the corpus that is trained on: `cell` and not `set/cell`."""
     return key.count("/") == 1
-
-
-def packs_of(index: DocumentIndex, numbers: IntArray, data: StreamConfig, seed: int) -> Iterator[IntArray]:
-    """Packs of some documents, each pack the numbers of its documents, in an order drawn by the seed."""
-    out, _ = left_out(index, data.pack_tokens)
-    usable = numbers[~out[numbers]]
-    order = np.argsort(uniform(index.id_hash[usable], seed, 0, 0), kind="stable")
-    return pack(iter([usable[order]]), index.num_tokens, data.pack_tokens, data.lookahead_docs)

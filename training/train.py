@@ -35,7 +35,6 @@ from training.deepspeed_json import is_bf16, read_deepspeed_json
 from training.engine import (
     Engine,
     Faults,
-    FrozenTeacher,
     StepTaken,
     TrainingModule,
     World,
@@ -47,6 +46,7 @@ from training.held_out import HeldOut
 from training.losses.objective import Divergence, StepContext, WeightedCrossEntropy
 from training.metrics import Record
 from training.models.factory import Student, build_student
+from training.models.frozen_teacher import FrozenTeacher
 from training.recorder import Recorder
 from training.schedule import ArmConfig, StageConfig
 from training.stage_stream import GlobalStep, StageStream, check_corpora, open_stage, over_all_ranks

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import duckdb
@@ -22,6 +21,7 @@ from etl.storage.dataset import CHECKPOINTS, write_dataset
 from etl.storage.manifest import accounting_gaps
 from jobs import rescore as job
 from jobs.rescore import RescoreConfig, rescore
+from tests.services.process import wait_until
 from tests.training.teacher_server import serving
 from tests.training.teachers import documents, save_teacher, write_corpus
 from training.data.teacher_table import TeacherTable, completion_digests
@@ -404,9 +404,7 @@ def test_two_workers_of_a_run_that_was_killed_give_the_same_dataset(folder, whol
         command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 240
-    while not list(tmp_path.rglob("*.arrow")) and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: bool(list(tmp_path.rglob("*.arrow"))) or first.poll() is not None, "a checkpoint", 240)
     assert first.poll() is None
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()

@@ -12,7 +12,6 @@ import random
 import signal
 import sys
 import threading
-import time
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +90,9 @@ def _arm(moment):
         if calls == moment.call:
             if moment.delay_s == 0:
                 _kill()
-            threading.Thread(target=lambda: (time.sleep(moment.delay_s), _kill()), daemon=True).start()
+            timer = threading.Timer(moment.delay_s, _kill)
+            timer.daemon = True
+            timer.start()
         return function(*args, **kwargs)
 
     setattr(owner, name, counted)

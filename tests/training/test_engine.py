@@ -11,9 +11,10 @@ from tests.training import precision
 from tests.training.packs import toy_pack
 from tests.training.precision import CPU, OBJECTIVE, OPTIMIZER, context, full_parameters, module
 from training.deepspeed_json import deepspeed_config, read_deepspeed_json, zero_stage
-from training.engine import Engine, Faults, FrozenTeacher, world
+from training.engine import Engine, Faults, world
 from training.losses.objective import LossOutput
 from training.losses.router import RouterConfig
+from training.models.frozen_teacher import FrozenTeacher
 from training.optimizer import OptimizerConfig
 
 # DeepSpeed and what it imports late use deprecated parts of torch.

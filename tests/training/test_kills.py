@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import psutil
 import pytest
 import torch
 
+from tests.services.process import wait_until
 from tests.training import kills
-from tests.training.corpora import write_corpus
 from tests.training.disturbed_runs import STEP_TOKENS, arguments, checked_steps, ledger, settings
 from tests.training.faulty import FACTORY, FAULT
 from tests.training.toy_runs import deterministic, records
@@ -28,13 +27,6 @@ DEADLINE_S = 120.0
 
 def tokens_of(steps):
     return f"stages.0.tokens={steps * STEP_TOKENS}"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus") / "corpus"
-    write_corpus(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +69,7 @@ def test_a_run_that_is_killed_at_random_moments_equals_an_undisturbed_one_bit_fo
 ):
     seed = int(os.environ.get("KILLS_SEED") or random.SystemRandom().randrange(2**32))
     moments = kills.moments(seed, num_kills)
-    print(f"KILLS_SEED={seed} gives", *moments, sep="\n")  # noqa: T201  # shown when it fails
+    sys.stdout.write(f"KILLS_SEED={seed} gives {moments}\n")  # shown when it fails
     steps = (num_kills + 1) * kills.STEPS
     run = arguments(settings(corpus, tmp_path, tokens_of(steps)))
     saved = []
@@ -146,14 +138,13 @@ def start():
         run.process.communicate()
 
 
-def all_gone(ranks):
-    """Whether no rank is left; one may need a moment to be reaped."""
-    deadline = time.monotonic() + 10
-    while any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks.values()):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
+def wait_for_the_end_of(ranks):
+    """Raises TimeoutError where one is left; one may need a moment to be reaped."""
+
+    def is_left(rank):
+        return rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE
+
+    wait_until(lambda: not any(map(is_left, ranks.values())), "the end of all ranks", 10)
 
 
 def test_sigterm_saves_where_it_stands_and_the_next_start_ends_like_an_undisturbed_run(
@@ -164,7 +155,7 @@ def test_sigterm_saves_where_it_stands_and_the_next_start_ends_like_an_undisturb
     ranks = stopped.until_step(3)
     stopped.process.send_signal(signal.SIGTERM)
     assert stopped.end() == 0, "".join(stopped.said)
-    assert all_gone(ranks)
+    wait_for_the_end_of(ranks)
     last = records(tmp_path)[-1]["step"]
     assert 3 <= last < 32
     assert checked_steps(tmp_path) == [last]
@@ -186,7 +177,7 @@ def test_a_killed_rank_takes_the_other_down_and_the_last_checkpoint_is_whole(cor
     ranks[1].kill()
     assert run.end() == 128 + signal.SIGKILL
     assert "rank 1 has ended with SIGKILL, the others were stopped" in "".join(run.said)
-    assert all_gone(ranks)
+    wait_for_the_end_of(ranks)
     assert checked_steps(tmp_path)[-1] >= 2
 
 
@@ -200,5 +191,5 @@ def test_a_hanging_rank_is_named_with_its_step_and_all_ranks_end(corpus, tmp_pat
     assert run.end() == HANG_EXIT_CODE
     told = [line for line in run.said if "watchdog:" in line]
     assert any("no progress for 15 s; rank 1 at step 6 in phase forward_backward" in line for line in told), told
-    assert all_gone(ranks)
+    wait_for_the_end_of(ranks)
     assert checked_steps(tmp_path)[-1] >= 2

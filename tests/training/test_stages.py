@@ -16,7 +16,7 @@ import torch
 
 from etl.errors import ConfigError
 from etl.storage.dataset import write_dataset
-from tests.training.corpora import VOCAB, documents, write_corpus
+from tests.training.corpora import VOCAB, documents
 from tests.training.models.toys import family
 from tests.training.teacher_tables import append_columns, rows_of, write_teacher
 from tests.training.toy_runs import (
@@ -54,13 +54,6 @@ def logp_by_kind(row, number):
 def top_in_vocabulary(place, topk):
     """A distribution's likeliest ids: they hold seven eighths of it."""
     return [(place + rank) % VOCAB for rank in range(topk)], [math.log(0.5**rank) for rank in range(1, topk + 1)]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus") / "corpus"
-    write_corpus(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import torch
 from etl import conf
 from etl.errors import ConfigError, DataError
 from etl.storage.dataset import write_dataset
-from tests.training.corpora import documents, write_corpus
+from tests.training.corpora import documents
+from tests.training.toy_runs import PulledPlugError, deterministic, pull_the_plug_at, records, weights
 from training.config import TrainConfig
 from training.data.decisions import DecisionLog
 from training.data.lanes import RankStream
@@ -18,7 +19,7 @@ from training.data.plan import initial_value
 from training.data.reader import CorpusReader
 from training.engine import TrainingModule
 from training.losses.objective import CrossEntropy, StepContext
-from training.metrics import MEASURED, PHASES
+from training.metrics import PHASES
 from training.models.factory import build_student
 from training.optimizer import parameter_groups
 from training.train import RunOptions, train
@@ -35,13 +36,6 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus") / "corpus"
-    write_corpus(folder)
-    return folder
-
-
 def overrides(corpus, output, *more):
     return [*SMALL, f"data.corpus={corpus}", f"output={output}", *more]
 
@@ -50,21 +44,8 @@ def configuration(corpus, output, *more):
     return conf.load(TrainConfig, "demo", "training", overrides(corpus, output, *more))
 
 
-def records(output):
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def deterministic(record):
-    return {key: value for key, value in record.items() if key not in MEASURED}
-
-
 def modified(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-
-
-def weights(result):
-    (path,) = Path(result.checkpoint).glob("**/mp_rank_00_model_states.pt")
-    return torch.load(path, weights_only=False)["module"]
 
 
 def checkpoints(output):
@@ -125,17 +106,9 @@ def test_steps_equal_a_plain_torch_loop(corpus, whole):
     stream.close()
 
 
-class PulledPlugError(Exception):
-    pass
-
-
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(corpus, whole, tmp_path):
-    def pull_the_plug(record):
-        if record["step"] == 5:
-            raise PulledPlugError
-
     with pytest.raises(PulledPlugError):
-        train(configuration(corpus, tmp_path), pull_the_plug)
+        train(configuration(corpus, tmp_path), pull_the_plug_at(5))
     assert checkpoints(tmp_path) == [3]
     half_written = tmp_path / "checkpoints" / "step-00000009-000000000000"
     half_written.mkdir()
@@ -146,7 +119,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert checkpoints(tmp_path) == [6]
     assert not list(tmp_path.rglob("rng-7.pt"))
     output, result = whole
-    assert list(map(deterministic, records(tmp_path))) == list(map(deterministic, records(output)))
+    assert deterministic(records(tmp_path)) == deterministic(records(output))
     ours, theirs = weights(resumed), weights(result)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -180,7 +153,7 @@ def test_max_steps_pauses_and_a_higher_one_goes_on_to_the_same_end(corpus, whole
     assert train(configuration(corpus, tmp_path, "max_steps=2")) == paused
     finished = train(configuration(corpus, tmp_path))
     assert finished.complete
-    assert list(map(deterministic, records(tmp_path))) == list(map(deterministic, records(whole[0])))
+    assert deterministic(records(tmp_path)) == deterministic(records(whole[0]))
 
 
 def test_a_complete_run_goes_on_when_its_last_stage_is_given_more_tokens(corpus, tmp_path):
@@ -211,14 +184,10 @@ def test_stages_follow_each_other_and_arms_share_the_steps_of_one(corpus, tmp_pa
     names = {path.parent.relative_to(tmp_path / "decisions").as_posix() for path in tmp_path.rglob("000000.json")}
     assert names == {"first/main", "mixed/a", "mixed/b"}
 
-    def pull_the_plug(record):
-        if record["step"] == 5:
-            raise PulledPlugError
-
     with pytest.raises(PulledPlugError):
-        train(configuration(corpus, tmp_path / "again", *more), pull_the_plug)
+        train(configuration(corpus, tmp_path / "again", *more), pull_the_plug_at(5))
     train(configuration(corpus, tmp_path / "again", *more))
-    assert list(map(deterministic, records(tmp_path / "again"))) == list(map(deterministic, records(tmp_path)))
+    assert deterministic(records(tmp_path / "again")) == deterministic(records(tmp_path))
 
 
 def test_overfitting_one_batch_learns_it_and_saves_nothing(corpus, tmp_path):
@@ -261,7 +230,7 @@ def test_with_deterministic_kernels_alone_a_run_on_a_cpu_is_the_same(corpus, who
     )
     assert enabled == [True] * 6
     assert not torch.are_deterministic_algorithms_enabled()
-    assert list(map(deterministic, records(tmp_path))) == list(map(deterministic, records(whole[0])))
+    assert deterministic(records(tmp_path)) == deterministic(records(whole[0]))
 
 
 def test_a_corpus_without_a_usable_document_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from training.data.collate import PackTensors
 from training.losses.chunked_head import LmHead
-from training.losses.spans import LossOutput, SpanObjective, StepContext
+from training.losses.spans import LossOutput, SpanObjective, StepContext, Supervised
 from training.losses.token_nll import TokenNll
 
 
@@ -22,4 +22,8 @@ class CrossEntropy(SpanObjective):
         """Loss of a pack from its hidden states [T, H]."""
         here = self.supervised(batch, step)
         total, nll = head(hidden.index_select(0, here.rows), TokenNll(here.targets, here.coefficients))
-        return LossOutput(total, here.sums(nll))
+        return LossOutput(total, self.sums(here, nll))
+
+    def sums(self, here: Supervised, nll: torch.Tensor) -> torch.Tensor:
+        """What is summed over packs and ranks, from -log p of each supervised row: float64, S_k [kinds] first."""
+        return here.sums(nll)

@@ -2,20 +2,11 @@ import hashlib
 from contextlib import closing
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.training.corpora import write_corpus
 from tests.training.data.streams import opener, small_stream
 from training.data.digest import stream_digest
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder / "corpus")
-    return folder / "corpus"
 
 
 def test_the_digest_is_that_of_ids_positions_and_kinds_in_order(corpus):

@@ -1,4 +1,3 @@
-import time
 from contextlib import ExitStack, closing
 
 import numpy as np
@@ -10,7 +9,8 @@ from etl.errors import ConfigError, DataError
 from etl.mixture.cluster_caps import ClusterCaps
 from etl.storage.dataset import write_dataset
 from etl.storage.location import Location
-from tests.training.corpora import documents, write_corpus
+from tests.services.process import wait_until
+from tests.training.corpora import documents
 from tests.training.data.streams import SEED, opener, pair_table, small_stream, write_row_groups
 from training.data.decisions import DecisionLog
 from training.data.lanes import FILLER, NO_DOCUMENTS, RankStream
@@ -19,14 +19,6 @@ from training.data.reader import CorpusReader, ReadConfig
 
 WORLDS = (1, 2, 3, 4, 5, 7, 8)
 SHARES = {"B1/*": 0.4, "B3/*": 0.6}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """90 documents in B1/C1 and 30 in B3/C1."""
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder / "corpus")
-    return folder / "corpus"
 
 
 def global_steps(open_stream, world, num_steps, state=None):
@@ -201,10 +193,7 @@ def test_the_record_of_the_next_segment_is_taken_when_half_of_one_is_given_out(c
         stream.next_step()
         assert len(list(tmp_path.iterdir())) == 1
         stream.next_step()
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "000001.json").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until((tmp_path / "000001.json").exists, "the record of the next segment", 30)
         assert (stream.state.segment, stream.state.pack) == (0, 8)
 
 

@@ -1,0 +1,24 @@
+"""The teacher whose logits an objective compares with: a student's kind of model that is only asked."""
+
+import torch
+
+from training.data.collate import PackTensors
+from training.losses.spans import TeacherOutput
+from training.models.factory import Student
+
+
+class FrozenTeacher:
+    """A model that an objective compares with, in this process: whole on every rank, never trained, never saved.
+
+    Not a module and not part of one, so neither DeepSpeed nor a checkpoint sees its parameters.
+    """
+
+    def __init__(self, model: Student, device: torch.device, dtype: torch.dtype) -> None:
+        """Moves the model. Its parameters take `dtype`'s bytes each on every rank, whatever the ZeRO stage."""
+        self._model = model.to(device, dtype).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, batch: PackTensors) -> TeacherOutput:
+        """Forward pass of a pack."""
+        hidden, _ = self._model(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        return TeacherOutput(hidden, self._model.lm_head.weight)
