@@ -55,7 +55,7 @@ RANGE: Final = pa.struct([("start", pa.int32()), ("end", pa.int32())])
 
 REMOVED: Final = pa.field("removed", pa.list_(RANGE))
 """Byte ranges of a raw document's content that are taken out of it: ascending, apart from each other. A side table that
-has this column changes what `messages` reads as (etl/storage/aligned.py); no step sees the column itself."""
+has this column changes what `messages` reads as (etl/rows.py); no step sees the column itself."""
 
 PROMPT: Final = pa.schema(
     [

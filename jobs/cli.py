@@ -62,8 +62,8 @@ def plan_command(
     """
 
     def job() -> int:
-        from etl.stages.estimate import estimate
-        from etl.stages.plan import describe, plan_recipe
+        from etl.run.estimate import estimate
+        from etl.run.plan import describe, plan_recipe
 
         loaded = _recipe(recipe, set_)
         for line in describe(plan_recipe(loaded)):
@@ -85,7 +85,7 @@ def adopt_command(
     """Accept what is committed for a stage as this recipe's own; its manifest records what differs."""
 
     def job() -> int:
-        from etl.stages.plan import adopt
+        from etl.run.plan import adopt
 
         for reason in adopt(_recipe(recipe, set_), stage):
             report(f"adopted {stage} although {reason}")

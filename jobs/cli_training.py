@@ -43,7 +43,7 @@ def train_command(
             from training.train import main
 
             return main(words)
-        from training.supervisor import Ranks, supervise
+        from training.launch.supervisor import Ranks, supervise
 
         ranks = Ranks(nproc, nnodes, node_rank, master_addr, master_port)
         return supervise([sys.executable, "-m", "training.train", *words], ranks, grace)
@@ -54,7 +54,7 @@ def train_command(
 def _dry_run(name: str, overrides: list[str], world_size: int, as_json: bool) -> int:
     from etl import conf
     from training.config import TrainConfig
-    from training.dry_run import dry_run
+    from training.stages.dry_run import dry_run
 
     found = dry_run(conf.load(TrainConfig, name, "training", overrides), world_size)
     if as_json:
@@ -104,9 +104,9 @@ def stream_digest_command(
     def job() -> int:
         from etl import conf
         from training.config import TrainConfig
-        from training.data.decisions import DecisionLog
+        from training.data.stream.decisions import DecisionLog
         from training.data.digest import stream_digest
-        from training.stage_stream import open_stage
+        from training.stages.stream import open_stage
 
         threads = [] if workers is None else [f"read.workers={workers}"]
         config = conf.load(TrainConfig, name, "training", [*(set_ or []), *threads])
@@ -136,7 +136,7 @@ def decide_command(
         from etl.errors import ConfigError
         from etl.storage.location import Location
         from training.config import TrainConfig
-        from training.data.decisions import DecisionLog
+        from training.data.stream.decisions import DecisionLog
 
         config = conf.load(TrainConfig, name, "training", set_ or [])
         chosen = config.stage_named(stage)
@@ -157,8 +157,8 @@ def check_model_command(name: ConfName, set_: Overrides = None) -> None:
 
     def job() -> int:
         from etl import conf
-        from training.check_model import check_model
-        from training.check_model import report as table_of
+        from training.models.check_model import check_model
+        from training.models.check_model import report as table_of
         from training.config import TrainConfig
 
         config = conf.load(TrainConfig, name, "training", set_ or [])
@@ -190,7 +190,7 @@ def export_command(
     """Write a trained student as a folder that transformers loads, with tokenizer, template and data manifest."""
 
     def job() -> int:
-        from training.export import export
+        from training.export.export import export
 
         report(f"exported to {export(run, target)}")
         return 0
@@ -204,7 +204,7 @@ def evaluate_command(name: ConfName, set_: Overrides = None) -> None:
 
     def job() -> int:
         from etl import conf
-        from training.evaluate import EvaluateConfig, evaluate_conf
+        from training.evaluate.report import EvaluateConfig, evaluate_conf
 
         found = evaluate_conf(conf.load(EvaluateConfig, name, "evaluate", set_ or []))
         report(found.to_markdown())

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.table import Table
 
 from etl import conf
-from etl.stages.run import RunResult
+from etl.run.run import RunResult
 from etl.storage.manifest import FLOW, Accounting
 from jobs.entry import OUT, main_of, report
 
@@ -51,7 +51,7 @@ def _run_recipe(engine: str, overrides: list[str]) -> RunResult:
 
 def _train_and_show(result: RunResult, output: Path) -> None:
     from training.config import TrainConfig
-    from training.export import export
+    from training.export.export import export
     from training.train import train
 
     assert result.corpus is not None

@@ -2,8 +2,8 @@
 
     python -m jobs.rescore --conf demo --set corpus=DIR/corpus --set teacher.model=FOLDER --set output=DIR/rescored
 
-A subset of the rows is chosen from narrow columns (training/teacher_subset.py); each chosen row's prompt is rendered
-for a reasoning effort (training/teacher_prompt.py), the teacher passes over prompt and completion once, and the
+A subset of the rows is chosen from narrow columns (training/teacher/subset.py); each chosen row's prompt is rendered
+for a reasoning effort (training/teacher/prompt.py), the teacher passes over prompt and completion once, and the
 log-probabilities of the supervised tokens are stored, one file a split of the corpus, by the storage protocol. What has
 been scored is kept every 60 s or 1,000 rows, so a killed run goes on where it stood and gives the same dataset.
 
@@ -45,12 +45,12 @@ from etl.storage.lock import RunLock
 from etl.storage.manifest import Part, sum_counts
 from jobs.entry import main_of, report
 from training.data.teacher_table import TABLE, completion_digests, digest_bytes
-from training.teacher import LocalTeacherConfig, Request, Scores, Teacher, local_folder
-from training.teacher_prompt import EFFORTS, PromptRenderer, with_effort
-from training.teacher_server import ServerTeacher, ServerTeacherConfig
-from training.teacher_stats import distributions, findings
-from training.teacher_subset import Cell, RowColumns, SubsetConfig, choose, chosen
-from training.teacher_tokenizer import check_tokenizer
+from training.teacher.teacher import LocalTeacherConfig, Request, Scores, Teacher, local_folder
+from training.teacher.prompt import EFFORTS, PromptRenderer, with_effort
+from training.teacher.server import ServerTeacher, ServerTeacherConfig
+from training.teacher.stats import distributions, findings
+from training.teacher.subset import Cell, RowColumns, SubsetConfig, choose, chosen
+from training.models.tokenizer import check_tokenizer
 
 STAGE = "teacher_logp"
 VERSION = 1
@@ -446,7 +446,7 @@ def open_teacher(config: RescoreConfig, worker: int) -> Teacher:
         return ServerTeacher(config.teacher, config.topk)
     import torch
 
-    from training.teacher_local import LocalTeacher
+    from training.teacher.local import LocalTeacher
 
     gpus = torch.cuda.device_count()
     return LocalTeacher(config.teacher, config.temperature, config.topk, f"cuda:{worker % gpus}" if gpus else "cpu")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from etl import conf
 from etl.engines.spark import SparkEngine
 from etl.recipe import Recipe
-from etl.stages.run import RunResult, run_recipe, run_stage
+from etl.run.run import RunResult, run_recipe, run_stage
 from jobs.entry import add_recipe_flags, main_of, report
 
 

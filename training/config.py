@@ -6,17 +6,17 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from etl.config import Config
-from training.checkpoint import CheckpointConfig
-from training.data.plan import StreamConfig
+from training.checkpoint.checkpoints import CheckpointConfig
+from training.data.stream.plan import StreamConfig
 from training.data.reader import ReadConfig
-from training.held_out import HeldOutConfig
+from training.stages.held_out import HeldOutConfig
 from training.losses.router import RouterConfig
-from training.metrics import MetricsConfig
+from training.record.metrics import MetricsConfig
 from training.models.factory import ModelConfig
-from training.optimizer import OptimizerConfig
-from training.schedule import ArmConfig, StageConfig, check_arm, check_stages, named, optimizer_of, stream_of
-from training.state import TrainState
-from training.watchdog import WatchdogConfig
+from training.engine.optimizer import OptimizerConfig
+from training.stages.schedule import ArmConfig, StageConfig, check_arm, check_stages, named, optimizer_of, stream_of
+from training.stages.state import TrainState
+from training.record.watchdog import WatchdogConfig
 
 
 class TrainConfig(Config):

@@ -26,13 +26,13 @@ from rich.console import Console
 from etl import conf
 from etl.errors import DataError, StillhouseError
 from etl.storage.location import Location
-from training import run_record
-from training.checkpoint import Checkpoints
+from training.record import run_record
+from training.checkpoint.checkpoints import Checkpoints
 from training.config import TrainConfig
-from training.data.decisions import DecisionLog
+from training.data.stream.decisions import DecisionLog
 from training.data.teacher_table import TeacherTable
-from training.deepspeed_json import is_bf16, read_deepspeed_json
-from training.engine import (
+from training.engine.deepspeed_json import is_bf16, read_deepspeed_json
+from training.engine.engine import (
     Engine,
     Faults,
     StepTaken,
@@ -41,17 +41,17 @@ from training.engine import (
     deterministic_kernels,
     world,
 )
-from training.flops import ModelShape
-from training.held_out import HeldOut
+from training.record.flops import ModelShape
+from training.stages.held_out import HeldOut
 from training.losses.objective import Divergence, StepContext, WeightedCrossEntropy
-from training.metrics import Record
+from training.record.metrics import Record
 from training.models.factory import Student, build_student
-from training.models.frozen_teacher import FrozenTeacher
-from training.recorder import Recorder
-from training.schedule import ArmConfig, StageConfig
-from training.stage_stream import GlobalStep, StageStream, check_corpora, open_stage, over_all_ranks
-from training.state import Evaluation, TrainState
-from training.supervisor import Stop
+from training.teacher.frozen import FrozenTeacher
+from training.record.recorder import Recorder
+from training.stages.schedule import ArmConfig, StageConfig
+from training.stages.stream import GlobalStep, StageStream, check_corpora, open_stage, over_all_ranks
+from training.stages.state import Evaluation, TrainState
+from training.launch.supervisor import Stop
 
 
 @dataclass(frozen=True)

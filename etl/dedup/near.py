@@ -1,6 +1,6 @@
 """Near dedup as its configuration: what rows are compared by, how candidates meet, and when a pair is a duplicate.
 
-All of it is about arrays in memory; etl.stages.near carries it through shuffles, etl.dedup.in_memory does without. A
+All of it is about arrays in memory; etl.stages.dedup.near carries it through shuffles, etl.dedup.in_memory does without. A
 set of 64-bit shingle hashes takes 8 bytes a shingle, about as much as the text.
 """
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, ReduceFn, Resources, nothing
 from etl.recipe import Recipe
-from etl.storage.aligned import Rows
+from etl.rows import Rows
 from etl.storage.dataset import Dataset, Job, SplitWriter
 from etl.storage.location import Location
 from etl.text import UNICODE_VERSION

@@ -19,7 +19,7 @@ from etl.sources.files import InputFile, InputSplit, cut, list_files, part_files
 from etl.sources.read import Bad, read_split
 from etl.sources.spec import Shape, Source
 from etl.stages.context import Context
-from etl.storage.aligned import Rows
+from etl.rows import Rows
 from etl.storage.dataset import PLAN, Chunk, Dataset
 from etl.storage.manifest import Plan, sum_counts
 

@@ -21,7 +21,7 @@ from etl.schema import ID
 from etl.scoring.kenlm_train import backend, backend_line, sample_lines, train
 from etl.scoring.perplexity import SAMPLE_PURPOSE, PerplexityStep
 from etl.stages.context import Context
-from etl.storage.aligned import Rows
+from etl.rows import Rows
 from etl.storage.dataset import Chunk, Dataset, SplitWriter
 from etl.storage.manifest import Part, Receipt
 from etl.storage.verify import MODEL_TABLE

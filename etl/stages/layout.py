@@ -24,9 +24,9 @@ from etl.recipe import Layout
 from etl.schema import CTX_BUCKETS, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
 from etl.sorting import SortedRows
 from etl.stages.context import Context
-from etl.stages.hits import living, uuid_texts
-from etl.stages.split import split_of
-from etl.storage.aligned import Rows
+from etl.stages.dedup.marks import living, uuid_texts
+from etl.stages.dedup.split import split_of
+from etl.rows import Rows
 from etl.storage.dataset import Chunk, Dataset
 from etl.storage.manifest import Accounting, sum_counts
 

@@ -8,7 +8,7 @@ The first table takes row keys to labels, in turn with scipy.sparse.csgraph.conn
 alone on nodes that are numbered already (from pairs, and from a finished CSR matrix), and with the numbering by
 np.unique that row keys need. Sides take turns, so that a shared or throttled machine slows all alike; medians of
 --rounds. The first round compiles and is not counted. --task writes a dataset of pairs to --folder and runs the two
-single tasks of etl/stages/components.py on it, each in a process of its own; --stars labels the same pairs by shuffles
+single tasks of etl/stages/dedup/components.py on it, each in a process of its own; --stars labels the same pairs by shuffles
 and compares the labels. Linux only. Scratch files go to --folder and stay there.
 """
 
@@ -30,9 +30,9 @@ from scipy.sparse.csgraph import connected_components
 from etl.dedup.blocks import CLASS_BITS
 from etl.dedup.components import Components
 from etl.recipe import Recipe
-from etl.stages.components import EDGE, LABEL, CutCandidates, LabelRows, label_components
+from etl.stages.dedup.components import EDGE, LABEL, CutCandidates, LabelRows, label_components
 from etl.stages.context import Context
-from etl.storage.aligned import Rows
+from etl.rows import Rows
 from etl.storage.dataset import Build, Chunk, Dataset, Job
 from etl.storage.location import Location
 from tests.benchmarks.bench_memory import Measured, Watch, make_engine

@@ -7,7 +7,7 @@ import pytest
 
 from etl import conf
 from etl.recipe import Recipe
-from etl.stages.run import run_recipe
+from etl.run.run import run_recipe
 from etl.storage.dataset import Dataset
 from tests.engines.inprocess import InProcessEngine
 

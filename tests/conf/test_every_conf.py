@@ -100,7 +100,7 @@ def test_rescoring_configurations_load(name):
 
 @pytest.mark.parametrize("name", named("evaluate"))
 def test_evaluation_configurations_load(name):
-    evaluate = pytest.importorskip("training.evaluate", exc_type=ImportError)
+    evaluate = pytest.importorskip("training.evaluate.report", exc_type=ImportError)
     assert conf.load(evaluate.EvaluateConfig, name, "evaluate", []).suites
 
 

@@ -10,8 +10,8 @@ from etl.engines import spark_tables
 from etl.engines.spark import SparkEngine
 from etl.errors import ConfigError, SourceError
 from etl.recipe import Recipe
-from etl.stages.plan import plan_recipe
-from etl.stages.run import run_recipe
+from etl.run.plan import plan_recipe
+from etl.run.run import run_recipe
 from etl.storage.location import Location
 from etl.storage.verify import verify
 from tests.engines.inprocess import InProcessEngine

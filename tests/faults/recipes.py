@@ -12,7 +12,7 @@ import pyarrow.dataset as pds
 
 from etl.recipe import Recipe
 from etl.stages.context import Context
-from etl.stages.run import run_stages
+from etl.run.run import run_stages
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.remote import storage_options

@@ -25,9 +25,9 @@ from torch import nn
 
 from etl.errors import StillhouseError
 from etl.storage.location import Location
-from training.checkpoint import CheckpointConfig, Checkpoints
-from training.checkpoint_store import Commit
-from training.engine import world
+from training.checkpoint.checkpoints import CheckpointConfig, Checkpoints
+from training.checkpoint.store import Commit
+from training.engine.engine import world
 
 LR = 0.01
 PROJECT = Path(__file__).resolve().parents[2]

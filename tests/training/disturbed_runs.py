@@ -4,7 +4,7 @@ import json
 
 from etl.storage.location import Location
 from tests.training import toy_runs
-from training.checkpoint_store import check, complete_tags, read_manifest
+from training.checkpoint.store import check, complete_tags, read_manifest
 
 OFTEN = ["evaluate={every_tokens: 500, max_packs: 1}", "checkpoint.every_steps=2", "checkpoint.keep=2"]
 STEP_TOKENS = 256

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tests.training import precision
-from training.engine import Engine, World, world
+from training.engine.engine import Engine, World, world
 from training.losses.objective import LossOutput, StepContext
 from training.losses.router import RouterConfig
 

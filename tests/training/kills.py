@@ -18,16 +18,16 @@ import torch
 
 SITES = {
     "build": ("training.train", "build_student", 1),
-    "load": ("training.checkpoint", "Checkpoints.load", 1),
-    "draw": ("training.stage_stream", "StageStream.next_step", 4),
-    "step": ("training.engine", "Engine._go_back", 4),
-    "update": ("training.engine", "Engine._update", 4),
-    "record": ("training.metrics", "JsonLines.write", 6),
-    "evaluate": ("training.engine", "Engine.evaluate", 2),
-    "write": ("training.checkpoint", "Checkpoints._write", 2),
-    "upload": ("training.checkpoint_store", "_put", 6),
-    "commit": ("training.checkpoint_store", "_create", 4),
-    "retain": ("training.checkpoint_store", "retain", 2),
+    "load": ("training.checkpoint.checkpoints", "Checkpoints.load", 1),
+    "draw": ("training.stages.stream", "StageStream.next_step", 4),
+    "step": ("training.engine.engine", "Engine._go_back", 4),
+    "update": ("training.engine.engine", "Engine._update", 4),
+    "record": ("training.record.metrics", "JsonLines.write", 6),
+    "evaluate": ("training.engine.engine", "Engine.evaluate", 2),
+    "write": ("training.checkpoint.checkpoints", "Checkpoints._write", 2),
+    "upload": ("training.checkpoint.store", "_put", 6),
+    "commit": ("training.checkpoint.store", "_create", 4),
+    "retain": ("training.checkpoint.store", "retain", 2),
     "remove": ("etl.storage.location", "Location.remove_tree", 1),
 }
 """Where the trainer is killed: module, function, and the latest call that is chosen. None lies more than STEPS steps

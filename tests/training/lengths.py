@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 import numpy as np
 import numpy.typing as npt
 
-from training.data.packing import pack
+from training.data.stream.packing import pack
 
 IntArray = npt.NDArray[np.int64]
 SIZE = 8000

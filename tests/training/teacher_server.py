@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from etl.harmony.vocabulary import load_bpe
-from training.teacher import Request, Teacher
+from training.teacher.teacher import Request, Teacher
 
 Answer = tuple[int, bytes] | None
 """Status and body; None answers nothing until the server stops."""

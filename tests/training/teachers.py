@@ -11,7 +11,7 @@ from etl.harmony.render import Effort
 from etl.harmony.step import HarmonyStep
 from etl.schema import MESSAGE, PROMPT, SPAN_KINDS, VERDICT
 from etl.storage.dataset import Dataset, write_dataset
-from training.teacher_tokenizer import CONTROL_TOKENS, VOCAB_SIZE, harmony_tokens
+from training.models.tokenizer import CONTROL_TOKENS, VOCAB_SIZE, harmony_tokens
 
 WORDS = [
     "the",

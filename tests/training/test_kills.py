@@ -19,7 +19,7 @@ from tests.training import kills
 from tests.training.disturbed_runs import STEP_TOKENS, arguments, checked_steps, ledger, settings
 from tests.training.faulty import FACTORY, FAULT
 from tests.training.toy_runs import deterministic, records
-from training.watchdog import HANG_EXIT_CODE
+from training.record.watchdog import HANG_EXIT_CODE
 
 PROJECT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 120.0

@@ -10,7 +10,7 @@ import torch
 
 from tests.training import engine_ranks, precision
 from tests.training.precision import CPU, OBJECTIVE, OPTIMIZER, context, full_parameters
-from training.engine import Engine, world
+from training.engine.engine import Engine, world
 
 # DeepSpeed and what it imports late use deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")

@@ -30,10 +30,10 @@ from tests.training.toy_runs import (
     steps_of,
     weights,
 )
-from training.data.decisions import DecisionLog
-from training.dry_run import plan_arm
+from training.data.stream.decisions import DecisionLog
+from training.stages.dry_run import plan_arm
 from training.models.factory import ModelConfig, build_student, export_model
-from training.stage_stream import open_stage
+from training.stages.stream import open_stage
 from training.train import train
 
 # DeepSpeed and what it imports late use deprecated parts of torch; so does peft.

@@ -7,7 +7,7 @@ import torch
 
 from etl import conf
 from training.config import TrainConfig
-from training.metrics import MEASURED
+from training.record.metrics import MEASURED
 
 TINY = [
     "model.params.vocab=97", "model.params.layers=1", "model.params.hidden=16", "model.params.heads=2",

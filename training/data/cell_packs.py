@@ -5,8 +5,8 @@ from itertools import islice
 
 import numpy as np
 
-from training.data.packing import IntArray, pack
-from training.data.plan import DocumentIndex, StreamConfig, left_out, uniform
+from training.data.stream.packing import IntArray, pack
+from training.data.stream.plan import DocumentIndex, StreamConfig, left_out, uniform
 
 
 def packs_by_cell(

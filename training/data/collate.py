@@ -15,7 +15,7 @@ import torch
 from etl.jit import njit
 from etl.schema import SPAN_KINDS
 from training.data.documents import Documents, TeacherSignal
-from training.data.packing import IntArray
+from training.data.stream.packing import IntArray
 
 UNSUPERVISED = -1
 PAD_ID = 0

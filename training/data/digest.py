@@ -29,7 +29,7 @@ class Step(Protocol):
 
 
 class Stream(Protocol):
-    """What a rank sees: a RankStream, or the steps of a whole stage (training/stage_stream.py)."""
+    """What a rank sees: a RankStream, or the steps of a whole stage (training/stages/stream.py)."""
 
     @property
     def state(self) -> Any: ...

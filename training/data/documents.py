@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from training.data.packing import IntArray
+from training.data.stream.packing import IntArray
 
 
 @dataclass(frozen=True)

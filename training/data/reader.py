@@ -33,8 +33,8 @@ from etl.hashing import hash_array
 from etl.storage.dataset import Dataset
 from etl.storage.manifest import Part
 from training.data.documents import Documents, TeacherSignal, ranges
-from training.data.packing import IntArray
-from training.data.plan import DocumentIndex, Unit, cell_of, cells_of, split_parts
+from training.data.stream.packing import IntArray
+from training.data.stream.plan import DocumentIndex, Unit, cell_of, cells_of, split_parts
 from training.data.row_group import (
     LABEL_COLUMNS,
     TOKEN_COLUMNS,

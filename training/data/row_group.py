@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from etl.errors import DataError
 from etl.jit import njit
 from etl.schema import SPAN_KINDS
-from training.data.packing import IntArray
+from training.data.stream.packing import IntArray
 from training.data.spool import Arrays
 from training.data.teacher_table import TeacherRows, TeacherTable, completion_digests
 

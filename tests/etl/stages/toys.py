@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from etl.engine import Engine
 from etl.recipe import Recipe
-from etl.stages.run import RunResult, run_recipe
+from etl.run.run import RunResult, run_recipe
 from etl.storage.dataset import Dataset
 from tests.engines.inprocess import InProcessEngine
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from etl.errors import ConfigError
-from etl.stages.run import run_recipe
+from etl.run.run import run_recipe
 from etl.storage.location import Location
 from etl.storage.lock import RunLock
 from etl.storage.sweep import find_leftovers, remove_leftovers

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.errors import ConfigError, DataError, SourceError
-from etl.stages.run import run_recipe
+from etl.run.run import run_recipe
 from etl.storage import location, retry
 from etl.storage.location import Location
 from etl.storage.lock import LOCK, Holder, RunLock

@@ -10,7 +10,7 @@ from etl.hashing import hash_array
 from etl.storage.dataset import Dataset
 from tests.etl.stages.toys import make_recipe, plain_rows, run, write_jsonl
 from tests.training.data.streams import SEED, opener
-from training.data.plan import StreamConfig
+from training.data.stream.plan import StreamConfig
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from training.losses.objective import (
     WeightedCrossEntropy,
 )
 from training.losses.router import RouterConfig, router_loss
-from training.metrics import router_metrics
+from training.record.metrics import router_metrics
 
 ANALYSIS, FINAL = SPAN_KINDS.index("analysis"), SPAN_KINDS.index("final")
 CPU = torch.device("cpu")

@@ -1,0 +1,1 @@
+"""Duplicates: every stage that finds rows or units that are there twice."""

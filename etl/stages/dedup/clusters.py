@@ -1,0 +1,342 @@
+"""Clusters of near duplicates: who belongs together, who stays, and what is reported about it.
+
+Datasets, each committed and resumable:
+
+    components   LABEL    connected components of the pairs            etl.stages.dedup.components
+    near_hits    HIT      place of each of their rows in its cluster   shuffle by component
+    near         CLUSTER  aligned, with verdicts                       shuffle by split
+    clusters     KEPT     what a person reads: every row that entered  map
+
+What is compared of a row (its shingle set) travels to its cluster's bucket, where the survivor comes first, so each
+row's similarity to the survivor costs one comparison and one set in memory. A worker holds one batch, and 40 bytes for
+each row of the largest cluster.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from etl.dedup import canaries
+from etl.dedup.by_source import Counts, by_source
+from etl.dedup.canaries import Levels
+from etl.dedup.minhash import candidate_probability
+from etl.dedup.near import NearDedup
+from etl.dedup.overlap import Overlap
+from etl.engine import Exchange
+from etl.hashing import fixed_binary, hash_array
+from etl.schema import CLUSTER_COLUMNS, ID, KEPT
+from etl.stages.dedup.components import label_components
+from etl.stages.context import Context
+from etl.stages.dedup.marks import (
+    HIT,
+    ClusterMark,
+    Counted,
+    RowFeed,
+    buckets_of,
+    mark_hits,
+    recut,
+    slices,
+    uuid_texts,
+)
+from etl.stages.dedup.near import Found, find_pairs, unpacked
+from etl.rows import ROW_BITS, Rows
+from etl.storage.dataset import Chunk, Dataset
+
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+
+LARGEST = 10
+"""Sizes of clusters that a manifest names."""
+_FACE_ROWS = 1 << 12
+"""Sets that are compared at once."""
+
+FACE = pa.schema(
+    [
+        ("bucket", pa.int32()), ("component", pa.int64()), ("preference", pa.int64()), ("id", pa.binary()),
+        ("row", pa.int64()), ("source", pa.int32()), ("shingles", pa.binary()),
+    ]
+)  # fmt: skip
+
+
+def cluster(context: Context, rows: Rows, near: NearDedup) -> tuple[Rows, Counts]:
+    """Write the datasets of etl.stages.dedup.near and those above; rows that are not the survivor get a verdict."""
+    found = find_pairs(context, rows, near)
+    labels = label_components(context, rows, "components", found.pairs, ("a_row", "b_row"))
+    buckets = context.num_buckets(2 * sum(part.bytes for part in found.sets.manifest.parts))
+    faces = EmitFaces(labels, found.sets, buckets)
+    order = ("component", "preference", "id", "row")
+    job = context.job("near_hits", "HIT", HIT, {"threshold": near.threshold}, (labels, found.sets), rows)
+    exchange = Exchange(tuple(rows.splits), faces, FACE, order, buckets)
+    hits = context.shuffle(job, exchange, FaceSurvivors(near, context.sources))
+    drop_below = 0.0 if near.clusters == "components" else near.threshold
+    mark = ClusterMark("near", "near_duplicate", drop_below)
+    findings = measured(near, found, hits)
+    rows = mark_hits(context, rows, hits, mark, findings)
+    _tell(context, findings)
+    accounting = {source: steps["near"] for source, steps in rows.datasets[-1].manifest.accounting.items()}
+    entered = {source: counts["in"] for source, counts in accounting.items()}
+    removed = {source: counts["in"] - counts["kept"] for source, counts in accounting.items()}
+    return rows, Counts("near", entered, removed, hits.manifest.distributions.get("overlap", {}))
+
+
+@dataclass(frozen=True)
+class EmitFaces:
+    """The sets of the rows that are in clusters, to the bucket of their component."""
+
+    labels: Dataset
+    sets: Dataset
+    num_buckets: int
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        feed = RowFeed(self._labels(split), self.labels_schema)
+        for batch in self.sets.read_split(split):
+            rows = batch.column("row").to_numpy()
+            real = ~canaries.which_canaries(rows)
+            rows = rows[real]
+            if not len(rows):
+                continue
+            labels = feed.until(int(rows[-1]))
+            places = np.flatnonzero(real)[np.searchsorted(rows, labels["row"].to_numpy())]
+            faces = batch.take(pa.array(places))
+            component = labels["component"].combine_chunks()
+            columns = [
+                buckets_of(hash_array(component), self.num_buckets), component, faces.column("preference"),
+                faces.column("id").cast(pa.binary()), faces.column("row"), faces.column("source"),
+                faces.column("shingles"),
+            ]  # fmt: skip
+            table = pa.RecordBatch.from_arrays(columns, names=FACE.names).cast(FACE)
+            yield from slices([table], _FACE_ROWS)
+
+    @property
+    def labels_schema(self) -> pa.Schema:
+        return pa.schema([("row", pa.int64()), ("component", pa.int64())])
+
+    def _labels(self, split: int) -> Iterator[pa.RecordBatch]:
+        """The labels of the rows of one split: a part holds them sorted, so its row groups tell where they are."""
+        low, high = split << ROW_BITS, (split + 1) << ROW_BITS
+        for part in self.labels.parts_of(0 if self.labels.num_splits == 1 else split):
+            with self.labels.part_location(part).open_parquet() as file:
+                for group in range(file.num_row_groups):
+                    bounds = file.metadata.row_group(group).column(0).statistics
+                    if bounds.max >= low and bounds.min < high:
+                        (batch,) = file.read_row_group(group).cast(self.labels_schema).combine_chunks().to_batches()
+                        rows = batch.column("row").to_numpy()
+                        start, end = np.searchsorted(rows, [low, high])
+                        yield batch.slice(start, end - start)
+
+
+@dataclass
+class _Members:
+    """Rows of clusters in the order of the stream."""
+
+    component: I64
+    ids: npt.NDArray[np.uint8]
+    row: I64
+    jaccard: F64
+
+    def part(self, start: int, end: int) -> "_Members":
+        return _Members(self.component[start:end], self.ids[start:end], self.row[start:end], self.jaccard[start:end])
+
+
+def _joined(pieces: list[_Members]) -> _Members:
+    return _Members(
+        np.concatenate([piece.component for piece in pieces]), np.concatenate([piece.ids for piece in pieces]),
+        np.concatenate([piece.row for piece in pieces]), np.concatenate([piece.jaccard for piece in pieces]),
+    )  # fmt: skip
+
+
+@dataclass
+class _Report:
+    """What the clusters of a bucket count for."""
+
+    removed: dict[str, int] = field(default_factory=dict)
+    below: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    largest: dict[str, int] = field(default_factory=dict)
+
+    def add_sizes(self, sizes: I64) -> None:
+        """Clusters by the power of two below their rows, and the largest ones by their rows."""
+        for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
+            power = str(1 << (int(size).bit_length() - 1))
+            self.sizes[power] = self.sizes.get(power, 0) + int(count)
+            self.largest[str(size)] = self.largest.get(str(size), 0) + int(count)
+        kept = sorted(self.largest, key=int, reverse=True)[:LARGEST]
+        self.largest = {size: self.largest[size] for size in kept}
+
+
+@dataclass(frozen=True)
+class FaceSurvivors:
+    """The rows of each component, the preferred first: place, size, and similarity to the survivor."""
+
+    near: NearDedup
+    sources: tuple[str, ...]
+
+    def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        counted = Counted(batches)
+        overlap, report = Overlap(self.sources), _Report()
+        yield from recut(self._hits(counted, overlap, report))
+        counts = {
+            "overlap": overlap.finish(), "below_threshold": report.below, "removed": report.removed,
+            "cluster_sizes": report.sizes, "largest": report.largest,
+        }  # fmt: skip
+        yield Chunk(None, counted.rows, {}, {name: count for name, count in counts.items() if count})
+
+    def _hits(self, batches: Iterable[pa.RecordBatch], overlap: Overlap, report: _Report) -> Iterator[pa.RecordBatch]:
+        opened: list[_Members] = []
+        survivor: pa.RecordBatch | None = None
+        for batch in slices(batches, _FACE_ROWS):
+            component = batch.column("component").to_numpy()
+            last = opened[-1].component[-1] if opened else -1
+            starts = np.diff(component, prepend=last) != 0
+            overlap.push(starts, batch.column("source").to_numpy())
+            jaccard = self._jaccard(batch, starts, survivor)
+            self._count(report, batch, starts, jaccard)
+            ids = fixed_binary(batch.column("id").cast(ID))
+            members = _Members(component, ids, batch.column("row").to_numpy(), jaccard)
+            places = np.flatnonzero(starts)
+            if not len(places):
+                opened.append(members)
+                continue
+            first, last_start = int(places[0]), int(places[-1])
+            yield _ranked(_joined([*opened, members.part(0, first)]), report)
+            yield _ranked(members.part(first, last_start), report)
+            opened = [members.part(last_start, batch.num_rows)]
+            survivor = batch.slice(last_start, 1)
+        if opened:
+            yield _ranked(_joined(opened), report)
+
+    def _jaccard(self, batch: pa.RecordBatch, starts: npt.NDArray[np.bool_], survivor: pa.RecordBatch | None) -> F64:
+        """Of each row to the first of its component; rows before the first start belong to `survivor`."""
+        batches = [batch] if survivor is None else [survivor, batch]
+        sets = unpacked(pa.concat_arrays([piece.column("shingles") for piece in batches]))
+        own = np.arange(len(starts), dtype=np.int64) + len(batches) - 1
+        return self.near.similarity(sets, np.maximum.accumulate(np.where(starts, own, 0)), own)
+
+    def _count(self, report: _Report, batch: pa.RecordBatch, starts: npt.NDArray[np.bool_], jaccard: F64) -> None:
+        """Rows that are not the survivor, and those of them that are not similar to it, by source."""
+        source = batch.column("source").to_numpy()
+        low = ~self.near.is_duplicate(jaccard)
+        for counts, mask in ((report.removed, ~starts), (report.below, ~starts & low)):
+            for place, count in enumerate(np.bincount(source[mask], minlength=len(self.sources)).tolist()):
+                if count:
+                    counts[self.sources[place]] = counts.get(self.sources[place], 0) + count
+
+
+def _ranked(members: _Members, report: _Report) -> pa.RecordBatch:
+    """HIT rows of whole components."""
+    _, first, place, size = np.unique(members.component, return_index=True, return_inverse=True, return_counts=True)
+    report.add_sizes(size)
+    survivors = np.ascontiguousarray(members.ids[first[place]])
+    columns = [
+        pa.array(members.row), pa.FixedSizeBinaryArray.from_buffers(ID, len(place), [None, pa.py_buffer(survivors)]),
+        pa.array(size[place].astype(np.int32)), pa.array((np.arange(len(place)) - first[place]).astype(np.int32)),
+        pa.array(members.jaccard),
+    ]  # fmt: skip
+    return pa.RecordBatch.from_arrays(columns, schema=HIT)
+
+
+# --- what a run found out --------------------------------------------------------------------------------------------
+
+
+def measured(near: NearDedup, found: Found, hits: Dataset) -> dict[str, Any]:
+    """The findings of a run about itself: recall and precision, hot bands, clusters."""
+    met, seen, counts = (dataset.manifest.distributions for dataset in (found.candidates, found.pairs, hits))
+    num_bands, num_rows = near.banding
+    removed, below = (sum(counts.get(name, {}).values()) for name in ("removed", "below_threshold"))
+    return {
+        "bands": {
+            "bands": num_bands,
+            "rows": num_rows,
+            "expected_recall_at_threshold": round(candidate_probability(near.threshold, num_bands, num_rows), 6),
+        },
+        "canaries": by_level(Levels(near.threshold), met.get("canaries", {}), seen.get("canaries", {})),
+        "pairs": {
+            "compared": met.get("pairs_compared", 0),
+            "candidates": found.pairs.manifest.rows_in,
+            "reported": found.pairs.manifest.rows_out,
+        },
+        "hot_bands": {
+            "groups_by_rows": met.get("hot_bands", {}),
+            "pairs_left_out": met.get("pairs_left_out", 0),
+            "similar_pairs_left_out": met.get("similar_left_out", 0),
+        },
+        "clusters": {
+            "by_rows": counts.get("cluster_sizes", {}),
+            "largest": _largest(counts.get("largest", {})),
+            "not_survivors": removed,
+            "not_survivors_below_threshold": below,
+        },
+    }
+
+
+def by_level(levels: Levels, made: dict[str, int], found: dict[str, int]) -> dict[str, Any]:
+    """Recall and precision that the canaries tell, in all and by level; null where there is nothing to divide by."""
+    table = {}
+    totals = {True: [0, 0], False: [0, 0]}
+    for level in range(len(levels.edges)):
+        is_duplicate = levels.is_duplicate(level)
+        counts = [made.get(str(level), 0), found.get(str(level), 0)]
+        totals[is_duplicate] = [total + count for total, count in zip(totals[is_duplicate], counts, strict=True)]
+        table[levels.name(level)] = {
+            "made": counts[0],
+            "reported": counts[1],
+            "recall": _share(counts[1], counts[0]) if is_duplicate else None,
+            "precision": (1.0 if is_duplicate else 0.0) if counts[1] else None,
+        }
+    reported = totals[True][1] + totals[False][1]
+    recall, precision = _share(totals[True][1], totals[True][0]), _share(totals[True][1], reported)
+    return {"recall": recall, "precision": precision, "by_jaccard": table}
+
+
+def _largest(by_size: dict[str, int]) -> list[int]:
+    """Rows of the largest clusters, the largest first."""
+    sizes = sorted((int(size) for size, count in by_size.items() for _ in range(min(count, LARGEST))), reverse=True)
+    return sizes[:LARGEST]
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 6) if whole else None
+
+
+def _tell(context: Context, findings: dict[str, Any]) -> None:
+    told = findings["canaries"]
+    if told["recall"] is not None:
+        context.report(f"{'near':>24}  canaries: recall {told['recall']:.4f}, precision {told['precision'] or 0:.4f}")
+    hot = findings["hot_bands"]
+    if hot["pairs_left_out"]:
+        context.report(
+            f"{'near':>24}  hot bands: {hot['pairs_left_out']:,} pairs not compared in them, of which about "
+            f"{hot['similar_pairs_left_out']:,} similar (their rows mostly meet through others)"
+        )
+
+
+# --- the table of clusters -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WriteKept:
+    """Every row of a split that near dedup saw."""
+
+    rows: Rows
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        names = ["id", "source_dataset", "source_example_id", *CLUSTER_COLUMNS.names, "verdict"]
+        for batch in self.rows.read(split, names):
+            mine = batch.filter(batch.column("cluster_id").is_valid())
+            columns = [
+                mine.column("source_dataset"), mine.column("source_example_id"), uuid_texts(mine.column("id")),
+                uuid_texts(mine.column("cluster_id")), mine.column("cluster_size"), mine.column("cluster_rank"),
+                mine.column("cluster_jaccard"), mine.column("verdict").is_null(),
+            ]  # fmt: skip
+            yield Chunk(pa.RecordBatch.from_arrays(columns, schema=KEPT), batch.num_rows)
+
+
+def write_clusters(context: Context, rows: Rows, kinds: Sequence[Counts]) -> Dataset:
+    """Write DIR/clusters, the table for people; its manifest tells by source what all kinds of duplicates come to."""
+    inputs = rows.tables(["source_dataset", "source_example_id", "verdict"])
+    job = context.job("clusters", "KEPT", KEPT, {}, inputs).with_findings({"sources": by_source(kinds)})
+    return context.map(job, rows.splits, WriteKept(rows))

@@ -1,0 +1,268 @@
+"""Duplicate units: paragraphs, lines or sentences of raw documents that stand elsewhere too are taken out of the text.
+
+Nothing between ingest and layout rewrites rows, so the stage writes which bytes go; whatever reads `messages` from then
+on (near dedup, scores, tokens, layout) gets the text without them, and ids stay those of ingest. For each kind of unit:
+
+    paragraph_hits  UNIT_HIT  units that go, as (row, place in the row)            shuffle by the unit's hash
+    paragraph       UNITS     aligned: byte ranges, counts, verdicts               shuffle by split
+
+76 bytes cross the first shuffle for each unit of at least min_words words, 12 the second for each that goes; texts are
+read and cut twice, and cross nothing. A worker holds one batch of what came to it and one row group of its split with
+the units of it that go, however many rows share a unit.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl.accounting import account
+from etl.dedup.survivor import Survivor
+from etl.dedup.units import UNITS_VERSION, UnitDedup, Units, cut, hash_units, lost_ranges
+from etl.engine import Exchange
+from etl.hashing import hash_columns, signed
+from etl.messages import raw_documents
+from etl.schema import REMOVED, aligned
+from etl.stages.context import Context
+from etl.stages.dedup.marks import (
+    Counted,
+    EmitHits,
+    RowFeed,
+    bucket_of_hash128,
+    first_of_groups,
+    living,
+    recut,
+    routed,
+    row_keys,
+    source_places,
+)
+from etl.step import drop
+from etl.rows import Rows
+from etl.storage.dataset import Chunk, Dataset
+from etl.text import TEXT_VERSION
+
+I64 = npt.NDArray[np.int64]
+
+_NOT_IN_THE_ID = ("split_key", "license", "language", "meta_json")
+"""In what rows of one id can differ: with these it does not depend on arrival which of them keeps a unit."""
+
+UNIT = pa.schema(
+    [
+        ("bucket", pa.int32()), ("unit", pa.binary()), ("preference", pa.int64()), ("id", pa.binary()),
+        ("digest", pa.int64()), ("row", pa.int64()), ("place", pa.int32()), ("source", pa.int32()),
+        ("num_bytes", pa.int32()),
+    ]
+)  # fmt: skip
+"""`place` is that of the unit among those of its row, `source` among the sources of the recipe."""
+_ORDER = ("unit", "preference", "id", "digest", "row", "place")
+
+UNIT_HIT = pa.schema(
+    [pa.field("row", pa.int64(), nullable=False), pa.field("place", pa.int32(), nullable=False)],
+)
+"""A unit that goes because it stands elsewhere."""
+
+
+def units_schema(config: UnitDedup) -> pa.Schema:
+    """Of the aligned table: the ranges of `REMOVED` and how many units they take out, 0 for most rows."""
+    return aligned(pa.schema([REMOVED, pa.field(f"num_{config.unit}s_removed", pa.int32())]))
+
+
+@dataclass(frozen=True)
+class EmitUnits:
+    """The hashes of the long enough units of each living raw document."""
+
+    rows: Rows
+    config: UnitDedup
+    survivor: Survivor
+    sources: tuple[str, ...]
+    num_buckets: int
+
+    @property
+    def reads(self) -> list[str]:
+        return list(dict.fromkeys(["id", "messages", *_NOT_IN_THE_ID, "source_dataset", *self.survivor.reads]))
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        for batch, keys in living(self.rows, split, self.reads):
+            texts = raw_documents(batch.column("messages"))
+            units = cut(texts, self.config.unit)
+            yield self._emit(batch, keys, texts, units)
+
+    def _emit(self, batch: pa.RecordBatch, keys: I64, texts: pa.Array, units: Units) -> pa.RecordBatch:
+        chosen = np.flatnonzero(units.num_words >= self.config.min_words)
+        of = units.text[chosen]
+        row = pa.array(of)
+        hashes = hash_units(texts, units, chosen)
+        digest = signed(hash_columns([batch.column(name) for name in _NOT_IN_THE_ID]))
+        columns = [
+            bucket_of_hash128(hashes, self.num_buckets),
+            hashes.cast(pa.binary()),
+            pa.array(self.survivor.preference(batch)[of]),
+            batch.column("id").cast(pa.binary()).take(row),
+            digest.take(row),
+            pa.array(keys[of]),
+            pa.array((chosen - units.offsets[of]).astype(np.int32)),
+            source_places(batch, self.sources).take(row),
+            pa.array((units.end - units.start)[chosen].astype(np.int32)),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=UNIT)
+
+
+class UnitCounts:
+    """Units and their bytes by source: those that were seen, those that go, and where the copies are that stay."""
+
+    def __init__(self, sources: tuple[str, ...]) -> None:
+        self._sources = sources
+        self._seen = np.zeros((2, len(sources)), np.int64)
+        self._removed = np.zeros((2, len(sources)), np.int64)
+        self._kept_in = np.zeros((len(sources), len(sources)), np.int64)
+
+    def saw(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Count the units of a stream as it goes by."""
+        for batch in batches:
+            self._add(self._seen, batch.column("source"), batch.column("num_bytes"))
+            yield batch
+
+    def removed(self, gone: pa.Table, kept_in: pa.ChunkedArray) -> None:
+        """Count units that go.
+
+        Args:
+            gone: with `source` and `num_bytes`.
+            kept_in: source of the copy that stays, int32 [gone].
+        """
+        self._add(self._removed, gone["source"], gone["num_bytes"])
+        np.add.at(self._kept_in, (gone["source"].to_numpy(), kept_in.to_numpy()), 1)
+
+    @staticmethod
+    def _add(counts: I64, sources: pa.Array, num_bytes: pa.Array) -> None:
+        np.add.at(counts[0], sources.to_numpy(), 1)
+        np.add.at(counts[1], sources.to_numpy(), num_bytes.to_numpy())
+
+    def tree(self) -> dict[str, Any]:
+        """source -> seen, bytes_seen, removed, bytes_removed, kept_in (source -> units); sources without a unit not."""
+        return {
+            self._sources[code]: {
+                "seen": int(self._seen[0, code]),
+                "bytes_seen": int(self._seen[1, code]),
+                "removed": int(self._removed[0, code]),
+                "bytes_removed": int(self._removed[1, code]),
+                "kept_in": {
+                    self._sources[other]: int(self._kept_in[code, other])
+                    for other in np.flatnonzero(self._kept_in[code]).tolist()
+                },
+            }
+            for code in np.flatnonzero(self._seen[0]).tolist()
+        }
+
+
+@dataclass(frozen=True)
+class FindUnits:
+    """UNIT_HIT for all units of a group of equal hashes but the first, and counts by source."""
+
+    sources: tuple[str, ...]
+
+    def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        counted, counts = Counted(batches), UnitCounts(self.sources)
+        yield from recut(self._hits(counts.saw(counted), counts))
+        yield Chunk(None, counted.rows, {}, counts.tree())
+
+    @staticmethod
+    def _hits(batches: Iterable[pa.RecordBatch], counts: UnitCounts) -> Iterator[pa.RecordBatch]:
+        for table, first in first_of_groups(batches, "unit"):
+            lost = np.flatnonzero(np.arange(len(first)) > first)
+            gone = table.take(pa.array(lost))
+            counts.removed(gone, table["source"].take(pa.array(first[lost])))
+            columns = [gone[name].combine_chunks() for name in UNIT_HIT.names]
+            yield pa.RecordBatch.from_arrays(columns, schema=UNIT_HIT)
+
+
+@dataclass(frozen=True)
+class RemoveUnits:
+    """The rows of one split with the units of them that go, sorted by row; holds a row group and its hits."""
+
+    rows: Rows
+    config: UnitDedup
+
+    def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        feed = RowFeed(batches, routed(UNIT_HIT))
+        start = 0
+        for batch in self.rows.read(split, ["id", "source_dataset", "messages", "verdict"]):
+            mine = row_keys(split, start, batch.num_rows)
+            start += batch.num_rows
+            hits = feed.until(int(mine[-1]))
+            yield self._remove(batch, hits["row"].to_numpy() - mine[0], hits["place"].to_numpy())
+
+    def _remove(self, batch: pa.RecordBatch, row: I64, place: npt.NDArray[np.int32]) -> Chunk:
+        """`row` and `place` of the units that go."""
+        config = self.config
+        texts = raw_documents(batch.column("messages"))
+        units = cut(pc.if_else(pa.array(np.isin(np.arange(len(texts)), row)), texts, None), config.unit)
+        lost = np.zeros(len(units), np.bool_)
+        lost[units.offsets[row] + place] = True
+        num_lost = np.bincount(row, minlength=batch.num_rows)
+        words = units.words_left(lost)
+        gone = pa.array((num_lost > 0) & (words < config.fewest_left))
+        value = pa.array(words).cast(pa.string())
+        done = drop(batch, config.unit, gone, "only_duplicate_units", value)
+        accounting = account([config.unit], batch.column("source_dataset"), batch.column("verdict"), done["verdict"])
+        schema = units_schema(config)
+        columns = [batch.column("id"), lost_ranges(texts, units, lost), pa.array(num_lost), done.column("verdict")]
+        out = pa.RecordBatch.from_arrays(columns, names=schema.names).cast(schema)
+        return Chunk(out, batch.num_rows, accounting)
+
+
+def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survivor) -> Rows:
+    """Write DIR/<unit>_hits and DIR/<unit>; what reads `messages` from then on gets the texts that are left.
+
+    The manifest of DIR/<unit> finds for each source the share of units (of at least min_words words) and of their bytes
+    that went; that of DIR/<unit>_hits counts them, and in which source the copies are that stay.
+
+    Args:
+        context: of the run.
+        rows: to which the aligned table is added.
+        config: which units.
+        survivor: whose copy stays.
+    """
+    sources = context.sources
+    # The stored bytes: text is packed to a third of itself, and a unit of 100 to 300 bytes sends 76.
+    num_buckets = context.num_buckets(sum(part.bytes for part in rows.base.manifest.parts))
+    emit = EmitUnits(rows, config, survivor, sources, num_buckets)
+    semantic = {
+        "units": UNITS_VERSION,
+        "text": TEXT_VERSION,
+        **config.model_dump(include={"unit", "min_words"}),
+        "survivor": survivor.fingerprinted(),
+    }
+    job = context.job(
+        f"{config.unit}_hits", "UNIT_HIT", UNIT_HIT, semantic, rows.tables([*emit.reads, "verdict"]), rows
+    )
+    exchange = Exchange(tuple(rows.splits), emit, UNIT, _ORDER, num_buckets)
+    hits = context.shuffle(job, exchange, FindUnits(sources))
+
+    schema = units_schema(config)
+    semantic = {"units": UNITS_VERSION, "unit": config.unit, "min_left_words": config.fewest_left}
+    job = context.job(config.unit, "UNITS", schema, semantic, (hits, *rows.tables(["messages", "verdict"])), rows)
+    job = job.with_findings({"dedup_rate": dedup_rates(hits)})
+    back = Exchange(
+        tuple(range(hits.num_splits)),
+        EmitHits(hits, UNIT_HIT),
+        routed(UNIT_HIT),
+        tuple(UNIT_HIT.names),
+        len(rows.splits),
+    )
+    return rows.with_side(context.shuffle(job, back, RemoveUnits(rows, config)), schema)
+
+
+def dedup_rates(hits: Dataset) -> dict[str, dict[str, float]]:
+    """Source -> share of its units and of their bytes that go."""
+    counts = hits.manifest.distributions
+    return {
+        source: {
+            "units": round(of["removed"] / of["seen"], 6),
+            "bytes": round(of["bytes_removed"] / of["bytes_seen"], 6),
+        }
+        for source, of in counts.items()
+    }

@@ -1,0 +1,263 @@
+"""Components and blocks by one task and by rounds of shuffles: the same labels, every pair in one bounded block."""
+
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from etl.dedup.blocks import CLASS_BITS, set_bytes, size_class
+from etl.stages.dedup.components import EDGE, LABEL, cut_blocks, first_labels, label_components
+from etl.stages.context import Context
+from etl.rows import ROW_BITS, Rows
+from etl.storage.dataset import Dataset
+from etl.storage.location import Location
+from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
+from tests.etl.stages.toys import make_recipe, mixed_rows, read, run, stage, write_parquet
+from tests.etl.storage.builds import NUMBERS, commit, numbers
+
+PAIRS = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("left", "right")])
+MET = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("a", "b", "a_key", "b_key")])
+NUM_NODES = 120
+
+
+def toy_pairs(num_splits=1):
+    """A chain, a clique, a star, a two-level tree, pairs and repeated edges; node n is row n // S of split n % S."""
+    chain = np.random.default_rng(1).permutation(40)
+    found = list(itertools.pairwise(chain))
+    found += [(a, b) for a in range(40, 50) for b in range(40, a)]
+    found += [(70, n) for n in range(50, 70)]
+    found += [(n, 80 + n // 10) for n in range(90, 110)] + [(80 + 9, 75), (75, 80 + 10)]
+    found += [(110, 111), (112, 113), (112, 113), (113, 112), (115, 119)]
+    return row_keys(np.array(found, np.int64), num_splits)
+
+
+def row_keys(numbers, num_splits):
+    return (numbers % num_splits << ROW_BITS) | numbers // num_splits
+
+
+def numbers_of(rows, num_splits):
+    return (rows >> ROW_BITS) + (rows & (1 << ROW_BITS) - 1) * num_splits
+
+
+def stored(folder, name, schema, columns, num_splits):
+    """A dataset of so many splits with row groups of 11 rows."""
+    batch = pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=schema)
+    size = -(-batch.num_rows // num_splits) if batch.num_rows else 1
+    pieces = [batch.slice(split * size, size) for split in range(num_splits)]
+    groups = [[piece.slice(at, 11) for at in range(0, piece.num_rows, 11)] for piece in pieces]
+    return commit(Location.of(str(folder / name)), schema, groups, name)
+
+
+def base(folder, num_splits):
+    return Rows(commit(Location.of(str(folder / "base")), NUMBERS, [[numbers(1)]] * num_splits, "base"))
+
+
+def context(output, max_edges, engine=None):
+    run = {"max_component_edges": max_edges, "bucket_bytes": 1 << 11}
+    return Context(engine or InProcessEngine(), make_recipe(output, {"toy": output}, run=run), lambda line: None)
+
+
+def label(output, pairs, max_edges, engine=None, num_splits=1):
+    """Row key to label."""
+    dataset = stored(output, "pairs", PAIRS, pairs.T, num_splits)
+    ctx = context(output, max_edges, engine)
+    return label_components(ctx, base(output, num_splits), "components", dataset, ("left", "right"))
+
+
+def labels_of(dataset):
+    """Row key to label; each row stands once and a part is sorted."""
+    rows = read(dataset)
+    assert len({row["row"] for row in rows}) == len(rows)
+    for split in range(dataset.num_splits):
+        keys = [row for batch in dataset.read_split(split) for row in batch.column("row").to_pylist()]
+        assert keys == sorted(keys)
+    return {row["row"]: row["component"] for row in rows}
+
+
+def expected_labels(pairs):
+    found = {row: row for row in pairs.ravel().tolist()}
+    while True:
+        before = dict(found)
+        for a, b in pairs.tolist():
+            found[a] = found[b] = min(found[a], found[b])
+        if found == before:
+            return found
+
+
+@pytest.mark.parametrize("num_splits", [1, 2, 7])
+def test_both_paths_give_the_same_labels(tmp_path, num_splits):
+    pairs = toy_pairs(num_splits)
+    one = label(tmp_path / "one", pairs, len(pairs), num_splits=num_splits)
+    stars = label(tmp_path / "stars", pairs, len(pairs) - 1, num_splits=num_splits)
+    assert labels_of(one) == labels_of(stars) == expected_labels(pairs)
+    assert one.manifest.content_digest == stars.manifest.content_digest
+    assert (one.num_splits, stars.num_splits) == (1, num_splits)
+    for split in range(num_splits):
+        assert all((batch.column("row").to_numpy() >> ROW_BITS == split).all() for batch in stars.read_split(split))
+    assert one.schema.equals(LABEL)
+    assert stars.schema.equals(LABEL)
+    assert min(path.name for path in (tmp_path / "stars/rounds").iterdir()) == "components-0"
+    assert not (tmp_path / "one/rounds").exists()
+
+
+def test_random_graphs(tmp_path):
+    rng = np.random.default_rng(3)
+    for number, num_pairs in enumerate([1, 5, 40, 90, 300]):
+        pairs = row_keys(rng.integers(0, NUM_NODES, (num_pairs, 2)), 2)
+        stars = label(tmp_path / str(number), pairs, 0, InProcessEngine(seed=number), num_splits=2)
+        assert labels_of(stars) == expected_labels(pairs)
+
+
+def test_no_pairs(tmp_path):
+    none = np.empty((0, 2), np.int64)
+    assert labels_of(label(tmp_path, none, 0)) == {}
+
+
+def test_arrival_and_batches_change_nothing(tmp_path):
+    digests = set()
+    for seed, batch_rows in enumerate([2, 1000]):
+        stars = label(tmp_path / str(seed), toy_pairs(2), 0, InProcessEngine(batch_rows, seed), 2)
+        rounds = (tmp_path / str(seed) / "rounds").iterdir()
+        digests.add(tuple(Dataset.open(str(path)).manifest.content_digest for path in sorted(rounds)))
+        digests.add(stars.manifest.content_digest)
+    assert len(digests) == 2
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    pairs = toy_pairs(2)
+    whole = InProcessEngine()
+    expected = labels_of(label(tmp_path / "whole", pairs, 0, whole, 2))
+    output = tmp_path / "killed"
+    ran = 0
+    for tasks in (1, 5, len(whole.ran) // 3):
+        engine = DyingEngine(tasks)
+        with pytest.raises(KilledError):
+            label(output, pairs, 0, engine, 2)
+        ran += len(engine.ran)
+    engine = InProcessEngine()
+    assert labels_of(label(output, pairs, 0, engine, 2)) == expected
+    assert ran + len(engine.ran) == len(whole.ran)
+    assert labels_of(label(output, pairs, 0, IdleEngine(), 2)) == expected
+
+
+def test_another_budget_begins_the_dataset_anew(tmp_path):
+    """Parts of one path are never taken for those of the other."""
+    pairs = toy_pairs(2)
+    whole = InProcessEngine()
+    label(tmp_path / "whole", pairs, 0, whole, 2)
+    with pytest.raises(KilledError):
+        label(tmp_path, pairs, 0, DyingEngine(len(whole.ran) - 1), 2)
+    assert labels_of(label(tmp_path, pairs, 10**6, num_splits=2)) == expected_labels(pairs)
+    assert labels_of(label(tmp_path, pairs, 0, num_splits=2)) == expected_labels(pairs)
+
+
+def test_a_centre_that_every_leaf_names_has_one_label():
+    arcs = pa.table({"node": pa.array([2, 2, 2, 5, 5, 7], pa.int64()), "neighbour": [2, 2, 2, 2, 2, 7]})
+    for batch_rows in (1, 2, 6):
+        chunks = list(first_labels(0, iter(arcs.to_batches(max_chunksize=batch_rows))))
+        assert chunks[0].batch.to_pydict() == {"row": [2, 5, 7], "component": [2, 2, 7]}
+        assert chunks[-1].rows_in == 6
+    with pytest.raises(AssertionError, match="two labels"):
+        list(first_labels(0, iter(pa.table({"node": [5, 5], "neighbour": [1, 2]}).to_batches(max_chunksize=1))))
+
+
+# --- blocks --------------------------------------------------------------------------------------------------------
+
+NUM_SHINGLES = np.random.default_rng(5).integers(1, 40, NUM_NODES)
+KEYS = (np.random.default_rng(6).permutation(NUM_NODES) << CLASS_BITS) | size_class(NUM_SHINGLES)
+SIZES = set_bytes(KEYS)
+
+
+def candidates(num_splits):
+    """MET columns: the smaller row key first, some pairs several times."""
+    pairs = np.sort(toy_pairs(num_splits), axis=1)
+    pairs = np.concatenate([pairs, pairs[::3], pairs[::5]])
+    keys = KEYS[numbers_of(pairs, num_splits)]
+    return [*pairs.T, *keys.T]
+
+
+def cut(output, max_edges, block_bytes, num_splits=1, engine=None):
+    met = candidates(num_splits)
+    dataset = stored(output, "candidates", MET, met, num_splits)
+    ctx = context(output, max_edges, engine)
+    return cut_blocks(ctx, base(output, num_splits), dataset, block_bytes)
+
+
+def by_names(edges, num_splits):
+    """The pairs of each block by the numbers of nodes, blocks in any order."""
+    blocks = {}
+    for edge in read(edges):
+        pair = frozenset(int(numbers_of(np.int64(edge[end]), num_splits)) for end in "ab")
+        blocks.setdefault(edge["block"], set()).add(pair)
+    return {frozenset(pairs) for pairs in blocks.values()}
+
+
+@pytest.mark.parametrize("num_splits", [1, 2, 7])
+@pytest.mark.parametrize("block_bytes", [500, 3_000, 1 << 20])
+def test_every_pair_is_in_one_block_of_bounded_bytes(tmp_path, num_splits, block_bytes):
+    edges = cut(tmp_path, 0, block_bytes, num_splits)
+    assert edges.schema.equals(EDGE)
+    pairs = [(row["a"], row["b"]) for row in read(edges)]
+    assert sorted(pairs) == sorted(set(map(tuple, np.sort(toy_pairs(num_splits), axis=1).tolist())))
+    label = expected_labels(toy_pairs(num_splits))
+    for block in by_names(edges, num_splits):
+        inside = sorted(set.union(*map(set, block)))
+        assert len({label[row] for row in row_keys(np.array(inside), num_splits).tolist()}) == 1
+        assert SIZES[inside].sum() <= block_bytes + 2 * SIZES.max()
+
+
+def test_a_component_far_below_the_budget_is_one_block(tmp_path):
+    assert len(by_names(cut(tmp_path, 0, 1 << 30), 1)) == len(set(expected_labels(toy_pairs()).values()))
+
+
+def test_blocks_do_not_depend_on_splits_or_arrival(tmp_path):
+    found = [
+        by_names(cut(tmp_path / str(splits), 0, 1_000, splits, InProcessEngine(batch_rows, splits)), splits)
+        for splits, batch_rows in [(1, 3), (2, 7), (7, 100)]
+    ]
+    # The label of a component is a row key, and so is the hash; which pairs share a block does not follow from it.
+    assert found[0] == found[1] == found[2]
+    digests = {
+        cut(tmp_path / f"again-{seed}", 0, 1_000, 2, InProcessEngine(5 * seed + 2, seed)).manifest.content_digest
+        for seed in range(2)
+    }
+    assert len(digests) == 1
+
+
+def test_one_task_keeps_what_fits_together(tmp_path):
+    """A block is named by the smallest row of its component, or by a negative number where that is cut."""
+    edges = cut(tmp_path, 10**6, 2_000)
+    label = expected_labels(toy_pairs())
+    total = {name: sum(SIZES[row] for row in label if label[row] == name) for name in label.values()}
+    assert {total[name] > 2_000 for name in total} == {True, False}
+    for row in read(edges):
+        fits = total[label[row["a"]]] <= 2_000
+        assert row["block"] == label[row["a"]] if fits else row["block"] < 0
+    assert edges.manifest.rows_in == len(candidates(1)[0])
+
+
+def test_cutting_that_was_killed_goes_on(tmp_path):
+    whole = InProcessEngine()
+    expected = cut(tmp_path / "whole", 0, 1_000, 2, whole).manifest.content_digest
+    engine = DyingEngine(len(whole.ran) - 3)
+    with pytest.raises(KilledError):
+        cut(tmp_path / "killed", 0, 1_000, 2, engine)
+    last = InProcessEngine()
+    assert cut(tmp_path / "killed", 0, 1_000, 2, last).manifest.content_digest == expected
+    assert len(last.ran) == 3
+
+
+def test_near_duplicates_are_the_same_by_either_path(tmp_path):
+    """The whole stage, with pairs cut and labelled by one task and by shuffles."""
+    write_parquet(tmp_path / "in.parquet", mixed_rows(120), row_group_size=17)
+    found = []
+    for max_edges in (0, 10**6):
+        output = tmp_path / str(max_edges)
+        settings = {"split_bytes": 8192, "bucket_bytes": 1 << 14, "max_component_edges": max_edges}
+        run(make_recipe(output, {"toy": tmp_path / "in.parquet"}, stages=["dedup"], run=settings))
+        found.append(stage(output, "near").manifest)
+    assert found[0].content_digest == found[1].content_digest
+    assert found[0].accounting == found[1].accounting
+    assert (tmp_path / "0/rounds").exists()
+    assert not (tmp_path / "1000000/rounds").exists()

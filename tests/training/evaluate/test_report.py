@@ -1,0 +1,296 @@
+import functools
+import gzip
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from etl import conf
+from etl.errors import ConfigError, DataError
+from etl.harmony.step import HarmonyStep
+from etl.harmony.vocabulary import load_encoding
+from etl.schema import SPAN_KINDS
+from etl.storage.dataset import write_dataset
+from tests.training.teachers import documents, save_teacher
+from training.evaluate.report import EvaluateConfig, evaluate_conf
+from training.evaluate.models import Generator, Models
+from training.evaluate.suites import FormatSuite, HeldOutSuite, LmEvalSuite, ReasoningSuite, judge
+from training.export.harmony_tokenizer import generation_config, tokenizer_files
+
+# peft and the evaluation harness import deprecated parts of others.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Of two validation cells."""
+    return {"B1/C1": documents(10, 1).slice(6), "B2/C1": documents(6, 2)}
+
+
+@pytest.fixture(scope="module")
+def corpus(tables, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus") / "corpus"
+    stored = {}
+    for cell, table in tables.items():
+        skill, ctx = cell.split("/")
+        weighted = table.append_column("sampling_weight", pa.array(np.ones(len(table))))
+        stored[f"split=validation/skill_bucket={skill}/ctx_bucket={ctx}"] = weighted
+    write_dataset(str(folder), "layout", "CORPUS", stored)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random GPT-OSS with the tokenizer of an export."""
+    folder = save_teacher(tmp_path_factory.mktemp("model"))
+    for name, data in tokenizer_files(HarmonyStep().preamble()).items():
+        (folder / name).write_bytes(data)
+    (folder / "generation_config.json").write_text(json.dumps(generation_config()))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Another one."""
+    from transformers import AutoModelForCausalLM
+
+    folder = save_teacher(tmp_path_factory.mktemp("teacher"))
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        loaded.lm_head.weight.mul_(0.5)
+    loaded.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def models():
+    return Models("float32", "cpu")
+
+
+@functools.lru_cache(maxsize=2)
+def loaded(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def log_probabilities(folder, ids, positions):
+    """float64 [positions, vocabulary] of a row by itself, by transformers: what is said of the token at each."""
+    with torch.no_grad():
+        return loaded(folder)(torch.tensor([ids])).logits[0, [at - 1 for at in positions]].double().log_softmax(-1)
+
+
+def expected_sums(table, model, teacher):
+    """Tokens, loss and divergence by span kind, a row and a token at a time."""
+    found = np.zeros((3, len(SPAN_KINDS)))
+    for row in table.to_pylist():
+        ids = row["input_ids"]
+        for span in row["spans"]:
+            positions = range(max(span["start"], 1), span["end"])
+            ours, theirs = (log_probabilities(folder, ids, positions) for folder in (model, teacher))
+            for at, p, q in zip(positions, theirs, ours, strict=True):
+                divergence = float((p.exp() * (p - q)).sum())
+                found[:, SPAN_KINDS.index(span["kind"])] += 1, -float(q[ids[at]]), divergence
+    return found
+
+
+def test_held_out_loss_and_divergence_equal_those_of_single_rows(tables, corpus, model, teacher, models):
+    suite = HeldOutSuite(corpus=corpus, pack_tokens=1024, max_packs=100, teacher=teacher)
+    found = suite.run(models, model, seed=0)
+    sums = {cell: expected_sums(table, model, teacher) for cell, table in tables.items()}
+    for cell, (tokens, nll, divergence) in {**sums, "": sum(sums.values())}.items():
+        prefix = f"{cell}." if cell else ""
+        means = nll[tokens > 0] / tokens[tokens > 0]
+        assert found[f"{prefix}loss"] == pytest.approx(means.sum(), rel=1e-5)
+        assert found[f"{prefix}kl"] == pytest.approx(divergence.sum() / tokens.sum(), rel=1e-4)
+    tokens, nll, _ = sum(sums.values())
+    assert found["loss.final"] == pytest.approx(nll[SPAN_KINDS.index("final")] / tokens[SPAN_KINDS.index("final")])
+    assert found["kl"] > 0.01
+
+
+def test_a_teacher_of_another_tokenizer_is_refused(corpus, model, models, tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    with pytest.raises(ConfigError, match=r"has 1 tokens, that of the corpus .* 201,088"):
+        HeldOutSuite(corpus=corpus, teacher=str(tmp_path)).run(models, model, 0)
+
+
+def test_documents_that_fit_in_no_pack_are_an_error(corpus, model, models):
+    with pytest.raises(ConfigError, match=r"no document of the split validation of .* fits pack_tokens = 8"):
+        HeldOutSuite(corpus=corpus, pack_tokens=8).run(models, model, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>", "valid"),
+        ("<|channel|>final<|message|>4<|return|>", "malformed"),
+        ("<|channel|>analysis<|message|>hm<|return|>", "malformed"),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>user<|message|>4<|return|>", "malformed"),
+        ("<|channel|>commentary<|message|><|end|><|start|>assistant<|channel|>final<|message|><|return|>", "malformed"),
+        ("four<|return|>", "malformed"),
+        ("<|channel|>analysis<|message|>hm<|end|>", "truncated"),
+        ("", "truncated"),
+        ("<|channel|>commentary<|message|>a<|end|><|start|>assistant to=f.g<|channel|>commentary<|message|>{}<|call|>",
+         "call"),
+        ("<|channel|>commentary<|message|>{}<|call|>", "malformed"),
+    ],
+)  # fmt: skip
+def test_a_completion_is_judged(text, verdict):
+    assert judge(load_encoding().encode(text, allowed_special="all")) == verdict
+
+
+class Actor:
+    """Stands for a model that says what it is told to."""
+
+    def __init__(self, said):
+        self.said, self.prompts = said, []
+
+    def generator(self, folder):
+        return self
+
+    def prompt(self, question):
+        self.prompts.append(question)
+        return [len(self.prompts)]
+
+    def complete(self, prompts, max_new_tokens, batch_size):
+        self.asked = prompts
+        return [self.said[number % len(self.said)] for number in range(len(prompts))]
+
+    def answer(self, tokens):
+        return tokens
+
+
+def test_format_is_the_share_of_valid_completions_of_real_prompts(corpus):
+    encode = load_encoding().encode
+    valid = "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>"
+    actor = Actor([encode(text, allowed_special="all") for text in (valid, valid, "<|return|>", "on and on")])
+    found = FormatSuite(corpus=corpus, prompts=8).run(actor, "", 0)
+    assert found == {"valid": 0.5, "call": 0.0, "truncated": 0.25, "malformed": 0.25, "prompts": 8.0}
+    for prompt in actor.asked:
+        text = load_encoding().decode(prompt)
+        assert text.startswith("<|start|>system<|message|>")
+        assert text.endswith("<|end|><|start|>assistant")
+        assert text.count("<|start|>user<|message|>") == 1
+
+
+def test_questions_are_answered_and_compared(tmp_path):
+    rows = [{"q": "1+1?", "a": "so #### 2"}, {"q": "2+2?", "a": "4"}, {"q": "?", "a": "7"}, {"q": "??", "a": "7"}]
+    path = tmp_path / "questions.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    actor = Actor(["\\boxed{2.0}", "It is 5", "None.", "7"])
+    suite = ReasoningSuite(file=str(path), question="q", answer="a", instruction="Think.")
+    assert suite.run(actor, "", 0) == {"exact_match": 0.5, "answered": 0.75, "questions": 4.0}
+    assert actor.prompts[0] == "1+1?\n\nThink."
+    with pytest.raises(DataError, match=r"line 1 of .* has no 'question' and 'a'"):
+        ReasoningSuite(file=str(path), answer="a").run(actor, "", 0)
+    with pytest.raises(ConfigError, match="there is no file"):
+        ReasoningSuite(file=str(tmp_path / "none.jsonl")).run(actor, "", 0)
+
+
+def test_real_questions_have_answers(shared_data):
+    path = shared_data / "gsm8k" / "test.jsonl.gz"
+    suite = ReasoningSuite(file=str(path), questions=500)
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
+    golds = [json.loads(line)["answer"] for line in lines[:500]]
+    actor = Actor([gold.rpartition("####")[0] + f"The answer is {gold.rpartition('####')[2]}." for gold in golds])
+    assert suite.run(actor, "", 0) == {"exact_match": 1.0, "answered": 1.0, "questions": 500.0}
+
+
+def test_prompts_of_unequal_length_are_completed_greedily(model, models):
+    generator = models.generator(model)
+    prompts = [[200_006, 173_781], [5, 6, 7, 8, 9, 10, 11], list(range(20, 45))]
+    said = generator.complete(prompts, max_new_tokens=5, batch_size=3)
+    for prompt, tokens in zip(prompts, said, strict=True):
+        ids = list(prompt)
+        with torch.no_grad():
+            for _ in range(5):
+                ids.append(int(generator.model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert tokens == ids[len(prompt) :]
+
+
+def test_a_completion_ends_with_its_first_stop_token_and_the_answer_is_the_final_message(model, models):
+    generator = models.generator(model)
+    fixed = SimpleNamespace(
+        device="cpu",
+        generation_config=generator.model.generation_config,
+        generate=lambda ids, **_: torch.cat([ids, torch.tensor([[4, 200_012, 200_002, 9]])], dim=1),
+    )
+    assert Generator(generator.folder, fixed).complete([[1]], 4, 1) == [[4, 200_012]]
+    tokens = generator.tokenizer("<|channel|>analysis<|message|>1<|end|><|start|>assistant<|channel|>final<|message|>2")
+    assert generator.answer([*tokens.input_ids, 200_002]) == "2"
+    assert generator.tokenizer.decode(generator.prompt("hi")).endswith("user<|message|>hi<|end|><|start|>assistant")
+
+
+def task_folder(folder):
+    rows = [{"q": f"{i} + 1 =", "choices": [str(i), str(i + 1), "7"], "label": 1} for i in range(5)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "toy",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / "toy.yaml").write_text(json.dumps(task))
+    return rows
+
+
+def test_the_harness_runs_a_local_task(model, models, tmp_path):
+    pytest.importorskip("lm_eval")
+    rows = task_folder(tmp_path)
+    found = LmEvalSuite(folder=str(tmp_path), tasks=["toy"]).run(models, model, 0)
+    tokenizer = models.generator(model).tokenizer
+    right = 0
+    for question in rows:
+        scores = []
+        for choice in question["choices"]:
+            context = tokenizer(question["q"]).input_ids
+            ids = tokenizer(f"{question['q']} {choice}").input_ids
+            positions = range(len(context), len(ids))
+            logp = log_probabilities(model, ids, positions)
+            scores.append(sum(float(row[ids[at]]) for at, row in zip(positions, logp, strict=True)))
+        right += int(np.argmax(scores)) == question["label"]
+    assert found == {"toy.acc": right / 5}
+    with pytest.raises(ConfigError, match="has no task 'tory'; it has: toy"):
+        LmEvalSuite(folder=str(tmp_path), tasks=["tory"]).run(models, model, 0)
+
+
+def test_a_model_is_compared_with_baselines(corpus, model, teacher, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    llama = LlamaConfig(
+        vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )  # fmt: skip
+    LlamaForCausalLM(llama).save_pretrained(tmp_path / "llama")
+    more = [
+        f"model={model}", f"baselines={json.dumps({'teacher': teacher, 'llama': str(tmp_path / 'llama')})}",
+        f"suites.held_out.corpus={corpus}", "suites.held_out.max_packs=1", f"suites.format.corpus={corpus}",
+        "suites.format.max_new_tokens=2", f"output={tmp_path / 'report'}",
+    ]  # fmt: skip
+    config = conf.load(EvaluateConfig, "demo", "evaluate", more)
+    report = evaluate_conf(config)
+    assert set(report.results["held_out"]) == {"model", "teacher"}
+    assert report.results["held_out"]["model"]["loss"] != report.results["held_out"]["teacher"]["loss"]
+    assert "has no tokenizer.json" in report.skipped["held_out"]["llama"]
+    stored = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert stored["results"] == report.results
+    table = (tmp_path / "report" / "evaluation.md").read_text().splitlines()
+    assert table[0] == "| suite | metric | model | teacher | llama |"
+    loss = [f"{report.results['held_out'][name]['loss']:.4g}" for name in ("model", "teacher")]
+    assert table[2] == f"| held_out | loss | {loss[0]} | {loss[1]} | – |"
+    assert evaluate_conf(config) == report
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    more = [f"model={tmp_path}", f"output={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"has no config\.json; give the local folder"):
+        evaluate_conf(conf.load(EvaluateConfig, "demo", "evaluate", more))
+    with pytest.raises(ConfigError, match="a baseline cannot be called 'model'"):
+        conf.load(EvaluateConfig, "demo", "evaluate", [*more, "baselines.model=x"])

@@ -1,0 +1,195 @@
+import gzip
+import json
+
+import hypothesis
+import pyarrow as pa
+import pytest
+from hypothesis import strategies as st
+
+from etl.harmony.render import Messages, Preamble, Renderer
+from etl.harmony.vocabulary import DEFAULT_VOCABULARY, load_bpe, load_encoding
+from etl.schema import MESSAGE
+from training.export.harmony_tokenizer import STOP_TOKENS, control_tokens, tokenizer_files
+from training.models.tokenizer import check_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+PREAMBLE = Preamble('I am "Test", größer.\nLine two.', "Be brief.", "low", "2025-02-03", None)
+NUM_RANDOM = 600
+ALPHABETS = [
+    st.characters(codec="utf-8"),
+    st.characters(codec="utf-8", categories=["Lo", "Lm", "Mn", "Mc", "Nd", "No", "Lt"]),
+    st.sampled_from("abstrmldveSTN019'’ſ \t\r\n\v\f\x1c\x85\xa0\u1680\u2028\u3000.,/(){}<|>_=+-"),
+    st.characters(min_codepoint=0x1F000, max_codepoint=0x1FFFF, codec="utf-8"),
+    st.characters(min_codepoint=0x4E00, max_codepoint=0xAFFF, codec="utf-8"),
+]
+LOOKALIKES = [
+    "<|start|>assistant<|channel|>final<|message|>no<|return|>",
+    "<|endoftext|>",
+    "a <|reserved_200500|> b",
+    "<|start|",
+    "<|end|>\n<|call|>",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    for name, data in tokenizer_files(PREAMBLE).items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def encoded(tokenizer, texts):
+    """As text: what looks like a control token is none."""
+    return tokenizer(texts, split_special_tokens=True, add_special_tokens=False).input_ids
+
+
+def sample_texts():
+    from importlib import resources
+
+    lines = (resources.files("conf") / "sample" / "synth.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [value for row in rows for value in row.values() if isinstance(value, str) and value]
+
+
+def check(tokenizer, texts):
+    ours = encoded(tokenizer, texts)
+    bpe = load_bpe()
+    for text, ids in zip(texts, ours, strict=True):
+        assert ids == list(bpe.encode_ordinary(text)), repr(text)
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_real_texts_have_the_ids_of_openai_harmony_and_come_back(tokenizer):
+    texts = [*sample_texts()[:400], *LOOKALIKES]
+    assert len(texts) > 300
+    check(tokenizer, texts)
+    harmony = load_encoding()
+    for text, ids in zip(texts[-40:], encoded(tokenizer, texts[-40:]), strict=True):
+        assert ids == harmony.encode(text, disallowed_special=())
+
+
+@hypothesis.settings(max_examples=NUM_RANDOM // 20, derandomize=True)
+@hypothesis.given(
+    st.lists(st.one_of([st.text(letters, min_size=1) for letters in ALPHABETS]), min_size=20, max_size=40)
+)
+def test_random_texts_of_all_scripts_have_the_same_ids(tokenizer, texts):
+    check(tokenizer, texts)
+
+
+def test_each_letter_of_unicode_is_cut_as_in_o200k(tokenizer):
+    """The engines of regular expressions know other versions of Unicode; words of each letter show where."""
+    letters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    blocks = ["".join(f" a{letter}b" for letter in letters[start : start + 256]) for start in range(0, 0x31400, 256)]
+    differ = [
+        text
+        for text, ids in zip(blocks, encoded(tokenizer, blocks), strict=True)
+        if ids != list(load_bpe().encode_ordinary(text))
+    ]
+    assert not differ
+
+
+def test_real_texts_of_many_languages(tokenizer, shared_data):
+    texts = []
+    for name in ("langid_udhr", "codealpaca", "alpaca_zh", "oasst1_messages_en"):
+        for path in sorted((shared_data / name).glob("*.json*"))[:1]:
+            text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
+            size = 1500
+            texts += [text[start : start + size] for start in range(0, len(text), size)][:300]
+    assert len(texts) >= 1000
+    check(tokenizer, texts)
+
+
+def test_it_has_the_ids_of_the_corpus_and_all_control_tokens(folder, tokenizer):
+    check_tokenizer(folder)
+    names = control_tokens()
+    assert len(tokenizer) == 201_088
+    harmony = load_encoding()
+    for token in (199_998, 199_999, 200_002, 200_006, 200_012, 200_013, 200_500, 201_087):
+        assert harmony.decode([token]) == names[token] == tokenizer.decode([token])
+    assert tokenizer("<|start|>hi<|end|>").input_ids == harmony.encode("<|start|>hi<|end|>", allowed_special="all")
+    assert tokenizer.eos_token_id == STOP_TOKENS[0] == 200_002
+    assert set(harmony.stop_tokens_for_assistant_actions()) < set(STOP_TOKENS)
+
+
+def message(role, content, channel=None, recipient=None):
+    return {"role": role, "channel": channel, "recipient": recipient, "content": content}
+
+
+CONVERSATIONS = [
+    [message("user", " hi\n"), message("assistant", "so", "analysis"), message("assistant", "Hello. ", "final")],
+    [message("system", "Rhyme."), message("user", "x"), message("assistant", "y"), message("user", "z")],
+    [
+        message("user", "call"),
+        message("assistant", "hm", "analysis"),
+        message("assistant", '{"a": 1}', None, "functions.f"),
+        message("tool", "42"),
+        message("assistant", "{}", "commentary", "functions.g"),
+        message("tool", "43", "commentary", "assistant"),
+        message("assistant", "a preamble", "commentary"),
+        message("assistant", "85", "final"),
+    ],
+    [message("user", "q"), message("assistant", "to you", "final", "functions.h")],
+]
+
+
+def rendered(conversations):
+    found = Renderer(PREAMBLE, DEFAULT_VOCABULARY).render(Messages.of(pa.array(conversations, pa.list_(MESSAGE))))
+    return [found.tokens[a:b].tolist() for a, b in zip(found.offsets[:-1], found.offsets[1:], strict=True)]
+
+
+def test_the_chat_template_renders_what_the_corpus_holds(tokenizer):
+    for conversation, tokens in zip(CONVERSATIONS, rendered(CONVERSATIONS), strict=True):
+        assert tokenizer.apply_chat_template(conversation, return_dict=False) == tokens
+
+
+@pytest.mark.parametrize("turns", [CONVERSATIONS[0], CONVERSATIONS[0] + [message("user", "again")]])
+def test_the_prompt_is_openai_harmonys_for_completion(tokenizer, turns):
+    from openai_harmony import (
+        Author,
+        Conversation,
+        Message,
+        ReasoningEffort,
+        RenderConversationConfig,
+        Role,
+        SystemContent,
+        TextContent,
+    )
+
+    system = SystemContent(
+        model_identity="You.", reasoning_effort=ReasoningEffort.HIGH, knowledge_cutoff="2024-06"
+    ).with_required_channels(["analysis", "commentary", "final"])
+    said = [
+        Message(author=Author(role=Role(m["role"])), content=[TextContent(text=m["content"])], channel=m["channel"])
+        for m in turns
+    ]
+    conversation = Conversation.from_messages([Message.from_role_and_content(Role.SYSTEM, system), *said])
+    expected = load_encoding().render_conversation_for_completion(
+        conversation, Role.ASSISTANT, RenderConversationConfig(auto_drop_analysis=False)
+    )
+    own = {"model_identity": "You.", "reasoning_effort": "high", "knowledge_cutoff": "2024-06"}
+    none = {"conversation_start_date": None, "developer_instructions": None}
+    made = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False, **own, **none)
+    assert made == expected
+
+
+def test_thinking_is_the_analysis_before_the_answer(tokenizer):
+    short = [message("user", " hi\n"), {"role": "assistant", "thinking": "so", "content": "Hello. "}]
+    made = tokenizer.apply_chat_template(short, return_dict=False)
+    assert made == tokenizer.apply_chat_template(CONVERSATIONS[0], return_dict=False)
+
+
+@pytest.mark.parametrize("wrong", [[message("tool", "42")], [message("oracle", "42")]])
+def test_what_cannot_be_rendered_is_refused(tokenizer, wrong):
+    from jinja2.exceptions import TemplateError
+
+    with pytest.raises(TemplateError):
+        tokenizer.apply_chat_template(wrong)

@@ -1,0 +1,1 @@
+"""Checkpoints: saved, uploaded, found, converted."""

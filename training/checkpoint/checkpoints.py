@@ -1,0 +1,349 @@
+"""Checkpoints of a run on any store: weights, optimizer, random states and the run's own state as one unit.
+
+    ROOT/step-00000040-019a9f3c21d0/<files of all ranks>     DeepSpeed's, and rng-<rank>.pt
+    ROOT/step-00000040-019a9f3c21d0/_receipts/<rank>.json    names, bytes and SHA-256 of a rank's files; create-only
+    ROOT/step-00000040-019a9f3c21d0/manifest.json            all receipts and the state; last, create-only
+
+A rank writes its files into scratch on its own machine and trains on; a thread uploads them and leaves a receipt. Rank
+0's thread writes the manifest when all receipts are there. A kill at any moment leaves the last complete checkpoint as
+it was. At most one checkpoint is on its way: the next save waits for it. Training stands still for the write to scratch
+alone. Scratch holds one checkpoint of this machine's ranks, two while the store fails, and after a resume what was
+downloaded or converted, until the next checkpoint is complete.
+"""
+
+import contextlib
+import json
+import logging
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+from pydantic import Field
+
+from etl.config import Config
+from etl.errors import ConfigError, DataError, SourceError, StillhouseError
+from etl.hashing import xxh64
+from etl.storage.location import Location
+from training.checkpoint import universal
+from training.checkpoint.store import (
+    Commit,
+    Manifest,
+    Retention,
+    Upload,
+    check,
+    complete_tags,
+    download,
+    new_tag,
+    read_manifest,
+)
+from training.checkpoint.universal import Layout
+from training.engine.engine import Engine, World
+
+T = TypeVar("T")
+
+_SAVES, _LOADS, _UNIVERSAL = "saves", "loads", "universal"
+_log = logging.getLogger(__name__)
+
+
+class CheckpointConfig(Config):
+    """When to save, where, and how many to keep; the end of training is always saved."""
+
+    every_steps: int = Field(default=100, ge=1)
+    keep: int = Field(default=2, ge=1)
+    """The newest ones."""
+    keep_best: int = Field(default=0, ge=0)
+    """And those with the lowest held-out loss."""
+    root: str | None = None
+    """Folder or URL (s3://, gs:// …) that every rank reaches; null for `checkpoints` in the run's output."""
+    scratch: str | None = None
+    """Folder on a disk of each machine, room for two checkpoints of its ranks; null for `scratch` in the output."""
+    commit_timeout_s: float = Field(default=1800.0, gt=0)
+    """How long rank 0 waits for the receipts of the other ranks when its own files are uploaded."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A complete checkpoint."""
+
+    tag: str
+    manifest: Manifest
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The run's state as it was given to `save`."""
+        return self.manifest.payload
+
+    @property
+    def world(self) -> int:
+        """Ranks that wrote it."""
+        return self.manifest.layout.world
+
+    @property
+    def zero_stage(self) -> int:
+        return self.manifest.layout.zero_stage
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every rank makes the same calls in the same order."""
+
+    def __init__(
+        self, root: Location, scratch: Path, config: CheckpointConfig, world: World, identity: dict[str, Any]
+    ) -> None:
+        """Open a root that this run alone writes to.
+
+        Args:
+            root: where checkpoints are kept.
+            scratch: folder on a local disk; the ranks of one machine share it.
+            config: what to keep and how long to wait.
+            world: this process among those of the run.
+            identity: what a checkpoint must share with the run that loads it (JSON types), such as the student.
+        """
+        self.root = root
+        self.scratch = scratch
+        self.config = config
+        self.world = world
+        self.identity = json.loads(json.dumps(identity))
+        self.written_s = 0.0
+        """Seconds in which training stood still while files were written to scratch."""
+        self.waited_s = 0.0
+        """Seconds in which training stood still for an upload that had not ended."""
+        self.failures = 0
+        """Checkpoints that did not reach the store."""
+        self._upload: Upload | None = None
+
+    def newest(self) -> Found | None:
+        """The newest complete checkpoint, the same on every rank.
+
+        Raises:
+            ConfigError: it is of another identity, or there is no such store.
+            DataError: its manifest is damaged.
+            SourceError: the store does not answer.
+        """
+        found = self._from_rank_0(self._newest)
+        if found is not None and found.manifest.identity != self.identity:
+            raise ConfigError(
+                f"the checkpoint {self.root / found.tag} is of {found.manifest.identity}, the configuration says "
+                f"{self.identity}; give this run another `output`"
+            )
+        return found
+
+    def _newest(self) -> Found | None:
+        tags = complete_tags(self.root)
+        if not tags:
+            self.root.check_bucket()
+            return None
+        return Found(tags[-1], read_manifest(self.root / tags[-1]))
+
+    def _from_rank_0(self, call: Callable[[], T]) -> T:
+        """What a call on rank 0 gives, or its error, on every rank."""
+        box: list[Any] = [None, None]
+        if self.world.rank == 0:
+            try:
+                box[0] = call()
+            except StillhouseError as error:
+                box[1] = error.to_text()
+        torch.distributed.broadcast_object_list(box, src=0, device=self.world.device)
+        if box[1] is not None:
+            raise StillhouseError.from_text(box[1])
+        result: T = box[0]
+        return result
+
+    def save(self, engine: Engine, payload: dict[str, Any], score: float | None = None) -> None:
+        """Write a checkpoint to scratch and begin its upload, when the upload of the last one has ended.
+
+        An upload that failed is logged and counted; training goes on, and so do the last complete checkpoint and the
+        files in scratch.
+
+        Args:
+            engine: its `deepspeed` is what is saved.
+            payload: the run's state in JSON types; its `step` (int) names the checkpoint. The same on every rank.
+            score: held-out loss, lower is better; None where there is none.
+
+        Raises:
+            DataError: scratch cannot be written.
+        """
+        failure = self._finish()
+        if failure is not None and self.world.rank == 0:
+            _log.warning("%s; training goes on", failure)
+        started = time.perf_counter()
+        tag = self._from_rank_0(lambda: new_tag(payload["step"]))
+        files = self._write(engine, tag)
+        manifest = Manifest(
+            step=payload["step"],
+            payload=payload,
+            score=score,
+            identity=self.identity,
+            layout=Layout.of(engine.deepspeed),
+            optimizer=universal.optimizer_name(engine.deepspeed),
+            receipts=(),
+        )
+        retention = Retention(self.config.keep, self.config.keep_best)
+        commit = Commit(manifest, retention, self.config.commit_timeout_s) if self.world.rank == 0 else None
+        self._upload = Upload(self.root, tag, files, self.world.rank, commit)
+        self.written_s += time.perf_counter() - started
+
+    def _write(self, engine: Engine, tag: str) -> Path:
+        """This rank's files into a folder of its own in scratch."""
+        own = self.scratch / _SAVES / tag / f"rank-{self.world.rank:05d}"
+        names = universal.parameter_names(engine.deepspeed)
+        try:
+            (own / tag).mkdir(parents=True)
+            engine.deepspeed.save_checkpoint(
+                str(own), tag=tag, client_state={universal.NAMES_KEY: names}, save_latest=False
+            )
+            torch.save(_random_states(), own / tag / _random_file(self.world.rank))
+        # torch says RuntimeError when a disk is full.
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"cannot write a checkpoint to {own}: {error}; make room or set checkpoint.scratch"
+            ) from error
+        return own / tag
+
+    def wait(self) -> None:
+        """Until the last checkpoint is complete; call it before a rank exits.
+
+        Raises:
+            SourceError: it did not reach the store.
+        """
+        failure = self._finish()
+        if failure is not None:
+            raise SourceError(f"{failure}; run again to go on from the newest complete one in {self.root}")
+
+    def _finish(self) -> str | None:
+        """End the upload on all ranks: None where the checkpoint is complete, or why it is not, on every rank."""
+        if self._upload is None:
+            return None
+        started = time.perf_counter()
+        upload, self._upload = self._upload, None
+        has_files = self._all(upload.wait_for_files())
+        if not has_files:
+            upload.give_up()
+        is_complete = self._all(upload.wait_for_end()) and has_files
+        self.waited_s += time.perf_counter() - started
+        # No rank writes now: none leaves this function before all are through the last collective below.
+        self._clear_scratch(None if is_complete else upload.tag)
+        reasons: list[str | None] = [None] * self.world.size
+        torch.distributed.all_gather_object(reasons, None if upload.error is None else str(upload.error))
+        if is_complete:
+            return None
+        self.failures += 1
+        told = "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None)
+        return f"the checkpoint {upload.tag} is not complete ({told}); its files stay in {self.scratch / _SAVES}"
+
+    def _all(self, is_well: bool) -> bool:
+        return float(self.world.sum(torch.tensor([float(not is_well)], dtype=torch.float64))) == 0.0
+
+    def _clear_scratch(self, tag: str | None) -> None:
+        """Remove everything but the files of the checkpoint `tag`. All ranks of a machine may do so at once."""
+        if tag is None:
+            for name in (_LOADS, _UNIVERSAL):
+                shutil.rmtree(self.scratch / name, ignore_errors=True)
+        for path in (self.scratch / _SAVES).glob("*"):
+            if path.name != tag:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def load(self, engine: Engine, found: Found, seed: int) -> None:
+        """Weights, optimizer and random states; hyperparameters stay as the engine has them.
+
+        Equal layouts load DeepSpeed's files as they are, bit for bit. Others are converted into scratch, once a
+        machine. Random states are restored for the same number of ranks, and otherwise begin anew (`seed_generators`).
+
+        Args:
+            engine: a fresh one.
+            found: what `newest` gave.
+            seed: of the run.
+
+        Raises:
+            ConfigError: another layout and an optimizer that is not AdamW, or other parameters than the engine's.
+            DataError: a file is missing, damaged, or not what the manifest says.
+        """
+        rank = self.world.rank
+        with _same_hyperparameters(engine):
+            if found.manifest.layout == Layout.of(engine.deepspeed):
+                folder = self._local_files(found, {0, rank})
+                engine.deepspeed.load_checkpoint(str(folder.parent), tag=found.tag)
+            else:
+                universal.check_optimizer(found.manifest.optimizer)
+                universal.load(engine.deepspeed, self._universal(found))
+        if found.world == self.world.size:
+            file = self._local_files(found, {rank}) / _random_file(rank)
+            _set_random_states(torch.load(file, weights_only=False))
+        else:
+            seed_generators(seed, found.manifest.step, rank)
+        self.world.barrier()
+
+    def _universal(self, found: Found) -> Path:
+        """The converted checkpoint, made by the first rank of this machine that comes."""
+        folder = self.scratch / _UNIVERSAL / found.tag
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not (folder / universal.INDEX).exists():
+                files = self._local_files(found, set(range(found.world)))
+                universal.convert(files, found.manifest.layout, folder)
+        return folder
+
+    def _local_files(self, found: Found, ranks: set[int]) -> Path:
+        """A local folder named after the checkpoint with the files that these ranks wrote, each one checked."""
+        source = self.root / found.tag
+        files = [file for receipt in found.manifest.receipts if receipt.rank in ranks for file in receipt.files]
+        if source.is_local:
+            for file in files:
+                check(source / file.name, file)
+            return Path(source.path)
+        folder = self.scratch / _LOADS / found.tag
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            with FileLock(f"{folder}-{file.name}.lock"):
+                if not (folder / file.name).exists():
+                    download(source / file.name, file, folder / file.name)
+        return folder
+
+
+@contextlib.contextmanager
+def _same_hyperparameters(engine: Engine) -> Iterator[None]:
+    """A checkpoint holds rates and decays too; those of the configuration win."""
+    chosen = [{key: value for key, value in group.items() if key != "params"} for group in _groups(engine)]
+    yield
+    for group, values in zip(_groups(engine), chosen, strict=True):
+        group.update(values)
+
+
+def _groups(engine: Engine) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = engine.deepspeed.optimizer.param_groups
+    return groups
+
+
+def _random_file(rank: int) -> str:
+    return f"rng-{rank:05d}.pt"
+
+
+def _random_states() -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002  # libraries draw from the global generator
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002  # as above
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def seed_generators(seed: int, step: int, rank: int) -> None:
+    """Python's, numpy's and torch's generators of this process, as a function of the three numbers."""
+    value = xxh64(f"{seed}/{step}/{rank}".encode())
+    random.seed(value)
+    np.random.seed(value % 2**32)  # noqa: NPY002  # as above
+    torch.manual_seed(value)

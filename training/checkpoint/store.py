@@ -1,0 +1,295 @@
+"""Checkpoints at their root: receipts, manifests, uploads in the background, and which of them stay.
+
+What has no manifest.json does not exist for a reader. The manifest is written last and create-only; when a checkpoint
+goes, its manifest goes first. Folders without one, of uploads that never ended, go after the next commit. Every file is
+read once for its SHA-256, then uploaded, or hard-linked where root and scratch are on one disk.
+"""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import re
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from etl.config import Config
+from etl.errors import DataError, StillhouseError
+from etl.storage.location import Location
+from training.checkpoint.universal import Layout
+
+MANIFEST = "manifest.json"
+RECEIPTS = "_receipts"
+_TAG = re.compile(r"step-\d{8,}-[0-9a-f]{12}")
+_BLOCK_BYTES = 1 << 22
+_FIRST_POLL_S, _LONGEST_POLL_S = 0.05, 5.0
+_CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP})
+
+_log = logging.getLogger(__name__)
+
+
+class File(Config):
+    """One object of a checkpoint."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Receipt(Config):
+    """What one rank has uploaded."""
+
+    rank: int
+    files: tuple[File, ...]
+
+
+class Manifest(Config):
+    """A complete checkpoint."""
+
+    version: int = 1
+    step: int
+    payload: dict[str, Any]
+    """The run's state, JSON types."""
+    score: float | None
+    """Held-out loss, lower is better."""
+    identity: dict[str, Any]
+    layout: Layout
+    optimizer: str
+    receipts: tuple[Receipt, ...]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which complete checkpoints stay."""
+
+    keep: int
+    """The newest ones."""
+    keep_best: int
+    """And those with the lowest score."""
+
+    def kept(self, scores: dict[str, float | None]) -> set[str]:
+        """Tags that stay, of the scores of all tags."""
+        newest = sorted(scores)[-self.keep :]
+        ranked = sorted((score, tag) for tag, score in scores.items() if score is not None)
+        return {*newest, *(tag for _, tag in ranked[: self.keep_best])}
+
+
+def new_tag(step: int) -> str:
+    """A name for a checkpoint of a step; of two of one step the later one sorts behind (milliseconds since 1970)."""
+    return f"step-{step:08d}-{time.time_ns() // 1_000_000:012x}"
+
+
+def complete_tags(root: Location) -> list[str]:
+    """Names of the checkpoints that have a manifest, oldest first."""
+    return sorted(path.removesuffix(f"/{MANIFEST}") for path, _ in root.walk() if _is_manifest(path))
+
+
+def _is_manifest(path: str) -> bool:
+    tag, _, name = path.partition("/")
+    return name == MANIFEST and _TAG.fullmatch(tag) is not None
+
+
+def read_manifest(folder: Location) -> Manifest:
+    """The manifest of a complete checkpoint.
+
+    Raises:
+        DataError: it is gone or damaged.
+    """
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read())
+    except FileNotFoundError as error:
+        raise DataError(f"{folder / MANIFEST} went while it was read; run again") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        told = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+        raise DataError(f"{folder / MANIFEST} is damaged ({told}); remove it to go on from an earlier one") from error
+
+
+def retain(root: Location, current: str, retention: Retention) -> None:
+    """Remove what retention does not keep, manifests first, and what was never completed, but never `current`."""
+    paths: dict[str, list[str]] = {}
+    for path, _ in root.walk():
+        tag = path.partition("/")[0]
+        if _TAG.fullmatch(tag):
+            paths.setdefault(tag, []).append(path)
+    complete = [tag for tag, found in paths.items() if f"{tag}/{MANIFEST}" in found]
+    scores = {tag: read_manifest(root / tag).score for tag in complete}
+    stays = retention.kept(scores) | {current}
+    for tag in set(paths) - stays:
+        (root / tag / MANIFEST).remove()
+        (root / tag).remove_tree()
+
+
+def download(source: Location, file: File, target: Path) -> None:
+    """A file of a checkpoint to local disk, there only when whole and right.
+
+    Raises:
+        DataError: it is missing or not what its receipt says.
+    """
+    aside = target.with_name(f"{target.name}.tmp")
+    with aside.open("wb") as out:
+        _check_digest(source, file, out)
+    aside.replace(target)
+
+
+def check(source: Location, file: File) -> None:
+    """Read a file of a checkpoint once.
+
+    Raises:
+        DataError: it is missing or not what its receipt says.
+    """
+    with Path(os.devnull).open("wb") as out:
+        _check_digest(source, file, out)
+
+
+def _check_digest(source: Location, file: File, out: Any) -> None:
+    digest = hashlib.sha256()
+    try:
+        with source.open() as blocks:
+            while block := blocks.read(_BLOCK_BYTES):
+                digest.update(block)
+                out.write(block)
+    except FileNotFoundError as error:
+        raise DataError(f"{source} is gone; remove the {MANIFEST} beside it to go on from an earlier one") from error
+    if digest.hexdigest() != file.sha256:
+        raise DataError(
+            f"{source} is not what its receipt says ({file.bytes} bytes, SHA-256 {file.sha256[:16]}…); remove the "
+            f"{MANIFEST} beside it to go on from an earlier one"
+        )
+
+
+class Upload:
+    """A rank's part of one checkpoint on its way to the root, in a thread of its own.
+
+    The thread is a daemon: a rank that fails does not linger for it. It makes no collective calls.
+    """
+
+    def __init__(self, root: Location, tag: str, files: Path, rank: int, commit: "Commit | None") -> None:
+        """Begin.
+
+        Args:
+            root: of all checkpoints.
+            tag: name of this one.
+            files: folder with the files of this rank and nothing else.
+            rank: of this process.
+            commit: what rank 0 does when its own files are there; None on the others.
+        """
+        self.tag = tag
+        self.error: StillhouseError | None = None
+        self._root = root
+        self._files = files
+        self._rank = rank
+        self._commit = commit
+        self._has_files = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"upload-{tag}", daemon=True)
+        self._thread.start()
+
+    def wait_for_files(self) -> bool:
+        """Whether this rank's files and receipt are at the root."""
+        self._has_files.wait()
+        return self.error is None
+
+    def wait_for_end(self) -> bool:
+        """Whether all that this rank does for the checkpoint has succeeded."""
+        self._thread.join()
+        return self.error is None
+
+    def give_up(self) -> None:
+        """Wait for no more receipts: another rank has failed, and there will be no manifest."""
+        if self._commit is not None:
+            self._commit.is_given_up.set()
+
+    def _run(self) -> None:
+        try:
+            self._put_files()
+            self._has_files.set()
+            if self._commit is not None:
+                self._commit.run(self._root, self.tag)
+        except StillhouseError as error:
+            self.error = error
+        except OSError as error:
+            self.error = DataError(f"cannot bring {self._files} to {self._root / self.tag}: {error}")
+        finally:
+            self._has_files.set()
+
+    def _put_files(self) -> None:
+        folder = self._root / self.tag
+        files = tuple(_put(path, folder / path.name) for path in sorted(self._files.iterdir()))
+        _create(_receipt(folder, self._rank), Receipt(rank=self._rank, files=files))
+
+
+class Commit:
+    """Rank 0's part: the manifest when all receipts are there, then retention."""
+
+    def __init__(self, manifest: Manifest, retention: Retention, timeout_s: float) -> None:
+        """`manifest` is whole but for its receipts; `timeout_s` bounds the wait for those."""
+        self.is_given_up = threading.Event()
+        self._manifest = manifest
+        self._retention = retention
+        self._timeout_s = timeout_s
+
+    def run(self, root: Location, tag: str) -> None:
+        """Commit the checkpoint `tag`, or nothing when it is given up.
+
+        Raises:
+            DataError: a receipt did not come in time, or another run writes here.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        receipts = []
+        for rank in range(self._manifest.layout.world):
+            receipt = self._await(_receipt(root / tag, rank), rank, deadline)
+            if receipt is None:
+                return
+            receipts.append(receipt)
+        _create(root / tag / MANIFEST, self._manifest.model_copy(update={"receipts": tuple(receipts)}))
+        try:
+            retain(root, tag, self._retention)
+        except StillhouseError as error:
+            _log.warning("old checkpoints could not be removed and will be after the next one: %s", error)
+
+    def _await(self, place: Location, rank: int, deadline: float) -> Receipt | None:
+        pause_s = _FIRST_POLL_S
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                return Receipt.model_validate_json(place.read())
+            if time.monotonic() > deadline:
+                raise DataError(f"rank {rank} has left no receipt within commit_timeout_s = {self._timeout_s:g}")
+            if self.is_given_up.wait(pause_s):
+                return None
+            pause_s = min(2 * pause_s, _LONGEST_POLL_S)
+
+
+def _receipt(folder: Location, rank: int) -> Location:
+    return folder / f"{RECEIPTS}/{rank:05d}.json"
+
+
+def _create(place: Location, content: Config) -> None:
+    if not place.create((content.model_dump_json(indent=1) + "\n").encode()):
+        raise DataError(f"{place} is there already: another run writes to this root; give this run another")
+
+
+def _put(path: Path, target: Location) -> File:
+    """Upload one local file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not (target.is_local and _link(path, Path(target.path))):
+        target.upload(path)
+    return File(name=path.name, bytes=path.stat().st_size, sha256=digest)
+
+
+def _link(path: Path, target: Path) -> bool:
+    """Whether the file could appear at its target without a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, target)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The training stream: a pure function of manifest, recipe, seed and decision log."""

@@ -1,0 +1,268 @@
+"""What the training stream is a function of: recipe, corpus, position; and what planning knows of each document.
+
+The stream is a pure function of (manifest, recipe, seed, decision log). The corpus is dealt to L canonical *lanes*,
+each a small image of the whole (deal.py). Lanes take turns in a fixed order, one pack a turn, and a global step
+takes `global_batch_packs` consecutive packs; ranks own contiguous blocks of lanes (order.py), so that any number
+of ranks from 1 to L gives the same stream. The run is cut into *segments* of whole steps; weights and shares change
+only at a segment border, by a decision record (decisions.py). Inside a segment each lane ranks and packs its unread
+documents (lane.py). A position is (log digest, segment, pack): a lane gets there by planning again from its
+first segment, from lengths alone, reading no tokens. Memory: about 150 bytes a document of a rank's lanes.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, field_validator
+
+from etl.config import Config
+from etl.errors import ConfigError, DataError
+from etl.hashing import canonical_json, xxh64
+from etl.mixture.cluster_caps import ClusterCaps
+from etl.storage.manifest import Part
+from training.data.stream import order
+from training.data.stream.packing import IntArray
+
+ONE_EPOCH_ROWS = 1_000_000
+THREE_EPOCH_ROWS = 35_000
+"""`epochs: auto` reads a corpus once from so many rows on, three times up to so many."""
+SEGMENT_TOKENS = 64_000_000
+
+
+class StreamConfig(Config):
+    """What is trained on, and in what order. Changing any of it but where things lie starts another stream."""
+
+    located: ClassVar[frozenset[str]] = frozenset({"corpus", "teacher", "reference"})
+
+    corpus: str
+    """Folder or URL of a committed corpus (split=…/skill_bucket=…/ctx_bucket=…)."""
+    teacher: str | None = None
+    """Folder or URL of a committed TEACHER_LOGP table that is joined to the documents, of which only those that it has
+    are read; null for none."""
+    reference: str | None = None
+    """The same of the reference model of preference pairs."""
+    pack_tokens: int = Field(ge=2)
+    """Tokens of one training sequence; longer documents are left out and counted."""
+    global_batch_packs: int = Field(ge=1)
+    """Packs of one optimizer step over all ranks."""
+    lanes: int = Field(default=64, ge=1)
+    """Canonical lanes, the largest number of ranks. Ranks have equal work where their number divides it."""
+    segment_tokens: int | None = Field(default=None, ge=1)
+    """Length of a segment in tokens of pack capacity; a rank holds its share of two in memory (4 bytes a token). Null:
+    64M, or the tokens of a smaller corpus."""
+    lookahead_docs: int = Field(default=1024, ge=1)
+    """Documents (or pairs) that the packer of a lane sees ahead."""
+    shares: dict[str, float] | None = None
+    """Share of the tokens for each pattern over cells, e.g. {"B1/C1": 0.2, "*/C2": 0.5}; null takes documents as they
+    come. Shares are taken relative to their sum; cells without one are left out. See shares.py."""
+    weights: Literal["sampling_weight", "uniform"] = "sampling_weight"
+    """What makes a document come early among those of its group; a weight of 0 leaves it out in either case."""
+    epochs: int | Literal["auto"] = Field(default=1)
+    """How often documents are read before they are exhausted; auto: 1 from 1M rows on, 3 up to 35K, between by the
+    logarithm of the rows."""
+    on_exhausted: Literal["stop", "repeat", "redistribute"] = "stop"
+    """When a lane has no unread document of a group with a share: end the lane, go round, or give its share to the
+    other groups until all are out. The stream ends with its last lane."""
+    clusters: ClusterCaps | None = None
+    """Limits by semantic cluster; the corpus must have been through the stage `semantic`."""
+
+    @field_validator("epochs")
+    @classmethod
+    def _at_least_one(cls, epochs: int | str) -> int | str:
+        if isinstance(epochs, int) and epochs < 1:
+            raise ValueError(f"{epochs} epochs read nothing; give 1 or more, or auto")
+        return epochs
+
+    @field_validator("shares")
+    @classmethod
+    def _shares_are_shares(cls, shares: dict[str, float] | None) -> dict[str, float] | None:
+        return check_shares(shares)
+
+    @property
+    def segment_packs(self) -> int:
+        """Packs of a segment: whole steps that hold at least `segment_tokens`."""
+        assert self.segment_tokens is not None, "resolved"
+        steps = math.ceil(self.segment_tokens / (self.pack_tokens * self.global_batch_packs))
+        return steps * self.global_batch_packs
+
+    def resolved(self, parts: Sequence[Part]) -> "StreamConfig":
+        """The same with numbers for what depends on the corpus."""
+        num_tokens = sum(part.rows if part.tokens is None else part.tokens for part in parts)
+        segment_tokens = self.segment_tokens or min(SEGMENT_TOKENS, max(num_tokens, 1))
+        num_epochs = self.num_epochs(sum(part.rows for part in parts))
+        return self.model_copy(update={"epochs": num_epochs, "segment_tokens": segment_tokens})
+
+    def num_epochs(self, num_rows: int) -> int:
+        """Passes over a corpus of so many rows before it is exhausted."""
+        if self.epochs != "auto":
+            return self.epochs
+        low, high = math.log(THREE_EPOCH_ROWS), math.log(ONE_EPOCH_ROWS)
+        place = (math.log(max(num_rows, 1)) - low) / (high - low)
+        return round(3 - 2 * min(max(place, 0.0), 1.0))
+
+    def micro_steps(self, world: int) -> int:
+        """Packs of a rank in each step, fillers included: the most that any rank of this world has in any step."""
+        return order.micro_steps(self.lanes, self.global_batch_packs, world)
+
+    def check_world(self, world: int) -> None:
+        """Refuse more ranks than lanes.
+
+        Raises:
+            ConfigError: naming the key and both numbers.
+        """
+        if world > self.lanes:
+            raise ConfigError(
+                f"data.lanes is {self.lanes}, fewer than the {world} processes; raise it to {world} or a multiple, "
+                "or start fewer processes"
+            )
+
+
+def check_shares(shares: dict[str, float] | None) -> dict[str, float] | None:
+    """The shares, if they are finite, not negative and not all 0."""
+    if shares is not None:
+        wrong = {pattern: share for pattern, share in shares.items() if not 0 <= share < math.inf}
+        if wrong or not sum(shares.values()) > 0:
+            raise ValueError(f"shares are 0 or positive numbers, at least one of them positive, not {wrong or shares}")
+    return shares
+
+
+def initial_value(
+    config: StreamConfig, seed: int, parts: Sequence[Part], side_tables: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What a stream begins with: its recipe, its seed, the corpus's parts by their digests, rows of each cell.
+
+    `side_tables` are the content digests of the TEACHER_LOGP tables that are joined, since they say what can be read.
+    """
+    corpus = hashlib.sha256(canonical_json([[p.sha256, list(p.row_groups)] for p in parts]).encode()).hexdigest()[:32]
+    value = {"recipe": config.fingerprinted(), "seed": seed, "corpus": corpus, "cells": rows_of_cells(parts)}
+    return {**value, "side_tables": list(side_tables)} if side_tables else value
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where a stream stands, the same for every rank and every number of ranks."""
+
+    log_digest: str
+    """Of the decision log up to the segment that was begun last."""
+    segment: int
+    pack: int
+    """Packs of the segment that are behind."""
+
+
+# --- the corpus --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows `start` to `stop` of a row group: what a lane owns."""
+
+    part: int
+    """Position among the parts of the split."""
+    row_group: int
+    start: int
+    stop: int
+
+
+def cell_of(part: Part) -> str:
+    """The cell of a part, e.g. "B1/C1": the values of its folders below the split."""
+    return "/".join(folder.partition("=")[2] for folder in part.path.split("/")[1:-1])
+
+
+def cells_of(parts: Sequence[Part]) -> tuple[str, ...]:
+    """The cells of some parts, sorted."""
+    return tuple(sorted({cell_of(part) for part in parts}))
+
+
+def rows_of_cells(parts: Sequence[Part]) -> dict[str, int]:
+    """Rows by cell, in the order of `cells_of`."""
+    return {cell: sum(part.rows for part in parts if cell_of(part) == cell) for cell in cells_of(parts)}
+
+
+def split_parts(parts: Iterable[Part], split: str) -> tuple[Part, ...]:
+    """The parts of one split, in the order of their paths.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = tuple(sorted((p for p in parts if p.path.startswith(f"split={split}/")), key=lambda p: p.path))
+    if not found:
+        raise DataError(f"the corpus has no part under split={split}; lay it out again with rows in that split")
+    return found
+
+
+# --- documents ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DocumentIndex:
+    """What planning needs of each document; parallel arrays in the order of the units that were read."""
+
+    part: npt.NDArray[np.int32]
+    row_group: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    num_tokens: IntArray
+    weight: npt.NDArray[np.float64]
+    id_hash: npt.NDArray[np.uint64]
+    cluster_size: npt.NDArray[np.int32]
+    """Rows of the document's semantic cluster; 1 where the corpus has no clusters."""
+    cluster_rank: npt.NDArray[np.int32]
+    """Its place in the cluster, 0 … cluster_size − 1."""
+    cell: npt.NDArray[np.int16]
+    """Position in the reader's `cells`."""
+    supervised: npt.NDArray[np.int32]
+    """Tokens in spans (n_analysis + n_commentary + n_final + n_text); -1 where the corpus has no such columns."""
+    pair: npt.NDArray[np.int64]
+    """Hash of pair_id; 0 for a document without a pair."""
+    side: npt.NDArray[np.int8]
+    """0 chosen, 1 rejected; -1 without a pair."""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def take(self, numbers: IntArray) -> "DocumentIndex":
+        """Some of the documents."""
+        return DocumentIndex(*(getattr(self, field.name)[numbers] for field in fields(self)))
+
+    @classmethod
+    def concatenate(cls, indexes: Sequence["DocumentIndex"]) -> "DocumentIndex":
+        """All documents of one or more indexes, one behind the other."""
+        return cls(*(np.concatenate([getattr(index, field.name) for index in indexes]) for field in fields(cls)))
+
+
+TOO_LONG = "longer than pack_tokens"
+UNUSABLE = (TOO_LONG, "fewer than 2 tokens", "no supervised token", "weight is not positive")
+"""Why a document by itself can never be trained on."""
+INCOMPLETE = "pair without both sides"
+NOT_SCORED = "not scored by the teacher"
+NO_SHARE = "no share"
+LEFT_OUT = (*UNUSABLE, INCOMPLETE, NOT_SCORED, NO_SHARE)
+
+
+def left_out(index: DocumentIndex, pack_tokens: int) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
+    """Which documents can never be trained on, and how many for each reason of UNUSABLE (the first that holds)."""
+    masks = (index.num_tokens > pack_tokens, index.num_tokens < 2, index.supervised == 0, ~(index.weight > 0))
+    out = np.zeros(len(index), bool)
+    counts = {}
+    for reason, mask in zip(UNUSABLE, masks, strict=True):
+        counts[reason] = int((mask & ~out).sum())
+        out |= mask
+    return out, counts
+
+
+def uniform(id_hash: npt.NDArray[np.uint64], seed: int, epoch: int, segment: int) -> npt.NDArray[np.float64]:
+    """u(id, seed, epoch, segment) in (0, 1): the mix of SplitMix64 over the id's hash and the three numbers."""
+    return uniforms(id_hash, seed, range(epoch, epoch + 1), segment)[0]
+
+
+def uniforms(id_hash: npt.NDArray[np.uint64], seed: int, epochs: range, segment: int) -> npt.NDArray[np.float64]:
+    """u of several epochs: float64 [epochs, ids]."""
+    salts = np.array([xxh64(f"{seed}:{epoch}:{segment}".encode()) for epoch in epochs], np.uint64)
+    z = id_hash ^ salts[:, None]
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return ((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

@@ -1,0 +1,1 @@
+"""DeepSpeed around a student: its optimizer, its JSON and the memory it takes."""

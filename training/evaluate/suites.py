@@ -1,0 +1,314 @@
+"""What an evaluation measures, each suite a model of the YAML with `run(models, folder)` -> numbers by name.
+
+held_out     loss of a corpus's split by cell and span kind; with a teacher, KL(teacher || student), too (canaries are
+             a corpus of their own)
+format       the share of greedy completions of validation prompts that are well-formed Harmony
+reasoning    the share of questions of a JSONL file whose final answer is right
+lm_eval      tasks of the LM Evaluation Harness from a local folder of task files
+
+Sums are float64. Memory: one pack, or one batch of completions, beside the model (and the teacher).
+"""
+
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from etl.config import Config
+from etl.errors import ConfigError, DataError
+from etl.harmony.parse import parse
+from etl.harmony.vocabulary import CALL, RETURN, START
+from etl.schema import SPAN_KINDS
+from etl.storage.location import Location
+from training.evaluate.answers import given_answer, is_same, stated_answer
+from training.data.cell_packs import packs_by_cell
+from training.data.collate import Pack, collate
+from training.data.stream.plan import StreamConfig, uniform
+from training.data.reader import CorpusReader
+from training.evaluate.models import Models
+from training.losses.objective import CrossEntropy, Divergence, StepContext
+from training.losses.spans import KINDS
+from training.models.factory import Student
+from training.teacher.frozen import FrozenTeacher
+from training.models.tokenizer import check_tokenizer
+
+Metrics = dict[str, float]
+
+
+class _Found(NamedTuple):
+    """Of some packs, float64 [kinds] each."""
+
+    tokens: torch.Tensor
+    nll: torch.Tensor
+    divergence: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A model, and perhaps the one that it is compared with."""
+
+    student: Student
+    teacher: FrozenTeacher | None
+
+    @torch.no_grad()
+    def sums(self, pack: Pack, device: torch.device) -> _Found:
+        """Of one pack."""
+        batch = pack.tensors(device)
+        hidden, _ = self.student(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        # The sums of an objective do not depend on the counts of the global batch.
+        step = StepContext(torch.zeros(2 * KINDS, dtype=torch.float64, device=device), teacher=self.teacher)
+        nll = CrossEntropy().loss(self.student.lm_head, hidden, batch, step).sums
+        divergence = torch.zeros(KINDS, dtype=torch.float64)
+        if self.teacher is not None:
+            divergence = Divergence().loss(self.student.lm_head, hidden, batch, step).sums
+        counts = CrossEntropy().counts(pack)[:KINDS]
+        return _Found(torch.from_numpy(counts), nll.cpu(), divergence.cpu())
+
+
+class HeldOutSuite(Config):
+    """Loss, in nats a token, as training reports it (the sum of the span kinds' means) and by span kind."""
+
+    needs_harmony: ClassVar[bool] = True
+
+    kind: Literal["held_out"] = "held_out"
+    corpus: str
+    """Folder or URL of a committed corpus."""
+    split: str = "validation"
+    pack_tokens: int = Field(default=8192, ge=2)
+    """Tokens of a forward pass; longer documents are left out."""
+    max_packs: int = Field(default=16, ge=1)
+    """Packs a cell, drawn once, seeded."""
+    teacher: str | None = None
+    """Folder of a model with the same tokenizer, for the divergence of the student from it; null for none."""
+
+    def run(self, models: Models, folder: str, seed: int) -> Metrics:
+        """`loss`, `loss.<kind>`, `<cell>.loss`, and with a teacher `kl` and `<cell>.kl`.
+
+        Raises:
+            ConfigError: no document of the split fits in a pack, or the teacher has another tokenizer.
+        """
+        teacher = None
+        if self.teacher is not None:
+            check_tokenizer(Path(self.teacher).expanduser())
+            teacher = FrozenTeacher(models.load_packed(self.teacher), models.device, models.dtype)
+        pair = _Pair(models.packed(folder), teacher)
+        cells: dict[str, _Found] = {}
+        for cell, pack in self._packs(seed):
+            found = pair.sums(pack, models.device)
+            cells[cell] = _Found(*map(torch.add, cells[cell], found)) if cell in cells else found
+        if not cells:
+            raise ConfigError(
+                f"no document of the split {self.split} of {self.corpus} fits pack_tokens = {self.pack_tokens}; "
+                "raise it"
+            )
+        total = _Found(*(torch.stack(parts).sum(0) for parts in zip(*cells.values(), strict=True)))
+        metrics = self._metrics(total)
+        by_kind = zip(SPAN_KINDS, (total.nll / total.tokens).tolist(), strict=True)
+        metrics |= {f"loss.{kind}": value for kind, value in by_kind if value == value}
+        for cell, found in cells.items():
+            metrics |= {f"{cell}.{name}": value for name, value in self._metrics(found).items()}
+        return metrics
+
+    def _metrics(self, found: _Found) -> Metrics:
+        means = found.nll / found.tokens.clamp(min=1)
+        metrics = {"loss": float(means.sum())}
+        if self.teacher is not None:
+            metrics["kl"] = float(found.divergence.sum() / found.tokens.sum())
+        return metrics
+
+    def _packs(self, seed: int) -> Iterator[tuple[str, Pack]]:
+        """Cell and pack."""
+        data = StreamConfig(corpus=self.corpus, pack_tokens=self.pack_tokens, global_batch_packs=1)
+        with closing(CorpusReader(self.corpus, self.split)) as reader:
+            index = reader.read_index(reader.whole, seed)
+            for cell, packs in packs_by_cell(index, reader.cells, data, self.max_packs, seed):
+                for chosen in packs:
+                    yield cell, collate(reader.gather(index, chosen), self.pack_tokens)
+
+
+class FormatSuite(Config):
+    """How often a greedy completion is: analysis, then one final message, then <|return|>."""
+
+    needs_harmony: ClassVar[bool] = True
+
+    kind: Literal["format"] = "format"
+    corpus: str
+    split: str = "validation"
+    prompts: int = Field(default=100, ge=1)
+    """Prompts, drawn seeded: what a row holds before the assistant first speaks."""
+    max_prompt_tokens: int = Field(default=4096, ge=1)
+    """Rows with a longer prompt are left out."""
+    max_new_tokens: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+
+    def run(self, models: Models, folder: str, seed: int) -> Metrics:
+        """Shares that sum to 1: `valid`, `call` (a tool call), `truncated` (no end), `malformed`; and `prompts`.
+
+        Raises:
+            DataError: the split has no such row.
+        """
+        prompts = list(islice(self._prompts(seed), self.prompts))
+        if not prompts:
+            raise DataError(f"{self.corpus} has no conversation in the split {self.split}; name another corpus")
+        said = models.generator(folder).complete(prompts, self.max_new_tokens, self.batch_size)
+        judged = [judge(tokens) for tokens in said]
+        return {**{name: judged.count(name) / len(judged) for name in VERDICTS}, "prompts": float(len(judged))}
+
+    def _prompts(self, seed: int) -> Iterator[list[int]]:
+        """Token ids, <|start|>assistant included."""
+        with closing(CorpusReader(self.corpus, self.split)) as reader:
+            index = reader.read_index(reader.whole, seed)
+            order = np.argsort(uniform(index.id_hash, seed, 0, 0), kind="stable")
+            for start in range(0, len(order), self.prompts):
+                documents = reader.gather(index, order[start : start + self.prompts])
+                for tokens, spans in zip(documents.tokens, documents.spans, strict=True):
+                    ids = documents.input_ids[tokens[0] : tokens[1]]
+                    speaks = int(documents.span_start[spans[0]]) if spans[1] > spans[0] else 0
+                    if 0 < speaks <= self.max_prompt_tokens and ids[speaks] == START:
+                        yield ids[: speaks + 2].tolist()
+
+
+VERDICTS = ("valid", "call", "truncated", "malformed")
+
+
+def judge(completion: list[int]) -> str:
+    """What a completion after <|start|>assistant is: one of VERDICTS."""
+    if not completion or completion[-1] not in (RETURN, CALL):
+        return "truncated"
+    try:
+        messages = parse(completion, next_role="assistant")
+    except DataError:
+        return "malformed"
+    channels = [message["channel"] for message in messages]
+    if completion[-1] == CALL:
+        return "call" if messages and messages[-1]["recipient"] else "malformed"
+    thinks = len(channels) > 1 and set(channels[:-1]) == {"analysis"} and channels[-1] == "final"
+    speaks = all(message["role"] == "assistant" and message["recipient"] is None for message in messages)
+    return "valid" if thinks and speaks else "malformed"
+
+
+class ReasoningSuite(Config):
+    """Questions with one right answer each, answered greedily and compared by their final answers."""
+
+    needs_harmony: ClassVar[bool] = False
+
+    kind: Literal["reasoning"] = "reasoning"
+    file: str
+    """JSONL, also .gz: one object a line."""
+    question: str = "question"
+    """Key of the question."""
+    answer: str = "answer"
+    """Key of the answer: the answer itself, or a solution that states it by #### or \\boxed{}."""
+    instruction: str = "Put the final answer in \\boxed{}."
+    """Follows each question."""
+    questions: int | None = Field(default=None, ge=1)
+    """The first so many; null for all."""
+    max_new_tokens: int = Field(default=2048, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+
+    def run(self, models: Models, folder: str, seed: int) -> Metrics:
+        """`exact_match`, `answered` (the share with any answer), `questions`.
+
+        Raises:
+            ConfigError: there is no such file.
+            DataError: a line is not JSON or lacks a key.
+        """
+        rows = list(islice(self._rows(), self.questions))
+        model = models.generator(folder)
+        prompts = [model.prompt(f"{question}\n\n{self.instruction}".strip()) for question, _ in rows]
+        said = [model.answer(tokens) for tokens in model.complete(prompts, self.max_new_tokens, self.batch_size)]
+        answers = [given_answer(text) for text in said]
+        right = [answer is not None and is_same(answer, gold) for answer, (_, gold) in zip(answers, rows, strict=True)]
+        return {
+            "exact_match": sum(right) / len(rows),
+            "answered": sum(answer is not None for answer in answers) / len(rows),
+            "questions": float(len(rows)),
+        }
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        """Question and right answer."""
+        try:
+            data = Location.of(self.file).read()
+        except FileNotFoundError as error:
+            raise ConfigError(f"there is no file {self.file}") from error
+        lines = (gzip.decompress(data) if self.file.endswith(".gz") else data).decode("utf-8").split("\n")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                question, answer = str(row[self.question]), str(row[self.answer])
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"line {number} of {self.file} has no '{self.question}' and '{self.answer}' ({error!r}); set "
+                    "question and answer to the keys that it has"
+                ) from error
+            yield question, stated_answer(answer) or answer.strip()
+
+
+class LmEvalSuite(Config):
+    """Tasks of the LM Evaluation Harness, all of whose files are local; needs the extra `eval`."""
+
+    needs_harmony: ClassVar[bool] = False
+
+    kind: Literal["lm_eval"] = "lm_eval"
+    folder: str
+    """Of the task files (YAML); their data are local where they say `dataset_path: json` and name `data_files`."""
+    tasks: list[str] = Field(min_length=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+    """The first so many documents of each task; null for all."""
+    batch_size: int = Field(default=8, ge=1)
+
+    def run(self, models: Models, folder: str, seed: int) -> Metrics:
+        """`<task>.<metric>`, with the harness's filter after it where it has another than `none`.
+
+        Raises:
+            ConfigError: the harness is not installed, or knows no such task.
+        """
+        try:
+            import lm_eval
+            from lm_eval.models.huggingface import HFLM
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise ConfigError(f"suite lm_eval needs the harness ({error}); install stillhouse[eval]") from error
+        manager = TaskManager(include_path=self.folder, include_defaults=False)
+        unknown = sorted(set(self.tasks) - set(manager.all_tasks))
+        if unknown:
+            raise ConfigError(f"{self.folder} has no task '{unknown[0]}'; it has: {', '.join(manager.all_tasks)}")
+        model = models.generator(folder)
+        found: Any = lm_eval.simple_evaluate(
+            model=HFLM(
+                pretrained=model.model,
+                tokenizer=model.tokenizer,
+                batch_size=self.batch_size,
+                device=str(models.device),
+            ),
+            tasks=list(self.tasks),
+            task_manager=manager,
+            num_fewshot=self.num_fewshot,
+            limit=self.limit,
+            bootstrap_iters=0,
+            log_samples=False,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+        return {
+            f"{task}.{name.removesuffix(',none')}": float(value)
+            for task, values in found["results"].items()
+            for name, value in values.items()
+            if "," in name and "_stderr" not in name
+        }
+
+
+Suite = Annotated[HeldOutSuite | FormatSuite | ReasoningSuite | LmEvalSuite, Field(discriminator="kind")]

@@ -1,0 +1,1 @@
+"""A student as a folder that transformers loads."""

@@ -1,0 +1,177 @@
+"""The files by which transformers encodes and renders Harmony: tokenizer.json, chat template, generation settings.
+
+tokenizer.json is made from the o200k ranks of this installation (etl/harmony/vocabulary.py), offline: every split of a
+token into two tokens is a merge, in the order of the ranks, which is what tiktoken's search for the lowest rank does; a
+piece that is a token as a whole stays one. 12 MB, about 3 CPU-seconds, the same bytes each time.
+
+Text that looks like a control token ("<|start|>") is one for a tokenizer of transformers, unless it is called with
+`split_special_tokens=True`; openai-harmony, and the corpus, take bodies as text. The chat template therefore gives text
+that is to be encoded with control tokens, and a body that holds one would become one.
+"""
+
+import json
+from typing import Any, Final
+
+from etl.harmony.render import CHANNELS, Preamble
+from etl.harmony.vocabulary import CALL, ENDOFTEXT, NUM_TEXT_TOKENS, RETURN, load_bpe
+from training.models.tokenizer import CONTROL_TOKENS, VOCAB_SIZE, byte_letters
+
+STARTOFTEXT: Final = NUM_TEXT_TOKENS
+STOP_TOKENS: Final = (RETURN, CALL, ENDOFTEXT)
+"""After any of these a model has said what it wanted to say."""
+PIECES: Final = "|".join(
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+"""o200k's expression for the pieces of a text that are merged each on its own; it belongs to the vocabulary."""
+
+
+def control_tokens() -> dict[int, str]:
+    """Every id above the text tokens; most are reserved."""
+    reserved = {i: f"<|reserved_{i}|>" for i in range(NUM_TEXT_TOKENS, VOCAB_SIZE)}
+    return {**reserved, STARTOFTEXT: "<|startoftext|>", **CONTROL_TOKENS}
+
+
+def tokenizer_files(preamble: Preamble) -> dict[str, bytes]:
+    """The files that AutoTokenizer reads, by name; `preamble` is what the chat template begins with by itself."""
+    special = {"bos_token": "<|startoftext|>", "eos_token": CONTROL_TOKENS[RETURN]}
+    special["pad_token"] = CONTROL_TOKENS[ENDOFTEXT]
+    config = {
+        **special,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    return {
+        "tokenizer.json": json.dumps(_tokenizer(), ensure_ascii=False, separators=(",", ":")).encode(),
+        "tokenizer_config.json": _json(config),
+        "special_tokens_map.json": _json(special),
+        "chat_template.jinja": chat_template(preamble).encode(),
+    }
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _tokenizer() -> dict[str, Any]:
+    bpe, letters = load_bpe(), byte_letters()
+    tokens = [bpe.decode_single_token_bytes(rank) for rank in range(NUM_TEXT_TOKENS)]
+    text = ["".join(letters[byte] for byte in token) for token in tokens]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    pieces = {"type": "Split", "pattern": {"Regex": PIECES}, "behavior": "Isolated", "invert": False}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": name, **flags} for i, name in sorted(control_tokens().items())],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [pieces, byte_level]},
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": {token: rank for rank, token in enumerate(text)},
+            "merges": [[text[left], text[right]] for left, right in _merges(tokens)],
+        },
+    }
+
+
+def _merges(tokens: list[bytes]) -> list[tuple[int, int]]:
+    """Ranks of every two tokens that are a token together, by the rank of that one."""
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    found: list[tuple[int, int]] = []
+    for token in tokens:
+        halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        found += sorted((ranks[left], ranks[right]) for left, right in halves if left in ranks and right in ranks)
+    return found
+
+
+def generation_config() -> dict[str, Any]:
+    """What transformers' generate takes by itself."""
+    return {"bos_token_id": STARTOFTEXT, "eos_token_id": list(STOP_TOKENS), "pad_token_id": ENDOFTEXT}
+
+
+def chat_template(preamble: Preamble) -> str:
+    """A Jinja template that renders messages as etl/harmony/render.py does.
+
+    A message has `role`, `content`, and perhaps `channel`, `recipient` and `thinking` (an assistant's analysis before
+    its answer). Messages of the roles system and developer are instructions. Its own arguments, each with the
+    preamble's value where it is not given: model_identity, developer_instructions, reasoning_effort,
+    conversation_start_date, knowledge_cutoff. Ends in <|start|>assistant with `add_generation_prompt`, otherwise in
+    <|return|> after an assistant's final message.
+    """
+    given = {
+        "model_identity": preamble.identity,
+        "developer_instructions": preamble.developer,
+        "reasoning_effort": preamble.effort,
+        "conversation_start_date": preamble.start_date,
+        "knowledge_cutoff": preamble.knowledge_cutoff,
+    }
+    defaults = "".join(
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}\n"
+        for name, value in given.items()
+    )
+    return defaults + _TEMPLATE.replace("CHANNELS", ", ".join(CHANNELS))
+
+
+def _literal(value: str | None) -> str:
+    """A Jinja expression."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+_TEMPLATE = r"""
+{%- if tools %}{{- raise_exception("this template renders no tool definitions; put them into a developer message") }}
+{%- endif %}
+{{- "<|start|>system<|message|>" + model_identity }}
+{%- if knowledge_cutoff %}{{- "\nKnowledge cutoff: " + knowledge_cutoff }}{%- endif %}
+{%- if conversation_start_date %}{{- "\nCurrent date: " + conversation_start_date }}{%- endif %}
+{{- "\n\nReasoning: " + reasoning_effort + "\n\n# Valid channels: CHANNELS. " }}
+{{- "Channel must be included for every message.<|end|>" }}
+{%- if developer_instructions %}
+{{- "<|start|>developer<|message|># Instructions\n\n" + developer_instructions + "<|end|>" }}
+{%- endif %}
+{%- set last = namespace(called=none) %}
+{%- for message in messages %}
+{%- if message.role in ("system", "developer") %}
+{{- "<|start|>developer<|message|># Instructions\n\n" + message.content + "<|end|>" }}
+{%- elif message.role == "assistant" %}
+{%- if message.thinking %}
+{{- "<|start|>assistant<|channel|>analysis<|message|>" + message.thinking + "<|end|>" }}
+{%- endif %}
+{%- set channel = message.channel or ("commentary" if message.recipient else "final") %}
+{{- "<|start|>assistant" }}
+{%- if message.recipient %}{{- " to=" + message.recipient }}{%- set last.called = message.recipient %}{%- endif %}
+{{- "<|channel|>" + channel + "<|message|>" + message.content }}
+{%- if loop.last and channel == "final" and not add_generation_prompt %}{{- "<|return|>" }}
+{%- elif message.recipient %}{{- "<|call|>" }}
+{%- else %}{{- "<|end|>" }}
+{%- endif %}
+{%- elif message.role in ("user", "tool") %}
+{%- if message.role == "tool" and not last.called %}
+{{- raise_exception("a tool's message answers no call") }}
+{%- endif %}
+{{- "<|start|>" + (last.called if message.role == "tool" else "user") }}
+{%- if message.recipient %}{{- " to=" + message.recipient }}{%- endif %}
+{%- if message.channel %}{{- "<|channel|>" + message.channel }}{%- endif %}
+{{- "<|message|>" + message.content + "<|end|>" }}
+{%- else %}{{- raise_exception("role '" + message.role + "'") }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- "<|start|>assistant" }}{%- endif %}
+"""

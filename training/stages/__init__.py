@@ -1,0 +1,1 @@
+"""What a run goes through: its stages, their streams, the state between two steps."""

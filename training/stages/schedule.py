@@ -1,0 +1,187 @@
+"""What is trained when: stages one after the other, arms side by side inside a stage, all of it in one YAML.
+
+A *stage* (warm start, rescored, SFT, DPO) has a target in trained tokens and may end before it by a stop rule. An
+*arm* is a share of a stage's optimizer steps that has a loss and a stream of documents of its own; a step is of one
+arm, never of two. Which arm a step belongs to is a pure function of (seed, stage, step): the fractional part of
+offset + step / golden ratio, a low-discrepancy sequence, so that after n steps each arm has its share of them to
+within a few steps, and a resumed run needs no counter.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, TypeVar
+
+from pydantic import Field, field_validator
+
+from etl.conf import check
+from etl.config import Config
+from etl.errors import ConfigError
+from etl.hashing import xxh64
+from training.data.stream.plan import StreamConfig
+from training.data.teacher_table import TeacherTable
+from training.losses.objective import CrossEntropy, Objective, TopKDivergence
+from training.engine.optimizer import OptimizerConfig
+from training.stages.state import Evaluation, StageState
+
+_INVERSE_GOLDEN_RATIO = 0.6180339887498949
+
+
+class ArmConfig(Config):
+    """Steps of one kind inside a stage."""
+
+    name: str = "main"
+    share: float = Field(default=1.0, gt=0)
+    """Part of the stage's optimizer steps; shares are taken relative to their sum."""
+    objective: Objective = CrossEntropy()
+    data: dict[str, Any] = {}
+    """Keys of `data` that differ for this arm, e.g. `teacher` or `corpus`."""
+
+
+class StopRule(Config):
+    """Ends a stage before its target: the held-out loss is flat, training is stable, the format is right."""
+
+    after_tokens: int = Field(default=0, ge=0)
+    """Tokens of the stage before which it never ends."""
+    flat_evaluations: int = Field(default=3, ge=1)
+    """The last so many held-out evaluations each improved the best loss before them by less than this:"""
+    min_improvement: float = Field(default=0.005, ge=0)
+    """As a fraction of that best loss."""
+    max_skipped_steps: int = Field(default=0, ge=0)
+    """Steps skipped (loss or gradient not finite) during those evaluations that still count as stable."""
+    min_format: float | None = Field(default=None, gt=0, le=1)
+    """Held-out `format` (training/stages/held_out.py) that the last evaluation must have; null where the corpus has none."""
+
+    def holds(self, stage_tokens: int, evaluations: list[Evaluation]) -> bool:
+        """Whether the stage is over, from what its evaluations found, oldest first.
+
+        Raises:
+            ConfigError: `min_format` is set, but the validation split has no control token.
+        """
+        if stage_tokens < self.after_tokens or len(evaluations) <= self.flat_evaluations:
+            return False
+        before, last = evaluations[: -self.flat_evaluations], evaluations[-self.flat_evaluations :]
+        best = min(found.loss for found in before)
+        flat = min(found.loss for found in last) > best * (1 - self.min_improvement)
+        stable = last[-1].skipped_steps - before[-1].skipped_steps <= self.max_skipped_steps
+        return flat and stable and self._has_format(last[-1].format)
+
+    def _has_format(self, found: float | None) -> bool:
+        if self.min_format is None:
+            return True
+        if found is None:
+            raise ConfigError(
+                "stop.min_format is set, but no supervised token of the validation split is a Harmony control token; "
+                "leave it out"
+            )
+        return found >= self.min_format
+
+
+class StageConfig(Config):
+    """One part of the run."""
+
+    name: str = "train"
+    tokens: int = Field(ge=1)
+    """Trained tokens (room in packs left out) after which the stage ends; it may end before, where its documents do."""
+    arms: tuple[ArmConfig, ...] = Field(default=(ArmConfig(),), min_length=1)
+    data: dict[str, Any] = {}
+    """Keys of `data` that differ in this stage."""
+    optimizer: dict[str, Any] = {}
+    """Keys of `optimizer` that differ in this stage; the rate warms up anew in every stage."""
+    reset: bool = False
+    """Begin with fresh moments of the optimizer, not with those of the stage before."""
+    stop: StopRule | None = None
+
+    @field_validator("arms")
+    @classmethod
+    def _names_differ(cls, arms: tuple[ArmConfig, ...]) -> tuple[ArmConfig, ...]:
+        names = [arm.name for arm in arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two arms of a stage share a name: {names}; name each differently")
+        return arms
+
+    def is_over(self, state: StageState) -> bool:
+        """Whether the stage has nothing more to do."""
+        stops = self.stop is not None and self.stop.holds(state.tokens, state.evaluations)
+        return state.is_exhausted or state.tokens >= self.tokens or stops
+
+    def arm_named(self, name: str | None) -> ArmConfig:
+        """An arm; the first for None.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        return named(self.arms, name, "arm")
+
+    def arm_of(self, step: int, seed: int) -> ArmConfig:
+        """The arm of a step of the stage, counted from 0."""
+        if len(self.arms) == 1:
+            return self.arms[0]
+        offset = xxh64(f"{seed}:{self.name}".encode()) / 2.0**64
+        position = (offset + (step + 1) * _INVERSE_GOLDEN_RATIO) % 1.0
+        borders = list(accumulate(arm.share for arm in self.arms))
+        return self.arms[min(bisect_right(borders, position * borders[-1]), len(self.arms) - 1)]
+
+
+Named = TypeVar("Named", ArmConfig, StageConfig)
+
+
+def named(items: Sequence[Named], name: str | None, what: str) -> Named:
+    """The one of that name; the first for None.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for item in items:
+        if name in (None, item.name):
+            return item
+    raise ConfigError(f"there is no {what} '{name}'; the configuration has: {', '.join(item.name for item in items)}")
+
+
+def stream_of(data: dict[str, Any], stage: StageConfig, arm: ArmConfig) -> StreamConfig:
+    """The stream of an arm: the run's `data`, what the stage changes, what the arm changes.
+
+    Raises:
+        ConfigError: a key or a value is wrong; says in which stage and arm.
+    """
+    return check(StreamConfig, {**data, **stage.data, **arm.data}, f"data of stage '{stage.name}', arm '{arm.name}'")
+
+
+def optimizer_of(optimizer: dict[str, Any], stage: StageConfig) -> OptimizerConfig:
+    """The optimizer's settings in a stage.
+
+    Raises:
+        ConfigError: a key or a value is wrong; says in which stage.
+    """
+    return check(OptimizerConfig, {**optimizer, **stage.optimizer}, f"optimizer of stage '{stage.name}'")
+
+
+def check_stages(stages: tuple[StageConfig, ...]) -> None:
+    """Refuse stages that could not be told apart in the run's folder.
+
+    Raises:
+        ConfigError: two stages share a name.
+    """
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two stages share a name: {names}; name each differently, it names their decision logs")
+
+
+def check_arm(arm: ArmConfig, stream: StreamConfig, has_teacher: bool) -> None:
+    """Refuse an arm that lacks what its objective needs.
+
+    Raises:
+        ConfigError: naming the key that is missing.
+    """
+    missing = {
+        "teacher_logp": ("data.teacher, a folder that `stillhouse rescore` wrote", stream.teacher is not None),
+        "reference_logp": ("data.reference, the reference model's scores of both sides", stream.reference is not None),
+        "topk": ("data.teacher, scores with top-k", stream.teacher is not None),
+        "teacher_model": ("`teacher`, the model to compare with", has_teacher),
+    }
+    if isinstance(arm.objective, TopKDivergence) and stream.teacher is not None:
+        table = TeacherTable(stream.teacher)
+        arm.objective.check_stored(table.temperature, table.topk)
+    for need, (what, is_there) in missing.items():
+        if need in arm.objective.needs and not is_there:
+            raise ConfigError(f"the objective '{arm.objective.kind}' of arm '{arm.name}' needs {what}; it is not set")

@@ -1,0 +1,79 @@
+"""Everything of a run that is not a tensor: counters, places in the streams, and what the last evaluations found.
+
+It travels in the checkpoint's manifest as JSON and is the same for every number of ranks.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from training.data.stream.plan import StreamState
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation in a stage found, for the stage's stop rule."""
+
+    loss: float
+    """Held out."""
+    format: float | None
+    """Of training/stages/held_out.py; None without control tokens."""
+    skipped_steps: int
+    """Steps of the run skipped up to it."""
+
+
+@dataclass(frozen=True)
+class StageState:
+    """Where the run stands inside its stage."""
+
+    index: int = 0
+    """Position among the stages."""
+    steps: int = 0
+    """Global steps drawn in the stage, skipped ones included."""
+    tokens: int = 0
+    streams: dict[str, StreamState] = field(default_factory=dict)
+    """Place in the stream of each arm that has had a step."""
+    is_exhausted: bool = False
+    """Whether an arm's stream came to its end."""
+    evaluations: list[Evaluation] = field(default_factory=list)
+    """In the stage, oldest first."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A run after some steps."""
+
+    stage: StageState = StageState()
+    step: int = 0
+    """Optimizer steps taken."""
+    skipped: int = 0
+    """Steps whose loss or gradient was not finite: nothing was changed by them."""
+    tokens: int = 0
+    supervised_tokens: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    first_held_out: float | None = None
+    last_held_out: float | None = None
+    evaluated_tokens: int = 0
+    """Tokens at the last evaluation."""
+    teacher_mean: dict[str, float] = field(default_factory=dict)
+    """m of teacher-weighted cross-entropy, of each arm of the stage that has it."""
+    spikes: dict[str, Any] | None = None
+    """What training/record/metrics.py's SpikeWatch keeps."""
+    ledger: list[Any] = field(default_factory=list)
+    """Trained tokens by source, buckets and licence (training/record/ledger.py), over all ranks."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> "TrainState":
+        """What `to_json` gave."""
+        stage = found["stage"]
+        streams = {arm: StreamState(**state) for arm, state in stage["streams"].items()}
+        evaluations = [Evaluation(**evaluation) for evaluation in stage["evaluations"]]
+        return cls(**{**found, "stage": StageState(**{**stage, "streams": streams, "evaluations": evaluations})})
+
+    def next_stage(self) -> "TrainState":
+        """The same run at the start of the next stage."""
+        return replace(self, stage=StageState(index=self.stage.index + 1), teacher_mean={})

@@ -1,0 +1,205 @@
+"""The global steps of one stage for one rank: each step's arm, and the packs that its stream gives.
+
+An arm's stream is opened with its first step and keeps its own decision log in decisions/<stage>/<arm>, so that what an
+operator decides for one arm leaves the others alone. Memory is that of the open streams together.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+
+from etl.errors import ConfigError
+from etl.storage.dataset import Dataset
+from etl.storage.location import Location
+from training.config import TrainConfig
+from training.data.collate import Pack
+from training.data.stream.decisions import DecisionLog
+from training.data.stream.lanes import LocalStep, RankStream
+from training.data.stream.plan import StreamState, initial_value, rows_of_cells, split_parts
+from training.data.reader import PAIR_COLUMNS, CorpusReader
+from training.data.stream.shares import Groups
+from training.engine.engine import World
+from training.stages.schedule import ArmConfig, StageConfig
+
+OpenStream = Callable[[ArmConfig], RankStream]
+
+
+@dataclass(frozen=True)
+class ArmStep:
+    """A global step of a stage: its arm and this rank's share of its packs."""
+
+    arm: ArmConfig
+    local: LocalStep
+    global_packs: int
+    """Packs of the step over all ranks, fillers left out."""
+
+    @property
+    def packs(self) -> tuple[Pack, ...]:
+        return self.local.packs
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        return self.local.slots
+
+    @property
+    def lanes_left(self) -> int:
+        return self.local.lanes_left
+
+
+@dataclass(frozen=True)
+class GlobalStep:
+    """A global step as all ranks together know it."""
+
+    arm: ArmConfig
+    packs: tuple[Pack, ...]
+    """This rank's."""
+    counts: torch.Tensor
+    """float64: the objective's counts."""
+    num_tokens: int
+    num_supervised: int
+    capacity: int
+    """Tokens that the step's packs could hold."""
+    is_over: bool
+    """Whether the arm's stream is over: no document is left."""
+    stops: bool
+    """Whether some rank was asked to stop."""
+
+
+def over_all_ranks(drawn: ArmStep, here: World, stops: bool) -> GlobalStep:
+    """What all ranks together have in a step, in one all-reduce. Every rank must call it."""
+    packs, objective = drawn.packs, drawn.arm.objective
+    counts = np.sum([objective.counts(pack) for pack in packs], axis=0)
+    num_tokens = sum(pack.num_tokens for pack in packs)
+    num_supervised = sum(int(pack.span_counts().sum()) for pack in packs)
+    mine = [*counts, num_tokens, num_supervised, drawn.lanes_left, float(stops)]
+    total = here.sum(torch.tensor(mine, dtype=torch.float64))
+    num_tokens, num_supervised, lanes_left, num_stops = (int(value) for value in total[-4:])
+    return GlobalStep(
+        arm=drawn.arm,
+        packs=packs,
+        counts=total[:-4],
+        num_tokens=num_tokens,
+        num_supervised=num_supervised,
+        capacity=drawn.global_packs * len(packs[0].input_ids),
+        is_over=lanes_left == 0,
+        stops=num_stops > 0,
+    )
+
+
+class StageStream:
+    """The steps of a stage, in order; the same for every number of ranks."""
+
+    def __init__(self, stage: StageConfig, seed: int, open_stream: OpenStream) -> None:
+        self._stage = stage
+        self._seed = seed
+        self._open_stream = open_stream
+        self._streams: dict[str, RankStream] = {}
+        self._resumed: dict[str, StreamState] = {}
+        self._steps = 0
+
+    @property
+    def state(self) -> tuple[int, dict[str, StreamState]]:
+        """Global steps given out, and where each arm that has had a step stands."""
+        return self._steps, {**self._resumed, **{name: stream.state for name, stream in self._streams.items()}}
+
+    def seek(self, state: tuple[int, dict[str, StreamState]]) -> None:
+        """Go on from a state of any rank of any run of this stage."""
+        assert not self._streams, "a stream is sought before its first step"
+        self._steps, resumed = state
+        self._resumed = dict(resumed)
+
+    def next_step(self) -> ArmStep:
+        """The next global step."""
+        arm = self._stage.arm_of(self._steps, self._seed)
+        stream = self.stream(arm)
+        local = stream.next_step()
+        self._steps += 1
+        return ArmStep(arm, local, stream.config.global_batch_packs)
+
+    def stream(self, arm: ArmConfig) -> RankStream:
+        """The stream of an arm, opened and at its place."""
+        if arm.name not in self._streams:
+            stream = self._open_stream(arm)
+            if arm.name in self._resumed:
+                stream.seek(self._resumed[arm.name])
+            self._streams[arm.name] = stream
+        return self._streams[arm.name]
+
+    def left_out(self) -> dict[str, int]:
+        """Documents of the open streams that are never trained on, by reason."""
+        total: dict[str, int] = {}
+        for stream in self._streams.values():
+            for reason, count in stream.left_out().items():
+                total[reason] = total.get(reason, 0) + count
+        return total
+
+    def close(self) -> None:
+        """Give back what the streams hold."""
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
+
+
+OpenLog = Callable[[Location, dict[str, Any]], DecisionLog]
+"""DecisionLog.open, which begins or goes on with a run's log, or DecisionLog.preview, which writes nothing."""
+
+
+def open_arm(
+    config: TrainConfig,
+    stage: StageConfig,
+    arm: ArmConfig,
+    ranks: tuple[int, int],
+    open_log: OpenLog,
+    vocab_sizes: Mapping[str, int] = MappingProxyType({}),
+) -> RankStream:
+    """The stream of an arm for `ranks`, (rank, number of ranks), and for models with these vocabularies."""
+    data = config.stream(stage, arm)
+    reader = CorpusReader(data.corpus, "train", config.read, data.teacher, data.reference, vocab_sizes)
+    scores = [table.dataset.manifest.content_digest for table in reader.side_tables]
+    initial = initial_value(data, config.seed, reader.parts, scores)
+    log = open_log(Location.of(config.decisions(stage, arm)), initial)
+    return RankStream(reader, data, config.seed, log, *ranks)
+
+
+def open_stage(
+    config: TrainConfig,
+    stage: StageConfig,
+    rank: int,
+    num_ranks: int,
+    open_log: OpenLog,
+    vocab_sizes: Mapping[str, int] = MappingProxyType({}),
+) -> StageStream:
+    """The steps of a stage as a run of this configuration has them."""
+
+    def open_stream(arm: ArmConfig) -> RankStream:
+        return open_arm(config, stage, arm, (rank, num_ranks), open_log, vocab_sizes)
+
+    return StageStream(stage, config.seed, open_stream)
+
+
+def check_corpora(config: TrainConfig, first_stage: int) -> None:
+    """Refuse corpora of the stages from one on that lack cells of `data.shares` or pairs, by their manifests alone.
+
+    A stage opens its streams when it begins; what it lacks is better known before the stages ahead of it are trained.
+
+    Raises:
+        ConfigError: a share names no cell, a cell has fewer documents than there are lanes, or there are no pairs.
+        DataError: there is no committed corpus, or none of its rows are in the training split.
+    """
+    for stage in config.stages[first_stage:]:
+        for arm in stage.arms:
+            data = config.stream(stage, arm)
+            corpus = Dataset.open(data.corpus)
+            if "pairs" in arm.objective.needs and not set(PAIR_COLUMNS) <= set(corpus.schema.names):
+                raise ConfigError(
+                    f"the objective '{arm.objective.kind}' of stage '{stage.name}' needs preference pairs, but "
+                    f"{data.corpus} has no columns {', '.join(PAIR_COLUMNS)}; give a corpus of pairs"
+                )
+            rows = rows_of_cells(split_parts(corpus.manifest.parts, "train"))
+            groups = Groups.of(data.shares, list(rows))
+            if data.shares is not None and data.on_exhausted != "redistribute":
+                groups.check_rows(rows, data.lanes)

@@ -1,0 +1,1 @@
+"""Teachers: asked for log-probabilities of a corpus, or frozen beside a student."""

@@ -1,0 +1,81 @@
+"""Teachers: log-probabilities of given tokens after given tokens, from a local model or a server.
+
+What every teacher is asked and answers, and the configuration of a local one. No torch here: a run that drives other
+processes, or asks a server, needs none. The two teachers are local.py and server.py beside this file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from etl.config import Config
+
+I32 = npt.NDArray[np.int32]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A row and the tokens of it that are to be scored."""
+
+    input_ids: I32
+    """[n]"""
+    positions: npt.NDArray[np.int64]
+    """[m], ascending, in [1, n): the scored token at p is predicted from input_ids[:p]."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a teacher says of one row."""
+
+    logp: F32
+    """[m]: ln p of the token at each position."""
+    topk_ids: I32
+    """[m, k]: the most likely tokens, the most likely first; k may be 0."""
+    topk_logp: F32
+    """[m, k]"""
+
+
+class Teacher(Protocol):
+    """Scores rows. Made by `open_teacher` in jobs/rescore.py, once a process."""
+
+    max_tokens: int
+    """The longest row that it takes."""
+    batch_tokens: int
+    """Tokens of rows that are best given to it at a time."""
+
+    def score(self, requests: Sequence[Request]) -> list[Scores]:
+        """The scores of some rows, none longer than `max_tokens`, in their order.
+
+        Raises:
+            StillhouseError: the teacher cannot be reached, or does not answer what was asked.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the teacher holds."""
+        ...
+
+
+class LocalTeacherConfig(Config):
+    """A transformers causal LM of a local folder; its tokenizer.json must be the corpus's."""
+
+    kind: Literal["local"] = "local"
+    model: str
+    """The folder: config.json, *.safetensors and tokenizer.json."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations; logits are made in float32."""
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Tokens of one forward pass; a longer row is a pass of its own."""
+    chunk_tokens: int = Field(default=128, ge=1)
+    """Positions whose logits exist at a time."""
+
+
+def local_folder(config: LocalTeacherConfig) -> Path:
+    """Where a local teacher lies."""
+    return Path(config.model).expanduser()
