@@ -24,9 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from etl.arrays import U64
 from etl.jit import njit
-
-U64 = npt.NDArray[np.uint64]
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)

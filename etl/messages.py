@@ -9,17 +9,13 @@ of it counts as an answer.
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.arrays import I32, I64, U8
 from etl.hashing import binary_buffers
 from etl.jit import njit
 from etl.schema import TEXT_ROLE
-
-U8 = npt.NDArray[np.uint8]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
 
 SEPARATOR: Final = "\n"
 

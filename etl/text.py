@@ -18,17 +18,12 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.arrays import I64, U8, U32, U64
 from etl.hashing import binary_buffers, xxh64_u64
 from etl.jit import njit
-
-U8 = npt.NDArray[np.uint8]
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
 
 TEXT_VERSION: Final = 1
 """Raised when `normalise` or `shingles` would give another result; part of the fingerprint."""

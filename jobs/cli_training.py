@@ -104,8 +104,8 @@ def stream_digest_command(
     def job() -> int:
         from etl import conf
         from training.config import TrainConfig
-        from training.data.stream.decisions import DecisionLog
         from training.data.digest import stream_digest
+        from training.data.stream.decisions import DecisionLog
         from training.stages.stream import open_stage
 
         threads = [] if workers is None else [f"read.workers={workers}"]
@@ -157,9 +157,9 @@ def check_model_command(name: ConfName, set_: Overrides = None) -> None:
 
     def job() -> int:
         from etl import conf
+        from training.config import TrainConfig
         from training.models.check_model import check_model
         from training.models.check_model import report as table_of
-        from training.config import TrainConfig
 
         config = conf.load(TrainConfig, name, "training", set_ or [])
         findings = check_model(config.model, config.seed)

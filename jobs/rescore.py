@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from etl import conf
+from etl.arrays import I32
 from etl.config import Config
 from etl.errors import ConfigError, DataError, SchemaError
 from etl.harmony.render import Effort
@@ -45,12 +46,12 @@ from etl.storage.lock import RunLock
 from etl.storage.manifest import Part, sum_counts
 from jobs.entry import main_of, report
 from training.data.teacher_table import TABLE, completion_digests, digest_bytes
-from training.teacher.teacher import LocalTeacherConfig, Request, Scores, Teacher, local_folder
+from training.models.tokenizer import check_tokenizer
 from training.teacher.prompt import EFFORTS, PromptRenderer, with_effort
 from training.teacher.server import ServerTeacher, ServerTeacherConfig
 from training.teacher.stats import distributions, findings
 from training.teacher.subset import Cell, RowColumns, SubsetConfig, choose, chosen
-from training.models.tokenizer import check_tokenizer
+from training.teacher.teacher import LocalTeacherConfig, Request, Scores, Teacher, local_folder
 
 STAGE = "teacher_logp"
 VERSION = 1
@@ -60,7 +61,6 @@ _ORDER_SEED = 0x746561636865
 _SUPERVISED = tuple(f"n_{kind}" for kind in SPAN_KINDS)
 _NEEDED = ("id", "source_dataset", "n_tokens", *_SUPERVISED, "input_ids", "spans")
 
-I32 = npt.NDArray[np.int32]
 AnyTeacher = Annotated[LocalTeacherConfig | ServerTeacherConfig, Field(discriminator="kind")]
 
 

@@ -11,8 +11,8 @@ from etl import conf
 from etl.engines.beam import BeamEngine, JobNotRun, pipeline_options, runs_here
 from etl.errors import ConfigError
 from etl.recipe import Recipe
-from etl.sources.files import SAMPLE
 from etl.run.run import RunResult, run_recipe
+from etl.sources.files import SAMPLE
 from jobs.entry import add_recipe_flags, main_of, report
 
 

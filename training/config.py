@@ -7,16 +7,16 @@ from pydantic import Field, field_validator
 
 from etl.config import Config
 from training.checkpoint.checkpoints import CheckpointConfig
-from training.data.stream.plan import StreamConfig
 from training.data.reader import ReadConfig
-from training.stages.held_out import HeldOutConfig
-from training.losses.router import RouterConfig
-from training.record.metrics import MetricsConfig
-from training.models.factory import ModelConfig
+from training.data.stream.plan import StreamConfig
 from training.engine.optimizer import OptimizerConfig
+from training.losses.router import RouterConfig
+from training.models.factory import ModelConfig
+from training.record.metrics import MetricsConfig
+from training.record.watchdog import WatchdogConfig
+from training.stages.held_out import HeldOutConfig
 from training.stages.schedule import ArmConfig, StageConfig, check_arm, check_stages, named, optimizer_of, stream_of
 from training.stages.state import TrainState
-from training.record.watchdog import WatchdogConfig
 
 
 class TrainConfig(Config):

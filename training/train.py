@@ -26,7 +26,6 @@ from rich.console import Console
 from etl import conf
 from etl.errors import DataError, StillhouseError
 from etl.storage.location import Location
-from training.record import run_record
 from training.checkpoint.checkpoints import Checkpoints
 from training.config import TrainConfig
 from training.data.stream.decisions import DecisionLog
@@ -41,17 +40,18 @@ from training.engine.engine import (
     deterministic_kernels,
     world,
 )
-from training.record.flops import ModelShape
-from training.stages.held_out import HeldOut
-from training.losses.objective import Divergence, StepContext, WeightedCrossEntropy
-from training.record.metrics import Record
-from training.models.factory import Student, build_student
-from training.teacher.frozen import FrozenTeacher
-from training.record.recorder import Recorder
-from training.stages.schedule import ArmConfig, StageConfig
-from training.stages.stream import GlobalStep, StageStream, check_corpora, open_stage, over_all_ranks
-from training.stages.state import Evaluation, TrainState
 from training.launch.supervisor import Stop
+from training.losses.objective import Divergence, StepContext, WeightedCrossEntropy
+from training.models.factory import Student, build_student
+from training.record import run_record
+from training.record.flops import ModelShape
+from training.record.metrics import Record
+from training.record.recorder import Recorder
+from training.stages.held_out import HeldOut
+from training.stages.schedule import ArmConfig, StageConfig
+from training.stages.state import Evaluation, TrainState
+from training.stages.stream import GlobalStep, StageStream, check_corpora, open_stage, over_all_ranks
+from training.teacher.frozen import FrozenTeacher
 
 
 @dataclass(frozen=True)

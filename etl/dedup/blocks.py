@@ -12,12 +12,9 @@ that are cut, which takes 40 bytes for each of them.
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from etl.arrays import I32, I64
 from etl.jit import njit
-
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
 
 _CLASSES_PER_DOUBLING = 4
 CLASS_BITS = 7

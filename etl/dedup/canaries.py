@@ -19,12 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from etl.arrays import I64, U64
 from etl.dedup.verify import jaccard_pairs
 from etl.hashing import hash_array
 from etl.jit import njit
-
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
 
 CANARY_BIT: Final = np.int64(62)
 LEVEL_BIT: Final = np.int64(57)

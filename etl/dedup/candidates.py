@@ -15,14 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from etl.arrays import I64, U64
 from etl.dedup.canaries import base_row, is_canary, level_of
 from etl.dedup.minhash import disagreement
 from etl.jit import njit
-
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
 
 MAX_PARTNERS: Final = 64
 ROLL_CALL: Final = np.int64(-(1 << 63))

@@ -11,12 +11,9 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from etl.arrays import I32, I64
 from etl.jit import njit
-
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
 
 MAX_NODES: Final = (1 << 31) - 1
 """Node numbers are int32."""

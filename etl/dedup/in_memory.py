@@ -11,13 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from etl.arrays import I64, U64
 from etl.dedup.candidates import Rows
 from etl.dedup.components import Components
 from etl.dedup.minhash import signatures, sketches
 from etl.dedup.near import NearDedup, Sets
-
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
 
 _TEXTS = 1 << 11
 """Texts that are hashed at once."""

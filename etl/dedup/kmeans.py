@@ -14,11 +14,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from etl.dedup.vectors import I8, I64, nearest, quantise, squared_lengths
+from etl.arrays import F64, I8, I64
+from etl.dedup.vectors import nearest, quantise, squared_lengths
 from etl.hashing import xxh64
 from etl.jit import njit
-
-F64 = npt.NDArray[np.float64]
 
 _ONE: Final = 1 << 20
 """1 in fixed point."""

@@ -13,15 +13,13 @@ One core counts 55 MB and projects 37 MB of text a second; memory is 40 bytes a 
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from etl.dedup.vectors import I8, I64, quantise
+from etl.arrays import I8, I64, U64
+from etl.dedup.vectors import quantise
 from etl.hashing import xxh64_u64
 from etl.jit import njit
 from etl.text import ngram_hashes, shingles
-
-U64 = npt.NDArray[np.uint64]
 
 LEXICAL_VERSION: Final = 1
 """Raised when the same text and counts would give another vector; part of the fingerprint."""

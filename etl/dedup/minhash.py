@@ -9,17 +9,12 @@ Ullman, "Mining of Massive Datasets", §3.4. One core permutes about 370 million
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import bdtrc
 
+from etl.arrays import F64, I64, U32, U64
 from etl.errors import ConfigError
 from etl.hashing import xxh64, xxh64_u64
 from etl.jit import njit
-
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
 
 MINHASH_VERSION: Final = 2
 """Raised when equal shingles would give another signature, band or sketch; part of the fingerprint."""

@@ -1,7 +1,7 @@
 """Near dedup as its configuration: what rows are compared by, how candidates meet, and when a pair is a duplicate.
 
-All of it is about arrays in memory; etl.stages.dedup.near carries it through shuffles, etl.dedup.in_memory does without. A
-set of 64-bit shingle hashes takes 8 bytes a shingle, about as much as the text.
+All of it is about arrays in memory; etl.stages.dedup.near carries it through shuffles, etl.dedup.in_memory does
+without. A set of 64-bit shingle hashes takes 8 bytes a shingle, about as much as the text.
 """
 
 from typing import Final, Literal
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from etl.arrays import I64, U32, U64
 from etl.config import Config
 from etl.dedup.candidates import CandidateStream
 from etl.dedup.minhash import (
@@ -25,9 +26,6 @@ from etl.dedup.verify import jaccard_pairs
 from etl.errors import ConfigError
 from etl.text import char_shingles, shingles
 
-I64 = npt.NDArray[np.int64]
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
 Sets = tuple[I64, U64]
 """Offsets int64 [rows + 1] and hashes uint64: the set of row r is hashes[offsets[r] : offsets[r + 1]]."""
 

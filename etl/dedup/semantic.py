@@ -15,16 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from etl.arrays import F64, I8, I64
 from etl.config import Config
 from etl.dedup.lexical import LEXICAL_VERSION
 from etl.dedup.survivor import Survivor
-from etl.dedup.vectors import BLOCK_ROWS, I8, I64, dots, quantise, squared_lengths, to_binary
+from etl.dedup.vectors import BLOCK_ROWS, dots, quantise, squared_lengths, to_binary
 from etl.jit import njit
 from etl.messages import full_text, instruction_text, response_text
 from etl.models.embedder import MINILM, SentenceEmbedder, embedder_digest
 from etl.step import BatchFn, Step, append, live
-
-F64 = npt.NDArray[np.float64]
 
 EmbeddedText = Literal["prompt", "answer", "conversation"]
 

@@ -9,11 +9,9 @@ A self-loop stands for itself and lasts, so a node without other edges keeps a l
 """
 
 import numpy as np
-import numpy.typing as npt
 
+from etl.arrays import I64
 from etl.jit import njit
-
-I64 = npt.NDArray[np.int64]
 
 _NODE, _SMALLEST, _LAST, _UNSETTLED = range(4)
 """Places in the state: the open node, the smallest of it and its neighbours, its last neighbour; the count."""

@@ -7,15 +7,13 @@ Ties go by what the caller sorts by next: the row's digest among equal contents,
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.arrays import I64
 from etl.config import Config
 from etl.errors import SchemaError
 from etl.hashing import ordered_bits
-
-I64 = npt.NDArray[np.int64]
 
 _LAST: Final = np.uint32(0xFFFFFFFF)
 

@@ -24,20 +24,15 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from etl.arrays import I64, U8, U16, Bools
 from etl.config import Config
 from etl.hashing import binary_buffers, hash128
 from etl.jit import njit
 from etl.schema import RANGE
 from etl.text import decode, normalise
-
-U8 = npt.NDArray[np.uint8]
-U16 = npt.NDArray[np.uint16]
-I64 = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 UNITS_VERSION: Final = 1
 """Raised when a text would be cut in another way or a unit would get another hash; part of the fingerprint."""

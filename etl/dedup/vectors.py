@@ -16,12 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from etl.arrays import F64, I8, I64
 from etl.hashing import binary_buffers
 from etl.jit import njit
-
-I8 = npt.NDArray[np.int8]
-I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
 
 LARGEST: Final = 127
 _EXACT_IN_FLOAT32: Final = 1 << 24

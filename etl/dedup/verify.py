@@ -4,13 +4,9 @@ A merge of the two sets: about 500 million elements a second a core, no allocati
 """
 
 import numpy as np
-import numpy.typing as npt
 
+from etl.arrays import F64, I64, U64
 from etl.jit import njit
-
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
 
 
 @njit

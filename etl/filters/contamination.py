@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 from pydantic import Field, model_validator
 
+from etl.arrays import I64
 from etl.artefacts import LOCK_TIMEOUT_S, cache_dir, file_sha256
 from etl.config import Config
 from etl.errors import ConfigError
@@ -50,7 +51,7 @@ from etl.filters.ngram_index import (
 from etl.hashing import canonical_json
 from etl.messages import instruction_text, response_text
 from etl.step import BatchFn, Step, append, drop, live
-from etl.text import I64, UNICODE_VERSION
+from etl.text import UNICODE_VERSION
 
 HIT: Final = pa.struct(
     [

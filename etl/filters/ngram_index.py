@@ -26,12 +26,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from etl.arrays import F64, I32, I64, U8, U32, U64
 from etl.hashing import binary_buffers, xxh64_u64
 from etl.jit import njit
-from etl.text import I64, U8, U32, U64, decode, word_table
+from etl.text import decode, word_table
 
-I32 = npt.NDArray[np.int32]
-F64 = npt.NDArray[np.float64]
 Int = int | np.signedinteger[Any]
 
 INDEX_VERSION: Final = 1

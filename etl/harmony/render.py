@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.arrays import I32, I64
 from etl.harmony.vocabulary import ENDOFTEXT, RETURN, load_bpe, load_encoding
 from etl.jit import njit
 from etl.schema import ROLES, SPAN_KINDS, TEXT_ROLE
@@ -30,8 +31,6 @@ from etl.schema import ROLES, SPAN_KINDS, TEXT_ROLE
 if TYPE_CHECKING:
     from openai_harmony import Message
 
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
 
 CHANNELS: Final = ("analysis", "commentary", "final")
 INSTRUCTIONS: Final = "# Instructions\n\n"

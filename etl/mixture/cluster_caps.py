@@ -8,13 +8,10 @@ second.
 """
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from etl.arrays import I64, Bools
 from etl.config import Config
-
-I64 = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 class ClusterCaps(Config):

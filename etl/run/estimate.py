@@ -34,25 +34,23 @@ import pyarrow.parquet as pq
 from fsspec.utils import infer_compression
 from scipy.special import gammaln
 
+from etl.arrays import F64, I64
 from etl.dedup.canaries import bases, which_canaries
 from etl.engine import Engine, Exchange, Reduce, Task, Work
 from etl.errors import ConfigError
 from etl.recipe import Cutting, Dedup, Recipe
+from etl.rows import ROW_BITS
+from etl.run.run import check, run_stages
 from etl.sources.files import COMPRESSIONS, InputFile, list_files, row_group_bytes
 from etl.sources.spec import Source
-from etl.stages.dedup.components import distinct
 from etl.stages.context import Context
+from etl.stages.dedup.components import distinct
 from etl.stages.dedup.exact import CONTENT_BYTES
-from etl.stages.layout import BYTES_PER_TOKEN
 from etl.stages.dedup.near import BAND, PAIR_BLOCK, band_bytes
-from etl.run.run import check, run_stages
-from etl.rows import ROW_BITS
+from etl.stages.layout import BYTES_PER_TOKEN
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.remote import storage_options
-
-I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
 
 SAMPLE_BYTES = 16 << 20
 _PIECES = 48

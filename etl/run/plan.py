@@ -13,8 +13,8 @@ from typing import Any, Literal
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, Reduce, ReduceFn, Resources, Table, Task, Work, nothing
 from etl.errors import DataError
 from etl.recipe import Recipe
-from etl.stages.context import Context
 from etl.run.run import check, run_stages
+from etl.stages.context import Context
 from etl.storage.dataset import MANIFEST, Build, Dataset, Job, SplitWriter
 from etl.storage.location import Location
 from etl.storage.lock import RunLock

@@ -15,17 +15,17 @@ from etl.engine import Engine, nothing
 from etl.errors import ConfigError, DataError
 from etl.pipeline import Pipeline
 from etl.recipe import Recipe
+from etl.rows import Rows
 from etl.schema import CLUSTER_COLUMNS, DROPPED, PROMPT, aligned
 from etl.stages.context import Context
+from etl.stages.dedup.semantic import output_schema as semantic_schema
+from etl.stages.dedup.semantic import semantic
+from etl.stages.dedup.split import separate
 from etl.stages.dedup.stage import dedup
 from etl.stages.ingest import ingest
 from etl.stages.kenlm import train_kenlm, with_model
 from etl.stages.layout import lay_out
 from etl.stages.passes import run_pipeline
-from etl.stages.dedup.semantic import output_schema as semantic_schema
-from etl.stages.dedup.semantic import semantic
-from etl.stages.dedup.split import separate
-from etl.rows import Rows
 from etl.storage.dataset import Chunk, Dataset, Job
 from etl.storage.lock import RunLock
 from etl.storage.manifest import Accounting

@@ -14,12 +14,12 @@ import pyarrow as pa
 from etl.engine import Table
 from etl.errors import SourceError
 from etl.hashing import canonical_json, xxh64
+from etl.rows import Rows
 from etl.schema import PROMPT, QUARANTINE
 from etl.sources.files import InputFile, InputSplit, cut, list_files, part_files
 from etl.sources.read import Bad, read_split
 from etl.sources.spec import Shape, Source
 from etl.stages.context import Context
-from etl.rows import Rows
 from etl.storage.dataset import PLAN, Chunk, Dataset
 from etl.storage.manifest import Plan, sum_counts
 

@@ -17,11 +17,11 @@ from etl.messages import full_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.pipeline import Pipeline
 from etl.recipe import RUN_KENLM, TrainKenlm
+from etl.rows import Rows
 from etl.schema import ID
 from etl.scoring.kenlm_train import backend, backend_line, sample_lines, train
 from etl.scoring.perplexity import SAMPLE_PURPOSE, PerplexityStep
 from etl.stages.context import Context
-from etl.rows import Rows
 from etl.storage.dataset import Chunk, Dataset, SplitWriter
 from etl.storage.manifest import Part, Receipt
 from etl.storage.verify import MODEL_TABLE

@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 from etl.engine import Exchange
 from etl.hashing import hash_array
 from etl.recipe import Layout
+from etl.rows import Rows
 from etl.schema import CTX_BUCKETS, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
 from etl.sorting import SortedRows
 from etl.stages.context import Context
 from etl.stages.dedup.marks import living, uuid_texts
 from etl.stages.dedup.split import split_of
-from etl.rows import Rows
 from etl.storage.dataset import Chunk, Dataset
 from etl.storage.manifest import Accounting, sum_counts
 

@@ -24,10 +24,10 @@ from etl.mixture.cuts import (
     histogram,
 )
 from etl.pipeline import Pipeline, open_steps
+from etl.rows import Rows
 from etl.schema import aligned
 from etl.stages.context import Context
 from etl.step import BatchFn, drop
-from etl.rows import Rows
 from etl.storage.batches import load_batch, store_batch
 from etl.storage.dataset import CHECKPOINTS, Chunk
 from etl.storage.location import Location

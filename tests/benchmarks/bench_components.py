@@ -8,8 +8,8 @@ The first table takes row keys to labels, in turn with scipy.sparse.csgraph.conn
 alone on nodes that are numbered already (from pairs, and from a finished CSR matrix), and with the numbering by
 np.unique that row keys need. Sides take turns, so that a shared or throttled machine slows all alike; medians of
 --rounds. The first round compiles and is not counted. --task writes a dataset of pairs to --folder and runs the two
-single tasks of etl/stages/dedup/components.py on it, each in a process of its own; --stars labels the same pairs by shuffles
-and compares the labels. Linux only. Scratch files go to --folder and stay there.
+single tasks of etl/stages/dedup/components.py on it, each in a process of its own; --stars labels the same pairs by
+shuffles and compares the labels. Linux only. Scratch files go to --folder and stay there.
 """
 
 import argparse
@@ -22,22 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
+from etl.arrays import I64
 from etl.dedup.blocks import CLASS_BITS
 from etl.dedup.components import Components
 from etl.recipe import Recipe
-from etl.stages.dedup.components import EDGE, LABEL, CutCandidates, LabelRows, label_components
-from etl.stages.context import Context
 from etl.rows import Rows
+from etl.stages.context import Context
+from etl.stages.dedup.components import EDGE, LABEL, CutCandidates, LabelRows, label_components
 from etl.storage.dataset import Build, Chunk, Dataset, Job
 from etl.storage.location import Location
 from tests.benchmarks.bench_memory import Measured, Watch, make_engine
-
-I64 = npt.NDArray[np.int64]
 
 MET = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("a", "b", "a_key", "b_key")])
 NUM_SPLITS = 10

@@ -27,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from etl.arrays import I64
 from tests.benchmarks.dedup_corpora import (
     Corpus,
     first_documents,
@@ -36,8 +37,6 @@ from tests.benchmarks.dedup_corpora import (
     sample_licences,
 )
 from tests.benchmarks.dedup_runs import THRESHOLD
-
-I64 = npt.NDArray[np.int64]
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"

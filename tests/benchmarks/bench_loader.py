@@ -202,10 +202,10 @@ def drain(corpus: str, epoch: int, cache_gib: float) -> Run:
     """All packs of an epoch of a corpus as tensors; what came before it is not counted."""
     import torch
 
+    from training.data.reader import CorpusReader, ReadConfig
     from training.data.stream.decisions import DecisionLog
     from training.data.stream.lanes import RankStream
     from training.data.stream.plan import StreamConfig, initial_value
-    from training.data.reader import CorpusReader, ReadConfig
 
     torch.set_num_threads(1)
     num_tokens = Dataset.open(corpus).manifest.num_tokens

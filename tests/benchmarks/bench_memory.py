@@ -29,11 +29,11 @@ import pyarrow as pa
 from etl.engine import Engine, Exchange, Reduce, Task, Work
 from etl.hashing import hash_array
 from etl.recipe import Recipe
-from etl.stages.context import Context
-from etl.run.estimate import estimate
-from etl.stages.dedup.marks import buckets_of, living, recut
-from etl.run.run import run_recipe
 from etl.rows import Rows
+from etl.run.estimate import estimate
+from etl.run.run import run_recipe
+from etl.stages.context import Context
+from etl.stages.dedup.marks import buckets_of, living, recut
 from etl.storage.dataset import Chunk, Dataset
 from tests.benchmarks.bench_corpora import SKEWS, write_corpus
 

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 
+from etl.arrays import I64
 from etl.sources.sample import sample_folder
-
-I64 = npt.NDArray[np.int64]
 
 WORDS: Final = re.compile(r"\w+")
 NGRAM: Final = 5

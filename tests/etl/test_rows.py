@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from etl.errors import DataError, SchemaError
-from etl.schema import PROMPT, REMOVED, VERDICT, aligned
 from etl.rows import Rows
+from etl.schema import PROMPT, REMOVED, VERDICT, aligned
 from etl.storage.location import Location
 from tests.etl.rows import asked, say
 from tests.etl.storage.builds import commit

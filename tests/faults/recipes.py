@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow.dataset as pds
 
 from etl.recipe import Recipe
-from etl.stages.context import Context
 from etl.run.run import run_stages
+from etl.stages.context import Context
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.remote import storage_options

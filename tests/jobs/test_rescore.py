@@ -25,8 +25,8 @@ from tests.services.process import wait_until
 from tests.training.teacher_server import serving
 from tests.training.teachers import documents, save_teacher, write_corpus
 from training.data.teacher_table import TeacherTable, completion_digests
-from training.teacher.teacher import LocalTeacherConfig, Request, Scores
 from training.teacher.local import LocalTeacher
+from training.teacher.teacher import LocalTeacherConfig, Request, Scores
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 PROJECT = Path(__file__).resolve().parents[2]

@@ -14,10 +14,10 @@ from deepspeed.utils import safe_get_full_fp32_param
 from tests.training.packs import toy_pack
 from training.data.collate import Pack
 from training.engine.engine import Engine, TrainingModule, World, world
+from training.engine.optimizer import OptimizerConfig, is_decayed
 from training.losses.objective import CrossEntropy, StepContext
 from training.losses.router import RouterConfig
 from training.models.factory import ModelConfig, build_student
-from training.engine.optimizer import OptimizerConfig, is_decayed
 
 CPU = torch.device("cpu")
 OPTIMIZER = OptimizerConfig(lr=1e-3)

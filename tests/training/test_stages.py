@@ -31,8 +31,8 @@ from tests.training.toy_runs import (
     weights,
 )
 from training.data.stream.decisions import DecisionLog
-from training.stages.dry_run import plan_arm
 from training.models.factory import ModelConfig, build_student, export_model
+from training.stages.dry_run import plan_arm
 from training.stages.stream import open_stage
 from training.train import train
 

@@ -13,15 +13,15 @@ from etl.storage.dataset import write_dataset
 from tests.training.corpora import documents
 from tests.training.toy_runs import PulledPlugError, deterministic, pull_the_plug_at, records, weights
 from training.config import TrainConfig
+from training.data.reader import CorpusReader
 from training.data.stream.decisions import DecisionLog
 from training.data.stream.lanes import RankStream
 from training.data.stream.plan import initial_value
-from training.data.reader import CorpusReader
 from training.engine.engine import TrainingModule
-from training.losses.objective import CrossEntropy, StepContext
-from training.record.metrics import PHASES
-from training.models.factory import build_student
 from training.engine.optimizer import parameter_groups
+from training.losses.objective import CrossEntropy, StepContext
+from training.models.factory import build_student
+from training.record.metrics import PHASES
 from training.train import RunOptions, train
 
 # DeepSpeed and what it imports late use deprecated parts of torch.

@@ -5,13 +5,14 @@ from itertools import islice
 
 import numpy as np
 
-from training.data.stream.packing import IntArray, pack
+from etl.arrays import I64
+from training.data.stream.packing import pack
 from training.data.stream.plan import DocumentIndex, StreamConfig, left_out, uniform
 
 
 def packs_by_cell(
     index: DocumentIndex, cells: Sequence[str], data: StreamConfig, max_packs: int, seed: int
-) -> Iterator[tuple[str, list[IntArray]]]:
+) -> Iterator[tuple[str, list[I64]]]:
     """Of each cell, in the order of `cells`, at most `max_packs` packs, each the numbers of its documents.
 
     The documents come in an order drawn by the seed; a cell without one that fits in a pack is left out.

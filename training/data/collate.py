@@ -12,29 +12,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from etl.arrays import F32, I64
 from etl.jit import njit
 from etl.schema import SPAN_KINDS
 from training.data.documents import Documents, TeacherSignal
-from training.data.stream.packing import IntArray
 
 UNSUPERVISED = -1
 PAD_ID = 0
 """Any valid token id: nothing reads what is predicted there."""
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Pack:
     """One training sequence of T tokens."""
 
-    input_ids: IntArray
+    input_ids: I64
     """[T]"""
-    position_ids: IntArray
+    position_ids: I64
     """[T], from 0 in each document."""
     cu_seqlens: npt.NDArray[np.int32]
     """[documents + 1] (room included): document d is [cu_seqlens[d], cu_seqlens[d + 1])."""
-    targets: IntArray
+    targets: I64
     """[T]: the token that row t predicts; its own value where unsupervised."""
     target_kind: npt.NDArray[np.int8]
     """[T]: position in SPAN_KINDS of the span that the target lies in, or UNSUPERVISED."""
@@ -44,24 +42,24 @@ class Pack:
     """[documents without room]: hashes of their ids."""
     label: npt.NDArray[np.int32]
     """[documents without room]: position in the reader's `labels`."""
-    teacher_logp: Floats | None = None
+    teacher_logp: F32 | None = None
     """[T]: the teacher's ln p of targets[t], NaN where there is none; None for a stream without a teacher."""
     topk_ids: npt.NDArray[np.int32] | None = None
     """[T, k]: the teacher's most likely tokens at row t, the first first; -1 where there are none."""
-    topk_logp: Floats | None = None
+    topk_logp: F32 | None = None
     """[T, k]: their ln p; NaN where there are none."""
     pair: npt.NDArray[np.int32] | None = None
     """[documents without room]: number of its preference pair in the pack, -1 where its other side is not in it."""
     side: npt.NDArray[np.int8] | None = None
     """[documents without room]: 0 chosen, 1 rejected, -1 of no pair."""
-    reference_logp: Floats | None = None
+    reference_logp: F32 | None = None
     """[documents without room]: the reference model's ln p of all targets of the document; NaN where there is none."""
 
     @property
     def num_tokens(self) -> int:
         return int((self.document >= 0).sum())
 
-    def span_counts(self) -> IntArray:
+    def span_counts(self) -> I64:
         """[kinds]: supervised rows of each span kind."""
         return np.bincount(self.target_kind + 1, minlength=len(SPAN_KINDS) + 1)[1:]
 
@@ -142,7 +140,7 @@ def collate(documents: Documents, pack_tokens: int) -> Pack:
 
 def _teacher(
     documents: Documents, signal: TeacherSignal | None, pack_tokens: int
-) -> tuple[Floats | None, npt.NDArray[np.int32] | None, Floats | None]:
+) -> tuple[F32 | None, npt.NDArray[np.int32] | None, F32 | None]:
     """teacher_logp, topk_ids and topk_logp of a pack."""
     if signal is None:
         return None, None, None
@@ -163,10 +161,10 @@ def _teacher(
 @njit
 def _fill(
     source: npt.NDArray[np.int32],
-    tokens: IntArray,
-    spans: IntArray,
+    tokens: I64,
+    spans: I64,
     of_spans: tuple[npt.NDArray[np.int8], npt.NDArray[np.int32], npt.NDArray[np.int32]],
-    out: tuple[IntArray, IntArray, IntArray, npt.NDArray[np.int8], npt.NDArray[np.int32], npt.NDArray[np.int32]],
+    out: tuple[I64, I64, I64, npt.NDArray[np.int8], npt.NDArray[np.int32], npt.NDArray[np.int32]],
 ) -> int:
     """Fill the arrays of a pack, document by document, so that each is in the cache; how many tokens are of documents.
 
@@ -212,12 +210,12 @@ def _fill(
 
 @njit
 def _fill_entries(
-    tokens: IntArray,
-    spans: IntArray,
+    tokens: I64,
+    spans: I64,
     span_start: npt.NDArray[np.int32],
     span_end: npt.NDArray[np.int32],
-    entries: IntArray,
-    source: IntArray,
+    entries: I64,
+    source: I64,
 ) -> None:
     """Of each supervised row of a scored document, which entry of the teacher is of its target."""
     first = 0
@@ -232,7 +230,7 @@ def _fill_entries(
 
 
 @njit
-def _pair_numbers(pair: IntArray, side: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
+def _pair_numbers(pair: I64, side: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
     """Numbers the pairs both of whose sides are in the pack, each side once; -1 for all other documents."""
     numbers = np.full(len(pair), -1, np.int32)
     count = 0

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from training.data.stream.packing import IntArray
+from etl.arrays import I64
 
 
 @dataclass(frozen=True)
 class TeacherSignal:
     """What a teacher said of the targets of some documents, flat."""
 
-    entries: IntArray
+    entries: I64
     """[documents, 2]: document d has logp[entries[d, 0] : entries[d, 1]], one of each of its targets in the order of
     its spans; none for a document that was not scored."""
     logp: npt.NDArray[np.float32]
@@ -22,7 +22,7 @@ class TeacherSignal:
     topk_logp: npt.NDArray[np.float32] | None = None
     """[entries, k]"""
 
-    def select(self, numbers: IntArray) -> "TeacherSignal":
+    def select(self, numbers: I64) -> "TeacherSignal":
         """That of some of the documents, in that order; the flat arrays are shared."""
         return replace(self, entries=self.entries[numbers])
 
@@ -37,14 +37,14 @@ class Documents:
     span_start: npt.NDArray[np.int32]
     span_end: npt.NDArray[np.int32]
     """Half-open token range inside the document."""
-    tokens: IntArray
+    tokens: I64
     """[documents, 2]: document d is input_ids[tokens[d, 0] : tokens[d, 1]]."""
-    spans: IntArray
+    spans: I64
     """[documents, 2]: its spans are span_kind[spans[d, 0] : spans[d, 1]], and so on."""
     id_hash: npt.NDArray[np.uint64]
     label: npt.NDArray[np.int32]
     """[documents]: position in the reader's `labels`."""
-    pair: IntArray
+    pair: I64
     """[documents]: hash of the preference pair, 0 for a document of none."""
     side: npt.NDArray[np.int8]
     """[documents]: 0 chosen, 1 rejected, -1 of no pair."""
@@ -55,7 +55,7 @@ class Documents:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def select(self, numbers: IntArray) -> "Documents":
+    def select(self, numbers: I64) -> "Documents":
         """Some of the documents, in that order; the flat arrays are shared, not copied."""
         return Documents(
             self.input_ids,
@@ -73,7 +73,7 @@ class Documents:
         )
 
 
-def ranges(lengths: IntArray) -> IntArray:
+def ranges(lengths: I64) -> I64:
     """[n, 2] half-open ranges of these lengths, one behind the other."""
     ends = np.cumsum(lengths, dtype=np.int64)
     return np.stack([ends - lengths, ends], axis=1)

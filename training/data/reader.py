@@ -27,14 +27,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from etl.arrays import I64, Bools
 from etl.config import Config
 from etl.errors import ConfigError, DataError, SchemaError
 from etl.hashing import hash_array
 from etl.storage.dataset import Dataset
 from etl.storage.manifest import Part
 from training.data.documents import Documents, TeacherSignal, ranges
-from training.data.stream.packing import IntArray
-from training.data.stream.plan import DocumentIndex, Unit, cell_of, cells_of, split_parts
 from training.data.row_group import (
     LABEL_COLUMNS,
     TOKEN_COLUMNS,
@@ -47,10 +46,10 @@ from training.data.row_group import (
     only_chunk,
 )
 from training.data.spool import Arrays, Spool
+from training.data.stream.plan import DocumentIndex, Unit, cell_of, cells_of, split_parts
 from training.data.teacher_table import TeacherTable
 
 T = TypeVar("T")
-Bools = npt.NDArray[np.bool_]
 
 INDEX_COLUMNS = ("id", "n_tokens", "sampling_weight")
 SUPERVISED_COLUMNS = ("n_analysis", "n_commentary", "n_final", "n_text")
@@ -81,7 +80,7 @@ class ReadConfig(Config):
 class _Taken:
     """Rows of one row group, in the order of `positions`; tokens have been copied to their place."""
 
-    positions: IntArray
+    positions: I64
     arrays: Arrays
     """`num_spans` and `origin` by row, the spans flat; with a teacher `num_entries` by row and the entries flat."""
     origins: tuple[Origin, ...]
@@ -226,7 +225,7 @@ class CorpusReader:
 
     # --- the documents ---------------------------------------------------------------------------------------------
 
-    def gather(self, index: DocumentIndex, chosen: IntArray) -> Documents:
+    def gather(self, index: DocumentIndex, chosen: I64) -> Documents:
         """Tokens and spans of the documents `chosen` (numbers in the index), in that order.
 
         Raises:
@@ -237,14 +236,14 @@ class CorpusReader:
         input_ids = np.empty(int(tokens[-1, 1]) if len(tokens) else 0, np.int32)
         order = np.lexsort((index.row[chosen], index.row_group[chosen], index.part[chosen]))
 
-        def take(positions: IntArray) -> _Taken:
+        def take(positions: I64) -> _Taken:
             return self._take(index, chosen[positions], positions, tokens, input_ids)
 
         taken = list(self._map(take, _runs(index, chosen, order)))
         return self._documents(index, chosen, tokens, input_ids, taken)
 
     def _take(
-        self, index: DocumentIndex, numbers: IntArray, positions: IntArray, tokens: IntArray, out: npt.NDArray[np.int32]
+        self, index: DocumentIndex, numbers: I64, positions: I64, tokens: I64, out: npt.NDArray[np.int32]
     ) -> _Taken:
         """Copy the tokens of documents of one row group to their place in `out`, and take all else that is theirs."""
         part, group = int(index.part[numbers[0]]), int(index.row_group[numbers[0]])
@@ -288,8 +287,8 @@ class CorpusReader:
     def _documents(
         self,
         index: DocumentIndex,
-        chosen: IntArray,
-        tokens: IntArray,
+        chosen: I64,
+        tokens: I64,
         input_ids: npt.NDArray[np.int32],
         taken: Sequence[_Taken],
     ) -> Documents:
@@ -447,7 +446,7 @@ def _supervised(table: pa.Table) -> npt.NDArray[np.int32]:
     return np.bincount(rows, lengths, len(table)).astype(np.int32)
 
 
-def _pairs(table: pa.Table) -> IntArray:
+def _pairs(table: pa.Table) -> I64:
     """Hash of the pair, 0 where there is none: int64 [rows]."""
     if "pair_id" not in table.column_names:
         return np.zeros(len(table), np.int64)
@@ -473,7 +472,7 @@ def _or_else(table: pa.Table, name: str, value: int) -> npt.NDArray[np.int32]:
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
-def _runs(index: DocumentIndex, chosen: IntArray, order: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
+def _runs(index: DocumentIndex, chosen: I64, order: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
     """Positions in `chosen`, in the `order` of their places, cut where the row group changes."""
     if len(order) == 0:
         return []
@@ -482,11 +481,11 @@ def _runs(index: DocumentIndex, chosen: IntArray, order: npt.NDArray[np.intp]) -
     return np.split(order, np.flatnonzero(change) + 1)
 
 
-def _lengths(offsets: IntArray, rows: IntArray) -> IntArray:
+def _lengths(offsets: I64, rows: I64) -> I64:
     return offsets[rows + 1] - offsets[rows]
 
 
-def _picked(values: npt.NDArray[Any], offsets: IntArray, rows: IntArray) -> npt.NDArray[Any]:
+def _picked(values: npt.NDArray[Any], offsets: I64, rows: I64) -> npt.NDArray[Any]:
     """The values of some rows, one behind the other."""
     places = ranges(_lengths(offsets, rows))
     out = np.empty(int(places[-1, 1]) if len(places) else 0, values.dtype)

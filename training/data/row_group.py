@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.arrays import I64
 from etl.errors import DataError
 from etl.jit import njit
 from etl.schema import SPAN_KINDS
-from training.data.stream.packing import IntArray
 from training.data.spool import Arrays
 from training.data.teacher_table import TeacherRows, TeacherTable, completion_digests
 
@@ -119,11 +119,11 @@ def only_chunk(table: pa.Table, name: str) -> pa.Array:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
-def _lengths(lists: pa.Array) -> IntArray:
+def _lengths(lists: pa.Array) -> I64:
     return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _offsets(lengths: IntArray) -> IntArray:
+def _offsets(lengths: I64) -> I64:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
@@ -175,8 +175,8 @@ def _joined(arrays: Arrays, ids: pa.Array, teachers: Teachers, name: str) -> Arr
 
 
 def _rows_of(
-    table: TeacherTable, ids: pa.Array, targets: npt.NDArray[np.int32], offsets: IntArray, name: str
-) -> tuple[IntArray, TeacherRows]:
+    table: TeacherTable, ids: pa.Array, targets: npt.NDArray[np.int32], offsets: I64, name: str
+) -> tuple[I64, TeacherRows]:
     """Which rows the table has, and what it says of them."""
     scored = np.flatnonzero(table.has(ids))
     rows = table.gather(ids.take(pa.array(scored)))
@@ -194,11 +194,11 @@ def _rows_of(
 @njit
 def _targets(
     input_ids: npt.NDArray[np.int32],
-    offsets: IntArray,
-    span_offsets: IntArray,
+    offsets: I64,
+    span_offsets: I64,
     span_start: npt.NDArray[np.int32],
     span_end: npt.NDArray[np.int32],
-) -> tuple[npt.NDArray[np.int32], IntArray]:
+) -> tuple[npt.NDArray[np.int32], I64]:
     """The supervised tokens of each row in the order of its spans, flat, and its offsets: a first token is none."""
     num_rows = len(offsets) - 1
     target_offsets = np.zeros(num_rows + 1, np.int64)
@@ -221,7 +221,7 @@ def _targets(
 
 
 @njit
-def copy_rows(values: npt.NDArray[Any], offsets: IntArray, rows: IntArray, out: npt.NDArray[Any], at: IntArray) -> None:
+def copy_rows(values: npt.NDArray[Any], offsets: I64, rows: I64, out: npt.NDArray[Any], at: I64) -> None:
     """Copy values[offsets[rows[i]] : offsets[rows[i] + 1]] to out[at[i] :] for every i."""
     for i in range(len(rows)):
         own = values[offsets[rows[i]] : offsets[rows[i] + 1]]

@@ -18,13 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from etl.arrays import I64, U64
 from etl.errors import DataError, SchemaError
-from etl.hashing import U64, binary_buffers, fixed_binary, hash_array
+from etl.hashing import binary_buffers, fixed_binary, hash_array
 from etl.schema import TEACHER_LOGP
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 
-IntArray = npt.NDArray[np.int64]
 Ids: TypeAlias = Sequence[str] | npt.NDArray[np.bytes_] | pa.Array
 """Texts of 36 characters, or 16 bytes each: a numpy array of dtype S16, or Arrow strings or binary(16)."""
 
@@ -33,7 +33,7 @@ _COMPLETION_SEED = 0x636F6D706C6574
 """Fixed: digests in stored tables depend on it."""
 
 
-def completion_digests(tokens: npt.NDArray[np.int32], offsets: IntArray) -> U64:
+def completion_digests(tokens: npt.NDArray[np.int32], offsets: I64) -> U64:
     """128-bit digests of some token sequences: uint64 [n, 2].
 
     Args:
@@ -56,7 +56,7 @@ def digest_bytes(digests: U64) -> pa.Array:
 class TeacherRows:
     """What the teacher said of n rows, flat."""
 
-    offsets: IntArray
+    offsets: I64
     """int64 [n + 1]: row i has the entries offsets[i]:offsets[i + 1]."""
     logp: npt.NDArray[np.float32]
     """ln p of each supervised token, at the table's temperature."""

@@ -30,11 +30,11 @@ from torch import nn
 from etl.errors import DataError
 from training.data.collate import PackTensors
 from training.engine.deepspeed_json import deepspeed_config, is_bf16, zero_stage
+from training.engine.optimizer import OptimizerConfig, forget, parameter_groups, squared_update_and_weight
 from training.losses.objective import Objective, StepContext
 from training.losses.router import RouterConfig, RouterSums, router_loss
 from training.losses.spans import KINDS, SpanObjective
 from training.models.factory import Student
-from training.engine.optimizer import OptimizerConfig, forget, parameter_groups, squared_update_and_weight
 
 
 @dataclass(frozen=True)

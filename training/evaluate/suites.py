@@ -28,17 +28,17 @@ from etl.harmony.parse import parse
 from etl.harmony.vocabulary import CALL, RETURN, START
 from etl.schema import SPAN_KINDS
 from etl.storage.location import Location
-from training.evaluate.answers import given_answer, is_same, stated_answer
 from training.data.cell_packs import packs_by_cell
 from training.data.collate import Pack, collate
-from training.data.stream.plan import StreamConfig, uniform
 from training.data.reader import CorpusReader
+from training.data.stream.plan import StreamConfig, uniform
+from training.evaluate.answers import given_answer, is_same, stated_answer
 from training.evaluate.models import Models
 from training.losses.objective import CrossEntropy, Divergence, StepContext
 from training.losses.spans import KINDS
 from training.models.factory import Student
-from training.teacher.frozen import FrozenTeacher
 from training.models.tokenizer import check_tokenizer
+from training.teacher.frozen import FrozenTeacher
 
 Metrics = dict[str, float]
 

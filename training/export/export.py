@@ -33,12 +33,12 @@ from etl.errors import ConfigError
 from etl.harmony.step import HarmonyStep
 from etl.storage.location import Location
 from training.checkpoint import store, universal
-from training.export import harmony_tokenizer
-from training.record import ledger, run_record
 from training.checkpoint.store import Manifest
 from training.config import TrainConfig
+from training.export import harmony_tokenizer
 from training.models.factory import ModelConfig, Student, build_student, export_model, export_state
 from training.models.tokenizer import VOCAB_SIZE, check_tokenizer
+from training.record import ledger, run_record
 
 MANIFEST: Final = "stillhouse_manifest.json"
 SHARD_SIZE: Final = "5GB"

@@ -13,17 +13,17 @@ from typing import Any, TextIO
 
 import torch
 
-from training.record import ledger, metrics
 from training.config import TrainConfig
 from training.engine.engine import Engine, StepTaken, World
+from training.record import ledger, metrics
 from training.record.flops import ModelShape, device_peak_flops
 from training.record.hardware import Hardware, over_ranks
 from training.record.ledger import Label, Ledger
 from training.record.metrics import Journal, Place, Record, SpikeWatch, StepClock, StepWork, TeacherLogps
 from training.record.profiling import profiled
-from training.stages.stream import GlobalStep
-from training.stages.state import TrainState
 from training.record.watchdog import Watchdog, write_nan
+from training.stages.state import TrainState
+from training.stages.stream import GlobalStep
 
 PROFILED_STEPS = 4
 

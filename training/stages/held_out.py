@@ -22,8 +22,8 @@ from etl.errors import ConfigError
 from etl.harmony.vocabulary import NUM_TEXT_TOKENS
 from training.data.cell_packs import packs_by_cell
 from training.data.collate import Pack, collate
-from training.data.stream.plan import StreamConfig
 from training.data.reader import CorpusReader
+from training.data.stream.plan import StreamConfig
 from training.engine.engine import Engine, World
 from training.losses.objective import CrossEntropy
 from training.losses.spans import Supervised

@@ -20,8 +20,8 @@ from etl.errors import ConfigError
 from etl.hashing import xxh64
 from training.data.stream.plan import StreamConfig
 from training.data.teacher_table import TeacherTable
-from training.losses.objective import CrossEntropy, Objective, TopKDivergence
 from training.engine.optimizer import OptimizerConfig
+from training.losses.objective import CrossEntropy, Objective, TopKDivergence
 from training.stages.state import Evaluation, StageState
 
 _INVERSE_GOLDEN_RATIO = 0.6180339887498949
@@ -50,7 +50,8 @@ class StopRule(Config):
     max_skipped_steps: int = Field(default=0, ge=0)
     """Steps skipped (loss or gradient not finite) during those evaluations that still count as stable."""
     min_format: float | None = Field(default=None, gt=0, le=1)
-    """Held-out `format` (training/stages/held_out.py) that the last evaluation must have; null where the corpus has none."""
+    """Held-out `format` (held_out.py beside this file) that the last evaluation must have; null where the corpus has
+    none."""
 
     def holds(self, stage_tokens: int, evaluations: list[Evaluation]) -> bool:
         """Whether the stage is over, from what its evaluations found, oldest first.

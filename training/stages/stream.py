@@ -17,10 +17,10 @@ from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from training.config import TrainConfig
 from training.data.collate import Pack
+from training.data.reader import PAIR_COLUMNS, CorpusReader
 from training.data.stream.decisions import DecisionLog
 from training.data.stream.lanes import LocalStep, RankStream
 from training.data.stream.plan import StreamState, initial_value, rows_of_cells, split_parts
-from training.data.reader import PAIR_COLUMNS, CorpusReader
 from training.data.stream.shares import Groups
 from training.engine.engine import World
 from training.stages.schedule import ArmConfig, StageConfig

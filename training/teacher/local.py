@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from etl.arrays import F32, I32
 from training.models.causal_lm import DTYPES, TransformersNetwork, from_weights
-from training.teacher.teacher import F32, I32, LocalTeacherConfig, Request, Scores
+from training.teacher.teacher import LocalTeacherConfig, Request, Scores
 
 
 class LocalTeacher:

@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, get_args
 
 import numpy as np
-import numpy.typing as npt
 
+from etl.arrays import I32
 from etl.errors import DataError
 from etl.harmony.render import Effort
 from etl.harmony.vocabulary import DEFAULT_VOCABULARY, END, MESSAGE, START, load_bpe
@@ -22,7 +22,6 @@ from etl.harmony.vocabulary import DEFAULT_VOCABULARY, END, MESSAGE, START, load
 if TYPE_CHECKING:
     from quicktok import Tokenizer
 
-I32 = npt.NDArray[np.int32]
 
 EFFORTS: Final[tuple[Effort, ...]] = get_args(Effort)
 _LINE = re.compile(r"^Reasoning: (low|medium|high)$", re.MULTILINE)

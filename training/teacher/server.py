@@ -21,8 +21,8 @@ from pydantic import Field
 from etl.config import Config
 from etl.errors import ConfigError, DataError, SourceError, StillhouseError
 from etl.harmony.vocabulary import NUM_TEXT_TOKENS, load_bpe
-from training.teacher.teacher import Request, Scores
 from training.models.tokenizer import VOCAB_SIZE
+from training.teacher.teacher import Request, Scores
 
 LEAST_LOGP = -65504.0
 """The least float16; servers say −9999 or −Infinity for a probability of 0."""

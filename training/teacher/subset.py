@@ -20,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from etl.arrays import F64
 from etl.config import Config
-
-F64 = npt.NDArray[np.float64]
 
 
 class SubsetConfig(Config):

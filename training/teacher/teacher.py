@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from etl.arrays import F32, I32
 from etl.config import Config
-
-I32 = npt.NDArray[np.int32]
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from etl.arrays import F64, I64
 from etl.dedup import canaries
 from etl.dedup.by_source import Counts, by_source
 from etl.dedup.canaries import Levels
@@ -28,9 +29,10 @@ from etl.dedup.near import NearDedup
 from etl.dedup.overlap import Overlap
 from etl.engine import Exchange
 from etl.hashing import fixed_binary, hash_array
+from etl.rows import ROW_BITS, Rows
 from etl.schema import CLUSTER_COLUMNS, ID, KEPT
-from etl.stages.dedup.components import label_components
 from etl.stages.context import Context
+from etl.stages.dedup.components import label_components
 from etl.stages.dedup.marks import (
     HIT,
     ClusterMark,
@@ -43,11 +45,7 @@ from etl.stages.dedup.marks import (
     uuid_texts,
 )
 from etl.stages.dedup.near import Found, find_pairs, unpacked
-from etl.rows import ROW_BITS, Rows
 from etl.storage.dataset import Chunk, Dataset
-
-I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
 
 LARGEST = 10
 """Sizes of clusters that a manifest names."""

@@ -22,17 +22,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from etl.arrays import I64
 from etl.dedup.blocks import Blocks, ChunkStream
 from etl.dedup.components import Components
 from etl.dedup.stars import LargeStar, SmallStar, max_rounds
 from etl.engine import Exchange
 from etl.hashing import hash_columns, signed
+from etl.rows import ROW_BITS, Rows
 from etl.stages.context import Context
 from etl.stages.dedup.marks import OUT_ROWS, Counted, buckets_of, first_of_groups, recut
-from etl.rows import ROW_BITS, Rows
 from etl.storage.dataset import Chunk, Dataset
-
-I64 = npt.NDArray[np.int64]
 
 
 def _int64s(*names: str) -> pa.Schema:

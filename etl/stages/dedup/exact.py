@@ -24,6 +24,7 @@ from etl.engine import Exchange
 from etl.hashing import hash128, hash_array, hash_columns, signed
 from etl.messages import instruction_text, response_text
 from etl.recipe import ExactDedup
+from etl.rows import Rows
 from etl.schema import PROMPT
 from etl.stages.context import Context
 from etl.stages.dedup.marks import (
@@ -37,7 +38,6 @@ from etl.stages.dedup.marks import (
     recut,
     source_places,
 )
-from etl.rows import Rows
 from etl.storage.dataset import Chunk
 from etl.text import TEXT_VERSION, normalise
 

@@ -16,15 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.accounting import account
+from etl.arrays import I64
 from etl.engine import Exchange
 from etl.hashing import fixed_binary, hash_array
+from etl.rows import ROW_BITS, Rows
 from etl.schema import CLUSTER_COLUMNS, ID, aligned
 from etl.stages.context import Context
 from etl.step import drop
-from etl.rows import ROW_BITS, Rows
 from etl.storage.dataset import Chunk, Dataset
-
-I64 = npt.NDArray[np.int64]
 
 OUT_ROWS = 1 << 16
 """Rows of a row group in tables of hits and pairs."""

@@ -8,8 +8,8 @@ mostly one, and only when it is a candidate. Datasets, each committed and resuma
     sets         SET    what is compared of the rows in those pairs        shuffle by split
     pairs        PAIR   pairs with Jaccard >= threshold                    shuffle by block
 
-and from there on etl.stages.dedup.clusters. With `verify: estimate` a row's set is a sketch of its signature, 128 bytes.
-Canaries (etl.dedup.canaries) go the same way; `pairs` counts those that were found and leaves them out.
+and from there on etl.stages.dedup.clusters. With `verify: estimate` a row's set is a sketch of its signature, 128
+bytes. Canaries (etl.dedup.canaries) go the same way; `pairs` counts those that were found and leaves them out.
 
 A worker holds one batch of what came to it and BLOCK_BYTES of shingle sets, however many rows share a band.
 """
@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.arrays import I64, U64
 from etl.dedup import canaries, candidates
 from etl.dedup.blocks import CLASS_BITS, size_class
 from etl.dedup.canaries import Levels
@@ -34,9 +35,10 @@ from etl.engine import Exchange
 from etl.hashing import binary_buffers, hash_array
 from etl.messages import full_text
 from etl.mixture.sampling import in_sample, purpose_seed
+from etl.rows import ROW_BITS, Rows
 from etl.schema import ID, PAIR
-from etl.stages.dedup.components import cut_blocks, distinct
 from etl.stages.context import Context
+from etl.stages.dedup.components import cut_blocks, distinct
 from etl.stages.dedup.marks import (
     OUT_ROWS,
     Counted,
@@ -48,12 +50,8 @@ from etl.stages.dedup.marks import (
     slices,
     source_places,
 )
-from etl.rows import ROW_BITS, Rows
 from etl.storage.dataset import Chunk, Dataset
 from etl.text import TEXT_VERSION
-
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
 
 BLOCK_BYTES = 32 << 20
 """Shingle sets that verification holds at once. It decides how candidate components are cut, never which pairs come."""

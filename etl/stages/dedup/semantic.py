@@ -33,21 +33,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.accounting import account
+from etl.arrays import I64
 from etl.dedup.kmeans import kmeans
 from etl.dedup.lexical import NUM_SLOTS, count_terms, embed, rarity
 from etl.dedup.semantic import EMBEDDING, SemanticDedup, embedded_text, spread, survivors
-from etl.dedup.vectors import BLOCK_ROWS, I64, from_binary, nearest, to_binary
+from etl.dedup.vectors import BLOCK_ROWS, from_binary, nearest, to_binary
 from etl.engine import Exchange
 from etl.errors import SchemaError
 from etl.hashing import hash_array
 from etl.mixture.sampling import purpose_seed
 from etl.pipeline import Pipeline
+from etl.rows import Rows
 from etl.schema import CTX_BUCKETS, ID, SKILL_BUCKETS, aligned
 from etl.stages.context import Context
-from etl.stages.dedup.marks import Counted, EmitHits, RowFeed, buckets_of, living, recut, routed, row_keys, slices, uuid_texts
+from etl.stages.dedup.marks import (
+    Counted,
+    EmitHits,
+    RowFeed,
+    buckets_of,
+    living,
+    recut,
+    routed,
+    row_keys,
+    slices,
+    uuid_texts,
+)
 from etl.stages.passes import RunSteps
 from etl.step import drop
-from etl.rows import Rows
 from etl.storage.dataset import CHECKPOINTS, Chunk, Dataset
 
 SEMANTIC_VERSION: Final = 1

@@ -16,9 +16,19 @@ from etl.hashing import hash128
 from etl.messages import instruction_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.recipe import Layout
-from etl.stages.context import Context
-from etl.stages.dedup.marks import LOSER, Counted, Mark, bucket_of_hash128, first_of_groups, living, losers, mark_hits, recut
 from etl.rows import Rows
+from etl.stages.context import Context
+from etl.stages.dedup.marks import (
+    LOSER,
+    Counted,
+    Mark,
+    bucket_of_hash128,
+    first_of_groups,
+    living,
+    losers,
+    mark_hits,
+    recut,
+)
 from etl.storage.dataset import Chunk
 
 

@@ -1,15 +1,15 @@
 """Duplicates: exact ones, repeated units of text, then near ones among what is left; what sources have in common.
 
-etl.stages.dedup.exact, units, near and clusters do the work; here is their order. The report by source stands in the manifest
-of the last table, DIR/clusters or, without near dedup, DIR/exact, under `findings.sources`.
+exact, units, near and clusters beside this file do the work; here is their order. The report by source is in the
+manifest of the last table, DIR/clusters or, without near dedup, DIR/exact, under `findings.sources`.
 """
 
 from etl.dedup import by_source
-from etl.stages.dedup.clusters import cluster, write_clusters
+from etl.rows import Rows
 from etl.stages.context import Context
+from etl.stages.dedup.clusters import cluster, write_clusters
 from etl.stages.dedup.exact import exact
 from etl.stages.dedup.units import dedup_units
-from etl.rows import Rows
 
 
 def dedup(context: Context, rows: Rows) -> Rows:

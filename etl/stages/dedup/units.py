@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.accounting import account
+from etl.arrays import I64
 from etl.dedup.survivor import Survivor
 from etl.dedup.units import UNITS_VERSION, UnitDedup, Units, cut, hash_units, lost_ranges
 from etl.engine import Exchange
 from etl.hashing import hash_columns, signed
 from etl.messages import raw_documents
+from etl.rows import Rows
 from etl.schema import REMOVED, aligned
 from etl.stages.context import Context
 from etl.stages.dedup.marks import (
@@ -41,11 +43,8 @@ from etl.stages.dedup.marks import (
     source_places,
 )
 from etl.step import drop
-from etl.rows import Rows
 from etl.storage.dataset import Chunk, Dataset
 from etl.text import TEXT_VERSION
-
-I64 = npt.NDArray[np.int64]
 
 _NOT_IN_THE_ID = ("split_key", "license", "language", "meta_json")
 """In what rows of one id can differ: with these it does not depend on arrival which of them keeps a unit."""

@@ -7,10 +7,10 @@ from etl.storage.dataset import Build, Chunk, Job
 from etl.storage.location import Location
 from etl.storage.manifest import Part
 from tests.training.corpora import documents
+from training.data.reader import CorpusReader, ReadConfig
 from training.data.stream.decisions import DecisionLog
 from training.data.stream.lanes import RankStream
 from training.data.stream.plan import DocumentIndex, StreamConfig, initial_value
-from training.data.reader import CorpusReader, ReadConfig
 
 SEED = 7
 

@@ -14,9 +14,9 @@ from tests.training.corpora import documents, write_corpus
 from tests.training.teacher_tables import append_columns, rows_of, targets_of, toy_logp, write_teacher
 from training.data import reader as reader_module
 from training.data.collate import collate
-from training.data.stream.plan import Unit
 from training.data.reader import CorpusReader, ReadConfig
 from training.data.row_group import Teachers, decode
+from training.data.stream.plan import Unit
 
 CELL = "split=train/skill_bucket=B1/ctx_bucket=C1"
 

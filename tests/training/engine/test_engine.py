@@ -12,10 +12,10 @@ from tests.training.packs import toy_pack
 from tests.training.precision import CPU, OBJECTIVE, OPTIMIZER, context, full_parameters, module
 from training.engine.deepspeed_json import deepspeed_config, read_deepspeed_json, zero_stage
 from training.engine.engine import Engine, Faults, world
+from training.engine.optimizer import OptimizerConfig
 from training.losses.objective import LossOutput
 from training.losses.router import RouterConfig
 from training.teacher.frozen import FrozenTeacher
-from training.engine.optimizer import OptimizerConfig
 
 # DeepSpeed and what it imports late use deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")

@@ -8,7 +8,6 @@ from torch import nn
 
 from etl.conf import check
 from etl.errors import ConfigError
-from training.models.factory import ModelConfig, build_student
 from training.engine.optimizer import (
     Constant,
     Cosine,
@@ -19,6 +18,7 @@ from training.engine.optimizer import (
     parameter_groups,
     squared_update_and_weight,
 )
+from training.models.factory import ModelConfig, build_student
 
 
 def config(**more):

@@ -15,8 +15,8 @@ from etl.harmony.vocabulary import load_encoding
 from etl.schema import SPAN_KINDS
 from etl.storage.dataset import write_dataset
 from tests.training.teachers import documents, save_teacher
-from training.evaluate.report import EvaluateConfig, evaluate_conf
 from training.evaluate.models import Generator, Models
+from training.evaluate.report import EvaluateConfig, evaluate_conf
 from training.evaluate.suites import FormatSuite, HeldOutSuite, LmEvalSuite, ReasoningSuite, judge
 from training.export.harmony_tokenizer import generation_config, tokenizer_files
 

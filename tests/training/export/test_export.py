@@ -15,9 +15,9 @@ from etl.storage.dataset import Dataset, write_dataset
 from etl.storage.location import Location
 from tests.training.corpora import VOCAB, write_corpus
 from tests.training.teachers import documents
-from training.record import run_record
 from training.config import TrainConfig
 from training.export.export import MANIFEST, export
+from training.record import run_record
 from training.train import train
 
 # DeepSpeed, peft and what they import late use deprecated parts of torch.

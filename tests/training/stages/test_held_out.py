@@ -6,9 +6,9 @@ from torch import nn
 from etl.harmony.vocabulary import END, MESSAGE, NUM_TEXT_TOKENS
 from etl.schema import SPAN_KINDS
 from tests.training.packs import toy_pack
-from training.stages.held_out import FormatCrossEntropy
 from training.losses.chunked_head import LmHead
 from training.losses.objective import CrossEntropy, StepContext
+from training.stages.held_out import FormatCrossEntropy
 
 FINAL = SPAN_KINDS.index("final")
 VOCAB = 201_088

@@ -7,8 +7,8 @@ from transformers import GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from etl.errors import ConfigError
 from tests.training.teachers import save_teacher
-from training.teacher.teacher import LocalTeacherConfig, Request
 from training.teacher.local import LocalTeacher
+from training.teacher.teacher import LocalTeacherConfig, Request
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from etl.arrays import I64
 from etl.hashing import xxh64
 from etl.storage.manifest import Part
-from training.data.stream.packing import IntArray
 from training.data.stream.plan import DocumentIndex, Unit, cell_of, uniform
 
 
@@ -82,7 +82,7 @@ def whole_units(lanes: Sequence[Sequence[Unit]]) -> tuple[Unit, ...]:
     return tuple(Unit(part, group, start, stop) for (part, group), (start, stop) in sorted(joined.items()))
 
 
-def documents_of_lanes(units: Sequence[Unit], lanes: Sequence[Sequence[Unit]]) -> list[IntArray]:
+def documents_of_lanes(units: Sequence[Unit], lanes: Sequence[Sequence[Unit]]) -> list[I64]:
     """Where the documents of each lane stand in an index of `units`, which are their `whole_units`."""
     first = {}
     before = 0
@@ -97,7 +97,7 @@ def documents_of_lanes(units: Sequence[Unit], lanes: Sequence[Sequence[Unit]]) -
     return found
 
 
-def lanes_of_pairs(index: DocumentIndex, num_lanes: int, seed: int) -> IntArray:
+def lanes_of_pairs(index: DocumentIndex, num_lanes: int, seed: int) -> I64:
     """The lane of each document of a corpus of pairs, the same for both sides: int64 [documents]."""
     key = np.where(index.pair == 0, index.id_hash, index.pair.view(np.uint64))
     return (uniform(key, seed, -1, -1) * num_lanes).astype(np.int64)

@@ -19,10 +19,11 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
+from etl.arrays import F64, I64
 from etl.hashing import xxh64
 from etl.mixture.cluster_caps import first_epoch, next_epoch, with_tail
 from training.data.stream.decisions import Policy
-from training.data.stream.packing import IntArray, pack
+from training.data.stream.packing import pack
 from training.data.stream.plan import (
     INCOMPLETE,
     LEFT_OUT,
@@ -36,7 +37,6 @@ from training.data.stream.plan import (
 )
 from training.data.stream.shares import Groups
 
-FloatArray = npt.NDArray[np.float64]
 _FIRST_PIECE = 1 << 14
 """Items that are sorted at first: most segments of a lane need no more."""
 _EPOCHS_PIECE = 1 << 12
@@ -50,11 +50,11 @@ _EPOCHS_PIECE = 1 << 12
 class Items:
     """What is ranked and packed as one; parallel arrays."""
 
-    documents: IntArray
+    documents: I64
     """[items, 2]: document numbers, chosen before rejected; -1 in the second place without a pair."""
-    num_tokens: IntArray
+    num_tokens: I64
     """Of both sides together."""
-    chosen: IntArray
+    chosen: I64
     """documents[:, 0]: weight, id, cell and cluster of an item are those of this document."""
 
     @classmethod
@@ -82,13 +82,13 @@ class Items:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def expanded(self, items: IntArray) -> IntArray:
+    def expanded(self, items: I64) -> I64:
         """The documents of some items, in order, the sides of a pair beside each other."""
         flat = self.documents[items].ravel()
         return flat[flat >= 0]
 
 
-def _pairs(index: DocumentIndex) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+def _pairs(index: DocumentIndex) -> tuple[I64, npt.NDArray[np.bool_]]:
     """Complete pairs (chosen, rejected) int64 [pairs, 2], and the documents of all others: bool [documents]."""
     members = np.flatnonzero(index.pair != 0)
     members = members[np.lexsort((index.side[members], index.pair[members]))]
@@ -110,7 +110,7 @@ def _pairs(index: DocumentIndex) -> tuple[IntArray, npt.NDArray[np.bool_]]:
 class LaneSegment:
     """A lane's packs of one segment: document numbers of the lane, fewer packs than asked for when it ran out."""
 
-    packs: tuple[IntArray, ...]
+    packs: tuple[I64, ...]
     documents_left: bool
     """Whether the lane has more for the next segment, the shares staying as they are."""
 
@@ -144,7 +144,7 @@ class LanePlan:
         self._due = self._turns.first()
         """The epoch in which each item is read next."""
         self._groups: Groups | None = None
-        self._given: FloatArray = np.zeros(0)
+        self._given: F64 = np.zeros(0)
         """Tokens of each group that were packed since the shares were set."""
         self._next_segment = 0
 
@@ -183,17 +183,17 @@ class LanePlan:
             self._group = self._group_of_items(groups)
         self._groups = groups
 
-    def _group_of_items(self, groups: Groups) -> IntArray:
+    def _group_of_items(self, groups: Groups) -> I64:
         return groups.of_cell[self.index.cell[self._items.chosen]]
 
-    def _read(self, packs: Sequence[IntArray]) -> None:
+    def _read(self, packs: Sequence[I64]) -> None:
         """Note what was packed; a small lane packs an item several times, once an epoch."""
         packed = np.concatenate([np.empty(0, np.int64), *packs])
         self._given += np.bincount(self._group[packed], self._items.num_tokens[packed], len(self._given))
         items, times = np.unique(packed, return_counts=True)
         self._due[items] = self._turns.after_times(items, self._due[items], times)
 
-    def _merged(self, segment: int, policy: Policy) -> Iterator[IntArray]:
+    def _merged(self, segment: int, policy: Policy) -> Iterator[I64]:
         """Blocks of items in the order in which they are packed."""
         assert self._groups is not None, "set by segment()"
         queues = []
@@ -206,7 +206,7 @@ class LanePlan:
                 queues.append(_Queue(passes, self._items.num_tokens, self._given[number], share, phase))
         return _merge(queues, stop=self._config.on_exhausted == "stop")
 
-    def _passes(self, members: IntArray, segment: int, policy: Policy) -> Iterator[IntArray]:
+    def _passes(self, members: I64, segment: int, policy: Policy) -> Iterator[I64]:
         """The unread items of a group, epoch after epoch, each by rank, in one block or more."""
         due = self._due[members]
         ids = self.index.id_hash[self._items.chosen[members]]
@@ -231,12 +231,12 @@ class LanePlan:
         stop = epoch + max(_EPOCHS_PIECE // num_members, 1)
         return range(epoch, stop if self._epochs is None else min(stop, self._epochs))
 
-    def _weights(self, items: IntArray, policy: Policy) -> FloatArray:
+    def _weights(self, items: I64, policy: Policy) -> F64:
         if policy.weights == "uniform":
             return np.ones(len(items))
         return self.index.weight[self._items.chosen[items]]
 
-    def _ranked(self, items: IntArray, score: FloatArray) -> Iterator[IntArray]:
+    def _ranked(self, items: I64, score: F64) -> Iterator[I64]:
         """The items by score, smallest first, rare clusters as far ahead as their share asks."""
         clusters = self._config.clusters
         if clusters is None or clusters.tail_share == 0:
@@ -247,7 +247,7 @@ class LanePlan:
             yield with_tail(ranked, self._items.num_tokens, rare, clusters.tail_share)
 
 
-def sorted_pieces(score: FloatArray, size: int) -> Iterator[IntArray]:
+def sorted_pieces(score: F64, size: int) -> Iterator[I64]:
     """The order of some scores, smallest first, in pieces of growing length, the first of `size`."""
     left = np.arange(len(score))
     while len(left) > size:
@@ -262,22 +262,22 @@ def sorted_pieces(score: FloatArray, size: int) -> Iterator[IntArray]:
 class _Turns:
     """In which epochs each item is read."""
 
-    size: IntArray
-    rank: IntArray
+    size: I64
+    rank: I64
     cap: int | None
 
-    def first(self) -> IntArray:
+    def first(self) -> I64:
         if self.cap is None:
             return np.zeros(len(self.rank), np.int64)
         return first_epoch(self.rank, self.cap).astype(np.int64)
 
-    def after(self, items: IntArray, epochs: IntArray) -> IntArray:
+    def after(self, items: I64, epochs: I64) -> I64:
         """The next epoch of some items after that in which each was read."""
         if self.cap is None:
             return epochs + 1
         return next_epoch(self.size[items], self.rank[items], epochs, self.cap)
 
-    def after_times(self, items: IntArray, epochs: IntArray, times: IntArray) -> IntArray:
+    def after_times(self, items: I64, epochs: I64, times: I64) -> I64:
         """The same after each was read so many times."""
         if self.cap is None:
             return epochs + times
@@ -292,16 +292,14 @@ class _Turns:
 class _Queue:
     """The items of one group with their keys, as far as they are known."""
 
-    def __init__(
-        self, passes: Iterator[IntArray], num_tokens: IntArray, given: float, share: float, phase: float
-    ) -> None:
+    def __init__(self, passes: Iterator[I64], num_tokens: I64, given: float, share: float, phase: float) -> None:
         self._passes = passes
         self._num_tokens = num_tokens
         self._given = given
         self._share = share
         self._phase = phase
         self.items = np.empty(0, np.int64)
-        self.keys: FloatArray = np.empty(0)
+        self.keys: F64 = np.empty(0)
 
     @property
     def horizon(self) -> float:
@@ -320,7 +318,7 @@ class _Queue:
             self._given += int(sizes.sum())
         return True
 
-    def take(self, end: float) -> tuple[IntArray, FloatArray]:
+    def take(self, end: float) -> tuple[I64, F64]:
         """The known items with a key below `end`; all of them where that is the horizon, whatever was rounded."""
         count = len(self.items) if end >= self.horizon else int(np.searchsorted(self.keys, end))
         taken = self.items[:count], self.keys[:count]
@@ -328,7 +326,7 @@ class _Queue:
         return taken
 
 
-def _merge(queues: Sequence[_Queue], stop: bool) -> Iterator[IntArray]:
+def _merge(queues: Sequence[_Queue], stop: bool) -> Iterator[I64]:
     """The items of all queues by key, block by block; with `stop`, only as far as the queue that ends first."""
     known = list(queues)
     end = math.inf

@@ -5,7 +5,7 @@ packs from here on need; a resumed rank so never reads what is behind it. When h
 thread begins the next one (its decision record is taken then), so that a step does not wait for the store. Memory: the
 index of the own lanes, about 150 bytes a document, and the documents of two segments at most, 2 x 4 x segment_tokens /
 world bytes of tokens and less for their spans. How the lanes are dealt, ordered and packed is the business of plan.py
-and the stream_*.py beside it.
+and the files beside it.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ import numpy as np
 
 from etl.errors import ConfigError
 from training.data.collate import Pack, collate
-from training.data.stream.decisions import DecisionLog
 from training.data.documents import Documents
-from training.data.stream.plan import LEFT_OUT, NOT_SCORED, DocumentIndex, StreamConfig, StreamState
 from training.data.reader import CorpusReader
 from training.data.stream.deal import deal_lanes, documents_of_lanes, lanes_of_pairs, whole_units
+from training.data.stream.decisions import DecisionLog
 from training.data.stream.lane import LanePlan, LaneSegment
 from training.data.stream.order import lane_of_packs, lane_order, own_lanes, turns
+from training.data.stream.plan import LEFT_OUT, NOT_SCORED, DocumentIndex, StreamConfig, StreamState
 
 if TYPE_CHECKING:
-    from training.data.stream.packing import IntArray
+    from etl.arrays import I64
 
 NO_DOCUMENTS = np.empty(0, np.int64)
 FILLER = -1
@@ -51,10 +51,10 @@ class _Segment:
 
     number: int
     lanes: dict[int, LaneSegment]
-    slots: "IntArray"
+    slots: "I64"
     """Packs of the segment that own lanes give, ascending."""
     documents: Documents
-    packs: Sequence["IntArray"]
+    packs: Sequence["I64"]
     """Of each slot: numbers in `documents`; none where its lane has run out."""
 
     def between(self, start: int, stop: int) -> range:
@@ -231,7 +231,7 @@ class RankStream:
 
     def _read(self, number: int, planned: dict[int, LaneSegment], start: int) -> _Segment:
         """The own packs of a segment from `start` on, their documents read in one sweep over the row groups."""
-        packs: dict[int, list[IntArray]] = {}
+        packs: dict[int, list[I64]] = {}
         indexes = []
         num_documents = 0
         for lane, segment in planned.items():

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from training.data.stream.packing import IntArray
+from etl.arrays import I64
 
 
 @cache
@@ -51,7 +51,7 @@ def own_lanes(rank: int, world: int, num_lanes: int) -> range:
     return range(rank * num_lanes // world, (rank + 1) * num_lanes // world)
 
 
-def lane_of_packs(packs: IntArray, num_lanes: int) -> IntArray:
+def lane_of_packs(packs: I64, num_lanes: int) -> I64:
     """The lane of each pack of the run: int64 [packs]."""
     return np.array(lane_order(num_lanes), np.int64)[packs % num_lanes]
 

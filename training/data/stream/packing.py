@@ -17,11 +17,9 @@ Cost at 1,024 documents: 5 to 25 µs a pack of 2 to 11 documents. docs/loader_be
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from etl.arrays import I64
 from etl.jit import njit
-
-IntArray = npt.NDArray[np.int64]
 
 TRIAL_STRIDE = 4
 """Every so many documents of a full buffer, in the order of their lengths, stand for all of them in a trial."""
@@ -31,7 +29,7 @@ _MOST_PER_PACK = 5
 """Thresholds are tried that let 2 to this many documents fill a pack; above, gaps are small in any case."""
 
 
-def pack(blocks: Iterator[IntArray], lengths: IntArray, capacity: int, lookahead: int) -> Iterator[IntArray]:
+def pack(blocks: Iterator[I64], lengths: I64, capacity: int, lookahead: int) -> Iterator[I64]:
     """Packs of documents, each an array of document numbers in the order in which they lie in the pack.
 
     Args:
@@ -72,11 +70,11 @@ def pack(blocks: Iterator[IntArray], lengths: IntArray, capacity: int, lookahead
 class _Takes:
     """Blocks of any size, handed out in takes of a wanted size."""
 
-    def __init__(self, blocks: Iterator[IntArray]) -> None:
+    def __init__(self, blocks: Iterator[I64]) -> None:
         self.blocks = blocks
         self.rest = np.empty(0, np.int64)
 
-    def take(self, count: int) -> IntArray:
+    def take(self, count: int) -> I64:
         """The next `count` numbers; fewer only at the end."""
         if len(self.rest) >= count:
             taken, self.rest = self.rest[:count], self.rest[count:]
@@ -95,7 +93,7 @@ class _Takes:
 
 
 @njit
-def _at_most(sizes: IntArray, count: int, limit: int) -> int:
+def _at_most(sizes: I64, count: int, limit: int) -> int:
     """How many of the first `count` ascending sizes are <= limit."""
     low, high = 0, count
     while low < high:
@@ -108,7 +106,7 @@ def _at_most(sizes: IntArray, count: int, limit: int) -> int:
 
 
 @njit
-def _insert(buffer: IntArray, count: int, fresh: IntArray, lengths: IntArray, age: int) -> int:
+def _insert(buffer: I64, count: int, fresh: I64, lengths: I64, age: int) -> int:
     """Merge documents into the sorted buffer, the younger behind those of the same length; how many are in it then."""
     sizes = lengths[fresh]
     order = np.argsort(sizes, kind="mergesort")
@@ -126,7 +124,7 @@ def _insert(buffer: IntArray, count: int, fresh: IntArray, lengths: IntArray, ag
 
 
 @njit
-def _remove(buffer: IntArray, count: int, place: int) -> int:
+def _remove(buffer: I64, count: int, place: int) -> int:
     for row in range(3):
         for at in range(place, count - 1):
             buffer[row, at] = buffer[row, at + 1]
@@ -134,7 +132,7 @@ def _remove(buffer: IntArray, count: int, place: int) -> int:
 
 
 @njit
-def _oldest(ages: IntArray, count: int) -> int:
+def _oldest(ages: I64, count: int) -> int:
     place = 0
     for at in range(1, count):
         if ages[at] < ages[place]:
@@ -143,7 +141,7 @@ def _oldest(ages: IntArray, count: int) -> int:
 
 
 @njit
-def _best_pair(sizes: IntArray, count: int, gap: int) -> tuple[int, int, int]:
+def _best_pair(sizes: I64, count: int, gap: int) -> tuple[int, int, int]:
     """Largest sum <= gap of two of the ascending sizes (0 where there is none), and the places of the two."""
     best, low, high = 0, -1, -1
     partner = count - 1
@@ -160,7 +158,7 @@ def _best_pair(sizes: IntArray, count: int, gap: int) -> tuple[int, int, int]:
 
 
 @njit
-def _fill(buffer: IntArray, count: int, capacity: int, threshold: int, chosen: IntArray) -> int:
+def _fill(buffer: I64, count: int, capacity: int, threshold: int, chosen: I64) -> int:
     """Take one pack out of the buffer into `chosen`; how many documents are in it."""
     sizes, ages, numbers = buffer[0], buffer[1], buffer[2]
     place = _oldest(ages, count)
@@ -194,8 +192,8 @@ def _fill(buffer: IntArray, count: int, capacity: int, threshold: int, chosen: I
 
 @njit
 def _fill_many(
-    buffer: IntArray, count: int, fresh: IntArray, lengths: IntArray, age: int, capacity: int, threshold: int
-) -> tuple[IntArray, IntArray, int, int]:
+    buffer: I64, count: int, fresh: I64, lengths: I64, age: int, capacity: int, threshold: int
+) -> tuple[I64, I64, int, int]:
     """Take packs out of a buffer that is filled up again before each, for as long as `fresh` has enough for that.
 
     Returns the documents of all packs, where each pack ends, how many documents wait then, and how many of `fresh` were
@@ -217,7 +215,7 @@ def _fill_many(
 
 
 @njit
-def _threshold(sizes: IntArray, capacity: int, per_pack: int) -> int:
+def _threshold(sizes: I64, capacity: int, per_pack: int) -> int:
     """The length up to which documents are short enough to fill packs by so many; `capacity` where all are."""
     total = 0
     for at in range(len(sizes)):
@@ -228,7 +226,7 @@ def _threshold(sizes: IntArray, capacity: int, per_pack: int) -> int:
 
 
 @njit
-def _num_packs(waiting: IntArray, capacity: int, threshold: int) -> int:
+def _num_packs(waiting: I64, capacity: int, threshold: int) -> int:
     """In how many packs documents go, given by length and age, when no more come."""
     count = waiting.shape[1]
     buffer = np.empty((3, count), np.int64)
@@ -243,7 +241,7 @@ def _num_packs(waiting: IntArray, capacity: int, threshold: int) -> int:
 
 
 @njit
-def best_threshold(waiting: IntArray, capacity: int, stride: int) -> int:
+def best_threshold(waiting: I64, capacity: int, stride: int) -> int:
     """The length above which documents are best kept for one another; `capacity` where that gains nothing.
 
     Args:

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
+from etl.arrays import I64
 from etl.config import Config
 from etl.errors import ConfigError, DataError
 from etl.hashing import canonical_json, xxh64
 from etl.mixture.cluster_caps import ClusterCaps
 from etl.storage.manifest import Part
 from training.data.stream import order
-from training.data.stream.packing import IntArray
 
 ONE_EPOCH_ROWS = 1_000_000
 THREE_EPOCH_ROWS = 35_000
@@ -204,7 +204,7 @@ class DocumentIndex:
     part: npt.NDArray[np.int32]
     row_group: npt.NDArray[np.int32]
     row: npt.NDArray[np.int32]
-    num_tokens: IntArray
+    num_tokens: I64
     weight: npt.NDArray[np.float64]
     id_hash: npt.NDArray[np.uint64]
     cluster_size: npt.NDArray[np.int32]
@@ -223,7 +223,7 @@ class DocumentIndex:
     def __len__(self) -> int:
         return len(self.row)
 
-    def take(self, numbers: IntArray) -> "DocumentIndex":
+    def take(self, numbers: I64) -> "DocumentIndex":
         """Some of the documents."""
         return DocumentIndex(*(getattr(self, field.name)[numbers] for field in fields(self)))
 

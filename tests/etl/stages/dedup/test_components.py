@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from etl.dedup.blocks import CLASS_BITS, set_bytes, size_class
-from etl.stages.dedup.components import EDGE, LABEL, cut_blocks, first_labels, label_components
-from etl.stages.context import Context
 from etl.rows import ROW_BITS, Rows
+from etl.stages.context import Context
+from etl.stages.dedup.components import EDGE, LABEL, cut_blocks, first_labels, label_components
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError

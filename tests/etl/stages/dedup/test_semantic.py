@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from etl.errors import SchemaError
-from etl.stages.dedup import semantic as stage_module
 from etl.run.run import check
+from etl.stages.dedup import semantic as stage_module
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
 from tests.etl.stages.toys import (
     ENGLISH,

@@ -16,10 +16,10 @@ from etl.dedup.minhash import band_hashes, signatures
 from etl.dedup.near import NearDedup
 from etl.errors import SchemaError
 from etl.hashing import hash_columns, signed
+from etl.run.run import run_recipe
 from etl.schema import PROMPT
 from etl.stages.dedup.marks import first_of_groups, recut
 from etl.stages.dedup.near import PairUp, band_schema
-from etl.run.run import run_recipe
 from etl.text import shingles
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import (

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from etl.dedup.survivor import Survivor
 from etl.dedup.units import UnitDedup
+from etl.rows import Rows
 from etl.schema import PROMPT, REMOVED
 from etl.stages.context import Context
 from etl.stages.dedup.units import FindUnits, dedup_units
-from etl.rows import Rows
 from tests.engines.inprocess import IdleEngine, InProcessEngine
 from tests.etl.rows import say
 from tests.etl.stages.toys import make_recipe, read, row, run, stage, text_recipe, write_jsonl

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.data.streams import index_of, part
-from training.data.stream.plan import split_parts
 from training.data.stream.deal import deal_lanes, documents_of_lanes, lanes_of_pairs, whole_units
 from training.data.stream.order import own_lanes
+from training.data.stream.plan import split_parts
 
 PARTS = st.lists(
     st.tuples(

@@ -4,10 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.data.streams import index_of, stream
-from training.data.stream import lane
 from training.data.stream.decisions import Policy
-from training.data.stream.plan import LEFT_OUT
 from training.data.stream.lane import Items, LanePlan, sorted_pieces
+from training.data.stream.plan import LEFT_OUT
 
 CELLS = ("a", "b", "c")
 
@@ -81,7 +80,7 @@ def test_how_many_epochs_are_ranked_at_once_changes_nothing(shares, monkeypatch)
     config = stream(on_exhausted="repeat", shares=shares)
     found = []
     for piece in (1, 12, 4096):
-        monkeypatch.setattr(lane, "_EPOCHS_PIECE", piece)
+        monkeypatch.setattr("training.data.stream.lane._EPOCHS_PIECE", piece)
         found.append(documents_of(segments(index, config, 7, most=9)).tolist())
     assert found[0] == found[1] == found[2]
     assert len(found[0]) > 100

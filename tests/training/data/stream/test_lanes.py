@@ -12,10 +12,10 @@ from etl.storage.location import Location
 from tests.services.process import wait_until
 from tests.training.corpora import documents
 from tests.training.data.streams import SEED, opener, pair_table, small_stream, write_row_groups
+from training.data.reader import CorpusReader, ReadConfig
 from training.data.stream.decisions import DecisionLog
 from training.data.stream.lanes import FILLER, NO_DOCUMENTS, RankStream
 from training.data.stream.plan import StreamState, initial_value
-from training.data.reader import CorpusReader, ReadConfig
 
 WORLDS = (1, 2, 3, 4, 5, 7, 8)
 SHARES = {"B1/*": 0.4, "B3/*": 0.6}

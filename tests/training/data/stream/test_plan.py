@@ -4,7 +4,16 @@ from pydantic import ValidationError
 
 from etl.errors import ConfigError, DataError
 from tests.training.data.streams import index_of, part, stream
-from training.data.stream.plan import UNUSABLE, cell_of, cells_of, initial_value, left_out, split_parts, uniform, uniforms
+from training.data.stream.plan import (
+    UNUSABLE,
+    cell_of,
+    cells_of,
+    initial_value,
+    left_out,
+    split_parts,
+    uniform,
+    uniforms,
+)
 
 
 def test_a_split_without_parts_is_refused():
