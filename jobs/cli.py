@@ -1,17 +1,18 @@
 """The command line `stillhouse`, one function a command; those that train are in cli_training.py."""
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from etl.console import Overrides, command, report, run_app
 from etl.storage.catalog import Dialect, statements
 from etl.storage.location import Location
 from etl.storage.sweep import find_leftovers, parse_age, remove_leftovers
 from etl.storage.verify import find_datasets, verify
 from jobs import cli_training
-from jobs.entry import main_of, report
 
 if TYPE_CHECKING:
     from etl.recipe import Recipe
@@ -26,33 +27,33 @@ app = typer.Typer(
 app.add_typer(cli_training.app)
 
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; @FILE is its text.")]
 
 
-def _recipe(name: str, overrides: list[str] | None) -> "Recipe":
+def _recipe(name: str, overrides: list[str]) -> "Recipe":
     from etl import conf
     from etl.recipe import Recipe
 
-    return conf.load(Recipe, name, "recipes", overrides or [])
+    return conf.load(Recipe, name, "recipes", overrides)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @app.command("run")
-def run_command(recipe: RecipeName, set_: Overrides = None) -> None:
+@command
+def run_command(recipe: RecipeName, set_: Overrides) -> None:
     """Run a recipe on Spark; what is committed with the same fingerprint is not done again."""
+    from jobs.run_recipe import run
 
-    def job() -> int:
-        from jobs.run_recipe import run
-
-        run(recipe, set_ or [])
-        return 0
-
-    raise typer.Exit(main_of(job))
+    run(recipe, set_)
 
 
 @app.command("plan")
+@command
 def plan_command(
     recipe: RecipeName,
-    set_: Overrides = None,
+    set_: Overrides,
     sample: Annotated[bool, typer.Option("--sample", help="Predict rows, bytes, shuffles and CPU time, too.")] = False,
     sample_mb: Annotated[int, typer.Option(min=1, help="Stored MB of input to predict from.")] = 16,
 ) -> None:
@@ -60,111 +61,88 @@ def plan_command(
 
     With --sample the recipe also runs on a sample of its input, in a temporary folder of this machine.
     """
+    from etl.run.plan import describe, plan_recipe
 
-    def job() -> int:
+    loaded = _recipe(recipe, set_)
+    for line in describe(plan_recipe(loaded)):
+        report(line)
+    if sample:
         from etl.run.estimate import estimate
-        from etl.run.plan import describe, plan_recipe
 
-        loaded = _recipe(recipe, set_)
-        for line in describe(plan_recipe(loaded)):
+        for line in estimate(loaded, sample_mb << 20).lines():
             report(line)
-        if sample:
-            for line in estimate(loaded, sample_mb << 20).lines():
-                report(line)
-        return 0
-
-    raise typer.Exit(main_of(job))
 
 
 @app.command("adopt")
+@command
 def adopt_command(
     recipe: RecipeName,
     stage: Annotated[str, typer.Argument(help="A stage that `stillhouse plan` would run again.")],
-    set_: Overrides = None,
+    set_: Overrides,
 ) -> None:
     """Accept what is committed for a stage as this recipe's own; its manifest records what differs."""
+    from etl.run.plan import adopt
 
-    def job() -> int:
-        from etl.run.plan import adopt
-
-        for reason in adopt(_recipe(recipe, set_), stage):
-            report(f"adopted {stage} although {reason}")
-        return 0
-
-    raise typer.Exit(main_of(job))
+    for reason in adopt(_recipe(recipe, set_), stage):
+        report(f"adopted {stage} although {reason}")
 
 
 @app.command("verify")
-def verify_command(path: Annotated[str, typer.Argument(help="A run's output or one dataset.")]) -> None:
+@command
+def verify_command(path: Annotated[str, typer.Argument(help="A run's output or one dataset.")]) -> int:
     """Check every manifest below a folder against its objects; exit code 1 on any difference."""
-
-    def job() -> int:
-        root = Location.of(path)
-        differences = list(verify(root))
-        for item in differences:
-            report(f"{item.kind:>11}  {item.dataset}/{item.path}: {item.detail.splitlines()[0]}")
-        committed, _ = find_datasets(root)
-        report(f"{len(committed)} datasets, {len(differences)} differences")
-        return 1 if differences else 0
-
-    raise typer.Exit(main_of(job))
+    root = Location.of(path)
+    differences = list(verify(root))
+    for item in differences:
+        report(f"{item.kind:>11}  {item.dataset}/{item.path}: {item.detail.splitlines()[0]}")
+    committed, _ = find_datasets(root)
+    report(f"{_counted(len(committed), 'dataset')}, {_counted(len(differences), 'difference')}")
+    return 1 if differences else 0
 
 
 @app.command("sweep")
+@command
 def sweep_command(
     path: Annotated[str, typer.Argument(help="A run's output or one dataset.")],
     older_than: Annotated[str, typer.Option(help="Age below which nothing goes: 90s, 30m, 24h, 7d.")] = "24h",
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only say what would go.")] = False,
 ) -> None:
     """Remove what dead attempts have left below a folder; refuses while a run is at work there."""
-
-    def job() -> int:
-        root = Location.of(path)
-        leftovers = find_leftovers(root, parse_age(older_than), time.time())
-        for item in leftovers:
-            report(f"{item.bytes:>14,} bytes  {item.age_s / 3600:>8.1f} h  {item.path}: {item.why}")
-        if delete:
-            remove_leftovers(root, leftovers)
-        done = "removed" if delete else "would go; --delete removes them"
-        report(f"{len(leftovers)} leftovers, {sum(item.bytes for item in leftovers):,} bytes: {done}")
-        return 0
-
-    raise typer.Exit(main_of(job))
+    root = Location.of(path)
+    leftovers = find_leftovers(root, parse_age(older_than), time.time())
+    for item in leftovers:
+        report(f"{item.bytes:>14,} bytes  {item.age_s / 3600:>8.1f} h  {item.path}: {item.why}")
+    if delete:
+        remove_leftovers(root, leftovers)
+    done = "removed" if delete else "would go; --delete removes them"
+    report(f"{_counted(len(leftovers), 'leftover')}, {sum(item.bytes for item in leftovers):,} bytes: {done}")
 
 
 @app.command("catalog")
+@command
 def catalog_command(
     path: Annotated[str, typer.Argument(help="A run's output or one dataset.")],
     dialect: Annotated[Dialect, typer.Option(help="spark and hive: external tables; duckdb: views.")] = "spark",
 ) -> None:
     """Print the SQL that makes every dataset below a folder a table: `stillhouse catalog DIR > tables.sql`."""
-
-    def job() -> int:
-        for statement in statements(Location.of(path), dialect):
-            report(statement)
-        return 0
-
-    raise typer.Exit(main_of(job))
+    for statement in statements(Location.of(path), dialect):
+        report(statement)
 
 
 @app.command("sample")
+@command
 def sample_command(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
     """Write the embedded sample: real text of this installation as files in the SYNTH schema."""
+    from etl.sources.sample import write_sample
 
-    def job() -> int:
-        from etl.sources.sample import write_sample
-
-        for name, path in write_sample(folder).items():
-            report(f"{name:>12}  {path}")
-        return 0
-
-    raise typer.Exit(main_of(job))
+    for name, path in write_sample(folder).items():
+        report(f"{name:>12}  {path}")
 
 
-def main() -> None:
+def main() -> int:
     """Console script `stillhouse`."""
-    app()
+    return run_app(app, sys.argv[1:], "stillhouse")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

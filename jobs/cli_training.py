@@ -8,18 +8,18 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from jobs.entry import OUT, main_of, report
+from etl.console import OUT, Overrides, command, report
 
 app = typer.Typer()
 
 ConfName = Annotated[str, typer.Argument(metavar="CONF", help="A shipped configuration's name, a path or a URI.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override; @FILE is its text.")]
 
 
 @app.command("train")
+@command
 def train_command(
     name: ConfName,
-    set_: Overrides = None,
+    set_: Overrides,
     nproc: Annotated[int, typer.Option(min=0, help="Processes of this machine to start and supervise.")] = 0,
     nnodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     node_rank: Annotated[int, typer.Option(min=0, help="Which of them this is.")] = 0,
@@ -30,25 +30,21 @@ def train_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained; train nothing.")] = False,
     overfit: Annotated[bool, typer.Option("--overfit-one-batch", help="Train on the first batch only.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Record some steps with torch's profiler.")] = False,
-) -> None:
+) -> int:
     """Train a student, in this process or in --nproc supervised ones; run again, it goes on."""
+    if dry_run:
+        return _dry_run(name, set_, max(nproc, 1) * nnodes, json_)
+    flags = [*(["--json"] if json_ else []), *(["--overfit-one-batch"] if overfit else [])]
+    flags += ["--profile"] if profile else []
+    words = ["--conf", name, *(word for item in set_ for word in ("--set", item)), *flags]
+    if nproc == 0:
+        from training.train import main
 
-    def job() -> int:
-        if dry_run:
-            return _dry_run(name, set_ or [], max(nproc, 1) * nnodes, json_)
-        flags = [*(["--json"] if json_ else []), *(["--overfit-one-batch"] if overfit else [])]
-        flags += ["--profile"] if profile else []
-        words = ["--conf", name, *(word for item in set_ or [] for word in ("--set", item)), *flags]
-        if nproc == 0:
-            from training.train import main
+        return main(words)
+    from training.launch.supervisor import Ranks, supervise
 
-            return main(words)
-        from training.launch.supervisor import Ranks, supervise
-
-        ranks = Ranks(nproc, nnodes, node_rank, master_addr, master_port)
-        return supervise([sys.executable, "-m", "training.train", *words], ranks, grace)
-
-    raise typer.Exit(main_of(job))
+    ranks = Ranks(nproc, nnodes, node_rank, master_addr, master_port)
+    return supervise([sys.executable, "-m", "training.train", *words], ranks, grace)
 
 
 def _dry_run(name: str, overrides: list[str], world_size: int, as_json: bool) -> int:
@@ -90,9 +86,10 @@ def _show_memory(by_stage: dict[int, dict[str, int]]) -> None:
 
 
 @app.command("stream-digest")
+@command
 def stream_digest_command(
     name: ConfName,
-    set_: Overrides = None,
+    set_: Overrides,
     world_size: Annotated[int, typer.Option(min=1, help="Ranks to read as.")] = 1,
     workers: Annotated[int | None, typer.Option(min=1, help="Reading threads a rank, for read.workers.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Global steps to cover.")] = 16,
@@ -100,114 +97,90 @@ def stream_digest_command(
     stage: Annotated[str | None, typer.Option(help="A stage of the configuration; the first if not given.")] = None,
 ) -> None:
     """Print the SHA-256 of the global token stream: the same for any --world-size, --workers and --resume-at."""
+    from etl import conf
+    from training.config import TrainConfig
+    from training.data.digest import stream_digest
+    from training.data.stream.decisions import DecisionLog
+    from training.stages.stream import open_stage
 
-    def job() -> int:
-        from etl import conf
-        from training.config import TrainConfig
-        from training.data.digest import stream_digest
-        from training.data.stream.decisions import DecisionLog
-        from training.stages.stream import open_stage
-
-        threads = [] if workers is None else [f"read.workers={workers}"]
-        config = conf.load(TrainConfig, name, "training", [*(set_ or []), *threads])
-        config.check()
-        chosen = config.stage_named(stage)
-        open_stream = partial(open_stage, config, chosen, open_log=DecisionLog.preview)
-        report(stream_digest(open_stream, world_size, steps, resume_at))
-        return 0
-
-    raise typer.Exit(main_of(job))
+    threads = [] if workers is None else [f"read.workers={workers}"]
+    config = conf.load(TrainConfig, name, "training", [*set_, *threads])
+    config.check()
+    chosen = config.stage_named(stage)
+    open_stream = partial(open_stage, config, chosen, open_log=DecisionLog.preview)
+    report(stream_digest(open_stream, world_size, steps, resume_at))
 
 
 @app.command("decide")
+@command
 def decide_command(
     name: ConfName,
     segment: Annotated[int, typer.Option(min=1, help="The segment from which it holds; one that has not started.")],
     kind: Annotated[str, typer.Option(help="weights, phase, modes or stage.")],
     value: Annotated[str, typer.Option(help='JSON, e.g. \'{"shares": {"B1/*": 0.4, "*": 0.6}}\'.')],
-    set_: Overrides = None,
+    set_: Overrides,
     stage: Annotated[str | None, typer.Option(help="A stage of the configuration; the first if not given.")] = None,
     arm: Annotated[str | None, typer.Option(help="An arm of the stage; the first if not given.")] = None,
 ) -> None:
     """Decide for a run what its stream draws from a later segment on; the record is immutable."""
+    from etl import conf
+    from etl.errors import ConfigError
+    from etl.storage.location import Location
+    from training.config import TrainConfig
+    from training.data.stream.decisions import DecisionLog
 
-    def job() -> int:
-        from etl import conf
-        from etl.errors import ConfigError
-        from etl.storage.location import Location
-        from training.config import TrainConfig
-        from training.data.stream.decisions import DecisionLog
-
-        config = conf.load(TrainConfig, name, "training", set_ or [])
-        chosen = config.stage_named(stage)
-        log = DecisionLog.existing(Location.of(config.decisions(chosen, chosen.arm_named(arm))))
-        decided = conf.parse_yaml(value, "--value")
-        if not isinstance(decided, dict):
-            raise ConfigError(f'--value is {value!r}, it must be a mapping, e.g. \'{{"weights": "uniform"}}\'')
-        record = log.append(segment, kind, decided)
-        report(f"segment {record.segment}: {record.kind} {json.dumps(record.value)}")
-        return 0
-
-    raise typer.Exit(main_of(job))
+    config = conf.load(TrainConfig, name, "training", set_)
+    chosen = config.stage_named(stage)
+    log = DecisionLog.existing(Location.of(config.decisions(chosen, chosen.arm_named(arm))))
+    decided = conf.parse_yaml(value, "--value")
+    if not isinstance(decided, dict):
+        raise ConfigError(f'--value is {value!r}, it must be a mapping, e.g. \'{{"weights": "uniform"}}\'')
+    record = log.append(segment, kind, decided)
+    report(f"segment {record.segment}: {record.kind} {json.dumps(record.value)}")
 
 
 @app.command("check-model")
-def check_model_command(name: ConfName, set_: Overrides = None) -> None:
+@command
+def check_model_command(name: ConfName, set_: Overrides) -> int:
     """Check that a model factory keeps the trainer's contract; exit code 1 on any failure."""
+    from etl import conf
+    from training.config import TrainConfig
+    from training.models.check_model import check_model
+    from training.models.check_model import report as table_of
 
-    def job() -> int:
-        from etl import conf
-        from training.config import TrainConfig
-        from training.models.check_model import check_model
-        from training.models.check_model import report as table_of
-
-        config = conf.load(TrainConfig, name, "training", set_ or [])
-        findings = check_model(config.model, config.seed)
-        OUT.print(table_of(findings))
-        return 0 if all(finding.passed for finding in findings) else 1
-
-    raise typer.Exit(main_of(job))
+    config = conf.load(TrainConfig, name, "training", set_)
+    findings = check_model(config.model, config.seed)
+    OUT.print(table_of(findings))
+    return 0 if all(finding.passed for finding in findings) else 1
 
 
 @app.command("rescore")
-def rescore_command(name: ConfName, set_: Overrides = None) -> None:
+@command
+def rescore_command(name: ConfName, set_: Overrides) -> None:
     """Score a part of a corpus by a teacher; what is committed or checkpointed is not scored again."""
+    from jobs.rescore import run
 
-    def job() -> int:
-        from jobs.rescore import run
-
-        run(name, set_ or [])
-        return 0
-
-    raise typer.Exit(main_of(job))
+    run(name, set_)
 
 
 @app.command("export")
+@command
 def export_command(
     run: Annotated[str, typer.Argument(help="A training run's output, or one checkpoint in it.")],
     target: Annotated[str, typer.Argument(help="Folder or URL to write.")],
 ) -> None:
     """Write a trained student as a folder that transformers loads, with tokenizer, template and data manifest."""
+    from training.export.export import export
 
-    def job() -> int:
-        from training.export.export import export
-
-        report(f"exported to {export(run, target)}")
-        return 0
-
-    raise typer.Exit(main_of(job))
+    report(f"exported to {export(run, target)}")
 
 
 @app.command("evaluate")
-def evaluate_command(name: ConfName, set_: Overrides = None) -> None:
+@command
+def evaluate_command(name: ConfName, set_: Overrides) -> None:
     """Evaluate an exported student beside baselines; writes and prints a table."""
+    from etl import conf
+    from training.evaluate.report import EvaluateConfig, evaluate_conf
 
-    def job() -> int:
-        from etl import conf
-        from training.evaluate.report import EvaluateConfig, evaluate_conf
-
-        found = evaluate_conf(conf.load(EvaluateConfig, name, "evaluate", set_ or []))
-        report(found.to_markdown())
-        return 0
-
-    raise typer.Exit(main_of(job))
+    found = evaluate_conf(conf.load(EvaluateConfig, name, "evaluate", set_))
+    report(found.to_markdown())

@@ -4,41 +4,43 @@ Takes about three minutes on two cores, of which IFD and the training are two th
 run again, it finds what is committed and does nothing twice. `--engine beam` makes the same corpus without a JVM.
 """
 
-import argparse
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Annotated, Literal
 
+import typer
 from rich.table import Table
 
 from etl import conf
+from etl.console import OUT, command, report, run_command
 from etl.run.run import RunResult
 from etl.storage.manifest import FLOW, Accounting
-from jobs.entry import OUT, main_of, report
+
+EngineName = Literal["spark", "beam"]
 
 
 def main(argv: list[str]) -> int:
     """Exit code of the demo."""
-    parser = argparse.ArgumentParser(prog="jobs.demo", description="Corpus and student from the embedded sample.")
-    parser.add_argument("--output", type=Path, default=Path("out/demo"), help="folder for everything that is made")
-    parser.add_argument("--engine", choices=("spark", "beam"), default="spark", help="what makes the corpus")
-    options = parser.parse_args(argv)
-    output: Path = options.output
-
-    def job() -> int:
-        began = time.monotonic()
-        report(f"1/2  a corpus from the embedded sample on {options.engine.capitalize()}, in {output}")
-        result = _run_recipe(options.engine, [f"output={output}"])
-        report("2/2  a tiny student on that corpus")
-        _train_and_show(result, output)
-        report(f"done in {time.monotonic() - began:.0f} s")
-        return 0
-
-    return main_of(job)
+    return run_command(_job, argv, "python -m jobs.demo")
 
 
-def _run_recipe(engine: str, overrides: list[str]) -> RunResult:
+@command
+def _job(
+    output: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("out/demo"),
+    engine: Annotated[EngineName, typer.Option(help="What makes the corpus.")] = "spark",
+) -> None:
+    """Make a corpus and a student from the embedded sample."""
+    began = time.monotonic()
+    report(f"1/2  a corpus from the embedded sample on {engine.capitalize()}, in {output}")
+    result = _run_recipe(engine, [f"output={output}"])
+    report("2/2  a tiny student on that corpus")
+    _train_and_show(result, output)
+    report(f"done in {time.monotonic() - began:.0f} s")
+
+
+def _run_recipe(engine: EngineName, overrides: list[str]) -> RunResult:
     """The recipe `demo` on an engine; the other one is not imported, and may be absent."""
     if engine == "beam":
         from jobs import run_beam

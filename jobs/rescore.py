@@ -10,7 +10,6 @@ been scored is kept every 60 s or 1,000 rows, so a killed run goes on where it s
 `workers` processes share the splits: on GPUs one for each, on a CPU one for each core. The cost is the teacher's.
 """
 
-import argparse
 import contextlib
 import itertools
 import multiprocessing
@@ -32,6 +31,7 @@ from pydantic import Field, model_validator
 from etl import conf
 from etl.arrays import I32
 from etl.config import Config
+from etl.console import ConfFlag, Overrides, command, report, run_command
 from etl.errors import ConfigError, DataError, SchemaError
 from etl.harmony.render import Effort
 from etl.harmony.vocabulary import VOCABULARY_SHA256
@@ -44,7 +44,6 @@ from etl.storage.dataset import CHECKPOINTS, Build, Chunk, Dataset, Job, SplitWr
 from etl.storage.location import Location
 from etl.storage.lock import RunLock
 from etl.storage.manifest import Part, sum_counts
-from jobs.entry import main_of, report
 from training.data.teacher_table import TABLE, completion_digests, digest_bytes
 from training.models.tokenizer import check_tokenizer
 from training.teacher.prompt import EFFORTS, PromptRenderer, with_effort
@@ -465,7 +464,7 @@ def _identity(config: RescoreConfig) -> dict[str, Any]:
     return {"kind": "local", "digest": folder_digest(folder), "dtype": config.teacher.dtype}
 
 
-def _job(config: RescoreConfig, source: Source, identity: dict[str, Any]) -> Job:
+def _job_of(config: RescoreConfig, source: Source, identity: dict[str, Any]) -> Job:
     semantic = {
         "version": VERSION,
         "teacher": identity,
@@ -493,7 +492,7 @@ def rescore(config: RescoreConfig) -> Dataset:
     """
     identity = _identity(config)
     source = Source.open(config)
-    job = _job(config, source, identity)
+    job = _job_of(config, source, identity)
     with RunLock(Location.of(config.output)) as lock:
         build = Build(job)
         done = build.reopen()
@@ -577,16 +576,13 @@ def run(name: str, overrides: list[str]) -> Dataset:
 
 def main(argv: list[str]) -> int:
     """Exit code: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.rescore", description="A teacher's logp of a corpus.")
-    parser.add_argument("--conf", required=True, help="rescoring configuration: a shipped name, a path or a URI")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key")
-    options = parser.parse_args(argv)
+    return run_command(_job, argv, "python -m jobs.rescore")
 
-    def job() -> int:
-        run(options.conf, options.set)
-        return 0
 
-    return main_of(job)
+@command
+def _job(name: ConfFlag, set_: Overrides) -> None:
+    """Score a part of a corpus by a teacher; what is committed or checkpointed is not scored again."""
+    run(name, set_)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,17 @@ Every flag that is not ours is one of Beam's; without --runner the jobs run in t
 it runs on Dataflow.
 """
 
-import argparse
 import sys
 
+import typer
+
 from etl import conf
+from etl.console import ConfFlag, Overrides, command, report, run_command
 from etl.engines.beam import BeamEngine, JobNotRun, pipeline_options, runs_here
 from etl.errors import ConfigError
 from etl.recipe import Recipe
 from etl.run.run import RunResult, run_recipe
 from etl.sources.files import SAMPLE
-from jobs.entry import add_recipe_flags, main_of, report
 
 
 def run(name_or_path: str, overrides: list[str], flags: list[str]) -> RunResult:
@@ -52,21 +53,17 @@ def _check_reach(recipe: Recipe) -> None:
 
 def main(argv: list[str]) -> int:
     """Exit code of one run: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.run_beam", description="Run a recipe on Beam.", allow_abbrev=False,
-        usage="%(prog)s [-h] --conf RECIPE [--set KEY=VALUE ...] [-- FLAGS OF BEAM]",
-    )  # fmt: skip
-    add_recipe_flags(parser)
-    options, flags = parser.parse_known_args(argv)
+    beams_flags_pass = {"allow_extra_args": True, "ignore_unknown_options": True}
+    return run_command(_job, argv, "python -m jobs.run_beam", beams_flags_pass)
 
-    def job() -> int:
-        try:
-            run(options.conf, options.set, [flag for flag in flags if flag != "--"])
-        except JobNotRun as described:
-            report(str(described))
-        return 0
 
-    return main_of(job)
+@command
+def _job(context: typer.Context, name: ConfFlag, set_: Overrides) -> None:
+    """Run a recipe on Beam. Every other flag is one of Beam's; they may stand after `--`."""
+    try:
+        run(name, set_, context.args)
+    except JobNotRun as described:
+        report(str(described))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,15 @@
 The files jobs/stage_*.py take the same flags and run one stage each, for a scheduler that starts them one by one.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
 
 from etl import conf
+from etl.console import ConfFlag, Overrides, command, report, run_command
 from etl.engines.spark import SparkEngine
 from etl.recipe import Recipe
 from etl.run.run import RunResult, run_recipe, run_stage
-from jobs.entry import add_recipe_flags, main_of, report
 
 
 def run(name_or_path: str, overrides: list[str]) -> RunResult:
@@ -33,31 +32,25 @@ def _ready(name_or_path: str, overrides: list[str]) -> Iterator[tuple[Recipe, Sp
 
 def main(argv: list[str]) -> int:
     """Exit code of one run: 0, or 2 for what the user can mend."""
-    options = _options(argv, "run_recipe.py", "Run a recipe on Spark.")
 
-    def job() -> int:
-        run(options.conf, options.set)
-        return 0
+    @command
+    def job(name: ConfFlag, set_: Overrides) -> None:
+        """Run a recipe on Spark."""
+        run(name, set_)
 
-    return main_of(job)
+    return run_command(job, argv, "run_recipe.py")
 
 
 def main_of_stage(stage: str, argv: list[str]) -> int:
     """Exit code of one stage of a recipe, the stages before it being committed."""
-    options = _options(argv, f"stage_{stage}.py", f"Run the stage '{stage}' of a recipe on Spark.")
 
-    def job() -> int:
-        with _ready(options.conf, options.set) as (recipe, engine):
+    @command
+    def job(name: ConfFlag, set_: Overrides) -> None:
+        """Run one stage of a recipe on Spark; the stages before it must be committed."""
+        with _ready(name, set_) as (recipe, engine):
             run_stage(recipe, engine, report, stage)
-        return 0
 
-    return main_of(job)
-
-
-def _options(argv: list[str], program: str, description: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=program, description=description)
-    add_recipe_flags(parser)
-    return parser.parse_args(argv)
+    return run_command(job, argv, f"stage_{stage}.py")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ processes and threads; with others, from converted states), and does nothing whe
 two small all-reduces: the counts of the global batch before the forward passes, the sums of losses after them.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -18,13 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, TextIO
 
 import torch
-from rich.console import Console
+import typer
 
 from etl import conf
-from etl.errors import DataError, StillhouseError
+from etl.console import ConfFlag, Overrides, command, run_command
+from etl.errors import DataError
 from etl.storage.location import Location
 from training.checkpoint.checkpoints import Checkpoints
 from training.config import TrainConfig
@@ -349,26 +349,26 @@ class Trainer:
 
 def main(argv: Sequence[str]) -> int:
     """Exit code: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="training.train", description="Train a student on a corpus.")
-    parser.add_argument("--conf", required=True, help="training configuration: a shipped name, a path or a URI")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key")
-    parser.add_argument("--json", action="store_true", help="print one JSON line a logged step")
-    parser.add_argument("--profile", action="store_true", help="record some steps with torch's profiler")
-    parser.add_argument("--overfit-one-batch", action="store_true", help="train on the first batch only; saves nothing")
-    parser.add_argument("--local_rank", type=int, help="given by the deepspeed launcher; LOCAL_RANK is what counts")
-    given = parser.parse_args(argv)
+    return run_command(_job, argv, "python -m training.train")
+
+
+@command
+def _job(
+    name: ConfFlag,
+    set_: Overrides,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON line a logged step.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Record some steps with torch's profiler.")] = False,
+    overfit: Annotated[bool, typer.Option("--overfit-one-batch", help="Train on the first batch only.")] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="DeepSpeed's; LOCAL_RANK counts.")] = 0,
+) -> None:
+    """Train a student on a corpus."""
     # DeepSpeed's own calls, which nobody who starts a run can change.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     first = os.environ.get("RANK", "0") == "0"
-    options = RunOptions(sys.stdout if given.json and first else None, given.profile, given.overfit_one_batch)
-    try:
-        result = train(conf.load(TrainConfig, given.conf, "training", given.set), options=options)
-    except StillhouseError as error:
-        Console(stderr=True, soft_wrap=True).print(f"{type(error).__name__}: {error}", markup=False, highlight=False)
-        return 2
+    options = RunOptions(sys.stdout if json_ and first else None, profile, overfit)
+    result = train(conf.load(TrainConfig, name, "training", set_), options=options)
     if first:
         sys.stdout.write(json.dumps(asdict(result)) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_verify_exits_with_1_on_any_difference(made, harm, kind):
     result = call("verify", made)
     assert result.exit_code == 1
     assert kind in result.output
-    assert "1 differences" in result.output
+    assert "1 difference\n" in result.output
 
 
 def test_verify_where_nothing_is(tmp_path):

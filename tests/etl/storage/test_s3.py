@@ -365,6 +365,6 @@ def test_tools_find_endpoint_and_credentials_in_the_environment(server, folder, 
     done = subprocess.run(command, env=os.environ | given, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "toy/stray: no manifest names it" in done.stdout
-    assert "1 leftovers, 1 bytes: removed" in done.stdout
+    assert "1 leftover, 1 bytes: removed" in done.stdout
     assert server.secret not in done.stdout + done.stderr
     assert list(verify(folder)) == []

@@ -1,0 +1,105 @@
+"""What every entry point shares: the two streams, errors that become one line and an exit code, and typer commands.
+
+A command is a function that returns its exit code, or None for 0. `@command` turns bad input into one line and exit
+code 2. `run_app` and `run_command` do the same for bad options, and return the code where typer would end the process.
+Anything that is not one of our errors keeps its traceback. Costs the import of typer and rich, 0.1 s.
+"""
+
+import functools
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+
+from etl.errors import ConfigError, StillhouseError
+
+P = ParamSpec("P")
+
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfFlag = Annotated[
+    str, typer.Option("--conf", metavar="CONF", help="A shipped configuration's name, a path or a URI.")
+]
+"""For a job that is started by its file; a command of `stillhouse` takes it as an argument."""
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        default_factory=list,
+        show_default=False,
+        help="Override one key; @FILE is its text.",
+    ),
+]
+
+
+def report(line: str) -> None:
+    """One line for the user."""
+    OUT.print(line, markup=False)
+
+
+def main_of(run: Callable[[], int | None]) -> int:
+    """The exit code of a job: its own, or 2 after one line about bad input."""
+    try:
+        return run() or 0
+    except StillhouseError as error:
+        ERR.print(error.to_text(), markup=False, style="red" if sys.stderr.isatty() else None)
+        return 2
+
+
+def command(function: Callable[P, int | None]) -> Callable[P, None]:
+    """The function as a typer command, which ends with the exit code of `main_of`."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        raise typer.Exit(main_of(lambda: function(*args, **kwargs)))
+
+    return run
+
+
+def run_app(app: typer.Typer, argv: Sequence[str], program: str) -> int:
+    """The exit code of a command line.
+
+    Args:
+        app: its commands, each decorated with `command`.
+        argv: the words after the program's name.
+        program: what a user types to start it, for help and errors.
+    """
+
+    def run() -> int:
+        try:
+            with typer.main.get_command(app).make_context(program, list(argv)) as context:
+                context.command.invoke(context)
+        except typer.Exit as ended:
+            return ended.exit_code
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except typer.TyperException as error:
+            message = " ".join(error.format_message().split())
+            if not message:
+                # The help was printed in its place.
+                return 2
+            raise ConfigError(f"{message.rstrip('.')}; `{program} --help` shows what there is") from error
+        return 0
+
+    return main_of(run)
+
+
+def run_command(
+    function: Callable[..., None], argv: Sequence[str], program: str, settings: Mapping[str, Any] | None = None
+) -> int:
+    """The exit code of a program that is one command.
+
+    Args:
+        function: decorated with `command`; the first lines of its docstring are the help.
+        argv: the words after the program's name.
+        program: what a user types to start it.
+        settings: typer's `context_settings`.
+    """
+    app = typer.Typer(add_completion=False)
+    app.command(context_settings=dict(settings or {}))(function)
+    return run_app(app, argv, program)

@@ -1,0 +1,80 @@
+"""Exit codes and the one line that a user reads, for commands, bad options and bad input."""
+
+from typing import Annotated
+
+import pytest
+import typer
+
+from etl.console import ConfFlag, Overrides, command, main_of, report, run_app, run_command
+from etl.errors import DataError
+
+
+@command
+def job(name: ConfFlag, set_: Overrides, code: Annotated[int, typer.Option(min=0)] = 0) -> int:
+    """Does what it is told."""
+    if name == "absent":
+        raise DataError("there is no 'absent'; name another one")
+    if name == "bug":
+        raise KeyError(name)
+    if name == "stopped":
+        raise KeyboardInterrupt
+    report(f"{name} {set_}")
+    return code
+
+
+def call(*argv):
+    return run_command(job, argv, "python -m jobs.toy")
+
+
+def test_flags_arrive_and_the_code_of_the_job_is_returned(capsys):
+    assert call("--conf", "demo", "--set", "a=-1", "--set=b=[x]", "--code", "1") == 1
+    assert capsys.readouterr().out == "demo ['a=-1', 'b=[x]']\n"
+    assert call("--conf=demo") == 0
+    assert capsys.readouterr().out == "demo []\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--conf", "absent"], "DataError: there is no 'absent'; name another one\n"),
+        ([], "ConfigError: Missing option '--conf'; `python -m jobs.toy --help` shows what there is\n"),
+        (["--conf", "demo", "--con", "x"], "ConfigError: No such option: --con"),
+        (["--conf", "demo", "--code", "two"], "ConfigError: Invalid value for '--code': "),
+        (["--conf", "demo", "--code", "-1"], "ConfigError: Invalid value for '--code': "),
+        (["--conf", "demo", "more"], "ConfigError: Got unexpected extra argument"),
+    ],
+)
+def test_bad_input_and_bad_options_are_one_line_and_exit_code_2(capsys, argv, line):
+    assert call(*argv) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(line)
+    assert (said.err.count("\n"), said.out) == (1, "")
+
+
+def test_help_is_shown_with_exit_code_0(capsys):
+    assert call("--help") == 0
+    said = capsys.readouterr().out
+    assert "Does what it is told." in said
+    assert "--set" in said
+
+
+def test_a_bug_keeps_its_traceback_and_ctrl_c_needs_none():
+    with pytest.raises(KeyError):
+        call("--conf", "bug")
+    assert call("--conf", "stopped") == 130
+
+
+def test_without_a_command_an_app_shows_its_commands(capsys):
+    app = typer.Typer(no_args_is_help=True)
+    app.command("first")(job)
+    app.command("second")(job)
+    assert run_app(app, [], "toys") == 2
+    said = capsys.readouterr()
+    assert "second" in said.out + said.err
+    assert "ConfigError" not in said.err
+    assert run_app(app, ["third"], "toys") == 2
+    assert capsys.readouterr().err.startswith("ConfigError: No such command 'third'")
+
+
+def test_none_is_0():
+    assert main_of(lambda: None) == 0
