@@ -8,7 +8,7 @@ the score column, two when scores differ; ties are cut by the hash, never by arr
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -57,9 +57,16 @@ class Cut(Config):
     kind: str
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """The step that a dropped row's verdict names, and the folder of the cut's dataset."""
+    version: ClassVar[int] = 1
+    """Raised when the same configuration and rows would be cut elsewhere, or a default changes."""
     reason: ClassVar[str]
     first_digit: ClassVar[int] = 0
     """Digits before this one are equal for all rows (a cut without a score starts at the hash)."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides where the cut falls, beside the rows; the version from 2 on."""
+        version = {"version": self.version} if self.version > 1 else {}
+        return {**version, **self.fingerprinted()}
 
     def reads(self) -> tuple[str, ...]:
         """Columns that the cut looks at."""

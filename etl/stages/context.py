@@ -40,6 +40,7 @@ class Context:
         semantic: dict[str, Any],
         inputs: tuple[Dataset, ...] = (),
         base: Rows | None = None,
+        version: int = 1,
     ) -> Job:
         """A dataset of this run: its folder is <output>/<stage>.
 
@@ -50,8 +51,11 @@ class Context:
             semantic: what decides the rows, beside the inputs.
             inputs: the datasets that it is made from.
             base: the rows that it is aligned with or whose row keys it holds; None where it stands alone.
+            version: of what the job does; raised when the same work would give other rows, a schema or a default
+                changes. In the fingerprint from 2 on.
         """
-        semantic = {**semantic, "versions": {"unicode": UNICODE_VERSION}}
+        versions = {"unicode": UNICODE_VERSION, **({"job": version} if version > 1 else {})}
+        semantic = {**semantic, "versions": versions}
         return Job(self.output / stage, stage, table, schema, semantic, inputs, base.base if base else None)
 
     def map(

@@ -155,7 +155,7 @@ class ApplyCut:
 def run_cut(context: Context, rows: Rows, cut: AnyCut) -> Rows:
     """Find the thresholds, a committed round at a time, and write DIR/<cut name> with the verdicts."""
     search = Search(cut)
-    semantic = {"cut": cut.fingerprinted()}
+    semantic = {"cut": cut.identity()}
     inputs = rows.tables(["verdict", *cut.reads()])
     while not search.done:
         prefixes = search.prefixes
