@@ -12,7 +12,7 @@ SUBSET_SHARE: Final = 0.95
 
 
 @dataclass(frozen=True)
-class Counts:
+class DuplicateCounts:
     """What one kind of duplicates (exact, near) counts for, by source."""
 
     kind: str
@@ -23,7 +23,7 @@ class Counts:
     """By A and B, rows of A that have a duplicate in B (`etl.dedup.overlap`)."""
 
 
-def by_source(kinds: Sequence[Counts]) -> dict[str, Any]:
+def by_source(kinds: Sequence[DuplicateCounts]) -> dict[str, Any]:
     """For each source: rows, what went, the share of that, the factor by which a mixture must over-select, overlaps.
 
     `over_select` rows have to be taken for each row that is to be left: 1 / (1 - removed share); null when none is. The
@@ -47,7 +47,7 @@ def by_source(kinds: Sequence[Counts]) -> dict[str, Any]:
     return report
 
 
-def _in_others(kinds: Sequence[Counts], source: str, rows: int) -> dict[str, Any]:
+def _in_others(kinds: Sequence[DuplicateCounts], source: str, rows: int) -> dict[str, Any]:
     others = sorted({other for counts in kinds for other in counts.overlap.get(source, {}) if other != source})
     table = {}
     for other in others:

@@ -7,7 +7,7 @@ have cost is estimated: the key is a hash, so the first rows of a group are a ra
 sample that agrees with a row stands for all the partners with which the row was not compared.
 
 Canaries (`etl.dedup.canaries`) pair with their own row alone and take nobody's place. The state is one group's last
-`max_partners` rows; a chunk of r rows gives at most r · max_partners pairs. A pair that meets in several bands comes
+`max_partners` rows; a chunk of r rows gives at most r · max_partners pairs. A pair that shares several bands comes
 once for each.
 """
 
@@ -22,8 +22,8 @@ from etl.dedup.minhash import disagreement
 from etl.jit import njit
 
 MAX_PARTNERS: Final = 64
-ROLL_CALL: Final = np.int64(-(1 << 63))
-"""The key of a row that says that a canary was made; it pairs with nobody."""
+MEMBERSHIP_KEY: Final = np.int64(-(1 << 63))
+"""The key of a membership record: it counts a canary that belongs to the run, and pairs with nobody."""
 SAMPLE: Final = 8
 """Rows of a group that stand for those with which a row was not compared."""
 
@@ -135,8 +135,8 @@ class Rows:
 
 
 @dataclass
-class Met:
-    """What a stream has seen; the counts are complete after `CandidateStream.finish`."""
+class CandidateCounts:
+    """What a stream has counted; the counts are complete after `CandidateStream.finish`."""
 
     num_compared: int = 0
     """Pairs of rows whose sketches were compared, once for each band in which they meet."""
@@ -198,11 +198,11 @@ class CandidateStream:
         partners = int(self._limits[0])
         return last + (int(real[-partners]) if len(real) >= partners else 0)
 
-    def finish(self) -> Met:
+    def finish(self) -> CandidateCounts:
         """What was seen in all."""
         _close(self._group, int(self._limits[0]), self._hot)
         compared, left_out, similar = self._tally.tolist()
-        return Met(
+        return CandidateCounts(
             compared, left_out, similar // SAMPLE, _counts(self._hot, lambda n: str(1 << n)), _counts(self._made)
         )
 

@@ -89,8 +89,8 @@ def _candidates(bands: I64, words: U64, near: NearDedup) -> I64:
     found = [np.empty(0, np.int64)]
     for start in range(0, len(band), _PUSH_ROWS):
         piece = slice(start, start + _PUSH_ROWS)
-        met = stream.push(Rows(band[piece], row[piece], row[piece], words[row[piece]]))
-        found.append(np.unique(met[:, 0] * num_rows + met[:, 1]))
+        pairs = stream.push(Rows(band[piece], row[piece], row[piece], words[row[piece]]))
+        found.append(np.unique(pairs[:, 0] * num_rows + pairs[:, 1]))
     return np.unique(np.concatenate(found))
 
 

@@ -110,16 +110,16 @@ class EmbedStep(Step):
         embedder = SentenceEmbedder.load(self.model, self.max_tokens)
 
         def run(batch: pa.RecordBatch) -> pa.RecordBatch:
-            alive = live(batch)
-            texts = embedded_text(batch, self.text).filter(alive).to_pylist()
-            return append(batch, self.adds, [spread(quantise(embedder.embed(texts)), alive)])
+            is_live = live(batch)
+            texts = embedded_text(batch, self.text).filter(is_live).to_pylist()
+            return append(batch, self.adds, [spread(quantise(embedder.embed(texts)), is_live)])
 
         return run
 
 
-def spread(vectors: I8, alive: pa.BooleanArray) -> pa.BinaryArray:
-    """The vectors of the living rows at their places, null at the others: binary [rows]."""
-    flags = alive.to_numpy(zero_copy_only=False)
+def spread(vectors: I8, is_live: pa.BooleanArray) -> pa.BinaryArray:
+    """The vectors of the live rows at their places, null at the others: binary [rows]."""
+    flags = is_live.to_numpy(zero_copy_only=False)
     return to_binary(vectors).take(pa.array(np.cumsum(flags) - 1, mask=~flags))
 
 

@@ -44,9 +44,9 @@ from etl.run.run import check, run_stages
 from etl.sources.files import COMPRESSIONS, InputFile, list_files, row_group_bytes
 from etl.sources.spec import Source
 from etl.stages.context import Context
-from etl.stages.dedup.components import distinct
+from etl.stages.dedup.bands import BAND, PAIR_BLOCK, band_bytes
 from etl.stages.dedup.exact import CONTENT_BYTES
-from etl.stages.dedup.near import BAND, PAIR_BLOCK, band_bytes
+from etl.stages.keyed import distinct
 from etl.stages.layout import BYTES_PER_TOKEN
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location

@@ -20,11 +20,11 @@ from etl.schema import CLUSTER_COLUMNS, DROPPED, PROMPT, aligned
 from etl.stages.context import Context
 from etl.stages.dedup.semantic import output_schema as semantic_schema
 from etl.stages.dedup.semantic import semantic
-from etl.stages.dedup.split import separate
+from etl.stages.dedup.split import run_split
 from etl.stages.dedup.stage import dedup
 from etl.stages.ingest import ingest
 from etl.stages.kenlm import train_kenlm, with_model
-from etl.stages.layout import lay_out
+from etl.stages.layout import run_layout
 from etl.stages.passes import run_pipeline
 from etl.storage.dataset import Chunk, Dataset, Job
 from etl.storage.lock import RunLock
@@ -169,7 +169,7 @@ def run_stages(context: Context, enter: Callable[[str], None] = nothing) -> RunR
         elif stage == "semantic":
             rows = semantic(context, rows)
         elif stage == "split":
-            rows = separate(context, rows)
+            rows = run_split(context, rows)
         elif stage == "layout":
             continue
         else:
@@ -181,7 +181,7 @@ def run_stages(context: Context, enter: Callable[[str], None] = nothing) -> RunR
         stages |= dict.fromkeys(_steps(recipe, stage), stage)
     dropped = _write_dropped(context, rows, stages)
     if "layout" in recipe.stages:
-        corpus = lay_out(context, rows)
+        corpus = run_layout(context, rows)
     context.engine.settle()
     accounting = corpus.manifest.accounting if corpus is not None else rows.accounting
     return RunResult(rows, dropped, corpus, accounting)

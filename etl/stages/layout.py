@@ -1,4 +1,4 @@
-"""Lay out: the living rows as CORPUS, one folder for each split, skill bucket and context bucket.
+"""Lay out: the live rows as CORPUS, one folder for each split, skill bucket and context bucket.
 
 The second of the two stages that write row data, and the only one in which rows travel. A narrow pass counts the cells;
 each cell gets enough files for its size, and a row's file follows from its cell and the hash of its id, so nothing is
@@ -25,8 +25,9 @@ from etl.rows import Rows
 from etl.schema import CTX_BUCKETS, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
 from etl.sorting import SortedRows
 from etl.stages.context import Context
-from etl.stages.dedup.marks import living, uuid_texts
 from etl.stages.dedup.split import split_of
+from etl.stages.keyed import live_rows, uuid_texts
+from etl.step import live
 from etl.storage.dataset import Chunk, Dataset
 from etl.storage.manifest import Accounting, sum_counts
 
@@ -84,7 +85,7 @@ Cell = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class CountCells:
-    """Rows and tokens of one split's living rows in each cell."""
+    """Rows and tokens of one split's live rows in each cell."""
 
     rows: Rows
     layout: Layout
@@ -92,13 +93,13 @@ class CountCells:
     def __call__(self, split: int) -> Iterator[Chunk]:
         columns = ["split_key", "skill_bucket", "ctx_bucket", "n_tokens", "verdict"]
         for batch in self.rows.read(split, columns):
-            alive = batch.filter(batch.column("verdict").is_null())
+            kept = batch.filter(live(batch))
             cells = pa.table(
                 {
-                    "split": split_of(alive.column("split_key"), self.layout),
-                    "skill_bucket": alive.column("skill_bucket"),
-                    "ctx_bucket": alive.column("ctx_bucket"),
-                    "n_tokens": alive.column("n_tokens").cast(pa.int64()),
+                    "split": split_of(kept.column("split_key"), self.layout),
+                    "skill_bucket": kept.column("skill_bucket"),
+                    "ctx_bucket": kept.column("ctx_bucket"),
+                    "n_tokens": kept.column("n_tokens").cast(pa.int64()),
                 }
             )
             keys = ["split", "skill_bucket", "ctx_bucket"]
@@ -191,7 +192,7 @@ class EmitRows:
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         held = Held(self.schema)
         columns = [name for name in self.rows.schema.names if name != "verdict"]
-        for batch, _ in living(self.rows, split, columns):
+        for batch, _ in live_rows(self.rows, split, columns):
             if batch.num_rows == 0:
                 continue
             order = hash_array(batch.column("id"), _ORDER_SEED)
@@ -301,7 +302,7 @@ class WriteFile:
                 rows.add(batch.append_column("order", pa.array(order)))
             pieces = (piece.drop_columns(["order"]) for piece in rows.sorted())
             for batch in row_groups(pieces, self.plan.row_group_tokens[self.plan.cell(bucket)]):
-                yield Chunk(batch, batch.num_rows, self._account(batch), distributions(batch, folder), folder)
+                yield Chunk(batch, batch.num_rows, self._account(batch), corpus_counts(batch, folder), folder)
 
     def _account(self, batch: pa.RecordBatch) -> Accounting:
         counts = pc.value_counts(batch.column("source_dataset")).to_pylist()
@@ -329,7 +330,7 @@ def row_groups(batches: Iterable[pa.RecordBatch], tokens_each: int) -> Iterator[
         yield pa.concat_batches(held)
 
 
-def distributions(batch: pa.RecordBatch, folder: str) -> dict[str, Any]:
+def corpus_counts(batch: pa.RecordBatch, folder: str) -> dict[str, Any]:
     """Counts that the corpus manifest reports: by cell, source and language, and of lengths."""
     split, skill, ctx = (piece.partition("=")[2] for piece in folder.split("/"))
     tokens = batch.column("n_tokens").to_numpy()
@@ -355,7 +356,7 @@ def _rows_and_tokens(labels: pa.Array, tokens: npt.NDArray[np.int32]) -> dict[st
     return {row["label"]: {"rows": row["tokens_count"], "tokens": row["tokens_sum"]} for row in counts.to_pylist()}
 
 
-def lay_out(context: Context, rows: Rows) -> Dataset:
+def run_layout(context: Context, rows: Rows) -> Dataset:
     """Write DIR/cells and DIR/corpus, whose manifest repeats the accounts of all stages before it."""
     layout = context.recipe.layout
     keys = ["split_key", "skill_bucket", "ctx_bucket", "n_tokens", "verdict"]

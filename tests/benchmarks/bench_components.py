@@ -32,12 +32,14 @@ from etl.dedup.components import Components
 from etl.recipe import Recipe
 from etl.rows import Rows
 from etl.stages.context import Context
-from etl.stages.dedup.components import EDGE, LABEL, CutCandidates, LabelRows, label_components
+from etl.stages.dedup.bands import CANDIDATE
+from etl.stages.dedup.blocks import EDGE, CutCandidates
+from etl.stages.dedup.components import LabelRows, label_components
+from etl.stages.dedup.stars import LABEL
 from etl.storage.dataset import Build, Chunk, Dataset, Job
 from etl.storage.location import Location
 from tests.benchmarks.bench_memory import Measured, Watch, make_engine
 
-MET = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("a", "b", "a_key", "b_key")])
 NUM_SPLITS = 10
 BATCH_ROWS = 1 << 16
 
@@ -164,11 +166,11 @@ def met(kind: str, num_edges: int, split: int) -> Iterator[Chunk]:
         a, b = np.sort(row_keys(np.stack([end[start : start + BATCH_ROWS] for end in ends])), axis=0)
         keys = [(rows * np.int64(0x4F1BBCDCBFA53E0B) >> CLASS_BITS << CLASS_BITS) | 20 for rows in (a, b)]
         columns = [pa.array(column) for column in (a, b, *keys)]
-        yield Chunk(pa.RecordBatch.from_arrays(columns, schema=MET), len(a))
+        yield Chunk(pa.RecordBatch.from_arrays(columns, schema=CANDIDATE), len(a))
 
 
 def write_pairs(folder: Location, kind: str, num_edges: int) -> Dataset:
-    build = Build(Job(folder, "candidates", "MET", MET, {"kind": kind, "num_edges": num_edges}))
+    build = Build(Job(folder, "candidates", "MET", CANDIDATE, {"kind": kind, "num_edges": num_edges}))
     done = build.reopen()
     if done is not None:
         return done

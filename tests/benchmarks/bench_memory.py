@@ -33,7 +33,7 @@ from etl.rows import Rows
 from etl.run.estimate import estimate
 from etl.run.run import run_recipe
 from etl.stages.context import Context
-from etl.stages.dedup.marks import buckets_of, living, recut
+from etl.stages.keyed import buckets_of, live_rows, recut
 from etl.storage.dataset import Chunk, Dataset
 from tests.benchmarks.bench_corpora import SKEWS, write_corpus
 
@@ -204,7 +204,7 @@ class EmitKeys:
     num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
-        for batch, rows in living(self.rows, split, ["id"]):
+        for batch, rows in live_rows(self.rows, split, ["id"]):
             for seed in range(14):
                 keys = hash_array(batch.column("id"), seed)
                 columns = [buckets_of(keys, self.num_buckets), pa.array(keys.view(np.int64)), pa.array(rows)]

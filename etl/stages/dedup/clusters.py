@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from etl.arrays import F64, I64
+from etl.arrays import F64, I64, U8, Bools
 from etl.dedup import canaries
-from etl.dedup.by_source import Counts, by_source
+from etl.dedup.by_source import DuplicateCounts, by_source
 from etl.dedup.canaries import Levels
 from etl.dedup.minhash import candidate_probability
 from etl.dedup.near import NearDedup
@@ -33,26 +32,19 @@ from etl.rows import ROW_BITS, Rows
 from etl.schema import CLUSTER_COLUMNS, ID, KEPT
 from etl.stages.context import Context
 from etl.stages.dedup.components import label_components
-from etl.stages.dedup.marks import (
-    HIT,
-    ClusterMark,
-    Counted,
-    RowFeed,
-    buckets_of,
-    mark_hits,
-    recut,
-    slices,
-    uuid_texts,
-)
-from etl.stages.dedup.near import Found, find_pairs, unpacked
+from etl.stages.dedup.marks import HIT, ClusterMark, mark_hits
+from etl.stages.dedup.near import NearPairs, find_pairs
+from etl.stages.dedup.verify import unpacked
+from etl.stages.keyed import RowFeed, buckets_of, reduced, slices, uuid_texts
+from etl.step import live
 from etl.storage.dataset import Chunk, Dataset
 
 LARGEST = 10
 """Sizes of clusters that a manifest names."""
-_FACE_ROWS = 1 << 12
+_SLICE_ROWS = 1 << 12
 """Sets that are compared at once."""
 
-FACE = pa.schema(
+CLUSTER_ROW = pa.schema(
     [
         ("bucket", pa.int32()), ("component", pa.int64()), ("preference", pa.int64()), ("id", pa.binary()),
         ("row", pa.int64()), ("source", pa.int32()), ("shingles", pa.binary()),
@@ -60,29 +52,29 @@ FACE = pa.schema(
 )  # fmt: skip
 
 
-def cluster(context: Context, rows: Rows, near: NearDedup) -> tuple[Rows, Counts]:
+def cluster(context: Context, rows: Rows, near: NearDedup) -> tuple[Rows, DuplicateCounts]:
     """Write the datasets of etl.stages.dedup.near and those above; rows that are not the survivor get a verdict."""
     found = find_pairs(context, rows, near)
     labels = label_components(context, rows, "components", found.pairs, ("a_row", "b_row"))
     buckets = context.num_buckets(2 * sum(part.bytes for part in found.sets.manifest.parts))
-    faces = EmitFaces(labels, found.sets, buckets)
+    emit = EmitClusterRows(labels, found.sets, buckets)
     order = ("component", "preference", "id", "row")
     job = context.job("near_hits", "HIT", HIT, {"threshold": near.threshold}, (labels, found.sets), rows)
-    exchange = Exchange(tuple(rows.splits), faces, FACE, order, buckets)
-    hits = context.shuffle(job, exchange, FaceSurvivors(near, context.sources))
+    exchange = Exchange(tuple(rows.splits), emit, CLUSTER_ROW, order, buckets)
+    hits = context.shuffle(job, exchange, RankComponents(near, context.sources))
     drop_below = 0.0 if near.clusters == "components" else near.threshold
     mark = ClusterMark("near", "near_duplicate", drop_below)
-    findings = measured(near, found, hits)
+    findings = near_findings(near, found, hits)
     rows = mark_hits(context, rows, hits, mark, findings)
-    _tell(context, findings)
+    _report_findings(context, findings)
     accounting = {source: steps["near"] for source, steps in rows.datasets[-1].manifest.accounting.items()}
     entered = {source: counts["in"] for source, counts in accounting.items()}
     removed = {source: counts["in"] - counts["kept"] for source, counts in accounting.items()}
-    return rows, Counts("near", entered, removed, hits.manifest.distributions.get("overlap", {}))
+    return rows, DuplicateCounts("near", entered, removed, hits.manifest.distributions.get("overlap", {}))
 
 
 @dataclass(frozen=True)
-class EmitFaces:
+class EmitClusterRows:
     """The sets of the rows that are in clusters, to the bucket of their component."""
 
     labels: Dataset
@@ -99,15 +91,15 @@ class EmitFaces:
                 continue
             labels = feed.until(int(rows[-1]))
             places = np.flatnonzero(real)[np.searchsorted(rows, labels["row"].to_numpy())]
-            faces = batch.take(pa.array(places))
+            found = batch.take(pa.array(places))
             component = labels["component"].combine_chunks()
             columns = [
-                buckets_of(hash_array(component), self.num_buckets), component, faces.column("preference"),
-                faces.column("id").cast(pa.binary()), faces.column("row"), faces.column("source"),
-                faces.column("shingles"),
+                buckets_of(hash_array(component), self.num_buckets), component, found.column("preference"),
+                found.column("id").cast(pa.binary()), found.column("row"), found.column("source"),
+                found.column("shingles"),
             ]  # fmt: skip
-            table = pa.RecordBatch.from_arrays(columns, names=FACE.names).cast(FACE)
-            yield from slices([table], _FACE_ROWS)
+            table = pa.RecordBatch.from_arrays(columns, names=CLUSTER_ROW.names).cast(CLUSTER_ROW)
+            yield from slices([table], _SLICE_ROWS)
 
     @property
     def labels_schema(self) -> pa.Schema:
@@ -132,7 +124,7 @@ class _Members:
     """Rows of clusters in the order of the stream."""
 
     component: I64
-    ids: npt.NDArray[np.uint8]
+    ids: U8
     row: I64
     jaccard: F64
 
@@ -148,7 +140,7 @@ def _joined(pieces: list[_Members]) -> _Members:
 
 
 @dataclass
-class _Report:
+class _ClusterCounts:
     """What the clusters of a bucket count for."""
 
     removed: dict[str, int] = field(default_factory=dict)
@@ -165,34 +157,38 @@ class _Report:
         kept = sorted(self.largest, key=int, reverse=True)[:LARGEST]
         self.largest = {size: self.largest[size] for size in kept}
 
+    def tree(self, overlap: Overlap) -> dict[str, Any]:
+        """The distributions of a bucket, empty ones left out; closes `overlap`."""
+        counts = {
+            "overlap": overlap.finish(), "below_threshold": self.below, "removed": self.removed,
+            "cluster_sizes": self.sizes, "largest": self.largest,
+        }  # fmt: skip
+        return {name: count for name, count in counts.items() if count}
+
 
 @dataclass(frozen=True)
-class FaceSurvivors:
+class RankComponents:
     """The rows of each component, the preferred first: place, size, and similarity to the survivor."""
 
     near: NearDedup
     sources: tuple[str, ...]
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        counted = Counted(batches)
-        overlap, report = Overlap(self.sources), _Report()
-        yield from recut(self._hits(counted, overlap, report))
-        counts = {
-            "overlap": overlap.finish(), "below_threshold": report.below, "removed": report.removed,
-            "cluster_sizes": report.sizes, "largest": report.largest,
-        }  # fmt: skip
-        yield Chunk(None, counted.rows, {}, {name: count for name, count in counts.items() if count})
+        overlap, counts = Overlap(self.sources), _ClusterCounts()
+        return reduced(batches, lambda rows: self._hits(rows, overlap, counts), lambda: counts.tree(overlap))
 
-    def _hits(self, batches: Iterable[pa.RecordBatch], overlap: Overlap, report: _Report) -> Iterator[pa.RecordBatch]:
+    def _hits(
+        self, batches: Iterable[pa.RecordBatch], overlap: Overlap, counts: _ClusterCounts
+    ) -> Iterator[pa.RecordBatch]:
         opened: list[_Members] = []
         survivor: pa.RecordBatch | None = None
-        for batch in slices(batches, _FACE_ROWS):
+        for batch in slices(batches, _SLICE_ROWS):
             component = batch.column("component").to_numpy()
             last = opened[-1].component[-1] if opened else -1
             starts = np.diff(component, prepend=last) != 0
             overlap.push(starts, batch.column("source").to_numpy())
             jaccard = self._jaccard(batch, starts, survivor)
-            self._count(report, batch, starts, jaccard)
+            self._count(counts, batch, starts, jaccard)
             ids = fixed_binary(batch.column("id").cast(ID))
             members = _Members(component, ids, batch.column("row").to_numpy(), jaccard)
             places = np.flatnonzero(starts)
@@ -200,34 +196,34 @@ class FaceSurvivors:
                 opened.append(members)
                 continue
             first, last_start = int(places[0]), int(places[-1])
-            yield _ranked(_joined([*opened, members.part(0, first)]), report)
-            yield _ranked(members.part(first, last_start), report)
+            yield _ranked(_joined([*opened, members.part(0, first)]), counts)
+            yield _ranked(members.part(first, last_start), counts)
             opened = [members.part(last_start, batch.num_rows)]
             survivor = batch.slice(last_start, 1)
         if opened:
-            yield _ranked(_joined(opened), report)
+            yield _ranked(_joined(opened), counts)
 
-    def _jaccard(self, batch: pa.RecordBatch, starts: npt.NDArray[np.bool_], survivor: pa.RecordBatch | None) -> F64:
+    def _jaccard(self, batch: pa.RecordBatch, starts: Bools, survivor: pa.RecordBatch | None) -> F64:
         """Of each row to the first of its component; rows before the first start belong to `survivor`."""
         batches = [batch] if survivor is None else [survivor, batch]
         sets = unpacked(pa.concat_arrays([piece.column("shingles") for piece in batches]))
         own = np.arange(len(starts), dtype=np.int64) + len(batches) - 1
         return self.near.similarity(sets, np.maximum.accumulate(np.where(starts, own, 0)), own)
 
-    def _count(self, report: _Report, batch: pa.RecordBatch, starts: npt.NDArray[np.bool_], jaccard: F64) -> None:
+    def _count(self, counts: _ClusterCounts, batch: pa.RecordBatch, starts: Bools, jaccard: F64) -> None:
         """Rows that are not the survivor, and those of them that are not similar to it, by source."""
         source = batch.column("source").to_numpy()
         low = ~self.near.is_duplicate(jaccard)
-        for counts, mask in ((report.removed, ~starts), (report.below, ~starts & low)):
+        for tally, mask in ((counts.removed, ~starts), (counts.below, ~starts & low)):
             for place, count in enumerate(np.bincount(source[mask], minlength=len(self.sources)).tolist()):
                 if count:
-                    counts[self.sources[place]] = counts.get(self.sources[place], 0) + count
+                    tally[self.sources[place]] = tally.get(self.sources[place], 0) + count
 
 
-def _ranked(members: _Members, report: _Report) -> pa.RecordBatch:
+def _ranked(members: _Members, counts: _ClusterCounts) -> pa.RecordBatch:
     """HIT rows of whole components."""
     _, first, place, size = np.unique(members.component, return_index=True, return_inverse=True, return_counts=True)
-    report.add_sizes(size)
+    counts.add_sizes(size)
     survivors = np.ascontiguousarray(members.ids[first[place]])
     columns = [
         pa.array(members.row), pa.FixedSizeBinaryArray.from_buffers(ID, len(place), [None, pa.py_buffer(survivors)]),
@@ -240,7 +236,7 @@ def _ranked(members: _Members, report: _Report) -> pa.RecordBatch:
 # --- what a run found out --------------------------------------------------------------------------------------------
 
 
-def measured(near: NearDedup, found: Found, hits: Dataset) -> dict[str, Any]:
+def near_findings(near: NearDedup, found: NearPairs, hits: Dataset) -> dict[str, Any]:
     """The findings of a run about itself: recall and precision, hot bands, clusters."""
     met, seen, counts = (dataset.manifest.distributions for dataset in (found.candidates, found.pairs, hits))
     num_bands, num_rows = near.banding
@@ -300,10 +296,11 @@ def _share(part: int, whole: int) -> float | None:
     return round(part / whole, 6) if whole else None
 
 
-def _tell(context: Context, findings: dict[str, Any]) -> None:
-    told = findings["canaries"]
-    if told["recall"] is not None:
-        context.report(f"{'near':>24}  canaries: recall {told['recall']:.4f}, precision {told['precision'] or 0:.4f}")
+def _report_findings(context: Context, findings: dict[str, Any]) -> None:
+    canary = findings["canaries"]
+    if canary["recall"] is not None:
+        rates = f"recall {canary['recall']:.4f}, precision {canary['precision'] or 0:.4f}"
+        context.report(f"{'near':>24}  canaries: {rates}")
     hot = findings["hot_bands"]
     if hot["pairs_left_out"]:
         context.report(
@@ -328,12 +325,12 @@ class WriteKept:
             columns = [
                 mine.column("source_dataset"), mine.column("source_example_id"), uuid_texts(mine.column("id")),
                 uuid_texts(mine.column("cluster_id")), mine.column("cluster_size"), mine.column("cluster_rank"),
-                mine.column("cluster_jaccard"), mine.column("verdict").is_null(),
+                mine.column("cluster_jaccard"), live(mine),
             ]  # fmt: skip
             yield Chunk(pa.RecordBatch.from_arrays(columns, schema=KEPT), batch.num_rows)
 
 
-def write_clusters(context: Context, rows: Rows, kinds: Sequence[Counts]) -> Dataset:
+def write_clusters(context: Context, rows: Rows, kinds: Sequence[DuplicateCounts]) -> Dataset:
     """Write DIR/clusters, the table for people; its manifest tells by source what all kinds of duplicates come to."""
     inputs = rows.tables(["source_dataset", "source_example_id", "verdict"])
     job = context.job("clusters", "KEPT", KEPT, {}, inputs).with_findings({"sources": by_source(kinds)})

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from etl.dedup.by_source import Counts, by_source
+from etl.arrays import I64
+from etl.dedup.by_source import DuplicateCounts, by_source
 from etl.dedup.overlap import Overlap
 from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
@@ -27,17 +27,8 @@ from etl.recipe import ExactDedup
 from etl.rows import Rows
 from etl.schema import PROMPT
 from etl.stages.context import Context
-from etl.stages.dedup.marks import (
-    LOSER,
-    Mark,
-    bucket_of_hash128,
-    first_of_groups,
-    living,
-    losers,
-    mark_hits,
-    recut,
-    source_places,
-)
+from etl.stages.dedup.marks import LOSER, Mark, losers, mark_hits
+from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced, source_places
 from etl.storage.dataset import Chunk
 from etl.text import TEXT_VERSION, normalise
 
@@ -53,7 +44,7 @@ CONTENT_BYTES = 68
 
 @dataclass(frozen=True)
 class EmitContent:
-    """A 128-bit hash of what counts as the content of each living row."""
+    """A 128-bit hash of what counts as the content of each live row."""
 
     rows: Rows
     exact: ExactDedup
@@ -63,7 +54,7 @@ class EmitContent:
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         wanted = list(dict.fromkeys([*PROMPT.names, *self.survivor.reads]))
-        for batch, keys in living(self.rows, split, wanted):
+        for batch, keys in live_rows(self.rows, split, wanted):
             content = self._content(batch)
             digest = signed(hash_columns([batch.column(name) for name in PROMPT.names]))
             columns = [
@@ -86,9 +77,8 @@ class FindLosers:
     sources: tuple[str, ...]
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        watched = _Watched(batches, self.sources)
-        yield from recut(_all_but_first(watched))
-        yield Chunk(None, int(watched.rows.sum()), {}, watched.counts())
+        counts = SourceCounts(self.sources)
+        return reduced(batches, lambda rows: _all_but_first(counts.saw(rows)), counts.tree)
 
 
 def _all_but_first(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -96,33 +86,36 @@ def _all_but_first(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch
         yield losers(table, first, np.arange(len(first)) > first)
 
 
-class _Watched:
-    """The same batches, counted by source as they go by."""
+class SourceCounts:
+    """Rows, removed rows and overlap by source, of a stream sorted by content; holds one hash of it."""
 
-    def __init__(self, batches: Iterable[pa.RecordBatch], sources: tuple[str, ...]) -> None:
-        self._batches = batches
+    def __init__(self, sources: tuple[str, ...]) -> None:
         self._sources = sources
         self._overlap = Overlap(sources)
-        self.rows = np.zeros(len(sources), np.int64)
+        self._rows = np.zeros(len(sources), np.int64)
         self._firsts = np.zeros(len(sources), np.int64)
 
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        last: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
-        for batch in self._batches:
+    def saw(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The same batches, counted as they pass."""
+        last = np.zeros(0, np.uint64)
+        for batch in batches:
             if batch.num_rows:
                 hashes = hash_array(batch.column("content"))
                 first = hashes[:1] != last if len(last) else np.ones(1, np.bool_)
                 starts = np.concatenate([first, hashes[1:] != hashes[:-1]])
                 source = batch.column("source").to_numpy()
                 self._overlap.push(starts, source)
-                self.rows += np.bincount(source, minlength=len(self._sources))
-                self._firsts += np.bincount(source[starts], minlength=len(self._sources))
+                self._rows += self._count(source)
+                self._firsts += self._count(source[starts])
                 last = hashes[-1:]
             yield batch
 
-    def counts(self) -> dict[str, Any]:
-        """Rows, removed rows and overlap by source."""
-        named = {"rows": self.rows, "removed": self.rows - self._firsts}
+    def _count(self, source: I64) -> I64:
+        return np.bincount(source, minlength=len(self._sources))
+
+    def tree(self) -> dict[str, Any]:
+        """Rows and removed rows by source, without zeros, and the overlap of sources; call it once, at the end."""
+        named = {"rows": self._rows, "removed": self._rows - self._firsts}
         counts = {
             name: {source: int(n) for source, n in zip(self._sources, number, strict=True) if n}
             for name, number in named.items()
@@ -130,16 +123,18 @@ class _Watched:
         return {**counts, "overlap": self._overlap.finish()}
 
 
-def exact(context: Context, rows: Rows, exact: ExactDedup) -> tuple[Rows, Counts]:
+def exact(context: Context, rows: Rows, config: ExactDedup) -> tuple[Rows, DuplicateCounts]:
     """Write DIR/exact_hits and DIR/exact: of the rows of equal content all but the preferred one get a verdict."""
     survivor, sources = context.recipe.dedup.survivor, context.sources
     num_buckets = context.num_buckets(rows.num_rows * CONTENT_BYTES)
-    semantic = {"text": TEXT_VERSION, **exact.fingerprinted(), **survivor.fingerprinted()}
+    semantic = {"text": TEXT_VERSION, **config.fingerprinted(), **survivor.fingerprinted()}
     inputs = rows.tables([*PROMPT.names, *survivor.reads, "verdict"])
     job = context.job("exact_hits", "LOSER", LOSER, semantic, inputs, rows)
     order = ("content", "preference", "digest", "id", "row")
-    emit = EmitContent(rows, exact, survivor, sources, num_buckets)
+    emit = EmitContent(rows, config, survivor, sources, num_buckets)
     hits = context.shuffle(job, Exchange(tuple(rows.splits), emit, CONTENT, order, num_buckets), FindLosers(sources))
-    counts = Counts("exact", *(hits.manifest.distributions.get(name, {}) for name in ("rows", "removed", "overlap")))
+    counts = DuplicateCounts(
+        "exact", *(hits.manifest.distributions.get(name, {}) for name in ("rows", "removed", "overlap"))
+    )
     findings = {"sources": by_source([counts])}
     return mark_hits(context, rows, hits, Mark("exact", "exact_duplicate"), findings), counts

@@ -18,17 +18,8 @@ from etl.mixture.sampling import in_sample, purpose_seed
 from etl.recipe import Layout
 from etl.rows import Rows
 from etl.stages.context import Context
-from etl.stages.dedup.marks import (
-    LOSER,
-    Counted,
-    Mark,
-    bucket_of_hash128,
-    first_of_groups,
-    living,
-    losers,
-    mark_hits,
-    recut,
-)
+from etl.stages.dedup.marks import LOSER, Mark, losers, mark_hits
+from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced
 from etl.storage.dataset import Chunk
 
 
@@ -48,14 +39,14 @@ PROMPT_KEY = pa.schema(
 
 @dataclass(frozen=True)
 class EmitPrompts:
-    """A hash of each living row's prompt, and its side; a row without a prompt (raw text) shares none."""
+    """A hash of each live row's prompt, and its side; a row without a prompt (raw text) shares none."""
 
     rows: Rows
     layout: Layout
     num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
-        for batch, keys in living(self.rows, split, ["id", "messages", "split_key"]):
+        for batch, keys in live_rows(self.rows, split, ["id", "messages", "split_key"]):
             text = instruction_text(batch)
             asked = pc.not_equal(text, "")
             batch, keys = batch.filter(asked), keys[asked.to_numpy(zero_copy_only=False)]
@@ -70,19 +61,17 @@ class EmitPrompts:
 
 def leaked_prompts(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
     """Validation rows whose prompt a train row has too: LOSER rows that name the first such train row."""
-    counted = Counted(batches)
-    yield from recut(_leaked(counted))
-    yield Chunk(None, counted.rows)
+    return reduced(batches, _leaked)
 
 
 def _leaked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for table, first in first_of_groups(batches, "prompt"):
         held_out = table["validation"].to_numpy()
-        # train sorts before validation, so a group's first row tells whether train has the prompt.
+        # train sorts before validation, so the first row of a group is a train row if train has the prompt.
         yield losers(table, first, held_out & ~held_out[first])
 
 
-def separate(context: Context, rows: Rows) -> Rows:
+def run_split(context: Context, rows: Rows) -> Rows:
     """Write DIR/split_hits and DIR/split: validation rows whose prompt stands in train get a verdict."""
     layout = context.recipe.layout
     num_buckets = context.num_buckets(rows.num_rows * 56)

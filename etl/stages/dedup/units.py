@@ -30,14 +30,13 @@ from etl.messages import raw_documents
 from etl.rows import Rows
 from etl.schema import REMOVED, aligned
 from etl.stages.context import Context
-from etl.stages.dedup.marks import (
-    Counted,
-    EmitHits,
+from etl.stages.dedup.marks import EmitHits
+from etl.stages.keyed import (
     RowFeed,
     bucket_of_hash128,
     first_of_groups,
-    living,
-    recut,
+    live_rows,
+    reduced,
     routed,
     row_keys,
     source_places,
@@ -72,7 +71,7 @@ def units_schema(config: UnitDedup) -> pa.Schema:
 
 @dataclass(frozen=True)
 class EmitUnits:
-    """The hashes of the long enough units of each living raw document."""
+    """The hashes of the long enough units of each live raw document."""
 
     rows: Rows
     config: UnitDedup
@@ -85,7 +84,7 @@ class EmitUnits:
         return list(dict.fromkeys(["id", "messages", *_NOT_IN_THE_ID, "source_dataset", *self.survivor.reads]))
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
-        for batch, keys in living(self.rows, split, self.reads):
+        for batch, keys in live_rows(self.rows, split, self.reads):
             texts = raw_documents(batch.column("messages"))
             units = cut(texts, self.config.unit)
             yield self._emit(batch, keys, texts, units)
@@ -164,9 +163,8 @@ class FindUnits:
     sources: tuple[str, ...]
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        counted, counts = Counted(batches), UnitCounts(self.sources)
-        yield from recut(self._hits(counts.saw(counted), counts))
-        yield Chunk(None, counted.rows, {}, counts.tree())
+        counts = UnitCounts(self.sources)
+        return reduced(batches, lambda rows: self._hits(counts.saw(rows), counts), counts.tree)
 
     @staticmethod
     def _hits(batches: Iterable[pa.RecordBatch], counts: UnitCounts) -> Iterator[pa.RecordBatch]:

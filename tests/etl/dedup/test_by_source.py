@@ -1,17 +1,19 @@
 """The report by source on counts that were added up by hand."""
 
-from etl.dedup.by_source import Counts, by_source, lines, subsets
+from etl.dedup.by_source import DuplicateCounts, by_source, lines, subsets
 
 
-def counts() -> list[Counts]:
+def counts() -> list[DuplicateCounts]:
     """100 rows of a, 20 of b, all of which stand in a; 50 of c without a duplicate, 4 of d that all go."""
-    exact = Counts(
+    exact = DuplicateCounts(
         "exact",
         {"a": 100, "b": 20, "c": 50, "d": 4},
         {"b": 15, "d": 4},
         {"a": {"b": 15}, "b": {"a": 15}, "d": {"a": 4}},
     )
-    near = Counts("near", {"a": 100, "b": 5, "c": 50}, {"a": 5, "b": 4}, {"a": {"b": 4, "a": 2}, "b": {"a": 4}})
+    near = DuplicateCounts(
+        "near", {"a": 100, "b": 5, "c": 50}, {"a": 5, "b": 4}, {"a": {"b": 4, "a": 2}, "b": {"a": 4}}
+    )
     return [exact, near]
 
 
@@ -41,6 +43,6 @@ def test_a_source_that_stands_in_another_is_named() -> None:
 
 
 def test_a_share_is_at_most_one() -> None:
-    exact = Counts("exact", {"a": 10, "b": 10}, {}, {"a": {"b": 8}})
-    near = Counts("near", {"a": 10, "b": 10}, {}, {"a": {"b": 8}})
+    exact = DuplicateCounts("exact", {"a": 10, "b": 10}, {}, {"a": {"b": 8}})
+    near = DuplicateCounts("near", {"a": 10, "b": 10}, {}, {"a": {"b": 8}})
     assert by_source([exact, near])["a"]["in_others"]["b"]["share"] == 1.0

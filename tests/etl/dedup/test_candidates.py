@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.dedup.canaries import canary_rows
-from etl.dedup.candidates import ROLL_CALL, CandidateStream, Rows
+from etl.dedup.candidates import MEMBERSHIP_KEY, CandidateStream, Rows
 
 groups = st.lists(st.integers(1, 9), max_size=6)
 
@@ -111,7 +111,7 @@ def test_a_canary_pairs_with_its_own_row_and_takes_no_place(cuts: list[int]) -> 
 def test_canaries_that_were_made_are_counted_by_level() -> None:
     made = canary_rows(np.array([5, 6, 7], np.int64), np.array([0, 3, 3], np.int64))
     stream = CandidateStream(4, 64, 0, 1)
-    called = np.full(3, ROLL_CALL)
+    called = np.full(3, MEMBERSHIP_KEY)
     assert len(stream.push(Rows(np.zeros(3, np.int64), called, made, np.zeros((3, 1), np.uint64)))) == 0
     assert stream.finish().canaries == {0: 1, 3: 2}
 

@@ -9,7 +9,10 @@ import pytest
 from etl.dedup.blocks import CLASS_BITS, set_bytes, size_class
 from etl.rows import ROW_BITS, Rows
 from etl.stages.context import Context
-from etl.stages.dedup.components import EDGE, LABEL, cut_blocks, first_labels, label_components
+from etl.stages.dedup.bands import CANDIDATE
+from etl.stages.dedup.blocks import EDGE
+from etl.stages.dedup.components import cut_blocks, label_components
+from etl.stages.dedup.stars import LABEL, first_labels
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
@@ -17,7 +20,6 @@ from tests.etl.stages.toys import make_recipe, mixed_rows, read, run, stage, wri
 from tests.etl.storage.builds import NUMBERS, commit, numbers
 
 PAIRS = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("left", "right")])
-MET = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("a", "b", "a_key", "b_key")])
 NUM_NODES = 120
 
 
@@ -170,7 +172,7 @@ SIZES = set_bytes(KEYS)
 
 
 def candidates(num_splits):
-    """MET columns: the smaller row key first, some pairs several times."""
+    """CANDIDATE columns: the smaller row key first, some pairs several times."""
     pairs = np.sort(toy_pairs(num_splits), axis=1)
     pairs = np.concatenate([pairs, pairs[::3], pairs[::5]])
     keys = KEYS[numbers_of(pairs, num_splits)]
@@ -179,7 +181,7 @@ def candidates(num_splits):
 
 def cut(output, max_edges, block_bytes, num_splits=1, engine=None):
     met = candidates(num_splits)
-    dataset = stored(output, "candidates", MET, met, num_splits)
+    dataset = stored(output, "candidates", CANDIDATE, met, num_splits)
     ctx = context(output, max_edges, engine)
     return cut_blocks(ctx, base(output, num_splits), dataset, block_bytes)
 

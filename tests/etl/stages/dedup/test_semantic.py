@@ -7,7 +7,7 @@ import pytest
 
 from etl.errors import SchemaError
 from etl.run.run import check
-from etl.stages.dedup import semantic as stage_module
+from etl.stages.dedup import semantic_compare
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
 from tests.etl.stages.toys import (
     ENGLISH,
@@ -182,7 +182,7 @@ def test_splits_and_order_change_nothing(tmp_path):
 def test_blocks_of_a_large_cluster_change_nothing(tmp_path, monkeypatch):
     rows = alike_rows(120)
     whole = clustered(tmp_path, rows, rows_per_cluster=1000)
-    monkeypatch.setattr(stage_module, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(semantic_compare, "BLOCK_ROWS", 5)
     monkeypatch.setattr("etl.dedup.semantic.survivors.__defaults__", (7,))
     pieces = clustered(tmp_path, rows, name="pieces", rows_per_cluster=1000)
     assert whole.corpus.manifest.content_digest == pieces.corpus.manifest.content_digest

@@ -18,8 +18,8 @@ from etl.errors import SchemaError
 from etl.hashing import hash_columns, signed
 from etl.run.run import run_recipe
 from etl.schema import PROMPT
-from etl.stages.dedup.marks import first_of_groups, recut
-from etl.stages.dedup.near import PairUp, band_schema
+from etl.stages.dedup.bands import PairUp, band_schema
+from etl.stages.keyed import first_of_groups, recut
 from etl.text import shingles
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import (
@@ -482,7 +482,7 @@ def test_row_groups_do_not_depend_on_the_batches_that_arrive(batch_rows):
 @pytest.mark.parametrize("batch_rows", [1, 4, 7, 1000])
 def test_candidate_blocks_do_not_depend_on_the_batches_that_arrive(monkeypatch, batch_rows):
     """Five rows in each of 20 bands are 10 pairs a band, 200 in all; a block of 64 holds each pair once."""
-    monkeypatch.setattr("etl.stages.dedup.near.PAIR_BLOCK", 64)
+    monkeypatch.setattr("etl.stages.dedup.bands.PAIR_BLOCK", 64)
     band = np.repeat(np.arange(20), 5)
     numbers, none = np.tile(np.arange(5), 20), np.zeros(100, np.int64)
     columns = [none.astype(np.int32), band, numbers, numbers, none, none]

@@ -1,0 +1,211 @@
+"""Candidate pairs cut at blocks of bounded bytes (etl.dedup.blocks), in one task or by shuffles.
+
+`CutCandidates` does it in one task that holds the rows of the pairs. By shuffles, from the component of each row:
+
+    rounds/edges-nodes   NODE   component and stream key of each row         by row        EmitKeys, join_keys
+    rounds/edges-chunks  CHUNK  place in the component, in chunks of bytes   by component  EmitNodes, CutComponents
+    rounds/edges-ends    END    pairs with the chunk of `a`                  by row `a`    EmitEnds, join_first_chunk
+    edges                EDGE   pairs with their block                       by row `b`    EmitEnds, join_second_chunk
+
+37 bytes cross a shuffle for each end of a pair; a reducer holds one batch.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from etl.arrays import I64
+from etl.dedup.blocks import Blocks, ChunkStream
+from etl.dedup.components import Components
+from etl.hashing import hash_columns, signed
+from etl.stages.dedup.stars import LABEL
+from etl.stages.keyed import distinct, first_of_groups, hashed_buckets, int64_schema, reduced, to_batch, to_numpy
+from etl.storage.dataset import Chunk, Dataset
+
+EDGE = int64_schema("block", "a", "b")
+"""A candidate pair and the block that verifies it."""
+NODE = int64_schema("row", "component", "key")
+CHUNK = int64_schema("row", "component", "chunk")
+END = int64_schema("a", "b", "component", "chunk")
+"""A candidate pair, its component, and the chunk of `a`."""
+
+
+@dataclass(frozen=True)
+class CutCandidates:
+    """All candidate pairs in one task, with their block."""
+
+    candidates: Dataset
+    block_bytes: int
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        max_nodes = 2 * self.candidates.manifest.rows_out
+        graph, keys = Components(max_nodes), np.empty(max_nodes, np.int64)
+        for batch in self.candidates.read(["a", "b", "a_key", "b_key"]):
+            a, b, a_key, b_key = to_numpy(batch, batch.schema.names)
+            left, right = graph.number(a), graph.number(b)
+            keys[left], keys[right] = a_key, b_key
+            graph.join(left, right)
+        blocks = Blocks.of(graph.nodes, graph.roots(), keys[: len(graph.nodes)], self.block_bytes)
+        for batch in self.candidates.read(["a", "b"]):
+            a, b = to_numpy(batch, batch.schema.names)
+            yield Chunk(to_batch(distinct(blocks.of_pairs(graph.number(a), graph.number(b)), a, b), EDGE), len(a))
+
+
+KEYED = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("is_key", pa.bool_()), ("value", pa.int64())])
+
+
+@dataclass(frozen=True)
+class EmitKeys:
+    """Each row's component, and its stream key from each batch of pairs that it is in, to the bucket of the row."""
+
+    labels: Dataset
+    candidates: Dataset
+    num_buckets: int
+
+    def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
+        kind, number = split
+        if kind == "labels":
+            for batch in self.labels.read_split(number, LABEL.names):
+                yield self._keyed(*to_numpy(batch, LABEL.names), is_key=False)
+        else:
+            for batch in self.candidates.read_split(number, ["a", "b", "a_key", "b_key"]):
+                a, b, a_key, b_key = to_numpy(batch, batch.schema.names)
+                row, key = distinct(np.concatenate([a, b]), np.concatenate([a_key, b_key]))
+                yield self._keyed(row, key, is_key=True)
+
+    def _keyed(self, row: I64, value: I64, *, is_key: bool) -> pa.RecordBatch:
+        bucket = hashed_buckets(row, self.num_buckets)
+        columns = [bucket, pa.array(row), pa.repeat(is_key, len(row)), pa.array(value)]
+        return pa.RecordBatch.from_arrays(columns, schema=KEYED)
+
+
+def join_keys(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+    """NODE rows, each row once; its component comes before its keys, which are all the same."""
+    return reduced(batches, _nodes)
+
+
+def _nodes(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    last = -1
+    for table, first in first_of_groups(batches, "row"):
+        row, value, is_key = (table[name].to_numpy() for name in ("row", "value", "is_key"))
+        taken = np.flatnonzero(is_key)
+        taken = taken[np.diff(row[taken], prepend=last) != 0]
+        last = row[taken[-1]] if len(taken) else last
+        yield to_batch([row[taken], value[first[taken]], value[taken]], NODE)
+
+
+RANKED = pa.schema([("bucket", pa.int32()), ("component", pa.int64()), ("key", pa.int64()), ("row", pa.int64())])
+RANKED_BYTES = 28
+
+
+@dataclass(frozen=True)
+class EmitNodes:
+    """Rows to the bucket of their component."""
+
+    nodes: Dataset
+    num_buckets: int
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        for batch in self.nodes.read_split(split, ["component", "key", "row"]):
+            bucket = hashed_buckets(batch.column("component").to_numpy(), self.num_buckets)
+            yield pa.RecordBatch.from_arrays([bucket, *batch.columns], schema=RANKED)
+
+
+@dataclass(frozen=True)
+class CutComponents:
+    """Rows sorted by (component, key, row): the chunk of each."""
+
+    block_bytes: int
+
+    def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        return reduced(batches, self._cut)
+
+    def _cut(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        stream = ChunkStream(self.block_bytes)
+        for batch in batches:
+            component, key, row = to_numpy(batch, ("component", "key", "row"))
+            yield to_batch([row, component, stream.push(component, key)], CHUNK)
+
+
+AT_END = pa.schema(
+    [
+        ("bucket", pa.int32()),
+        ("row", pa.int64()),
+        ("is_pair", pa.bool_()),
+        ("other", pa.int64()),
+        ("component", pa.int64()),
+        ("chunk", pa.int64()),
+    ]
+)
+"""A row's chunk, or a pair at one of its ends with what is known of the `other`; the chunk sorts first."""
+AT_END_BYTES = 37
+AT_END_ORDER = ("row", "is_pair", "other")
+
+
+@dataclass(frozen=True)
+class EmitEnds:
+    """Chunks, and pairs, to the bucket of their row at one end; pairs at `b` bring the chunk of `a` with them."""
+
+    chunks: Dataset
+    pairs: Dataset
+    end: Literal["a", "b"]
+    num_buckets: int
+
+    def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
+        kind, number = split
+        if kind == "chunks":
+            for batch in self.chunks.read_split(number, CHUNK.names):
+                row, component, chunk = to_numpy(batch, CHUNK.names)
+                yield self._lines(row, None, component, chunk)
+        elif self.end == "a":
+            for batch in self.pairs.read_split(number, ["a", "b"]):
+                a, b = to_numpy(batch, ("a", "b"))
+                yield self._lines(a, b, None, None)
+        else:
+            for batch in self.pairs.read_split(number, END.names):
+                yield self._lines(*to_numpy(batch, ("b", "a", "component", "chunk")))
+
+    def _lines(self, row: I64, other: I64 | None, component: I64 | None, chunk: I64 | None) -> pa.RecordBatch:
+        nothing = pa.nulls(len(row), pa.int64())
+        tail = [nothing if column is None else pa.array(column) for column in (other, component, chunk)]
+        head = [hashed_buckets(row, self.num_buckets), pa.array(row), pa.repeat(other is not None, len(row))]
+        return pa.RecordBatch.from_arrays([*head, *tail], schema=AT_END)
+
+
+def join_first_chunk(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+    """END rows, each pair once; the chunk of `a` comes before the pairs."""
+    return reduced(batches, _first_ends)
+
+
+def _first_ends(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    last = np.full((2, 1), -1, np.int64)
+    for table, first in first_of_groups(batches, "row"):
+        taken = np.flatnonzero(table["is_pair"].to_numpy())
+        pairs = np.stack(to_numpy(table.select(["row", "other"]).take(pa.array(taken)), ("row", "other")))
+        fresh = (np.diff(pairs, axis=1, prepend=last) != 0).any(axis=0)
+        last = pairs[:, -1:] if len(taken) else last
+        component, chunk = _heads(table, first[taken[fresh]])
+        yield to_batch([*pairs[:, fresh], component, chunk], END)
+
+
+def join_second_chunk(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+    """EDGE rows; the chunk of `b` comes before the pairs."""
+    return reduced(batches, _edges)
+
+
+def _edges(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for table, first in first_of_groups(batches, "row"):
+        taken = np.flatnonzero(table["is_pair"].to_numpy())
+        pairs = table.take(pa.array(taken))
+        b, a, component, one = to_numpy(pairs, ("row", "other", "component", "chunk"))
+        _, other = _heads(table, first[taken])
+        block = [pa.array(column) for column in (component, np.minimum(one, other), np.maximum(one, other))]
+        yield to_batch([signed(hash_columns(block)).to_numpy(), a, b], EDGE)
+
+
+def _heads(table: pa.Table, places: I64) -> list[I64]:
+    """Component and chunk of some rows, which are those of chunks."""
+    return to_numpy(table.select(["component", "chunk"]).take(pa.array(places)), ("component", "chunk"))

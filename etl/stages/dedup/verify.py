@@ -1,0 +1,324 @@
+"""Exact comparison of candidate pairs: the sets of their rows, brought together by block, and their Jaccard similarity.
+
+`WriteSets` writes SET, what is compared of each row in a candidate pair; `Verify` gets the sets of a block
+(etl.stages.dedup.blocks), then its pairs, and writes NEAR_PAIR, table PAIR, for those at or above the threshold. A set
+takes 8 bytes a shingle and crosses the shuffle once for each block of its row, mostly one. A worker holds the sets of
+one block and one batch of what arrives.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl.arrays import F64, I64, Bools
+from etl.dedup import canaries
+from etl.dedup.near import NearDedup, Sets
+from etl.dedup.survivor import Survivor
+from etl.hashing import binary_buffers, hash_array
+from etl.messages import full_text
+from etl.rows import ROW_BITS, Rows
+from etl.schema import ID, PAIR
+from etl.stages.dedup.bands import MakeCanaries
+from etl.stages.keyed import RowFeed, buckets_of, distinct, recut, row_keys, slices, source_places, to_batch, to_numpy
+from etl.storage.dataset import Chunk, Dataset
+
+_VERIFY_ROWS = 1 << 12
+"""Sets and pairs that are taken at once."""
+_MEMBER_BYTES = 8 << 20
+"""Shingle sets of one batch on its way to the blocks."""
+
+SET = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", ID, nullable=False),
+        pa.field("source", pa.int32(), nullable=False),
+        pa.field("example", pa.string(), nullable=False),
+        pa.field("preference", pa.int64(), nullable=False),
+        pa.field("blocks", pa.list_(pa.int64()), nullable=False),
+        pa.field("shingles", pa.binary(), nullable=False),
+    ]
+)
+"""Sorted by the row that it is of or, a canary, copies. `source` is a place among the recipe's sources."""
+NEAR_PAIR = pa.schema(
+    [
+        *PAIR,
+        pa.field("a_row", pa.int64(), nullable=False),
+        pa.field("b_row", pa.int64(), nullable=False),
+    ]
+)
+
+
+# --- sets ------------------------------------------------------------------------------------------------------------
+
+WANTED_SET = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("node", pa.int64()), ("block", pa.int64())])
+"""`node` is the row key of a candidate, `row` that of the row whose text it has: another one for a canary."""
+
+
+@dataclass(frozen=True)
+class EmitWantedSets:
+    """Both ends of every pair, and its block, to the split that holds them."""
+
+    edges: Dataset
+
+    def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
+        for batch in self.edges.read_split(split):
+            block, a, b = to_numpy(batch, ("block", "a", "b"))
+            nodes, blocks = distinct(np.concatenate([a, b]), np.concatenate([block, block]))
+            rows = canaries.bases(nodes)
+            yield to_batch([(rows >> ROW_BITS).astype(np.int32), rows, nodes, blocks], WANTED_SET)
+
+
+@dataclass(frozen=True)
+class WriteSets:
+    """What is compared of the candidates of one split, and the blocks that need it; holds a row group's."""
+
+    rows: Rows
+    near: NearDedup
+    canaries: MakeCanaries
+    survivor: Survivor
+    sources: tuple[str, ...]
+
+    def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        feed = RowFeed(batches, WANTED_SET)
+        start = 0
+        for batch in self.rows.read(split, self.columns):
+            keys = row_keys(split, start, batch.num_rows)
+            start += batch.num_rows
+            found = feed.until(int(keys[-1]))
+            _, nodes, blocks = distinct(*to_numpy(found, ("row", "node", "block")))
+            nodes, first = _runs(nodes)
+            lists = pa.ListArray.from_arrays(pa.array(np.append(first, len(blocks)), pa.int32()), pa.array(blocks))
+            chosen = batch.take(pa.array(canaries.bases(nodes) - keys[0]))
+            columns = [
+                pa.array(nodes), chosen.column("id"), source_places(chosen, self.sources),
+                chosen.column("source_example_id"), pa.array(self.survivor.preference(chosen)), lists,
+                packed(self._compared(chosen, canaries.which_canaries(nodes))),
+            ]  # fmt: skip
+            yield Chunk(pa.RecordBatch.from_arrays(columns, names=SET.names).cast(SET), batch.num_rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """What is read of each row."""
+        return list(dict.fromkeys(["id", "messages", "source_example_id", *self.survivor.reads]))
+
+    def _compared(self, chosen: pa.RecordBatch, copies: Bools) -> Sets:
+        texts = full_text(chosen)
+        if copies.any():
+            mask = pa.array(copies)
+            edited = self.canaries.edited(chosen.column("id").filter(mask), texts.filter(mask))
+            texts = pc.replace_with_mask(texts, mask, edited)
+        return self.near.compared(self.near.shingles(texts))
+
+
+def _runs(values: I64) -> tuple[I64, I64]:
+    """The first of each run of equal values, and its place."""
+    first = np.flatnonzero(np.concatenate([[True] * min(1, len(values)), values[1:] != values[:-1]]))
+    return values[first], first
+
+
+def packed(sets: Sets) -> pa.Array:
+    """Sets as bytes, 8 an element: what travels."""
+    offsets, hashes = sets
+    assert offsets[-1] < 1 << 28, "a record batch holds at most 2 GB of sets"
+    buffers = [None, pa.py_buffer((offsets * 8).astype(np.int32)), pa.py_buffer(hashes)]
+    return pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers)
+
+
+def unpacked(array: pa.Array) -> Sets:
+    """The sets of `packed`, without a copy where they lie at a multiple of 8 bytes."""
+    data, offsets = binary_buffers(array)
+    hashes = data[offsets[0] : offsets[-1]].view(np.uint64)
+    return (offsets - offsets[0]) // 8, np.require(hashes, requirements="A")
+
+
+# --- pairs by block ------------------------------------------------------------------------------------------------
+
+_DETAILS = ("id", "source", "example")
+BLOCK_MEMBER = pa.schema(
+    [
+        ("bucket", pa.int32()),
+        ("block", pa.int64()),
+        ("is_edge", pa.bool_()),
+        ("a", pa.int64()),
+        ("b", pa.int64()),
+        ("id", pa.binary()),
+        ("source", pa.int32()),
+        ("example", pa.string()),
+        ("shingles", pa.binary()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class EmitBlockMembers:
+    """Sets and pairs to the bucket of their block; a set's row is in column `a`, and it comes before all pairs."""
+
+    sets: Dataset
+    edges: Dataset
+    num_buckets: int
+
+    def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
+        kind, number = split
+        if kind == "sets":
+            for batch in self.sets.read_split(number):
+                yield from self._sets(batch)
+        else:
+            for batch in self.edges.read_split(number):
+                tail = [pa.nulls(batch.num_rows, field.type) for field in list(BLOCK_MEMBER)[5:]]
+                ends = [batch.column("a"), batch.column("b")]
+                yield self._members(batch.column("block"), True, [*ends, *tail])
+
+    def _sets(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Each row once for each of its blocks, _MEMBER_BYTES at a time."""
+        parents = pc.list_parent_indices(batch.column("blocks"))
+        blocks = batch.column("blocks").flatten()
+        sizes = pc.binary_length(batch.column("shingles")).to_numpy()[parents.to_numpy()]
+        piece = np.cumsum(sizes, dtype=np.int64) // _MEMBER_BYTES
+        borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(piece)]
+        for start, end in itertools.pairwise(borders):
+            rows = batch.take(parents.slice(start, end - start))
+            tail = [pa.nulls(end - start, pa.int64()), rows.column("id").cast(pa.binary())]
+            tail += [rows.column(name) for name in ("source", "example", "shingles")]
+            yield self._members(blocks.slice(start, end - start), False, [rows.column("row"), *tail])
+
+    def _members(self, block: pa.Array, is_edge: bool, columns: list[pa.Array]) -> pa.RecordBatch:
+        bucket = buckets_of(hash_array(block), self.num_buckets)
+        head = [bucket, block, pa.repeat(is_edge, len(block))]
+        return pa.RecordBatch.from_arrays([*head, *columns], names=BLOCK_MEMBER.names).cast(BLOCK_MEMBER)
+
+
+class HeldSets:
+    """What is compared of the rows of some blocks, found by (block, row).
+
+    Attributes:
+        details: id, source and example of each set.
+        sets: offsets and hashes.
+    """
+
+    def __init__(self) -> None:
+        self.blocks = np.empty(0, np.int64)
+        self.rows = np.empty(0, np.int64)
+        self.details = pa.schema([BLOCK_MEMBER.field(name) for name in _DETAILS]).empty_table()
+        self.sets: Sets = (np.zeros(1, np.int64), np.empty(0, np.uint64))
+
+    def keep(self, block: int) -> None:
+        """Forget the sets of all other blocks."""
+        low, high = np.searchsorted(self.blocks, [block, block + 1])
+        if high - low == len(self.blocks):
+            return
+        offsets, hashes = self.sets
+        first, last = offsets[low], offsets[high]
+        self.blocks, self.rows = self.blocks[low:high].copy(), self.rows[low:high].copy()
+        self.details = self.details.slice(low, high - low).combine_chunks()
+        self.sets = (offsets[low : high + 1] - first, hashes[first:last].copy())
+
+    def add(self, sets: pa.RecordBatch) -> None:
+        """Take the next sets, which are sorted by block and row and come after all that are held."""
+        ends, values = unpacked(sets.column("shingles"))
+        offsets, hashes = self.sets
+        self.blocks = np.concatenate([self.blocks, sets.column("block").to_numpy()])
+        self.rows = np.concatenate([self.rows, sets.column("a").to_numpy()])
+        self.details = pa.concat_tables([self.details, pa.Table.from_batches([sets.select(_DETAILS)])])
+        self.sets = (np.concatenate([offsets, offsets[-1] + ends[1:]]), np.concatenate([hashes, values]))
+
+    def find(self, blocks: I64, rows: I64) -> I64:
+        """Places of sets that are held, int64."""
+        known_blocks, known_rows = np.unique(self.blocks), np.unique(self.rows)
+
+        def code(block: I64, row: I64) -> I64:
+            return np.searchsorted(known_blocks, block) * len(known_rows) + np.searchsorted(known_rows, row)
+
+        codes, wanted = code(self.blocks, self.rows), code(blocks, rows)
+        places = np.searchsorted(codes, wanted)
+        assert np.array_equal(codes[np.minimum(places, len(codes) - 1)], wanted), "a pair came without its sets"
+        return places
+
+
+@dataclass(frozen=True)
+class Verify:
+    """The similarity of every pair; those at or above the threshold are written, canaries counted.
+
+    The sets of a block come before its pairs, so a batch of rows and the sets of the open block are all there is
+    in memory.
+    """
+
+    near: NearDedup
+    sources: tuple[str, ...]
+
+    def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        pairs_in = 0
+        found: dict[str, int] = {}
+
+        def verified() -> Iterator[pa.RecordBatch]:
+            nonlocal pairs_in
+            held = HeldSets()
+            last = np.full((3, 1), -1, np.int64)
+            for batch in slices(batches, _VERIFY_ROWS):
+                is_edge = batch.column("is_edge")
+                sets, edges = batch.filter(pc.invert(is_edge)), batch.filter(is_edge)
+                if sets.num_rows:
+                    held.keep(batch.column("block")[0].as_py())
+                    held.add(sets)
+                if edges.num_rows:
+                    # A pair found in bands of several buckets comes several times, in sequence.
+                    pairs = np.stack(to_numpy(edges, ("block", "a", "b")))
+                    fresh = (np.diff(pairs, axis=1, prepend=last) != 0).any(axis=0)
+                    last = pairs[:, -1:]
+                    pairs = pairs[:, fresh]
+                    copies = canaries.which_canaries(pairs[2])
+                    pairs_in += int((~copies).sum())
+                    _count_levels(found, self._similar(held, pairs[:, copies]))
+                    yield self._verify(held, pairs[:, ~copies])
+                held.keep(batch.column("block")[-1].as_py())
+
+        yield from recut(verified())
+        yield Chunk(None, pairs_in, {}, {"canaries": found} if found else {})
+
+    def _similar(self, held: HeldSets, pairs: I64) -> I64:
+        """The second ends of the pairs that are similar."""
+        block, a, b = pairs
+        return b[self._judge(held, held.find(block, a), held.find(block, b))[1]]
+
+    def _judge(self, held: HeldSets, left: I64, right: I64) -> tuple[F64, Bools]:
+        jaccard = self.near.similarity(held.sets, left, right)
+        return jaccard, self.near.is_duplicate(jaccard)
+
+    def _verify(self, held: HeldSets, pairs: I64) -> pa.RecordBatch:
+        block, a, b = pairs
+        left, right = held.find(block, a), held.find(block, b)
+        jaccard, good = self._judge(held, left, right)
+        left, right = left[good], right[good]
+        swap = _comes_after(held.details, left, right)
+        left, right = np.where(swap, right, left), np.where(swap, left, right)
+        one, other = (held.details.take(pa.array(places)).combine_chunks() for places in (left, right))
+        names = pa.array(self.sources, pa.string())
+        columns = [
+            one["example"], other["example"], pa.array(jaccard[good]), names.take(one["source"].combine_chunks()),
+            names.take(other["source"].combine_chunks()), one["id"], other["id"],
+            pa.array(held.rows[left]), pa.array(held.rows[right]),
+        ]  # fmt: skip
+        table = pa.Table.from_arrays(columns, names=NEAR_PAIR.names).cast(NEAR_PAIR)
+        return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], schema=NEAR_PAIR)
+
+
+def _count_levels(found: dict[str, int], copies: I64) -> None:
+    for level in (copies >> canaries.LEVEL_BIT & np.int64(31)).tolist():
+        found[str(level)] = found.get(str(level), 0) + 1
+
+
+def _comes_after(details: pa.Table, left: I64, right: I64) -> Bools:
+    """Whether the left row's example id comes after the right one's, the shorter first; equal ones go by id."""
+    examples, ids = details["example"].combine_chunks(), details["id"].combine_chunks()
+    one, other = pa.array(left), pa.array(right)
+    lengths = pc.binary_length(examples)
+    keys = (lengths, examples, ids)
+    after = pa.repeat(False, len(left))
+    for key in reversed(keys):
+        mine, theirs = key.take(one), key.take(other)
+        after = pc.or_(pc.greater(mine, theirs), pc.and_(pc.equal(mine, theirs), after))
+    return after.to_numpy(zero_copy_only=False)

@@ -1,0 +1,224 @@
+"""Streams of rows with row keys: what the stages share that shuffle rows by a key and bring the result back.
+
+A row key is split << 32 | row (`etl.rows.ROW_BITS`). A map side reads the live rows of a split with their row keys and
+hashes what it sends into buckets. A reducer gets batches of any size, sorted, and writes row groups of OUT_ROWS rows
+whatever those batches were. Everything streams: a worker holds one batch of what arrives and one row group of its
+split, however many rows share a key.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl.arrays import I64
+from etl.hashing import fixed_binary, hash_array, hash_columns
+from etl.rows import ROW_BITS, Rows
+from etl.schema import ID
+from etl.step import live
+from etl.storage.dataset import Chunk, Dataset
+
+OUT_ROWS = 1 << 16
+"""Rows of a row group in tables of hits and pairs."""
+
+
+# --- the map side: live rows, row keys, buckets --------------------------------------------------------------------
+
+
+def row_keys(split: int, start: int, count: int) -> I64:
+    """Keys of `count` rows of a split from row `start` on: int64 [count]."""
+    return (np.int64(split) << np.int64(ROW_BITS)) + np.arange(start, start + count, dtype=np.int64)
+
+
+def live_rows(rows: Rows, split: int, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, I64]]:
+    """The rows of a split that no step has dropped, with their row keys, one batch a row group."""
+    start = 0
+    for batch in rows.read(split, list(dict.fromkeys([*columns, "verdict"]))):
+        keys = row_keys(split, start, batch.num_rows)
+        start += batch.num_rows
+        is_live = live(batch)
+        yield batch.filter(is_live), keys[is_live.to_numpy(zero_copy_only=False)]
+
+
+def named_splits(name: str, dataset: Dataset) -> Iterator[list[Any]]:
+    """[name, number] of each split: the splits of an exchange whose map side reads several datasets."""
+    return ([name, split] for split in range(dataset.num_splits))
+
+
+def source_places(batch: pa.RecordBatch, sources: tuple[str, ...]) -> pa.Array:
+    """The place of each row's source among the sources of the recipe: int32 [rows]."""
+    places = pc.index_in(batch.column("source_dataset"), value_set=pa.array(sources, pa.string()))
+    assert not places.null_count, "a row of a source that the recipe does not have"
+    return places
+
+
+def buckets_of(keys: npt.NDArray[Any], num_buckets: int) -> pa.Array:
+    """The remainder of 64-bit keys, read as unsigned: int32 [keys]."""
+    return pa.array((keys.view(np.uint64) % np.uint64(num_buckets)).astype(np.int32))
+
+
+def hashed_buckets(keys: I64, num_buckets: int) -> pa.Array:
+    """Buckets by a hash of row keys, since the rows of one split may all have one remainder: int32 [keys]."""
+    return buckets_of(hash_columns([pa.array(keys)]), num_buckets)
+
+
+def bucket_of_hash128(hashes: pa.FixedSizeBinaryArray, num_buckets: int) -> pa.Array:
+    """Buckets by the first half of 128-bit hashes: int32 [rows]."""
+    first = np.ascontiguousarray(fixed_binary(hashes)[:, :8]).view(np.uint64).ravel()
+    return buckets_of(first, num_buckets)
+
+
+def routed(schema: pa.Schema) -> pa.Schema:
+    """A schema with a bucket before it, as the engines carry rows: plain binaries, everything nullable."""
+    carried = [(field.name, pa.binary() if field.type == ID else field.type) for field in schema]
+    return pa.schema([("bucket", pa.int32()), *carried])
+
+
+# --- the reducers --------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A stream of batches that counts the rows it has given."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self.rows = 0
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._batches:
+            self.rows += batch.num_rows
+            yield batch
+
+
+def slices(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of at most `rows`: engines hand out batches of any size."""
+    return (batch.slice(start, rows) for batch in batches for start in range(0, batch.num_rows, rows))
+
+
+def recut(batches: Iterable[pa.RecordBatch], rows: int = OUT_ROWS) -> Iterator[Chunk]:
+    """The same rows in row groups of `rows`: a file does not show in which batches an engine handed them out."""
+    held: list[pa.RecordBatch] = []
+    num_held = 0
+    for batch in batches:
+        held.append(batch)
+        num_held += batch.num_rows
+        while num_held >= rows:
+            table = pa.Table.from_batches(held).combine_chunks()
+            yield from (Chunk(piece) for piece in table.slice(0, rows).to_batches())
+            held, num_held = table.slice(rows).to_batches(), num_held - rows
+    if num_held:
+        yield from (Chunk(piece) for piece in pa.Table.from_batches(held).combine_chunks().to_batches())
+
+
+def reduced(
+    batches: Iterable[pa.RecordBatch],
+    fn: Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]],
+    distributions: Callable[[], dict[str, Any]] = dict,
+) -> Iterator[Chunk]:
+    """What most reducers write: the rows that `fn` makes of a bucket, recut, then a chunk of counts alone.
+
+    Args:
+        batches: the rows of the bucket, sorted.
+        fn: consumes them all.
+        distributions: called when `fn` is done.
+    """
+    counted = Counted(batches)
+    yield from recut(fn(counted))
+    yield Chunk(None, counted.rows, {}, distributions())
+
+
+def first_of_groups(batches: Iterable[pa.RecordBatch], key: str) -> Iterator[tuple[pa.Table, I64]]:
+    """A stream that is sorted by `key`, and for each row the place of the first row of its group.
+
+    A table begins with the first row of the group that was open when the batch came, so a group of any size costs one
+    row of memory. That row comes again in each table of its group, always as its own first.
+
+    Args:
+        batches: sorted by `key`.
+        key: a binary or integer column.
+    """
+    opened: list[pa.RecordBatch] = []
+    for batch in batches:
+        if batch.num_rows == 0:
+            continue
+        table = pa.Table.from_batches([*opened, batch]).combine_chunks()
+        hashes = hash_array(table[key].combine_chunks())
+        starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
+        first = np.repeat(starts, np.diff(np.append(starts, len(hashes))))
+        yield table, first
+        opened = table.take(pa.array(first[-1:])).to_batches()
+
+
+class RowFeed:
+    """A stream that is sorted by `row`, taken piece by piece; holds a batch and what was asked for."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+        self._batches = iter(batches)
+        self._held = schema.empty_table()
+
+    def until(self, last: int) -> pa.Table:
+        """The next rows whose key is at most `last`, in one chunk."""
+        pieces = [self._held]
+        end = self._last(self._held)
+        while end is None or end <= last:
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            pieces.append(pa.Table.from_batches([batch]))
+            end = self._last(pieces[-1])
+        table = pa.concat_tables(pieces).combine_chunks()
+        cut = int(np.searchsorted(table["row"].to_numpy(), last, "right"))
+        self._held = table.slice(cut)
+        return table.slice(0, cut).combine_chunks()
+
+    @staticmethod
+    def _last(table: pa.Table) -> int | None:
+        return table["row"][-1].as_py() if len(table) else None
+
+
+# --- tables of int64 columns ---------------------------------------------------------------------------------------
+
+
+def int64_schema(*names: str) -> pa.Schema:
+    """int64 columns without nulls."""
+    return pa.schema([pa.field(name, pa.int64(), nullable=False) for name in names])
+
+
+def to_batch(columns: Iterable[npt.NDArray[Any]], schema: pa.Schema) -> pa.RecordBatch:
+    """NumPy columns as a batch."""
+    return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=schema)
+
+
+def to_numpy(batch: pa.RecordBatch | pa.Table, names: Iterable[str]) -> list[I64]:
+    """Some columns of a batch as NumPy arrays."""
+    return [batch.column(name).to_numpy() for name in names]
+
+
+def distinct(*columns: I64) -> list[I64]:
+    """The distinct rows of some columns, sorted."""
+    order = np.lexsort(columns[::-1])
+    ranked = [column[order] for column in columns]
+    fresh = np.zeros(len(order), np.bool_)
+    fresh[:1] = True
+    for column in ranked:
+        fresh[1:] |= column[1:] != column[:-1]
+    return [column[fresh] for column in ranked]
+
+
+# --- ids as text ---------------------------------------------------------------------------------------------------
+
+_HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
+_DIGITS = np.array([place for place in range(36) if place not in (8, 13, 18, 23)])
+
+
+def uuid_texts(ids: pa.FixedSizeBinaryArray) -> pa.StringArray:
+    """The 36-character form of 16-byte ids; null for null."""
+    data = fixed_binary(ids)
+    text = np.full((len(ids), 36), ord("-"), np.uint8)
+    text[:, _DIGITS] = _HEX[np.stack([data >> 4, data & 15], axis=2).reshape(len(ids), 32)]
+    offsets = np.arange(0, 36 * (len(ids) + 1), 36, dtype=np.int32)
+    made = pa.StringArray.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(text))
+    return pc.if_else(ids.is_valid(), made, None) if ids.null_count else made
