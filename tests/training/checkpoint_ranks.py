@@ -1,6 +1,4 @@
-"""One rank of the checkpoint tests: a toy with all that is awkward, saved and loaded as a JSON plan says.
-
-    python -m tests.training.checkpoint_ranks PLAN.json
+"""One rank of the checkpoint tests: a toy with all that is awkward, saved and loaded as a plan says.
 
 The plan is a list of actions, each done with an engine of its own in one process group; rank 0 prints a line of JSON
 for each. The toy has a tied weight, a frozen parameter, a buffer, odd shapes and a group of two elements, so
@@ -11,10 +9,7 @@ import hashlib
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
-import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,12 +20,12 @@ from torch import nn
 
 from etl.errors import StillhouseError
 from etl.storage.location import Location
+from tests.training.forked import run_ranks
 from training.checkpoint.checkpoints import CheckpointConfig, Checkpoints
 from training.checkpoint.store import Commit
 from training.engine.engine import world
 
 LR = 0.01
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Toy(nn.Module):
@@ -165,35 +160,17 @@ def engine_of(engine):
 
 def launch(plan, world_size, folder):
     """Run a plan with some ranks; what each action found, or the exit codes when a rank has failed."""
-    path = folder / f"plan-{uuid.uuid4().hex}.json"
-    path.write_text(json.dumps(plan))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.training.checkpoint_ranks", str(path)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            cwd=PROJECT,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    said = [rank.communicate()[0] for rank in ranks]
-    codes = [rank.returncode for rank in ranks]
+    ranks = run_ranks(carry_out, plan, world_size=world_size, folder=folder)
+    codes = [code for code, _ in ranks]
     if any(codes):
         return codes
-    results = [json.loads(line) for line in said[0].splitlines() if line.startswith("{")]
-    assert len(results) == len(plan), said[0]
+    _, said = ranks[0]
+    results = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert len(results) == len(plan), said
     return results
 
 
-def main():
-    plan = json.loads(Path(sys.argv[1]).read_text())
+def carry_out(plan):
     with world() as here:
         for action in plan:
             try:
@@ -203,7 +180,3 @@ def main():
             if here.rank == 0:
                 sys.stdout.write(json.dumps(result) + "\n")
                 sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

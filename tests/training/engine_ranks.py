@@ -1,6 +1,6 @@
-"""One rank of a run over several processes, started by test_precision.py; rank 0 writes what it found as JSON.
+"""One rank of a run over several processes, as test_precision.py starts them; rank 0 writes what it found as JSON.
 
-python -m torch.distributed.run --standalone --nproc_per_node 3 -m tests.training.engine_ranks OUT STAGE…
+torchrun --standalone --nproc_per_node 2 --module tests.training.engine_ranks OUT STAGE…
 """
 
 import json

@@ -1,20 +1,17 @@
 """The trainer in a process of its own that ends by SIGKILL at a chosen moment of its work.
 
 A moment is a call of one of SITES, counted from the start of the process, and a delay after that call began; the
-process kills itself, so no moment is missed however busy the machine is. Processes are forked from one that has
-imported the trainer (multiprocessing's forkserver), which saves most of the ten seconds that a start takes.
+process kills itself, so no moment is missed however busy the machine is.
 """
 
 import importlib
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import threading
 from dataclasses import dataclass
 
-import torch
+from tests.training import forked
 
 SITES = {
     "build": ("training.train", "build_student", 1),
@@ -57,21 +54,18 @@ def moments(seed, num):
 
 def train_until(arguments, moment=None):
     """Exit code of the trainer with these arguments, killed at the moment; -9 if it came to that."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.train"])
-    process = context.Process(target=_trainer, args=(arguments, moment))
-    process.start()
+    process = forked.begin(main, arguments, moment)
     process.join()
     return process.exitcode
 
 
-def _trainer(arguments, moment):
-    from training.train import main
+def main(arguments, moment=None):
+    """The trainer's, in this process, which the moment ends."""
+    from training import train
 
-    torch.set_num_threads(1)
     if moment is not None:
         _arm(moment)
-    sys.exit(main(arguments))
+    return train.main(arguments)
 
 
 def _arm(moment):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.training import engine_ranks, precision
+from tests.training.forked import ENVIRONMENT, run_ranks
 from tests.training.precision import CPU, OBJECTIVE, OPTIMIZER, context, full_parameters
 from training.engine.engine import Engine, world
 
@@ -65,19 +66,24 @@ def test_16_micro_batches_of_1_equal_1_of_16(here, stage):
     one.close()
 
 
-def launch(num_ranks, out, stages):
+def with_torchrun(num_ranks, out, stages):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks),
         "-m", "tests.training.engine_ranks", str(out), *map(str, stages),
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    found = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout + found.stderr
-    return json.loads(out.read_text())
+    environment = {**os.environ, **ENVIRONMENT}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def check_ranks(here, num_ranks, out, stages):
-    found = launch(num_ranks, out, stages)
+def by_fork(num_ranks, out, stages):
+    for code, said in run_ranks(engine_ranks.main, str(out), stages, world_size=num_ranks, folder=out.parent):
+        assert code == 0, said
+
+
+def check_ranks(here, launch, num_ranks, out, stages):
+    launch(num_ranks, out, stages)
+    found = json.loads(out.read_text())
     ranks = list(range(num_ranks))
     assert found["collectives"] == {
         "sum": [sum(ranks), num_ranks],
@@ -95,10 +101,10 @@ def check_ranks(here, num_ranks, out, stages):
 
 
 def test_2_ranks_equal_1_and_a_fault_on_one_of_them_stops_all(here, tmp_path):
-    check_ranks(here, 2, tmp_path / "found.json", [2])
+    check_ranks(here, by_fork, 2, tmp_path / "found.json", [2])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_ranks", [2, 3])
-def test_every_stage_is_the_same_on_2_and_3_ranks(here, tmp_path, num_ranks):
-    check_ranks(here, num_ranks, tmp_path / "found.json", [0, 1, 2, 3])
+@pytest.mark.parametrize(("launch", "num_ranks"), [(with_torchrun, 2), (by_fork, 3)])
+def test_every_stage_is_the_same_on_2_and_3_ranks(here, tmp_path, launch, num_ranks):
+    check_ranks(here, launch, num_ranks, tmp_path / "found.json", [0, 1, 2, 3])

@@ -2,12 +2,8 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +13,8 @@ import torch
 from etl.errors import ConfigError
 from etl.storage.dataset import write_dataset
 from tests.training.corpora import VOCAB, documents
+from tests.training.disturbed_runs import arguments
+from tests.training.forked import run_ranks
 from tests.training.models.toys import family
 from tests.training.teacher_tables import append_columns, rows_of, write_teacher
 from tests.training.toy_runs import (
@@ -34,12 +32,11 @@ from training.data.stream.decisions import DecisionLog
 from training.models.factory import ModelConfig, build_student, export_model
 from training.stages.dry_run import plan_arm
 from training.stages.stream import open_stage
-from training.train import train
+from training.train import main, train
 
 # DeepSpeed and what it imports late use deprecated parts of torch; so does peft.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")
 
-PROJECT = Path(__file__).resolve().parents[2]
 OF_KIND = {"analysis": -0.25, "final": -2.0}
 """ln p of the toy teacher, by span kind: both are exact in float16."""
 TOPK = 3
@@ -407,13 +404,11 @@ def test_a_corpus_without_validation_documents_that_fit_is_refused_even_beside_f
 
 @pytest.mark.slow
 def test_two_processes_train_a_stage_of_two_arms_as_one_does(corpus, scores, rescored, tmp_path):
-    sets = settings(corpus, tmp_path, stages=rescored_stages(scores))
-    command = [sys.executable, "-m", "jobs.cli", "train", "demo", "--nproc", "2"]
-    command += [word for value in sets for word in ("--set", value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["complete"]
+    run = arguments(settings(corpus, tmp_path, stages=rescored_stages(scores)))
+    ranks = run_ranks(main, run, world_size=2, folder=tmp_path)
+    for code, said in ranks:
+        assert code == 0, said
+    assert json.loads(ranks[0][1].splitlines()[-1])["complete"]
     ours, theirs = steps_of(tmp_path), steps_of(rescored[0])
     for key in ("stage", "arm", "tokens", "span_tokens"):
         assert [record[key] for record in ours] == [record[key] for record in theirs]

@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import training.train
 from etl import conf
 from etl.errors import ConfigError, DataError
 from etl.storage.dataset import write_dataset
+from tests.training import forked
 from tests.training.corpora import documents
+from tests.training.disturbed_runs import arguments
 from tests.training.toy_runs import PulledPlugError, deterministic, pull_the_plug_at, records, weights
 from training.config import TrainConfig
 from training.data.reader import CorpusReader
@@ -240,23 +244,14 @@ def test_a_corpus_without_a_usable_document_is_refused(tmp_path):
         train(configuration(tmp_path / "c", tmp_path / "out", "data.pack_tokens=3", "evaluate=null"))
 
 
-def launch(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(arguments, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
-
-
-def settings(values):
-    return [word for value in values for word in ("--set", value)]
-
-
 @pytest.mark.slow
 def test_two_processes_of_the_deepspeed_launcher_equal_one(corpus, whole, tmp_path):
     launcher = str(Path(sys.executable).parent / "deepspeed")
-    found = launch(
-        sys.executable, launcher, "--num_gpus", "2", "--module", "training.train", "--conf", "demo",
-        *settings(overrides(corpus, tmp_path)),
-    )  # fmt: skip
-    assert found.returncode == 0, found.stdout + found.stderr
+    command = [sys.executable, launcher, "--num_gpus", "2", "--module", "training.train"]
+    command += arguments(overrides(corpus, tmp_path))
+    environment = {**os.environ, **forked.ENVIRONMENT}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     ours, theirs = records(tmp_path), records(whole[0])
     for key in ("loss", "held_out"):
         values = [record[key] for record in ours if key in record]
@@ -265,7 +260,9 @@ def test_two_processes_of_the_deepspeed_launcher_equal_one(corpus, whole, tmp_pa
         assert [r[key] for r in ours if key in r] == [r[key] for r in theirs if key in r]
 
 
-def test_the_command_says_what_is_wrong_and_exits_with_2(tmp_path):
-    found = launch(sys.executable, "-m", "training.train", "--conf", "demo", "--set", "optimiser.lr=1")
-    assert found.returncode == 2
-    assert "did you mean 'optimizer'" in found.stderr
+def test_the_command_says_what_is_wrong_and_exits_with_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--conf", "demo", "--set", "optimiser.lr=1"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(training.train.__file__, run_name="__main__")
+    assert ended.value.code == 2
+    assert "did you mean 'optimizer'" in capsys.readouterr().err

@@ -1,8 +1,4 @@
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,6 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tests.benchmarks.bench_head import Case, measure
+from tests.training.forked import run_ranks
 from training.losses.chunked_head import LmHead
 from training.losses.divergences import DivergenceRows
 from training.losses.token_nll import TokenNll
@@ -211,20 +208,10 @@ def test_peak_memory_with_wide_states(loss):
 
 
 def test_two_ranks_at_zero_0_and_3_tied_and_untied_equal_the_naive_head(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    ranks = []
-    for rank in ("0", "1"):
-        environment = {
-            **os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        command = [sys.executable, "-m", "tests.training.losses.zero_head", str(tmp_path / f"{rank}.json")]
-        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    logs = [process.communicate(timeout=300)[0].decode() for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(logs)
-    for rank in ("0", "1"):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
+    from tests.training.losses import zero_head  # loads DeepSpeed
+
+    for code, said in run_ranks(zero_head.main, world_size=2, folder=tmp_path):
+        assert code == 0, said
+        found = json.loads(said.splitlines()[-1])
         assert len(found) == 8
         assert max(found.values()) < 2e-6, found
