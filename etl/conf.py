@@ -13,13 +13,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from etl.config_errors import PRIVATE, lines
 from etl.errors import ConfigError, DataError
 from etl.storage.location import Location
 
 C = TypeVar("C", bound=BaseModel)
-
-_PRIVATE = frozenset({"options", "storage"})
-"""Keys below which credentials may stand: their values are never repeated."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -95,17 +93,24 @@ def find(name_or_path: str, folder: str) -> str:
 
 
 def load(model: type[C], name_or_path: str, folder: str, overrides: list[str]) -> C:
-    """The checked configuration.
+    """The checked configuration, with `--set` on top.
 
     Raises:
         ConfigError: not found, not YAML, an override without '=', or a key or value that the model refuses.
     """
-    tree = parse_yaml(find(name_or_path, folder), name_or_path)
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{name_or_path} must be a mapping of keys, not {type(tree).__name__}")
+    tree = _tree(name_or_path, folder)
     for override in overrides:
         _apply(tree, override)
     return check(model, tree, name_or_path)
+
+
+def read(model: type[C], name_or_path: str, folder: str) -> C:
+    """The checked configuration of a file that no `--set` reaches, such as the description of a source.
+
+    Raises:
+        ConfigError: not found, not YAML, or a key or value that the model refuses.
+    """
+    return _checked(model, _tree(name_or_path, folder), name_or_path, settable=False)
 
 
 def check(model: type[C], tree: Any, origin: str) -> C:
@@ -114,21 +119,21 @@ def check(model: type[C], tree: Any, origin: str) -> C:
     Raises:
         ConfigError: one line for each key or value that the model refuses.
     """
+    return _checked(model, tree, origin, settable=True)
+
+
+def _tree(name_or_path: str, folder: str) -> dict[str, Any]:
+    tree = parse_yaml(find(name_or_path, folder), name_or_path)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name_or_path} must be a mapping of keys, not {type(tree).__name__}")
+    return tree
+
+
+def _checked(model: type[C], tree: Any, origin: str, settable: bool) -> C:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        lines = [_line(item) for item in error.errors(include_url=False)]
-        raise ConfigError(f"{origin}:\n  " + "\n  ".join(lines)) from error
-
-
-def _line(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "(top)"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "missing":
-        return f"{where}: is missing; add it to the file, or --set {where}=VALUE"
-    if item["type"] == "value_error" or not _PRIVATE.isdisjoint(item["loc"]):
-        return f"{where}: {message}"
-    return f"{where}: {message} (got {item['input']!r})"
+        raise ConfigError(f"{origin}:\n  " + "\n  ".join(lines(error, model, tree, settable))) from error
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -154,7 +159,7 @@ def _child(node: Any, name: str, key: str) -> Any:
             node[name] = {}
         child = node[name]
     if not isinstance(child, dict | list):
-        value = "a value" if name in _PRIVATE or not _PRIVATE.isdisjoint(key.split(".")) else f"the value {child!r}"
+        value = "a value" if name in PRIVATE or not PRIVATE.isdisjoint(key.split(".")) else f"the value {child!r}"
         raise ConfigError(f"--set {key}: '{name}' is {value}, it has no keys below it")
     return child
 

@@ -1,9 +1,16 @@
 """`Config`: the base of everything that is read from YAML or stored as JSON."""
 
 import difflib
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`did you mean 'x'? ` for the known name that is most like one; nothing where none is known."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"did you mean '{near[0]}'? " if near else ""
 
 
 class Config(BaseModel):
@@ -21,9 +28,8 @@ class Config(BaseModel):
         if isinstance(values, dict):
             for key in values:
                 if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.0)
-                    hint = f"did you mean '{near[0]}'? " if near else ""
-                    raise ValueError(f"unknown key '{key}'; {hint}valid keys: {', '.join(cls.model_fields)}")
+                    valid = list(cls.model_fields)
+                    raise ValueError(f"unknown key '{key}'; {nearest(str(key), valid)}valid keys: {', '.join(valid)}")
         return values
 
     def fingerprinted(self) -> dict[str, Any]:

@@ -12,8 +12,16 @@ import pyarrow as pa
 
 SCHEMA_VERSION: Final = 0
 
-SKILL_BUCKETS: Final = ("B1", "B2", "B3", "B4", "B5")
-"""General reasoning, math, code, helpful dialogue, world knowledge."""
+SKILLS: Final = {
+    "B1": "general reasoning",
+    "B2": "math",
+    "B3": "code",
+    "B4": "helpful dialogue",
+    "B5": "world knowledge",
+}
+"""What is in each skill bucket."""
+
+SKILL_BUCKETS: Final = tuple(SKILLS)
 
 CTX_BUCKETS: Final = {"C1": 4096, "C2": 8192, "C3": 16384, "C4": 32768}
 """Largest number of tokens of a rendered example in each context bucket."""

@@ -5,16 +5,24 @@ A data set is described by conf/sources/<name>.yaml; a new one of a known shape 
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, RootModel, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, RootModel, field_validator, model_validator
 
 from etl import conf
 from etl.config import Config
 from etl.errors import ConfigError
-from etl.schema import SKILL_BUCKETS
+from etl.schema import SKILLS
 from etl.storage.location import Location
 from etl.storage.remote import Storage, check_url, scheme_of
 
-SkillBucket = Annotated[str, StringConstraints(pattern=f"^({'|'.join(SKILL_BUCKETS)})$")]
+
+def _known_bucket(name: str) -> str:
+    if name not in SKILLS:
+        known = ", ".join(f"{bucket} ({meaning})" for bucket, meaning in SKILLS.items())
+        raise ValueError(f"'{name}' is no skill bucket; use {known}")
+    return name
+
+
+SkillBucket = Annotated[str, AfterValidator(_known_bucket)]
 
 
 class SkillRule(Config):
@@ -156,7 +164,7 @@ class Source(Config):
         Raises:
             ConfigError: it is absent or wrong.
         """
-        shape = conf.load(Description, self.spec, "sources", []).root
+        shape = conf.read(Description, self.spec, "sources").root
         if self.text_column is not None and not isinstance(shape, TextShape):
             raise ConfigError(
                 f"text_column: '{self.text_column}' is for raw text, and conf/sources/{self.spec} has the shape "

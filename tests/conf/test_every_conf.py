@@ -39,7 +39,7 @@ def test_every_file_is_of_a_kind_that_is_tested_here():
 
 @pytest.mark.parametrize("name", named("sources"))
 def test_sources_load(name):
-    shape = conf.load(Description, name, "sources", []).root
+    shape = conf.read(Description, name, "sources").root
     assert set(shape.required) <= set(shape.text_columns)
 
 
