@@ -10,6 +10,7 @@ a moment ago. Each dataset is committed by itself, as if its map had run alone.
 """
 
 import itertools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -44,6 +45,17 @@ class Resources:
 
 DEFAULT = Resources()
 """Whatever the engine gives."""
+
+WORKER = "STILLHOUSE_WORKER"
+"""Environment variable that an engine with worker processes of its own sets in each of them: its number, from 0."""
+
+
+def worker_number() -> int:
+    """Number of the process that runs this task among those of its engine on this machine; 0 where there is one alone.
+
+    It is the same for all tasks that a process runs, so a task can choose a GPU by it.
+    """
+    return int(os.environ.get(WORKER, "0"))
 
 
 @dataclass(frozen=True)
@@ -83,10 +95,10 @@ class Counts:
 
 
 Task = Callable[[int, Any], Counts]
-"""Does one split: its number and its value in the plan."""
+"""Does one split: its number and its value in the plan. Pickles; a worker process unpickles it once a job."""
 
 Reduce = Callable[[int, Iterator[pa.RecordBatch]], Counts]
-"""Does one bucket."""
+"""Does one bucket. Pickles."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,31 @@ class _HeldDataset(Dataset):
 def _pieces(group: list[_HeldMap], missing: list[set[int]], number: int) -> list[tuple[int, Any]]:
     """(place in the group, value of the split) of every map of a group that has this split to do."""
     return [(place, item.plan.splits[number]) for place, item in enumerate(group) if number in missing[place]]
+
+
+@dataclass(frozen=True)
+class _WriteSplit:
+    """A task of a job of maps: writes a split of each of their datasets in turn. Pickles as far as the maps do."""
+
+    maps: list[tuple[SplitWriter, MapFn]]
+
+    def __call__(self, number: int, pieces: Any) -> Counts:
+        counts = Counts()
+        for place, split in pieces:
+            writer, fn = self.maps[place]
+            counts += Counts.of(writer.write(number, fn(split)))
+        return counts
+
+
+@dataclass(frozen=True)
+class _WriteBucket:
+    """A task of a shuffle: writes what a bucket comes to. Pickles as far as `fn` does."""
+
+    writer: SplitWriter
+    fn: ReduceFn
+
+    def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Counts:
+        return Counts.of(self.writer.write(bucket, self.fn(bucket, batches)))
 
 
 def nothing(*_: object) -> None:
@@ -214,15 +251,7 @@ class Engine(ABC):
         if not numbers:
             return
         items = [(number, _pieces(group, missing, number)) for number in numbers]
-        todo = [(item.build.writer(item.plan), item.fn) for item in group]
-
-        def task(number: int, pieces: Any) -> Counts:
-            counts = Counts()
-            for place, split in pieces:
-                writer, fn = todo[place]
-                counts += Counts.of(writer.write(number, fn(split)))
-            return counts
-
+        task = _WriteSplit([(item.build.writer(item.plan), item.fn) for item in group])
         stage = "+".join(item.build.job.stage for item in group)
         self.run_splits(Work(stage, len(numbers), len(group[0].plan.splits), group[0].resources), items, task)
 
@@ -236,10 +265,8 @@ class Engine(ABC):
         """
 
         def run(writer: SplitWriter, missing: list[int]) -> None:
-            def reduce(bucket: int, batches: Iterator[pa.RecordBatch]) -> Counts:
-                return Counts.of(writer.write(bucket, fn(bucket, batches)))
-
-            self.run_buckets(Work(job.stage, len(missing), exchange.num_buckets), missing, exchange, reduce)
+            work = Work(job.stage, len(missing), exchange.num_buckets)
+            self.run_buckets(work, missing, exchange, _WriteBucket(writer, fn))
 
         return self._write(job.with_buckets(exchange.num_buckets), range(exchange.num_buckets), run)
 

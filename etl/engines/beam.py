@@ -40,17 +40,14 @@ from apache_beam.runners.runner import PipelineState, create_runner
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
+from etl.engines.bucket_slices import bucket_slices
 from etl.errors import ConfigError, DataError, SchemaError, StillhouseError
 from etl.pipeline import open_steps
 from etl.schema import PROMPT, VERDICT
-from etl.sorting import IPC_OPTIONS, SortedRows, cut_by_bytes
+from etl.sorting import IPC_OPTIONS, SortedRows
 from etl.step import BatchFn, Step
 from etl.storage.location import Location
 
-HELD_BYTES = 64 << 20
-"""Rows of the map side of a shuffle that a worker gathers before it sends them, so that slices are not tiny."""
-SLICE_BYTES = 4 << 20
-"""Largest element of a shuffle, a single longer row excepted."""
 _ERROR = b"stillhouse.error"
 """Key in the schema metadata of a batch without rows that stands for an error of the map side."""
 _KEYED = tuple[int, pa.RecordBatch]
@@ -314,37 +311,11 @@ class _Emit(beam.DoFn):
 
     def process(self, split: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
         try:
-            yield from self._slices(split)
+            yield from bucket_slices(self._emit, split, self._schema, self._wanted)
         except StillhouseError as error:
             note = _no_rows(self._schema.with_metadata({_ERROR: error.to_text()}))
             for bucket in np.flatnonzero(self._wanted).tolist():
                 yield bucket, note
-
-    def _slices(self, split: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
-        held: list[pa.RecordBatch] = []
-        held_bytes = 0
-        for rows in self._emit(split):
-            rows = rows.cast(self._schema)
-            wanted = self._wanted[rows.column("bucket").to_numpy()]
-            held.append(rows if wanted.all() else rows.filter(pa.array(wanted)))
-            held_bytes += held[-1].nbytes
-            if held_bytes >= HELD_BYTES:
-                yield from _by_bucket(held)
-                held, held_bytes = [], 0
-        if held:
-            yield from _by_bucket(held)
-
-
-def _by_bucket(held: list[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    rows = pa.concat_batches(held)
-    buckets = rows.column("bucket").to_numpy()
-    if (buckets[1:] < buckets[:-1]).any():
-        order = np.argsort(buckets, kind="stable")
-        rows, buckets = rows.take(pa.array(order)), buckets[order]
-    starts = np.flatnonzero(np.diff(buckets, prepend=-1))
-    for start, end in zip(starts, np.append(starts, len(buckets))[1:], strict=True):
-        for piece in cut_by_bytes(rows.slice(start, end - start), SLICE_BYTES):
-            yield int(buckets[start]), piece
 
 
 class _Reduce(beam.DoFn):

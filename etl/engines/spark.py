@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from etl.engine import Counts, Engine, Exchange, Reduce, Table, Task, Work
 from etl.engines.java import find_java
+from etl.engines.progress import counts_line, progress_bar
 from etl.engines.spark_frames import apply, read
 from etl.engines.spark_resources import Ask, ask
 from etl.engines.spark_tables import land_partition, open_table
@@ -222,7 +223,7 @@ class _Job:
             StillhouseError: the first that a task met.
         """
         done = threading.Event()
-        with _progress() as progress:
+        with progress_bar() as progress:
             bar = progress.add_task(self._work.stage, total=None, counts="")
             watcher = threading.Thread(target=self._watch, args=(progress, bar, done), daemon=True)
             watcher.start()
@@ -231,7 +232,7 @@ class _Job:
             finally:
                 done.set()
                 watcher.join()
-        _LOG.info("%s: %s", self._work.stage, _line(self.counts.value))
+        _LOG.info("%s: %s", self._work.stage, counts_line(self.counts.value))
         if failures:
             raise StillhouseError.from_text(failures[0])
 
@@ -248,11 +249,7 @@ class _Job:
             if tasks:
                 finished = sum(stage.numCompletedTasks for stage in tasks)
                 total = sum(stage.numTasks for stage in tasks)
-                progress.update(bar, total=total, completed=finished, counts=_line(self.counts.value))
-
-
-def _line(counts: Counts) -> str:
-    return f"{counts.rows_in:,} rows in, {counts.rows_out:,} out, {counts.dropped:,} dropped, {counts.tokens:,} tokens"
+                progress.update(bar, total=total, completed=finished, counts=counts_line(self.counts.value))
 
 
 _GROUP_PROPERTIES = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel")
@@ -317,14 +314,6 @@ def _without_notes(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             raise StillhouseError.from_text(told[0])
         rows = rows.filter(notes.is_null())
     return rows.drop_columns([_TARGET, _NOTE]).cast(schema)
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[counts]}"),
-    )  # fmt: skip
-    return Progress(*columns, transient=True, disable=not sys.stderr.isatty())
 
 
 def _active_session() -> Any:

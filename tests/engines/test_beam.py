@@ -110,7 +110,7 @@ def test_wanted_buckets_get_their_rows_in_the_order_of_the_oracle(tmp_path_facto
 @pytest.mark.parametrize("limit", ["HELD_BYTES", "SLICE_BYTES"])
 def test_rows_are_the_same_in_the_smallest_slices(tmp_path, engine, monkeypatch, limit):
     rows = [(n % 4, bytes([n % 7]), None, n) for n in range(500)]
-    monkeypatch.setattr(f"etl.engines.beam.{limit}", 1)
+    monkeypatch.setattr(f"etl.engines.bucket_slices.{limit}", 1)
     made = exchanged(engine, tmp_path / "made", (rows[:300], rows[300:]), [0, 1, 2, 3])
     assert made == {bucket: sorted((row for row in rows if row[0] == bucket), key=sort_key) for bucket in range(4)}
 

@@ -1,5 +1,6 @@
 """Every stage, every engine, same rows: digests with 1, 2 and 7 splits and shuffled input, against the oracle."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -39,6 +40,19 @@ def test_every_dataset_is_in_the_grid(expected):
 
 def test_in_process(inputs, tmp_path, expected):
     check(inputs, tmp_path, InProcessEngine(batch_rows=3, seed=1), expected)
+
+
+def test_local(inputs, tmp_path, expected):
+    from etl.engines.local import LocalEngine
+
+    check(inputs, tmp_path, LocalEngine(), expected)
+
+
+def test_local_pool(inputs, tmp_path, expected):
+    from etl.engines.local import LocalEngine
+
+    with contextlib.closing(LocalEngine(processes=2)) as engine:
+        check(inputs, tmp_path, engine, expected)
 
 
 def test_spark_local(inputs, tmp_path, expected, spark):

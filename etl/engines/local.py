@@ -1,0 +1,172 @@
+"""The local engine: both verbs in this process, or in a pool of processes on this machine. No JVM, no service.
+
+A shuffle goes over local scratch files below TMPDIR. The map side of a split writes one Arrow file, its rows in slices
+of one bucket each; a bucket then reads its slices from all of them and sorts them (etl.sorting). So nobody holds a
+shuffle: a worker holds some 130 MB on the map side and some 200 MB on the other, whatever the size. Scratch takes the
+bytes of the shuffle, compressed, and is removed when the shuffle ends, also by an error or Ctrl-C.
+
+Costs nothing to start in this process. A pool costs a second of imports a worker, once (etl.engines.pool).
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from etl.arrays import I32, Bools
+from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Task, Work
+from etl.engines.bucket_slices import bucket_slices
+from etl.engines.pool import WorkerPool
+from etl.engines.progress import counts_line, progress_bar
+from etl.errors import ConfigError
+from etl.sorting import IPC_OPTIONS, SortedRows
+
+_LOG = logging.getLogger(__name__)
+
+
+class LocalEngine(Engine):
+    """Runs tasks on this machine.
+
+    A task that asks for `cpus` counts for as many processes; memory and GPUs are the user's to divide. With a pool,
+    `etl.engine.worker_number()` says on a task's side which process it is in, from 0.
+
+    Args:
+        processes: 1 runs everything in this process, one task after the other; more are workers of a pool.
+
+    Raises:
+        ConfigError: fewer than one process.
+    """
+
+    def __init__(self, processes: int = 1) -> None:
+        super().__init__()
+        if processes < 1:
+            raise ConfigError(f"processes={processes}: the local engine needs at least 1")
+        self._pool = WorkerPool(processes) if processes > 1 else None
+
+    def close(self) -> None:
+        """End the workers, if there are any."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
+        with _Job(work, len(items)) as job:
+            self._run(work, task, items, job.count)
+
+    def run_buckets(self, work: Work, buckets: Sequence[int], exchange: Exchange, reduce: Reduce) -> None:
+        wanted = np.zeros(exchange.num_buckets, np.bool_)
+        wanted[list(buckets)] = True
+        pool_folder = None if self._pool is None else self._pool.folder
+        with (
+            _Job(work, len(exchange.splits) + len(buckets)) as job,
+            tempfile.TemporaryDirectory(
+                prefix="stillhouse-shuffle-", dir=pool_folder, ignore_cleanup_errors=True
+            ) as folder,
+        ):
+            spills: list[_Spill] = []
+
+            def spilled(spill: _Spill) -> None:
+                spills.append(spill)
+                job.count(Counts())
+
+            write = _WriteSpill(exchange.emit, exchange.schema, wanted, Path(folder))
+            self._run(work, write, list(enumerate(exchange.splits)), spilled)
+            read = _ReduceSpills(sorted(spills, key=lambda spill: spill.path), exchange.order, reduce)
+            self._run(work, read, [(bucket,) for bucket in buckets], job.count)
+
+    def _run(
+        self, work: Work, task: Callable[..., Any], calls: Sequence[tuple[Any, ...]], done: Callable[[Any], None]
+    ) -> None:
+        if self._pool is None:
+            for call in calls:
+                done(task(*call))
+            return
+        at_once = max(1, self._pool.processes // max(1, work.resources.cpus))
+        self._pool.run(task, calls, at_once, done)
+
+
+class _Job:
+    """One job of this engine as people see it: a bar while it runs, and what its tasks counted."""
+
+    def __init__(self, work: Work, num_calls: int) -> None:
+        self._work = work
+        self._counts = Counts()
+        self._progress = progress_bar()
+        self._bar = self._progress.add_task(work.stage, total=num_calls, counts="")
+
+    def __enter__(self) -> "_Job":
+        self._progress.start()
+        return self
+
+    def count(self, counts: Counts) -> None:
+        """A call is done."""
+        self._counts += counts
+        self._progress.update(self._bar, advance=1, counts=counts_line(self._counts))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._progress.stop()
+        if kind is None:
+            _LOG.info("%s: %s", self._work.stage, counts_line(self._counts))
+
+
+# --- a shuffle over scratch files ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Spill:
+    """The rows that the map side made of one split: an Arrow file whose batches hold one bucket each."""
+
+    path: Path
+    buckets: I32
+    """The bucket of each batch of the file, int32 [num_batches]."""
+
+    def read(self, bucket: int) -> Iterator[pa.RecordBatch]:
+        """The batches of a bucket."""
+        places = np.flatnonzero(self.buckets == bucket)
+        if len(places):
+            with pa.OSFile(str(self.path)) as file, pa.ipc.open_file(file) as reader:
+                for place in places.tolist():
+                    yield reader.get_batch(place)
+
+
+@dataclass(frozen=True)
+class _WriteSpill:
+    """The map side of one split."""
+
+    emit: EmitFn
+    schema: pa.Schema
+    wanted: Bools
+    """Whether a bucket is to be reduced, bool [num_buckets]."""
+    folder: Path
+
+    def __call__(self, number: int, split: Any) -> _Spill:
+        path = self.folder / f"{number:05d}.arrow"
+        buckets: list[int] = []
+        with (
+            pa.OSFile(str(path), "wb") as file,
+            pa.ipc.new_file(file, self.schema, options=IPC_OPTIONS) as writer,
+        ):
+            for bucket, rows in bucket_slices(self.emit, split, self.schema, self.wanted):
+                writer.write_batch(rows)
+                buckets.append(bucket)
+        return _Spill(path, np.array(buckets, np.int32))
+
+
+@dataclass(frozen=True)
+class _ReduceSpills:
+    """One bucket: its slices of all spills, sorted, to the reducer."""
+
+    spills: list[_Spill]
+    order: tuple[str, ...]
+    reduce: Reduce
+
+    def __call__(self, bucket: int) -> Counts:
+        with SortedRows(self.order) as rows:
+            for spill in self.spills:
+                for batch in spill.read(bucket):
+                    rows.add(batch)
+            return self.reduce(bucket, rows.sorted())

@@ -1,0 +1,237 @@
+"""A pool of worker processes on this machine: each gets a job's task once, then one call after another.
+
+Workers are spawned, not forked: threads of Arrow, OpenBLAS and torch, and a CUDA context, do not survive a fork. A
+start costs each worker about a second of imports; they are kept until `close`. What a task object holds stays in its
+worker from call to call of a job, so a model is loaded once a worker. As with any spawned process, a script that uses
+a pool needs the guard `if __name__ == "__main__"`.
+
+No worker outlives its parent: Ctrl-C and an error of the pool kill them, and each ends itself when its parent is gone.
+Their temporary files lie in one folder, which goes with them.
+"""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from etl.engine import WORKER
+from etl.errors import DataError
+
+_CLOSE_S = 10.0
+"""For an idle worker to end by itself."""
+_THREADS = "OMP_NUM_THREADS"
+
+
+def usable_cpus() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    connection: Connection
+    has_task: bool = False
+    """Whether it got the task of the current job."""
+
+
+class WorkerPool:
+    """Processes that run the calls of one job at a time; they start with the first job.
+
+    Args:
+        processes: how many; each gets an equal share of the CPUs for the threads of Arrow and BLAS.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self._workers: list[_Worker] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """For temporary files that go with the workers."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="stillhouse-local-", ignore_cleanup_errors=True)
+        return Path(self._folder.name)
+
+    def run(
+        self, task: Callable[..., Any], calls: Sequence[tuple[Any, ...]], at_once: int, done: Callable[[Any], None]
+    ) -> None:
+        """Call `task` with every tuple of arguments.
+
+        An exception of a call is raised as it is, when the calls then at work are over; those after them are not made.
+
+        Args:
+            task: sent to each worker once, pickled; what it keeps in itself is there at that worker's next call.
+            calls: arguments of each call.
+            at_once: most calls at a time.
+            done: gets the result of each call as it comes.
+
+        Raises:
+            DataError: a worker died.
+        """
+        try:
+            errors = self._work_off(pickle.dumps(task), calls, at_once, done)
+        except BaseException:
+            self._kill()
+            raise
+        if errors:
+            raise errors[0]
+
+    def _work_off(
+        self, task: bytes, calls: Sequence[tuple[Any, ...]], at_once: int, done: Callable[[Any], None]
+    ) -> list[Exception]:
+        self._start()
+        for worker in self._workers:
+            worker.has_task = False
+        todo = iter(calls)
+        errors: list[Exception] = []
+        busy: dict[Any, _Worker] = {}
+        for worker, call in zip(self._workers[:at_once], todo, strict=False):
+            self._send(worker, task, call)
+            busy[worker.connection] = worker
+        while busy:
+            for connection in wait(list(busy)):
+                worker = busy.pop(connection)
+                result, error = self._receive(worker)
+                if error is not None:
+                    errors.append(error)
+                else:
+                    done(result)
+                for call in itertools.islice(todo, 0 if errors else 1):
+                    self._send(worker, task, call)
+                    busy[connection] = worker
+        return errors
+
+    def _send(self, worker: _Worker, task: bytes, call: tuple[Any, ...]) -> None:
+        try:
+            worker.connection.send((None if worker.has_task else task, call))
+        except OSError as error:
+            raise _died(worker) from error
+        worker.has_task = True
+
+    def _receive(self, worker: _Worker) -> tuple[Any, Exception | None]:
+        try:
+            return worker.connection.recv()
+        except (EOFError, OSError) as error:
+            raise _died(worker) from error
+
+    def _start(self) -> None:
+        if self._workers:
+            return
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, usable_cpus() // self.processes)
+        with _quiet_children(threads):
+            for number in range(self.processes):
+                ours, theirs = context.Pipe()
+                arguments = (theirs, number, threads, str(self.folder))
+                process = context.Process(target=_serve, args=arguments, name=f"stillhouse-{number}", daemon=True)
+                process.start()
+                theirs.close()
+                self._workers.append(_Worker(process, ours))
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+        self._forget()
+
+    def close(self) -> None:
+        """End the workers and remove their folder; the next job starts new ones."""
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            worker.process.join(_CLOSE_S)
+            worker.process.kill()
+        self._forget()
+
+    def _forget(self) -> None:
+        for worker in self._workers:
+            worker.connection.close()
+            worker.process.join()
+            worker.process.close()
+        self._workers = []
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+
+def _died(worker: _Worker) -> DataError:
+    worker.process.join(_CLOSE_S)
+    code = worker.process.exitcode
+    how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+    memory = "; SIGKILL often means that memory ran out: use fewer processes" if how == "SIGKILL" else ""
+    return DataError(f"worker process {worker.process.pid} died ({how}{memory}); run again to resume")
+
+
+@contextlib.contextmanager
+def _quiet_children(threads: int) -> Iterator[None]:
+    """What processes inherit that start here: SIGINT blocked, so that Ctrl-C is the parent's; a number of threads."""
+    is_ours = _THREADS not in os.environ
+    if is_ours:
+        # Read when OpenBLAS and OpenMP are loaded, so a worker cannot set it for itself.
+        os.environ[_THREADS] = str(threads)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if is_ours:
+            del os.environ[_THREADS]
+
+
+# --- in a worker ---------------------------------------------------------------------------------------------------
+
+
+def _serve(connection: Connection, number: int, threads: int, folder: str) -> None:
+    """Answer each call with (result, None) or (None, exception), until the parent hangs up."""
+    os.environ[WORKER] = str(number)
+    tempfile.tempdir = folder
+    pa.set_cpu_count(threads)
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    task: Any = None
+    while True:
+        try:
+            pickled, call = connection.recv()
+        except EOFError:
+            return
+        answer: tuple[Any, Exception | None]
+        try:
+            if pickled is not None:
+                task = None  # what it holds goes before the next one loads its own
+                task = pickle.loads(pickled)  # noqa: S301 - the parent's
+            answer = (task(*call), None)
+        except Exception as error:  # noqa: BLE001 - raised in the parent
+            answer = (None, _portable(error))
+        connection.send(answer)
+
+
+def _end_with_parent(folder: str) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception as it can travel, with the worker's traceback as a note."""
+    error.add_note(f"in a worker process:\n{''.join(traceback.format_exception(error))}")
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    except Exception:  # noqa: BLE001 - whatever an exception of somebody else's does when it is pickled
+        return RuntimeError(f"{type(error).__name__}: {error}\n{error.__notes__[-1]}")
+    return error
