@@ -4,8 +4,7 @@ A URI is a local path, any fsspec URL, or `package:NAME/path/in/it` for a file o
 which is found without importing the package. `#gunzip` at its end unpacks the file; the sha256 is always that
 of the result. A local file is used where it lies. Everything else is copied once a node into
 `cache_dir()/artefacts/<sha256>/`, under a file lock, through a temporary file that is renamed into place, so
-that no process sees half a file. A digest is computed once a process for each file (about 1 GB a second). No
-network is used unless the URI is a remote one.
+that no process sees half a file. No network is used unless the URI is a remote one.
 """
 
 import contextlib
@@ -23,6 +22,7 @@ from typing import IO, Final, cast
 
 from filelock import FileLock
 
+from etl.digests import file_sha256
 from etl.errors import ConfigError, StillhouseError
 from etl.storage.location import Location
 
@@ -30,9 +30,6 @@ PACKAGE: Final = "package:"
 GUNZIP: Final = "#gunzip"
 LOCK_TIMEOUT_S: Final = 3600
 CHUNK_BYTES: Final = 1 << 20
-
-_digests: dict[tuple[Path, int, int, int], str] = {}
-"""SHA-256 of files by (path, size, modification time in ns, inode)."""
 
 
 def cache_dir() -> Path:
@@ -82,17 +79,6 @@ def _temporary_cache() -> Path:
     return path
 
 
-def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits; read once a process unless the file changes."""
-    resolved = Path(path).resolve()
-    found = resolved.stat()
-    key = (resolved, found.st_size, found.st_mtime_ns, found.st_ino)
-    if key not in _digests:
-        with resolved.open("rb") as file:
-            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _digests[key]
-
-
 def fetch(uri: str, sha256: str | None) -> Path:
     """The local path of an artefact, copied into the cache if it is not a plain local file.
 
@@ -133,9 +119,14 @@ def _local_path(source: str) -> Path | None:
     return None if "://" in source else Path(source).expanduser().absolute()
 
 
+def _package(uri: str) -> str:
+    """NAME in `package:NAME/path`."""
+    return uri.removeprefix(PACKAGE).partition("/")[0]
+
+
 def _package_file(uri: str) -> Path:
     """The file that `package:NAME/path` names, without importing NAME."""
-    package, _, relative = uri.removeprefix(PACKAGE).partition("/")
+    package, relative = _package(uri), uri.removeprefix(PACKAGE).partition("/")[2]
     if not package.isidentifier() or not relative:
         raise ConfigError(f"artefact '{uri}' is not of the form package:NAME/path/in/the/package")
     spec = importlib.util.find_spec(package)
@@ -148,9 +139,11 @@ def _package_file(uri: str) -> Path:
 
 
 def _wrong_digest(uri: str, place: str | Path, expected: str, got: str) -> ConfigError:
+    remedy = "replace the file, or correct the name or the digest in the configuration"
+    if uri.startswith(PACKAGE):
+        remedy = f"install '{_package(uri)}' again, in the version that requirements.lock names"
     return ConfigError(
-        f"artefact '{uri}': {place} has sha256 {got}, expected {expected}; it is another version or damaged: "
-        "replace the file, or correct the name or the digest in the configuration"
+        f"artefact '{uri}': {place} has sha256 {got}, expected {expected}; it is another version or damaged: {remedy}"
     )
 
 

@@ -14,7 +14,6 @@ array of any type; the same values hash alike whatever the chunking, slicing, di
 Ids and content digests take two such hashes with different seeds, 128 bits.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -263,8 +262,3 @@ class ContentDigest:
     def total(cls, digests: Iterable[str]) -> str:
         """The digest of all the parts whose digests are given."""
         return str(cls(sum(int(digest, 16) for digest in digests) % 2**128))
-
-
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -11,12 +11,12 @@ from pydantic import Field, model_validator
 
 from etl.config import Config
 from etl.dedup.semantic import EmbedStep
+from etl.digests import digest_of
 from etl.errors import SchemaError
 from etl.filters.answers import AnswerStep
 from etl.filters.contamination import ContaminationStep
 from etl.filters.language import LanguageStep
 from etl.harmony.step import HarmonyStep
-from etl.hashing import canonical_json, xxh64
 from etl.mixture.buckets import CtxBucketStep
 from etl.mixture.cuts import AnyCut
 from etl.scoring.ifd import IfdStep
@@ -79,7 +79,7 @@ class Pipeline(Config):
 
     def digest(self) -> str:
         """16 hex digits that change when the output could."""
-        return f"{xxh64(canonical_json(self.identity()).encode()):016x}"
+        return digest_of(self.identity())
 
     @property
     def slow(self) -> bool:

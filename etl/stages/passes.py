@@ -7,13 +7,12 @@ A pass reads only the columns that its steps need. A slow step (a model) leaves 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
 from etl.accounting import account
+from etl.digests import digest_of
 from etl.engine import Resources
-from etl.hashing import canonical_json, xxh64
 from etl.mixture.cuts import (
     HISTOGRAM,
     AnyCut,
@@ -167,10 +166,6 @@ def run_cut(context: Context, rows: Rows, cut: AnyCut) -> Rows:
     thresholds = {group: search.thresholds[group] for group in sorted(search.thresholds)}
     schema = aligned(pa.schema([]))
     stored = {group: threshold.model_dump(mode="json") for group, threshold in thresholds.items()}
-    job = context.job(cut.name, "VERDICT", schema, {**semantic, "thresholds": _digest(stored)}, inputs, rows)
+    job = context.job(cut.name, "VERDICT", schema, {**semantic, "thresholds": digest_of(stored)}, inputs, rows)
     job = job.with_thresholds({cut.name: stored})
     return rows.with_side(context.map(job, rows.splits, ApplyCut(rows, cut, thresholds)), schema)
-
-
-def _digest(tree: dict[str, Any]) -> str:
-    return f"{xxh64(canonical_json(tree).encode()):016x}"

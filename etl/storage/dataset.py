@@ -542,15 +542,3 @@ class Build:
         for path, _ in self.folder.walk():
             if path not in kept and not is_ours(path):
                 (self.folder / path).remove()
-
-
-def write_dataset(url: str | Location, stage: str, table: str, tables: dict[str, pa.Table]) -> Dataset:
-    """Commit some in-memory tables, one part in each named partition folder ("" for none); for tests and tools."""
-    schema = next(iter(tables.values())).schema
-    build = Build(Job(Location.of(url), stage, table, schema, {"parts": sorted(tables)}))
-    plan = build.plan(sorted(tables))
-    writer = build.writer(plan)
-    for split, partition in enumerate(plan.splits):
-        batches = tables[partition].combine_chunks().to_batches()
-        writer.write(split, (Chunk(batch, batch.num_rows, partition=partition) for batch in batches))
-    return build.commit(plan)

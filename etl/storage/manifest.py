@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from etl.config import Config
-from etl.hashing import canonical_json
+from etl.digests import canonical_json
 
 Accounting = dict[str, dict[str, dict[str, int]]]
 """source → step → reason → rows. Every step has `in`, `made` and `kept`; each other reason is one of loss, with the

@@ -8,7 +8,6 @@ of a build that was given up removes its own parts and no other's.
 """
 
 import contextlib
-import hashlib
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from etl.digests import file_sha256
 from etl.schema import SCHEMA_VERSION
 from etl.storage.location import Location
 from etl.storage.manifest import Part
@@ -25,12 +25,6 @@ _BYTE_STREAM_SPLIT = {"input_ids.list.element"}
 """Token ids: 1.31 bytes a token against 1.67 with a dictionary, and faster to read."""
 _RANDOM = {"shingles"}
 """Hashes one after the other, in which there is nothing to pack."""
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a local file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _leaves(field: pa.Field, prefix: str = "") -> list[str]:

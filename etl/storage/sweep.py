@@ -122,7 +122,6 @@ class _Reasons:
         self._root = root
         committed, started = dataset_folders(paths)
         self._committed, self._started = set(committed), set(started)
-        self._paths = paths
         self._known: dict[str, _Known] = {}
 
     def of(self, entry: Entry) -> str:

@@ -16,8 +16,8 @@ from etl.mixture.buckets import CtxBucketStep
 from etl.pipeline import open_steps
 from etl.schema import VERDICT
 from etl.storage.catalog import statements
-from etl.storage.dataset import write_dataset
 from etl.storage.location import Location
+from tests.datasets import write_dataset
 from tests.etl.stages.toys import make_recipe, mixed_rows, run, stage, write_parquet
 
 STEPS = (AnswerStep(), HarmonyStep(), CtxBucketStep())

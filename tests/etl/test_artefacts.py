@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from etl import artefacts
-from etl.artefacts import cache_dir, fetch, file_sha256
+from etl.artefacts import cache_dir, fetch
 from etl.errors import ConfigError
 
 TEXT = b"ranks\n" * 1000
@@ -71,14 +71,6 @@ def test_a_cache_that_the_user_names_must_be_writable(monkeypatch):
     monkeypatch.setenv("STILLHOUSE_CACHE", "/proc/nowhere")
     with pytest.raises(ConfigError, match="STILLHOUSE_CACHE=/proc/nowhere"):
         cache_dir()
-
-
-def test_file_sha256_sees_a_change(tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(TEXT)
-    assert file_sha256(path) == SHA256
-    path.write_bytes(b"other")
-    assert file_sha256(str(path)) == hashlib.sha256(b"other").hexdigest()
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])

@@ -17,10 +17,11 @@ from etl.errors import ConfigError, DataError, SchemaError, SourceError
 from etl.harmony.step import HarmonyStep
 from etl.schema import TEACHER_LOGP, VERDICT
 from etl.storage.batches import store_batch
-from etl.storage.dataset import CHECKPOINTS, write_dataset
+from etl.storage.dataset import CHECKPOINTS
 from etl.storage.manifest import accounting_gaps
 from jobs import rescore as job
 from jobs.rescore import RescoreConfig, rescore
+from tests.datasets import write_dataset
 from tests.services.process import wait_until
 from tests.training.teacher_server import serving
 from tests.training.teachers import documents, save_teacher, write_corpus

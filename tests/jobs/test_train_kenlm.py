@@ -6,8 +6,8 @@ import yaml
 
 from etl.schema import PROMPT
 from etl.scoring.perplexity import PerplexityStep
-from etl.storage.dataset import write_dataset
 from jobs.train_kenlm import main
+from tests.datasets import write_dataset
 from tests.etl.rows import asked, conversations
 
 SENTENCES = [asked(f"Who saw the {animal}?", f"The {animal} was seen by Ann.") for animal in ("cat", "dog", "hen")] * 4

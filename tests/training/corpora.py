@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from etl.schema import SPAN
-from etl.storage.dataset import Dataset, write_dataset
+from etl.storage.dataset import Dataset
+from tests.datasets import write_dataset
 
 VOCAB = 97
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 from etl.harmony.render import Effort
 from etl.harmony.step import HarmonyStep
 from etl.schema import MESSAGE, PROMPT, SPAN_KINDS, VERDICT
-from etl.storage.dataset import Dataset, write_dataset
+from etl.storage.dataset import Dataset
+from tests.datasets import write_dataset
 from training.models.tokenizer import CONTROL_TOKENS, VOCAB_SIZE, harmony_tokens
 
 WORDS = [

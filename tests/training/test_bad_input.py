@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.errors import ConfigError, DataError, SourceError, StillhouseError
-from etl.storage.dataset import write_dataset
+from tests.datasets import write_dataset
 from tests.training.corpora import VOCAB, documents, write_corpus
 from tests.training.disturbed_runs import arguments, checked_steps, configuration, settings
 from tests.training.faulty import FACTORY, FAULT

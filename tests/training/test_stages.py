@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from etl.errors import ConfigError
-from etl.storage.dataset import write_dataset
+from tests.datasets import write_dataset
 from tests.training.corpora import VOCAB, documents
 from tests.training.disturbed_runs import arguments
 from tests.training.forked import run_ranks

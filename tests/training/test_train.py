@@ -11,7 +11,7 @@ import torch
 import training.train
 from etl import conf
 from etl.errors import ConfigError, DataError
-from etl.storage.dataset import write_dataset
+from tests.datasets import write_dataset
 from tests.training import forked
 from tests.training.corpora import documents
 from tests.training.disturbed_runs import arguments

@@ -11,7 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from etl.artefacts import fetch
-from etl.filters.language import LABELS, MODEL_URI, NUM_CHARACTERS, LanguageStep
+from etl.errors import ConfigError
+from etl.filters import language
+from etl.filters.language import LABELS, MODEL_SHA256, MODEL_URI, NUM_CHARACTERS, LanguageStep
 from tests.etl.rows import asked, conversations, say, verdicts
 
 ENGLISH = asked("What does the lighthouse keeper do at night?", "He keeps the lamp burning for the ships.")
@@ -95,6 +97,20 @@ def test_a_keep_list_that_could_keep_nothing_is_refused(keep, near):
 def test_the_model_is_named_by_its_digest():
     digest = hashlib.sha256(fetch(MODEL_URI, None).read_bytes()).hexdigest()
     assert LanguageStep().artefacts() == {"lid.176": digest}
+
+
+def test_another_model_in_the_package_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "other_langdetect"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "lid.ftz").write_bytes(b"another model")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(language, "MODEL_URI", "package:other_langdetect/lid.ftz")
+    found = hashlib.sha256(b"another model").hexdigest()
+    message = rf"{folder}/lid\.ftz has sha256 {found}, expected {MODEL_SHA256}; .* install 'other_langdetect' again"
+    for use in (LanguageStep().artefacts, LanguageStep().open):
+        with pytest.raises(ConfigError, match=message):
+            use()
 
 
 def test_the_step_pickles():

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from etl.artefacts import file_sha256
+from etl.digests import file_sha256
 from etl.errors import ConfigError
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.scoring.kenlm_train import train

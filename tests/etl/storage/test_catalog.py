@@ -7,9 +7,9 @@ import pytest
 from etl.errors import DataError, SchemaError
 from etl.schema import ID, PROMPT
 from etl.storage.catalog import partition_values, sql_type, statements, table_name
-from etl.storage.dataset import write_dataset
 from etl.storage.location import Location
 from etl.storage.manifest import Part
+from tests.datasets import write_dataset
 
 WORDS = pa.table({"id": pa.array([bytes(16), bytes(15) + b"\1"], ID), "word": ["it's", None]})
 

@@ -7,8 +7,9 @@ import pytest
 
 from etl.errors import DataError
 from etl.hashing import ContentDigest
-from etl.storage.dataset import MANIFEST, PLAN, Build, Chunk, Dataset, write_dataset
+from etl.storage.dataset import MANIFEST, PLAN, Build, Chunk, Dataset
 from etl.storage.location import Location
+from tests.datasets import write_dataset
 from tests.etl.storage.builds import (
     NUMBERS,
     InLine,

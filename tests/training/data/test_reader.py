@@ -8,8 +8,9 @@ import pytest
 from etl.errors import ConfigError, DataError, SchemaError
 from etl.schema import SPAN
 from etl.storage import location
-from etl.storage.dataset import Build, Chunk, Job, write_dataset
+from etl.storage.dataset import Build, Chunk, Job
 from etl.storage.location import Location
+from tests.datasets import write_dataset
 from tests.training.corpora import documents, write_corpus
 from tests.training.teacher_tables import append_columns, rows_of, targets_of, toy_logp, write_teacher
 from training.data import reader as reader_module

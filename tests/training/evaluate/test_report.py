@@ -13,7 +13,7 @@ from etl.errors import ConfigError, DataError
 from etl.harmony.step import HarmonyStep
 from etl.harmony.vocabulary import load_encoding
 from etl.schema import SPAN_KINDS
-from etl.storage.dataset import write_dataset
+from tests.datasets import write_dataset
 from tests.training.teachers import documents, save_teacher
 from training.evaluate.models import Generator, Models
 from training.evaluate.report import EvaluateConfig, evaluate_conf

@@ -11,8 +11,9 @@ from torch import nn
 
 from etl import conf
 from etl.errors import ConfigError, DataError
-from etl.storage.dataset import Dataset, write_dataset
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location
+from tests.datasets import write_dataset
 from tests.training.corpora import VOCAB, write_corpus
 from tests.training.teachers import documents
 from training.config import TrainConfig

@@ -21,8 +21,8 @@ from pydantic import field_validator
 
 from etl.conf import check
 from etl.config import Config
+from etl.digests import canonical_json
 from etl.errors import ConfigError, DataError
-from etl.hashing import canonical_json
 from etl.storage.location import Location
 from training.data.stream.plan import StreamConfig, check_shares
 from training.data.stream.shares import Groups

@@ -21,8 +21,9 @@ from pydantic import Field, field_validator
 
 from etl.arrays import I64
 from etl.config import Config
+from etl.digests import canonical_json
 from etl.errors import ConfigError, DataError
-from etl.hashing import canonical_json, xxh64
+from etl.hashing import xxh64
 from etl.mixture.cluster_caps import ClusterCaps
 from etl.storage.manifest import Part
 from training.data.stream import order

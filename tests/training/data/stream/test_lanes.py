@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from etl.errors import ConfigError, DataError
 from etl.mixture.cluster_caps import ClusterCaps
-from etl.storage.dataset import write_dataset
 from etl.storage.location import Location
+from tests.datasets import write_dataset
 from tests.services.process import wait_until
 from tests.training.corpora import documents
 from tests.training.data.streams import SEED, opener, pair_table, small_stream, write_row_groups

@@ -1,0 +1,40 @@
+"""Digests that name things: of a file's bytes, and of a JSON value whatever the order of its keys.
+
+What hashes rows is etl/hashing.py; this file loads no kernel, so what only names things starts without numba.
+"""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits; read once a process (about 1 GB a second) unless the file changes.
+
+    Raises:
+        OSError: the file is absent or cannot be read.
+    """
+    resolved = Path(path).resolve()
+    found = resolved.stat()
+    return _sha256(resolved, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(path: Path, *_state: int) -> str:
+    """Of the file in this state: size in bytes, modification time in ns, inode."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """16 hexadecimal digits, the XXH64 of the canonical JSON of a value."""
+    return xxhash.xxh64_hexdigest(canonical_json(value).encode())
