@@ -6,12 +6,12 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from etl.config import Config
-from training.checkpoint.checkpoints import CheckpointConfig
+from training.checkpoint.config import CheckpointConfig
 from training.data.reader import ReadConfig
 from training.data.stream.plan import StreamConfig
 from training.engine.optimizer import OptimizerConfig
 from training.losses.router import RouterConfig
-from training.models.factory import ModelConfig
+from training.models.config import ModelConfig
 from training.record.metrics import MetricsConfig
 from training.record.watchdog import WatchdogConfig
 from training.stages.held_out import HeldOutConfig

@@ -31,16 +31,10 @@ from training.config import TrainConfig
 from training.data.stream.decisions import DecisionLog
 from training.data.teacher_table import TeacherTable
 from training.engine.deepspeed_json import is_bf16, read_deepspeed_json
-from training.engine.engine import (
-    Engine,
-    Faults,
-    StepTaken,
-    TrainingModule,
-    World,
-    deterministic_kernels,
-    world,
-)
-from training.launch.supervisor import Stop
+from training.engine.engine import Engine, Faults, StepTaken, TrainingModule
+from training.launch.process_group import deterministic_kernels, world
+from training.launch.stop import Stop
+from training.launch.world import World
 from training.losses.objective import Divergence, StepContext, WeightedCrossEntropy
 from training.models.factory import Student, build_student
 from training.record import run_record

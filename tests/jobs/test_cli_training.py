@@ -12,7 +12,8 @@ from tests.training.corpora import write_corpus
 from tests.training.models.toys import family
 from tests.training.teacher_tables import rows_of, write_teacher
 from tests.training.toy_runs import settings, steps_of
-from training.models.factory import ModelConfig, build_student, export_model
+from training.models.config import ModelConfig
+from training.models.factory import build_student, export_model
 from training.models.gpt_oss import build
 
 # DeepSpeed and what it imports late use deprecated parts of torch.

@@ -21,9 +21,10 @@ from torch import nn
 from etl.errors import StillhouseError
 from etl.storage.location import Location
 from tests.training.forked import run_ranks
-from training.checkpoint.checkpoints import CheckpointConfig, Checkpoints
+from training.checkpoint.checkpoints import Checkpoints
+from training.checkpoint.config import CheckpointConfig
 from training.checkpoint.store import Commit
-from training.engine.engine import world
+from training.launch.process_group import world
 
 LR = 0.01
 

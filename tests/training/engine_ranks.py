@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from tests.training import precision
-from training.engine.engine import Engine, World, world
+from training.engine.engine import Engine
+from training.launch.process_group import world
+from training.launch.world import World
 from training.losses.objective import LossOutput, StepContext
 from training.losses.router import RouterConfig
 

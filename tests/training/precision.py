@@ -13,11 +13,14 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 from tests.training.packs import toy_pack
 from training.data.collate import Pack
-from training.engine.engine import Engine, TrainingModule, World, world
+from training.engine.engine import Engine, TrainingModule
 from training.engine.optimizer import OptimizerConfig, is_decayed
+from training.launch.process_group import world
+from training.launch.world import World
 from training.losses.objective import CrossEntropy, StepContext
 from training.losses.router import RouterConfig
-from training.models.factory import ModelConfig, build_student
+from training.models.config import ModelConfig
+from training.models.factory import build_student
 
 CPU = torch.device("cpu")
 OPTIMIZER = OptimizerConfig(lr=1e-3)

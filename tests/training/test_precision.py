@@ -11,7 +11,8 @@ import torch
 from tests.training import engine_ranks, precision
 from tests.training.forked import ENVIRONMENT, run_ranks
 from tests.training.precision import CPU, OBJECTIVE, OPTIMIZER, context, full_parameters
-from training.engine.engine import Engine, world
+from training.engine.engine import Engine
+from training.launch.process_group import world
 
 # DeepSpeed and what it imports late use deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")

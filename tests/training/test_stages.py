@@ -29,7 +29,8 @@ from tests.training.toy_runs import (
     weights,
 )
 from training.data.stream.decisions import DecisionLog
-from training.models.factory import ModelConfig, build_student, export_model
+from training.models.config import ModelConfig
+from training.models.factory import build_student, export_model
 from training.stages.dry_run import plan_arm
 from training.stages.stream import open_stage
 from training.train import main, train

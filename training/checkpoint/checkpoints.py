@@ -25,13 +25,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from filelock import FileLock
-from pydantic import Field
 
-from etl.config import Config
 from etl.errors import ConfigError, DataError, SourceError, StillhouseError
 from etl.hashing import xxh64
 from etl.storage.location import Location
 from training.checkpoint import universal
+from training.checkpoint.config import CheckpointConfig
 from training.checkpoint.store import (
     Commit,
     Manifest,
@@ -44,28 +43,13 @@ from training.checkpoint.store import (
     read_manifest,
 )
 from training.checkpoint.universal import Layout
-from training.engine.engine import Engine, World
+from training.engine.engine import Engine
+from training.launch.world import World
 
 T = TypeVar("T")
 
 _SAVES, _LOADS, _UNIVERSAL = "saves", "loads", "universal"
 _log = logging.getLogger(__name__)
-
-
-class CheckpointConfig(Config):
-    """When to save, where, and how many to keep; the end of training is always saved."""
-
-    every_steps: int = Field(default=100, ge=1)
-    keep: int = Field(default=2, ge=1)
-    """The newest ones."""
-    keep_best: int = Field(default=0, ge=0)
-    """And those with the lowest held-out loss."""
-    root: str | None = None
-    """Folder or URL (s3://, gs:// …) that every rank reaches; null for `checkpoints` in the run's output."""
-    scratch: str | None = None
-    """Folder on a disk of each machine, room for two checkpoints of its ranks; null for `scratch` in the output."""
-    commit_timeout_s: float = Field(default=1800.0, gt=0)
-    """How long rank 0 waits for the receipts of the other ranks when its own files are uploaded."""
 
 
 @dataclass(frozen=True)

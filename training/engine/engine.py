@@ -1,29 +1,21 @@
-"""DeepSpeed around a student: processes, optimizer, one global step. No kernel is compiled, so no compiler is needed.
+"""DeepSpeed around a student: optimizer and one global step. No kernel is compiled, so no compiler is needed.
 
-The optimizer is torch's own AdamW, given to DeepSpeed ready-made, and the shared-memory collective is left out: both
-are what DeepSpeed would otherwise build at first use (106 s). A step takes the same number of packs on every rank, one
-micro-batch a pack, and one AdamW update; loss coefficients carry the counts of the whole global batch, so gradients
-need no scaling by accumulation. A loss or gradient that is not finite, on any rank, skips the step on every rank: the
-loss goes back as NaN, so the reduction of gradients itself tells the others, and no collective is spent on agreement.
+The optimizer is torch's own AdamW, given to DeepSpeed ready-made, which would otherwise compile its own at first use.
+A step takes the same number of packs on every rank, one micro-batch a pack, and one AdamW update; loss coefficients
+carry the counts of the whole global batch, so gradients need no scaling by accumulation. A loss or gradient that is not
+finite, on any rank, skips the step on every rank: the loss goes back as NaN, so the reduction of gradients itself tells
+the others, and no collective is spent on agreement.
 """
 
-import contextlib
-import datetime
-import logging
 import math
-import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
-import deepspeed.ops
 import torch
 import torch.distributed
-from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import safe_set_full_fp32_param
 from torch import nn
 
@@ -31,115 +23,11 @@ from etl.errors import DataError
 from training.data.collate import PackTensors
 from training.engine.deepspeed_json import deepspeed_config, is_bf16, zero_stage
 from training.engine.optimizer import OptimizerConfig, forget, parameter_groups, squared_update_and_weight
+from training.launch.world import World
 from training.losses.objective import Objective, StepContext
 from training.losses.router import RouterConfig, RouterSums, router_loss
 from training.losses.spans import KINDS, SpanObjective
 from training.models.factory import Student
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those of the run. Each method is a collective: every rank must call it."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Element-wise sum over all ranks, on the CPU, of the same type."""
-        return self._reduced(values, torch.distributed.ReduceOp.SUM)
-
-    def max(self, values: torch.Tensor) -> torch.Tensor:
-        """Element-wise maximum over all ranks, on the CPU, of the same type."""
-        return self._reduced(values, torch.distributed.ReduceOp.MAX)
-
-    def any(self, flag: bool) -> bool:
-        """Whether it is set on any rank."""
-        return bool(self.max(torch.tensor(int(flag))).item())
-
-    def gather(self, value: Any) -> list[Any]:
-        """The value of each rank, in order, on every rank; pickled, so for small ones (ledgers, messages)."""
-        values = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
-        return values
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        torch.distributed.barrier()
-
-    def _reduced(self, values: torch.Tensor, operation: Any) -> torch.Tensor:
-        moved = values.to(self.device, copy=True)
-        torch.distributed.all_reduce(moved, operation)
-        return moved.cpu()
-
-
-@contextlib.contextmanager
-def world(timeout_s: float = 1800.0) -> Iterator[World]:
-    """The process group that the launcher's environment describes, or one of a single process.
-
-    A collective that waits longer than `timeout_s` for another rank raises. The group is left behind a barrier:
-    without it a rank may abort while another still tears down.
-    """
-    deepspeed_logger.setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    accelerator = get_accelerator()
-    with _single_process_environment():
-        if accelerator.device_name() != "cpu":
-            accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-        deepspeed.init_distributed(
-            dist_backend=accelerator.communication_backend_name(),
-            timeout=datetime.timedelta(seconds=timeout_s),
-            verbose=False,
-        )
-        try:
-            device = torch.device(accelerator.current_device_name())
-            yield World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
-            torch.distributed.barrier()
-        finally:
-            # DeepSpeed's own call also forgets the groups that it has cached, so that a process can train again.
-            deepspeed.comm.destroy_process_group()
-
-
-@contextlib.contextmanager
-def deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Whether torch may use only kernels that give the same bits each time, for as long as this is entered.
-
-    cuBLAS reads its workspace's size when it is first used in the process, so enter this before.
-    """
-    before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@contextlib.contextmanager
-def _single_process_environment() -> Iterator[None]:
-    """Set RANK and its companions for one process where no launcher has set them; taken away again at the end."""
-    if "RANK" in os.environ:
-        yield
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    values = {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            os.environ.pop(name)
-        os.environ.update({name: before[name] for name in values if name in before})
 
 
 class TrainingModule(nn.Module):

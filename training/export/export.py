@@ -36,7 +36,8 @@ from training.checkpoint import store, universal
 from training.checkpoint.store import Manifest
 from training.config import TrainConfig
 from training.export import harmony_tokenizer
-from training.models.factory import ModelConfig, Student, build_student, export_model, export_state
+from training.models.config import ModelConfig
+from training.models.factory import Student, build_student, export_model, export_state
 from training.models.tokenizer import VOCAB_SIZE, check_tokenizer
 from training.record import ledger, run_record
 

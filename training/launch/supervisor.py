@@ -1,9 +1,10 @@
 """The ranks of one machine as child processes: started together, stopped together, none left behind.
 
-SIGTERM, SIGINT and SIGHUP become one SIGTERM to each rank, which saves and exits 0 (`Stop`); what runs after the grace
-period is killed. A rank that fails takes the others down at once. Each rank leads a process group, so that its own
-children go with it, and dies with the supervisor (PR_SET_PDEATHSIG, Linux), even when that is killed. Rank 0's output
-passes as it is; the lines of the others carry their rank. Costs two threads a rank and twenty looks a second.
+SIGTERM, SIGINT and SIGHUP become one SIGTERM to each rank, which saves and exits 0 (stop.py beside this file); what
+runs after the grace period is killed. A rank that fails takes the others down at once. Each rank leads a process group,
+so that its own children go with it, and dies with the supervisor (PR_SET_PDEATHSIG, Linux), even when that is killed.
+Rank 0's output passes as it is; the lines of the others carry their rank. Costs two threads a rank and twenty looks a
+second.
 """
 
 import collections
@@ -71,35 +72,6 @@ class Ranks:
             "MASTER_ADDR": self.master_addr,
             "MASTER_PORT": str(port),
         }
-
-
-class Stop:
-    """In a rank: set by SIGTERM or SIGINT, asked once a step. A second signal acts as it would without this.
-
-    The trainer all-reduces the flag, so that all ranks stop after the same step even if one of them alone was told.
-    """
-
-    def __init__(self) -> None:
-        self.is_set = False
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator["Stop"]:
-        """While inside; only in the main thread."""
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.getsignal(number) for number in numbers}
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            self.is_set = True
-            for each in numbers:
-                signal.signal(each, before[each])
-
-        for number in numbers:
-            signal.signal(number, on_signal)
-        try:
-            yield self
-        finally:
-            for number in numbers:
-                signal.signal(number, before[number])
 
 
 def supervise(command: Sequence[str], ranks: Ranks, grace_s: float) -> int:

@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from etl.errors import ConfigError
-from training.models.factory import ModelConfig, Student, build_student, export_state
+from training.models.config import ModelConfig
+from training.models.factory import Student, build_student, export_state
 
 LENGTHS = (1, 37, 160, 2, 173, 43)
 """Tokens of the documents: one of a single token, two longer than a window of 128, the last one for room."""

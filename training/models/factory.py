@@ -13,16 +13,15 @@ import importlib
 import os
 import shutil
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from etl.config import Config
 from etl.errors import ConfigError
 from training.losses.chunked_head import LmHead
 from training.models import lora
-from training.models.lora import LoraConfig
+from training.models.config import ModelConfig
 
 StudentOutput = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
 """Hidden states [T, H] after the last norm, and the router logits [T, experts] of each mixture-of-experts layer (none
@@ -74,23 +73,6 @@ class Student(nn.Module):
         """
         hidden, router_logits = self.network(input_ids, position_ids, cu_seqlens)
         return hidden, tuple(router_logits)
-
-
-class ModelConfig(Config):
-    """Which student to build and how its layers are run."""
-
-    located: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing", "compile"})
-
-    factory: str
-    """module:function"""
-    params: dict[str, Any]
-    """What the function takes; it checks them."""
-    gradient_checkpointing: bool = False
-    """Keep the input of each layer and compute the rest again in the backward pass: less memory, a third more time."""
-    compile: bool = False
-    """torch.compile, layer by layer for the built-in factories. Needs a C++ compiler."""
-    lora: LoraConfig | None = None
-    """Train low-rank adapters beside frozen weights; null for full fine-tuning."""
 
 
 def build_student(config: ModelConfig, seed: int) -> Student:

@@ -6,34 +6,16 @@ Memory: gradients and optimizer state of the adapters only. For export the produ
 
 import fnmatch
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from pydantic import Field
 from torch import nn
 
-from etl.config import Config
 from etl.errors import ConfigError
+from training.models.config import LoraConfig
 
 ADAPTER = "default"
 """peft's name for an adapter that is alone."""
-
-
-class LoraConfig(Config):
-    """Which layers get an adapter and how wide it is."""
-
-    r: int = Field(default=16, ge=1)
-    """Rank."""
-    alpha: int = Field(default=32, ge=1)
-    """The adapter counts alpha / r."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the adapter's input."""
-    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    """Last parts of the names of the linear layers that get one."""
-    train: list[str] = []
-    """Weights that are trained in full beside them: patterns of whole names, e.g. "*.sinks" or "lm_head.weight"."""
 
 
 def inject(network: nn.Module, config: LoraConfig) -> None:
@@ -42,6 +24,10 @@ def inject(network: nn.Module, config: LoraConfig) -> None:
     Raises:
         ConfigError: a target or a pattern is not in the network, or a target is not a linear layer.
     """
+    # Here, because peft takes seconds to import and most students have no adapters.
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
     known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     unknown = sorted(set(config.targets) - known)
     if unknown:
@@ -86,9 +72,11 @@ def base_name(name: str) -> str:
 def merged(network: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`state` (names of the network) with each adapter added to the weight that it adapts."""
     result = dict(state)
-    for name, module in network.named_modules():
-        if isinstance(module, LoraLayer):
-            key = f"{name}.base_layer.weight"
-            down, up = (state[f"{name}.{part}.{ADAPTER}.weight"].float() for part in ("lora_A", "lora_B"))
-            result[key] = (state[key].float() + module.scaling[ADAPTER] * (up @ down)).to(state[key].dtype)
+    for name in state:
+        layer, is_down, _ = name.partition(f".lora_A.{ADAPTER}.")
+        if is_down:
+            key = f"{layer}.base_layer.weight"
+            down, up = (state[f"{layer}.{part}.{ADAPTER}.weight"].float() for part in ("lora_A", "lora_B"))
+            adapted: Any = network.get_submodule(layer)
+            result[key] = (state[key].float() + adapted.scaling[ADAPTER] * (up @ down)).to(state[key].dtype)
     return result

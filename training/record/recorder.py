@@ -14,7 +14,8 @@ from typing import Any, TextIO
 import torch
 
 from training.config import TrainConfig
-from training.engine.engine import Engine, StepTaken, World
+from training.engine.engine import Engine, StepTaken
+from training.launch.world import World
 from training.record import ledger, metrics
 from training.record.flops import ModelShape, device_peak_flops
 from training.record.hardware import Hardware, over_ranks

@@ -11,7 +11,7 @@ on), the share that has more than half of the probability, so that greedy decodi
 import math
 from collections.abc import Mapping
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,9 +24,13 @@ from training.data.cell_packs import packs_by_cell
 from training.data.collate import Pack, collate
 from training.data.reader import CorpusReader
 from training.data.stream.plan import StreamConfig
-from training.engine.engine import Engine, World
+from training.launch.world import World
 from training.losses.objective import CrossEntropy
 from training.losses.spans import Supervised
+
+if TYPE_CHECKING:
+    # It loads DeepSpeed, which HeldOutConfig must not.
+    from training.engine.engine import Engine
 
 
 class HeldOutSet(Config):
@@ -95,7 +99,7 @@ class HeldOut:
                 key = f"{name}/{cell}" if name else cell
                 self._packs[key] = [collate(reader.gather(index, chosen), data.pack_tokens) for chosen in own]
 
-    def losses(self, engine: Engine) -> dict[str, dict[str, Any]]:
+    def losses(self, engine: "Engine") -> dict[str, dict[str, Any]]:
         """Loss, span losses and format by cell (`set/cell` for further sets), over the validation split as `all`.
 
         Every rank must call it.
@@ -105,7 +109,7 @@ class HeldOut:
         total = (torch.stack([counts for counts, _ in own]).sum(0), torch.stack([sums for _, sums in own]).sum(0))
         return {key: self._objective.report(*found) for key, found in {"all": total, **cells}.items()}
 
-    def _sums(self, engine: Engine, packs: list[Pack]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sums(self, engine: "Engine", packs: list[Pack]) -> tuple[torch.Tensor, torch.Tensor]:
         """Counts and sums of some packs over all ranks."""
         counts = torch.from_numpy(sum(self._objective.counts(pack) for pack in packs)).double()
         found = engine.evaluate([pack.tensors(self._world.device) for pack in packs], self._objective)

@@ -22,7 +22,7 @@ from training.data.stream.decisions import DecisionLog
 from training.data.stream.lanes import LocalStep, RankStream
 from training.data.stream.plan import StreamState, initial_value, rows_of_cells, split_parts
 from training.data.stream.shares import Groups
-from training.engine.engine import World
+from training.launch.world import World
 from training.stages.schedule import ArmConfig, StageConfig
 
 OpenStream = Callable[[ArmConfig], RankStream]

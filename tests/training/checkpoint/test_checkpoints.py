@@ -11,9 +11,10 @@ from etl.errors import ConfigError, DataError, SourceError
 from etl.storage.location import Location
 from tests.training.checkpoint_ranks import decays, digests, engine_of, launch, make_engine, step
 from training.checkpoint import store
-from training.checkpoint.checkpoints import CheckpointConfig, Checkpoints, seed_generators
+from training.checkpoint.checkpoints import Checkpoints, seed_generators
+from training.checkpoint.config import CheckpointConfig
 from training.checkpoint.store import complete_tags
-from training.engine.engine import world
+from training.launch.process_group import world
 
 # DeepSpeed and what it imports late use deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")

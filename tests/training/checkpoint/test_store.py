@@ -12,7 +12,8 @@ from etl.storage.location import Location
 from tests.services.process import free_ports
 from tests.services.s3 import s3_server
 from tests.training.checkpoint_ranks import digests, engine_of, launch, make_engine, step
-from training.checkpoint.checkpoints import CheckpointConfig, Checkpoints
+from training.checkpoint.checkpoints import Checkpoints
+from training.checkpoint.config import CheckpointConfig
 from training.checkpoint.store import (
     Commit,
     File,
@@ -27,7 +28,7 @@ from training.checkpoint.store import (
     retain,
 )
 from training.checkpoint.universal import Layout
-from training.engine.engine import world
+from training.launch.process_group import world
 
 # DeepSpeed and what it imports late use deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")

@@ -11,8 +11,9 @@ from tests.training import precision
 from tests.training.packs import toy_pack
 from tests.training.precision import CPU, OBJECTIVE, OPTIMIZER, context, full_parameters, module
 from training.engine.deepspeed_json import deepspeed_config, read_deepspeed_json, zero_stage
-from training.engine.engine import Engine, Faults, world
+from training.engine.engine import Engine, Faults
 from training.engine.optimizer import OptimizerConfig
+from training.launch.process_group import world
 from training.losses.objective import LossOutput
 from training.losses.router import RouterConfig
 from training.teacher.frozen import FrozenTeacher

@@ -5,9 +5,11 @@ from hypothesis import strategies as st
 
 from tests.training import precision
 from tests.training.precision import CPU
-from training.engine.engine import Engine, world
+from training.engine.engine import Engine
 from training.engine.memory import StudentSize, activations, by_stage, memory, model_states
-from training.models.factory import ModelConfig, build_student
+from training.launch.process_group import world
+from training.models.config import ModelConfig
+from training.models.factory import build_student
 
 # DeepSpeed and what it imports late use deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")

@@ -18,7 +18,8 @@ from training.engine.optimizer import (
     parameter_groups,
     squared_update_and_weight,
 )
-from training.models.factory import ModelConfig, build_student
+from training.models.config import ModelConfig
+from training.models.factory import build_student
 
 
 def config(**more):

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from etl.errors import ConfigError
-from training.launch.supervisor import Ranks, Stop, supervise
+from training.launch.stop import Stop
+from training.launch.supervisor import Ranks, supervise
 
 PROJECT = Path(__file__).resolve().parents[3]
 DEADLINE_S = 30.0
@@ -24,7 +25,7 @@ sys.exit(supervise([sys.executable, sys.argv[1]], Ranks(int(sys.argv[2])), float
 TRAINS = """
 import os, sys, time
 from pathlib import Path
-from training.launch.supervisor import Stop
+from training.launch.stop import Stop
 folder, rank = Path(os.environ["TOY_FOLDER"]), os.environ["RANK"]
 with Stop().listening() as stop:
     (folder / f"ready-{rank}").write_text(str(os.getpid()))

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from tests.training.packs import toy_pack
-from training.engine.engine import world
+from training.launch.process_group import world
 from training.losses.chunked_head import LmHead
 from training.losses.objective import CrossEntropy, Dpo, StepContext
 

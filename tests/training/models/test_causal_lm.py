@@ -21,7 +21,8 @@ from tests.training.models.toys import (
     student_of,
 )
 from training.models.causal_lm import build
-from training.models.factory import ModelConfig, build_student, export_model
+from training.models.config import ModelConfig
+from training.models.factory import build_student, export_model
 
 # The compiler and peft import deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -8,7 +8,7 @@ from torch import nn
 from tests.training.models import test_factory
 from tests.training.models.toys import family
 from training.models.check_model import check_model, report
-from training.models.factory import ModelConfig
+from training.models.config import ModelConfig
 
 # peft imports deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -6,7 +6,8 @@ from torch import nn
 
 from etl.errors import ConfigError
 from tests.training.models.toys import VOCAB, logits_of, pack, student_of
-from training.models.factory import ModelConfig, build_student, export_model, export_names, export_state
+from training.models.config import ModelConfig
+from training.models.factory import build_student, export_model, export_names, export_state
 
 # peft imports deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -3,7 +3,8 @@ import torch
 
 from etl.errors import ConfigError
 from tests.training.models.toys import VOCAB, WINDOW, logits_of, losses, oracle_logits, oracle_of, pack
-from training.models.factory import ModelConfig, build_student
+from training.models.config import ModelConfig
+from training.models.factory import build_student
 
 # peft imports deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.training.models.toys import FAMILIES, SIZES, losses, pack
-from training.models.factory import ModelConfig, build_student
+from training.models.config import ModelConfig
+from training.models.factory import build_student
 
 pytestmark = [
     pytest.mark.gpu,

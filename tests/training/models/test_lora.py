@@ -3,8 +3,8 @@ import torch
 
 from etl.errors import ConfigError
 from tests.training.models.toys import logits_of, losses, oracle_logits, student_of
+from training.models.config import LoraConfig
 from training.models.factory import export_model, export_names, export_state
-from training.models.lora import LoraConfig
 
 # peft imports deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -6,7 +6,8 @@ from itertools import pairwise
 import torch
 from torch.nn.functional import cross_entropy
 
-from training.models.factory import ModelConfig, build_student, export_state
+from training.models.config import ModelConfig
+from training.models.factory import build_student, export_state
 
 VOCAB = 97
 WINDOW = 6

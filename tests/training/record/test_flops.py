@@ -10,7 +10,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssModel
 
 from tests.training.packs import toy_pack
-from training.models.factory import ModelConfig, build_student
+from training.models.config import ModelConfig
+from training.models.factory import build_student
 from training.record.flops import AttentionShape, ModelShape, mfu, peak_flops, visible_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")

@@ -1,0 +1,21 @@
+"""The checkpoints' section of a training configuration. A file of its own, because checkpoints.py loads DeepSpeed."""
+
+from pydantic import Field
+
+from etl.config import Config
+
+
+class CheckpointConfig(Config):
+    """When to save, where, and how many to keep; the end of training is always saved."""
+
+    every_steps: int = Field(default=100, ge=1)
+    keep: int = Field(default=2, ge=1)
+    """The newest ones."""
+    keep_best: int = Field(default=0, ge=0)
+    """And those with the lowest held-out loss."""
+    root: str | None = None
+    """Folder or URL (s3://, gs:// …) that every rank reaches; null for `checkpoints` in the run's output."""
+    scratch: str | None = None
+    """Folder on a disk of each machine, room for two checkpoints of its ranks; null for `scratch` in the output."""
+    commit_timeout_s: float = Field(default=1800.0, gt=0)
+    """How long rank 0 waits for the receipts of the other ranks when its own files are uploaded."""

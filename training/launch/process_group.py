@@ -1,0 +1,89 @@
+"""The process group of a run: joined through DeepSpeed, left behind a barrier, alone where no launcher has set one up.
+
+The shared-memory collective is left out: DeepSpeed would compile it at first use (106 s, together with its own AdamW).
+"""
+
+import contextlib
+import datetime
+import logging
+import os
+import socket
+from collections.abc import Iterator
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import logger as deepspeed_logger
+
+from training.launch.world import World
+
+
+@contextlib.contextmanager
+def world(timeout_s: float = 1800.0) -> Iterator[World]:
+    """The process group that the launcher's environment describes, or one of a single process.
+
+    A collective that waits longer than `timeout_s` for another rank raises. The group is left behind a barrier:
+    without it a rank may abort while another still tears down.
+    """
+    deepspeed_logger.setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    accelerator = get_accelerator()
+    with _single_process_environment():
+        if accelerator.device_name() != "cpu":
+            accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(),
+            timeout=datetime.timedelta(seconds=timeout_s),
+            verbose=False,
+        )
+        try:
+            device = torch.device(accelerator.current_device_name())
+            yield World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+            torch.distributed.barrier()
+        finally:
+            # DeepSpeed's own call also forgets the groups that it has cached, so that a process can train again.
+            deepspeed.comm.destroy_process_group()
+
+
+@contextlib.contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Whether torch may use only kernels that give the same bits each time, for as long as this is entered.
+
+    cuBLAS reads its workspace's size when it is first used in the process, so enter this before.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def _single_process_environment() -> Iterator[None]:
+    """Set RANK and its companions for one process where no launcher has set them; taken away again at the end."""
+    if "RANK" in os.environ:
+        yield
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    values = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            os.environ.pop(name)
+        os.environ.update({name: before[name] for name in values if name in before})
