@@ -37,7 +37,7 @@ def test_configuration_schedule_stream_and_dry_run_load_no_framework_but_torch()
 def test_a_dry_run_misses_the_corpus_before_it_loads_a_model(tmp_path):
     sets = (f"data.corpus={tmp_path / 'none'}", f"output={tmp_path / 'student'}")
     words = ["train", "demo", "--dry-run", *(word for pair in sets for word in ("--set", pair))]
-    assert loaded("from jobs.cli import main; main()", *words, exit_code=2) <= {"torch"}
+    assert loaded("from jobs.cli import main; sys.exit(main())", *words, exit_code=2) <= {"torch"}
 
 
 RUN = """
@@ -69,4 +69,4 @@ def test_a_run_without_model_steps_loads_no_torch(output):
 def test_commands_that_look_at_a_run_load_no_torch(output, command):
     places = {"RECIPE": output[0], "OUT": output[1]}
     words = [places.get(word, word) for word in command.split()]
-    assert loaded("from jobs.cli import main; main()", *words) == set()
+    assert loaded("from jobs.cli import main; sys.exit(main())", *words) == set()
