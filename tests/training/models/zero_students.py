@@ -7,8 +7,8 @@ import deepspeed
 import torch
 
 from tests.training.models.toys import losses, pack, student_of
-from training.engine.engine import world
-from training.models.lora import LoraConfig
+from training.launch.process_group import world
+from training.models.config import LoraConfig
 
 STEPS = 4
 CASES = {
