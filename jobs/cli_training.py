@@ -52,7 +52,11 @@ def _dry_run(name: str, overrides: list[str], world_size: int, as_json: bool) ->
     from training.config import TrainConfig
     from training.stages.dry_run import dry_run
 
-    found = dry_run(conf.load(TrainConfig, name, "training", overrides), world_size)
+    config = conf.load(TrainConfig, name, "training", overrides)
+    config.check()
+    found = dry_run(
+        config.streams, config.stages, config.model, config.optimizer, config.deepspeed, world_size=world_size
+    )
     if as_json:
         report(json.dumps(found.to_json()))
         return 0
@@ -75,13 +79,13 @@ def _show(title: str, values: dict[str, Any]) -> None:
     OUT.print(table)
 
 
-def _show_memory(by_stage: dict[int, dict[str, int]]) -> None:
+def _show_memory(by_zero_stage: dict[int, dict[str, int]]) -> None:
     table = Table(title="GiB of a rank by ZeRO stage", title_justify="left")
     table.add_column()
-    for stage in by_stage:
-        table.add_column(str(stage), justify="right")
-    for name in next(iter(by_stage.values()), {}):
-        table.add_row(name, *(f"{memory[name] / 2**30:.2f}" for memory in by_stage.values()))
+    for zero_stage in by_zero_stage:
+        table.add_column(str(zero_stage), justify="right")
+    for name in next(iter(by_zero_stage.values()), {}):
+        table.add_row(name, *(f"{memory[name] / 2**30:.2f}" for memory in by_zero_stage.values()))
     OUT.print(table)
 
 
@@ -101,13 +105,12 @@ def stream_digest_command(
     from training.config import TrainConfig
     from training.data.digest import stream_digest
     from training.data.stream.decisions import DecisionLog
-    from training.stages.stream import open_stage
 
     threads = [] if workers is None else [f"read.workers={workers}"]
     config = conf.load(TrainConfig, name, "training", [*set_, *threads])
     config.check()
     chosen = config.stage_named(stage)
-    open_stream = partial(open_stage, config, chosen, open_log=DecisionLog.preview)
+    open_stream = partial(config.streams.open_stage, chosen, open_log=DecisionLog.preview)
     report(stream_digest(open_stream, world_size, steps, resume_at))
 
 
@@ -125,13 +128,12 @@ def decide_command(
     """Decide for a run what its stream draws from a later segment on; the record is immutable."""
     from etl import conf
     from etl.errors import ConfigError
-    from etl.storage.location import Location
     from training.config import TrainConfig
     from training.data.stream.decisions import DecisionLog
 
     config = conf.load(TrainConfig, name, "training", set_)
     chosen = config.stage_named(stage)
-    log = DecisionLog.existing(Location.of(config.decisions(chosen, chosen.arm_named(arm))))
+    log = DecisionLog.existing(config.streams.log_folder(chosen, chosen.arm_named(arm)))
     decided = conf.parse_yaml(value, "--value")
     if not isinstance(decided, dict):
         raise ConfigError(f'--value is {value!r}, it must be a mapping, e.g. \'{{"weights": "uniform"}}\'')

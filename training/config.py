@@ -1,7 +1,6 @@
 """The configuration of a run: one YAML, each section a model that stands beside the code that it configures."""
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -15,8 +14,9 @@ from training.models.config import ModelConfig
 from training.record.metrics import MetricsConfig
 from training.record.watchdog import WatchdogConfig
 from training.stages.held_out import HeldOutConfig
-from training.stages.schedule import ArmConfig, StageConfig, check_arm, check_stages, named, optimizer_of, stream_of
+from training.stages.schedule import StageConfig, check_arm, check_stages, named, optimizer_of
 from training.stages.state import TrainState
+from training.stages.stream import RunStreams
 
 
 class TrainConfig(Config):
@@ -51,17 +51,27 @@ class TrainConfig(Config):
         check_stages(stages)
         return stages
 
-    def stream(self, stage: StageConfig, arm: ArmConfig) -> StreamConfig:
-        """The stream of an arm."""
-        return stream_of(_given(self.data), stage, arm)
+    @property
+    def streams(self) -> RunStreams:
+        """What opens the streams of the arms."""
+        return RunStreams(self.data, self.read, self.seed, Path(self.output) / "decisions")
 
     def optimizer_in(self, stage: StageConfig) -> OptimizerConfig:
         """The optimizer's settings in a stage."""
-        return optimizer_of(_given(self.optimizer), stage)
+        return optimizer_of(self.optimizer, stage)
 
-    def decisions(self, stage: StageConfig, arm: ArmConfig) -> Path:
-        """Folder of an arm's decision log."""
-        return Path(self.output) / "decisions" / stage.name / arm.name
+    def corpora(self) -> set[str]:
+        """Every corpus that the run trains on or evaluates with."""
+        held_out = () if self.evaluate is None else self.evaluate.sets.values()
+        return {self.data.corpus, *(data.corpus for data in self._arm_data()), *(one.corpus for one in held_out)}
+
+    def teacher_tables(self) -> set[str]:
+        """Every table of scores that an arm reads: a teacher's, or the reference model's of preference pairs."""
+        found = {table for data in self._arm_data() for table in (data.teacher, data.reference)}
+        return {table for table in found if table is not None}
+
+    def _arm_data(self) -> list[StreamConfig]:
+        return [self.streams.config_of(stage, arm) for stage in self.stages for arm in stage.arms]
 
     def stage_named(self, name: str | None) -> StageConfig:
         """A stage; the first for None.
@@ -88,8 +98,4 @@ class TrainConfig(Config):
         for stage in self.stages:
             self.optimizer_in(stage)
             for arm in stage.arms:
-                check_arm(arm, self.stream(stage, arm), has_teacher=self.teacher is not None)
-
-
-def _given(section: Config) -> dict[str, Any]:
-    return section.model_dump(exclude_unset=True)
+                check_arm(arm, self.streams.config_of(stage, arm), has_teacher=self.teacher is not None)

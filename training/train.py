@@ -39,12 +39,13 @@ from training.losses.objective import Divergence, StepContext, WeightedCrossEntr
 from training.models.factory import Student, build_student
 from training.record import run_record
 from training.record.flops import ModelShape
+from training.record.journal import Place
 from training.record.metrics import Record
 from training.record.recorder import Recorder
 from training.stages.held_out import HeldOut
 from training.stages.schedule import ArmConfig, StageConfig
 from training.stages.state import Evaluation, TrainState
-from training.stages.stream import GlobalStep, StageStream, check_corpora, open_stage, over_all_ranks
+from training.stages.stream import GlobalStep, StageStream, check_corpora, over_all_ranks
 from training.teacher.frozen import FrozenTeacher
 
 
@@ -100,7 +101,7 @@ def train(
         found = None if options.overfit else checkpoints.newest()
         state = TrainState() if found is None else TrainState.from_json(found.payload)
         if not config.is_over(state):
-            check_corpora(config, state.stage.index)
+            check_corpora(config.streams, config.stages[state.stage.index :])
             student = build_student(config.model, config.seed)
             teacher_model = None if config.teacher is None else build_student(config.teacher, config.seed)
             vocab_sizes = {"the student": len(student.lm_head.weight)}
@@ -117,8 +118,11 @@ def train(
                 dtype = torch.bfloat16 if is_bf16(deepspeed_json) else torch.float32
                 teacher = FrozenTeacher(teacher_model, here.device, dtype)
             if here.rank == 0:
-                run_record.write(config)
-            recorder = Recorder(config, here, engine, shape, state)
+                run_record.write(
+                    config.output, config.model_dump(mode="json"), config.corpora(), config.teacher_tables()
+                )
+            place = Place(state.step, state.tokens, sum(stage.tokens for stage in config.stages))
+            recorder = Recorder(engine, shape, output, config.metrics, config.watchdog, place, state)
             with recorder.start(options.json_lines, options.profile):
                 trainer = Trainer(config, here, engine, teacher, vocab_sizes, checkpoints, recorder, state)
                 state = trainer.run(on_step, options.overfit)
@@ -218,7 +222,7 @@ class Trainer:
             self.engine.reset_optimizer()
         here = self.world
         open_log = DecisionLog.preview if overfit else DecisionLog.open
-        streams = open_stage(self.config, stage, here.rank, here.size, open_log, self.vocab_sizes)
+        streams = self.config.streams.open_stage(stage, here.rank, here.size, open_log, self.vocab_sizes)
         streams.seek((self.state.stage.steps, self.state.stage.streams))
         with closing(streams):
             only = streams.next_step() if overfit else None
@@ -270,8 +274,7 @@ class Trainer:
         if taken.fault is not None:
             return None
         found = batch.arm.objective.report(batch.counts, taken.sums)
-        labels = streams.stream(batch.arm).reader.labels
-        spikes = self.recorder.took(batch, labels, found["loss"])
+        spikes = self.recorder.took(batch, streams.labels(batch.arm), found["loss"])
         self._count(batch, taken, found["loss"])
         if not self.config.metrics.logs(self.state.step):
             return None
@@ -282,7 +285,7 @@ class Trainer:
         arm, mean = batch.arm, None
         if isinstance(arm.objective, WeightedCrossEntropy):
             if arm.name not in self.state.teacher_mean:
-                folder = self.config.stream(stage, arm).teacher
+                folder = self.config.streams.config_of(stage, arm).teacher
                 assert folder is not None, "TrainConfig.check looks"
                 self._set_teacher_mean(arm, TeacherTable(folder).mean_logp)
             mean = torch.tensor(self.state.teacher_mean[arm.name], dtype=torch.float64, device=self.world.device)

@@ -16,7 +16,7 @@ PRELOADED = [
     "training.train",
     "training.engine.engine",
     "training.models.gpt_oss",
-    "training.models.lora",
+    "peft",
     "transformers.models.gpt_oss.modeling_gpt_oss",
 ]
 

@@ -19,7 +19,7 @@ SITES = {
     "draw": ("training.stages.stream", "StageStream.next_step", 4),
     "step": ("training.engine.engine", "Engine._go_back", 4),
     "update": ("training.engine.engine", "Engine._update", 4),
-    "record": ("training.record.metrics", "JsonLines.write", 6),
+    "record": ("training.record.journal", "JsonLines.write", 6),
     "evaluate": ("training.engine.engine", "Engine.evaluate", 2),
     "write": ("training.checkpoint.checkpoints", "Checkpoints._write", 2),
     "upload": ("training.checkpoint.store", "_put", 6),

@@ -122,7 +122,7 @@ def deepspeed_json(precision: str, stage: int) -> dict[str, Any]:
 def full_parameters(engine: Engine) -> dict[str, torch.Tensor]:
     """The float32 parameters, whole; every rank must call it."""
     found = engine.deepspeed.module.named_parameters()
-    if engine.stage == 0:
+    if engine.zero_stage == 0:
         return {name: parameter.detach().clone() for name, parameter in found}
     return {name: safe_get_full_fp32_param(parameter).clone() for name, parameter in found}
 

@@ -32,7 +32,6 @@ from training.data.stream.decisions import DecisionLog
 from training.models.config import ModelConfig
 from training.models.factory import build_student, export_model
 from training.stages.dry_run import plan_arm
-from training.stages.stream import open_stage
 from training.train import main, train
 
 # DeepSpeed and what it imports late use deprecated parts of torch; so does peft.
@@ -110,7 +109,7 @@ def test_a_rescored_stage_weighs_by_the_teacher_and_keeps_the_documented_mean(re
 def test_only_scored_documents_come_in_the_weighted_arm_and_all_in_the_other(corpus, scores, tmp_path):
     config = configuration(corpus, tmp_path, stages=rescored_stages(scores))
     seen = {"weighted": set(), "vanilla": set()}
-    with closing(open_stage(config, config.stages[1], 0, 1, DecisionLog.preview)) as stream:
+    with closing(config.streams.open_stage(config.stages[1], 0, 1, DecisionLog.preview)) as stream:
         for _ in range(80):
             step = stream.next_step()
             seen[step.arm.name].update(*(pack.id_hash.tolist() for pack in step.packs))
@@ -232,14 +231,14 @@ def test_both_sides_of_a_pair_are_in_one_pack_and_pairs_that_are_not_both_scored
     config = dpo_run(pairs, tmp_path, 3000)
     (stage,) = config.stages
     seen = set()
-    with closing(open_stage(config, stage, 0, 1, DecisionLog.preview)) as stream:
+    with closing(config.streams.open_stage(stage, 0, 1, DecisionLog.preview)) as stream:
         for _ in range(20):
             for pack in stream.next_step().packs:
                 assert sorted(Counter(pack.pair.tolist()).values()) == [2] * (len(pack.pair) // 2)
                 assert pack.side.tolist() == [0, 1] * (len(pack.pair) // 2)
                 assert np.isfinite(pack.reference_logp).all()
                 seen.update(pack.id_hash.tolist())
-    plan = plan_arm(config, stage, stage.arms[0])
+    plan = plan_arm(config.streams, stage, stage.arms[0])
     assert len(seen) == plan.available_documents == 2 * (PAIRS - UNSCORED)
     assert plan.left_out == {"not scored by the teacher": UNSCORED, "pair without both sides": UNSCORED}
 

@@ -7,38 +7,14 @@ each), whatever the number of steps.
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.data.stream.stream import Stream
+
 if TYPE_CHECKING:
     from training.data.collate import Pack
-
-
-class Step(Protocol):
-    """One rank's share of a global step, e.g. LocalStep."""
-
-    @property
-    def packs(self) -> "tuple[Pack, ...]": ...
-
-    @property
-    def slots(self) -> tuple[int, ...]: ...
-
-    @property
-    def lanes_left(self) -> int: ...
-
-
-class Stream(Protocol):
-    """What a rank sees: a RankStream, or the steps of a whole stage (training/stages/stream.py)."""
-
-    @property
-    def state(self) -> Any: ...
-
-    def seek(self, state: Any) -> None: ...
-
-    def next_step(self) -> Step: ...
-
-    def close(self) -> None: ...
 
 
 OpenStream = Callable[[int, int], Stream]

@@ -85,8 +85,8 @@ class Engine:
         micro_steps: int,
     ) -> None:
         """`micro_steps` is what a rank takes in a usual step; `step` takes any number of packs."""
-        self.stage = zero_stage(deepspeed_json)
-        self._world = here
+        self.zero_stage = zero_stage(deepspeed_json)
+        self.world = here
         masters = _masters(module) if is_bf16(deepspeed_json) else {}
         groups = parameter_groups(module, optimizer.weight_decay)
         self._decays = [decays for decays, group in zip((True, False), groups, strict=True) if group["params"]]
@@ -137,7 +137,7 @@ class Engine:
             # DeepSpeed takes the mean over ranks, the product makes a sum of it; a loss that is not finite goes back
             # as NaN even where its own gradient would be finite. The product also matters by itself: at ZeRO stage 0
             # DeepSpeed 0.19 divides the gradient of a tensor that comes straight out of forward by micro_steps.
-            scale = torch.where(loss.isfinite(), float(self._world.size), math.nan)
+            scale = torch.where(loss.isfinite(), float(self.world.size), math.nan)
             self._progress()
             self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
         return losses, found
@@ -146,7 +146,7 @@ class Engine:
         """Clip, step, clear the gradients: the norm before clipping, not finite where the step was skipped."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self.stage > 0:
+        if self.zero_stage > 0:
             self.deepspeed.step()
             return float(self.deepspeed.get_global_grad_norm())
         norm = float(nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), self._clip_norm))
@@ -159,7 +159,7 @@ class Engine:
     def evaluate(self, packs: Sequence[PackTensors], objective: SpanObjective) -> StepTaken:
         """Sums of some packs without gradients. Every rank must come with the same number of packs."""
         self.deepspeed.eval()
-        uncounted = StepContext(torch.zeros(2 * KINDS, dtype=torch.float64, device=self._world.device))
+        uncounted = StepContext(torch.zeros(2 * KINDS, dtype=torch.float64, device=self.world.device))
         shares = zip(packs, self._shares(packs), strict=True)
         return StepTaken(
             *self._total([self.deepspeed(pack, objective, uncounted, share)[1:] for pack, share in shares])
@@ -183,7 +183,7 @@ class Engine:
             for place in places:
                 moments = {key: state[key].flatten()[place] for key in ("exp_avg", "exp_avg_sq")}
                 total += squared_update_and_weight(parameter.flatten()[place], {**state, **moments}, group)
-        if self.stage > 0:
+        if self.zero_stage > 0:
             torch.distributed.all_reduce(total)
         update, weight = total.sqrt().tolist()
         return float(update / weight)
@@ -191,10 +191,10 @@ class Engine:
     def _owned(self) -> Iterator[tuple[torch.Tensor, dict[str, Any], list[slice]]]:
         """The float32 tensors that this rank steps on, with their groups and where in them there are weights.
 
-        All parameters at stage 0, else a disjoint part. ZeRO-3 leaves what memory held before in the padding of each
-        parameter's last part.
+        All parameters at ZeRO stage 0, else a disjoint part. ZeRO-3 leaves what memory held before in the padding of
+        each parameter's last part.
         """
-        if self.stage < 3:
+        if self.zero_stage < 3:
             for group in self._basic.param_groups:
                 for parameter in group["params"]:
                     yield parameter, group, [slice(None)]
@@ -204,7 +204,7 @@ class Engine:
             places, start = [], 0
             for parameter in zero.fp16_groups[number]:
                 part = parameter.ds_tensor.ds_numel
-                weights = min(max(parameter.ds_numel - self._world.rank * part, 0), part)
+                weights = min(max(parameter.ds_numel - self.world.rank * part, 0), part)
                 places.append(slice(start, start + weights))
                 start += part
             assert start == flat.numel(), "a sub-group is the parts of its parameters, one after the other"
@@ -215,7 +215,7 @@ class Engine:
         for group, decays in zip(self._basic.param_groups, self._decays, strict=True):
             group.update(betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay * decays)
         self._clip_norm = optimizer.clip_norm
-        if self.stage > 0:
+        if self.zero_stage > 0:
             self.deepspeed.optimizer.clip_grad = optimizer.clip_norm
 
     def reset_optimizer(self) -> None:
@@ -235,7 +235,7 @@ class Engine:
     def _total(self, found: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, RouterSums]:
         """Sums over packs and ranks, in one all-reduce. Counts below 2^53 stay exact in float64."""
         mine = [torch.stack(list(values)).sum(0) for values in zip(*found, strict=True)]
-        flat = self._world.sum(torch.cat([value.double().flatten() for value in mine]))
+        flat = self.world.sum(torch.cat([value.double().flatten() for value in mine]))
         pieces = flat.split([value.numel() for value in mine])
         sums, *router = [piece.reshape(value.shape).to(value.dtype) for piece, value in zip(pieces, mine, strict=True)]
         return sums, RouterSums(*router)
@@ -244,7 +244,7 @@ class Engine:
         """What was not finite, in the same words on every rank. Every rank must call it."""
         values = torch.stack(list(losses)).tolist()
         mine = next(((number, value) for number, value in enumerate(values) if not math.isfinite(value)), None)
-        for rank, place in enumerate(self._world.gather(mine)):
+        for rank, place in enumerate(self.world.gather(mine)):
             if place is not None:
                 return f"the loss of rank {rank} is {place[1]} in its micro-batch {place[0]}"
         return "the gradient is not finite, though the losses of all ranks are"
@@ -267,7 +267,7 @@ class Faults:
         self._in_a_row = 0
 
     def note(self, step: int, fault: str | None, learning_rate: float) -> None:
-        """Take note of a step's outcome (StepSums.fault).
+        """Take note of a step's outcome (`StepTaken.fault`).
 
         Raises:
             DataError: this is the last skipped step that `optimizer.max_skipped_in_a_row` allows.

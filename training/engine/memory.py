@@ -2,7 +2,7 @@
 
 The states are counted exactly, byte for byte, as DeepSpeed 0.19 lays them out (Rajbhandari et al. 2020, ZeRO, section
 3, for the idea; the float32 sums of bf16 gradients are ours): float32 masters and moments are 12 bytes a parameter,
-split over the ranks from stage 1 on; gradients are split from stage 2 on, parameters from stage 3 on. Activations are
+split over the ranks from ZeRO stage 1 on; gradients are split from 2 on, parameters from 3 on. Activations are
 an estimate: what a decoder layer keeps for its backward pass, without the T x T scores that packed attention never
 keeps (Korthikanti et al. 2022, section 4.1, counts the same tensors), good to a factor of about 1.5. The CUDA context,
 the allocator's fragments and libraries' workspaces (1 to 3 GiB on a GPU) are not counted.
@@ -51,7 +51,7 @@ class Memory:
     optimizer: int
     """Masters and moments."""
     buffers: int
-    """Buckets of the reduction, and at stage 3 the parameters that are gathered at a time."""
+    """Buckets of the reduction, and at ZeRO stage 3 the parameters that are gathered at a time."""
     activations: int
     head: int
     """Logits of a chunk and the float32 gradient of the head's weight."""
@@ -75,12 +75,12 @@ def memory(
     )
 
 
-def by_stage(
+def by_zero_stage(
     size: StudentSize, world_size: int, pack_tokens: int, *, bf16: bool, checkpointing: bool
 ) -> Iterator[tuple[int, Memory]]:
     """Each ZeRO stage that the precision allows (0 is float32 only) and what a rank needs there."""
-    for stage in range(1 if bf16 else 0, 4):
-        yield stage, memory(size, stage, world_size, pack_tokens, bf16=bf16, checkpointing=checkpointing)
+    for zero_stage in range(1 if bf16 else 0, 4):
+        yield zero_stage, memory(size, zero_stage, world_size, pack_tokens, bf16=bf16, checkpointing=checkpointing)
 
 
 def model_states(parameters: int, zero_stage: int, world_size: int, *, bf16: bool) -> tuple[int, int, int]:

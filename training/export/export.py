@@ -34,7 +34,6 @@ from etl.harmony.step import HarmonyStep
 from etl.storage.location import Location
 from training.checkpoint import store, universal
 from training.checkpoint.store import Manifest
-from training.config import TrainConfig
 from training.export import harmony_tokenizer
 from training.models.config import ModelConfig
 from training.models.factory import Student, build_student, export_model, export_state
@@ -156,7 +155,7 @@ def _student(found: Source) -> Student:
     """The run's student with initial weights, for its names and its configuration."""
     config = ModelConfig.model_validate(found.manifest.identity)
     plain = config.model_copy(update={"compile": False, "gradient_checkpointing": False})
-    return build_student(plain, TrainConfig.model_validate(found.record["config"]).seed)
+    return build_student(plain, found.record["config"]["seed"])
 
 
 def _weights(found: Source, student: Student, scratch: Path) -> dict[str, torch.Tensor]:

@@ -13,16 +13,15 @@ from typing import Any, TextIO
 
 import torch
 
-from training.config import TrainConfig
 from training.engine.engine import Engine, StepTaken
-from training.launch.world import World
 from training.record import ledger, metrics
 from training.record.flops import ModelShape, device_peak_flops
 from training.record.hardware import Hardware, over_ranks
+from training.record.journal import Journal, Place, open_journal
 from training.record.ledger import Label, Ledger
-from training.record.metrics import Journal, Place, Record, SpikeWatch, StepClock, StepWork, TeacherLogps
+from training.record.metrics import MetricsConfig, Record, SpikeWatch, StepClock, StepWork, TeacherLogps
 from training.record.profiling import profiled
-from training.record.watchdog import Watchdog, write_nan
+from training.record.watchdog import Watchdog, WatchdogConfig, write_nan
 from training.stages.state import TrainState
 from training.stages.stream import GlobalStep
 
@@ -32,16 +31,27 @@ PROFILED_STEPS = 4
 class Recorder:
     """The records of one rank."""
 
-    def __init__(self, config: TrainConfig, here: World, engine: Engine, shape: ModelShape, state: TrainState) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        shape: ModelShape,
+        output: Path,
+        config: MetricsConfig,
+        watchdog: WatchdogConfig,
+        place: Place,
+        state: TrainState,
+    ) -> None:
+        """`place` is where the run stands as this process starts, in tokens; `state` what its checkpoint holds."""
         self._config = config
-        self._world = here
+        self._watchdog = watchdog
+        self._world = engine.world
         self._engine = engine
         self._shape = shape
-        self._output = Path(config.output).absolute()
-        self._peak_flops = config.metrics.peak_flops or device_peak_flops(here.device)
-        self._first = here.rank == 0
-        self._place = Place(state.step, state.tokens, sum(stage.tokens for stage in config.stages))
-        self._spikes = SpikeWatch(config.metrics, state.spikes)
+        self._output = output
+        self._peak_flops = config.peak_flops or device_peak_flops(engine.world.device)
+        self._first = engine.world.rank == 0
+        self._place = place
+        self._spikes = SpikeWatch(config, state.spikes)
         self._ledger = Ledger(state.ledger if self._first else [])
         self._work = torch.zeros(3, dtype=torch.float64)
         """Tokens and supervised tokens of all ranks and FLOPs of this one since the last record."""
@@ -57,10 +67,10 @@ class Recorder:
         enter = self._stack.enter_context
         self._journal = Journal()
         if self._first:
-            self._journal = metrics.open_journal(self._output, self._config.metrics, self._place, stream)
+            self._journal = open_journal(self._output, self._config, self._place, stream)
         enter(self._journal)
         folder = self._output / "watchdog"
-        self.watchdog = enter(Watchdog(self._config.watchdog, folder, self._world.rank, self._world.size))
+        self.watchdog = enter(Watchdog(self._watchdog, folder, self._world.rank, self._world.size))
         self.clock = StepClock(self._world.device, self.watchdog.phase)
         self._engine.phase = self.clock.phase
         self._engine.on_progress(self.watchdog.progress)

@@ -7,41 +7,30 @@ the run writes it again, for a configuration that goes on may have more stages.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from etl.errors import ConfigError
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
-from training.config import TrainConfig
-from training.data.stream.plan import StreamConfig
 
 NAME = "run.json"
 
 
-def write(config: TrainConfig) -> None:
+def write(output: str, config: dict[str, Any], corpora: Iterable[str], teacher_tables: Iterable[str]) -> None:
     """Write the record into the run's output; rank 0 does it once the configuration is checked.
+
+    Args:
+        output: folder of the run.
+        config: its whole configuration, in JSON types.
+        corpora: folders or URLs of all corpora that it reads.
+        teacher_tables: folders or URLs of all tables of scores that it reads.
 
     Raises:
         DataError: a corpus or a table is not committed.
     """
-    data = json.dumps(record(config), indent=1, sort_keys=True) + "\n"
-    (Location.of(config.output) / NAME).replace(data.encode())
-
-
-def record(config: TrainConfig) -> dict[str, Any]:
-    """The record of a run, in JSON types."""
-    held_out = [] if config.evaluate is None else [one.corpus for one in config.evaluate.sets.values()]
-    return {
-        "config": config.model_dump(mode="json"),
-        "corpora": _manifests([config.data.corpus, *_of_streams(config, lambda stream: stream.corpus), *held_out]),
-        "teacher_tables": _manifests(
-            [
-                *_of_streams(config, lambda stream: stream.teacher),
-                *_of_streams(config, lambda stream: stream.reference),
-            ]
-        ),
-    }
+    found = {"config": config, "corpora": _manifests(corpora), "teacher_tables": _manifests(teacher_tables)}
+    (Location.of(output) / NAME).replace((json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read(output: Location) -> dict[str, Any]:
@@ -57,14 +46,9 @@ def read(output: Location) -> dict[str, Any]:
     return found
 
 
-def _of_streams(config: TrainConfig, key: Callable[[StreamConfig], str | None]) -> Iterator[str]:
-    streams = (config.stream(stage, arm) for stage in config.stages for arm in stage.arms)
-    yield from (url for url in map(key, streams) if url is not None)
-
-
-def _manifests(urls: list[str]) -> dict[str, Any]:
-    """By URL, sorted."""
-    return {url: _manifest(url) for url in sorted(set(urls))}
+def _manifests(urls: Iterable[str]) -> dict[str, Any]:
+    """By URL."""
+    return {url: _manifest(url) for url in urls}
 
 
 def _manifest(url: str) -> dict[str, Any]:

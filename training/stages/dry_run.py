@@ -6,6 +6,7 @@ MAX_PLANNED_PACKS packs and scaled up from there, which the report says.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import count as count_up
@@ -14,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.config import TrainConfig
 from training.data.stream.decisions import DecisionLog
 from training.data.stream.lanes import RankStream
 from training.data.stream.plan import StreamConfig
 from training.engine.deepspeed_json import deepspeed_config, is_bf16, read_deepspeed_json
-from training.engine.memory import StudentSize, by_stage
+from training.engine.memory import StudentSize, by_zero_stage
+from training.engine.optimizer import OptimizerConfig
+from training.models.config import ModelConfig
 from training.models.factory import build_student
 from training.stages.schedule import ArmConfig, StageConfig
-from training.stages.stream import check_corpora, open_arm
+from training.stages.stream import RunStreams, check_corpora
 
 MAX_PLANNED_PACKS = 100_000
 
@@ -85,15 +87,15 @@ class DryRun:
         return asdict(self)
 
 
-def plan_arm(config: TrainConfig, stage: StageConfig, arm: ArmConfig) -> ArmPlan:
+def plan_arm(streams: RunStreams, stage: StageConfig, arm: ArmConfig) -> ArmPlan:
     """What an arm would train on in its stage.
 
     Raises:
         ConfigError, DataError, SchemaError: as the run itself would.
     """
-    data = config.stream(stage, arm)
+    data = streams.config_of(stage, arm)
     target = int(stage.tokens * arm.share / sum(other.share for other in stage.arms))
-    with closing(open_arm(config, stage, arm, (0, 1), DecisionLog.preview)) as stream:
+    with closing(streams.open_arm(stage, arm, (0, 1), DecisionLog.preview)) as stream:
         cells, packs = _planned(stream, data, target)
         tokens = sum(cells.values())
         scale = max(1.0, target / tokens) if packs >= MAX_PLANNED_PACKS else 1.0
@@ -117,18 +119,18 @@ def plan_arm(config: TrainConfig, stage: StageConfig, arm: ArmConfig) -> ArmPlan
         )
 
 
-def plan_stage(config: TrainConfig, stage: StageConfig) -> tuple[ArmPlan, ...]:
+def plan_stage(streams: RunStreams, stage: StageConfig) -> tuple[ArmPlan, ...]:
     """What the arms of a stage would train on together: it is over when a step is due to one that has run out.
 
     Raises:
         ConfigError, DataError, SchemaError: as the run itself would.
     """
-    plans = {arm.name: plan_arm(config, stage, arm) for arm in stage.arms}
+    plans = {arm.name: plan_arm(streams, stage, arm) for arm in stage.arms}
     if not any(plan.runs_out for plan in plans.values()):
         return tuple(plans.values())
     taken: Counter[str] = Counter()
     for step in count_up():
-        plan = plans[stage.arm_of(step, config.seed).name]
+        plan = plans[stage.arm_of(step, streams.seed).name]
         if plan.runs_out and taken[plan.arm] == plan.steps:
             break
         taken[plan.arm] += 1
@@ -158,35 +160,42 @@ def _planned(stream: RankStream, data: StreamConfig, target: int) -> tuple[Count
             return cells, packs
 
 
-def dry_run(config: TrainConfig, world_size: int) -> DryRun:
-    """The plan of every arm of every stage, and what a rank of so many needs.
+def dry_run(
+    streams: RunStreams,
+    stages: Sequence[StageConfig],
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    deepspeed: str,
+    world_size: int,
+) -> DryRun:
+    """The plan of every arm of every stage, and what a rank of so many needs. Corpora are looked for first.
 
     Raises:
         ConfigError, DataError, SchemaError: as the run itself would.
     """
-    config.check()
-    for stage in config.stages:
+    for stage in stages:
         for arm in stage.arms:
-            config.stream(stage, arm).check_world(world_size)
-    check_corpora(config, 0)
-    deepspeed_json = read_deepspeed_json(config.deepspeed)
+            streams.config_of(stage, arm).check_world(world_size)
+    check_corpora(streams, stages)
+    deepspeed_json = read_deepspeed_json(deepspeed)
+    student = _student_size(model, streams.seed)
     return DryRun(
-        arms=tuple(plan for stage in config.stages for plan in plan_stage(config, stage)),
-        memory=_memory(config, world_size, is_bf16(deepspeed_json)),
-        deepspeed=deepspeed_config(deepspeed_json, config.optimizer, config.data.micro_steps(world_size)),
+        arms=tuple(plan for stage in stages for plan in plan_stage(streams, stage)),
+        memory={} if student is None else _memory(student, streams.data, model, world_size, is_bf16(deepspeed_json)),
+        deepspeed=deepspeed_config(deepspeed_json, optimizer, streams.data.micro_steps(world_size)),
     )
 
 
-def _memory(config: TrainConfig, world_size: int, bf16: bool) -> dict[int, dict[str, int]]:
-    """The student is built without storage, and its sizes are read from its transformers configuration."""
+def _student_size(model: ModelConfig, seed: int) -> StudentSize | None:
+    """The sizes in the student's transformers configuration; it is built without storage. None where it has none."""
     with torch.device("meta"):
-        student = build_student(config.model, config.seed)
+        student = build_student(model, seed)
     found = student.hf_config
     if found is None:
-        return {}
+        return None
     heads = found.num_attention_heads
     active = max(student.experts_per_token, 1)
-    size = StudentSize(
+    return StudentSize(
         parameters=sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad),
         hidden=found.hidden_size,
         layers=found.num_hidden_layers,
@@ -196,7 +205,10 @@ def _memory(config: TrainConfig, world_size: int, bf16: bool) -> dict[int, dict[
         mlp_width=active * (getattr(found, "moe_intermediate_size", None) or found.intermediate_size),
         vocab=found.vocab_size,
     )
-    by_zero_stage = by_stage(
-        size, world_size, config.data.pack_tokens, bf16=bf16, checkpointing=config.model.gradient_checkpointing
-    )
-    return {stage: {**asdict(memory), "total": memory.total} for stage, memory in by_zero_stage}
+
+
+def _memory(
+    size: StudentSize, data: StreamConfig, model: ModelConfig, world_size: int, bf16: bool
+) -> dict[int, dict[str, int]]:
+    found = by_zero_stage(size, world_size, data.pack_tokens, bf16=bf16, checkpointing=model.gradient_checkpointing)
+    return {zero_stage: {**asdict(memory), "total": memory.total} for zero_stage, memory in found}

@@ -139,22 +139,29 @@ def named(items: Sequence[Named], name: str | None, what: str) -> Named:
     raise ConfigError(f"there is no {what} '{name}'; the configuration has: {', '.join(item.name for item in items)}")
 
 
-def stream_of(data: dict[str, Any], stage: StageConfig, arm: ArmConfig) -> StreamConfig:
+def stream_of(data: StreamConfig, stage: StageConfig, arm: ArmConfig) -> StreamConfig:
     """The stream of an arm: the run's `data`, what the stage changes, what the arm changes.
 
     Raises:
         ConfigError: a key or a value is wrong; says in which stage and arm.
     """
-    return check(StreamConfig, {**data, **stage.data, **arm.data}, f"data of stage '{stage.name}', arm '{arm.name}'")
+    return check(
+        StreamConfig, {**_given(data), **stage.data, **arm.data}, f"data of stage '{stage.name}', arm '{arm.name}'"
+    )
 
 
-def optimizer_of(optimizer: dict[str, Any], stage: StageConfig) -> OptimizerConfig:
+def optimizer_of(optimizer: OptimizerConfig, stage: StageConfig) -> OptimizerConfig:
     """The optimizer's settings in a stage.
 
     Raises:
         ConfigError: a key or a value is wrong; says in which stage.
     """
-    return check(OptimizerConfig, {**optimizer, **stage.optimizer}, f"optimizer of stage '{stage.name}'")
+    return check(OptimizerConfig, {**_given(optimizer), **stage.optimizer}, f"optimizer of stage '{stage.name}'")
+
+
+def _given(section: Config) -> dict[str, Any]:
+    """What the user has set; the defaults are the business of the model that takes them."""
+    return section.model_dump(exclude_unset=True)
 
 
 def check_stages(stages: tuple[StageConfig, ...]) -> None:

@@ -4,8 +4,9 @@ An arm's stream is opened with its first step and keeps its own decision log in 
 operator decides for one arm leaves the others alone. Memory is that of the open streams together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,17 +16,17 @@ import torch
 from etl.errors import ConfigError
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
-from training.config import TrainConfig
 from training.data.collate import Pack
-from training.data.reader import PAIR_COLUMNS, CorpusReader
+from training.data.reader import PAIR_COLUMNS, CorpusReader, ReadConfig
 from training.data.stream.decisions import DecisionLog
-from training.data.stream.lanes import LocalStep, RankStream
-from training.data.stream.plan import StreamState, initial_value, rows_of_cells, split_parts
+from training.data.stream.lanes import RankStream
+from training.data.stream.plan import StreamConfig, StreamState, initial_value, rows_of_cells, split_parts
 from training.data.stream.shares import Groups
+from training.data.stream.stream import DocumentStream, Step
 from training.launch.world import World
-from training.stages.schedule import ArmConfig, StageConfig
+from training.stages.schedule import ArmConfig, StageConfig, stream_of
 
-OpenStream = Callable[[ArmConfig], RankStream]
+OpenStream = Callable[[ArmConfig], DocumentStream]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ArmStep:
     """A global step of a stage: its arm and this rank's share of its packs."""
 
     arm: ArmConfig
-    local: LocalStep
+    local: Step
     global_packs: int
     """Packs of the step over all ranks, fillers left out."""
 
@@ -97,7 +98,7 @@ class StageStream:
         self._stage = stage
         self._seed = seed
         self._open_stream = open_stream
-        self._streams: dict[str, RankStream] = {}
+        self._streams: dict[str, DocumentStream] = {}
         self._resumed: dict[str, StreamState] = {}
         self._steps = 0
 
@@ -115,12 +116,16 @@ class StageStream:
     def next_step(self) -> ArmStep:
         """The next global step."""
         arm = self._stage.arm_of(self._steps, self._seed)
-        stream = self.stream(arm)
+        stream = self._stream(arm)
         local = stream.next_step()
         self._steps += 1
-        return ArmStep(arm, local, stream.config.global_batch_packs)
+        return ArmStep(arm, local, stream.global_batch_packs)
 
-    def stream(self, arm: ArmConfig) -> RankStream:
+    def labels(self, arm: ArmConfig) -> Sequence[tuple[str | None, ...]]:
+        """What `Pack.label` numbers in the packs of an arm."""
+        return self._stream(arm).labels
+
+    def _stream(self, arm: ArmConfig) -> DocumentStream:
         """The stream of an arm, opened and at its place."""
         if arm.name not in self._streams:
             stream = self._open_stream(arm)
@@ -148,41 +153,62 @@ OpenLog = Callable[[Location, dict[str, Any]], DecisionLog]
 """DecisionLog.open, which begins or goes on with a run's log, or DecisionLog.preview, which writes nothing."""
 
 
-def open_arm(
-    config: TrainConfig,
-    stage: StageConfig,
-    arm: ArmConfig,
-    ranks: tuple[int, int],
-    open_log: OpenLog,
-    vocab_sizes: Mapping[str, int] = MappingProxyType({}),
-) -> RankStream:
-    """The stream of an arm for `ranks`, (rank, number of ranks), and for models with these vocabularies."""
-    data = config.stream(stage, arm)
-    reader = CorpusReader(data.corpus, "train", config.read, data.teacher, data.reference, vocab_sizes)
-    scores = [table.dataset.manifest.content_digest for table in reader.side_tables]
-    initial = initial_value(data, config.seed, reader.parts, scores)
-    log = open_log(Location.of(config.decisions(stage, arm)), initial)
-    return RankStream(reader, data, config.seed, log, *ranks)
+@dataclass(frozen=True)
+class RunStreams:
+    """Opens the streams of a run's arms: what of its configuration decides which documents they give, and when."""
+
+    data: StreamConfig
+    """Of the run; stages and arms change single keys of it."""
+    read: ReadConfig
+    seed: int
+    decisions: Path
+    """Folder of the decision logs, <stage>/<arm> below it."""
+
+    def config_of(self, stage: StageConfig, arm: ArmConfig) -> StreamConfig:
+        """What an arm is trained on.
+
+        Raises:
+            ConfigError: a key or a value of the stage or the arm is wrong.
+        """
+        return stream_of(self.data, stage, arm)
+
+    def log_folder(self, stage: StageConfig, arm: ArmConfig) -> Location:
+        """Where the decisions of an arm lie."""
+        return Location.of(self.decisions / stage.name / arm.name)
+
+    def open_arm(
+        self,
+        stage: StageConfig,
+        arm: ArmConfig,
+        ranks: tuple[int, int],
+        open_log: OpenLog,
+        vocab_sizes: Mapping[str, int] = MappingProxyType({}),
+    ) -> RankStream:
+        """The stream of an arm for `ranks`, (rank, number of ranks), and for models with these vocabularies."""
+        data = self.config_of(stage, arm)
+        reader = CorpusReader(data.corpus, "train", self.read, data.teacher, data.reference, vocab_sizes)
+        scores = [table.dataset.manifest.content_digest for table in reader.side_tables]
+        log = open_log(self.log_folder(stage, arm), initial_value(data, self.seed, reader.parts, scores))
+        return RankStream(reader, data, self.seed, log, *ranks)
+
+    def open_stage(
+        self,
+        stage: StageConfig,
+        rank: int,
+        num_ranks: int,
+        open_log: OpenLog,
+        vocab_sizes: Mapping[str, int] = MappingProxyType({}),
+    ) -> StageStream:
+        """The steps of a stage."""
+
+        def open_stream(arm: ArmConfig) -> RankStream:
+            return self.open_arm(stage, arm, (rank, num_ranks), open_log, vocab_sizes)
+
+        return StageStream(stage, self.seed, open_stream)
 
 
-def open_stage(
-    config: TrainConfig,
-    stage: StageConfig,
-    rank: int,
-    num_ranks: int,
-    open_log: OpenLog,
-    vocab_sizes: Mapping[str, int] = MappingProxyType({}),
-) -> StageStream:
-    """The steps of a stage as a run of this configuration has them."""
-
-    def open_stream(arm: ArmConfig) -> RankStream:
-        return open_arm(config, stage, arm, (rank, num_ranks), open_log, vocab_sizes)
-
-    return StageStream(stage, config.seed, open_stream)
-
-
-def check_corpora(config: TrainConfig, first_stage: int) -> None:
-    """Refuse corpora of the stages from one on that lack cells of `data.shares` or pairs, by their manifests alone.
+def check_corpora(streams: RunStreams, stages: Sequence[StageConfig]) -> None:
+    """Refuse corpora of stages that lack cells of `data.shares` or pairs, by their manifests alone.
 
     A stage opens its streams when it begins; what it lacks is better known before the stages ahead of it are trained.
 
@@ -190,9 +216,9 @@ def check_corpora(config: TrainConfig, first_stage: int) -> None:
         ConfigError: a share names no cell, a cell has fewer documents than there are lanes, or there are no pairs.
         DataError: there is no committed corpus, or none of its rows are in the training split.
     """
-    for stage in config.stages[first_stage:]:
+    for stage in stages:
         for arm in stage.arms:
-            data = config.stream(stage, arm)
+            data = streams.config_of(stage, arm)
             corpus = Dataset.open(data.corpus)
             if "pairs" in arm.objective.needs and not set(PAIR_COLUMNS) <= set(corpus.schema.names):
                 raise ConfigError(

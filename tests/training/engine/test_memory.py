@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.training import precision
 from tests.training.precision import CPU
 from training.engine.engine import Engine
-from training.engine.memory import StudentSize, activations, by_stage, memory, model_states
+from training.engine.memory import StudentSize, activations, by_zero_stage, memory, model_states
 from training.launch.process_group import world
 from training.models.config import ModelConfig
 from training.models.factory import build_student
@@ -91,8 +91,8 @@ def test_checkpointing_keeps_the_input_of_each_layer():
 
 
 def test_bf16_has_no_stage_0():
-    assert [stage for stage, _ in by_stage(SIZE, 8, 8192, bf16=True, checkpointing=False)] == [1, 2, 3]
-    assert [stage for stage, _ in by_stage(SIZE, 8, 8192, bf16=False, checkpointing=False)] == [0, 1, 2, 3]
+    assert [stage for stage, _ in by_zero_stage(SIZE, 8, 8192, bf16=True, checkpointing=False)] == [1, 2, 3]
+    assert [stage for stage, _ in by_zero_stage(SIZE, 8, 8192, bf16=False, checkpointing=False)] == [0, 1, 2, 3]
 
 
 @given(st.integers(0, 3), st.integers(1, 64), st.integers(1, 10**6), st.booleans())

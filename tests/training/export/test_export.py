@@ -18,7 +18,6 @@ from tests.training.corpora import VOCAB, write_corpus
 from tests.training.teachers import documents
 from training.config import TrainConfig
 from training.export.export import MANIFEST, export
-from training.record import run_record
 from training.train import train
 
 # DeepSpeed, peft and what they import late use deprecated parts of torch.
@@ -64,7 +63,6 @@ def run(corpus, output, model, deepspeed="zero1_fp32"):
     ]
     config = conf.load(TrainConfig, "demo", "training", [*SHORT, *more])
     result = train(config)
-    run_record.write(config)
     return result.checkpoint
 
 

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.errors import ConfigError
-from training.data.stream.plan import StreamState
+from training.data.stream.plan import StreamConfig, StreamState
+from training.engine.optimizer import OptimizerConfig
 from training.stages.schedule import ArmConfig, StageConfig, StopRule, check_stages, optimizer_of, stream_of
 from training.stages.state import Evaluation, StageState, TrainState
 
@@ -54,14 +55,14 @@ def test_a_stage_stops_when_the_format_is_right_too():
 
 
 def test_stages_and_arms_override_the_runs_settings():
-    data = {"corpus": "a", "pack_tokens": 8, "global_batch_packs": 2}
+    data = StreamConfig(corpus="a", pack_tokens=8, global_batch_packs=2)
     arm = ArmConfig(data={"corpus": "b"})
     mixed = StageConfig(tokens=1, data={"pack_tokens": 16}, optimizer={"lr": 0.5}, arms=(arm,))
     found = stream_of(data, mixed, arm)
     assert (found.corpus, found.pack_tokens, found.global_batch_packs) == ("b", 16, 2)
-    assert optimizer_of({"lr": 0.1, "clip_norm": 2.0}, mixed).lr == 0.5
+    assert optimizer_of(OptimizerConfig(lr=0.1, clip_norm=2.0), mixed).lr == 0.5
     with pytest.raises(ConfigError, match="stage 'train', arm 'main'"):
-        stream_of({**data, "packs": 1}, mixed, arm)
+        stream_of(data, mixed, ArmConfig(data={"packs": 1}))
 
 
 def test_names_must_differ():

@@ -107,6 +107,16 @@ class RankStream:
         return StreamState(digest, self._segment, self._pack)
 
     @property
+    def global_batch_packs(self) -> int:
+        """Packs of a global step over all ranks, fillers left out."""
+        return self.config.global_batch_packs
+
+    @property
+    def labels(self) -> Sequence[tuple[str | None, ...]]:
+        """What `Pack.label` numbers: source, buckets and licence."""
+        return self.reader.labels
+
+    @property
     def index(self) -> DocumentIndex:
         """The documents of the own lanes that can be trained on, whatever the shares."""
         return DocumentIndex.concatenate([plan.usable() for plan in self._plans.values()])
