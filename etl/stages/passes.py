@@ -37,6 +37,8 @@ CHECKPOINT_S = 60.0
 _SLICE_ROWS = 20
 """Rows that a slow step gets at once; a checkpoint is written between two slices."""
 _KEYS = ("id", "source_dataset", "verdict")
+_TABLES = {"filter": "FILTER", "score": "SCORE", "tokenize": "TOKENIZED"}
+"""The table that a stage of steps writes."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def run_pipeline(context: Context, rows: Rows, stage: str, pipeline: Pipeline) -
     columns = list(dict.fromkeys([*_KEYS, *pipeline.reads()]))
     schema = aligned(pipeline.added)
     semantic = {"steps": pipeline.identity()}
-    job = context.job(stage, stage.upper(), schema, semantic, rows.tables(columns), rows)
+    job = context.job(stage, _TABLES[stage], schema, semantic, rows.tables(columns), rows)
     work = RunSteps(rows, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.recipe.storage)
     resources = Resources(pipeline.task_cpus, pipeline.task_gpus, pipeline.task_memory_bytes)
     rows = rows.with_side(context.map(job, rows.splits, work, resources), schema)

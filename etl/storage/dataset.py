@@ -45,6 +45,9 @@ CHECKPOINTS = "_checkpoints"
 CLOSED = "_closed"
 """Names of builds that were given up: a straggler of one that comes late finds its name here."""
 _READERS = 16
+_HASHED_TABLES = {"TOKENIZED": "TOKENIZE"}
+"""What fingerprints hash in the place of a table's name. TOKENIZED was TOKENIZE in the first manifests: by another
+fingerprint, everything that was tokenized under that name would be tokenized again."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +266,11 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of({"stage": self.stage, "table": self.table, **self.made_from})
+        return fingerprint_of({"stage": self.stage, "table": self._hashed_table, **self.made_from})
+
+    @property
+    def _hashed_table(self) -> str:
+        return _HASHED_TABLES.get(self.table, self.table)
 
     @property
     def base_cut(self) -> str:
@@ -277,7 +284,7 @@ class Job:
         return fingerprint_of(
             {
                 "stage": self.stage,
-                "table": self.table,
+                "table": self._hashed_table,
                 "semantic": self.semantic,
                 "inputs": inputs,
                 "base": base,

@@ -1,18 +1,18 @@
-"""Every configuration that ships: it loads, its schema closes, and what it names is there."""
+"""Every configuration that ships: it loads, a run accepts it, and what it names is there."""
 
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import yaml
 
 from etl import conf
 from etl.config import Config
+from etl.errors import StillhouseError
 from etl.harmony.step import HarmonyStep
 from etl.mixture.cuts import Cut
 from etl.recipe import Recipe
-from etl.schema import CLUSTER_COLUMNS, PROMPT, VERDICT
+from etl.run.run import check
 from etl.sources.files import list_files
 from etl.sources.spec import Described, Description
 from etl.step import Step
@@ -52,20 +52,23 @@ def test_recipes_load(name):
 
 
 @pytest.mark.parametrize("name", named("recipes"))
-def test_the_schema_of_a_recipe_closes(name):
-    """Walk the stages as a run does, with columns alone."""
-    read = recipe(name)
-    schema = pa.schema([*PROMPT, pa.field("verdict", VERDICT)])
-    for stage in read.stages:
-        pipeline = {"filter": read.filter, "score": read.score}.get(stage)
-        if pipeline is not None:
-            schema = pipeline.output_schema(schema)
-        elif stage == "dedup":
-            schema = pa.schema([*schema, *CLUSTER_COLUMNS])
-        elif stage == "tokenize":
-            schema = read.ctx.output_schema(read.harmony.output_schema(schema))
-    assert len(set(schema.names)) == len(schema.names)
-    assert ("layout" not in read.stages) or {"input_ids", "ctx_bucket"} <= set(schema.names)
+def test_a_run_accepts_a_recipe(name):
+    check(recipe(name))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["stages=[semantic, tokenize, layout]"], "list 'tokenize' before it"),
+        (["stages=[tokenize, semantic, layout]", "semantic.survivor.score=perplexity"], "no earlier stage adds"),
+        (["stages=[filter, dedup, score, tokenize, layout]"], "'kenlm' before 'score'"),
+        (["stages=[kenlm, score, tokenize, layout]"], "detected_language"),
+    ],
+    ids=["semantic before tokenize", "survivor of semantic", "kenlm not listed", "cut before its column"],
+)
+def test_a_run_refuses_a_shipped_recipe_with_a_wrong_section(changed, said):
+    with pytest.raises(StillhouseError, match=said):
+        check(conf.load(Recipe, "demo", "recipes", ["output=out", *changed]))
 
 
 @pytest.mark.parametrize("name", named("recipes"))

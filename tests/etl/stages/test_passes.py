@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
@@ -10,15 +11,20 @@ import pyarrow.compute as pc
 import pytest
 
 from etl.errors import SchemaError
+from etl.run.plan import plan_recipe
 from etl.stages import passes
 from etl.stages.context import Context
 from etl.stages.ingest import ingest
 from etl.stages.passes import RunSteps, run_cut
 from etl.step import Step, append, drop
+from etl.storage.catalog import statements
 from etl.storage.dataset import Dataset
-from tests.engines.inprocess import IdleEngine, InProcessEngine
+from etl.storage.location import Location
+from etl.storage.verify import verify
+from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
 from tests.etl.stages.toys import (
     FILTER,
+    files,
     make_recipe,
     mixed_rows,
     plain_rows,
@@ -265,3 +271,73 @@ def test_rows_with_a_verdict_are_not_measured(tmp_path):
     lost = [item for item in rows if item["verdict"]["step"] == "answer"]
     assert lost
     assert all(item["detected_language"] is None for item in lost)
+
+
+# --- the table that `tokenize` writes, TOKENIZED, which the first manifests called TOKENIZE ---------------------------
+
+
+def tokenized(tmp_path, name):
+    source = tmp_path / "in.jsonl"
+    if not source.exists():
+        write_jsonl(source, plain_rows(30))
+    return make_recipe(tmp_path / name, {"toy": source}, stages=["tokenize", "layout"])
+
+
+@pytest.fixture
+def old_recipe(tmp_path, monkeypatch):
+    """A finished run that wrote the old word."""
+    recipe = tokenized(tmp_path, "old")
+    with monkeypatch.context() as patch:
+        patch.setitem(passes._TABLES, "tokenize", "TOKENIZE")
+        run(recipe)
+    assert words(recipe) == ("TOKENIZE", b"TOKENIZE")
+    return recipe
+
+
+def words(recipe):
+    """What the manifest and a part call the table."""
+    dataset = stage(recipe.output, "tokenize")
+    (part, *_) = dataset.manifest.parts
+    with dataset.part_location(part).open_parquet() as file:
+        return dataset.manifest.table, file.schema_arrow.metadata[b"stillhouse.table"]
+
+
+def test_manifest_and_parts_say_tokenized(tmp_path):
+    recipe = tokenized(tmp_path, "new")
+    run(recipe)
+    assert words(recipe) == ("TOKENIZED", b"TOKENIZED")
+
+
+def test_what_was_tokenized_under_the_old_word_is_kept(old_recipe):
+    before = files(Path(old_recipe.output))
+    assert {outlook.action for outlook in plan_recipe(old_recipe)} == {"keep"}
+    run(old_recipe, IdleEngine())
+    assert files(Path(old_recipe.output)) == before
+
+
+def test_readers_take_both_words(old_recipe, tmp_path):
+    new = tokenized(tmp_path, "new")
+    run(new)
+    for recipe in (old_recipe, new):
+        assert list(verify(Location.of(recipe.output))) == []
+        assert any("`tokenize`" in line for line in statements(Location.of(recipe.output), "spark"))
+    old, new = (stage(recipe.output, "tokenize").manifest for recipe in (old_recipe, new))
+    assert (old.fingerprint, old.content_digest, old.receipts) == (new.fingerprint, new.content_digest, new.receipts)
+    # What the trainer reads is the same to the byte.
+    assert files(tmp_path / "old" / "corpus") == files(tmp_path / "new" / "corpus")
+
+
+def test_what_the_old_word_began_is_resumed(tmp_path, monkeypatch):
+    recipe = tokenized(tmp_path, "old").model_copy(update={"stages": ("tokenize",)})
+    with monkeypatch.context() as patch:
+        patch.setitem(passes._TABLES, "tokenize", "TOKENIZE")
+        with pytest.raises(KilledError):
+            run(recipe, DyingEngine(1))
+    folder = tmp_path / "old" / "tokenize"
+    (receipt,) = folder.glob("_receipts/*/*.json")
+    before = receipt.stat()
+    run(recipe)
+    # Another plan would have closed this build and removed its receipt.
+    assert receipt.stat() == before
+    assert not (folder / "_closed").exists()
+    assert stage(recipe.output, "tokenize").manifest.table == "TOKENIZED"
