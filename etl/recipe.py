@@ -5,7 +5,7 @@ finely work is cut (`output`, `run`, paths of sources) never enters a fingerprin
 """
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -122,11 +122,6 @@ class Recipe(Config):
     semantic: SemanticDedup = SemanticDedup()
     layout: Layout = Layout()
     run: Cutting = Cutting()
-
-    def model_post_init(self, context: Any) -> None:
-        """Sources learn the options of the recipe."""
-        for source in self.sources.values():
-            source._storage = self.storage
 
     @property
     def place(self) -> Location:

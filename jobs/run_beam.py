@@ -42,7 +42,7 @@ def _check_reach(recipe: Recipe) -> None:
         for pattern in source.patterns:
             if pattern.startswith(SAMPLE):
                 raise ConfigError(f"sources.{name}.path={pattern} is on this machine's disk alone; name files by URL")
-            places.append((f"sources.{name}.path", source.locate(pattern)))
+            places.append((f"sources.{name}.path", source.locate(pattern, recipe.storage)))
     for key, place in places:
         if place.is_local:
             raise ConfigError(

@@ -50,7 +50,7 @@ from etl.stages.keyed import distinct
 from etl.stages.layout import BYTES_PER_TOKEN
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
-from etl.storage.remote import storage_options
+from etl.storage.remote import Storage, storage_options
 
 SAMPLE_BYTES = 16 << 20
 _PIECES = 48
@@ -92,7 +92,7 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
         ConfigError: a source is a table of a catalog.
         SourceError: an input is absent or damaged.
     """
-    files = {name: _listed(name, source) for name, source in recipe.sources.items()}
+    files = {name: _listed(name, source, recipe.storage) for name, source in recipe.sources.items()}
     total = sum(file.bytes for found in files.values() for file in found)
     splits = sum(
         1 if file.relative.endswith(COMPRESSIONS) else -(-file.bytes // recipe.run.split_bytes)
@@ -110,7 +110,8 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
         pieces = max(1, min(_PIECES, int(wanted // _LEAST_PIECE)))
         size = int(wanted / pieces)
         for number, (file, offset) in enumerate(_places(files[name], pieces, size, rng)):
-            taken += _copy_piece(source, file, offset, size, folder / name / f"{number:03d}")
+            location = source.locate(file.url, recipe.storage)
+            taken += _copy_piece(location, file, offset, size, folder / name / f"{number:03d}")
         sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
     run = Cutting(split_bytes=1 << 40, bucket_bytes=recipe.run.bucket_bytes)
     changed = {"sources": sources, "run": run, "dedup": _fewer_canaries(recipe, taken / total), **output}
@@ -126,10 +127,10 @@ def _fewer_canaries(recipe: Recipe, share: float) -> Dedup:
     return recipe.dedup.model_copy(update={"near": fewer})
 
 
-def _listed(name: str, source: Source) -> list[InputFile]:
+def _listed(name: str, source: Source, storage: Storage) -> list[InputFile]:
     if source.table is not None:
         raise ConfigError(f"sources.{name}.table={source.table}: a sample can only be taken of files, not of a table")
-    return list_files(name, source)
+    return list_files(name, source, storage)
 
 
 def _places(
@@ -148,9 +149,8 @@ def _places(
         yield files[place], at - int(ends[place] - files[place].bytes)
 
 
-def _copy_piece(source: Source, file: InputFile, offset: int, size: int, target: Path) -> int:
+def _copy_piece(location: Location, file: InputFile, offset: int, size: int, target: Path) -> int:
     """Write about `size` stored bytes from an offset of a file; the number of stored bytes that they stand for."""
-    location = source.locate(file.url)
     if file.format == "parquet":
         return _copy_rows(location, offset / file.bytes, size, target.with_suffix(".parquet"))
     with location.open() as raw:

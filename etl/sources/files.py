@@ -21,6 +21,7 @@ from etl.sources.sample import sample_folder
 from etl.sources.spec import Source
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location, stamp_of
+from etl.storage.remote import Storage
 
 FORMATS = (".parquet", ".jsonl", ".json", ".ndjson")
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
@@ -63,8 +64,13 @@ class InputSplit(Config):
     end: int
 
 
-def list_files(name: str, source: Source) -> list[InputFile]:
+def list_files(name: str, source: Source, storage: Storage) -> list[InputFile]:
     """The files of a source, sorted by relative path.
+
+    Args:
+        name: of the source, for errors.
+        source: what is listed.
+        storage: the recipe's options by scheme.
 
     Raises:
         SourceError: a pattern matches no file, or a file that was named has a suffix that we cannot read.
@@ -74,7 +80,7 @@ def list_files(name: str, source: Source) -> list[InputFile]:
         if pattern.startswith(SAMPLE):
             pattern = str(sample_folder() / pattern.removeprefix(SAMPLE))
         try:
-            for file in _expand(name, source.locate(pattern)):
+            for file in _expand(name, source.locate(pattern, storage)):
                 found[file.url] = file
         except (DataError, SourceError) as error:
             raise SourceError(f"source '{name}': {error}") from error
@@ -148,15 +154,24 @@ def _digest(location: Location) -> str:
     return digest.hexdigest()
 
 
-def cut(name: str, source: Source, files: Sequence[InputFile], split_bytes: int) -> Iterator[InputSplit]:
+def cut(
+    name: str, source: Source, files: Sequence[InputFile], split_bytes: int, storage: Storage
+) -> Iterator[InputSplit]:
     """Splits of about `split_bytes` of stored bytes each.
+
+    Args:
+        name: of the source.
+        source: whose files they are.
+        files: as `list_files` has found them.
+        split_bytes: stored bytes of a split, more where one row group has more.
+        storage: the recipe's options by scheme.
 
     Raises:
         SourceError: a Parquet footer is damaged, or what a compressed file needs is not installed.
     """
     for file in files:
         if file.format == "parquet":
-            yield from _cut_parquet(name, source, file, split_bytes)
+            yield from _cut_parquet(name, source.locate(file.url, storage), file, split_bytes)
         elif file.url.endswith(COMPRESSIONS):
             if infer_compression(file.url) is None:
                 raise SourceError(f"source '{name}': {file.url} needs a decompressor; install the package zstandard")
@@ -173,8 +188,8 @@ def row_group_bytes(parquet: pq.ParquetFile) -> list[int]:
     return [sum(group.column(number).total_compressed_size for number in range(group.num_columns)) for group in groups]
 
 
-def _cut_parquet(name: str, source: Source, file: InputFile, split_bytes: int) -> Iterator[InputSplit]:
-    with source.locate(file.url).open_parquet() as parquet:
+def _cut_parquet(name: str, location: Location, file: InputFile, split_bytes: int) -> Iterator[InputSplit]:
+    with location.open_parquet() as parquet:
         sizes = row_group_bytes(parquet)
     start = 0
     held = 0

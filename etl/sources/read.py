@@ -27,6 +27,7 @@ from etl.schema import MESSAGE, PROMPT, TEXT_ROLE
 from etl.sources.files import InputSplit
 from etl.sources.spec import Shape, Source, TextShape
 from etl.storage.location import Location
+from etl.storage.remote import Storage
 
 ROW_GROUP_BYTES = 16 << 20
 """Raw bytes after which a batch, and so a row group, is closed."""
@@ -55,13 +56,21 @@ class RawBatch:
     bad: list[Bad] = field(default_factory=list)
 
 
-def read_split(source: Source, shape: Shape, split: InputSplit) -> Iterator[tuple[pa.RecordBatch, list[Bad]]]:
+def read_split(
+    source: Source, shape: Shape, split: InputSplit, storage: Storage
+) -> Iterator[tuple[pa.RecordBatch, list[Bad]]]:
     """PROMPT rows and bad rows of a split, one pair for each row group to be written.
+
+    Args:
+        source: that the split is of.
+        shape: its description.
+        split: what is read.
+        storage: the recipe's options by scheme.
 
     Raises:
         SourceError: the file cannot be opened, is cut short, or lacks a required column.
     """
-    location = source.locate(split.file.url)
+    location = source.locate(split.file.url, storage)
     raw = _read_parquet if split.file.format == "parquet" else _read_jsonl
     try:
         for batch in raw(location, shape, split):

@@ -5,7 +5,7 @@ A data set is described by conf/sources/<name>.yaml; a new one of a known shape 
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr, RootModel, field_validator, model_validator
+from pydantic import AfterValidator, Field, RootModel, field_validator, model_validator
 
 from etl import conf
 from etl.config import Config
@@ -128,8 +128,6 @@ class Source(Config):
     """In place of what the description names: the column that names a row."""
     text_column: str | None = Field(default=None, min_length=1)
     """In place of what the description of raw text names: the column of the document."""
-    _storage: Storage = PrivateAttr(default={})
-    """The recipe's."""
 
     @field_validator("path")
     @classmethod
@@ -154,9 +152,9 @@ class Source(Config):
         """The paths; none for a table."""
         return (self.path,) if isinstance(self.path, str) else self.path or ()
 
-    def locate(self, url: str) -> Location:
-        """A pattern or file of this source with its options."""
-        return Location.of(url, {**self._storage.get(scheme_of(url), {}), **self.options})
+    def locate(self, url: str, storage: Storage) -> Location:
+        """A pattern or file of this source with its options: its own before those of `storage`, the recipe's."""
+        return Location.of(url, {**storage.get(scheme_of(url), {}), **self.options})
 
     def shape(self) -> Shape:
         """The description of the data set.

@@ -22,6 +22,7 @@ from etl.sources.spec import Shape, Source
 from etl.stages.context import Context
 from etl.storage.dataset import PLAN, Chunk, Dataset
 from etl.storage.manifest import Plan, sum_counts
+from etl.storage.remote import Storage
 
 INGEST_VERSION = 1
 STEP = "ingest"
@@ -38,6 +39,8 @@ class Raw:
     holds when the input lies elsewhere."""
     stamps: dict[str, str]
     """By URL, what a hashed file must still look like when it is read."""
+    storage: Storage
+    """The recipe's options by scheme."""
 
     def to_plan(self, piece: InputSplit) -> dict[str, Any]:
         """A split as the plan stores it."""
@@ -55,7 +58,7 @@ class Raw:
         """The batches of a split as the plan stores it."""
         piece = self.from_plan(split)
         name = piece.source
-        for batch, bad in read_split(self.sources[name], self.shapes[name], piece):
+        for batch, bad in read_split(self.sources[name], self.shapes[name], piece, self.storage):
             yield name, piece, batch, bad
 
 
@@ -109,12 +112,15 @@ def ingest(context: Context) -> Rows:
         SourceError: an input is absent or damaged, or more than max_bad_fraction of a source was quarantined.
         ConfigError: the description of a data set is wrong.
     """
-    sources = context.recipe.sources
+    sources, storage = context.recipe.sources, context.recipe.storage
     landed = {name: _land(context, name, source) for name, source in sources.items() if source.table is not None}
-    files = {name: part_files(landed[name]) if name in landed else list_files(name, sources[name]) for name in sources}
+    files = {
+        name: part_files(landed[name]) if name in landed else list_files(name, source, storage)
+        for name, source in sources.items()
+    }
     roots = tuple(dict.fromkeys(_root(file) for found in files.values() for file in found))
     stamps = {file.url: file.stamp for found in files.values() for file in found if file.stamp}
-    raw = Raw(sources, {name: source.shape() for name, source in sources.items()}, roots, stamps)
+    raw = Raw(sources, {name: source.shape() for name, source in sources.items()}, roots, stamps, storage)
     listed = {name: {} if name in landed else _listing(files[name]) for name in sources}
     identity = {name: {"shape": raw.shapes[name].fingerprinted(), **listed[name]} for name in sources}
     splits = [
@@ -122,7 +128,7 @@ def ingest(context: Context) -> Rows:
         for number, piece in enumerate(
             piece
             for name, source in sources.items()
-            for piece in cut(name, source, files[name], context.recipe.run.split_bytes)
+            for piece in cut(name, source, files[name], context.recipe.run.split_bytes, storage)
         )
     ]
     semantic = {"version": INGEST_VERSION, "sources": identity}

@@ -83,7 +83,7 @@ def test_the_folders_of_a_recipe_differ(name):
 def test_the_embedded_sources_of_a_recipe_are_there(name):
     for source, given in recipe(name).sources.items():
         if isinstance(given.path, str) and given.path.startswith("sample:"):
-            assert list_files(source, given)
+            assert list_files(source, given, {})
 
 
 @pytest.mark.parametrize("name", named("training"))

@@ -34,14 +34,14 @@ def source(path, **more) -> Source:
 
 
 def listed(path) -> list[str]:
-    return [file.relative for file in list_files("toy", source(path))]
+    return [file.relative for file in list_files("toy", source(path), {})]
 
 
 def test_a_folder_gives_its_data_files_sorted(tree):
     names = ["a.jsonl", "b.json", "sub/c.ndjson", "sub/d.jsonl.gz", "sub/deep/e.jsonl.zst"]
     assert listed(tree) == names
     assert listed(f"{tree}/") == names
-    found = list_files("toy", source(tree))
+    found = list_files("toy", source(tree), {})
     assert [file.bytes for file in found] == [len(name) for name in names]
     assert [Location.of(file.url).read().decode() for file in found] == names
 
@@ -59,7 +59,7 @@ def test_a_folder_that_a_glob_matches_is_no_file(tree):
 
 
 def test_one_file(tree):
-    (file,) = list_files("toy", source(tree / "sub/c.ndjson"))
+    (file,) = list_files("toy", source(tree / "sub/c.ndjson"), {})
     assert (file.relative, file.bytes) == ("c.ndjson", 12)
     assert listed(tree / ".hidden.jsonl") == [".hidden.jsonl"]
 
@@ -71,11 +71,11 @@ def test_a_list_of_patterns_names_each_file_once(tree):
 
 def test_the_order_does_not_depend_on_the_order_of_a_list(tree):
     paths = (f"{tree}/b.json", f"{tree}/a.jsonl")
-    assert list_files("toy", source(paths)) == list_files("toy", source(paths[::-1]))
+    assert list_files("toy", source(paths), {}) == list_files("toy", source(paths[::-1]), {})
 
 
 def test_the_embedded_sample(tmp_path):
-    found = list_files("toy", source("sample:synth"))
+    found = list_files("toy", source("sample:synth"), {})
     assert found
     assert all(Location.of(file.url).path.startswith(str(sample_folder())) for file in found)
 
@@ -98,7 +98,7 @@ def test_one_empty_pattern_of_a_list_is_an_error(tree):
 
 def test_the_etag_is_of_the_content(tree):
     def etag() -> str:
-        return list_files("toy", source(tree / "a.jsonl"))[0].etag
+        return list_files("toy", source(tree / "a.jsonl"), {})[0].etag
 
     first = etag()
     (tree / "a.jsonl").replace(b"A.jsonl")
@@ -112,7 +112,7 @@ def test_an_etag_of_the_store_is_taken_as_it_is(tmp_path, monkeypatch):
     place.create(b"{}")
     info = place.fs.info(place.path)
     monkeypatch.setattr(type(place.fs), "info", lambda *_, **__: info | {"ETag": '"abc"'})
-    assert list_files("toy", source(place))[0].etag == "abc"
+    assert list_files("toy", source(place), {})[0].etag == "abc"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def splits(path, split_bytes) -> list[tuple[str, int, int]]:
     given = source(path)
     return [
         (piece.file.relative, piece.start, piece.end)
-        for piece in cut("toy", given, list_files("toy", given), split_bytes)
+        for piece in cut("toy", given, list_files("toy", given, {}), split_bytes, {})
     ]
 
 

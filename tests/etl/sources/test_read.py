@@ -38,8 +38,8 @@ def rows_of(path, shape=SHAPE, split_bytes=1 << 30, name="toy"):
     """(PROMPT rows, [(position, reason)] of the bad ones) of all splits of a source."""
     source = Source(spec="toy", path=str(path))
     good, bad = [], []
-    for split in cut(name, source, list_files(name, source), split_bytes):
-        for batch, lost in read_split(source, shape, split):
+    for split in cut(name, source, list_files(name, source, {}), split_bytes, {}):
+        for batch, lost in read_split(source, shape, split, {}):
             assert batch.schema == PROMPT
             good.extend(batch.to_pylist())
             bad.extend((row.position, row.reason) for row in lost)
@@ -192,8 +192,8 @@ def test_positions_are_the_byte_offsets_of_the_lines(tmp_path, monkeypatch):
 def test_a_bad_line_says_why_and_what_stood_there(tmp_path, line, reason, detail):
     jsonl(tmp_path / "x.jsonl", example(1), line + b"\n", example(2))
     source = Source(spec="toy", path=str(tmp_path))
-    (split,) = cut("toy", source, list_files("toy", source), 1 << 30)
-    ((batch, (bad,)),) = read_split(source, SHAPE, split)
+    (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
+    ((batch, (bad,)),) = read_split(source, SHAPE, split, {})
     assert batch.column("source_example_id").to_pylist() == ["e1", "e2"]
     assert (bad.position, bad.reason) == (len(json.dumps(example(1))) + 1, reason)
     assert detail in bad.detail
@@ -203,8 +203,8 @@ def test_a_bad_line_says_why_and_what_stood_there(tmp_path, line, reason, detail
 def test_a_quarantine_keeps_the_start_of_a_long_line(tmp_path):
     jsonl(tmp_path / "x.jsonl", b'{"id": "' + b"x" * 200_000)
     source = Source(spec="toy", path=str(tmp_path))
-    (split,) = cut("toy", source, list_files("toy", source), 1 << 30)
-    ((batch, (bad,)),) = read_split(source, SHAPE, split)
+    (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
+    ((batch, (bad,)),) = read_split(source, SHAPE, split, {})
     assert batch.num_rows == 0
     assert bad.raw == b'{"id": "' + b"x" * (read.RAW_BYTES - 8)
 
@@ -220,8 +220,8 @@ def test_batches_are_closed_at_the_size_of_a_row_group(tmp_path, monkeypatch):
     jsonl(tmp_path / "x.jsonl", *(example(n) for n in range(10)))
     monkeypatch.setattr(read, "ROW_GROUP_BYTES", 4 * len(json.dumps(example())))
     source = Source(spec="toy", path=str(tmp_path))
-    (split,) = cut("toy", source, list_files("toy", source), 1 << 30)
-    assert [batch.num_rows for batch, _ in read_split(source, SHAPE, split)] == [4, 4, 2]
+    (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
+    assert [batch.num_rows for batch, _ in read_split(source, SHAPE, split, {})] == [4, 4, 2]
 
 
 PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
@@ -256,10 +256,10 @@ def test_a_damaged_compressed_file_is_a_source_error(tmp_path, suffix, damage):
 def test_a_file_that_goes_away_is_a_source_error(tmp_path):
     jsonl(tmp_path / "x.jsonl", example())
     source = Source(spec="toy", path=str(tmp_path))
-    (split,) = cut("toy", source, list_files("toy", source), 1 << 30)
+    (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
     (tmp_path / "x.jsonl").unlink()
     with pytest.raises(SourceError, match=r"x\.jsonl cannot be read"):
-        list(read_split(source, SHAPE, split))
+        list(read_split(source, SHAPE, split, {}))
 
 
 # --- Parquet ---------------------------------------------------------------------------------------------------------
@@ -290,8 +290,8 @@ def test_a_large_row_group_becomes_several_batches(tmp_path, monkeypatch):
     pq.write_table(table(100, q=unchecked(*[b"q"] * 99, b"\xff")), tmp_path / "x.parquet")
     monkeypatch.setattr(read, "ROW_GROUP_BYTES", 500)
     source = Source(spec="toy", path=str(tmp_path))
-    (split,) = cut("toy", source, list_files("toy", source), 1 << 30)
-    sizes = [batch.num_rows for batch, _ in read_split(source, SHAPE, split)]
+    (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
+    sizes = [batch.num_rows for batch, _ in read_split(source, SHAPE, split, {})]
     assert len(sizes) > 5
     assert sum(sizes) == 99
     rows, bad = rows_of(tmp_path)

@@ -153,8 +153,8 @@ def test_a_sources_own_options_win():
     storage = {"gs": {"project": "all", "token": "anon"}, "s3": {"key": "k"}}
     recipe = make_recipe("s3://b/x", {"toy": "p"}, storage=storage)
     recipe = Recipe.model_validate({**recipe.model_dump(), "sources": {"toy": tree}})
-    assert recipe.sources["toy"].locate("gcs://b/in/1").options == {"project": "mine", "token": "anon"}
-    assert recipe.sources["toy"].locate("/in/1").options == {"project": "mine"}
+    assert recipe.sources["toy"].locate("gcs://b/in/1", storage).options == {"project": "mine", "token": "anon"}
+    assert recipe.sources["toy"].locate("/in/1", storage).options == {"project": "mine"}
 
 
 WRONG = [
