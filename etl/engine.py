@@ -4,7 +4,7 @@ What is the same on every engine is here: adopt a dataset that is already commit
 receipt, let the engine run them, commit. What differs is in the two abstract methods that etl/engines implements.
 Tasks hand back counts for the engine's own display; their receipts are the result.
 
-Maps are held back until a manifest is asked for (a barrier: a shuffle, a threshold, the end of the run). Those over the
+Maps are held back until a result is asked for (a barrier: a shuffle, a threshold, the end of the run). Those over the
 same splits then run as one job, split by split: a task does its split of each dataset in turn, and reads what it wrote
 a moment ago. Each dataset is committed by itself, as if its map had run alone.
 """
@@ -14,15 +14,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
 from etl.errors import ConfigError
-from etl.storage.dataset import Build, Chunk, Dataset, Job, SplitWriter
+from etl.storage.dataset import Build, Chunk, Dataset, DatasetLike, Job, Pending, SplitWriter
 from etl.storage.location import Location
-from etl.storage.manifest import FLOW, Manifest, Plan, Receipt
+from etl.storage.manifest import FLOW, Plan, Receipt
 
 MapFn = Callable[[Any], Iterable[Chunk]]
 """From a split, as the plan describes it, to what it writes. Runs on a worker, so it must pickle."""
@@ -131,31 +130,12 @@ class _HeldMap:
     fn: MapFn
     resources: Resources
     then: Callable[[Dataset], None]
+    pending: Pending
 
     @property
     def together(self) -> tuple[int, Resources]:
         """What maps must agree on to run in one job."""
         return len(self.plan.splits), self.resources
-
-
-class _HeldDataset(Dataset):
-    """What a held map is going to write; asking for its manifest is a barrier."""
-
-    def __init__(self, dataset: Dataset, engine: "Engine") -> None:
-        super().__init__(dataset.folder, dataset.stage, dataset.num_splits, dataset.receipts)
-        self.__dict__["_engine"] = engine
-
-    @property
-    def is_committed(self) -> bool:
-        return "manifest" in self.__dict__
-
-    @cached_property
-    def manifest(self) -> Manifest:
-        self.__dict__["_engine"].settle()
-        return Dataset.open(self.folder).manifest
-
-    def __reduce__(self) -> Any:
-        return Dataset, (self.folder, self.stage, self.num_splits, self.receipts)
 
 
 def _pieces(group: list[_HeldMap], missing: list[set[int]], number: int) -> list[tuple[int, Any]]:
@@ -212,8 +192,8 @@ class Engine(ABC):
         fn: MapFn,
         resources: Resources = DEFAULT,
         then: Callable[[Dataset], None] = nothing,
-    ) -> Dataset:
-        """Write one dataset, split by split, at the latest when its manifest is asked for.
+    ) -> DatasetLike:
+        """Write one dataset, split by split, at the latest when its result is asked for.
 
         Args:
             job: what is written.
@@ -231,9 +211,10 @@ class Engine(ABC):
             if done is not None:
                 then(done)
                 return done
-        held = _HeldMap(build, self._plan(build, splits), fn, resources, then)
-        self._held.append(held)
-        return _HeldDataset(build.dataset(held.plan), self)
+        plan = self._plan(build, splits)
+        pending = Pending(build.ref(plan), self.settle)
+        self._held.append(_HeldMap(build, plan, fn, resources, then, pending))
+        return pending
 
     def settle(self) -> None:
         """Run and commit every map that is held back."""
@@ -243,7 +224,9 @@ class Engine(ABC):
                 group = list(together)
                 self._run_together(group)
                 for item in group:
-                    item.then(self._commit(item.build, item.plan))
+                    dataset = self._commit(item.build, item.plan)
+                    item.pending.commit(dataset)
+                    item.then(dataset)
 
     def _run_together(self, group: list[_HeldMap]) -> None:
         missing = [set(item.build.missing(item.plan)) for item in group]

@@ -19,7 +19,7 @@ import pyarrow as pa
 from etl.errors import DataError, SchemaError
 from etl.messages import remove_ranges
 from etl.schema import PROMPT, REMOVED, VERDICT
-from etl.storage.dataset import Dataset, read_part
+from etl.storage.dataset import DatasetLike, DatasetRef
 from etl.storage.manifest import Accounting, sum_counts
 
 _UNSEEN = ("verdict", REMOVED.name)
@@ -30,21 +30,18 @@ ROW_BITS = 32
 
 @dataclass(frozen=True)
 class Side:
-    """A committed dataset and the schema that its stage declares (a dataset without rows has no file to ask)."""
+    """A side table and the schema that its stage declares (a dataset without rows has no file to ask)."""
 
-    dataset: Dataset
+    table: DatasetRef
     schema: pa.Schema
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The base table and its side tables, oldest first."""
+class RowsRef:
+    """The base table and its side tables, oldest first, as a worker reads them; pickles small."""
 
-    base: Dataset
+    base: DatasetRef
     sides: tuple[Side, ...] = ()
-
-    def with_side(self, dataset: Dataset, schema: pa.Schema) -> "Rows":
-        return Rows(self.base, (*self.sides, Side(dataset, schema)))
 
     @property
     def schema(self) -> pa.Schema:
@@ -53,28 +50,6 @@ class Rows:
         for side in self.sides:
             fields |= {field.name: field for field in side.schema if field.name not in _UNSEEN}
         return pa.schema([*fields.values(), pa.field("verdict", VERDICT)])
-
-    @property
-    def splits(self) -> range:
-        return range(self.base.num_splits)
-
-    @property
-    def num_rows(self) -> int:
-        return self.base.manifest.rows_out
-
-    @property
-    def datasets(self) -> tuple[Dataset, ...]:
-        """The base and every side table."""
-        return (self.base, *(side.dataset for side in self.sides))
-
-    @property
-    def accounting(self) -> Accounting:
-        """Every step that has seen these rows."""
-        return sum_counts(dataset.manifest.accounting for dataset in self.datasets)
-
-    def tables(self, columns: list[str]) -> tuple[Dataset, ...]:
-        """Each table that a read of these columns touches: the inputs of a job."""
-        return tuple(dataset for dataset, _ in self._columns_by_table(columns))
 
     def read(self, split: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """The named columns of a split, in that order, one batch a row group; texts as stages have left them.
@@ -87,16 +62,14 @@ class Rows:
         unknown = [name for name in columns if name not in known]
         if unknown:
             raise SchemaError(f"no table has {unknown}; there are {known}")
-        wanted = self._columns_by_table(columns)
-        readers = [self._read_table(dataset, split, names) for dataset, names in wanted]
+        tables = (self.base, *(side.table for side in self.sides))
+        readers = [tables[place].read_split(split, names) for place, names in self.columns_by_table(columns).items()]
         for batches in itertools.zip_longest(*readers):
             yield _zip(batches, columns, f"split {split} of {self.base.folder}")
 
-    def _columns_by_table(self, columns: list[str]) -> list[tuple[Dataset, list[str]]]:
-        """For each table that is needed, which columns are read from it; the base always, for its ids."""
-        wanted: list[tuple[Dataset, list[str]]] = [
-            (self.base, ["id", *(name for name in columns if name in PROMPT.names and name != "id")])
-        ]
+    def columns_by_table(self, columns: list[str]) -> dict[int, list[str]]:
+        """By the place of each table that a read needs (0: the base, always, for its ids), its columns."""
+        wanted = {0: ["id", *(name for name in columns if name in PROMPT.names and name != "id")]}
         newest = len(self.sides) - 1
         for index, side in enumerate(self.sides):
             names = [
@@ -107,13 +80,54 @@ class Rows:
             if "messages" in columns and REMOVED.name in side.schema.names:
                 names.append(REMOVED.name)
             if names:
-                wanted.append((side.dataset, ["id", *names]))
+                wanted[index + 1] = ["id", *names]
         return wanted
 
-    @staticmethod
-    def _read_table(dataset: Dataset, split: int, names: list[str]) -> Iterator[pa.RecordBatch]:
-        for part in dataset.parts_of(split):
-            yield from read_part(dataset.part_location(part), names)
+
+@dataclass(frozen=True)
+class Rows:
+    """The same tables as the driver hands them from stage to stage: with their datasets, committed or not yet."""
+
+    ref: RowsRef
+    """What a worker gets."""
+    datasets: tuple[DatasetLike, ...]
+    """The base and every side table."""
+
+    @classmethod
+    def of(cls, base: DatasetLike) -> "Rows":
+        """The rows of a base table without side tables."""
+        return cls(RowsRef(base.ref), (base,))
+
+    def with_side(self, dataset: DatasetLike, schema: pa.Schema) -> "Rows":
+        sides = (*self.ref.sides, Side(dataset.ref, schema))
+        return Rows(RowsRef(self.ref.base, sides), (*self.datasets, dataset))
+
+    @property
+    def base(self) -> DatasetLike:
+        return self.datasets[0]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """All columns that can be read, each once, `verdict` last."""
+        return self.ref.schema
+
+    @property
+    def splits(self) -> range:
+        return range(self.ref.base.num_splits)
+
+    @property
+    def num_rows(self) -> int:
+        """A barrier where the base is pending."""
+        return self.base.result().manifest.rows_out
+
+    @property
+    def accounting(self) -> Accounting:
+        """Every step that has seen these rows; a barrier where one of the tables is pending."""
+        return sum_counts(dataset.result().manifest.accounting for dataset in self.datasets)
+
+    def tables(self, columns: list[str]) -> tuple[DatasetLike, ...]:
+        """Each table that a read of these columns touches: the inputs of a job."""
+        return tuple(self.datasets[place] for place in self.ref.columns_by_table(columns))
 
 
 def _zip(batches: tuple[pa.RecordBatch | None, ...], columns: list[str], where: str) -> pa.RecordBatch:

@@ -93,7 +93,7 @@ class _Lookout(Engine):
             reasons.append("the rows that it is aligned with are cut in another way")
         if reasons:
             return Outlook(job.stage, "run", tuple(reasons))
-        unsure = [dataset.stage for dataset in job.inputs if dataset.folder.url in self._replaced]
+        unsure = [dataset.ref.stage for dataset in job.inputs if dataset.ref.folder.url in self._replaced]
         if unsure:
             return Outlook(job.stage, "check", (f"runs again if {', '.join(unsure)} gives other rows",))
         return Outlook(job.stage, "keep")
@@ -179,7 +179,7 @@ def _refuse_what_cannot_be_adopted(job: Job, outlook: Outlook, outlooks: list[Ou
         raise DataError(f"{job.folder} holds no committed dataset; run the recipe")
     if outlook.action in ("keep", "check"):
         raise DataError(f"{job.folder} is what this recipe makes already; there is nothing to adopt")
-    inputs = {dataset.stage for dataset in job.inputs}
+    inputs = {dataset.ref.stage for dataset in job.inputs}
     undecided = [earlier.stage for earlier in outlooks if earlier.stage in inputs and earlier.action != "keep"]
     if undecided:
         raise DataError(f"{job.folder} is made from {', '.join(undecided)}, to run again; adopt or run that first")

@@ -15,7 +15,7 @@ from etl.engine import Engine, nothing
 from etl.errors import ConfigError, DataError
 from etl.pipeline import Pipeline
 from etl.recipe import Recipe
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.schema import CLUSTER_COLUMNS, DROPPED, PROMPT, aligned
 from etl.stages.context import Context
 from etl.stages.dedup.semantic import output_schema as semantic_schema
@@ -26,7 +26,7 @@ from etl.stages.ingest import ingest
 from etl.stages.kenlm import train_kenlm, with_model
 from etl.stages.layout import run_layout
 from etl.stages.passes import run_pipeline
-from etl.storage.dataset import Chunk, Dataset, Job
+from etl.storage.dataset import Chunk, Dataset, DatasetLike, Job
 from etl.storage.lock import RunLock
 from etl.storage.manifest import Accounting
 from etl.storage.remote import storage_options
@@ -184,14 +184,14 @@ def run_stages(context: Context, enter: Callable[[str], None] = nothing) -> RunR
         corpus = run_layout(context, rows)
     context.engine.settle()
     accounting = corpus.manifest.accounting if corpus is not None else rows.accounting
-    return RunResult(rows, dropped, corpus, accounting)
+    return RunResult(rows, dropped.result(), corpus, accounting)
 
 
 @dataclass(frozen=True)
 class WriteDropped:
     """The rows of one split that a step dropped, with the stage that it stood in."""
 
-    rows: Rows
+    rows: RowsRef
     stages: dict[str, str]
 
     def __call__(self, split: int) -> Iterator[Chunk]:
@@ -207,7 +207,7 @@ class WriteDropped:
             yield Chunk(pa.RecordBatch.from_arrays(columns, schema=DROPPED), batch.num_rows)
 
 
-def _write_dropped(context: Context, rows: Rows, stages: dict[str, str]) -> Dataset:
+def _write_dropped(context: Context, rows: Rows, stages: dict[str, str]) -> DatasetLike:
     semantic = {"stages": dict(sorted(stages.items()))}
     job = context.job("dropped", "DROPPED", DROPPED, semantic, rows.tables(["source_dataset", "verdict"]))
-    return context.map(job, rows.splits, WriteDropped(rows, stages))
+    return context.map(job, rows.splits, WriteDropped(rows.ref, stages))

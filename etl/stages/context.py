@@ -9,7 +9,7 @@ import pyarrow as pa
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, ReduceFn, Resources, nothing
 from etl.recipe import Recipe
 from etl.rows import Rows
-from etl.storage.dataset import Dataset, Job, SplitWriter
+from etl.storage.dataset import Dataset, DatasetLike, Job, SplitWriter
 from etl.storage.location import Location
 from etl.text import UNICODE_VERSION
 
@@ -38,7 +38,7 @@ class Context:
         table: str,
         schema: pa.Schema,
         semantic: dict[str, Any],
-        inputs: tuple[Dataset, ...] = (),
+        inputs: tuple[DatasetLike, ...] = (),
         base: Rows | None = None,
         version: int = 1,
     ) -> Job:
@@ -65,7 +65,7 @@ class Context:
         fn: MapFn,
         resources: Resources = DEFAULT,
         then: Callable[[Dataset], None] = nothing,
-    ) -> Dataset:
+    ) -> DatasetLike:
         """Engine.map; the user is told when the dataset is committed, and `then` is called."""
 
         def committed(dataset: Dataset) -> None:

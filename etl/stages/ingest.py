@@ -134,7 +134,7 @@ def ingest(context: Context) -> Rows:
     semantic = {"version": INGEST_VERSION, "sources": identity}
     empty = {name: {STEP: {"in": 0, "made": 0, "kept": 0}} for name in sources}
     job = context.job("ingest", "PROMPT", PROMPT, semantic, tuple(landed.values())).with_inherited(empty)
-    return Rows(context.map(job, splits, WritePrompts(raw), then=functools.partial(_quarantine, context, raw)))
+    return Rows.of(context.map(job, splits, WritePrompts(raw), then=functools.partial(_quarantine, context, raw)))
 
 
 def _land(context: Context, name: str, source: Source) -> Dataset:

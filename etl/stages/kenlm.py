@@ -17,7 +17,7 @@ from etl.messages import full_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.pipeline import Pipeline
 from etl.recipe import RUN_KENLM, TrainKenlm
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.schema import ID
 from etl.scoring.kenlm_train import backend, backend_line, sample_lines, train
 from etl.scoring.perplexity import SAMPLE_PURPOSE, PerplexityStep
@@ -33,7 +33,7 @@ TEXT = pa.schema([pa.field("id", ID, nullable=False), pa.field("text", pa.string
 class SampleText:
     """The text of the sampled living rows of one split."""
 
-    rows: Rows
+    rows: RowsRef
     config: TrainKenlm
 
     def __call__(self, split: int) -> Iterator[Chunk]:
@@ -55,10 +55,10 @@ def train_kenlm(context: Context, rows: Rows) -> Dataset:
     config = context.recipe.kenlm
     semantic = {"fraction": config.fraction, "seed": config.seed}
     job = context.job("kenlm_sample", "TEXT", TEXT, semantic, rows.tables(["messages", "verdict"]))
-    sample = context.map(job, rows.splits, SampleText(rows, config))
+    sample = context.map(job, rows.splits, SampleText(rows.ref, config))
     training = {"order": config.order, "backend": backend()}
     job = context.job("kenlm", MODEL_TABLE, pa.schema([]), training, (sample,))
-    return context.drive(job, functools.partial(_train, context, config, sample))
+    return context.drive(job, functools.partial(_train, context, config, sample.result()))
 
 
 def _train(context: Context, config: TrainKenlm, sample: Dataset, writer: SplitWriter) -> None:

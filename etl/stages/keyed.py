@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 from etl.arrays import I64
 from etl.hashing import fixed_binary, hash_array, hash_columns
-from etl.rows import ROW_BITS, Rows
+from etl.rows import ROW_BITS, RowsRef
 from etl.schema import ID
 from etl.step import live
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.dataset import Chunk, DatasetLike
 
 OUT_ROWS = 1 << 16
 """Rows of a row group in tables of hits and pairs."""
@@ -33,7 +33,7 @@ def row_keys(split: int, start: int, count: int) -> I64:
     return (np.int64(split) << np.int64(ROW_BITS)) + np.arange(start, start + count, dtype=np.int64)
 
 
-def live_rows(rows: Rows, split: int, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, I64]]:
+def live_rows(rows: RowsRef, split: int, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, I64]]:
     """The rows of a split that no step has dropped, with their row keys, one batch a row group."""
     start = 0
     for batch in rows.read(split, list(dict.fromkeys([*columns, "verdict"]))):
@@ -43,9 +43,9 @@ def live_rows(rows: Rows, split: int, columns: list[str]) -> Iterator[tuple[pa.R
         yield batch.filter(is_live), keys[is_live.to_numpy(zero_copy_only=False)]
 
 
-def named_splits(name: str, dataset: Dataset) -> Iterator[list[Any]]:
+def named_splits(name: str, dataset: DatasetLike) -> Iterator[list[Any]]:
     """[name, number] of each split: the splits of an exchange whose map side reads several datasets."""
-    return ([name, split] for split in range(dataset.num_splits))
+    return ([name, split] for split in range(dataset.ref.num_splits))
 
 
 def source_places(batch: pa.RecordBatch, sources: tuple[str, ...]) -> pa.Array:

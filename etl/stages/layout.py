@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from etl.engine import Exchange
 from etl.hashing import hash_array
 from etl.recipe import Layout
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.schema import CTX_BUCKETS, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
 from etl.sorting import SortedRows
 from etl.stages.context import Context
@@ -87,7 +87,7 @@ Cell = tuple[str, str, str]
 class CountCells:
     """Rows and tokens of one split's live rows in each cell."""
 
-    rows: Rows
+    rows: RowsRef
     layout: Layout
 
     def __call__(self, split: int) -> Iterator[Chunk]:
@@ -184,7 +184,7 @@ def corpus_schema(rows: Rows) -> pa.Schema:
 class EmitRows:
     """The corpus rows of one split, in slices for the bucket of their file."""
 
-    rows: Rows
+    rows: RowsRef
     layout: Layout
     plan: FilePlan
     schema: pa.Schema
@@ -362,13 +362,14 @@ def run_layout(context: Context, rows: Rows) -> Dataset:
     keys = ["split_key", "skill_bucket", "ctx_bucket", "n_tokens", "verdict"]
     sides = {"validation_fraction": layout.validation_fraction, "seed": layout.seed}
     job = context.job("cells", "CELL", CELL, {"layout": sides}, rows.tables(keys), rows)
-    counts = context.map(job, rows.splits, CountCells(rows, layout))
+    counts = context.map(job, rows.splits, CountCells(rows.ref, layout))
 
-    plan = FilePlan.of(counts, layout.target_bytes)
+    plan = FilePlan.of(counts.result(), layout.target_bytes)
     schema = corpus_schema(rows)
     files = {"/".join(cell): files for cell, (_, files) in plan.cells.items()}
     semantic = {"version": LAYOUT_VERSION, "layout": {**sides, "files": files}}
     job = context.job("corpus", "CORPUS", schema, semantic, rows.tables(rows.schema.names))
     job = job.with_inherited(rows.accounting)
-    exchange = Exchange(tuple(rows.splits), EmitRows(rows, layout, plan, schema), SLICE, ("bucket",), plan.num_buckets)
+    emit = EmitRows(rows.ref, layout, plan, schema)
+    exchange = Exchange(tuple(rows.splits), emit, SLICE, ("bucket",), plan.num_buckets)
     return context.shuffle(job, exchange, WriteFile(plan, schema))

@@ -23,7 +23,7 @@ from etl.mixture.cuts import (
     histogram,
 )
 from etl.pipeline import Pipeline, open_steps
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.schema import aligned
 from etl.stages.context import Context
 from etl.step import BatchFn, drop
@@ -45,7 +45,7 @@ _TABLES = {"filter": "FILTER", "score": "SCORE", "tokenize": "TOKENIZED"}
 class RunSteps:
     """One split through the steps of a pipeline."""
 
-    rows: Rows
+    rows: RowsRef
     pipeline: Pipeline
     checkpoints: Location
     storage: Storage = field(default_factory=dict)
@@ -110,7 +110,7 @@ def run_pipeline(context: Context, rows: Rows, stage: str, pipeline: Pipeline) -
     schema = aligned(pipeline.added)
     semantic = {"steps": pipeline.identity()}
     job = context.job(stage, _TABLES[stage], schema, semantic, rows.tables(columns), rows)
-    work = RunSteps(rows, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.recipe.storage)
+    work = RunSteps(rows.ref, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.recipe.storage)
     resources = Resources(pipeline.task_cpus, pipeline.task_gpus, pipeline.task_memory_bytes)
     rows = rows.with_side(context.map(job, rows.splits, work, resources), schema)
     for cut in pipeline.cuts:
@@ -122,7 +122,7 @@ def run_pipeline(context: Context, rows: Rows, stage: str, pipeline: Pipeline) -
 class CountDigits:
     """One split's part of a round of the threshold search."""
 
-    rows: Rows
+    rows: RowsRef
     cut: AnyCut
     digit: int
     prefixes: dict[str, tuple[int, ...]] | None
@@ -137,7 +137,7 @@ class CountDigits:
 class ApplyCut:
     """One split against the thresholds."""
 
-    rows: Rows
+    rows: RowsRef
     cut: AnyCut
     thresholds: dict[str, Threshold]
 
@@ -163,11 +163,11 @@ def run_cut(context: Context, rows: Rows, cut: AnyCut) -> Rows:
         stage = f"rounds/{cut.name}-{search.digit}"
         this_round = {**semantic, "digit": search.digit, "prefixes": prefixes}
         job = context.job(stage, "HISTOGRAM", HISTOGRAM, this_round, inputs, rows)
-        counts = context.engine.map(job, rows.splits, CountDigits(rows, cut, search.digit, prefixes))
-        search.feed(add_histograms(counts.read()))
+        counts = context.engine.map(job, rows.splits, CountDigits(rows.ref, cut, search.digit, prefixes))
+        search.feed(add_histograms(counts.result().read()))
     thresholds = {group: search.thresholds[group] for group in sorted(search.thresholds)}
     schema = aligned(pa.schema([]))
     stored = {group: threshold.model_dump(mode="json") for group, threshold in thresholds.items()}
     job = context.job(cut.name, "VERDICT", schema, {**semantic, "thresholds": digest_of(stored)}, inputs, rows)
     job = job.with_thresholds({cut.name: stored})
-    return rows.with_side(context.map(job, rows.splits, ApplyCut(rows, cut, thresholds)), schema)
+    return rows.with_side(context.map(job, rows.splits, ApplyCut(rows.ref, cut, thresholds)), schema)

@@ -5,14 +5,14 @@ Reading trusts `_manifest.json` alone; a folder without one is not a dataset. Wr
 build commits what the receipts name. A killed build leaves parts, a plan and some receipts; the next one of the same
 plan does only the splits that have no receipt, another one closes it and clears the folder.
 
-A worker never reads a manifest: it asks for the receipt of its split by name, so its cost does not grow with the number
-of splits. The driver reads receipts with `_READERS` threads: one small GET each.
+A worker gets a `DatasetRef` and never reads a manifest: it asks for the receipt of its split by name, so its cost does
+not grow with the number of splits. The driver reads receipts with `_READERS` threads: one small GET each.
 """
 
 import itertools
 import json
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -51,10 +51,10 @@ fingerprint, everything that was tokenized under that name would be tokenized ag
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A dataset that is committed, or will be before anyone asks for its manifest.
+class DatasetRef:
+    """A dataset as a worker reads it, split by split, from the receipts; pickles small.
 
-    Pickles small: a worker reads the receipts of the splits that it needs.
+    What it names is committed, or its splits are written by the tasks that read them.
     """
 
     folder: Location
@@ -62,38 +62,6 @@ class Dataset:
     num_splits: int
     receipts: str
     """Name of the build that wrote it, and of the folder of its receipts."""
-
-    @classmethod
-    def open(cls, url: str | Location) -> "Dataset":
-        """The dataset in a folder.
-
-        Raises:
-            DataError: there is no committed manifest, or it is damaged.
-        """
-        folder = Location.of(url)
-        return cls.of(folder, _read_manifest(folder))
-
-    @classmethod
-    def of(cls, folder: Location, manifest: Manifest) -> "Dataset":
-        """The dataset that a manifest describes."""
-        dataset = cls(folder, manifest.stage, manifest.splits, manifest.receipts)
-        dataset.__dict__["manifest"] = manifest
-        return dataset
-
-    @cached_property
-    def manifest(self) -> Manifest:
-        return _read_manifest(self.folder)
-
-    @property
-    def is_committed(self) -> bool:
-        """False while an engine still holds the work back that writes it."""
-        return True
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("folder", "stage", "num_splits", "receipts")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     def parts_of(self, split: int) -> tuple[Part, ...]:
         """The parts that a split wrote, in order.
@@ -111,6 +79,53 @@ class Dataset:
 
     def part_location(self, part: Part) -> Location:
         return self.folder / part.path
+
+    def open(self) -> "Dataset":
+        """The dataset with its manifest, once it is committed: one GET."""
+        return Dataset.open(self.folder)
+
+    def read_split(self, split: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of one split, one batch a row group."""
+        for part in self.parts_of(split):
+            yield from read_part(self.part_location(part), columns)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A committed dataset."""
+
+    ref: DatasetRef
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, url: str | Location) -> "Dataset":
+        """The dataset in a folder.
+
+        Raises:
+            DataError: there is no committed manifest, or it is damaged.
+        """
+        folder = Location.of(url)
+        return cls.of(folder, _read_manifest(folder))
+
+    @classmethod
+    def of(cls, folder: Location, manifest: Manifest) -> "Dataset":
+        """The dataset that a manifest describes."""
+        return cls(DatasetRef(folder, manifest.stage, manifest.splits, manifest.receipts), manifest)
+
+    @property
+    def folder(self) -> Location:
+        return self.ref.folder
+
+    def done(self) -> bool:
+        """As `Pending.done`: there is nothing to wait for."""
+        return True
+
+    def result(self) -> "Dataset":
+        """As `Pending.result`: the dataset itself."""
+        return self
+
+    def part_location(self, part: Part) -> Location:
+        return self.ref.part_location(part)
 
     def check_part(self, part: Part) -> None:
         """Look whether a part is there with the manifest's size: one HEAD.
@@ -138,10 +153,39 @@ class Dataset:
         for part in self.manifest.parts:
             yield from read_part(self.part_location(part), columns)
 
-    def read_split(self, split: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The rows of one split, one batch a row group."""
-        for part in self.parts_of(split):
-            yield from read_part(self.part_location(part), columns)
+
+class Pending:
+    """A dataset whose work an engine holds back, as a future of it. Stays on the driver; a worker gets `ref`."""
+
+    def __init__(self, ref: DatasetRef, settle: Callable[[], None]) -> None:
+        """A dataset that `settle`, which runs and commits what an engine holds back, is going to write."""
+        self.ref = ref
+        self._settle = settle
+        self._dataset: Dataset | None = None
+
+    def commit(self, dataset: Dataset) -> None:
+        """The engine's word that the dataset is written."""
+        self._dataset = dataset
+
+    def done(self) -> bool:
+        """Whether it is committed, so that asking for the result runs nothing."""
+        return self._dataset is not None
+
+    def result(self) -> Dataset:
+        """The committed dataset; the first call is a barrier.
+
+        Raises:
+            StillhouseError: what a task raised, now or when the engine ran it before.
+        """
+        if self._dataset is None:
+            self._settle()
+        if self._dataset is None:
+            raise DataError(f"{self.ref.folder} was not committed; run again to resume")
+        return self._dataset
+
+
+DatasetLike = Dataset | Pending
+"""What the driver hands from stage to stage: `ref` at any time, `result()` where a manifest is needed."""
 
 
 def _read_manifest(folder: Location) -> Manifest:
@@ -225,8 +269,8 @@ class Job:
     schema: pa.Schema
     semantic: dict[str, Any]
     """What decides the rows beside the inputs: step configurations and versions, artefact digests."""
-    inputs: tuple[Dataset, ...] = ()
-    base: Dataset | None = None
+    inputs: tuple[DatasetLike, ...] = ()
+    base: DatasetLike | None = None
     """The dataset that it is aligned with or whose row keys it holds. Its cut is not in the fingerprint, which says
     what the rows are and not how they are cut; but a dataset of another cut is none of ours."""
     thresholds: dict[str, Any] = field(default_factory=dict)
@@ -256,12 +300,12 @@ class Job:
     def waits(self) -> bool:
         """True while an input is not committed, so that the fingerprint is not known."""
         needed = (*self.inputs, *((self.base,) if self.base else ()))
-        return not all(dataset.is_committed for dataset in needed)
+        return not all(dataset.done() for dataset in needed)
 
     @property
     def made_from(self) -> dict[str, Any]:
         """Everything under the fingerprint."""
-        inputs = {dataset.stage: dataset.manifest.content_digest for dataset in self.inputs}
+        inputs = {dataset.ref.stage: dataset.result().manifest.content_digest for dataset in self.inputs}
         return {**self.semantic, "inputs": inputs} if inputs else self.semantic
 
     @property
@@ -274,13 +318,13 @@ class Job:
 
     @property
     def base_cut(self) -> str:
-        return self.base.manifest.cut if self.base else ""
+        return self.base.result().manifest.cut if self.base else ""
 
     @property
     def plan_fingerprint(self) -> str:
         """What a plan is resumed by: inputs by the build that writes them, so it is known before they are committed."""
-        inputs = {dataset.stage: dataset.receipts for dataset in self.inputs}
-        base = self.base.receipts if self.base else ""
+        inputs = {dataset.ref.stage: dataset.ref.receipts for dataset in self.inputs}
+        base = self.base.ref.receipts if self.base else ""
         return fingerprint_of(
             {
                 "stage": self.stage,
@@ -476,9 +520,9 @@ class Build:
         self._fresh = None
         return SplitWriter(self.folder, plan.name, self.job.schema, self.job.table)
 
-    def dataset(self, plan: Plan) -> Dataset:
+    def ref(self, plan: Plan) -> DatasetRef:
         """The dataset that this build is going to commit."""
-        return Dataset(self.folder, self.job.stage, len(plan.splits), plan.name)
+        return DatasetRef(self.folder, self.job.stage, len(plan.splits), plan.name)
 
     def _receipts(self, plan: Plan) -> list[Receipt | None]:
         return read_receipts(self.folder, plan.name, len(plan.splits))

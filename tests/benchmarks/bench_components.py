@@ -184,7 +184,9 @@ def write_pairs(folder: Location, kind: str, num_edges: int) -> Dataset:
 def task(pairs: Dataset, output: Location, name: str) -> None:
     """One of the two tasks, alone in this process."""
     work: LabelRows | CutCandidates
-    schema, work = (LABEL, LabelRows(pairs, ("a", "b"))) if name == "labels" else (EDGE, CutCandidates(pairs, 32 << 20))
+    schema, work = (
+        (LABEL, LabelRows(pairs.ref, ("a", "b"))) if name == "labels" else (EDGE, CutCandidates(pairs.ref, 32 << 20))
+    )
     build = Build(Job(output, name, name, schema, {}, (pairs,)))
     writer = build.writer(build.plan([0]))
     with Watch() as watch:
@@ -215,7 +217,9 @@ def stars(args: argparse.Namespace, folder: Path, kind: str) -> None:
     })  # fmt: skip
     engine = Measured(make_engine(args, output.with_name(f"{output.name}-spark")))
     try:
-        labels = label_components(Context(engine, recipe, say), Rows(pairs), "components", pairs, ("a", "b"))
+        labels = label_components(
+            Context(engine, recipe, say), Rows.of(pairs), "components", pairs, ("a", "b")
+        ).result()
     finally:
         engine.close()
     kinds_of = ("python", "jvm", "driver")

@@ -29,7 +29,7 @@ import pyarrow as pa
 from etl.engine import Engine, Exchange, Reduce, Task, Work
 from etl.hashing import hash_array
 from etl.recipe import Recipe
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.run.estimate import estimate
 from etl.run.run import run_recipe
 from etl.stages.context import Context
@@ -189,7 +189,7 @@ KEYED = pa.schema([("bucket", pa.int32()), ("key", pa.int64()), ("row", pa.int64
 class Copy:
     """Read a split and write it again: what `map` itself holds."""
 
-    rows: Rows
+    rows: RowsRef
 
     def __call__(self, split: int) -> Iterator[Chunk]:
         for batch in self.rows.read(split, ["id", "messages"]):
@@ -200,7 +200,7 @@ class Copy:
 class EmitKeys:
     """Fourteen keys a row, as near dedup has."""
 
-    rows: Rows
+    rows: RowsRef
     num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
@@ -218,11 +218,11 @@ def write_keys(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk
 
 def run_verbs(context: Context) -> None:
     base = Dataset.open(context.output / "ingest")
-    rows = Rows(base)
+    rows = Rows.of(base)
     schema = pa.schema([base.schema.field("id"), base.schema.field("messages")])
-    context.engine.map(context.job("verb_map", "COPY", schema, {}, (), rows), rows.splits, Copy(rows))
+    context.engine.map(context.job("verb_map", "COPY", schema, {}, (), rows), rows.splits, Copy(rows.ref))
     buckets = context.num_buckets(rows.num_rows * 14 * 20)
-    exchange = Exchange(tuple(rows.splits), EmitKeys(rows, buckets), KEYED, ("key", "row"), buckets)
+    exchange = Exchange(tuple(rows.splits), EmitKeys(rows.ref, buckets), KEYED, ("key", "row"), buckets)
     context.engine.shuffle(context.job("verb_shuffle", "KEYS", KEYED, {}, (), rows), exchange, write_keys)
 
 

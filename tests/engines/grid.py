@@ -72,7 +72,7 @@ def recipe_of(folder: Path, num_splits: int, output: str, **settings: int) -> Re
 def run_and_digest(folder: Path, num_splits: int, output: str, engine: Engine, **settings: int) -> dict[str, str]:
     """Dataset to content digest, of a run into an output folder."""
     result = run(recipe_of(folder, num_splits, output, **settings), engine)
-    assert result.rows.base.num_splits == num_splits
+    assert len(result.rows.splits) == num_splits
     assert result.accounting["a"]["contamination"]["contaminated"] == 1
     return {name: Dataset.open(f"{output}/{name}").manifest.content_digest for name in DATASETS}
 

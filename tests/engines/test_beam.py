@@ -158,7 +158,7 @@ def test_error_of_a_worker_is_raised_as_what_it_is_and_other_splits_are_kept(tmp
         yield Chunk(pa.record_batch([pa.array([split])], schema=NUMBER), 1)
 
     def run_it():
-        return engine.map(job(tmp_path, "some"), range(4), some).manifest
+        return engine.map(job(tmp_path, "some"), range(4), some).result().manifest
 
     with pytest.raises(error, match=r"^split 2: the value is 3; make it 4$"):
         run_it()
@@ -190,7 +190,7 @@ def test_another_exception_fails_the_pipeline_with_its_traceback(tmp_path, engin
         raise ZeroDivisionError("a bug of ours")
 
     def run_it():
-        return engine.map(job(tmp_path, "bug"), [0], fail).manifest
+        return engine.map(job(tmp_path, "bug"), [0], fail).result().manifest
 
     with caplog.at_level(logging.CRITICAL), pytest.raises(Exception, match="a bug of ours"):
         run_it()

@@ -34,7 +34,7 @@ def test_error_of_a_worker_is_raised_as_what_it_is_and_other_splits_are_kept(tmp
 
     def run_it():
         job = Job(Location.of(tmp_path / "some"), "some", "NUMBER", NUMBER, {})
-        return engine.map(job, range(4), some).manifest
+        return engine.map(job, range(4), some).result().manifest
 
     with pytest.raises(SourceError, match=r"^file 2 is damaged$"):
         run_it()

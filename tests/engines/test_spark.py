@@ -178,7 +178,7 @@ def test_error_of_a_worker_is_raised_as_what_it_is(tmp_path, engine, error):
         raise error(f"split {split}: the value is 3; make it 4")
 
     with pytest.raises(error, match=r"^split 0: the value is 3; make it 4$"):
-        engine.map(job(tmp_path, "failing"), [0], fail).manifest  # noqa: B018  # a map waits to be asked
+        engine.map(job(tmp_path, "failing"), [0], fail).result()
     assert not (tmp_path / "failing" / "_manifest.json").exists()
 
 
@@ -209,7 +209,7 @@ def test_other_splits_of_a_failed_job_are_kept(tmp_path, engine):
         yield Chunk(pa.record_batch([pa.array([split])], schema=NUMBER), 1)
 
     with pytest.raises(SourceError, match="file 2 is damaged"):
-        engine.map(job(tmp_path, "some"), range(4), some).manifest  # noqa: B018
+        engine.map(job(tmp_path, "some"), range(4), some).result()
     receipts = {path.stem for path in (tmp_path / "some" / "_receipts").rglob("*.json")}
     assert receipts == {"00000", "00001", "00003"}
 

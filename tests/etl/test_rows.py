@@ -48,13 +48,13 @@ def prompts(folder: Location, cut=CUT) -> Rows:
         }
         for n in range(sum(map(sum, cut)))
     ]
-    return Rows(commit(folder / "ingest", PROMPT, laid_out(rows, PROMPT, cut), "ingest"))
+    return Rows.of(commit(folder / "ingest", PROMPT, laid_out(rows, PROMPT, cut), "ingest"))
 
 
 def with_side(rows: Rows, stage: str, schema: pa.Schema, values, ids=range(6), cut=CUT) -> Rows:
     """A side table whose row n holds id ids[n] and the columns values[n]."""
     laid = laid_out([{"id": key(n)} | value for n, value in zip(ids, values, strict=True)], schema, cut)
-    folder = Location.of(rows.base.folder.url.removesuffix("/ingest")) / stage
+    folder = Location.of(rows.base.ref.folder.url.removesuffix("/ingest")) / stage
     return rows.with_side(commit(folder, schema, laid, stage), schema)
 
 
@@ -71,12 +71,12 @@ def rows(folder):
 
 
 def read(rows: Rows, split: int, columns: list[str]) -> list[dict[str, list]]:
-    return [batch.to_pydict() for batch in rows.read(split, columns)]
+    return [batch.to_pydict() for batch in rows.ref.read(split, columns)]
 
 
 def test_columns_of_all_tables_come_in_the_order_asked_for(rows):
     columns = ["label", "source_example_id", "score", "id"]
-    batches = list(rows.read(0, columns))
+    batches = list(rows.ref.read(0, columns))
     assert [batch.schema.names for batch in batches] == [columns, columns]
     assert batches[0].to_pydict() == {
         "label": ["l0", "l1"],
@@ -85,13 +85,13 @@ def test_columns_of_all_tables_come_in_the_order_asked_for(rows):
         "id": [key(0), key(1)],
     }
     assert batches[1].column("score").to_pylist() == [1.0, 1.5, 2.0]
-    assert list(rows.read(1, columns)) == []
+    assert list(rows.ref.read(1, columns)) == []
     assert read(rows, 2, ["label"]) == [{"label": ["l5"]}]
 
 
 def test_a_column_of_one_table_alone(rows):
     assert read(rows, 0, ["score"]) == [{"score": [0.0, 0.5]}, {"score": [1.0, 1.5, 2.0]}]
-    assert [batch.num_columns for batch in rows.read(0, [])] == [0, 0]
+    assert [batch.num_columns for batch in rows.ref.read(0, [])] == [0, 0]
 
 
 def test_messages_are_whole(rows):
@@ -106,7 +106,7 @@ def test_the_verdict_is_that_of_the_newest_table(rows):
 
 
 def test_without_a_side_table_every_row_lives(folder):
-    (batch,) = prompts(folder).read(2, ["verdict", "id"])
+    (batch,) = prompts(folder).ref.read(2, ["verdict", "id"])
     assert batch.column("verdict").type == VERDICT
     assert batch.to_pydict() == {"verdict": [None], "id": [key(0 + 5)]}
 
@@ -119,16 +119,15 @@ def test_schema_lists_each_column_once(rows):
 
 def test_an_unknown_column_is_a_schema_error(rows):
     with pytest.raises(SchemaError, match=r"no table has \['scores'\]; there are \['id'"):
-        next(rows.read(0, ["id", "scores"]))
+        next(rows.ref.read(0, ["id", "scores"]))
 
 
 def test_inputs_are_the_tables_that_a_read_touches(rows):
-    score, label = (side.dataset for side in rows.sides)
+    _, score, label = rows.datasets
     assert rows.tables(["messages"]) == (rows.base,)
     assert rows.tables(["score"]) == (rows.base, score)
     assert rows.tables(["verdict"]) == (rows.base, label)
     assert rows.tables(["score", "verdict"]) == (rows.base, score, label)
-    assert rows.datasets == (rows.base, score, label)
 
 
 def test_rows_pickle(rows):
@@ -153,7 +152,7 @@ def test_tables_that_are_not_aligned_are_a_data_error(folder, ids, cut):
     values = [{"score": 0.0, "verdict": None}] * count
     rows = with_side(prompts(folder), "score", SCORES, values, ids=list(ids)[:count], cut=cut)
     with pytest.raises(DataError, match=r"are not aligned|00001\.json is gone"):
-        [list(rows.read(split, ["messages", "score"])) for split in rows.splits]
+        [list(rows.ref.read(split, ["messages", "score"])) for split in rows.splits]
 
 
 def test_a_table_that_is_not_needed_is_not_read(folder):
@@ -179,7 +178,7 @@ def raw(folder: Location, *texts: str) -> Rows:
         }
         for n, text in enumerate(texts)
     ]
-    return Rows(commit(folder / "ingest", PROMPT, laid_out(rows, PROMPT, CUT), "ingest"))
+    return Rows.of(commit(folder / "ingest", PROMPT, laid_out(rows, PROMPT, CUT), "ingest"))
 
 
 def removal(rows: Rows, stage: str, *ranges: list[tuple[int, int]]) -> Rows:
@@ -193,7 +192,7 @@ def texts_of(rows: Rows) -> list[str]:
     return [
         message[0]["content"]
         for split in rows.splits
-        for batch in rows.read(split, ["num_removed", "messages"])
+        for batch in rows.ref.read(split, ["num_removed", "messages"])
         for message in batch.column("messages").to_pylist()
     ]
 
@@ -208,10 +207,10 @@ def test_messages_come_without_the_ranges_of_every_table_oldest_first(folder):
 
 def test_the_table_of_ranges_is_an_input_of_what_reads_messages(folder):
     rows = removal(raw(folder, *"abcdef"), "one", *[[]] * 6)
-    (side,) = (side.dataset for side in rows.sides)
+    _, side = rows.datasets
     assert rows.tables(["messages"]) == (rows.base, side)
     assert rows.tables(["split_key"]) == (rows.base,)
     assert "removed" not in rows.schema.names
     assert "num_removed" in rows.schema.names
     with pytest.raises(SchemaError, match="no table has"):
-        next(rows.read(0, ["removed"]))
+        next(rows.ref.read(0, ["removed"]))

@@ -97,7 +97,7 @@ def test_a_straggler_that_is_killed_after_its_upload(folders):
         with pytest.raises(KilledError):
             attempt(writer, TWO_GROUPS)
     assert wrong_rows(folder, "n", ROWS) == (0, len(ROWS))
-    assert engine.map(job(folder), [ONE_GROUP], chunks_of).manifest == before
+    assert engine.map(job(folder), [ONE_GROUP], chunks_of).result().manifest == before
     assert_whole(folder, ROWS)
 
 

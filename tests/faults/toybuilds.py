@@ -71,9 +71,7 @@ class Shape:
             exchange = Exchange(sides, emit, _EXCHANGED, ("n",), _NUM_BUCKETS)
             return engine.shuffle(self._job(folder, version), exchange, reduced)
         fn = partitioned if self.name == "partitioned" else chunks_of
-        dataset = engine.map(self._job(folder, version), _SPLITS[version], fn)
-        engine.settle()
-        return dataset
+        return engine.map(self._job(folder, version), _SPLITS[version], fn).result()
 
     def end_late(self, folder: Location, version: int = 2) -> None:
         """One more attempt of split 0, with rows of its own."""

@@ -23,7 +23,7 @@ from etl.dedup.near import NearDedup, Sets
 from etl.hashing import hash_array
 from etl.messages import full_text
 from etl.mixture.sampling import in_sample, purpose_seed
-from etl.rows import Rows
+from etl.rows import RowsRef
 from etl.stages.keyed import OUT_ROWS, Counted, buckets_of, distinct, int64_schema, live_rows, slices
 from etl.storage.dataset import Chunk
 
@@ -85,7 +85,7 @@ def band_bytes(near: NearDedup) -> int:
 class EmitBands:
     """The band hashes of each live row's MinHash signature, and of the canaries'."""
 
-    rows: Rows
+    rows: RowsRef
     near: NearDedup
     canaries: MakeCanaries
     num_buckets: int

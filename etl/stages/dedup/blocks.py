@@ -23,7 +23,7 @@ from etl.dedup.components import Components
 from etl.hashing import hash_columns, signed
 from etl.stages.dedup.stars import LABEL
 from etl.stages.keyed import distinct, first_of_groups, hashed_buckets, int64_schema, reduced, to_batch, to_numpy
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.dataset import Chunk, DatasetRef
 
 EDGE = int64_schema("block", "a", "b")
 """A candidate pair and the block that verifies it."""
@@ -37,19 +37,20 @@ END = int64_schema("a", "b", "component", "chunk")
 class CutCandidates:
     """All candidate pairs in one task, with their block."""
 
-    candidates: Dataset
+    candidates: DatasetRef
     block_bytes: int
 
     def __call__(self, split: int) -> Iterator[Chunk]:
-        max_nodes = 2 * self.candidates.manifest.rows_out
+        candidates = self.candidates.open()
+        max_nodes = 2 * candidates.manifest.rows_out
         graph, keys = Components(max_nodes), np.empty(max_nodes, np.int64)
-        for batch in self.candidates.read(["a", "b", "a_key", "b_key"]):
+        for batch in candidates.read(["a", "b", "a_key", "b_key"]):
             a, b, a_key, b_key = to_numpy(batch, batch.schema.names)
             left, right = graph.number(a), graph.number(b)
             keys[left], keys[right] = a_key, b_key
             graph.join(left, right)
         blocks = Blocks.of(graph.nodes, graph.roots(), keys[: len(graph.nodes)], self.block_bytes)
-        for batch in self.candidates.read(["a", "b"]):
+        for batch in candidates.read(["a", "b"]):
             a, b = to_numpy(batch, batch.schema.names)
             yield Chunk(to_batch(distinct(blocks.of_pairs(graph.number(a), graph.number(b)), a, b), EDGE), len(a))
 
@@ -61,8 +62,8 @@ KEYED = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("is_key", pa.bo
 class EmitKeys:
     """Each row's component, and its stream key from each batch of pairs that it is in, to the bucket of the row."""
 
-    labels: Dataset
-    candidates: Dataset
+    labels: DatasetRef
+    candidates: DatasetRef
     num_buckets: int
 
     def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
@@ -105,7 +106,7 @@ RANKED_BYTES = 28
 class EmitNodes:
     """Rows to the bucket of their component."""
 
-    nodes: Dataset
+    nodes: DatasetRef
     num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
@@ -149,8 +150,8 @@ AT_END_ORDER = ("row", "is_pair", "other")
 class EmitEnds:
     """Chunks, and pairs, to the bucket of their row at one end; pairs at `b` bring the chunk of `a` with them."""
 
-    chunks: Dataset
-    pairs: Dataset
+    chunks: DatasetRef
+    pairs: DatasetRef
     end: Literal["a", "b"]
     num_buckets: int
 

@@ -28,7 +28,7 @@ from etl.dedup.near import NearDedup
 from etl.dedup.overlap import Overlap
 from etl.engine import Exchange
 from etl.hashing import fixed_binary, hash_array
-from etl.rows import ROW_BITS, Rows
+from etl.rows import ROW_BITS, Rows, RowsRef
 from etl.schema import CLUSTER_COLUMNS, ID, KEPT
 from etl.stages.context import Context
 from etl.stages.dedup.components import label_components
@@ -37,7 +37,7 @@ from etl.stages.dedup.near import NearPairs, find_pairs
 from etl.stages.dedup.verify import unpacked
 from etl.stages.keyed import RowFeed, buckets_of, reduced, slices, uuid_texts
 from etl.step import live
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.dataset import Chunk, Dataset, DatasetLike, DatasetRef
 
 LARGEST = 10
 """Sizes of clusters that a manifest names."""
@@ -57,7 +57,7 @@ def cluster(context: Context, rows: Rows, near: NearDedup) -> tuple[Rows, Duplic
     found = find_pairs(context, rows, near)
     labels = label_components(context, rows, "components", found.pairs, ("a_row", "b_row"))
     buckets = context.num_buckets(2 * sum(part.bytes for part in found.sets.manifest.parts))
-    emit = EmitClusterRows(labels, found.sets, buckets)
+    emit = EmitClusterRows(labels.ref, found.sets.ref, buckets)
     order = ("component", "preference", "id", "row")
     job = context.job("near_hits", "HIT", HIT, {"threshold": near.threshold}, (labels, found.sets), rows)
     exchange = Exchange(tuple(rows.splits), emit, CLUSTER_ROW, order, buckets)
@@ -67,7 +67,7 @@ def cluster(context: Context, rows: Rows, near: NearDedup) -> tuple[Rows, Duplic
     findings = near_findings(near, found, hits)
     rows = mark_hits(context, rows, hits, mark, findings)
     _report_findings(context, findings)
-    accounting = {source: steps["near"] for source, steps in rows.datasets[-1].manifest.accounting.items()}
+    accounting = {source: steps["near"] for source, steps in rows.datasets[-1].result().manifest.accounting.items()}
     entered = {source: counts["in"] for source, counts in accounting.items()}
     removed = {source: counts["in"] - counts["kept"] for source, counts in accounting.items()}
     return rows, DuplicateCounts("near", entered, removed, hits.manifest.distributions.get("overlap", {}))
@@ -77,8 +77,8 @@ def cluster(context: Context, rows: Rows, near: NearDedup) -> tuple[Rows, Duplic
 class EmitClusterRows:
     """The sets of the rows that are in clusters, to the bucket of their component."""
 
-    labels: Dataset
-    sets: Dataset
+    labels: DatasetRef
+    sets: DatasetRef
     num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
@@ -316,7 +316,7 @@ def _report_findings(context: Context, findings: dict[str, Any]) -> None:
 class WriteKept:
     """Every row of a split that near dedup saw."""
 
-    rows: Rows
+    rows: RowsRef
 
     def __call__(self, split: int) -> Iterator[Chunk]:
         names = ["id", "source_dataset", "source_example_id", *CLUSTER_COLUMNS.names, "verdict"]
@@ -330,8 +330,8 @@ class WriteKept:
             yield Chunk(pa.RecordBatch.from_arrays(columns, schema=KEPT), batch.num_rows)
 
 
-def write_clusters(context: Context, rows: Rows, kinds: Sequence[DuplicateCounts]) -> Dataset:
+def write_clusters(context: Context, rows: Rows, kinds: Sequence[DuplicateCounts]) -> DatasetLike:
     """Write DIR/clusters, the table for people; its manifest tells by source what all kinds of duplicates come to."""
     inputs = rows.tables(["source_dataset", "source_example_id", "verdict"])
     job = context.job("clusters", "KEPT", KEPT, {}, inputs).with_findings({"sources": by_source(kinds)})
-    return context.map(job, rows.splits, WriteKept(rows))
+    return context.map(job, rows.splits, WriteKept(rows.ref))

@@ -35,7 +35,7 @@ from etl.stages.dedup.blocks import (
 )
 from etl.stages.dedup.stars import ARC, ARC_BYTES, ARC_ORDER, LABEL, EmitLabels, contract, first_labels
 from etl.stages.keyed import OUT_ROWS, named_splits, to_batch, to_numpy
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.dataset import Chunk, Dataset, DatasetLike, DatasetRef
 
 
 def _fits_one_task(context: Context, pairs: Dataset) -> bool:
@@ -46,20 +46,21 @@ def _fits_one_task(context: Context, pairs: Dataset) -> bool:
 class LabelRows:
     """The component of every row in a pair, in one task."""
 
-    pairs: Dataset
+    pairs: DatasetRef
     ends: tuple[str, str]
 
     def __call__(self, split: int) -> Iterator[Chunk]:
-        num_pairs = self.pairs.manifest.rows_out
+        pairs = self.pairs.open()
+        num_pairs = pairs.manifest.rows_out
         graph = Components(2 * num_pairs)
-        for batch in self.pairs.read(list(self.ends)):
+        for batch in pairs.read(list(self.ends)):
             graph.join(*(graph.number(column) for column in to_numpy(batch, self.ends)))
         for labels in graph.labels(OUT_ROWS):
             yield Chunk(to_batch(labels, LABEL))
         yield Chunk(None, num_pairs)
 
 
-def label_components(context: Context, rows: Rows, name: str, pairs: Dataset, ends: tuple[str, str]) -> Dataset:
+def label_components(context: Context, rows: Rows, name: str, pairs: Dataset, ends: tuple[str, str]) -> DatasetLike:
     """Write DIR/<name>, table LABEL: the component of every row that is in a pair, sorted by row within a part.
 
     There is one split for all of them, or, above the budget, one for each split of `rows`, with the labels of its rows.
@@ -73,15 +74,15 @@ def label_components(context: Context, rows: Rows, name: str, pairs: Dataset, en
     """
     if _fits_one_task(context, pairs):
         job = context.job(name, "LABEL", LABEL, {"path": "one_task", "ends": list(ends)}, (pairs,), rows)
-        return context.map(job, [0], LabelRows(pairs, ends))
+        return context.map(job, [0], LabelRows(pairs.ref, ends))
     ties = contract(context, rows, name, pairs, ends)
     buckets = len(rows.splits)
-    exchange = Exchange(tuple(range(ties.num_splits)), EmitLabels(ties, buckets), ARC, ARC_ORDER, buckets)
+    exchange = Exchange(tuple(range(ties.ref.num_splits)), EmitLabels(ties.ref, buckets), ARC, ARC_ORDER, buckets)
     job = context.job(name, "LABEL", LABEL, {"path": "stars", "ends": list(ends)}, (ties,), rows)
     return context.shuffle(job, exchange, first_labels)
 
 
-def cut_blocks(context: Context, rows: Rows, candidates: Dataset, block_bytes: int) -> Dataset:
+def cut_blocks(context: Context, rows: Rows, candidates: Dataset, block_bytes: int) -> DatasetLike:
     """Write DIR/edges, table EDGE: the block that verifies each candidate pair.
 
     When one task cuts, pairs of a component whose shingle sets fit `block_bytes` share a block. By shuffles such a
@@ -96,35 +97,35 @@ def cut_blocks(context: Context, rows: Rows, candidates: Dataset, block_bytes: i
     semantic = {"block_bytes": block_bytes}
     if _fits_one_task(context, candidates):
         job = context.job("edges", "EDGE", EDGE, {**semantic, "path": "one_task"}, (candidates,), rows)
-        return context.map(job, [0], CutCandidates(candidates, block_bytes))
+        return context.map(job, [0], CutCandidates(candidates.ref, block_bytes))
     labels = label_components(context, rows, "candidate_components", candidates, ("a", "b"))
     chunks = _cut_chunks(context, rows, labels, candidates, block_bytes)
     num_rows = chunks.manifest.rows_out + candidates.manifest.rows_out
     buckets = context.num_buckets(num_rows * AT_END_BYTES)
 
     splits = (*named_splits("chunks", chunks), *named_splits("pairs", candidates))
-    exchange = Exchange(splits, EmitEnds(chunks, candidates, "a", buckets), AT_END, AT_END_ORDER, buckets)
+    exchange = Exchange(splits, EmitEnds(chunks.ref, candidates.ref, "a", buckets), AT_END, AT_END_ORDER, buckets)
     job = context.job("rounds/edges-ends", "END", END, {}, (chunks, candidates), rows)
     ends = context.shuffle(job, exchange, join_first_chunk)
 
     splits = (*named_splits("chunks", chunks), *named_splits("pairs", ends))
-    exchange = Exchange(splits, EmitEnds(chunks, ends, "b", buckets), AT_END, AT_END_ORDER, buckets)
+    exchange = Exchange(splits, EmitEnds(chunks.ref, ends.ref, "b", buckets), AT_END, AT_END_ORDER, buckets)
     job = context.job("edges", "EDGE", EDGE, {**semantic, "path": "stars"}, (chunks, ends), rows)
     return context.shuffle(job, exchange, join_second_chunk)
 
 
-def _cut_chunks(context: Context, rows: Rows, labels: Dataset, candidates: Dataset, block_bytes: int) -> Dataset:
+def _cut_chunks(context: Context, rows: Rows, labels: DatasetLike, candidates: Dataset, block_bytes: int) -> Dataset:
     """Write DIR/rounds/edges-nodes and DIR/rounds/edges-chunks."""
-    num_rows = labels.manifest.rows_out + 2 * candidates.manifest.rows_out
+    num_rows = labels.result().manifest.rows_out + 2 * candidates.manifest.rows_out
     buckets = context.num_buckets(num_rows * ARC_BYTES)
     splits = (*named_splits("labels", labels), *named_splits("pairs", candidates))
-    keyed = Exchange(splits, EmitKeys(labels, candidates, buckets), KEYED, ("row", "is_key", "value"), buckets)
+    keyed = Exchange(splits, EmitKeys(labels.ref, candidates.ref, buckets), KEYED, ("row", "is_key", "value"), buckets)
     job = context.job("rounds/edges-nodes", "NODE", NODE, {}, (labels, candidates), rows)
     nodes = context.shuffle(job, keyed, join_keys)
 
     buckets = context.num_buckets(nodes.manifest.rows_out * RANKED_BYTES)
     ranked = Exchange(
-        tuple(range(nodes.num_splits)), EmitNodes(nodes, buckets), RANKED, ("component", "key", "row"), buckets
+        tuple(range(nodes.ref.num_splits)), EmitNodes(nodes.ref, buckets), RANKED, ("component", "key", "row"), buckets
     )
     job = context.job("rounds/edges-chunks", "CHUNK", CHUNK, {"block_bytes": block_bytes}, (nodes,), rows)
     return context.shuffle(job, ranked, CutComponents(block_bytes))

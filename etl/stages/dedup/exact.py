@@ -24,7 +24,7 @@ from etl.engine import Exchange
 from etl.hashing import hash128, hash_array, hash_columns, signed
 from etl.messages import instruction_text, response_text
 from etl.recipe import ExactDedup
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.schema import PROMPT
 from etl.stages.context import Context
 from etl.stages.dedup.marks import LOSER, Mark, losers, mark_hits
@@ -46,7 +46,7 @@ CONTENT_BYTES = 68
 class EmitContent:
     """A 128-bit hash of what counts as the content of each live row."""
 
-    rows: Rows
+    rows: RowsRef
     exact: ExactDedup
     survivor: Survivor
     sources: tuple[str, ...]
@@ -131,7 +131,7 @@ def exact(context: Context, rows: Rows, config: ExactDedup) -> tuple[Rows, Dupli
     inputs = rows.tables([*PROMPT.names, *survivor.reads, "verdict"])
     job = context.job("exact_hits", "LOSER", LOSER, semantic, inputs, rows)
     order = ("content", "preference", "digest", "id", "row")
-    emit = EmitContent(rows, config, survivor, sources, num_buckets)
+    emit = EmitContent(rows.ref, config, survivor, sources, num_buckets)
     hits = context.shuffle(job, Exchange(tuple(rows.splits), emit, CONTENT, order, num_buckets), FindLosers(sources))
     counts = DuplicateCounts(
         "exact", *(hits.manifest.distributions.get(name, {}) for name in ("rows", "removed", "overlap"))

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 from etl.accounting import account
 from etl.arrays import I64, Bools
 from etl.engine import Exchange
-from etl.rows import ROW_BITS, Rows
+from etl.rows import ROW_BITS, Rows, RowsRef
 from etl.schema import CLUSTER_COLUMNS, ID, aligned
 from etl.stages.context import Context
 from etl.stages.keyed import RowFeed, routed, row_keys, uuid_texts
 from etl.step import drop, live
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.dataset import Chunk, Dataset, DatasetRef
 
 HIT = pa.schema(
     [
@@ -54,7 +54,7 @@ def losers(table: pa.Table, first: I64, lost: Bools) -> pa.RecordBatch:
 class EmitHits:
     """HIT or LOSER rows to the split that holds their row."""
 
-    hits: Dataset
+    hits: DatasetRef
     schema: pa.Schema
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
@@ -117,7 +117,7 @@ _ALONE = ((1, pa.int32()), (0, pa.int32()), (1.0, pa.float64()))
 class MarkSplit:
     """One split's rows with the hits that came for it, sorted by row; holds a row group and its hits."""
 
-    rows: Rows
+    rows: RowsRef
     mark: Mark
 
     def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
@@ -156,6 +156,7 @@ def mark_hits(context: Context, rows: Rows, hits: Dataset, mark: Mark, findings:
     semantic = {"mark": asdict(mark)}
     job = context.job(mark.step, mark.table, schema, semantic, (hits, *rows.tables(["verdict"])), rows)
     exchange = Exchange(
-        tuple(range(hits.num_splits)), EmitHits(hits, mark.hits), routed(mark.hits), ("row",), len(rows.splits)
+        tuple(range(hits.ref.num_splits)), EmitHits(hits.ref, mark.hits), routed(mark.hits), ("row",), len(rows.splits)
     )
-    return rows.with_side(context.shuffle(job.with_findings(findings or {}), exchange, MarkSplit(rows, mark)), schema)
+    job = job.with_findings(findings or {})
+    return rows.with_side(context.shuffle(job, exchange, MarkSplit(rows.ref, mark)), schema)

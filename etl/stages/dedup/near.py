@@ -35,7 +35,7 @@ from etl.stages.dedup.verify import (
     WriteSets,
 )
 from etl.stages.keyed import named_splits
-from etl.storage.dataset import Dataset
+from etl.storage.dataset import Dataset, DatasetLike
 from etl.text import TEXT_VERSION
 
 BLOCK_BYTES = 32 << 20
@@ -72,32 +72,31 @@ def _find_candidates(
         **near.model_dump(include={"num_perm", "seed", "max_partners", "threshold"}), **shingling,
     }  # fmt: skip
     buckets = context.num_buckets(rows.num_rows * band_bytes(near))
-    emit = EmitBands(rows, near, making, buckets)
+    emit = EmitBands(rows.ref, near, making, buckets)
     exchange = Exchange(tuple(rows.splits), emit, band_schema(near.num_words), ("band", "key", "row"), buckets)
     job = context.job("candidates", "MET", CANDIDATE, banding, rows.tables(["id", "messages", "verdict"]), rows)
     return context.shuffle(job, exchange, PairUp(near))
 
 
 def _write_sets(
-    context: Context, rows: Rows, near: NearDedup, making: MakeCanaries, shingling: dict[str, Any], edges: Dataset
+    context: Context, rows: Rows, near: NearDedup, making: MakeCanaries, shingling: dict[str, Any], edges: DatasetLike
 ) -> Dataset:
     survivor = context.recipe.dedup.survivor
-    write = WriteSets(rows, near, making, survivor, context.sources)
+    write = WriteSets(rows.ref, near, making, survivor, context.sources)
     compared = {**shingling, "verify": near.verify, "survivor": survivor.fingerprinted()}
     if near.verify == "estimate":
         compared |= {"minhash": MINHASH_VERSION, "num_perm": near.num_perm, "seed": near.seed}
     job = context.job("sets", "SET", SET, compared, (edges, *rows.tables(write.columns)), rows)
-    exchange = Exchange(
-        tuple(range(edges.num_splits)), EmitWantedSets(edges), WANTED_SET, ("row", "node", "block"), len(rows.splits)
-    )
+    splits = tuple(range(edges.ref.num_splits))
+    exchange = Exchange(splits, EmitWantedSets(edges.ref), WANTED_SET, ("row", "node", "block"), len(rows.splits))
     return context.shuffle(job, exchange, write)
 
 
-def _verify(context: Context, rows: Rows, near: NearDedup, sets: Dataset, edges: Dataset) -> Dataset:
+def _verify(context: Context, rows: Rows, near: NearDedup, sets: Dataset, edges: DatasetLike) -> Dataset:
     buckets = context.num_buckets(2 * sum(part.bytes for part in sets.manifest.parts))
     exchange = Exchange(
         (*named_splits("sets", sets), *named_splits("edges", edges)),
-        EmitBlockMembers(sets, edges, buckets), BLOCK_MEMBER, ("block", "is_edge", "a", "b"), buckets,
+        EmitBlockMembers(sets.ref, edges.ref, buckets), BLOCK_MEMBER, ("block", "is_edge", "a", "b"), buckets,
     )  # fmt: skip
     job = context.job("pairs", "PAIR", NEAR_PAIR, {"threshold": near.threshold}, (sets, edges), rows)
     return context.shuffle(job, exchange, Verify(near, context.sources))

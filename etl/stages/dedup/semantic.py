@@ -27,7 +27,7 @@ from etl.arrays import I64
 from etl.dedup.semantic import SemanticDedup
 from etl.engine import Exchange
 from etl.errors import SchemaError
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.schema import ID, aligned
 from etl.stages.context import Context
 from etl.stages.dedup.marks import EmitHits
@@ -75,7 +75,7 @@ def semantic(context: Context, rows: Rows) -> Rows:
 class MarkClusters:
     """One split's rows with what was found of their clusters; holds a row group and its hits."""
 
-    rows: Rows
+    rows: RowsRef
 
     def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         feed = RowFeed(batches, routed(SEMANTIC_HIT))
@@ -131,11 +131,11 @@ def _mark(context: Context, rows: Rows, hits: Dataset, cells: Cells) -> Rows:
     job = context.job(STEP, "SEMANTIC", schema, {"step": STEP}, (hits, *rows.tables(["verdict"])), rows)
     job = job.with_findings({"semantic": cell_findings(hits, cells)})
     exchange = Exchange(
-        tuple(range(hits.num_splits)),
-        EmitHits(hits, SEMANTIC_HIT),
+        tuple(range(hits.ref.num_splits)),
+        EmitHits(hits.ref, SEMANTIC_HIT),
         routed(SEMANTIC_HIT),
         ("row",),
         len(rows.splits),
     )
-    dataset = context.shuffle(job, exchange, MarkClusters(rows))
+    dataset = context.shuffle(job, exchange, MarkClusters(rows.ref))
     return rows.with_side(dataset, schema)

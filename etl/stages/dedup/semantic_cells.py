@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.arrays import I64
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.schema import CTX_BUCKETS, SKILL_BUCKETS
 from etl.stages.context import Context
 from etl.stages.keyed import live_rows
@@ -72,7 +72,7 @@ def cluster_name(cluster: int) -> str:
 class CountRows:
     """One split's live rows in each cell."""
 
-    rows: Rows
+    rows: RowsRef
 
     def __call__(self, split: int) -> Iterator[Chunk]:
         for batch, _ in live_rows(self.rows, split, ["skill_bucket", "ctx_bucket"]):
@@ -85,7 +85,7 @@ def count_cells(context: Context, rows: Rows) -> Cells:
     inputs = rows.tables(["skill_bucket", "ctx_bucket", "verdict"])
     job = context.job("semantic_cells", "SEMANTIC_CELL", SEMANTIC_CELL, {}, inputs, rows)
     found: dict[int, int] = {}
-    for batch in context.map(job, rows.splits, CountRows(rows)).read():
+    for batch in context.map(job, rows.splits, CountRows(rows.ref)).result().read():
         for cell, count in zip(cell_of(batch).tolist(), batch.column("rows").to_pylist(), strict=True):
             found[cell] = found.get(cell, 0) + count
     return Cells(dict(sorted(found.items())))

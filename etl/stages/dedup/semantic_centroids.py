@@ -18,7 +18,7 @@ from etl.dedup.vectors import from_binary, to_binary
 from etl.engine import Exchange
 from etl.hashing import hash_array
 from etl.mixture.sampling import purpose_seed
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.stages.context import Context
 from etl.stages.dedup.semantic_cells import SEMANTIC_VERSION, STEP, Cells, cell_of, name_of
 from etl.stages.keyed import live_rows
@@ -42,7 +42,7 @@ SAMPLED = pa.schema([("bucket", pa.int32()), ("order", pa.int64()), ("id", pa.bi
 class EmitSample:
     """Live rows whose hash falls into the sample of their cell; a cell's bucket is its place among the cells."""
 
-    rows: Rows
+    rows: RowsRef
     cells: Cells
     config: SemanticDedup
 
@@ -94,6 +94,6 @@ def find_centroids(context: Context, rows: Rows, cells: Cells, config: SemanticD
     inputs = rows.tables(["skill_bucket", "ctx_bucket", *EMBEDDING.names, "verdict"])
     job = context.job("semantic_centroids", "CENTROID", CENTROID, {"kmeans": identity}, inputs)
     exchange = Exchange(
-        tuple(rows.splits), EmitSample(rows, cells, config), SAMPLED, ("order", "id"), max(1, len(cells.rows))
+        tuple(rows.splits), EmitSample(rows.ref, cells, config), SAMPLED, ("order", "id"), max(1, len(cells.rows))
     )
     return context.shuffle(job, exchange, FindCentroids(cells, config))

@@ -23,7 +23,7 @@ from etl.dedup.semantic import EMBEDDING, SemanticDedup, survivors
 from etl.dedup.vectors import BLOCK_ROWS, from_binary, nearest
 from etl.engine import Exchange
 from etl.hashing import hash_array
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.schema import ID
 from etl.stages.context import Context
 from etl.stages.dedup.semantic_cells import (
@@ -35,7 +35,7 @@ from etl.stages.dedup.semantic_cells import (
     name_of,
 )
 from etl.stages.keyed import buckets_of, live_rows, reduced, slices
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.dataset import Chunk, Dataset, DatasetRef
 
 COSINE_ONE: Final = 1_000_000
 """A cosine of 1 in the units in which cosines are added up."""
@@ -64,14 +64,15 @@ CLUSTER_MEMBER = pa.schema(
 class EmitClusterMembers:
     """Each live row of a split with the nearest centroid of its cell."""
 
-    rows: Rows
-    centroids: Dataset
+    rows: RowsRef
+    centroids: DatasetRef
     config: SemanticDedup
     num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         # One row group a cell, in the order of its places.
-        centroids = {int(cell_of(batch)[0]): from_binary(batch.column("centroid")) for batch in self.centroids.read()}
+        found = self.centroids.open().read()
+        centroids = {int(cell_of(batch)[0]): from_binary(batch.column("centroid")) for batch in found}
         columns = ["id", "skill_bucket", "ctx_bucket", *EMBEDDING.names, *self.config.survivor.reads]
         for batch, keys in live_rows(self.rows, split, columns):
             for start in range(0, batch.num_rows, _ASSIGN_ROWS):
@@ -227,6 +228,6 @@ def compare_clusters(context: Context, rows: Rows, centroids: Dataset, config: S
     identity = {"version": SEMANTIC_VERSION, "threshold": config.threshold, "survivor": config.survivor.fingerprinted()}
     inputs = (centroids, *rows.tables(columns))
     job = context.job("semantic_hits", "SEMANTIC_HIT", SEMANTIC_HIT, {"removal": identity}, inputs, rows)
-    emit = EmitClusterMembers(rows, centroids, config, num_buckets)
+    emit = EmitClusterMembers(rows.ref, centroids.ref, config, num_buckets)
     exchange = Exchange(tuple(rows.splits), emit, CLUSTER_MEMBER, ("cluster", "order", "id", "row"), num_buckets)
     return context.shuffle(job, exchange, CompareClusters(config))

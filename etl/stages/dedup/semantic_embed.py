@@ -16,14 +16,14 @@ from etl.dedup.lexical import NUM_SLOTS, count_terms, embed, rarity
 from etl.dedup.semantic import EMBEDDING, SemanticDedup, embedded_text, spread
 from etl.engine import Exchange, MapFn
 from etl.pipeline import Pipeline
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.schema import aligned
 from etl.stages.context import Context
 from etl.stages.dedup.semantic_cells import Cells
 from etl.stages.keyed import live_rows
 from etl.stages.passes import RunSteps
 from etl.step import live
-from etl.storage.dataset import CHECKPOINTS, Chunk, Dataset
+from etl.storage.dataset import CHECKPOINTS, Chunk, DatasetRef
 
 TERM = pa.schema([pa.field("slot", pa.int32(), nullable=False), pa.field("rows", pa.int64(), nullable=False)])
 COUNTED_TERMS = pa.schema([("bucket", pa.int32()), ("counts", pa.binary())])
@@ -36,7 +36,7 @@ _BUCKET_SLOTS: Final = NUM_SLOTS // _TERM_BUCKETS
 class EmitTerms:
     """How many of a split's rows have a word or pair in each slot: 4 MB a split."""
 
-    rows: Rows
+    rows: RowsRef
     config: SemanticDedup
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
@@ -65,15 +65,15 @@ def add_terms(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]
 class EmbedLexical:
     """One split's lexical embeddings."""
 
-    rows: Rows
-    terms: Dataset
+    rows: RowsRef
+    terms: DatasetRef
     num_rows: int
     """Live rows of all splits."""
     config: SemanticDedup
 
     def __call__(self, split: int) -> Iterator[Chunk]:
         counts = np.zeros(NUM_SLOTS, np.int64)
-        for batch in self.terms.read():
+        for batch in self.terms.open().read():
             counts[batch.column("slot").to_numpy()] = batch.column("rows").to_numpy()
         rare = rarity(counts, self.num_rows)
         schema = aligned(EMBEDDING)
@@ -92,15 +92,15 @@ def embed_rows(context: Context, rows: Rows, cells: Cells, config: SemanticDedup
     inputs = rows.tables(["messages", "verdict"])
     work: MapFn
     if config.embedder == "lexical":
-        emit = EmitTerms(rows, config)
+        emit = EmitTerms(rows.ref, config)
         exchange = Exchange(tuple(rows.splits), emit, COUNTED_TERMS, ("bucket",), _TERM_BUCKETS)
         identity = config.lexical_identity()
         job = context.job("semantic_terms", "TERM", TERM, {"lexical": identity}, inputs)
         terms = context.shuffle(job, exchange, add_terms)
         job = context.job("embeddings", "EMBEDDING", schema, {"lexical": identity}, (terms, *inputs), rows)
-        work = EmbedLexical(rows, terms, cells.total, config)
+        work = EmbedLexical(rows.ref, terms.ref, cells.total, config)
     else:
         pipeline = Pipeline(steps=(config.step(),))
         job = context.job("embeddings", "EMBEDDING", schema, {"steps": pipeline.identity()}, inputs, rows)
-        work = RunSteps(rows, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.recipe.storage)
+        work = RunSteps(rows.ref, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.recipe.storage)
     return rows.with_side(context.map(job, rows.splits, work), schema)

@@ -16,7 +16,7 @@ from etl.hashing import hash128
 from etl.messages import instruction_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.recipe import Layout
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.stages.context import Context
 from etl.stages.dedup.marks import LOSER, Mark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced
@@ -41,7 +41,7 @@ PROMPT_KEY = pa.schema(
 class EmitPrompts:
     """A hash of each live row's prompt, and its side; a row without a prompt (raw text) shares none."""
 
-    rows: Rows
+    rows: RowsRef
     layout: Layout
     num_buckets: int
 
@@ -78,6 +78,6 @@ def run_split(context: Context, rows: Rows) -> Rows:
     semantic = {"layout": layout.model_dump(include={"validation_fraction", "seed"})}
     job = context.job("split_hits", "LOSER", LOSER, semantic, rows.tables(["messages", "split_key", "verdict"]), rows)
     order = ("prompt", "validation", "id", "row")
-    exchange = Exchange(tuple(rows.splits), EmitPrompts(rows, layout, num_buckets), PROMPT_KEY, order, num_buckets)
+    exchange = Exchange(tuple(rows.splits), EmitPrompts(rows.ref, layout, num_buckets), PROMPT_KEY, order, num_buckets)
     hits = context.shuffle(job, exchange, leaked_prompts)
     return mark_hits(context, rows, hits, Mark("split", "prompt_in_train"))

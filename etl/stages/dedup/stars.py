@@ -17,7 +17,7 @@ from etl.engine import Exchange
 from etl.rows import ROW_BITS, Rows
 from etl.stages.context import Context
 from etl.stages.keyed import buckets_of, hashed_buckets, int64_schema, reduced, to_batch, to_numpy
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.dataset import Chunk, Dataset, DatasetRef
 
 LABEL = int64_schema("row", "component")
 """A row key, and the smallest row key of its component."""
@@ -33,7 +33,7 @@ ARC_ORDER = ("node", "neighbour")
 class EmitBothWays:
     """Each edge to either of its ends."""
 
-    edges: Dataset
+    edges: DatasetRef
     ends: tuple[str, str]
     num_buckets: int
 
@@ -47,7 +47,7 @@ class EmitBothWays:
 class EmitTies:
     """Each tie to its larger end."""
 
-    ties: Dataset
+    ties: DatasetRef
     num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
@@ -59,7 +59,7 @@ class EmitTies:
 class EmitLabels:
     """The ties of finished stars, each to the split that holds its larger end, and each centre to itself."""
 
-    ties: Dataset
+    ties: DatasetRef
     num_splits: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
@@ -121,16 +121,16 @@ def contract(context: Context, rows: Rows, name: str, pairs: Dataset, ends: tupl
     bound = max_rounds(pairs.manifest.rows_out)
     ties = pairs
     for number in range(0, bound, 2):
-        splits, num_rows = tuple(range(ties.num_splits)), ties.manifest.rows_out
+        splits, num_rows = tuple(range(ties.ref.num_splits)), ties.manifest.rows_out
         buckets = context.num_buckets(2 * num_rows * ARC_BYTES)
-        emit = EmitBothWays(ties, ends, buckets)
+        emit = EmitBothWays(ties.ref, ends, buckets)
         job = context.job(f"rounds/{name}-{number}", "TIE", TIE, {"star": "large", "ends": list(ends)}, (ties,), rows)
         ties = context.shuffle(job, Exchange(splits, emit, ARC, ARC_ORDER, buckets), large_stars)
         if ties.manifest.distributions["unsettled"] == 0:
             return ties
         ends = ("node", "smaller")
-        splits, buckets = tuple(range(ties.num_splits)), context.num_buckets(ties.manifest.rows_out * ARC_BYTES)
+        splits, buckets = tuple(range(ties.ref.num_splits)), context.num_buckets(ties.manifest.rows_out * ARC_BYTES)
         job = context.job(f"rounds/{name}-{number + 1}", "TIE", TIE, {"star": "small"}, (ties,), rows)
-        exchange = Exchange(splits, EmitTies(ties, buckets), ARC, ARC_ORDER, buckets)
+        exchange = Exchange(splits, EmitTies(ties.ref, buckets), ARC, ARC_ORDER, buckets)
         ties = context.shuffle(job, exchange, small_stars)
     raise AssertionError(f"{pairs.folder}: edges still move after {bound} rounds of star contraction")

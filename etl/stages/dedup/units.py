@@ -27,7 +27,7 @@ from etl.dedup.units import UNITS_VERSION, UnitDedup, Units, cut, hash_units, lo
 from etl.engine import Exchange
 from etl.hashing import hash_columns, signed
 from etl.messages import raw_documents
-from etl.rows import Rows
+from etl.rows import Rows, RowsRef
 from etl.schema import REMOVED, aligned
 from etl.stages.context import Context
 from etl.stages.dedup.marks import EmitHits
@@ -73,7 +73,7 @@ def units_schema(config: UnitDedup) -> pa.Schema:
 class EmitUnits:
     """The hashes of the long enough units of each live raw document."""
 
-    rows: Rows
+    rows: RowsRef
     config: UnitDedup
     survivor: Survivor
     sources: tuple[str, ...]
@@ -180,7 +180,7 @@ class FindUnits:
 class RemoveUnits:
     """The rows of one split with the units of them that go, sorted by row; holds a row group and its hits."""
 
-    rows: Rows
+    rows: RowsRef
     config: UnitDedup
 
     def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
@@ -225,8 +225,8 @@ def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survi
     """
     sources = context.sources
     # The stored bytes: text is packed to a third of itself, and a unit of 100 to 300 bytes sends 76.
-    num_buckets = context.num_buckets(sum(part.bytes for part in rows.base.manifest.parts))
-    emit = EmitUnits(rows, config, survivor, sources, num_buckets)
+    num_buckets = context.num_buckets(sum(part.bytes for part in rows.base.result().manifest.parts))
+    emit = EmitUnits(rows.ref, config, survivor, sources, num_buckets)
     semantic = {
         "units": UNITS_VERSION,
         "text": TEXT_VERSION,
@@ -244,13 +244,13 @@ def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survi
     job = context.job(config.unit, "UNITS", schema, semantic, (hits, *rows.tables(["messages", "verdict"])), rows)
     job = job.with_findings({"dedup_rate": dedup_rates(hits)})
     back = Exchange(
-        tuple(range(hits.num_splits)),
-        EmitHits(hits, UNIT_HIT),
+        tuple(range(hits.ref.num_splits)),
+        EmitHits(hits.ref, UNIT_HIT),
         routed(UNIT_HIT),
         tuple(UNIT_HIT.names),
         len(rows.splits),
     )
-    return rows.with_side(context.shuffle(job, back, RemoveUnits(rows, config)), schema)
+    return rows.with_side(context.shuffle(job, back, RemoveUnits(rows.ref, config)), schema)
 
 
 def dedup_rates(hits: Dataset) -> dict[str, dict[str, float]]:

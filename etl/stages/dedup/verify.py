@@ -21,11 +21,11 @@ from etl.dedup.near import NearDedup, Sets
 from etl.dedup.survivor import Survivor
 from etl.hashing import binary_buffers, hash_array
 from etl.messages import full_text
-from etl.rows import ROW_BITS, Rows
+from etl.rows import ROW_BITS, RowsRef
 from etl.schema import ID, PAIR
 from etl.stages.dedup.bands import MakeCanaries
 from etl.stages.keyed import RowFeed, buckets_of, distinct, recut, row_keys, slices, source_places, to_batch, to_numpy
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.dataset import Chunk, DatasetRef
 
 _VERIFY_ROWS = 1 << 12
 """Sets and pairs that are taken at once."""
@@ -63,7 +63,7 @@ WANTED_SET = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("node", pa
 class EmitWantedSets:
     """Both ends of every pair, and its block, to the split that holds them."""
 
-    edges: Dataset
+    edges: DatasetRef
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         for batch in self.edges.read_split(split):
@@ -77,7 +77,7 @@ class EmitWantedSets:
 class WriteSets:
     """What is compared of the candidates of one split, and the blocks that need it; holds a row group's."""
 
-    rows: Rows
+    rows: RowsRef
     near: NearDedup
     canaries: MakeCanaries
     survivor: Survivor
@@ -158,8 +158,8 @@ BLOCK_MEMBER = pa.schema(
 class EmitBlockMembers:
     """Sets and pairs to the bucket of their block; a set's row is in column `a`, and it comes before all pairs."""
 
-    sets: Dataset
-    edges: Dataset
+    sets: DatasetRef
+    edges: DatasetRef
     num_buckets: int
 
     def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:

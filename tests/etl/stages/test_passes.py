@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from etl.errors import SchemaError
+from etl.rows import Rows
 from etl.run.plan import plan_recipe
 from etl.stages import passes
 from etl.stages.context import Context
@@ -98,10 +99,8 @@ def ingested(tmp_path):
 
 def run_slow(context, rows):
     job = context.job("slow", "SLOW", passes.aligned(SlowStep.adds), {}, (), rows)
-    work = RunSteps(rows, ToyPipeline(), job.folder / passes.CHECKPOINTS / job.plan_fingerprint)
-    dataset = context.engine.map(job, rows.splits, work)
-    context.engine.settle()
-    return dataset
+    work = RunSteps(rows.ref, ToyPipeline(), job.folder / passes.CHECKPOINTS / job.plan_fingerprint)
+    return context.engine.map(job, rows.splits, work).result()
 
 
 def test_slow_step_resumes_at_its_last_checkpoint(ingested, slow_step, monkeypatch):
@@ -258,10 +257,11 @@ def test_rounds_are_committed(tmp_path):
     write_parquet(tmp_path / "a.parquet", mixed_rows(60))
     recipe = make_recipe(tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["filter"], filter=FILTER)
     result = run(recipe)
-    rows = result.rows.__class__(result.rows.base, result.rows.sides[:1])
+    base, filtered, _ = result.rows.datasets
+    rows = Rows.of(base).with_side(filtered, result.rows.ref.sides[0].schema)
     context = Context(IdleEngine(), recipe, lambda line: None)
     again = run_cut(context, rows, recipe.filter.cuts[0])
-    assert again.sides[-1].dataset.manifest == Dataset.open(f"{recipe.output}/english_share").manifest
+    assert again.datasets[-1].result().manifest == Dataset.open(f"{recipe.output}/english_share").manifest
 
 
 def test_rows_with_a_verdict_are_not_measured(tmp_path):

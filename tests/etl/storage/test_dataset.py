@@ -58,13 +58,13 @@ def test_reading_goes_row_group_by_row_group(folder):
     dataset = build(folder)
     groups = [[1, 2], [3], [4], [5, 6, 7]]
     assert [batch.column("n").to_pylist() for batch in dataset.read()] == groups
-    assert [batch.column("n").to_pylist() for batch in dataset.read_split(2)] == groups[2:]
-    assert list(dataset.read_split(1)) == []
+    assert [batch.column("n").to_pylist() for batch in dataset.ref.read_split(2)] == groups[2:]
+    assert list(dataset.ref.read_split(1)) == []
     swapped = next(dataset.read(["word", "n"]))
     assert swapped.schema.names == ["word", "n"]
     assert swapped.schema.metadata is None
     assert dataset.schema == NUMBERS
-    assert [part.split for part in dataset.parts_of(2)] == [2]
+    assert [part.split for part in dataset.ref.parts_of(2)] == [2]
 
 
 def test_a_dataset_without_rows(folder):
@@ -99,11 +99,27 @@ def test_a_damaged_manifest_is_a_data_error_and_is_rebuilt(folder, text):
     assert engine.asked == []
 
 
-def test_a_dataset_pickles_without_its_manifest(folder):
+def test_what_a_worker_gets_pickles_small_and_finds_the_rows(folder):
     dataset = build(folder)
-    data = pickle.dumps(dataset)
+    data = pickle.dumps(dataset.ref)
     assert len(data) < 400
-    assert pickle.loads(data).manifest == dataset.manifest
+    ref = pickle.loads(data)
+    assert ref.parts_of(2) == dataset.manifest.parts[1:]
+    assert ref.open() == dataset
+
+
+def test_a_pending_dataset_is_a_future_of_it(folder):
+    engine = InLine()
+    pending = engine.map(job(folder), SPLITS, chunks_of)
+    assert (pending.done(), engine.asked) == (False, [])
+    dataset = pending.result()
+    assert (pending.done(), engine.asked) == (True, [[0, 1, 2]])
+    assert pending.result() is dataset
+    assert dataset == Dataset.open(folder)
+    assert dataset.ref == pending.ref
+    assert (dataset.done(), dataset.result()) == (True, dataset)
+    # Committed and of the same work, so the next run gets it at once.
+    assert InLine().map(job(folder), SPLITS, chunks_of) == dataset
 
 
 def test_a_committed_dataset_is_adopted(folder):
@@ -301,7 +317,7 @@ def test_accounts_that_do_not_close_are_refused(folder):
 def test_thresholds_and_inherited_accounts_are_in_the_manifest(folder):
     told = job(folder).with_thresholds({"cut": {"all": 1}}).with_inherited({"toy": {"earlier": {"in": 3, "kept": 3}}})
     assert told.fingerprint == job(folder).fingerprint
-    manifest = InLine().map(told, SPLITS, chunks_of).manifest
+    manifest = InLine().map(told, SPLITS, chunks_of).result().manifest
     assert manifest.thresholds == {"cut": {"all": 1}}
     assert manifest.accounting["toy"]["earlier"] == {"in": 3, "kept": 3}
     assert manifest.accounting["toy"]["toy"]["in"] == 11

@@ -82,7 +82,7 @@ def test_a_recipe_reads_and_writes_gcs(server, folder, tmp_path):
     (folder / "in/a.jsonl").upload(write_jsonl(tmp_path / "a.jsonl", mixed_rows(40)))
     storage = {"gcs": server.options}
     digests = [
-        run_recipe(recipe, InProcessEngine(), lambda line: None).rows.base.manifest.content_digest
+        run_recipe(recipe, InProcessEngine(), lambda line: None).rows.base.result().manifest.content_digest
         for recipe in (
             make_recipe(f"{folder.url}/out", {"toy": f"{folder.url}/in"}, storage=storage),
             make_recipe(tmp_path / "out", {"toy": tmp_path / "a.jsonl"}),

@@ -52,7 +52,7 @@ def stored(folder, name, schema, columns, num_splits):
 
 
 def base(folder, num_splits):
-    return Rows(commit(Location.of(str(folder / "base")), NUMBERS, [[numbers(1)]] * num_splits, "base"))
+    return Rows.of(commit(Location.of(str(folder / "base")), NUMBERS, [[numbers(1)]] * num_splits, "base"))
 
 
 def context(output, max_edges, engine=None):
@@ -64,15 +64,15 @@ def label(output, pairs, max_edges, engine=None, num_splits=1):
     """Row key to label."""
     dataset = stored(output, "pairs", PAIRS, pairs.T, num_splits)
     ctx = context(output, max_edges, engine)
-    return label_components(ctx, base(output, num_splits), "components", dataset, ("left", "right"))
+    return label_components(ctx, base(output, num_splits), "components", dataset, ("left", "right")).result()
 
 
 def labels_of(dataset):
     """Row key to label; each row stands once and a part is sorted."""
     rows = read(dataset)
     assert len({row["row"] for row in rows}) == len(rows)
-    for split in range(dataset.num_splits):
-        keys = [row for batch in dataset.read_split(split) for row in batch.column("row").to_pylist()]
+    for split in range(dataset.ref.num_splits):
+        keys = [row for batch in dataset.ref.read_split(split) for row in batch.column("row").to_pylist()]
         assert keys == sorted(keys)
     return {row["row"]: row["component"] for row in rows}
 
@@ -94,9 +94,9 @@ def test_both_paths_give_the_same_labels(tmp_path, num_splits):
     stars = label(tmp_path / "stars", pairs, len(pairs) - 1, num_splits=num_splits)
     assert labels_of(one) == labels_of(stars) == expected_labels(pairs)
     assert one.manifest.content_digest == stars.manifest.content_digest
-    assert (one.num_splits, stars.num_splits) == (1, num_splits)
+    assert (one.ref.num_splits, stars.ref.num_splits) == (1, num_splits)
     for split in range(num_splits):
-        assert all((batch.column("row").to_numpy() >> ROW_BITS == split).all() for batch in stars.read_split(split))
+        assert all((batch.column("row").to_numpy() >> ROW_BITS == split).all() for batch in stars.ref.read_split(split))
     assert one.schema.equals(LABEL)
     assert stars.schema.equals(LABEL)
     assert min(path.name for path in (tmp_path / "stars/rounds").iterdir()) == "components-0"
@@ -183,7 +183,7 @@ def cut(output, max_edges, block_bytes, num_splits=1, engine=None):
     met = candidates(num_splits)
     dataset = stored(output, "candidates", CANDIDATE, met, num_splits)
     ctx = context(output, max_edges, engine)
-    return cut_blocks(ctx, base(output, num_splits), dataset, block_bytes)
+    return cut_blocks(ctx, base(output, num_splits), dataset, block_bytes).result()
 
 
 def by_names(edges, num_splits):

@@ -41,7 +41,7 @@ def texts_of(result):
     """Example id to text, for all rows as the last stage left them."""
     found = {}
     for split in result.rows.splits:
-        for batch in result.rows.read(split, ["source_dataset", "source_example_id", "messages"]):
+        for batch in result.rows.ref.read(split, ["source_dataset", "source_example_id", "messages"]):
             for item in batch.to_pylist():
                 found[item["source_example_id"]] = item["messages"][0]["content"]
     return found
@@ -84,7 +84,7 @@ def test_the_copy_of_the_preferred_source_stays(tmp_path):
 def test_within_a_source_the_smallest_id_keeps_its_copy(tmp_path):
     documents = {"a": [document(n, f"{LICENCE}\n\n{own(n)}") for n in range(20)]}
     result = run(text_recipe(tmp_path / "out", documents, stages=["dedup"], dedup=units_of("paragraph")))
-    base = {item["source_example_id"]: item["id"] for item in read(result.rows.base)}
+    base = {item["source_example_id"]: item["id"] for item in read(result.rows.base.result())}
     first = min(base, key=base.__getitem__)
     assert {key for key, text in texts_of(result).items() if LICENCE in text} == {first}
 
@@ -202,7 +202,7 @@ def test_the_same_content_from_any_cut_order_and_engine(tmp_path):
 def test_what_is_left_is_what_a_plain_reading_leaves(tmp_path):
     rows = some_documents(50, 5)
     result = run(text_recipe(tmp_path / "out", {"a": rows}, stages=["dedup"], dedup=units_of("line")))
-    ids = {item["source_example_id"]: item["id"] for item in read(result.rows.base)}
+    ids = {item["source_example_id"]: item["id"] for item in read(result.rows.base.result())}
     seen, expected = set(), {}
     for item in sorted(rows, key=lambda item: ids[item["id"]]):
         expected[item["id"]] = []
@@ -293,7 +293,7 @@ def test_which_of_two_rows_of_one_id_keeps_a_unit_does_not_depend_on_their_order
     made = {"id": b"i" * 16, "source_dataset": "toy", "source_example_id": "1", "split_key": "1", "skill_bucket": "B5"}
     rows = [made | {"messages": [say("text", LICENCE)], "license": licence} for licence in licences]
     splits = [[pa.RecordBatch.from_pylist([item], schema=PROMPT)] for item in rows]
-    base = Rows(commit(recipe.place / "ingest", PROMPT, splits, "ingest"))
+    base = Rows.of(commit(recipe.place / "ingest", PROMPT, splits, "ingest"))
     context = Context(InProcessEngine(), recipe, lambda line: None)
     done = dedup_units(context, base, UnitDedup(unit="line"), Survivor())
     left = [
