@@ -13,6 +13,7 @@ from etl.storage.location import Location
 from etl.storage.sweep import find_leftovers, parse_age, remove_leftovers
 from etl.storage.verify import find_datasets, verify
 from jobs import cli_training
+from jobs.engines import EngineName, run_on
 
 if TYPE_CHECKING:
     from etl.recipe import Recipe
@@ -42,11 +43,16 @@ def _counted(number: int, noun: str) -> str:
 
 @app.command("run")
 @command
-def run_command(recipe: RecipeName, set_: Overrides) -> None:
-    """Run a recipe on Spark; what is committed with the same fingerprint is not done again."""
-    from jobs.run_recipe import run
-
-    run(recipe, set_)
+def run_command(
+    recipe: RecipeName,
+    set_: Overrides,
+    engine: Annotated[EngineName, typer.Option(help="local: processes of this machine, no JVM.")] = "spark",
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Of the local engine.", show_default="the CPUs of this process")
+    ] = None,
+) -> None:
+    """Run a recipe; what is committed with the same fingerprint is not done again."""
+    run_on(engine, recipe, set_, processes)
 
 
 @app.command("plan")

@@ -1,14 +1,15 @@
 """`make demo`: the recipe `demo` on the embedded sample, then a tiny student trained on the corpus just written.
 
 Takes about three minutes on two cores, of which IFD and the training are two thirds. Everything lands below out/demo;
-run again, it finds what is committed and does nothing twice. `--engine beam` makes the same corpus without a JVM.
+run again, it finds what is committed and does nothing twice. `--engine local` and `--engine
+beam` make the same corpus without a JVM.
 """
 
 import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -17,8 +18,7 @@ from etl import conf
 from etl.console import OUT, command, report, run_command
 from etl.run.run import RunResult
 from etl.storage.manifest import FLOW, Accounting
-
-EngineName = Literal["spark", "beam"]
+from jobs.engines import EngineName, run_on
 
 
 def main(argv: list[str]) -> int:
@@ -34,21 +34,10 @@ def _job(
     """Make a corpus and a student from the embedded sample."""
     began = time.monotonic()
     report(f"1/2  a corpus from the embedded sample on {engine.capitalize()}, in {output}")
-    result = _run_recipe(engine, [f"output={output}"])
+    result = run_on(engine, "demo", [f"output={output}"])
     report("2/2  a tiny student on that corpus")
     _train_and_show(result, output)
     report(f"done in {time.monotonic() - began:.0f} s")
-
-
-def _run_recipe(engine: EngineName, overrides: list[str]) -> RunResult:
-    """The recipe `demo` on an engine; the other one is not imported, and may be absent."""
-    if engine == "beam":
-        from jobs import run_beam
-
-        return run_beam.run("demo", overrides, [])
-    from jobs import run_recipe
-
-    return run_recipe.run("demo", overrides)
 
 
 def _train_and_show(result: RunResult, output: Path) -> None:

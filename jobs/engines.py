@@ -1,0 +1,69 @@
+"""The engine of a run, by its name; the packages of the others are not imported and may be absent.
+
+Importing this is cheap: `stillhouse --help` needs the names alone.
+"""
+
+import contextlib
+import importlib.util
+from typing import TYPE_CHECKING, Literal, get_args
+
+from etl.console import report
+from etl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from etl.run.run import RunResult
+
+EngineName = Literal["spark", "local", "beam"]
+_PACKAGES: dict[EngineName, str] = {"spark": "pyspark", "beam": "apache_beam"}
+"""What an engine needs beside the core; the extra of this project that brings it has the engine's name."""
+
+
+def run_on(engine: EngineName, name_or_path: str, overrides: list[str], processes: int | None = None) -> "RunResult":
+    """Load a recipe with its overrides and run it.
+
+    Args:
+        engine: spark takes the session that is there, or a local one; beam runs in this process.
+        name_or_path: of the recipe.
+        overrides: KEY=VALUE each.
+        processes: of the local engine; None: as many as the CPUs that this process may use.
+
+    Raises:
+        ConfigError: the engine's package is absent, or `processes` is given for an engine that has its own settings.
+        StillhouseError: what the run raises.
+    """
+    _check(engine, processes)
+    if engine == "spark":
+        from jobs import run_recipe as spark
+
+        return spark.run(name_or_path, overrides)
+    if engine == "beam":
+        from jobs import run_beam as beam
+
+        return beam.run(name_or_path, overrides, [])
+    return _run_locally(name_or_path, overrides, processes)
+
+
+def _check(engine: EngineName, processes: int | None) -> None:
+    if processes is not None and engine != "local":
+        raise ConfigError(
+            f"--processes={processes} is for --engine=local; Spark and Beam have settings of their own for it"
+        )
+    package = _PACKAGES.get(engine)
+    if package is not None and importlib.util.find_spec(package) is None:
+        others = ", ".join(name for name in get_args(EngineName) if name != engine)
+        raise ConfigError(
+            f"--engine={engine} needs the package {package}, which is not installed: pip install "
+            f"'stillhouse[{engine}]', or choose another engine ({others})"
+        )
+
+
+def _run_locally(name_or_path: str, overrides: list[str], processes: int | None) -> "RunResult":
+    from etl import conf
+    from etl.engines.local import LocalEngine
+    from etl.engines.pool import usable_cpus
+    from etl.recipe import Recipe
+    from etl.run.run import run_recipe
+
+    recipe = conf.load(Recipe, name_or_path, "recipes", overrides)
+    with contextlib.closing(LocalEngine(usable_cpus() if processes is None else processes)) as engine:
+        return run_recipe(recipe, engine, report)
