@@ -100,7 +100,8 @@ def test_one_batch_is_overfitted_beside_a_run_that_is_left_as_it_is(corpus, tmp_
     assert before.items() <= files(tmp_path).items()
 
 
-def test_a_profile_is_written_and_changes_no_loss(corpus, tmp_path):
+def test_a_profile_is_written_and_changes_no_loss(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.record.recorder.PROFILED_STEPS", 1)
     for name, flags in (("plain", []), ("profiled", ["--profile"])):
         sets = settings(corpus, tmp_path / name, "stages.0.tokens=1400")
         assert call("train", "demo", *flags, sets=sets).exit_code == 0

@@ -1,6 +1,13 @@
+import gc
+
 import pytest
 
 from tests.training.corpora import write_corpus
+
+
+def pytest_collection_finish():
+    """What has been imported is not looked through again: DeepSpeed collects garbage several times an engine."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ second: torch, DeepSpeed and a family of transformers take seconds to import, an
 Every process computes in one thread, as a rank does that `stillhouse train --nproc` starts.
 """
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -54,6 +55,7 @@ def run_ranks(function, *arguments, world_size, folder):
 def _call(function, arguments, environment, said):
     import torch
 
+    gc.freeze()
     os.environ.update({**ENVIRONMENT, **environment})
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

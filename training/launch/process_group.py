@@ -28,7 +28,8 @@ def world(timeout_s: float = 1800.0) -> Iterator[World]:
     without it a rank may abort while another still tears down.
     """
     deepspeed_logger.setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed fills the table when it is first read, with a C compiler that tries each op; its only reader asks this.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     accelerator = get_accelerator()
     with _single_process_environment():
         if accelerator.device_name() != "cpu":

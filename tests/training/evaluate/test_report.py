@@ -77,10 +77,16 @@ def loaded(folder):
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
-def log_probabilities(folder, ids, positions):
-    """float64 [positions, vocabulary] of a row by itself, by transformers: what is said of the token at each."""
+@functools.lru_cache(maxsize=2)
+def logits(folder, ids):
+    """float32 [tokens, vocabulary] of a row by itself, by transformers."""
     with torch.no_grad():
-        return loaded(folder)(torch.tensor([ids])).logits[0, [at - 1 for at in positions]].double().log_softmax(-1)
+        return loaded(folder)(torch.tensor([ids])).logits[0]
+
+
+def log_probabilities(folder, ids, positions):
+    """float64 [positions, vocabulary]: what is said of the token at each."""
+    return logits(folder, tuple(ids))[[at - 1 for at in positions]].double().log_softmax(-1)
 
 
 def expected_sums(table, model, teacher):
