@@ -1,4 +1,4 @@
-"""Digests that name things: of a file's bytes, and of a JSON value whatever the order of its keys.
+"""Digests that name things: a file by its bytes, a folder by its files, a JSON value whatever the order of its keys.
 
 What hashes rows is etl/hashing.py; this file loads no kernel, so what only names things starts without numba.
 """
@@ -28,6 +28,13 @@ def _sha256(path: Path, *_state: int) -> str:
     """Of the file in this state: size in bytes, modification time in ns, inode."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 of the names and digests of a folder's files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def canonical_json(value: Any) -> str:

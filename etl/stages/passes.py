@@ -4,7 +4,6 @@ A pass reads only the columns that its steps need. A slow step (a model) leaves 
 60 s below its dataset's folder, so a kill costs at most that much of a split.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,14 +25,12 @@ from etl.pipeline import Pipeline, open_steps
 from etl.rows import Rows, RowsRef
 from etl.schema import aligned
 from etl.stages.context import Context
-from etl.step import BatchFn, drop
-from etl.storage.batches import load_batch, store_batch
+from etl.step import drop
+from etl.storage.batches import LIMITS, Limits, checkpointed
 from etl.storage.dataset import CHECKPOINTS, Chunk
 from etl.storage.location import Location
 from etl.storage.remote import Storage, storage_options
 
-CHECKPOINT_ROWS = 1000
-CHECKPOINT_S = 60.0
 _SLICE_ROWS = 20
 """Rows that a slow step gets at once; a checkpoint is written between two slices."""
 _KEYS = ("id", "source_dataset", "verdict")
@@ -50,6 +47,7 @@ class RunSteps:
     checkpoints: Location
     storage: Storage = field(default_factory=dict)
     """Options for the models that steps load."""
+    limits: Limits = LIMITS
 
     def __call__(self, split: int) -> Iterator[Chunk]:
         columns = list(dict.fromkeys([*_KEYS, *self.pipeline.reads()]))
@@ -57,45 +55,22 @@ class RunSteps:
         steps = [step.kind for step in self.pipeline.steps]
         with storage_options(self.storage):
             run = open_steps(self.pipeline.steps)
+
+        def narrow(batch: pa.RecordBatch) -> pa.RecordBatch:
+            return run(batch).select(schema.names).cast(schema)
+
         start = 0
         for batch in self.rows.read(split, columns):
             if self.pipeline.slow:
-                done = _checkpointed(run, batch, self.checkpoints / f"{split:05d}", start, schema)
+                slices = [batch.slice(row, _SLICE_ROWS) for row in range(0, batch.num_rows, _SLICE_ROWS)]
+                folder = self.checkpoints / f"{split:05d}"
+                pieces = list(checkpointed(folder, slices, narrow, self.limits, start))
+                done = pa.Table.from_batches(pieces, schema=schema).combine_chunks().to_batches()[0]
             else:
-                done = run(batch).select(schema.names).cast(schema)
+                done = narrow(batch)
             accounting = account(steps, batch.column("source_dataset"), batch.column("verdict"), done.column("verdict"))
             yield Chunk(done, batch.num_rows, accounting)
             start += batch.num_rows
-
-
-def _checkpointed(
-    run: BatchFn, batch: pa.RecordBatch, folder: Location, start: int, schema: pa.Schema
-) -> pa.RecordBatch:
-    """The output of a row group, range by range, taking over the ranges that an earlier attempt finished."""
-    done: list[pa.RecordBatch] = []
-    row = 0
-    while row < batch.num_rows:
-        place = folder / f"{start + row:010d}.arrow"
-        stored = load_batch(place)
-        if stored is None:
-            stored = _run_range(run, batch.slice(row), schema)
-            store_batch(place, stored)
-        done.append(stored)
-        row += stored.num_rows
-    return pa.Table.from_batches(done, schema=schema).combine_chunks().to_batches()[0]
-
-
-def _run_range(run: BatchFn, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The first rows of a batch, as many as a checkpoint holds."""
-    began = time.monotonic()
-    pieces: list[pa.RecordBatch] = []
-    row = 0
-    limit = min(batch.num_rows, CHECKPOINT_ROWS)
-    while row < limit and (not pieces or time.monotonic() - began < CHECKPOINT_S):
-        piece = run(batch.slice(row, min(_SLICE_ROWS, limit - row)))
-        pieces.append(piece.select(schema.names).cast(schema))
-        row += piece.num_rows
-    return pa.Table.from_batches(pieces, schema=schema).combine_chunks().to_batches()[0]
 
 
 def run_pipeline(context: Context, rows: Rows, stage: str, pipeline: Pipeline) -> Rows:

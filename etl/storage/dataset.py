@@ -277,6 +277,8 @@ class Job:
     inherited: Accounting = field(default_factory=dict)
     """Accounts of earlier stages that the manifest repeats, so that the last one tells the whole story."""
     findings: dict[str, Any] = field(default_factory=dict)
+    findings_of: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Makes the findings from the distributions of all splits; None where `findings` are all."""
     num_buckets: int = 0
     """Of the shuffle that writes it, 0 for a map. Rows are dealt by it, so a plan of another number is not resumed."""
 
@@ -291,6 +293,10 @@ class Job:
     def with_findings(self, findings: dict[str, Any]) -> "Job":
         """The same job, its manifest stating what was found out; no part of the fingerprint."""
         return replace(self, findings=findings)
+
+    def with_findings_of(self, fn: Callable[[dict[str, Any]], dict[str, Any]]) -> "Job":
+        """The same job, its manifest stating what `fn` makes of the distributions of all splits."""
+        return replace(self, findings_of=fn)
 
     def with_buckets(self, num_buckets: int) -> "Job":
         """The same job as a shuffle into so many buckets."""
@@ -566,6 +572,7 @@ class Build:
         gaps = accounting_gaps(accounting)
         if gaps:
             raise DataError(f"the accounts of {self.folder} do not close: {'; '.join(gaps)}")
+        counts = sum_counts(receipt.distributions for receipt in receipts)
         manifest = Manifest(
             stage=self.job.stage,
             table=self.job.table,
@@ -578,8 +585,8 @@ class Build:
             rows_out=sum(receipt.rows_out for receipt in receipts),
             accounting=accounting,
             thresholds=self.job.thresholds,
-            distributions=sum_counts(receipt.distributions for receipt in receipts),
-            findings=self.job.findings,
+            distributions=counts,
+            findings=self.job.findings_of(counts) if self.job.findings_of else self.job.findings,
             splits=len(plan.splits),
             parts=tuple(part for receipt in receipts for part in receipt.parts),
         )

@@ -97,7 +97,7 @@ def test_training_configurations_load(name):
 
 @pytest.mark.parametrize("name", named("rescore"))
 def test_rescoring_configurations_load(name):
-    rescore = pytest.importorskip("jobs.rescore", exc_type=ImportError)
+    rescore = pytest.importorskip("training.teacher.rescore", exc_type=ImportError)
     assert conf.load(rescore.RescoreConfig, name, "rescore", []).output
 
 

@@ -1,37 +1,20 @@
-"""Stage 2A: what is stored equals the model on rows rendered for their effort, however the run is cut or killed."""
+"""`python -m jobs.rescore`: what it prints, exit codes, and workers that are killed."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import duckdb
-import numpy as np
-import pyarrow as pa
 import pytest
 
-from etl import conf
-from etl.errors import ConfigError, DataError, SchemaError, SourceError
-from etl.harmony.step import HarmonyStep
-from etl.schema import TEACHER_LOGP, VERDICT
-from etl.storage.batches import store_batch
-from etl.storage.dataset import CHECKPOINTS
-from etl.storage.manifest import accounting_gaps
-from jobs import rescore as job
-from jobs.rescore import RescoreConfig, rescore
-from tests.datasets import write_dataset
+from etl.storage.dataset import Dataset
+from jobs.rescore import main
 from tests.services.process import wait_until
-from tests.training.teacher_server import serving
-from tests.training.teachers import documents, save_teacher, write_corpus
-from training.data.teacher_table import TeacherTable, completion_digests
-from training.teacher.local import LocalTeacher
-from training.teacher.teacher import LocalTeacherConfig, Request, Scores
+from tests.training.teachers import save_teacher, write_corpus
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 PROJECT = Path(__file__).resolve().parents[2]
-ALL = ["subset.fraction=1"]
 
 
 @pytest.fixture(scope="module")
@@ -43,363 +26,50 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def large(folder):
-    """Ten times the rows and the same teacher, for runs in which nothing is asked of the teacher's model."""
-    root = folder.parent / "large"
-    write_corpus(root / "corpus", 80)
-    (root / "teacher").symlink_to(folder / "teacher")
-    return root
+def flags(folder, output, *more):
+    values = [
+        f"corpus={folder}/corpus", f"teacher.model={folder}/teacher", f"output={output}", "teacher.batch_tokens=600",
+        "topk=2", *more,
+    ]  # fmt: skip
+    return ["--conf", "demo", *(word for value in values for word in ("--set", value))]
 
 
 @pytest.fixture(scope="module")
-def model(folder):
-    return LocalTeacher(LocalTeacherConfig(model=str(folder / "teacher")), 1.0, 5, "cpu")
+def output(folder, tmp_path_factory):
+    """Of a run in this process."""
+    output = tmp_path_factory.mktemp("whole")
+    assert main(flags(folder, output)) == 0
+    return output
 
 
-def configuration(folder, output, *overrides):
-    places = [f"corpus={folder}/corpus", f"teacher.model={folder}/teacher", f"output={output}"]
-    return conf.load(RescoreConfig, "demo", "rescore", [*places, "teacher.batch_tokens=600", *overrides])
-
-
-def table_of(dataset):
-    return pa.Table.from_batches(dataset.read(), TEACHER_LOGP)
-
-
-@pytest.fixture(scope="module")
-def by_mode(folder, tmp_path_factory):
-    """Every row of the corpus scored with each effort: TEACHER_LOGP tables."""
-    output = tmp_path_factory.mktemp("modes")
-    return {
-        mode: table_of(rescore(configuration(folder, output / mode, *ALL, f"modes={{{mode}: 1.0}}")))
-        for mode in ("low", "medium", "high")
-    }
-
-
-def corpus_rows(seeds=((8, 1), (4, 2), (2, 3))):
-    """Rows of the training split by id."""
-    return {row["id"]: row for num, seed in seeds for row in documents(num, seed).to_pylist()}
-
-
-def render(messages, effort):
-    batch = pa.RecordBatch.from_arrays([pa.array([messages]), pa.nulls(1, VERDICT)], ["messages", "verdict"])
-    batch = pa.RecordBatch.from_arrays(
-        [batch.column(0).cast(documents(1, 0).schema.field("messages").type), batch.column(1)], ["messages", "verdict"]
-    )
-    return pa.Table.from_batches([HarmonyStep(reasoning_effort=effort).open()(batch)]).to_pylist()[0]
-
-
-def supervised(row):
-    return [at for span in row["spans"] for at in range(max(span["start"], 1), span["end"])]
-
-
-@pytest.mark.parametrize("mode", ["low", "medium", "high"])
-def test_scores_are_the_models_of_the_row_rendered_for_the_mode(by_mode, model, mode):
-    rows = corpus_rows()
-    stored = by_mode[mode].to_pylist()
-    assert {row["id"] for row in stored} == set(rows)
-    for row in stored:
-        source = rows[row["id"]]
-        raw = source["messages"][0]["role"] == "text"
-        rendered = source if raw else render(source["messages"], mode)
-        at = supervised(rendered)
-        ids = np.array(rendered["input_ids"], np.int32)
-        (expected,) = model.score([Request(ids, np.array(at))])
-        # Half a unit in the last place of a float16 near 16, and what a batch changes.
-        np.testing.assert_allclose(row["logp"], expected.logp, atol=8e-3)
-        assert row["logp"] == np.array(row["logp"], np.float16).tolist()
-        assert (row["reasoning_mode"], row["prefix_tokens"]) == (None if raw else mode, at[0])
-        completion = np.array([source["input_ids"][place] for place in supervised(source)], np.int32)
-        digest = completion_digests(completion, np.array([0, len(completion)])).astype(">u8").tobytes()
-        assert row["completion_digest"] == digest
-        assert (row["temperature"], row["topk_ids"]) == (1.0, None)
-
-
-def test_a_row_aligns_token_by_token_over_all_modes(by_mode):
-    low, medium, high = (by_mode[mode].sort_by("id") for mode in ("low", "medium", "high"))
-    for name in ("id", "completion_digest", "prompt_digest", "teacher_digest"):
-        assert low[name].equals(medium[name])
-        assert medium[name].equals(high[name])
-    lengths = [[len(logp) for logp in table["logp"].to_pylist()] for table in (low, medium, high)]
-    assert lengths[0] == lengths[1] == lengths[2]
-    rendered = [mode is not None for mode in low["reasoning_mode"].to_pylist()]
-    same = [a == b for a, b in zip(low["logp"].to_pylist(), high["logp"].to_pylist(), strict=True)]
-    assert same == [not some for some in rendered]
-    assert len(set(low["prompt_digest"].to_pylist())) > 1
-
-
-def test_the_effort_that_a_corpus_was_rendered_with_does_not_matter(folder, by_mode, tmp_path):
-    write_corpus(tmp_path / "corpus", effort="high")
-    found = rescore(configuration(folder, tmp_path / "out", f"corpus={tmp_path}/corpus", *ALL))
-    assert table_of(found).sort_by("id").equals(by_mode["medium"].sort_by("id"))
-
-
-@pytest.fixture(scope="module")
-def whole(folder, tmp_path_factory):
-    return rescore(configuration(folder, tmp_path_factory.mktemp("whole"), "topk=2"))
-
-
-def test_the_manifest_tells_what_was_chosen_and_what_the_teacher_said(whole):
-    manifest = whole.manifest
-    assert accounting_gaps(manifest.accounting) == []
-    lost = sum(account["teacher_logp"]["not_in_the_subset"] for account in manifest.accounting.values())
-    assert (manifest.rows_in, manifest.rows_out) == (14, 14 - lost)
-    cells = manifest.thresholds["subset"]
-    assert set(cells) == {"B1/C1", "B2/C1", "B2/C2"}
-    sizes = {row["id"]: row["n_tokens"] for row in corpus_rows().values()}
-    table = table_of(whole)
-    assert sum(cell["chosen_tokens"] for cell in cells.values()) == sum(sizes[id_] for id_ in table["id"].to_pylist())
-    assert sum(cell["budget_tokens"] for cell in cells.values()) == pytest.approx(0.2 * sum(sizes.values()), abs=2)
-    for cell in cells.values():
-        assert abs(cell["chosen_tokens"] - cell["budget_tokens"]) <= max(sizes.values())
-    flat = np.concatenate([np.array(logp, np.float64) for logp in table["logp"].to_pylist()])
-    found = manifest.findings
-    assert found["mean_logp"] == pytest.approx(flat.mean(), abs=1e-12)
-    assert (found["tokens"], found["modes"]["medium"]["rows"]) == (len(flat), table.num_rows)
-    assert sum(kind["tokens"] for kind in found["spans"].values()) == len(flat)
-    (one,) = {key for key in found["modes"] if key != "none"}
-    means = [np.mean(logp) for logp in table["logp"].to_pylist()]
-    assert found["examples"]["mean_logp"] == pytest.approx(np.mean(means), abs=5e-3)
-    assert one == "medium"
-    analysis = found["spans"]["analysis"]["quantiles"]
-    assert list(analysis.values()) == sorted(analysis.values())
-
-
-def test_quantiles_are_those_of_the_span(whole):
-    rows = corpus_rows()
-    finals = []
-    for row in table_of(whole).to_pylist():
-        source = rows[row["id"]]
-        kinds = [s["kind"] for s in source["spans"] for _ in range(max(s["start"], 1), s["end"])]
-        finals += [logp for logp, kind in zip(row["logp"], kinds, strict=True) if kind == "final"]
-    told = whole.manifest.findings["spans"]["final"]
-    assert told["tokens"] == len(finals)
-    assert told["mean_logp"] == pytest.approx(np.mean(finals), abs=1e-12)
-    for quantile, value in told["quantiles"].items():
-        assert value == pytest.approx(np.quantile(finals, float(quantile), method="inverted_cdf"), rel=0.017)
-
-
-def test_the_reader_and_duckdb_read_the_dataset(whole):
-    table = TeacherTable(whole.folder)
-    stored = table_of(whole)
-    rows = table.gather(stored["id"].combine_chunks())
-    assert rows.logp.tolist() == [value for logp in stored["logp"].to_pylist() for value in logp]
-    assert rows.topk_ids.shape == (len(rows.logp), 2)
-    assert (rows.topk_logp[:, 0] >= rows.topk_logp[:, 1]).all()
-    assert table.mean_logp == whole.manifest.findings["mean_logp"]
-    path = f"{whole.folder}/*.parquet"
-    (answer,) = duckdb.sql(f"select count(*), sum(list_sum(logp)) from '{path}'").fetchall()
-    assert answer == (len(table), pytest.approx(rows.logp.sum(dtype=np.float64)))
-
-
-class PulledPlugError(Exception):
-    pass
-
-
-class Cheap:
-    """Scores that depend on all tokens up to the scored one; counts what it is asked, and fails at a given time."""
-
-    max_tokens, batch_tokens = 4096, 600
-
-    def __init__(self, fails_at=None):
-        self.fails_at, self.asked = fails_at, []
-
-    def score(self, requests):
-        if len(self.asked) == self.fails_at:
-            raise PulledPlugError
-        self.asked.append(len(requests))
-        return [self.one(request) for request in requests]
-
-    def one(self, request):
-        sums = np.cumsum(request.input_ids, dtype=np.int64)[request.positions]
-        none = np.empty((len(sums), 0), np.int32)
-        return Scores((-(sums % 97) / 8).astype(np.float32), none, none.astype(np.float32))
-
-    def close(self):
-        pass
-
-
-def with_teacher(monkeypatch, teacher):
-    monkeypatch.setattr(job, "open_teacher", lambda config, worker: teacher)
-
-
-def test_a_killed_run_goes_on_and_gives_the_same_dataset(large, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "CHECKPOINT_S", 0.0)
-    steady = Cheap()
-    with_teacher(monkeypatch, steady)
-    unbroken = rescore(configuration(large, tmp_path / "unbroken", *ALL))
-    assert len(steady.asked) > 20
-    assert not (tmp_path / "unbroken" / "teacher_logp" / CHECKPOINTS).exists()
-    config = configuration(large, tmp_path / "killed", *ALL)
-    asked = 0
-    for fails_at in (3, 5, 1, 4):
-        dying = Cheap(fails_at)
-        with_teacher(monkeypatch, dying)
-        with pytest.raises(PulledPlugError):
-            rescore(config)
-        asked += len(dying.asked)
-        assert not (tmp_path / "killed" / "teacher_logp" / "_manifest.json").exists()
-    last = Cheap()
-    with_teacher(monkeypatch, last)
-    resumed = rescore(config)
-    assert asked + len(last.asked) == len(steady.asked)
-    assert resumed.manifest == unbroken.manifest
-
-
-def test_a_checkpoint_is_due_by_rows_or_by_the_clock(large, tmp_path, monkeypatch):
-    stored = []
-
-    def written(limit_rows, limit_s):
-        monkeypatch.setattr(job, "CHECKPOINT_ROWS", limit_rows)
-        monkeypatch.setattr(job, "CHECKPOINT_S", limit_s)
-        with_teacher(monkeypatch, Cheap())
-        stored.clear()
-        return rescore(configuration(large, tmp_path / f"{limit_rows}-{limit_s}", *ALL))
-
-    def spy(place, batch):
-        stored.append(batch.num_rows)
-        store_batch(place, batch)
-
-    monkeypatch.setattr(job, "store_batch", spy)
-    assert written(1000, 60.0).manifest.rows_out == 140
-    assert stored == [80, 40, 20]
-    assert written(7, 60.0).manifest.rows_out == sum(stored) == 140
-    assert max(stored) <= 7
-    assert written(1000, 0.0).manifest.rows_out == sum(stored) == 140
-    assert max(stored) < 80
-
-
-def test_a_finished_run_is_found_done(folder, whole, monkeypatch):
-    def nobody(config, worker):
-        raise AssertionError
-
-    monkeypatch.setattr(job, "open_teacher", nobody)
-    output = Path(str(whole.folder)).parent
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
-    assert rescore(configuration(folder, output, "topk=2")).manifest == whole.manifest
-    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == before
-
-
-def test_other_splits_and_batches_give_the_same_rows(large, tmp_path, monkeypatch):
-    with_teacher(monkeypatch, Cheap())
-    one = rescore(configuration(large, tmp_path / "a", "subset.fraction=0.5"))
-    other = Cheap()
-    other.batch_tokens = 90
-    with_teacher(monkeypatch, other)
-    small = rescore(configuration(large, tmp_path / "b", "subset.fraction=0.5", "split_tokens=1"))
-    assert (small.manifest.content_digest, small.manifest.accounting) == (
-        one.manifest.content_digest, one.manifest.accounting,
-    )  # fmt: skip
-    assert small.manifest.findings == one.manifest.findings
-
-
-def test_modes_are_dealt_by_id_and_a_column_wins(large, tmp_path, monkeypatch):
-    with_teacher(monkeypatch, Cheap())
-    mix = "modes={low: 0.5, high: 0.5}"
-    dealt = table_of(rescore(configuration(large, tmp_path / "mix", *ALL, mix)))
-    modes = [mode for mode in dealt["reasoning_mode"].to_pylist() if mode]
-    assert set(modes) == {"low", "high"}
-    assert 0.3 < modes.count("low") / len(modes) < 0.7
-    own = configuration(large, tmp_path / "own", *ALL, mix, "mode_column=reasoning_effort")
-    assert set(table_of(rescore(own))["reasoning_mode"].to_pylist()) == {"medium", None}
-    wrong = configuration(large, tmp_path / "wrong", *ALL, "mode_column=source_dataset")
-    with pytest.raises(DataError, match="'source-0'; it must be low, medium, high or null"):
-        rescore(wrong)
-
-
-def test_rows_that_cannot_be_scored_have_their_reason(folder, tmp_path, monkeypatch):
-    table = documents(12, 5)
-    ids, spans = table["input_ids"].to_pylist(), table["spans"].to_pylist()
-    ids[1][ids[1].index(289)] = 13  # "ing" of "Reasoning".
-    spans[2] = []
-    for name, values in (("input_ids", ids), ("spans", spans)):
-        field = table.schema.field(name)
-        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
-    write_dataset(str(tmp_path / "c"), "corpus", "CORPUS", {"split=train/skill_bucket=B1/ctx_bucket=C1": table})
-    short = Cheap()
-    sizes = table["n_tokens"].to_pylist()
-    short.max_tokens = max(size for row, size in enumerate(sizes) if row not in (1, 2)) - 1
-    with_teacher(monkeypatch, short)
-    dataset = rescore(configuration(folder, tmp_path / "out", *ALL, f"corpus={tmp_path}/c"))
-    totals = {}
-    for account in dataset.manifest.accounting.values():
-        for reason, rows in account["teacher_logp"].items():
-            totals[reason] = totals.get(reason, 0) + rows
-    assert totals == {
-        "in": 12, "made": 0, "kept": 9, "no_reasoning_line": 1, "no_supervised_token": 1,
-        "longer_than_the_teacher_takes": 1,
-    }  # fmt: skip
-
-
-def test_a_server_says_what_the_model_says(folder, model, by_mode, tmp_path):
-    with serving(model) as server:
-        teacher = {"kind": "server", "url": server.url, "model": "m", "digest": "d", "max_tokens": 4096}
-        config = RescoreConfig(
-            corpus=str(folder / "corpus"), output=str(tmp_path / "out"), teacher=teacher, subset={"fraction": 1.0}
-        )
-        remote = table_of(rescore(config)).sort_by("id")
-        server.spoil = lambda number, _: (400, b"no")
-        assert table_of(rescore(config)).num_rows == remote.num_rows
-    local = by_mode["medium"].sort_by("id")
-    assert remote["completion_digest"].equals(local["completion_digest"])
-    assert set(remote["teacher_digest"].to_pylist()) == {"d"}
-    for theirs, ours in zip(remote["logp"].to_pylist(), local["logp"].to_pylist(), strict=True):
-        np.testing.assert_allclose(theirs, ours, atol=1.6e-2)
-    with pytest.raises(SourceError, match="no answer in 1 attempts"):
-        rescore(config.model_copy(update={"output": str(tmp_path / "b"), "teacher": gone(config.teacher)}))
-
-
-def gone(teacher):
-    return teacher.model_copy(update={"attempts": 1})
-
-
-def test_a_teacher_of_another_tokenizer_is_refused_before_anything_is_written(folder, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "config.json").write_text('{"vocab_size": 3}')
-    (other / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2}}}))
-    with pytest.raises(ConfigError, match=r"has 3 tokens, that of the corpus .*201,088"):
-        rescore(configuration(folder, tmp_path / "out", f"teacher.model={other}"))
-    assert not (tmp_path / "out").exists()
+def test_a_summary_is_printed_also_of_a_run_that_is_done(folder, output, capsys):
+    assert main(flags(folder, output)) == 0
+    said = capsys.readouterr().out
+    manifest = Dataset.open(str(output / "teacher_logp")).manifest
+    assert f"{manifest.rows_out} rows, mean logp {manifest.findings['mean_logp']:.4f}" in said
+    assert "B1/C1" in said
 
 
 @pytest.mark.parametrize(
-    ("overrides", "error", "message"),
+    ("more", "message"),
     [
-        (["teacher.model=/none"], ConfigError, "not a folder with a config.json"),
-        (["split=test"], DataError, "no row in split=test"),
-        (["subset.cells=[category]"], SchemaError, r"no column \['category'\]"),
-        (["subset.min_supervised_tokens=100000"], DataError, "take a larger fraction"),
-        (["modes={low: 0.5}"], ConfigError, "add up to 1"),
+        (["--set", "subset.fracton=1"], "did you mean 'fraction'"),
+        (["--set", "workers=0"], "workers"),
+        (["--engine", "beam"], "--engine"),
     ],
 )
-def test_what_is_wrong_is_said(folder, tmp_path, overrides, error, message):
-    with pytest.raises(error, match=message):
-        rescore(configuration(folder, tmp_path, *overrides))
-
-
-def test_the_command_says_what_came_out_and_exits_with_2_when_it_cannot(folder, whole, capsys):
-    output = Path(str(whole.folder)).parent
-    values = [f"corpus={folder}/corpus", f"teacher.model={folder}/teacher", f"output={output}", "topk=2"]
-    flags = ["--conf", "demo", *(word for value in values for word in ("--set", value))]
-    assert job.main(flags) == 0
-    said = capsys.readouterr().out
-    assert f"{whole.manifest.rows_out} rows, mean logp {whole.manifest.findings['mean_logp']:.4f}" in said
-    assert "B1/C1" in said
-    assert job.main([*flags, "--set", "subset.fracton=1"]) == 2
-    assert "did you mean 'fraction'" in capsys.readouterr().err
+def test_bad_input_is_exit_code_2(folder, output, capsys, more, message):
+    assert main([*flags(folder, output), *more]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ConfigError: ")
+    assert message in said
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_workers_of_a_run_that_was_killed_give_the_same_dataset(folder, whole, tmp_path):
+def test_two_workers_of_a_run_that_was_killed_give_the_same_dataset(folder, output, tmp_path):
     """kill -9 of the whole process group while the workers are at work, then again to the end."""
-    values = [
-        f"corpus={folder}/corpus", f"teacher.model={folder}/teacher", f"output={tmp_path}", "teacher.batch_tokens=600",
-        "topk=2", "workers=2",
-    ]  # fmt: skip
-    flags = [word for value in values for word in ("--set", value)]
-    command = [sys.executable, "-m", "jobs.rescore", "--conf", "demo", *flags]
+    command = [sys.executable, "-m", "jobs.rescore", *flags(folder, tmp_path, "workers=2")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     first = subprocess.Popen(
         command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -412,4 +82,5 @@ def test_two_workers_of_a_run_that_was_killed_give_the_same_dataset(folder, whol
     assert not (tmp_path / "teacher_logp" / "_manifest.json").exists()
     again = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert TeacherTable(tmp_path / "teacher_logp").dataset.manifest == whole.manifest
+    found, expected = (Dataset.open(str(place / "teacher_logp")).manifest for place in (tmp_path, output))
+    assert found == expected

@@ -24,7 +24,7 @@ class LocalTeacher:
     Args:
         config: which model, and how much at a time.
         temperature: logits are divided by it.
-        topk: most likely tokens that are told of each position.
+        topk: most likely tokens that are returned for each position.
         device: where it runs; on a CPU with one thread, so that scores do not depend on the machine's cores.
 
     Raises:
@@ -86,6 +86,3 @@ class LocalTeacher:
             ids.append(best.indices.int().cpu())
             top.append((best.values - norm).cpu())
         return torch.cat(logp).numpy(), torch.cat(ids).numpy(), torch.cat(top).numpy()
-
-    def close(self) -> None:
-        """Nothing is held but memory."""

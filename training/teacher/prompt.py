@@ -2,7 +2,7 @@
 
 The effort is one line of the Harmony system message ("Reasoning: medium"). That message's text is taken from the row's
 own tokens, the line is changed, and the text is encoded again by the corpus's tokenizer, which is what rendering the
-row with that effort gives (a test says so against etl/harmony/render.py). The tokens after the system message stay as
+row with that effort gives (a test compares it with etl/harmony/render.py). The tokens after the system message stay as
 they are, so a completion cannot change; only its distance from the start does. Distinct system messages are few and
 are kept: a row costs one dictionary look-up.
 """

@@ -1,4 +1,4 @@
-"""A teacher behind an OpenAI-compatible server that tells the log-probabilities of a prompt (vLLM's `prompt_logprobs`).
+"""A teacher behind an OpenAI-compatible server that returns log-probabilities of a prompt (vLLM's `prompt_logprobs`).
 
 A row is one `POST <url>/completions` with its token ids as the prompt, so the server tokenizes nothing, and one token
 to generate. An answer counts only when it has an entry for every token and each entry knows our token id. Connections,
@@ -9,6 +9,7 @@ for by `concurrency` threads.
 import itertools
 import math
 import os
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -31,7 +32,7 @@ _PROBES = 64
 
 
 class ServerTeacherConfig(Config):
-    """An OpenAI-compatible server. It tells log-probabilities at temperature 1."""
+    """An OpenAI-compatible server. It returns log-probabilities at temperature 1."""
 
     kind: Literal["server"] = "server"
     url: str = Field(pattern=r"^https?://")
@@ -39,7 +40,7 @@ class ServerTeacherConfig(Config):
     model: str
     """The name that the server knows the model by."""
     digest: str = Field(min_length=1)
-    """What names the weights: stored in every row and part of the fingerprint. The server cannot tell it."""
+    """What names the weights: stored in every row and part of the fingerprint. The server does not report it."""
     max_tokens: int = Field(ge=2)
     """The longest row that the server takes; one token less than its `--max-model-len`."""
     api_key_env: str | None = None
@@ -52,7 +53,7 @@ class ServerTeacherConfig(Config):
     concurrency: int = Field(default=16, ge=1)
     """Rows that are asked for at the same time by one process."""
     batch_tokens: int = Field(default=262_144, ge=1)
-    """Tokens of rows between two looks at the clock for a checkpoint."""
+    """Tokens of rows that are asked for before the next checkpoint can be due."""
 
 
 class _AgainError(Exception):
@@ -60,11 +61,11 @@ class _AgainError(Exception):
 
 
 class ServerTeacher:
-    """One connection pool.
+    """One connection pool, closed with `close`, or when the last reference to it goes.
 
     Args:
         config: which server.
-        topk: most likely tokens that are told of each position; the server must allow as many (`--max-logprobs`).
+        topk: most likely tokens that are returned for each position; the server must allow as many (`--max-logprobs`).
 
     Raises:
         ConfigError: the environment variable of the key is not set, or the server's tokenizer is not the corpus's.
@@ -76,6 +77,7 @@ class ServerTeacher:
         self._config, self._topk = config, topk
         self._client = httpx.Client(headers=_headers(config), timeout=config.timeout_s)
         self._pool = ThreadPoolExecutor(config.concurrency, "stillhouse-teacher")
+        self._close = weakref.finalize(self, _close, self._pool, self._client)
         try:
             self._check_tokens()
         except StillhouseError:
@@ -87,12 +89,11 @@ class ServerTeacher:
         return list(self._pool.map(self._score, requests))
 
     def close(self) -> None:
-        """Close the connections; answers that are still on their way are not waited for."""
-        self._pool.shutdown(cancel_futures=True)
-        self._client.close()
+        """Close the connections; rows that were not asked for yet are dropped."""
+        self._close()
 
     def _check_tokens(self) -> None:
-        """Ask for the texts of ids all over the vocabulary and compare those that the server tells."""
+        """Ask for the texts of ids all over the vocabulary and compare them with the server's."""
         ids = np.linspace(0, NUM_TEXT_TOKENS - 1, min(_PROBES, self.max_tokens)).astype(int).tolist()
         bpe = load_bpe()
         for token, entry in zip(ids[1:], self._ask(ids)[1:], strict=True):
@@ -114,20 +115,22 @@ class ServerTeacher:
             entry = answer[at]
             logp[row] = self._logp(entry[str(ids[at])], at)
             if self._topk:
-                ranked = sorted((-self._logp(told, at), int(token)) for token, told in entry.items())[: self._topk]
+                ranked = sorted((-self._logp(value, at), int(token)) for token, value in entry.items())[: self._topk]
                 if len(ranked) < self._topk:
                     raise ConfigError(
-                        f"the server told {len(ranked)} likely tokens, topk={self._topk} were asked for; start it with "
+                        f"the server returned {len(ranked)} likely tokens, not topk={self._topk}; start it with "
                         f"--max-logprobs {self._topk} or more"
                     )
                 top_ids[row] = [token for _, token in ranked]
                 top_logp[row] = [-value for value, _ in ranked]
         return Scores(logp, top_ids, top_logp)
 
-    def _logp(self, told: Any, at: int) -> float:
-        value = told.get("logprob") if isinstance(told, dict) else None
+    def _logp(self, found: Any, at: int) -> float:
+        value = found.get("logprob") if isinstance(found, dict) else None
         if not isinstance(value, int | float) or math.isnan(value) or value > 0.001:
-            raise DataError(f"{self._place} told the log-probability {value!r} for token {at} of a row; {_SERVER_HINT}")
+            raise DataError(
+                f"{self._place} returned the log-probability {value!r} for token {at} of a row; {_SERVER_HINT}"
+            )
         return max(min(float(value), 0.0), LEAST_LOGP)
 
     @property
@@ -197,6 +200,11 @@ class ServerTeacher:
 
 
 _SERVER_HINT = "serve the teacher with vLLM, or another server that answers `prompt_logprobs` for token ids"
+
+
+def _close(pool: ThreadPoolExecutor, client: httpx.Client) -> None:
+    pool.shutdown(cancel_futures=True)
+    client.close()
 
 
 def _headers(config: ServerTeacherConfig) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a teacher said, in numbers: means, and quantiles of the log-probability of tokens and of examples.
+"""Statistics of log-probabilities: means, and quantiles of the log-probability of tokens and of examples.
 
 Log-probabilities are float16 values, which are multiples of 2^-24, so sums are exact integers and the counts of parts
 add up to the same whatever the order. A histogram has one bin for each 16 neighbouring float16 values: quantiles are
@@ -51,24 +51,24 @@ def _counts(logp: npt.NDArray[np.float32]) -> dict[str, Any]:
     }
 
 
-def findings(told: dict[str, Any]) -> dict[str, Any]:
+def findings(summed: dict[str, Any]) -> dict[str, Any]:
     """The summary of a whole dataset's distributions: means in nats, quantiles by span kind, effort and example.
 
     Raises:
         DataError: nothing was scored.
     """
-    if not told:
+    if not summed:
         raise DataError(
             "no row was scored: see the accounts for why; take another subset or a teacher with more context"
         )
-    spans = told["spans"].values()
-    examples = _summary(told["examples"])
+    spans = summed["spans"].values()
+    examples = _summary(summed["examples"])
     return {
         "tokens": sum(counts["tokens"] for counts in spans),
         "mean_logp": sum(counts["units"] for counts in spans) * _UNIT / sum(counts["tokens"] for counts in spans),
-        "spans": {kind: _summary(counts) for kind, counts in told["spans"].items()},
+        "spans": {kind: _summary(counts) for kind, counts in summed["spans"].items()},
         "examples": {"rows": examples.pop("tokens"), **examples},
-        "modes": {mode: {"rows": counts["rows"], **_summary(counts)} for mode, counts in told["modes"].items()},
+        "modes": {mode: {"rows": counts["rows"], **_summary(counts)} for mode, counts in summed["modes"].items()},
     }
 
 

@@ -1,7 +1,7 @@
 """Teachers: log-probabilities of given tokens after given tokens, from a local model or a server.
 
-What every teacher is asked and answers, and the configuration of a local one. No torch here: a run that drives other
-processes, or asks a server, needs none. The two teachers are local.py and server.py beside this file.
+The request and the answer of every teacher, and the configuration of a local one. No torch here: a run that drives
+other processes, or asks a server, needs none. The two teachers are local.py and server.py beside this file.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a teacher says of one row."""
+    """A teacher's answer for one row."""
 
     logp: F32
     """[m]: ln p of the token at each position."""
@@ -40,7 +40,7 @@ class Scores:
 
 
 class Teacher(Protocol):
-    """Scores rows. Made by `open_teacher` in jobs/rescore.py, once a process."""
+    """Scores rows. Made by `open_teacher` in rescore.py, once a process; what it holds goes with it."""
 
     max_tokens: int
     """The longest row that it takes."""
@@ -53,10 +53,6 @@ class Teacher(Protocol):
         Raises:
             StillhouseError: the teacher cannot be reached, or does not answer what was asked.
         """
-        ...
-
-    def close(self) -> None:
-        """Give back what the teacher holds."""
         ...
 
 

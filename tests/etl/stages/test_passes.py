@@ -18,6 +18,7 @@ from etl.stages.context import Context
 from etl.stages.ingest import ingest
 from etl.stages.passes import RunSteps, run_cut
 from etl.step import Step, append, drop
+from etl.storage.batches import LIMITS, Limits
 from etl.storage.catalog import statements
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
@@ -97,20 +98,19 @@ def ingested(tmp_path):
     return context, rows
 
 
-def run_slow(context, rows):
+def run_slow(context, rows, limits=LIMITS):
     job = context.job("slow", "SLOW", passes.aligned(SlowStep.adds), {}, (), rows)
-    work = RunSteps(rows.ref, ToyPipeline(), job.folder / passes.CHECKPOINTS / job.plan_fingerprint)
-    return context.engine.map(job, rows.splits, work).result()
+    folder = job.folder / passes.CHECKPOINTS / job.plan_fingerprint
+    return context.engine.map(job, rows.splits, RunSteps(rows.ref, ToyPipeline(), folder, limits=limits)).result()
 
 
-def test_slow_step_resumes_at_its_last_checkpoint(ingested, slow_step, monkeypatch):
-    monkeypatch.setattr(passes, "CHECKPOINT_ROWS", 200)
+def test_slow_step_resumes_at_its_last_checkpoint(ingested, slow_step):
     context, rows = ingested
     slow_step.fails_after = 1730
     with pytest.raises(OutOfLuckError):
-        run_slow(context, rows)
+        run_slow(context, rows, Limits(200, 60.0))
     slow_step.fails_after = None
-    dataset = run_slow(context, rows)
+    dataset = run_slow(context, rows, Limits(200, 60.0))
     # A row group of 900 is four ranges of 200 and one of 100: the failure came 30 rows into the last of the second.
     computed = Counter(slow_step.seen)
     assert set(computed) == {f"r{n}" for n in range(2500)}
@@ -118,17 +118,16 @@ def test_slow_step_resumes_at_its_last_checkpoint(ingested, slow_step, monkeypat
     assert [item["length"] for item in read(dataset)] == [len(f"r{n}") for n in range(2500)]
 
 
-def test_interrupted_slow_step_equals_an_uninterrupted_one(ingested, slow_step, monkeypatch):
-    monkeypatch.setattr(passes, "CHECKPOINT_ROWS", 200)
+def test_interrupted_slow_step_equals_an_uninterrupted_one(ingested, slow_step):
     context, rows = ingested
     for count in (50, 60, 1111):
         slow_step.fails_after = len(slow_step.seen) + count
         with pytest.raises(OutOfLuckError):
-            run_slow(context, rows)
+            run_slow(context, rows, Limits(200, 60.0))
     slow_step.fails_after = None
-    resumed = run_slow(context, rows).manifest
+    resumed = run_slow(context, rows, Limits(200, 60.0)).manifest
     (context.output / "slow").remove_tree()
-    whole = run_slow(context, rows).manifest
+    whole = run_slow(context, rows, Limits(200, 60.0)).manifest
     assert resumed == whole
     assert whole.accounting == {"toy": {"slow": {"in": 2500, "made": 0, "kept": 2410, "three": 90}}}
     assert whole.parts[0].row_groups == (900, 900, 700)
@@ -143,12 +142,11 @@ def test_checkpoint_covers_at_most_1000_rows(ingested, slow_step):
     assert [path.rpartition("/")[2] for path in stored] == ["0000000000.arrow", "0000000900.arrow"]
 
 
-def test_checkpoint_is_written_when_its_time_is_up(ingested, slow_step, monkeypatch):
-    monkeypatch.setattr(passes, "CHECKPOINT_S", 0.0)
+def test_checkpoint_is_written_when_its_time_is_up(ingested, slow_step):
     context, rows = ingested
     slow_step.fails_after = 65
     with pytest.raises(OutOfLuckError):
-        run_slow(context, rows)
+        run_slow(context, rows, Limits(1000, 0.0))
     stored = [path for path, _ in (context.output / "slow").walk() if path.startswith(passes.CHECKPOINTS)]
     assert [path.rpartition("/")[2] for path in stored] == [f"{start:010d}.arrow" for start in (0, 20, 40)]
 
