@@ -333,9 +333,9 @@ def test_what_the_old_word_began_is_resumed(tmp_path, monkeypatch):
             run(recipe, DyingEngine(1))
     folder = tmp_path / "old" / "tokenize"
     (receipt,) = folder.glob("_receipts/*/*.json")
-    before = receipt.stat()
+    before = receipt.stat().st_ino
     run(recipe)
     # Another plan would have closed this build and removed its receipt.
-    assert receipt.stat() == before
+    assert receipt.stat().st_ino == before
     assert not (folder / "_closed").exists()
     assert stage(recipe.output, "tokenize").manifest.table == "TOKENIZED"
