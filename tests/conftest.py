@@ -17,6 +17,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.services.jvm import JVM_ENVIRONMENT
+
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED_DATA = PROJECT.parent / "shared" / "data"
 MARKING_FIXTURES = {"shared_data": "shared", "spark": "spark"}
@@ -37,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PYSPARK_PYTHON"] = sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.update(JVM_ENVIRONMENT)
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Two processes with two threads each would wait for one another on two cores.
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -12,21 +12,22 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from etl.engines.java import find_java
+from tests.services.jvm import JVM_ENVIRONMENT
 from tests.services.process import wait_until
 
 _SUBMIT = "--master local-cluster[1,2,1024] --driver-memory 1g --conf spark.ui.enabled=false pyspark-shell"
 """One worker, one executor with two cores in a JVM of its own."""
 _MOST_DATASETS = 3
-_MOST_DELAY_S = 1.0
+_MOST_MORE_CPU_S = 1.0
 _RUN_TIMEOUT_S = 300.0
 _PROC = Path("/proc")
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _DATASET = re.compile(rb"^ *\S+ +[\d,]+ rows  ", re.MULTILINE)
 
 
@@ -56,6 +57,8 @@ class Process:
     pid: int
     parent: int
     command: bytes
+    cpu_s: float
+    """Of its own and of those of its children that have ended."""
 
 
 def session_of(leader: int) -> list[Process]:
@@ -63,10 +66,12 @@ def session_of(leader: int) -> list[Process]:
     found = []
     for folder in _PROC.glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            # The name, in parentheses, may hold anything; after it come state, parent, group, session.
-            state, parent, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            # The name, in parentheses, may hold anything; after it come state, parent, group, session, and more.
+            stat = (folder / "stat").read_text().rpartition(")")[2].split()
+            state, parent, _, session = stat[:4]
             if int(session) == leader and state != "Z":
-                found.append(Process(int(folder.name), int(parent), (folder / "cmdline").read_bytes()))
+                cpu_s = sum(map(int, stat[11:15])) / _TICKS_A_SECOND
+                found.append(Process(int(folder.name), int(parent), (folder / "cmdline").read_bytes(), cpu_s))
     return found
 
 
@@ -77,6 +82,7 @@ class Run:
         self.log = log
         env = {
             **os.environ,
+            **JVM_ENVIRONMENT,
             "JAVA_HOME": str(find_java().home),
             "PYSPARK_SUBMIT_ARGS": _SUBMIT,
             "SPARK_LOCAL_IP": "127.0.0.1",
@@ -123,6 +129,15 @@ class Run:
         """Until so many datasets are there, or the run is over."""
         what = f"dataset {num_datasets} of {self.log}"
         wait_until(lambda: self.is_over or self.num_datasets >= num_datasets, what, _RUN_TIMEOUT_S)
+
+    def wait_for_work(self, cpu_s: float) -> None:
+        """Until its processes have used so much more CPU time, or the run is over: amid a dataset on any machine."""
+        before = {process.pid: process.cpu_s for process in session_of(self._process.pid)}
+
+        def used() -> float:
+            return sum(process.cpu_s - before.get(process.pid, 0.0) for process in session_of(self._process.pid))
+
+        wait_until(lambda: self.is_over or used() >= cpu_s, f"work of {self.log}", _RUN_TIMEOUT_S)
 
     def wait(self) -> None:
         """Until its end.
@@ -191,7 +206,7 @@ def kill_one_by_one(
         for victim in victims:
             while True:
                 run.wait_for(progress + draw.randint(0, _MOST_DATASETS))
-                time.sleep(draw.uniform(0, _MOST_DELAY_S))
+                run.wait_for_work(draw.uniform(0, _MOST_MORE_CPU_S))
                 progress = max(progress, run.num_datasets)
                 if run.kill(victim, draw):
                     break

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.engines.java import find_java
+from tests.services.jvm import JVM_ENVIRONMENT
 from tests.services.process import free_ports, running
 
 BIN = Path(sys.executable).parent
@@ -65,6 +66,7 @@ def spark_environment(folder: Path) -> dict[str, str]:
     """An environment in which Spark writes below a folder only, and HOME can neither be made nor written."""
     return {
         **os.environ,
+        **JVM_ENVIRONMENT,
         "HOME": "/proc/no-home",
         "JAVA_HOME": str(find_java().home),
         "PYSPARK_PYTHON": sys.executable,

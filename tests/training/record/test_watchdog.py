@@ -26,7 +26,7 @@ STUCK = "threading.Event().wait(60)"
 def run(folder, *body, hang_timeout_s=0.5):
     """A process of rank 1 that beats at step 17 and then does what the lines of `body` say."""
     script = f"""
-import ctypes, threading, time
+import ctypes, threading
 from pathlib import Path
 from training.record.watchdog import Watchdog, WatchdogConfig
 with Watchdog(WatchdogConfig(hang_timeout_s={hang_timeout_s}), Path({str(folder)!r}), 1, 2) as watchdog:
@@ -61,11 +61,12 @@ def test_a_native_call_that_holds_the_interpreters_lock_is_ended_too(tmp_path):
 
 
 def test_signs_of_life_keep_the_process_going(tmp_path):
-    until = "iter(lambda: time.monotonic() < until, False)"
+    """One between two looks of the watch, for twice the timeout: it looks four times in each."""
     found = run(
         tmp_path,
-        "until = time.monotonic() + 3",
-        f"[(watchdog.phase('data'), time.sleep(0.02)) for _ in {until}]",
+        "wait, looked = watchdog._over.wait, threading.Semaphore(0)",
+        "watchdog._over.wait = lambda timeout: (looked.release(), wait(timeout))[1]",
+        "[(looked.acquire(), watchdog.phase('data')) for _ in range(8)]",
         hang_timeout_s=1.5,
     )
     assert (found.returncode, found.stdout, found.stderr) == (0, "ended\n", "")
