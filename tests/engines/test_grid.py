@@ -10,7 +10,6 @@ import pytest
 
 from tests.engines.grid import DATASETS, NUM_SPLITS, run_and_digest, write_inputs
 from tests.engines.inprocess import InProcessEngine
-from tests.services.beam import beam_job_service
 from tests.services.spark import spark_environment, standalone_cluster
 
 
@@ -76,12 +75,10 @@ def test_components_in_rounds_on_beam(inputs, tmp_path, expected):
 
 
 @pytest.mark.slow
-def test_beam_portable(inputs, tmp_path, expected):
+def test_beam_portable(inputs, tmp_path, expected, portable_flags):
     from etl.engines.beam import BeamEngine
 
-    with beam_job_service(tmp_path) as endpoint:
-        flags = ["--runner=PortableRunner", f"--job_endpoint={endpoint}", "--environment_type=LOOPBACK"]
-        check(inputs, tmp_path / "out", BeamEngine(flags, report=lambda line: None), expected)
+    check(inputs, tmp_path, BeamEngine(portable_flags, report=lambda line: None), expected)
 
 
 def on_spark(inputs, folder, environment, master):

@@ -3,23 +3,16 @@
 import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from etl.storage.location import Location
 from tests.faults.recipes import write_sources
-from tests.services.s3 import S3, s3_server
+from tests.services.s3 import S3
 
 Folders = Callable[[], Location]
-
-
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    """One SeaweedFS for all tests of a process."""
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from etl.engines.java import find_java
-from tests.services.jvm import JVM_ENVIRONMENT
+from tests.environment import JVM_ENVIRONMENT
 from tests.services.process import wait_until
 
 _SUBMIT = "--master local-cluster[1,2,1024] --driver-memory 1g --conf spark.ui.enabled=false pyspark-shell"

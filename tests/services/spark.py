@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.engines.java import find_java
-from tests.services.jvm import JVM_ENVIRONMENT
+from tests.environment import JVM_ENVIRONMENT
 from tests.services.process import free_ports, running
 
 BIN = Path(sys.executable).parent

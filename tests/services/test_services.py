@@ -15,13 +15,7 @@ from tests.services.gcs import gcs_server
 from tests.services.latelist import late_listing
 from tests.services.process import free_ports, is_listening, running
 from tests.services.proxy import Fault, Harm, fault_proxy, operation_of
-from tests.services.s3 import S3, s3_server
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
+from tests.services.s3 import S3
 
 
 def port_of(url: str) -> int:

@@ -31,17 +31,15 @@ from tests.etl.storage.stores import (
     check_read_sees_one_version,
 )
 from tests.services.proxy import Fault, Harm, fault_proxy
-from tests.services.s3 import s3_server
 
 ONE_TRY = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}, "read_timeout": 1}}
 """No tries of botocore's own, so that a test sees ours."""
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("s3")) as running:
-        running.bucket("tests")
-        yield running
+def server(s3):
+    s3.bucket("tests")
+    return s3
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from etl.errors import DataError, SourceError
 from etl.storage import retry
 from etl.storage.location import Location
 from tests.services.process import free_ports
-from tests.services.s3 import s3_server
 from tests.training.checkpoint_ranks import digests, engine_of, launch, make_engine, step
 from training.checkpoint.checkpoints import Checkpoints
 from training.checkpoint.config import CheckpointConfig
@@ -147,10 +146,9 @@ def test_retention_touches_nothing_but_checkpoints(root):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("s3")) as running:
-        running.bucket("tests")
-        yield running
+def server(s3):
+    s3.bucket("checkpoints")
+    return s3
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +158,7 @@ def here():
 
 
 def test_on_s3_a_kill_before_the_manifest_leaves_the_checkpoint_before_it(server, here, tmp_path):
-    place = Location.of("s3://tests/run", server.options)
+    place = Location.of("s3://checkpoints/run", server.options)
     common = {"do": "save", "bf16": True, "root": place.url, "options": server.options}
     plan = [{"stage": 1, "steps": 3, "also_at": 2, "dies": True, "scratch": str(tmp_path / "killed"), **common}]
     assert launch(plan, 1, tmp_path) == [-9]
@@ -191,7 +189,7 @@ def test_on_s3_a_kill_before_the_manifest_leaves_the_checkpoint_before_it(server
 
 def test_a_store_that_cannot_be_reached_is_told_and_the_files_stay(server, here, tmp_path, monkeypatch):
     monkeypatch.setattr(retry, "FIRST_CONTACT_S", 0.1)
-    place = Location.of("s3://tests/other", server.options)
+    place = Location.of("s3://checkpoints/other", server.options)
     checkpoints = Checkpoints(place, tmp_path / "scratch", CheckpointConfig(), here, {})
     engine = make_engine({"stage": 0, "bf16": False})
     step(engine, 0)
@@ -201,7 +199,9 @@ def test_a_store_that_cannot_be_reached_is_told_and_the_files_stay(server, here,
     one_try = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}}}
     checkpoints.root = Location(place.url, {**server.options, **one_try, "endpoint_url": f"http://127.0.0.1:{port}"})
     checkpoints.save(engine_of(engine), {"step": 2})
-    with pytest.raises(SourceError, match=r"step-00000002-\w+ is not complete .*s3://tests/other.*its files stay in"):
+    with pytest.raises(
+        SourceError, match=r"step-00000002-\w+ is not complete .*s3://checkpoints/other.*its files stay in"
+    ):
         checkpoints.wait()
     assert len([path for path in (tmp_path / "scratch" / "saves").rglob("*") if path.is_file()]) >= 2
     checkpoints.root = place
