@@ -69,12 +69,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class Scheduling(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return SPARK if nodeid.startswith(SPARK) else super()._split_scope(nodeid)
-
+    scheduling = LoadFileScheduling(config, log)
+    file_of = scheduling._split_scope
+    scheduling._split_scope = lambda nodeid: SPARK if nodeid.startswith(SPARK) else file_of(nodeid)
     config.option.loadscopereorder = False
-    return Scheduling(config, log)
+    return scheduling
 
 
 @pytest.fixture(scope="session")
