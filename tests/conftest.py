@@ -26,8 +26,17 @@ MARKING_FIXTURES = {"shared_data": "shared", "spark": "spark"}
 HOME = pytest.StashKey[str]()
 SPARK = "tests/engines/"
 """The folder of all tests that use the fixture `spark`: one process runs them, in one JVM."""
-LONGEST = (SPARK,)
-"""Begin with these, so that no process waits for another at the end: a minute or more on a quiet core."""
+LONGEST = (
+    "tests/faults/test_real_kills.py",
+    SPARK,
+    "tests/faults/test_recipe.py",
+    "tests/jobs/test_spark_",
+    "tests/faults/test_network.py",
+    "tests/faults/test_commit_points.py",
+    "tests/training/test_",
+    "tests/training/checkpoint/",
+)
+"""Begin with these, so that no process waits for another at the end: beginnings of paths, half a minute or more each."""
 
 hypothesis.settings.register_profile("local", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
