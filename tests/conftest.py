@@ -36,7 +36,7 @@ LONGEST = (
     "tests/training/test_",
     "tests/training/checkpoint/",
 )
-"""Begin with these, so that no process waits for another at the end: beginnings of paths, half a minute or more each."""
+"""Begin with these, so that no process waits for another at the end: beginnings of paths, half a minute or more."""
 
 hypothesis.settings.register_profile("local", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
