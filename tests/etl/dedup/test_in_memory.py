@@ -9,7 +9,7 @@ import pytest
 
 from etl.dedup.in_memory import near_duplicates
 from etl.dedup.near import NearDedup
-from tests.etl.stages.dedup.test_stage import families
+from tests.etl.stages.dedup.toys import families
 
 
 def texts_of(seed: int) -> list[str]:

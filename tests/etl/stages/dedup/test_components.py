@@ -12,11 +12,12 @@ from etl.stages.context import Context
 from etl.stages.dedup.bands import CANDIDATE
 from etl.stages.dedup.blocks import EDGE
 from etl.stages.dedup.components import cut_blocks, label_components
-from etl.stages.dedup.stars import LABEL, first_labels
+from etl.stages.dedup.stars import LABEL
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
-from tests.etl.stages.toys import make_recipe, mixed_rows, read, run, stage, write_parquet
+from tests.etl.stages.dedup.toys import NEAR, digests, families, long_rows
+from tests.etl.stages.toys import make_recipe, read, run, stage, write_jsonl
 from tests.etl.storage.builds import NUMBERS, commit, numbers
 
 PAIRS = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in ("left", "right")])
@@ -154,16 +155,6 @@ def test_another_budget_begins_the_dataset_anew(tmp_path):
     assert labels_of(label(tmp_path, pairs, 0, num_splits=2)) == expected_labels(pairs)
 
 
-def test_a_centre_that_every_leaf_names_has_one_label():
-    arcs = pa.table({"node": pa.array([2, 2, 2, 5, 5, 7], pa.int64()), "neighbour": [2, 2, 2, 2, 2, 7]})
-    for batch_rows in (1, 2, 6):
-        chunks = list(first_labels(0, iter(arcs.to_batches(max_chunksize=batch_rows))))
-        assert chunks[0].batch.to_pydict() == {"row": [2, 5, 7], "component": [2, 2, 7]}
-        assert chunks[-1].rows_in == 6
-    with pytest.raises(AssertionError, match="two labels"):
-        list(first_labels(0, iter(pa.table({"node": [5, 5], "neighbour": [1, 2]}).to_batches(max_chunksize=1))))
-
-
 # --- blocks --------------------------------------------------------------------------------------------------------
 
 NUM_SHINGLES = np.random.default_rng(5).integers(1, 40, NUM_NODES)
@@ -250,16 +241,23 @@ def test_cutting_that_was_killed_goes_on(tmp_path):
     assert len(last.ran) == 3
 
 
-def test_near_duplicates_are_the_same_by_either_path(tmp_path):
-    """The whole stage, with pairs cut and labelled by one task and by shuffles."""
-    write_parquet(tmp_path / "in.parquet", mixed_rows(120), row_group_size=17)
-    found = []
-    for max_edges in (0, 10**6):
-        output = tmp_path / str(max_edges)
-        settings = {"split_bytes": 8192, "bucket_bytes": 1 << 14, "max_component_edges": max_edges}
-        run(make_recipe(output, {"toy": tmp_path / "in.parquet"}, stages=["dedup"], run=settings))
-        found.append(stage(output, "near").manifest)
-    assert found[0].content_digest == found[1].content_digest
-    assert found[0].accounting == found[1].accounting
-    assert (tmp_path / "0/rounds").exists()
-    assert not (tmp_path / "1000000/rounds").exists()
+def test_star_contraction_gives_the_clusters_of_one_task(tmp_path):
+    """With no room for edges in one task, labels and blocks come from rounds of shuffles."""
+    rows = [*families(12), *long_rows(30)]
+    found, accounts = {}, {}
+    for edges in (0, 1 << 20):
+        write_jsonl(tmp_path / f"{edges}.jsonl", rows)
+        out = tmp_path / str(edges)
+        recipe = make_recipe(
+            out, {"toy": tmp_path / f"{edges}.jsonl"}, stages=["dedup"], dedup={"exact": None, "near": NEAR},
+            run={"split_bytes": 8192, "bucket_bytes": 8192, "max_component_edges": edges},
+        )  # fmt: skip
+        run(recipe, InProcessEngine(batch_rows=6))
+        found[edges] = digests(out, ("pairs", "components", "near_hits", "near", "clusters"))
+        accounts[edges] = stage(out, "near").manifest.accounting
+        assert (out / "rounds").exists() == (edges == 0)
+        told = stage(out, "near").manifest.findings["canaries"]
+        assert sum(level["made"] for level in told["by_jaccard"].values()) > 20
+        assert told["recall"] == 1.0
+    assert found[0] == found[1 << 20]
+    assert accounts[0] == accounts[1 << 20]
