@@ -43,12 +43,12 @@ from etl.filters.ngram_index import (
     Index,
     Items,
     Rule,
-    Tables,
-    Words,
     build,
     characters_before,
     write,
 )
+from etl.filters.ngram_scan import Tables
+from etl.filters.ngram_words import Words
 from etl.messages import instruction_text, response_text
 from etl.step import BatchFn, Step, append, drop, live
 from etl.text import UNICODE_VERSION

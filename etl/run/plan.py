@@ -25,7 +25,7 @@ _Then = Callable[[Dataset], None]
 
 
 @dataclass(frozen=True)
-class Outlook:
+class PlannedStage:
     """What a run would do about one dataset."""
 
     stage: str
@@ -36,16 +36,16 @@ class Outlook:
     """For run: each field that differs, with its old and new value."""
 
 
-class _OutOfSight(Exception):
+class _LookaheadEnd(Exception):
     """A dataset that later stages need to be looked at is not there."""
 
 
-class _Lookout(Engine):
+class _Lookahead(Engine):
     """Runs nothing; notes what would run."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.outlooks: list[Outlook] = []
+        self.planned: list[PlannedStage] = []
         self.jobs: dict[str, Job] = {}
         self._replaced: set[str] = set()
 
@@ -68,22 +68,22 @@ class _Lookout(Engine):
         try:
             dataset = Dataset.open(folder)
         except DataError:
-            self.outlooks.append(Outlook(stage, "run", ("nothing is there yet",)))
-            raise _OutOfSight from None
-        self.outlooks.append(Outlook(stage, "check", (f"runs again if {table.name} has changed",)))
+            self.planned.append(PlannedStage(stage, "run", ("nothing is there yet",)))
+            raise _LookaheadEnd from None
+        self.planned.append(PlannedStage(stage, "check", (f"runs again if {table.name} has changed",)))
         return dataset
 
     def _look(self, job: Job) -> Dataset:
         self.jobs[job.stage] = job
-        outlook = self._outlook(job)
-        self.outlooks.append(outlook)
-        if outlook.action != "keep":
+        stage_plan = self._stage_plan(job)
+        self.planned.append(stage_plan)
+        if stage_plan.action != "keep":
             self._replaced.add(job.folder.url)
         if not Build(job).is_occupied():
-            raise _OutOfSight
+            raise _LookaheadEnd
         return Dataset.open(job.folder)
 
-    def _outlook(self, job: Job) -> Outlook:
+    def _stage_plan(self, job: Job) -> PlannedStage:
         build = Build(job)
         if not build.is_occupied():
             return _unfinished(build)
@@ -92,11 +92,11 @@ class _Lookout(Engine):
         if old.base != job.base_cut:
             reasons.append("the rows that it is aligned with are cut in another way")
         if reasons:
-            return Outlook(job.stage, "run", tuple(reasons))
+            return PlannedStage(job.stage, "run", tuple(reasons))
         unsure = [dataset.ref.stage for dataset in job.inputs if dataset.ref.folder.url in self._replaced]
         if unsure:
-            return Outlook(job.stage, "check", (f"runs again if {', '.join(unsure)} gives other rows",))
-        return Outlook(job.stage, "keep")
+            return PlannedStage(job.stage, "check", (f"runs again if {', '.join(unsure)} gives other rows",))
+        return PlannedStage(job.stage, "keep")
 
     def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
         raise AssertionError(work)
@@ -108,12 +108,12 @@ class _Lookout(Engine):
         """Nothing is held."""
 
 
-def _unfinished(build: Build) -> Outlook:
+def _unfinished(build: Build) -> PlannedStage:
     plan = build.resumable()
     if plan is None:
-        return Outlook(build.job.stage, "run", ("nothing is there yet",))
+        return PlannedStage(build.job.stage, "run", ("nothing is there yet",))
     done = len(plan.splits) - len(build.missing(plan))
-    return Outlook(build.job.stage, "resume", (f"{done} of {len(plan.splits)} splits are done",))
+    return PlannedStage(build.job.stage, "resume", (f"{done} of {len(plan.splits)} splits are done",))
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -133,7 +133,7 @@ def _shown(value: Any) -> str:
     return "absent" if value is None else repr(value)
 
 
-def plan_recipe(recipe: Recipe) -> list[Outlook]:
+def plan_recipe(recipe: Recipe) -> list[PlannedStage]:
     """What a run of the recipe would do, stage by stage, as far as it can be known before it runs.
 
     The last entry may be a stage without data yet; those after it are not listed.
@@ -141,15 +141,15 @@ def plan_recipe(recipe: Recipe) -> list[Outlook]:
     Raises:
         StillhouseError: what the run itself would raise before its first task.
     """
-    return _walk(recipe).outlooks
+    return _walk(recipe).planned
 
 
-def _walk(recipe: Recipe) -> _Lookout:
-    lookout = _Lookout()
-    with storage_options(recipe.storage), contextlib.suppress(_OutOfSight):
+def _walk(recipe: Recipe) -> _Lookahead:
+    lookahead = _Lookahead()
+    with storage_options(recipe.storage), contextlib.suppress(_LookaheadEnd):
         check(recipe)
-        run_stages(Context(lookout, recipe, nothing))
-    return lookout
+        run_stages(Context(lookahead, recipe, nothing))
+    return lookahead
 
 
 def adopt(recipe: Recipe, stage: str) -> list[str]:
@@ -162,25 +162,25 @@ def adopt(recipe: Recipe, stage: str) -> list[str]:
         DataError: there is nothing to adopt, or its rows cannot stand beside those of this run.
     """
     with RunLock(recipe.place):
-        lookout = _walk(recipe)
-        job = lookout.jobs.get(stage)
+        lookahead = _walk(recipe)
+        job = lookahead.jobs.get(stage)
         if job is None:
-            known = ", ".join(outlook.stage for outlook in lookout.outlooks)
+            known = ", ".join(one.stage for one in lookahead.planned)
             raise DataError(f"there is no stage '{stage}' to adopt; so far there are: {known}")
-        (outlook,) = (outlook for outlook in lookout.outlooks if outlook.stage == stage)
-        _refuse_what_cannot_be_adopted(job, outlook, lookout.outlooks)
+        (stage_plan,) = (one for one in lookahead.planned if one.stage == stage)
+        _refuse_what_cannot_be_adopted(job, stage_plan, lookahead.planned)
         old = Dataset.open(job.folder).manifest
-        _rewrite(job, old, outlook.reasons)
-        return list(outlook.reasons)
+        _rewrite(job, old, stage_plan.reasons)
+        return list(stage_plan.reasons)
 
 
-def _refuse_what_cannot_be_adopted(job: Job, outlook: Outlook, outlooks: list[Outlook]) -> None:
+def _refuse_what_cannot_be_adopted(job: Job, stage_plan: PlannedStage, planned: list[PlannedStage]) -> None:
     if not Build(job).is_occupied():
         raise DataError(f"{job.folder} holds no committed dataset; run the recipe")
-    if outlook.action in ("keep", "check"):
+    if stage_plan.action in ("keep", "check"):
         raise DataError(f"{job.folder} is what this recipe makes already; there is nothing to adopt")
     inputs = {dataset.ref.stage for dataset in job.inputs}
-    undecided = [earlier.stage for earlier in outlooks if earlier.stage in inputs and earlier.action != "keep"]
+    undecided = [earlier.stage for earlier in planned if earlier.stage in inputs and earlier.action != "keep"]
     if undecided:
         raise DataError(f"{job.folder} is made from {', '.join(undecided)}, to run again; adopt or run that first")
     dataset = Dataset.open(job.folder)
@@ -196,8 +196,8 @@ def _rewrite(job: Job, old: Manifest, differing: Iterable[str]) -> None:
     (job.folder / MANIFEST).replace(to_json(old.model_copy(update=changes)))
 
 
-def describe(outlooks: Iterable[Outlook]) -> Iterator[str]:
+def describe(planned: Iterable[PlannedStage]) -> Iterator[str]:
     """Lines for the user: a stage and what would happen to it, then each reason."""
-    for outlook in outlooks:
-        yield f"{outlook.stage:>24}  {outlook.action}"
-        yield from (f"{'':>24}    {reason}" for reason in outlook.reasons)
+    for stage_plan in planned:
+        yield f"{stage_plan.stage:>24}  {stage_plan.action}"
+        yield from (f"{'':>24}    {reason}" for reason in stage_plan.reasons)

@@ -56,8 +56,8 @@ def test_an_unchanged_table_does_no_work_and_a_changed_one_all_of_it(rows, spark
         patch.setattr(SparkEngine, "_job", None)
         run(recipe(tmp_path, "toys.rows"), engine)
     assert files(tmp_path / "out") == before
-    outlooks = {outlook.stage: outlook for outlook in plan_recipe(recipe(tmp_path, "toys.rows"))}
-    assert outlooks["tables/a"].action == "check"
+    planned = {stage.stage: stage for stage in plan_recipe(recipe(tmp_path, "toys.rows"))}
+    assert planned["tables/a"].action == "check"
     rows.limit(3).write.insertInto("toys.rows")
     run(recipe(tmp_path, "toys.rows"), engine)
     assert stage(tmp_path / "out", "tables/a").manifest.rows_out == 33

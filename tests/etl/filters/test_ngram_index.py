@@ -1,93 +1,26 @@
-"""Word splitting and hits of the index against plain Python: regular expressions, sets and all stretches of a text."""
+"""Hits of the index against plain Python: sets and all stretches of a text."""
 
 import math
 import re
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.filters import ngram_index
 from etl.filters.ngram_index import (
     ANSWER,
     QUESTION,
     Index,
     Items,
     Rule,
-    Words,
     build,
     characters_before,
     write,
 )
+from etl.filters.ngram_words import ROOM, Words
 
 PLAIN = Words(latex=False, mask_numbers=False)
-LAYOUT = {"left", "right", "quad", "text", "big"}
-TRICKY = r"""abKxZ 019_\$^{},.-'’éßΣσς²½٣中İ🙂""" + "\n\t\u0301"
-PIECES = [
-    r"\left(",
-    r"\right)",
-    r"\frac",
-    r"\dfrac12",
-    r"\\",
-    r"\,",
-    "1,600.5",
-    "x_1",
-    "2x",
-    r"\text{if}",
-    "Ab",
-    " ",
-    "$",
-]
-
-
-def oracle_words(text, latex, mask):
-    """What a text is made of, by regular expressions."""
-
-    def fold(word):
-        return word.replace("İ", "i").lower().replace("ς", "σ")
-
-    if mask:
-        text = re.sub(r"\d+(?:[.,]\d+)*", "0", text)
-    if not latex:
-        return re.findall(r"\w+", fold(text))
-    found = []
-    for piece in re.findall(r"\\\\|\\[A-Za-z]+|\d+|[^\W\d_]+", text):
-        word = fold(piece)
-        if word.startswith("\\"):
-            word = word[1:]
-            if word == "\\" or word in LAYOUT:
-                continue
-            word = {"dfrac": "frac", "tfrac": "frac"}.get(word, word)
-        found.append(word)
-    return found
-
-
-@pytest.mark.parametrize("latex", [False, True])
-@pytest.mark.parametrize("mask", [False, True])
-@given(text=st.lists(st.one_of(st.sampled_from(PIECES), st.text(TRICKY, max_size=6)), max_size=8).map("".join))
-def test_words_are_those_of_regular_expressions(text, latex, mask):
-    hashes, bounds = ngram_index._split_array(pa.array([text]), Words(latex, mask))
-    assert hashes.tolist() == [ngram_index._word_hash(word) for word in oracle_words(text, latex, mask)]
-    assert bounds.tolist() == [0, len(hashes)]
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("$x ^ 2$", "x^{2}"),
-        (r"\left( 2x \right)", "(2 x)"),
-        (r"$a \, b\ c$", "a b c"),
-        (r"\dfrac{1}{2}", r"\frac 1 2"),
-        (r"x_{1}", "x_1"),
-        (r"\text{if } n", "if n"),
-    ],
-)
-def test_the_dress_of_latex_makes_no_difference(one, other):
-    words = Words(latex=True, mask_numbers=False)
-    split = [ngram_index._split_array(pa.array([text]), words)[0].tolist() for text in (one, other)]
-    assert split[0] == split[1]
 
 
 def as_items(questions, answers=()):
@@ -186,7 +119,7 @@ def test_the_span_is_the_shortest_stretch_that_holds_what_counted(tmp_path_facto
 def test_a_text_longer_than_every_buffer(tmp_path):
     item = " ".join(f"w{n}" for n in range(40))
     index = index_of(tmp_path / "i.arrow", as_items([item]), [Rule("ngram_8", 8, 1.0, near=False)])
-    filler = " ".join(f"v{n}" for n in range(3 * ngram_index._ROOM))
+    filler = " ".join(f"v{n}" for n in range(3 * ROOM))
     row = f"{filler} " + f"{item} " * 200 + filler
     hits = index.scan(pa.array(["", row, "w1 w2"]), QUESTION)
     assert hits.row.tolist() == [1]

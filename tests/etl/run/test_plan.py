@@ -22,11 +22,11 @@ from tests.etl.stages.toys import (
 
 
 def actions(recipe):
-    return {outlook.stage: outlook.action for outlook in plan_recipe(recipe)}
+    return {stage.stage: stage.action for stage in plan_recipe(recipe)}
 
 
 def reasons(recipe, name):
-    (found,) = (outlook.reasons for outlook in plan_recipe(recipe) if outlook.stage == name)
+    (found,) = (stage.reasons for stage in plan_recipe(recipe) if stage.stage == name)
     return found
 
 
@@ -42,7 +42,7 @@ def recipe_of(tmp_path, source, **sections):
 
 def test_nothing_is_there_yet(tmp_path, source):
     recipe = recipe_of(tmp_path, source)
-    assert [(outlook.stage, outlook.action, outlook.reasons) for outlook in plan_recipe(recipe)] == [
+    assert [(stage.stage, stage.action, stage.reasons) for stage in plan_recipe(recipe)] == [
         ("ingest", "run", ("nothing is there yet",))
     ]
     assert not (tmp_path / "out").exists()

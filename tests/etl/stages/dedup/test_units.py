@@ -5,7 +5,6 @@ import random
 
 import pyarrow as pa
 import pytest
-from pydantic import ValidationError
 
 from etl.dedup.survivor import Survivor
 from etl.dedup.units import UnitDedup
@@ -300,13 +299,3 @@ def test_which_of_two_rows_of_one_id_keeps_a_unit_does_not_depend_on_their_order
         item for split in (0, 1) for batch in done.read(split, ["license", "verdict"]) for item in batch.to_pylist()
     ]
     assert [item["license"] for item in left if item["verdict"] is None] == ["one"]
-
-
-def test_a_kind_of_unit_stands_once(tmp_path):
-    with pytest.raises(ValidationError, match=r"units lists \['line'\] more than once"):
-        text_recipe(
-            tmp_path / "out",
-            {"a": []},
-            stages=["dedup"],
-            dedup={"units": [{"unit": "line"}, {"unit": "line", "min_words": 9}]},
-        )

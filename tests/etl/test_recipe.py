@@ -1,0 +1,119 @@
+"""What a recipe refuses before anything runs, in words that name the value and the remedy."""
+
+import pytest
+from pydantic import ValidationError
+
+from etl.recipe import STAGE_NAMES, Cutting, Layout, Recipe, TrainKenlm
+from tests.etl.stages.toys import FILTER, make_recipe, scores
+
+PERPLEXITY = {"steps": [{"kind": "perplexity", "model": "run:kenlm"}]}
+
+
+def recipe(output="out", sources=None, **sections):
+    return make_recipe(output, sources or {"a": "a.jsonl"}, **sections)
+
+
+def test_a_small_recipe_is_complete_with_defaults():
+    found = recipe(stages=["dedup", "tokenize", "layout"])
+    assert (found.name, found.output, found.stages) == ("toy", "out", ("dedup", "tokenize", "layout"))
+    assert (found.filter, found.score) == (None, None)
+    assert found.dedup.exact is not None
+    assert found.dedup.near is not None
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (["filter"], "stages lists 'filter', but the section `filter:` is missing"),
+        (["score"], "stages lists 'score', but the section `score:` is missing"),
+        (["dedup", "dedup"], r"stages lists \['dedup'\] more than once"),
+        (["layout"], "list 'tokenize' before it and nothing after it"),
+        (["tokenize", "layout", "split"], "list 'tokenize' before it and nothing after it"),
+        (["tokenise"], "tokenise|stages.0"),
+    ],
+)
+def test_stages_that_make_no_sense_are_refused(stages, message):
+    with pytest.raises(ValidationError, match=message):
+        recipe(stages=stages)
+
+
+@pytest.mark.parametrize("stages", [["score"], ["score", "kenlm"]])
+def test_the_model_of_the_run_is_trained_before_it_is_used(stages):
+    with pytest.raises(ValidationError, match="stages must list 'kenlm' before 'score'"):
+        recipe(stages=stages, score=PERPLEXITY)
+    recipe(stages=["kenlm", "score"], score=PERPLEXITY)
+    recipe(stages=["filter"], filter=FILTER, score=PERPLEXITY)
+
+
+@pytest.mark.parametrize("name", ["near", "corpus", "embeddings", "sentence_hits"])
+def test_a_cut_is_not_called_like_a_folder_of_the_run(name):
+    assert name in STAGE_NAMES
+    cut = FILTER["cuts"][0] | {"name": name}
+    with pytest.raises(ValidationError, match=rf"cuts are called \['{name}'\].*give them other names"):
+        recipe(filter=FILTER | {"cuts": [cut]})
+
+
+def test_filter_and_score_have_no_name_in_common():
+    score = scores("model")
+    with pytest.raises(ValidationError, match=r"filter and score both have \['perplexity', 'strange'\]"):
+        recipe(filter=score, score=score)
+
+
+def test_a_priority_of_an_unknown_source_is_refused():
+    with pytest.raises(
+        ValidationError, match=r"dedup.survivor.sources names \['c'\]; the recipe's sources are \['a', 'b'\]"
+    ):
+        recipe(sources={"a": "a.jsonl", "b": "b.jsonl"}, dedup={"survivor": {"sources": ["a", "c"]}})
+
+
+def test_each_kind_of_unit_is_listed_once():
+    with pytest.raises(ValidationError, match=r"units lists \['line'\] more than once"):
+        recipe(dedup={"units": [{"unit": "line"}, {"unit": "sentence"}, {"unit": "line", "min_words": 4}]})
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "bad"),
+    [
+        (TrainKenlm, "order", 6),
+        (TrainKenlm, "fraction", 0),
+        (Layout, "validation_fraction", 1),
+        (Layout, "target_bytes", 1000),
+        (Cutting, "split_bytes", 0),
+        (Cutting, "max_component_edges", 1 << 30),
+    ],
+)
+def test_numbers_out_of_range_are_refused(model, field, bad):
+    with pytest.raises(ValidationError, match=field):
+        model.model_validate({field: bad})
+
+
+def test_where_things_lie_and_how_work_is_cut_enter_no_fingerprint():
+    one = recipe("here", stages=["tokenize", "layout"], run={"split_bytes": 4096})
+    other = recipe("there", stages=["tokenize", "layout"], run={"split_bytes": 8192}, single_writer=True)
+    assert one.fingerprinted() == other.fingerprinted()
+    assert "target_bytes" not in Layout(target_bytes=1 << 20).fingerprinted()
+    assert Layout(seed=1).fingerprinted() != Layout(seed=2).fingerprinted()
+
+
+def test_credentials_in_a_url_are_refused_and_not_repeated():
+    with pytest.raises(ValidationError) as caught:
+        recipe("s3://name:secret@bucket/out")
+    assert "secret" not in str(caught.value)
+
+
+def test_storage_of_an_unknown_scheme_is_refused_without_its_values():
+    with pytest.raises(ValidationError) as caught:
+        recipe(storage={"s4": {"key": "secret"}})
+    assert "s4" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_options_of_storage_do_not_show_when_a_recipe_is_printed():
+    found = recipe("s3://bucket/out", storage={"s3": {"key": "secret"}})
+    assert "secret" not in repr(found)
+    assert found.place.single_writer is False
+
+
+def test_a_recipe_without_sources_is_refused():
+    with pytest.raises(ValidationError, match="sources"):
+        Recipe.model_validate({"name": "x", "output": "out", "sources": {}, "stages": []})
