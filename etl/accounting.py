@@ -27,24 +27,24 @@ def account(steps: Sequence[str], sources: pa.Array, before: pa.StructArray, aft
         before: verdicts when the pass began.
         after: verdicts when it ended.
     """
-    was_alive = pc.is_null(before)
-    alive = count_by_source(sources, was_alive)
+    was_live = pc.is_null(before)
+    num_live = count_by_source(sources, was_live)
     lost = pa.table(
         {
             "source": sources,
             "step": pc.struct_field(after, "step"),
             "reason": pc.struct_field(after, "reason"),
         }
-    ).filter(pc.and_(was_alive, pc.is_valid(after)))
+    ).filter(pc.and_(was_live, pc.is_valid(after)))
     losses = lost.group_by(["source", "step", "reason"]).aggregate([([], "count_all")]).to_pylist()
-    accounting: Accounting = {source: {} for source in alive}
+    accounting: Accounting = {source: {} for source in num_live}
     for step in steps:
-        for source, entering in alive.items():
+        for source, entering in num_live.items():
             drops = {
                 row["reason"]: row["count_all"] for row in losses if row["source"] == source and row["step"] == step
             }
-            alive[source] = entering - sum(drops.values())
-            accounting[source][step] = {"in": entering, "made": 0, "kept": alive[source], **drops}
+            num_live[source] = entering - sum(drops.values())
+            accounting[source][step] = {"in": entering, "made": 0, "kept": num_live[source], **drops}
     unnamed = {row["step"] for row in losses} - set(steps)
     assert not unnamed, f"verdicts by {unnamed} in a pass of {list(steps)}"
     return accounting

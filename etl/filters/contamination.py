@@ -217,8 +217,8 @@ class ContaminationStep(Step):
 
     def _search(self, index: Index, batch: pa.RecordBatch) -> tuple[pa.StructArray, I64]:
         """The hits of a batch by row, best first in each, and the row of each."""
-        alive = live(batch)
-        texts = [_TEXTS[field](batch).filter(alive) for field in self.fields]
+        is_live = live(batch)
+        texts = [_TEXTS[field](batch).filter(is_live) for field in self.fields]
         found = [index.scan(text, _SOUGHT[field]) for field, text in zip(self.fields, texts, strict=True)]
         row = np.concatenate([hits.row for hits in found])
         text, rule, ratio = (
@@ -240,7 +240,7 @@ class ContaminationStep(Step):
             pa.array(end.astype(np.int32)),
         ]
         hits = pa.StructArray.from_arrays(columns, fields=list(HIT))
-        return hits, np.flatnonzero(alive.to_numpy(zero_copy_only=False))[row]
+        return hits, np.flatnonzero(is_live.to_numpy(zero_copy_only=False))[row]
 
 
 def _digests(files: dict[str, list[Path]]) -> dict[str, str]:
@@ -269,10 +269,10 @@ def _character_spans(texts: list[pa.StringArray], found: list[Hits], chosen: I64
     return starts, ends
 
 
-def _lists(hits: pa.StructArray, rows: I64, alive: pa.BooleanArray) -> pa.ListArray:
+def _lists(hits: pa.StructArray, rows: I64, is_live: pa.BooleanArray) -> pa.ListArray:
     """A list of hits for each row, null for a dead one."""
-    offsets = np.searchsorted(rows, np.arange(len(alive) + 1)).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), hits, mask=pc.invert(alive))
+    offsets = np.searchsorted(rows, np.arange(len(is_live) + 1)).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), hits, mask=pc.invert(is_live))
 
 
 def _dropped(batch: pa.RecordBatch, step: str, hits: pa.StructArray, rows: I64) -> pa.RecordBatch:

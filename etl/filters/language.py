@@ -81,10 +81,10 @@ class LanguageStep(Step):
         model = fasttext.load_model(str(fetch(MODEL_URI, MODEL_SHA256)))
 
         def run(batch: pa.RecordBatch) -> pa.RecordBatch:
-            alive = live(batch)
-            labels, scores = _detect(model, judged_text(visible_text(batch).filter(alive)))
-            label = pc.replace_with_mask(pa.nulls(batch.num_rows, pa.string()), alive, labels)
-            score = pc.replace_with_mask(pa.nulls(batch.num_rows, pa.float64()), alive, scores)
+            is_live = live(batch)
+            labels, scores = _detect(model, judged_text(visible_text(batch).filter(is_live)))
+            label = pc.replace_with_mask(pa.nulls(batch.num_rows, pa.string()), is_live, labels)
+            score = pc.replace_with_mask(pa.nulls(batch.num_rows, pa.float64()), is_live, scores)
             return self._judge(append(batch, self.adds, [label, score]), label, score)
 
         return run

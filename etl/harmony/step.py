@@ -33,7 +33,7 @@ DateText = Annotated[str, BeforeValidator(_iso)]
 class HarmonyStep(Step):
     """Renders `messages` to `input_ids` and spans.
 
-    A living row gets verdict `unrenderable` (value: why) when a message has an unknown role or channel, a tool's
+    A live row gets verdict `unrenderable` (value: why) when a message has an unknown role or channel, a tool's
     message answers no call, or a raw document stands beside other messages; and `no_supervised_tokens` (value: number
     of messages) when no assistant speaks in it or a raw document is empty. `reasoning_effort` is null for raw
     documents, which no constant message precedes.
@@ -76,9 +76,9 @@ class HarmonyStep(Step):
 
         def render(batch: pa.RecordBatch) -> pa.RecordBatch:
             batch = self._judge(batch)
-            alive = live(batch)
-            rendered = renderer.render(Messages.of(batch.column("messages").filter(alive)))
-            columns = _columns(rendered, alive.to_numpy(zero_copy_only=False), self.reasoning_effort)
+            is_live = live(batch)
+            rendered = renderer.render(Messages.of(batch.column("messages").filter(is_live)))
+            columns = _columns(rendered, is_live.to_numpy(zero_copy_only=False), self.reasoning_effort)
             return append(batch, TOKENIZED_COLUMNS, columns)
 
         return render
@@ -96,8 +96,8 @@ class HarmonyStep(Step):
         return drop(batch, self.kind, pa.array(silent), "no_supervised_tokens", num_messages)
 
 
-def _columns(rendered: Rendered, alive: npt.NDArray[np.bool_], effort: str) -> list[pa.Array]:
-    """The arrays of TOKENIZED_COLUMNS for all rows; `rendered` has the living ones, the others are null."""
+def _columns(rendered: Rendered, is_live: npt.NDArray[np.bool_], effort: str) -> list[pa.Array]:
+    """The arrays of TOKENIZED_COLUMNS for all rows; `rendered` has the live ones, the others are null."""
     spans, num_rows = rendered.spans, len(rendered.offsets) - 1
     lengths = np.diff(rendered.offsets)
     num_spans = np.bincount(spans.row, minlength=num_rows)
@@ -105,18 +105,18 @@ def _columns(rendered: Rendered, alive: npt.NDArray[np.bool_], effort: str) -> l
     cell = spans.row * len(SPAN_KINDS) + spans.kind
     cells = num_rows, len(SPAN_KINDS)
     per_kind = np.bincount(cell, spans.end - spans.start, np.prod(cells)).reshape(cells)
-    has_effort = alive.copy()
-    has_effort[alive] = per_kind[:, SPAN_KINDS.index("text")] == 0
+    has_effort = is_live.copy()
+    has_effort[is_live] = per_kind[:, SPAN_KINDS.index("text")] == 0
     names = pa.array(SPAN_KINDS).take(pa.array(spans.kind))
     positions = (pa.array(a, pa.int32()) for a in (spans.turn, spans.start, spans.content_start, spans.end))
     return [
-        _lists(pa.array(rendered.tokens), lengths, alive),
-        _scattered(lengths, alive),
-        _scattered(spans.start[first_span], alive),
-        *(_scattered(counts, alive) for counts in per_kind.T),
-        _lists(pa.StructArray.from_arrays([names, *positions], fields=list(SPAN)), num_spans, alive),
+        _lists(pa.array(rendered.tokens), lengths, is_live),
+        _scattered(lengths, is_live),
+        _scattered(spans.start[first_span], is_live),
+        *(_scattered(counts, is_live) for counts in per_kind.T),
+        _lists(pa.StructArray.from_arrays([names, *positions], fields=list(SPAN)), num_spans, is_live),
         pc.if_else(pa.array(has_effort), effort, pa.scalar(None, pa.string())),
-        _scattered(signed(_row_hashes(rendered)).to_numpy(), alive),
+        _scattered(signed(_row_hashes(rendered)).to_numpy(), is_live),
     ]
 
 
@@ -126,17 +126,17 @@ def _row_hashes(rendered: Rendered) -> npt.NDArray[np.uint64]:
     return hash_array(pa.Array.from_buffers(pa.large_binary(), len(rendered.offsets) - 1, buffers))
 
 
-def _scattered(values: npt.NDArray[np.generic], alive: npt.NDArray[np.bool_]) -> pa.Array:
-    """Values of the living rows at their places, null elsewhere."""
-    out = np.zeros(len(alive), np.int64)
-    out[alive] = values
-    return pa.array(out, mask=~alive)
+def _scattered(values: npt.NDArray[np.generic], is_live: npt.NDArray[np.bool_]) -> pa.Array:
+    """Values of the live rows at their places, null elsewhere."""
+    out = np.zeros(len(is_live), np.int64)
+    out[is_live] = values
+    return pa.array(out, mask=~is_live)
 
 
-def _lists(values: pa.Array, lengths: npt.NDArray[np.int64], alive: npt.NDArray[np.bool_]) -> pa.Array:
-    """Lists of the living rows over flat values, null elsewhere."""
-    offsets = np.zeros(len(alive) + 1, np.int64)
-    offsets[1:][alive] = lengths
+def _lists(values: pa.Array, lengths: npt.NDArray[np.int64], is_live: npt.NDArray[np.bool_]) -> pa.Array:
+    """Lists of the live rows over flat values, null elsewhere."""
+    offsets = np.zeros(len(is_live) + 1, np.int64)
+    offsets[1:][is_live] = lengths
     np.cumsum(offsets, out=offsets)
     assert offsets[-1] < 2**31, "a record batch holds at most 2^31 tokens"
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=pa.array(~alive))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=pa.array(~is_live))

@@ -30,9 +30,9 @@ class CtxBucketStep(Step):
             num_tokens = batch.column("n_tokens")
             too_long = pc.greater(num_tokens, self.max_tokens)
             batch = drop(batch, self.kind, too_long, "longer_than_max_tokens", num_tokens)
-            alive = live(batch)
-            sizes = pc.if_else(alive, num_tokens, 0).to_numpy(zero_copy_only=False)
-            index = pa.array(np.searchsorted(limits, sizes), mask=~alive.to_numpy(zero_copy_only=False))
+            is_live = live(batch)
+            sizes = pc.if_else(is_live, num_tokens, 0).to_numpy(zero_copy_only=False)
+            index = pa.array(np.searchsorted(limits, sizes), mask=~is_live.to_numpy(zero_copy_only=False))
             return append(batch, self.adds, [names.take(index)])
 
         return bucket

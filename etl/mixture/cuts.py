@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from etl.config import Config
 from etl.errors import SchemaError
 from etl.hashing import hash_array, ordered_bits
+from etl.step import live
 
 DIGITS = 6
 RADIX = 1 << 16
@@ -102,7 +103,7 @@ class Cut(Config):
         raise NotImplementedError
 
     def quotas(self, totals: dict[str, int]) -> dict[str, int]:
-        """How many rows of each group to keep, given how many are alive."""
+        """How many rows of each group to keep, given how many are live."""
         raise NotImplementedError
 
 
@@ -267,16 +268,16 @@ class Search:
 def histogram(
     cut: Cut, batches: Iterator[pa.RecordBatch], digit: int, prefixes: dict[str, tuple[int, ...]] | None
 ) -> pa.RecordBatch:
-    """Rows by (group, digit) among the living rows whose key begins with their group's prefix: HISTOGRAM."""
+    """Rows by (group, digit) among the live rows whose key begins with their group's prefix: HISTOGRAM."""
     counts = [_count(cut, batch, digit, prefixes) for batch in batches]
     return _sum(pa.Table.from_batches(counts, HISTOGRAM))
 
 
 def _count(cut: Cut, batch: pa.RecordBatch, digit: int, prefixes: dict[str, tuple[int, ...]] | None) -> pa.RecordBatch:
-    alive = batch.filter(batch.column("verdict").is_null())
-    groups = cut.group(alive).dictionary_encode()
+    batch = batch.filter(live(batch))
+    groups = cut.group(batch).dictionary_encode()
     codes = pc.fill_null(groups.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    digits = keys(cut, alive)
+    digits = keys(cut, batch)
     wanted = codes >= 0
     if prefixes is not None:
         labels = groups.dictionary.to_pylist()

@@ -61,9 +61,9 @@ class PerplexityStep(Step):
         model = load(str(fetch(self.model, self.sha256)))
 
         def run(batch: pa.RecordBatch) -> pa.RecordBatch:
-            alive = live(batch)
-            texts = TEXTS[self.text](batch).filter(alive)
-            score = pc.replace_with_mask(pa.nulls(batch.num_rows, pa.float64()), alive, perplexities(model, texts))
+            is_live = live(batch)
+            texts = TEXTS[self.text](batch).filter(is_live)
+            score = pc.replace_with_mask(pa.nulls(batch.num_rows, pa.float64()), is_live, perplexities(model, texts))
             sample = in_kenlm_sample(batch.column("id"), self.sample_seed, self.sample_fraction)
             return append(batch, self.adds, [score, sample])
 

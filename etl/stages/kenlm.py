@@ -1,4 +1,4 @@
-"""KenLM: an n-gram model from a seeded sample of the living rows, as a dataset whose one part is the model file.
+"""KenLM: an n-gram model from a seeded sample of the live rows, as a dataset whose one part is the model file.
 
 The sample is written by a narrow pass (DIR/kenlm_sample); the model is trained on the driver from that alone. Rows of
 the sample are flagged by the perplexity step, whose `in_kenlm_sample` is the same function of id, seed and fraction.
@@ -22,6 +22,7 @@ from etl.schema import ID
 from etl.scoring.kenlm_train import backend, backend_line, sample_lines, train
 from etl.scoring.perplexity import SAMPLE_PURPOSE, PerplexityStep
 from etl.stages.context import Context
+from etl.step import live
 from etl.storage.dataset import Chunk, Dataset, SplitWriter
 from etl.storage.manifest import Part, Receipt
 from etl.storage.verify import MODEL_TABLE
@@ -31,7 +32,7 @@ TEXT = pa.schema([pa.field("id", ID, nullable=False), pa.field("text", pa.string
 
 @dataclass(frozen=True)
 class SampleText:
-    """The text of the sampled living rows of one split."""
+    """The text of the sampled live rows of one split."""
 
     rows: RowsRef
     config: TrainKenlm
@@ -39,8 +40,8 @@ class SampleText:
     def __call__(self, split: int) -> Iterator[Chunk]:
         seed = purpose_seed(SAMPLE_PURPOSE, self.config.seed)
         for batch in self.rows.read(split, ["id", "messages", "verdict"]):
-            alive = batch.filter(batch.column("verdict").is_null())
-            chosen = alive.filter(in_sample(alive.column("id"), seed, self.config.fraction))
+            kept = batch.filter(live(batch))
+            chosen = kept.filter(in_sample(kept.column("id"), seed, self.config.fraction))
             yield Chunk(
                 pa.RecordBatch.from_arrays([chosen.column("id"), full_text(chosen)], schema=TEXT), batch.num_rows
             )

@@ -34,7 +34,7 @@ from etl.storage.remote import Storage, storage_options
 _SLICE_ROWS = 20
 """Rows that a slow step gets at once; a checkpoint is written between two slices."""
 _KEYS = ("id", "source_dataset", "verdict")
-_TABLES = {"filter": "FILTER", "score": "SCORE", "tokenize": "TOKENIZED"}
+_TABLES = {"filter": "FILTER", "score": "SCORE", "tokenize": "TOKENIZED", "embeddings": "EMBEDDING"}
 """The table that a stage of steps writes."""
 
 

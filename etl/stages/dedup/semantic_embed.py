@@ -14,16 +14,16 @@ import pyarrow as pa
 
 from etl.dedup.lexical import NUM_SLOTS, count_terms, embed, rarity
 from etl.dedup.semantic import EMBEDDING, SemanticDedup, embedded_text, spread
-from etl.engine import Exchange, MapFn
+from etl.engine import Exchange
 from etl.pipeline import Pipeline
 from etl.rows import Rows, RowsRef
 from etl.schema import aligned
 from etl.stages.context import Context
 from etl.stages.dedup.semantic_cells import Cells
 from etl.stages.keyed import live_rows
-from etl.stages.passes import RunSteps
+from etl.stages.passes import run_pipeline
 from etl.step import live
-from etl.storage.dataset import CHECKPOINTS, Chunk, DatasetRef
+from etl.storage.dataset import Chunk, DatasetRef
 
 TERM = pa.schema([pa.field("slot", pa.int32(), nullable=False), pa.field("rows", pa.int64(), nullable=False)])
 COUNTED_TERMS = pa.schema([("bucket", pa.int32()), ("counts", pa.binary())])
@@ -88,19 +88,17 @@ class EmbedLexical:
 
 def embed_rows(context: Context, rows: Rows, cells: Cells, config: SemanticDedup) -> Rows:
     """The rows with their embeddings beside them: DIR/embeddings, and DIR/semantic_terms for lexical ones."""
+    if config.embedder == "lexical":
+        return _embed_lexical(context, rows, cells, config)
+    return run_pipeline(context, rows, "embeddings", Pipeline(steps=(config.step(),)))
+
+
+def _embed_lexical(context: Context, rows: Rows, cells: Cells, config: SemanticDedup) -> Rows:
     schema = aligned(EMBEDDING)
     inputs = rows.tables(["messages", "verdict"])
-    work: MapFn
-    if config.embedder == "lexical":
-        emit = EmitTerms(rows.ref, config)
-        exchange = Exchange(tuple(rows.splits), emit, COUNTED_TERMS, ("bucket",), _TERM_BUCKETS)
-        identity = config.lexical_identity()
-        job = context.job("semantic_terms", "TERM", TERM, {"lexical": identity}, inputs)
-        terms = context.shuffle(job, exchange, add_terms)
-        job = context.job("embeddings", "EMBEDDING", schema, {"lexical": identity}, (terms, *inputs), rows)
-        work = EmbedLexical(rows.ref, terms.ref, cells.total, config)
-    else:
-        pipeline = Pipeline(steps=(config.step(),))
-        job = context.job("embeddings", "EMBEDDING", schema, {"steps": pipeline.identity()}, inputs, rows)
-        work = RunSteps(rows.ref, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.recipe.storage)
+    identity = {"lexical": config.lexical_identity()}
+    exchange = Exchange(tuple(rows.splits), EmitTerms(rows.ref, config), COUNTED_TERMS, ("bucket",), _TERM_BUCKETS)
+    terms = context.shuffle(context.job("semantic_terms", "TERM", TERM, identity, inputs), exchange, add_terms)
+    job = context.job("embeddings", "EMBEDDING", schema, identity, (terms, *inputs), rows)
+    work = EmbedLexical(rows.ref, terms.ref, cells.total, config)
     return rows.with_side(context.map(job, rows.splits, work), schema)

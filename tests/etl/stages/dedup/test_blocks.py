@@ -32,7 +32,7 @@ cuts = st.lists(st.integers(0, 60), max_size=5)
 
 def stored(folder, name, schema, rows):
     batch = pa.RecordBatch.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
-    return commit(Location.of(str(folder / name)), schema, [[batch]], name)
+    return commit(Location.of(str(folder / name)), schema, [[batch]], name).ref
 
 
 def table_of(schema, rows):

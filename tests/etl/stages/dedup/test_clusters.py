@@ -82,8 +82,8 @@ def test_sets_of_labelled_rows_go_to_the_bucket_of_their_component_and_canaries_
     labelled = [(2, 2), (3, 2), (far, far), (far + 7, far)]
     labels = pa.RecordBatch.from_pylist([dict(zip(LABEL.names, label, strict=True)) for label in labelled], LABEL)
     emit = EmitClusterRows(
-        commit(Location.of(str(tmp_path / "labels")), LABEL, [[labels.slice(0, 3), labels.slice(3)]], "labels"),
-        commit(Location.of(str(tmp_path / "sets")), SET, groups, "sets"),
+        commit(Location.of(str(tmp_path / "labels")), LABEL, [[labels.slice(0, 3), labels.slice(3)]], "labels").ref,
+        commit(Location.of(str(tmp_path / "sets")), SET, groups, "sets").ref,
         4,
     )
     found = [[row for batch in emit(split) for row in batch.to_pylist()] for split in range(2)]

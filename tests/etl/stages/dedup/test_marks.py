@@ -100,7 +100,7 @@ def test_hits_go_to_the_split_that_holds_their_row(tmp_path):
         ],
         schema=HIT,
     )  # fmt: skip
-    hits = commit(Location.of(str(tmp_path / "hits")), HIT, [[batch.slice(0, 1)], [batch.slice(1)]])
+    hits = commit(Location.of(str(tmp_path / "hits")), HIT, [[batch.slice(0, 1)], [batch.slice(1)]]).ref
     found = [list(EmitHits(hits, HIT)(split)) for split in range(2)]
     assert [piece.column("bucket").to_pylist() for pieces in found for piece in pieces] == [[0], [1, 7]]
     assert all(piece.schema == routed(HIT) for pieces in found for piece in pieces)

@@ -57,7 +57,7 @@ def test_each_live_row_goes_with_the_nearest_centroid_of_its_cell(tmp_path):
         )
         for skill, found in centroids.items()
     ]  # fmt: skip
-    stored = commit(Location.of(str(tmp_path / "centroids")), CENTROID, [groups[:1], groups[1:]], "centroids")
+    stored = commit(Location.of(str(tmp_path / "centroids")), CENTROID, [groups[:1], groups[1:]], "centroids").ref
     names = ["id", "skill_bucket", "ctx_bucket", "embedding_int8", "source_dataset", "verdict"]
     batch = pa.record_batch(
         [

@@ -51,7 +51,7 @@ def test_the_slots_of_all_splits_are_added_up_without_empty_ones():
 
 def test_live_rows_are_embedded_at_their_places(tmp_path):
     rows = ToyRows(split_of(PROMPTS, dropped=[2]))
-    terms = commit(Location.of(str(tmp_path / "terms")), TERM, [[chunk.batch for chunk in summed(rows)]], "terms")
+    terms = commit(Location.of(str(tmp_path / "terms")), TERM, [[chunk.batch for chunk in summed(rows)]], "terms").ref
     (chunk,) = EmbedLexical(rows, terms, 3, CONFIG)(0)
     live = [0, 1, 3]
     expected = embed(

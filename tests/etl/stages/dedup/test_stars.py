@@ -35,7 +35,8 @@ def ties_of(chunks):
 
 def stored(folder, pairs):
     node, smaller = np.array(pairs, np.int64).reshape(-1, 2).T
-    return commit(Location.of(str(folder)), TIE, [[pa.record_batch([pa.array(node), pa.array(smaller)], schema=TIE)]])
+    batch = pa.record_batch([pa.array(node), pa.array(smaller)], schema=TIE)
+    return commit(Location.of(str(folder)), TIE, [[batch]]).ref
 
 
 edges = st.sets(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=25)

@@ -51,7 +51,7 @@ def test_both_ends_of_a_pair_are_wanted_with_its_block(tmp_path):
     """A canary's set is made where the row is that it copies."""
     rows = [(7, 5, 9), (7, 5, CANARY), (8, 5, 9)]
     batch = pa.RecordBatch.from_pylist([dict(zip(EDGE.names, row, strict=True)) for row in rows], EDGE)
-    (found,) = EmitWantedSets(commit(Location.of(str(tmp_path / "edges")), EDGE, [[batch]]))(0)
+    (found,) = EmitWantedSets(commit(Location.of(str(tmp_path / "edges")), EDGE, [[batch]]).ref)(0)
     assert found.schema == WANTED_SET
     assert [tuple(row.values()) for row in found.to_pylist()] == [
         (0, 5, 5, 7), (0, 5, 5, 8), (0, 9, 9, 7), (0, 9, 9, 8), (2, (2 << 32) + 1, CANARY, 7),
@@ -94,7 +94,7 @@ def test_a_set_goes_to_each_of_its_blocks_and_a_pair_to_its_own(tmp_path):
     sets = pa.RecordBatch.from_pylist([row | {"shingles": b"12345678"}], SET)
     edges = pa.RecordBatch.from_pylist([{"block": 8, "a": 5, "b": 9}], EDGE)
     stored = [
-        commit(Location.of(str(tmp_path / name)), batch.schema, [[batch]], name)
+        commit(Location.of(str(tmp_path / name)), batch.schema, [[batch]], name).ref
         for name, batch in (("sets", sets), ("edges", edges))
     ]
     emit = EmitBlockMembers(*stored, 3)
