@@ -17,6 +17,7 @@ from etl.config import Config
 from etl.mixture.cuts import Cut
 from etl.step import Step
 from etl.storage.manifest import Manifest
+from training.config import TrainConfig
 
 PROJECT = Path(__file__).resolve().parents[2]
 _CLASS = re.compile(r"^class (\w+)\(([^)]*)\):", re.MULTILINE)
@@ -75,7 +76,7 @@ def _version(cls: type[Config], classes: dict[str, type[Config]], made_from: dic
         return cls.model_fields["format"].default
     name = cls.__name__
     if cls.__module__.startswith(("training.", "jobs.")):
-        return getattr(classes["TrainConfig"], "version", 1)
+        return TrainConfig.version
     if name in UNVERSIONED:
         return None
     assert name in OWNERS, f"say in {__name__}.OWNERS which job's version '{name}' goes by"

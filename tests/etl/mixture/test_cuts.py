@@ -261,3 +261,12 @@ def test_settings_without_meaning_are_refused(options):
 def test_a_cut_is_named_like_a_folder(name):
     with pytest.raises(ValidationError):
         PercentileCut(name=name, column="c", keep=0.5)
+
+
+def test_the_first_version_of_a_cut_is_left_out_of_its_identity(monkeypatch):
+    cut = ShareCut(name="half", column="language", values=("en",), share=0.5)
+    first = cut.identity()
+    assert first == cut.fingerprinted()
+    assert "version" not in first
+    monkeypatch.setattr(ShareCut, "version", 2)
+    assert cut.identity() == {**first, "version": 2}
