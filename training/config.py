@@ -39,7 +39,7 @@ class TrainConfig(Config):
     """Folder of this machine (of every node, for rank 0) for metrics, decisions and checkpoints."""
     seed: int = 0
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps after which the run pauses, whatever the stages say; raise it to go on."""
+    """Optimizer steps after which the run pauses, whatever the stages say; raise it to continue."""
     deterministic: bool = False
     """Use only GPU kernels that give the same bits each time, and fail where torch has none; a CPU's always do."""
     deepspeed: str = "conf/deepspeed/zero1_fp32.json"
@@ -86,7 +86,7 @@ class TrainConfig(Config):
         return named(self.stages, name, "stage")
 
     def is_complete(self, state: TrainState) -> bool:
-        """Whether the last stage is over. A run whose last stage is given more tokens goes on."""
+        """Whether the last stage is over. A run whose last stage is given more tokens resumes."""
         return state.stage.index == len(self.stages) - 1 and self.stages[-1].is_over(state.stage)
 
     def is_over(self, state: TrainState) -> bool:

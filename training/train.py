@@ -4,7 +4,7 @@
     python -m training.train --conf demo --set data.corpus=DIR/corpus --set output=DIR/student
     deepspeed --num_gpus 8 --module training.train --conf CONF
 
-Run again, it goes on from the newest whole checkpoint exactly where it stood (bit for bit on CPU with the same
+Run again, it resumes from the newest complete checkpoint exactly where it was (bit for bit on CPU with the same
 processes and threads; with others, from converted states), and does nothing when the run is complete. Each step makes
 two small all-reduces: the counts of the global batch before the forward passes, the sums of losses after them.
 """

@@ -29,7 +29,10 @@ VOCABULARY_SHA256: Final = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5
 """Of o200k_base.tiktoken, 3,613,922 bytes: the value that tiktoken and openai-harmony check too."""
 
 NUM_TEXT_TOKENS: Final = 199_998
-"""Ids below are text; the control tokens follow, to 201,087 (the padded vocabulary is 201,088)."""
+"""Ids below are text; the control tokens follow, to 201,087."""
+
+VOCAB_SIZE: Final = 201_088
+"""Of o200k_harmony, padding included."""
 
 ENDOFTEXT: Final = 199_999
 RETURN: Final = 200_002
@@ -39,6 +42,18 @@ START: Final = 200_006
 END: Final = 200_007
 MESSAGE: Final = 200_008
 CALL: Final = 200_012
+
+CONTROL_TOKENS: Final = {
+    ENDOFTEXT: "<|endoftext|>",
+    RETURN: "<|return|>",
+    CONSTRAIN: "<|constrain|>",
+    CHANNEL: "<|channel|>",
+    START: "<|start|>",
+    END: "<|end|>",
+    MESSAGE: "<|message|>",
+    CALL: "<|call|>",
+}
+"""Those that a rendered row may hold, as they are written."""
 
 _environment_lock = threading.Lock()
 

@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from etl.harmony.render import Effort
 from etl.harmony.step import HarmonyStep
+from etl.harmony.vocabulary import CONTROL_TOKENS, VOCAB_SIZE
 from etl.schema import MESSAGE, PROMPT, SPAN_KINDS, VERDICT
 from etl.storage.dataset import Dataset
 from tests.datasets import write_dataset
-from training.models.tokenizer import CONTROL_TOKENS, VOCAB_SIZE, harmony_tokens
+from training.models.tokenizer import harmony_tokens
 
 WORDS = [
     "the",

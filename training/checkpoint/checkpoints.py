@@ -16,7 +16,6 @@ import json
 import logging
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,8 @@ from etl.storage.location import Location
 from training.checkpoint import universal
 from training.checkpoint.config import CheckpointConfig
 from training.checkpoint.store import (
+    CheckpointManifest,
     Commit,
-    Manifest,
     Retention,
     Upload,
     check,
@@ -42,7 +41,7 @@ from training.checkpoint.store import (
     new_tag,
     read_manifest,
 )
-from training.checkpoint.universal import Layout
+from training.checkpoint.universal import ShardLayout
 from training.engine.engine import Engine
 from training.launch.world import World
 
@@ -53,11 +52,11 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
+class Checkpoint:
     """A complete checkpoint."""
 
     tag: str
-    manifest: Manifest
+    manifest: CheckpointManifest
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -94,15 +93,11 @@ class Checkpoints:
         self.config = config
         self.world = world
         self.identity = json.loads(json.dumps(identity))
-        self.written_s = 0.0
-        """Seconds in which training stood still while files were written to scratch."""
-        self.waited_s = 0.0
-        """Seconds in which training stood still for an upload that had not ended."""
         self.failures = 0
         """Checkpoints that did not reach the store."""
         self._upload: Upload | None = None
 
-    def newest(self) -> Found | None:
+    def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint, the same on every rank.
 
         Raises:
@@ -118,12 +113,12 @@ class Checkpoints:
             )
         return found
 
-    def _newest(self) -> Found | None:
+    def _newest(self) -> Checkpoint | None:
         tags = complete_tags(self.root)
         if not tags:
             self.root.check_bucket()
             return None
-        return Found(tags[-1], read_manifest(self.root / tags[-1]))
+        return Checkpoint(tags[-1], read_manifest(self.root / tags[-1]))
 
     def _from_rank_0(self, call: Callable[[], T]) -> T:
         """What a call on rank 0 gives, or its error, on every rank."""
@@ -142,8 +137,8 @@ class Checkpoints:
     def save(self, engine: Engine, payload: dict[str, Any], score: float | None = None) -> None:
         """Write a checkpoint to scratch and begin its upload, when the upload of the last one has ended.
 
-        An upload that failed is logged and counted; training goes on, and so do the last complete checkpoint and the
-        files in scratch.
+        An upload that failed is logged and counted, and training continues. The last complete checkpoint and the
+        files in scratch stay.
 
         Args:
             engine: its `deepspeed` is what is saved.
@@ -155,23 +150,21 @@ class Checkpoints:
         """
         failure = self._finish()
         if failure is not None and self.world.rank == 0:
-            _log.warning("%s; training goes on", failure)
-        started = time.perf_counter()
+            _log.warning("%s; training continues", failure)
         tag = self._from_rank_0(lambda: new_tag(payload["step"]))
         files = self._write(engine, tag)
-        manifest = Manifest(
+        manifest = CheckpointManifest(
             step=payload["step"],
             payload=payload,
             score=score,
             identity=self.identity,
-            layout=Layout.of(engine.deepspeed),
+            layout=ShardLayout.of(engine.deepspeed),
             optimizer=universal.optimizer_name(engine.deepspeed),
             receipts=(),
         )
         retention = Retention(self.config.keep, self.config.keep_best)
         commit = Commit(manifest, retention, self.config.commit_timeout_s) if self.world.rank == 0 else None
         self._upload = Upload(self.root, tag, files, self.world.rank, commit)
-        self.written_s += time.perf_counter() - started
 
     def _write(self, engine: Engine, tag: str) -> Path:
         """This rank's files into a folder of its own in scratch."""
@@ -198,19 +191,17 @@ class Checkpoints:
         """
         failure = self._finish()
         if failure is not None:
-            raise SourceError(f"{failure}; run again to go on from the newest complete one in {self.root}")
+            raise SourceError(f"{failure}; run again to resume from the newest complete one in {self.root}")
 
     def _finish(self) -> str | None:
         """End the upload on all ranks: None where the checkpoint is complete, or why it is not, on every rank."""
         if self._upload is None:
             return None
-        started = time.perf_counter()
         upload, self._upload = self._upload, None
         has_files = self._all(upload.wait_for_files())
         if not has_files:
             upload.give_up()
         is_complete = self._all(upload.wait_for_end()) and has_files
-        self.waited_s += time.perf_counter() - started
         # No rank writes now: none leaves this function before all are through the last collective below.
         self._clear_scratch(None if is_complete else upload.tag)
         reasons: list[str | None] = [None] * self.world.size
@@ -233,7 +224,7 @@ class Checkpoints:
             if path.name != tag:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def load(self, engine: Engine, found: Found, seed: int) -> None:
+    def load(self, engine: Engine, found: Checkpoint, seed: int) -> None:
         """Weights, optimizer and random states; hyperparameters stay as the engine has them.
 
         Equal layouts load DeepSpeed's files as they are, bit for bit. Others are converted into scratch, once a
@@ -250,7 +241,7 @@ class Checkpoints:
         """
         rank = self.world.rank
         with _same_hyperparameters(engine):
-            if found.manifest.layout == Layout.of(engine.deepspeed):
+            if found.manifest.layout == ShardLayout.of(engine.deepspeed):
                 folder = self._local_files(found, {0, rank})
                 engine.deepspeed.load_checkpoint(str(folder.parent), tag=found.tag)
             else:
@@ -263,7 +254,7 @@ class Checkpoints:
             seed_generators(seed, found.manifest.step, rank)
         self.world.barrier()
 
-    def _universal(self, found: Found) -> Path:
+    def _universal(self, found: Checkpoint) -> Path:
         """The converted checkpoint, made by the first rank of this machine that comes."""
         folder = self.scratch / _UNIVERSAL / found.tag
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -273,7 +264,7 @@ class Checkpoints:
                 universal.convert(files, found.manifest.layout, folder)
         return folder
 
-    def _local_files(self, found: Found, ranks: set[int]) -> Path:
+    def _local_files(self, found: Checkpoint, ranks: set[int]) -> Path:
         """A local folder named after the checkpoint with the files that these ranks wrote, each one checked."""
         source = self.root / found.tag
         files = [file for receipt in found.manifest.receipts if receipt.rank in ranks for file in receipt.files]

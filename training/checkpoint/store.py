@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from etl.config import Config
 from etl.errors import DataError, StillhouseError
 from etl.storage.location import Location
-from training.checkpoint.universal import Layout
+from training.checkpoint.universal import ShardLayout
 
 MANIFEST = "manifest.json"
 RECEIPTS = "_receipts"
@@ -34,7 +34,7 @@ _CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
 _log = logging.getLogger(__name__)
 
 
-class File(Config):
+class CheckpointFile(Config):
     """One object of a checkpoint."""
 
     name: str
@@ -42,14 +42,14 @@ class File(Config):
     sha256: str
 
 
-class Receipt(Config):
+class CheckpointReceipt(Config):
     """What one rank has uploaded."""
 
     rank: int
-    files: tuple[File, ...]
+    files: tuple[CheckpointFile, ...]
 
 
-class Manifest(Config):
+class CheckpointManifest(Config):
     """A complete checkpoint."""
 
     version: int = 1
@@ -59,9 +59,9 @@ class Manifest(Config):
     score: float | None
     """Held-out loss, lower is better."""
     identity: dict[str, Any]
-    layout: Layout
+    layout: ShardLayout
     optimizer: str
-    receipts: tuple[Receipt, ...]
+    receipts: tuple[CheckpointReceipt, ...]
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,20 @@ def _is_manifest(path: str) -> bool:
     return name == MANIFEST and _TAG.fullmatch(tag) is not None
 
 
-def read_manifest(folder: Location) -> Manifest:
+def read_manifest(folder: Location) -> CheckpointManifest:
     """The manifest of a complete checkpoint.
 
     Raises:
         DataError: it is gone or damaged.
     """
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read())
+        return CheckpointManifest.model_validate_json((folder / MANIFEST).read())
     except FileNotFoundError as error:
         raise DataError(f"{folder / MANIFEST} went while it was read; run again") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         told = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
-        raise DataError(f"{folder / MANIFEST} is damaged ({told}); remove it to go on from an earlier one") from error
+        raise DataError(f"{folder / MANIFEST} is damaged ({told}); remove it to resume from an earlier one") from error
 
 
 def retain(root: Location, current: str, retention: Retention) -> None:
@@ -126,7 +126,7 @@ def retain(root: Location, current: str, retention: Retention) -> None:
         (root / tag).remove_tree()
 
 
-def download(source: Location, file: File, target: Path) -> None:
+def download(source: Location, file: CheckpointFile, target: Path) -> None:
     """A file of a checkpoint to local disk, there only when whole and right.
 
     Raises:
@@ -138,7 +138,7 @@ def download(source: Location, file: File, target: Path) -> None:
     aside.replace(target)
 
 
-def check(source: Location, file: File) -> None:
+def check(source: Location, file: CheckpointFile) -> None:
     """Read a file of a checkpoint once.
 
     Raises:
@@ -148,7 +148,7 @@ def check(source: Location, file: File) -> None:
         _check_digest(source, file, out)
 
 
-def _check_digest(source: Location, file: File, out: Any) -> None:
+def _check_digest(source: Location, file: CheckpointFile, out: Any) -> None:
     digest = hashlib.sha256()
     try:
         with source.open() as blocks:
@@ -156,11 +156,11 @@ def _check_digest(source: Location, file: File, out: Any) -> None:
                 digest.update(block)
                 out.write(block)
     except FileNotFoundError as error:
-        raise DataError(f"{source} is gone; remove the {MANIFEST} beside it to go on from an earlier one") from error
+        raise DataError(f"{source} is gone; remove the {MANIFEST} beside it to resume from an earlier one") from error
     if digest.hexdigest() != file.sha256:
         raise DataError(
             f"{source} is not what its receipt says ({file.bytes} bytes, SHA-256 {file.sha256[:16]}…); remove the "
-            f"{MANIFEST} beside it to go on from an earlier one"
+            f"{MANIFEST} beside it to resume from an earlier one"
         )
 
 
@@ -221,13 +221,13 @@ class Upload:
     def _put_files(self) -> None:
         folder = self._root / self.tag
         files = tuple(_put(path, folder / path.name) for path in sorted(self._files.iterdir()))
-        _create(_receipt(folder, self._rank), Receipt(rank=self._rank, files=files))
+        _create(_receipt(folder, self._rank), CheckpointReceipt(rank=self._rank, files=files))
 
 
 class Commit:
     """Rank 0's part: the manifest when all receipts are there, then retention."""
 
-    def __init__(self, manifest: Manifest, retention: Retention, timeout_s: float) -> None:
+    def __init__(self, manifest: CheckpointManifest, retention: Retention, timeout_s: float) -> None:
         """`manifest` is whole but for its receipts; `timeout_s` bounds the wait for those."""
         self.is_given_up = threading.Event()
         self._manifest = manifest
@@ -253,11 +253,11 @@ class Commit:
         except StillhouseError as error:
             _log.warning("old checkpoints could not be removed and will be after the next one: %s", error)
 
-    def _await(self, place: Location, rank: int, deadline: float) -> Receipt | None:
+    def _await(self, place: Location, rank: int, deadline: float) -> CheckpointReceipt | None:
         pause_s = _FIRST_POLL_S
         while True:
             with contextlib.suppress(FileNotFoundError):
-                return Receipt.model_validate_json(place.read())
+                return CheckpointReceipt.model_validate_json(place.read())
             if time.monotonic() > deadline:
                 raise DataError(f"rank {rank} has left no receipt within commit_timeout_s = {self._timeout_s:g}")
             if self.is_given_up.wait(pause_s):
@@ -274,13 +274,13 @@ def _create(place: Location, content: Config) -> None:
         raise DataError(f"{place} is there already: another run writes to this root; give this run another")
 
 
-def _put(path: Path, target: Location) -> File:
+def _put(path: Path, target: Location) -> CheckpointFile:
     """Upload one local file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not (target.is_local and _link(path, Path(target.path))):
         target.upload(path)
-    return File(name=path.name, bytes=path.stat().st_size, sha256=digest)
+    return CheckpointFile(name=path.name, bytes=path.stat().st_size, sha256=digest)
 
 
 def _link(path: Path, target: Path) -> bool:

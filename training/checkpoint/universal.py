@@ -5,9 +5,9 @@
 
 `convert` reads the files of all ranks (memory-mapped, one parameter in memory at a time) and writes 12 bytes a
 trained parameter; frozen parameters and buffers go along as they are. `load` reads only the fragments that a rank
-owns. DeepSpeed's own `ds_to_universal` is not used: its loader needs another DeepSpeed JSON, knows no stage 0, leaves
-frozen parameters and buffers at their initial values, fails where a rank holds only padding of a group, and at stage 3
-gives every parameter group the hyperparameters of the first (docs/checkpoints.md).
+owns. DeepSpeed's own `ds_to_universal` is not used: its loader needs another DeepSpeed JSON, knows no ZeRO stage 0,
+leaves frozen parameters and buffers at their initial values, fails where a rank holds only padding of a group, and at
+ZeRO stage 3 gives every parameter group the hyperparameters of the first (docs/checkpoints.md).
 """
 
 import hashlib
@@ -33,12 +33,15 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 STATES = (MASTER, *MOMENTS)
 INDEX = "index.json"
 NAMES_KEY = "stillhouse_parameter_names"
-"""Of the client state: names of the trained parameters by group, which DeepSpeed does not write at stage 0."""
+"""Of the client state: names of the trained parameters by group, which DeepSpeed does not write at ZeRO stage 0."""
 _OPTIMIZER = "AdamW"
 
 
-class Layout(Config):
-    """How an engine's files are cut. Equal layouts exchange files as they are; others go through `convert`."""
+class ShardLayout(Config):
+    """How an engine's states are sharded over its files.
+
+    Checkpoints of equal layouts exchange files as they are; others go through `convert`.
+    """
 
     world: int
     zero_stage: int
@@ -47,25 +50,25 @@ class Layout(Config):
     """Digest of names and shapes in the order in which they lie in the flat groups."""
 
     @classmethod
-    def of(cls, engine: Any) -> "Layout":
+    def of(cls, engine: Any) -> "ShardLayout":
         """The layout of a DeepSpeed engine."""
-        stage = int(engine.zero_optimization_stage())
+        zero_stage = int(engine.zero_optimization_stage())
         return cls(
             world=int(engine.dp_world_size),
-            zero_stage=stage,
+            zero_stage=zero_stage,
             bf16=bool(engine.bfloat16_enabled()),
-            groups=hashlib.sha256(json.dumps(_flat_groups(engine, stage)).encode()).hexdigest()[:16],
+            groups=hashlib.sha256(json.dumps(_flat_groups(engine, zero_stage)).encode()).hexdigest()[:16],
         )
 
 
-def _flat_groups(engine: Any, stage: int) -> list[list[Any]]:
-    if stage == 0:
+def _flat_groups(engine: Any, zero_stage: int) -> list[list[Any]]:
+    if zero_stage == 0:
         return [[[name, list(parameter.shape)] for name, parameter in group] for group in _named_groups(engine)]
     return [[[name, list(shape)] for name, shape in group.items()] for group in engine._get_zero_param_shapes()]
 
 
 def _named_groups(engine: Any) -> list[list[tuple[str, torch.nn.Parameter]]]:
-    """The optimizer's groups at stage 0."""
+    """The optimizer's groups at ZeRO stage 0."""
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     return [
         [(names[parameter], parameter) for parameter in group["params"]] for group in _optimizer(engine).param_groups
@@ -91,7 +94,7 @@ def check_optimizer(name: str) -> None:
     """
     if name != _OPTIMIZER:
         raise ConfigError(
-            f"the optimizer is {name}: only {_OPTIMIZER} goes on with another number of ranks, ZeRO stage or "
+            f"the optimizer is {name}: only {_OPTIMIZER} resumes with another number of ranks, ZeRO stage or "
             "precision; run with those of the checkpoint"
         )
 
@@ -115,7 +118,7 @@ class _Trained:
     """Of each of STATES: float32 [numel]."""
 
 
-def convert(files: Path, layout: Layout, target: Path) -> None:
+def convert(files: Path, layout: ShardLayout, target: Path) -> None:
     """DeepSpeed's files of all ranks to parameters by name.
 
     Args:
@@ -129,7 +132,7 @@ def convert(files: Path, layout: Layout, target: Path) -> None:
     """
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    trained = {0: _of_stage_0, 3: _of_stage_3}.get(layout.zero_stage, _of_stage_1_and_2)
+    trained = {0: _of_zero_stage_0, 3: _of_zero_stage_3}.get(layout.zero_stage, _of_zero_stage_1_and_2)
     index: dict[str, Any] = {"trained": {}, "other": {}}
     try:
         for number, parameter in enumerate(trained(files, layout)):
@@ -143,7 +146,7 @@ def convert(files: Path, layout: Layout, target: Path) -> None:
     except (FileNotFoundError, KeyError, IndexError, RuntimeError) as error:
         raise DataError(
             f"{files} does not hold what ZeRO stage {layout.zero_stage} of {layout.world} ranks writes "
-            f"({type(error).__name__}: {error}); remove its manifest.json to go on from an earlier checkpoint"
+            f"({type(error).__name__}: {error}); remove its manifest.json to resume from an earlier checkpoint"
         ) from error
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot convert into {target}: {error}; make room or set checkpoint.scratch") from error
@@ -155,12 +158,12 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _model_file(files: Path, layout: Layout, rank: int) -> Path:
+def _model_file(files: Path, layout: ShardLayout, rank: int) -> Path:
     name = "mp_rank_00_model_states.pt"
     return files / (f"zero_pp_rank_{rank}_{name}" if layout.zero_stage == 3 else name)
 
 
-def _optimizer_states(files: Path, layout: Layout) -> list[dict[str, Any]]:
+def _optimizer_states(files: Path, layout: ShardLayout) -> list[dict[str, Any]]:
     """Of each rank."""
     prefix = "bf16_" if layout.bf16 else ""
     names = [f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(layout.world)]
@@ -171,12 +174,12 @@ def _moments(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     if set(state) != {"step", *MOMENTS}:
         raise ConfigError(
             f"the optimizer kept {', '.join(sorted(map(str, state)))}, AdamW keeps step, exp_avg and exp_avg_sq; "
-            "only that goes on with another number of ranks, ZeRO stage or precision"
+            "only that resumes with another number of ranks, ZeRO stage or precision"
         )
     return {moment: state[moment] for moment in MOMENTS}
 
 
-def _of_stage_0(files: Path, layout: Layout) -> Iterator[_Trained]:
+def _of_zero_stage_0(files: Path, layout: ShardLayout) -> Iterator[_Trained]:
     found = _read(_model_file(files, layout, 0))
     saved = found["optimizer"]
     for names, group in zip(found[NAMES_KEY], saved["param_groups"], strict=True):
@@ -190,7 +193,7 @@ def _of_stage_0(files: Path, layout: Layout) -> Iterator[_Trained]:
             yield _Trained(name, list(master.shape), float(state["step"]), flat)
 
 
-def _of_stage_1_and_2(files: Path, layout: Layout) -> Iterator[_Trained]:
+def _of_zero_stage_1_and_2(files: Path, layout: ShardLayout) -> Iterator[_Trained]:
     ranks = _optimizer_states(files, layout)
     for group, shapes in enumerate(_read(_model_file(files, layout, 0))["param_shapes"]):
         saved = [rank["base_optimizer_state"]["state"][group] for rank in ranks]
@@ -208,7 +211,7 @@ def _of_stage_1_and_2(files: Path, layout: Layout) -> Iterator[_Trained]:
             yield _checked(name, shape, saved, states)
 
 
-def _of_stage_3(files: Path, layout: Layout) -> Iterator[_Trained]:
+def _of_zero_stage_3(files: Path, layout: ShardLayout) -> Iterator[_Trained]:
     ranks = _optimizer_states(files, layout)
     for group, shapes in enumerate(_read(_model_file(files, layout, 0))["param_shapes"]):
         saved = [rank["optimizer_state_dict"]["state"][group] for rank in ranks]
@@ -233,7 +236,7 @@ def _checked(name: str, shape: torch.Size, saved: list[dict[str, Any]], states: 
     return _Trained(name, list(shape), steps.pop(), {key: tensor.float() for key, tensor in states.items()})
 
 
-def _not_trained(files: Path, layout: Layout, trained: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+def _not_trained(files: Path, layout: ShardLayout, trained: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
     """Frozen parameters and buffers."""
     first = _read(_model_file(files, layout, 0))
     if layout.zero_stage != 3:
@@ -285,8 +288,8 @@ def load(engine: Any, folder: Path) -> None:
     saved = _Folder(folder)
     _check_parameters(engine, saved)
     _load_not_trained(engine, saved)
-    stage = int(engine.zero_optimization_stage())
-    {0: _into_stage_0, 3: _into_stage_3}.get(stage, _into_stage_1_and_2)(engine, saved)
+    zero_stage = int(engine.zero_optimization_stage())
+    {0: _into_zero_stage_0, 3: _into_zero_stage_3}.get(zero_stage, _into_zero_stage_1_and_2)(engine, saved)
     engine.global_steps = saved.global_steps
 
 
@@ -321,7 +324,7 @@ def _set_states(optimizer: torch.optim.Optimizer, states: dict[int, dict[str, to
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _into_stage_0(engine: Any, saved: _Folder) -> None:
+def _into_zero_stage_0(engine: Any, saved: _Folder) -> None:
     states: dict[int, dict[str, torch.Tensor]] = {}
     for name, parameter in (pair for group in _named_groups(engine) for pair in group):
         whole = {key: saved.fragment(name, key, 0, parameter.numel()).reshape(parameter.shape) for key in STATES}
@@ -330,7 +333,7 @@ def _into_stage_0(engine: Any, saved: _Folder) -> None:
     _set_states(_optimizer(engine), states)
 
 
-def _into_stage_1_and_2(engine: Any, saved: _Folder) -> None:
+def _into_zero_stage_1_and_2(engine: Any, saved: _Folder) -> None:
     zero = engine.optimizer
     inner = _optimizer(engine)
     parameters = dict(engine.module.named_parameters())
@@ -350,7 +353,7 @@ def _into_stage_1_and_2(engine: Any, saved: _Folder) -> None:
     zero.update_lp_params()
 
 
-def _into_stage_3(engine: Any, saved: _Folder) -> None:
+def _into_zero_stage_3(engine: Any, saved: _Folder) -> None:
     zero = engine.optimizer
     rank = torch.distributed.get_rank()
     zero.checkpoint_event_prologue()

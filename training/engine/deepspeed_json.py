@@ -38,18 +38,18 @@ def read_deepspeed_json(name_or_path: str) -> dict[str, Any]:
             raise ConfigError(
                 f"{name_or_path} sets '{key}'; remove it there, `{owner}` of the training configuration decides"
             )
-    stage = zero_stage(found)
-    if stage not in range(4):
-        raise ConfigError(f"{name_or_path} has zero_optimization.stage {stage}; it must be 0, 1, 2 or 3")
+    found_zero_stage = zero_stage(found)
+    if found_zero_stage not in range(4):
+        raise ConfigError(f"{name_or_path} has zero_optimization.stage {found_zero_stage}; it must be 0, 1, 2 or 3")
     if _enabled(found, "fp16"):
         raise ConfigError(f"{name_or_path} enables fp16, which is not supported; use bf16 with ZeRO stage 1")
     if is_bf16(found):
-        _check_bf16(found, stage, name_or_path)
+        _check_bf16(found, name_or_path)
     return found
 
 
-def _check_bf16(found: dict[str, Any], stage: int, origin: str) -> None:
-    if stage == 0:
+def _check_bf16(found: dict[str, Any], origin: str) -> None:
+    if zero_stage(found) == 0:
         raise ConfigError(
             f"{origin} has bf16 with zero_optimization.stage 0, where AdamW would step on bf16 parameters and lose "
             "small updates; set zero_optimization.stage to 1, which keeps float32 masters"

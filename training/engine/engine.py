@@ -3,8 +3,8 @@
 The optimizer is torch's own AdamW, given to DeepSpeed ready-made, which would otherwise compile its own at first use.
 A step takes the same number of packs on every rank, one micro-batch a pack, and one AdamW update; loss coefficients
 carry the counts of the whole global batch, so gradients need no scaling by accumulation. A loss or gradient that is not
-finite, on any rank, skips the step on every rank: the loss goes back as NaN, so the reduction of gradients itself tells
-the others, and no collective is spent on agreement.
+finite, on any rank, skips the step on every rank: the loss goes back as NaN, which the reduction of gradients carries
+to the others, so no collective is spent on agreement.
 """
 
 import math
@@ -277,5 +277,5 @@ class Faults:
             raise DataError(
                 f"step {step}: {fault}; {self._in_a_row} steps one after the other were skipped (learning rate "
                 f"{learning_rate:g}). The last checkpoint is whole: lower optimizer.lr, or look at its documents, "
-                "and go on from it; optimizer.max_skipped_in_a_row allows more"
+                "and resume from it; optimizer.max_skipped_in_a_row allows more"
             )

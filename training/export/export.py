@@ -31,13 +31,14 @@ from transformers.utils import logging
 
 from etl.errors import ConfigError
 from etl.harmony.step import HarmonyStep
+from etl.harmony.vocabulary import VOCAB_SIZE
 from etl.storage.location import Location
 from training.checkpoint import store, universal
-from training.checkpoint.store import Manifest
+from training.checkpoint.store import CheckpointManifest
 from training.export import harmony_tokenizer
 from training.models.config import ModelConfig
 from training.models.factory import Student, build_student, export_model, export_state
-from training.models.tokenizer import VOCAB_SIZE, check_tokenizer
+from training.models.tokenizer import check_tokenizer
 from training.record import ledger, run_record
 
 MANIFEST: Final = "stillhouse_manifest.json"
@@ -58,18 +59,18 @@ _TOKENIZER_FILES: Final = (
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainedRun:
     """A checkpoint and the run that it is of."""
 
     output: Location
     folder: Location
     """Of the checkpoint."""
-    manifest: Manifest
+    manifest: CheckpointManifest
     record: dict[str, Any]
     """training/record/run_record.py's."""
 
     @classmethod
-    def of(cls, url: str) -> "Source":
+    def of(cls, url: str) -> "TrainedRun":
         """From a run's output (its newest complete checkpoint), or from a checkpoint in a run's output.
 
         Raises:
@@ -114,7 +115,7 @@ def export(source: str, target: str) -> str:
         ConfigError: there is no complete checkpoint, or something else lies at the target.
         DataError: the checkpoint is damaged.
     """
-    found, place = Source.of(source), Location.of(target)
+    found, place = TrainedRun.of(source), Location.of(target)
     _check_target(place)
     with _scratch(place) as scratch:
         folder = scratch / "export"
@@ -151,14 +152,14 @@ def _scratch(target: Location) -> Iterator[Path]:
 # --- weights
 
 
-def _student(found: Source) -> Student:
+def _student(found: TrainedRun) -> Student:
     """The run's student with initial weights, for its names and its configuration."""
     config = ModelConfig.model_validate(found.manifest.identity)
     plain = config.model_copy(update={"compile": False, "gradient_checkpointing": False})
     return build_student(plain, found.record["config"]["seed"])
 
 
-def _weights(found: Source, student: Student, scratch: Path) -> dict[str, torch.Tensor]:
+def _weights(found: TrainedRun, student: Student, scratch: Path) -> dict[str, torch.Tensor]:
     """Whole weights by name in the student, float32 where they were trained."""
     files, converted = found.files(scratch / "files"), scratch / "universal"
     universal.convert(files, found.manifest.layout, converted)
@@ -183,7 +184,7 @@ def _tensor(file: Path, key: str) -> torch.Tensor:
         return tensor
 
 
-def _write_model(student: Student, weights: dict[str, torch.Tensor], found: Source, folder: Path) -> None:
+def _write_model(student: Student, weights: dict[str, torch.Tensor], found: TrainedRun, folder: Path) -> None:
     merged = export_state(student, weights)
     if student.hf_class is None:
         rounded = {name: _rounded(value) for name, value in merged.items()}
@@ -244,7 +245,7 @@ def _has_another_tokenizer(folder: Path) -> bool:
 # --- what it was trained on
 
 
-def _manifest(found: Source, tokenizer: str | None) -> dict[str, Any]:
+def _manifest(found: TrainedRun, tokenizer: str | None) -> dict[str, Any]:
     payload = dict(found.manifest.payload)
     rows = payload.pop("ledger")
     data = (found.folder / store.MANIFEST).read()

@@ -13,8 +13,8 @@ import json
 from typing import Any, Final
 
 from etl.harmony.render import CHANNELS, Preamble
-from etl.harmony.vocabulary import CALL, ENDOFTEXT, NUM_TEXT_TOKENS, RETURN, load_bpe
-from training.models.tokenizer import CONTROL_TOKENS, VOCAB_SIZE, byte_letters
+from etl.harmony.vocabulary import CALL, CONTROL_TOKENS, ENDOFTEXT, NUM_TEXT_TOKENS, RETURN, VOCAB_SIZE, load_bpe
+from training.models.tokenizer import byte_letters
 
 STARTOFTEXT: Final = NUM_TEXT_TOKENS
 STOP_TOKENS: Final = (RETURN, CALL, ENDOFTEXT)

@@ -181,7 +181,7 @@ class _Child:
 
     @property
     def exit_code(self) -> int:
-        """As a shell tells it."""
+        """As a shell reports it."""
         assert self.code is not None
         return self.code if self.code >= 0 else 128 - self.code
 

@@ -13,7 +13,7 @@ from training.losses.divergences import Divergence
 from training.losses.dpo import Dpo
 from training.losses.on_policy import OnPolicy
 from training.losses.span_ce import CrossEntropy
-from training.losses.spans import LossOutput, StepContext, Teacher, TeacherOutput
+from training.losses.spans import LossOutput, StepContext, TeacherModel, TeacherOutput
 from training.losses.topk_kl import TopKDivergence
 from training.losses.weighted_ce import WeightedCrossEntropy
 
@@ -29,7 +29,7 @@ __all__ = [
     "Objective",
     "OnPolicy",
     "StepContext",
-    "Teacher",
+    "TeacherModel",
     "TeacherOutput",
     "TopKDivergence",
     "WeightedCrossEntropy",

@@ -35,7 +35,7 @@ class TeacherOutput(NamedTuple):
     """[teacher's V, teacher's H]"""
 
 
-class Teacher(Protocol):
+class TeacherModel(Protocol):
     """A teacher model in this process."""
 
     def __call__(self, batch: PackTensors) -> TeacherOutput:
@@ -50,7 +50,7 @@ class StepContext:
     """float64: an objective's `counts`, summed over the packs of all ranks."""
     teacher_mean: torch.Tensor | None = None
     """Scalar: m of weighted_ce, as it was after the step before."""
-    teacher: Teacher | None = None
+    teacher: TeacherModel | None = None
     """For objectives that need `teacher_model`."""
 
 

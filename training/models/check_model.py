@@ -5,8 +5,8 @@ gives alone (1e-5 in float32; 2e-2 in bfloat16 where no router turns a rounding 
 reach a token of another document or a later token, or come from an unsupervised row, documents without tokens must
 change nothing, and the state must be a function of the seed. A built-in factory's losses must also be those of the
 transformers class that its weights are exported to, with that class's own attention. A check that fails is a finding,
-not an exception, so that one run tells all. Costs two builds, a second copy of the weights and some twenty passes over
-at most 416 tokens: SmolLM2 (135 M) took 79 s and 1.9 GB on one core of a busy machine.
+not an exception, so that one run finds them all. Costs two builds, a second copy of the weights and some twenty passes
+over at most 416 tokens: SmolLM2 (135 M) took 79 s and 1.9 GB on one core of a busy machine.
 """
 
 import copy

@@ -13,6 +13,7 @@ from transformers import GptOssConfig
 
 from etl.conf import check
 from etl.config import Config
+from etl.harmony.vocabulary import VOCAB_SIZE
 from training.models.causal_lm import CausalLmParams, TransformersNetwork, from_config, load
 
 
@@ -28,7 +29,7 @@ class GptOssParams(Config):
     """Width of one expert."""
     experts: int = Field(ge=1)
     experts_per_token: int = Field(ge=1)
-    vocab: int = Field(default=201_088, ge=2)
+    vocab: int = Field(default=VOCAB_SIZE, ge=2)
     sliding_window: int = Field(default=128, ge=1)
     """Tokens that even layers, the first among them, see; the token itself included."""
     init_std: float = Field(default=0.02, gt=0)

@@ -6,35 +6,10 @@ nothing is encoded. Half a second.
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from etl.errors import ConfigError
-from etl.harmony.vocabulary import (
-    CALL,
-    CHANNEL,
-    CONSTRAIN,
-    END,
-    ENDOFTEXT,
-    MESSAGE,
-    NUM_TEXT_TOKENS,
-    RETURN,
-    START,
-    load_bpe,
-)
-
-VOCAB_SIZE: Final = 201_088
-"""Of o200k_harmony, padding included."""
-
-CONTROL_TOKENS: Final = {
-    ENDOFTEXT: "<|endoftext|>",
-    RETURN: "<|return|>",
-    CONSTRAIN: "<|constrain|>",
-    CHANNEL: "<|channel|>",
-    START: "<|start|>",
-    END: "<|end|>",
-    MESSAGE: "<|message|>",
-    CALL: "<|call|>",
-}
+from etl.harmony.vocabulary import CONTROL_TOKENS, NUM_TEXT_TOKENS, VOCAB_SIZE, load_bpe
 
 
 def check_tokenizer(folder: Path) -> None:

@@ -96,7 +96,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars of each record in a run on W&B, the same run when training goes on."""
+    """Scalars of each record in a run on W&B, the same run when training resumes."""
 
     def __init__(self, folder: Path, project: str) -> None:
         """Raises ConfigError where the package is missing."""

@@ -1,6 +1,6 @@
 """The ledger of trained tokens: what was trained, by source, skill bucket, context bucket and licence.
 
-Each rank adds the packs of the steps that it took; a checkpoint holds the sum over all ranks. A run that goes on gives
+Each rank adds the packs of the steps that it took; a checkpoint holds the sum over all ranks. A run that resumes gives
 that sum to rank 0 and nothing to the others, so it stays exact for any number of ranks, and what was trained after the
 checkpoint and is about to be trained again is not counted twice. A document that is trained in two epochs counts twice.
 Costs two bincounts a pack.

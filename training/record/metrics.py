@@ -59,7 +59,7 @@ class StepClock:
         on_phase: Callable[[str], None] = lambda _: None,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`on_phase` is told each phase that begins or goes on (a watchdog's sign of life)."""
+        """`on_phase` is called with each phase that begins or continues (a watchdog's sign of life)."""
         self._synchronize = torch.cuda.synchronize if device.type == "cuda" else None
         self._on_phase = on_phase
         self._now = now

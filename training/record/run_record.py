@@ -3,7 +3,7 @@
     OUTPUT/run.json    the configuration, and of each corpus and teacher table the manifest without its list of files
 
 Corpora and tables may be gone or moved when a run is exported, so their manifests are kept with the run. Every start of
-the run writes it again, for a configuration that goes on may have more stages.
+the run writes it again, because the configuration of a resumed run may have more stages.
 """
 
 import json

@@ -108,7 +108,7 @@ class StageStream:
         return self._steps, {**self._resumed, **{name: stream.state for name, stream in self._streams.items()}}
 
     def seek(self, state: tuple[int, dict[str, StreamState]]) -> None:
-        """Go on from a state of any rank of any run of this stage."""
+        """Resume from a state of any rank of any run of this stage."""
         assert not self._streams, "a stream is sought before its first step"
         self._steps, resumed = state
         self._resumed = dict(resumed)
@@ -150,7 +150,7 @@ class StageStream:
 
 
 OpenLog = Callable[[Location, dict[str, Any]], DecisionLog]
-"""DecisionLog.open, which begins or goes on with a run's log, or DecisionLog.preview, which writes nothing."""
+"""DecisionLog.open, which begins or continues a run's log, or DecisionLog.preview, which writes nothing."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from pydantic import Field
 
 from etl.config import Config
 from etl.errors import ConfigError, DataError, SourceError, StillhouseError
-from etl.harmony.vocabulary import NUM_TEXT_TOKENS, load_bpe
-from training.models.tokenizer import VOCAB_SIZE
+from etl.harmony.vocabulary import NUM_TEXT_TOKENS, VOCAB_SIZE, load_bpe
 from training.teacher.teacher import Request, Scores
 
 LEAST_LOGP = -65504.0
@@ -156,7 +155,7 @@ class ServerTeacher:
         except (_AgainError, httpx.TransportError) as error:
             raise SourceError(
                 f"{self._place} gave no answer in {self._config.attempts} attempts ({type(error).__name__}: {error}); "
-                "see to the server and run again, which goes on from here"
+                "see to the server and run again, which resumes from here"
             ) from error
         return self._checked(answer, ids)
 

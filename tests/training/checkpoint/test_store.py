@@ -14,9 +14,9 @@ from tests.training.checkpoint_ranks import digests, engine_of, launch, make_eng
 from training.checkpoint.checkpoints import Checkpoints
 from training.checkpoint.config import CheckpointConfig
 from training.checkpoint.store import (
+    CheckpointFile,
+    CheckpointManifest,
     Commit,
-    File,
-    Manifest,
     Retention,
     Upload,
     check,
@@ -26,7 +26,7 @@ from training.checkpoint.store import (
     read_manifest,
     retain,
 )
-from training.checkpoint.universal import Layout
+from training.checkpoint.universal import ShardLayout
 from training.launch.process_group import world
 
 # DeepSpeed and what it imports late use deprecated parts of torch.
@@ -34,8 +34,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def manifest(step=1, score=None, ranks=1):
-    layout = Layout(world=ranks, zero_stage=0, bf16=False, groups="")
-    return Manifest(
+    layout = ShardLayout(world=ranks, zero_stage=0, bf16=False, groups="")
+    return CheckpointManifest(
         step=step, payload={"step": step}, score=score, identity={}, layout=layout, optimizer="AdamW", receipts=()
     )
 
@@ -92,7 +92,7 @@ def test_two_writers_of_one_checkpoint_are_told(root, tmp_path):
     assert upload(root, tag, tmp_path / "0").wait_for_end()
     second = upload(root, tag, tmp_path / "other", rank=0)
     assert not second.wait_for_end()
-    assert "File exists" in str(second.error)
+    assert "CheckpointFile exists" in str(second.error)
     (tmp_path / "other" / "weights-0").unlink()
     third = Upload(root, tag, tmp_path / "other", 0, None)
     assert not third.wait_for_end()
@@ -102,13 +102,13 @@ def test_two_writers_of_one_checkpoint_are_told(root, tmp_path):
 def test_a_damaged_manifest_is_told(root, tmp_path):
     tag = new_tag(1)
     (root / tag / "manifest.json").replace(b'{"step": 1}')
-    with pytest.raises(DataError, match=r"manifest\.json is damaged .* remove it to go on from an earlier one"):
+    with pytest.raises(DataError, match=r"manifest\.json is damaged .* remove it to resume from an earlier one"):
         read_manifest(root / tag)
 
 
 def test_a_download_appears_only_when_it_is_right(root, tmp_path):
     (root / "file").replace(b"content")
-    wrong = File(name="file", bytes=7, sha256="0" * 64)
+    wrong = CheckpointFile(name="file", bytes=7, sha256="0" * 64)
     with pytest.raises(DataError, match="is not what its receipt says"):
         download(root / "file", wrong, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from etl.errors import ConfigError, DataError
 from tests.training.checkpoint_ranks import launch
-from training.checkpoint.universal import Layout, check_optimizer, convert
+from training.checkpoint.universal import ShardLayout, check_optimizer, convert
 
 KINDS = [(0, False), (1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
 """ZeRO stage, bf16."""
@@ -76,7 +76,7 @@ def test_another_optimizer_is_refused_by_name(optimizer):
         check_optimizer(optimizer)
 
 
-LAYOUT = Layout(world=2, zero_stage=1, bf16=False, groups="")
+LAYOUT = ShardLayout(world=2, zero_stage=1, bf16=False, groups="")
 
 
 def write_stage_1(folder, **more_state):

@@ -1,22 +1,18 @@
-import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from etl.errors import ConfigError, DataError
+from etl.errors import DataError
 from tests.training import precision
 from tests.training.packs import toy_pack
 from tests.training.precision import CPU, OBJECTIVE, OPTIMIZER, context, full_parameters, module
-from training.engine.deepspeed_json import deepspeed_config, read_deepspeed_json, zero_stage
 from training.engine.engine import Engine, Faults
 from training.engine.optimizer import OptimizerConfig
 from training.launch.process_group import world
 from training.losses.objective import LossOutput
 from training.losses.router import RouterConfig
-from training.teacher.frozen import FrozenTeacher
 
 # DeepSpeed and what it imports late use deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")
@@ -42,84 +38,6 @@ def step(trained, packs, objective=OBJECTIVE, learning_rate=1e-3):
 
 def equal(ours, theirs):
     return all(torch.equal(value, theirs[name]) for name, value in ours.items())
-
-
-# --- the DeepSpeed JSON
-
-
-def written(tmp_path, **content):
-    path = tmp_path / "ds.json"
-    path.write_text(json.dumps(content))
-    return str(path)
-
-
-def test_bf16_at_stage_0_is_refused_naming_stage_1(tmp_path):
-    with pytest.raises(ConfigError, match=r"set zero_optimization\.stage to 1"):
-        read_deepspeed_json(written(tmp_path, bf16={"enabled": True}))
-    found = read_deepspeed_json(written(tmp_path, bf16={"enabled": True}, zero_optimization={"stage": 1}))
-    assert zero_stage(found) == 1
-
-
-def test_fp16_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="use bf16 with ZeRO stage 1"):
-        read_deepspeed_json(written(tmp_path, fp16={"enabled": True}, zero_optimization={"stage": 1}))
-
-
-@pytest.mark.parametrize("more", [{"data_types": {"grad_accum_dtype": "bf16"}}, {"communication_data_type": "bf16"}])
-def test_bf16_gradients_that_are_not_summed_in_fp32_are_refused(tmp_path, more):
-    with pytest.raises(ConfigError, match="'bf16'; bf16 gradients are summed in fp32"):
-        read_deepspeed_json(written(tmp_path, bf16={"enabled": True}, zero_optimization={"stage": 2}, **more))
-
-
-def test_a_stage_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="stage 4; it must be 0, 1, 2 or 3"):
-        read_deepspeed_json(written(tmp_path, zero_optimization={"stage": 4}))
-
-
-@pytest.mark.parametrize("key", ["train_batch_size", "gradient_accumulation_steps", "gradient_clipping", "optimizer"])
-def test_what_the_training_configuration_decides_is_refused_in_the_json(tmp_path, key):
-    with pytest.raises(ConfigError, match=f"sets '{key}'; remove it"):
-        read_deepspeed_json(written(tmp_path, **{key: 1}))
-
-
-def test_the_shipped_jsons_are_what_their_names_say():
-    assert len(list(CONF.glob("*.json"))) == 7
-    for path in CONF.glob("*.json"):
-        found = read_deepspeed_json(f"conf/deepspeed/{path.name}")
-        assert path.stem == f"zero{zero_stage(found)}_{'bf16' if found['bf16']['enabled'] else 'fp32'}"
-        assert all(deepspeed_config(found, OPTIMIZER, 1)[key] == value for key, value in found.items() if key != "bf16")
-
-
-def test_the_exact_json_of_a_run():
-    optimizer = OptimizerConfig(lr=1.0, clip_norm=0.5)
-    assert deepspeed_config({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, optimizer, 8) == {
-        "zero_optimization": {"stage": 2},
-        "bf16": {"enabled": True, "check_grad_overflow": True},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 8,
-        "gradient_clipping": 0.5,
-        "zero_allow_untested_optimizer": True,
-    }
-    assert deepspeed_config({}, optimizer, 8)["gradient_clipping"] == 0.0
-    offload = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
-    assert deepspeed_config(offload, optimizer, 8)["zero_force_ds_cpu_optimizer"] is False
-
-
-# --- processes
-
-
-def test_a_world_of_one(here):
-    values = torch.tensor([1.5, -2.0], dtype=torch.float64)
-    assert torch.equal(here.sum(values), values)
-    assert torch.equal(here.max(values), values)
-    assert (here.any(True), here.any(False)) == (True, False)
-    assert here.gather({"tokens": 3}) == [{"tokens": 3}]
-    here.barrier()
-
-
-# --- steps
 
 
 @STAGES
@@ -243,16 +161,3 @@ def test_evaluation_gives_the_sums_of_training_and_changes_nothing(here, stage):
     assert torch.equal(found.router.load, taken.router.load)
     assert int(found.router.load[0].sum()) == 2 * sum(pack.num_tokens for pack in PACKS)
     trained.close()
-
-
-def test_a_frozen_teacher_gives_hidden_states_and_has_no_gradient():
-    student = module().student
-    teacher = FrozenTeacher(module().student, CPU, torch.float32)
-    batch = PACKS[0].tensors(CPU)
-    found = teacher(batch)
-    hidden, _ = student(batch.input_ids, batch.position_ids, batch.cu_seqlens)
-    assert torch.allclose(found.hidden, hidden, atol=1e-6)
-    assert torch.equal(found.head_weight, student.lm_head.weight)
-    assert not found.hidden.requires_grad
-    assert not found.head_weight.requires_grad
-    assert np.shape(found.hidden) == (40, precision.SIZES["hidden"])

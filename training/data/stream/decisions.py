@@ -151,7 +151,7 @@ class DecisionLog:
 
     @classmethod
     def open(cls, folder: Location, initial: dict[str, Any]) -> "DecisionLog":
-        """The log of a run that begins with `initial` (plan.initial_value) or goes on.
+        """The log of a run that begins with `initial` (plan.initial_value) or resumes.
 
         Raises:
             ConfigError: the run in this folder began with something else; names what differs.

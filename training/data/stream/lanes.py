@@ -132,7 +132,7 @@ class RankStream:
         return {reason: sum(counts.get(reason, 0) for counts in found) for reason in LEFT_OUT}
 
     def seek(self, state: StreamState) -> None:
-        """Go on from a state of any rank of a run over the same log; for a stream that has given out nothing.
+        """Resume from a state of any rank of a run over the same log; for a stream that has given out nothing.
 
         Raises:
             ConfigError: the log up to there is another one.

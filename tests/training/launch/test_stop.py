@@ -1,0 +1,39 @@
+import signal
+
+import pytest
+
+from training.launch.stop import Stop
+
+
+@pytest.fixture
+def caught():
+    """Signals that came to the handlers outside of `listening`."""
+    found = []
+    before = {number: signal.signal(number, lambda n, _: found.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield found
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_sets_the_request_and_the_second_acts_as_before(caught, number):
+    with Stop().listening() as stop:
+        assert not stop.is_set
+        signal.raise_signal(number)
+        assert (stop.is_set, caught) == (True, [])
+        signal.raise_signal(number)
+        assert caught == [number]
+
+
+def test_outside_signals_are_what_they_were(caught):
+    with Stop().listening() as stop:
+        pass
+    signal.raise_signal(signal.SIGTERM)
+    assert (stop.is_set, caught) == (False, [signal.SIGTERM])
+
+
+def test_handlers_are_given_back_when_the_run_fails(caught):
+    with pytest.raises(RuntimeError, match="toy"), Stop().listening():
+        raise RuntimeError("toy")
+    signal.raise_signal(signal.SIGINT)
+    assert caught == [signal.SIGINT]

@@ -1,0 +1,31 @@
+import json
+
+from training.data.stream.plan import StreamState
+from training.stages.state import Evaluation, StageState, TrainState
+
+STATE = TrainState(
+    stage=StageState(
+        index=1,
+        steps=7,
+        tokens=900,
+        streams={"main": StreamState("digest", 2, 5)},
+        evaluations=[Evaluation(2.5, None, 0), Evaluation(2.0, 0.5, 1)],
+    ),
+    step=17,
+    tokens=2000,
+    first_loss=3.0,
+    last_loss=2.0,
+    teacher_mean={"main": -1.5},
+    spikes={"losses": [2.0], "spikes": 0},
+    ledger=[{"source_dataset": "a", "tokens": 5}],
+)
+
+
+def test_a_state_comes_back_from_json():
+    assert TrainState.from_json(json.loads(json.dumps(STATE.to_json()))) == STATE
+
+
+def test_the_next_stage_begins_at_its_start_and_keeps_the_totals():
+    found = STATE.next_stage()
+    assert found.stage == StageState(index=2)
+    assert (found.step, found.tokens, found.teacher_mean, found.ledger) == (17, 2000, {}, STATE.ledger)

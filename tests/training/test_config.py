@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from etl import conf
+from etl.errors import ConfigError
+from etl.storage.location import Location
+from training.config import TrainConfig
+from training.stages.state import StageState, TrainState
+
+
+def demo(**changes):
+    return conf.load(TrainConfig, "demo", "training", [f"{key}={value}" for key, value in changes.items()])
+
+
+def two_stages(**changes):
+    arm = "{name: scored, objective: {kind: weighted_ce}, data: {corpus: b, teacher: t}}"
+    second = f"{{name: second, tokens: 10, optimizer: {{lr: 0.5}}, arms: [{{}}, {arm}]}}"
+    stages = f"[{{name: first, tokens: 20}}, {second}]"
+    return demo(stages=stages, **{"data.corpus": "a", "data.reference": "r"}, **changes)
+
+
+def test_corpora_and_tables_are_those_of_all_arms_and_held_out_sets():
+    config = two_stages(evaluate="{sets: {canaries: {corpus: c}}}")
+    assert config.corpora() == {"a", "b", "c"}
+    assert config.teacher_tables() == {"t", "r"}
+
+
+def test_streams_are_of_the_runs_sections_and_log_below_its_output():
+    config = two_stages()
+    second = config.stages[1]
+    streams = config.streams
+    assert (streams.data, streams.read, streams.seed) == (config.data, config.read, config.seed)
+    assert [streams.config_of(second, arm).corpus for arm in second.arms] == ["a", "b"]
+    folder = Path(config.output) / "decisions" / "second" / "scored"
+    assert streams.log_folder(second, second.arms[1]).url == Location.of(folder).url
+
+
+def test_a_stage_changes_single_keys_of_the_optimizer():
+    config = two_stages()
+    assert [config.optimizer_in(stage).lr for stage in config.stages] == [0.01, 0.5]
+    assert config.optimizer_in(config.stages[1]).weight_decay == config.optimizer.weight_decay
+
+
+@pytest.mark.parametrize(
+    ("state", "complete", "over"),
+    [
+        (TrainState(stage=StageState(index=0, tokens=20), step=3), False, False),
+        (TrainState(stage=StageState(index=1, tokens=9), step=3), False, False),
+        (TrainState(stage=StageState(index=1, tokens=9), step=5), False, True),
+        (TrainState(stage=StageState(index=1, tokens=10), step=4), True, True),
+    ],
+)
+def test_a_run_is_over_with_its_last_stage_or_at_max_steps(state, complete, over):
+    config = two_stages().model_copy(update={"max_steps": 5})
+    assert (config.is_complete(state), config.is_over(state)) == (complete, over)
+
+
+def test_an_arm_that_lacks_what_its_objective_needs_is_refused_before_a_file_is_opened():
+    with pytest.raises(ConfigError, match=r"'weighted_ce' of arm 'main' needs data\.teacher"):
+        demo(stages="[{tokens: 1, arms: [{objective: {kind: weighted_ce}}]}]").check()
+
+
+def test_a_stage_is_found_by_name():
+    config = two_stages()
+    assert [config.stage_named(name).name for name in (None, "second")] == ["first", "second"]
+    with pytest.raises(ConfigError, match="there is no stage 'third'; the configuration has: first, second"):
+        config.stage_named("third")
