@@ -75,7 +75,7 @@ def test_a_default_changes_only_with_its_version():
 
 
 def test_a_located_default_is_recorded_under_the_same_version():
-    (found,) = changed("defaults", ("etl.Layout", "defaults", "target_bytes"), 1)
+    (found,) = changed("defaults", ("Layout", "defaults", "target_bytes"), 1)
     assert not found.forbidden
 
 
