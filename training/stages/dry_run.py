@@ -178,9 +178,10 @@ def dry_run(
             streams.config_of(stage, arm).check_world(world_size)
     check_corpora(streams, stages)
     deepspeed_json = read_deepspeed_json(deepspeed)
+    arms = tuple(plan for stage in stages for plan in plan_stage(streams, stage))
     student = _student_size(model, streams.seed)
     return DryRun(
-        arms=tuple(plan for stage in stages for plan in plan_stage(streams, stage)),
+        arms=arms,
         memory={} if student is None else _memory(student, streams.data, model, world_size, is_bf16(deepspeed_json)),
         deepspeed=deepspeed_config(deepspeed_json, optimizer, streams.data.micro_steps(world_size)),
     )
