@@ -31,7 +31,11 @@ def run_on(engine: EngineName, name_or_path: str, overrides: list[str], processe
         ConfigError: the engine's package is absent, or `processes` is given for an engine that has its own settings.
         StillhouseError: what the run raises.
     """
-    _check(engine, processes)
+    if processes is not None and engine != "local":
+        raise ConfigError(
+            f"--processes={processes} is for --engine=local; Spark and Beam have settings of their own for it"
+        )
+    require_package(engine)
     if engine == "spark":
         from jobs import run_recipe as spark
 
@@ -43,11 +47,12 @@ def run_on(engine: EngineName, name_or_path: str, overrides: list[str], processe
     return _run_locally(name_or_path, overrides, processes)
 
 
-def _check(engine: EngineName, processes: int | None) -> None:
-    if processes is not None and engine != "local":
-        raise ConfigError(
-            f"--processes={processes} is for --engine=local; Spark and Beam have settings of their own for it"
-        )
+def require_package(engine: EngineName) -> None:
+    """Look for the package of an engine, without importing it.
+
+    Raises:
+        ConfigError: it is absent; the message names the extra to install.
+    """
     package = _PACKAGES.get(engine)
     if package is not None and importlib.util.find_spec(package) is None:
         others = ", ".join(name for name in get_args(EngineName) if name != engine)

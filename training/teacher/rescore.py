@@ -379,3 +379,16 @@ def rescore(
 def _found(config: RescoreConfig, counts: dict[str, Any]) -> dict[str, Any]:
     """The findings of the whole dataset."""
     return {**findings(counts), "temperature": config.temperature, "topk": config.topk}
+
+
+def summary(dataset: Dataset) -> Iterator[str]:
+    """What a rescored dataset holds, for people: a line for each cell and each kind of span, then the totals."""
+    manifest = dataset.manifest
+    for cell, cut in manifest.thresholds["subset"].items():
+        yield (
+            f"{cell:>24}  {cut['chosen_rows']:>9,} of {cut['rows']:,} rows  {cut['chosen_tokens']:>12,} of "
+            f"{cut['tokens']:,} tokens (budget {cut['budget_tokens']:,})"
+        )
+    for kind, found in manifest.findings["spans"].items():
+        yield f"{kind:>24}  {found['tokens']:>12,} tokens, mean logp {found['mean_logp']:.4f}"
+    yield f"{manifest.rows_out:,} rows, mean logp {manifest.findings['mean_logp']:.4f}: {dataset.folder}"

@@ -358,6 +358,14 @@ def test_what_is_wrong_is_said(folder, tmp_path, overrides, error, message):
         rescore(configuration(folder, tmp_path, *overrides))
 
 
+def test_a_process_opens_its_teacher_once_and_lets_go_of_it_after_the_run(folder, tmp_path):
+    config = configuration(folder, tmp_path, *ALL)
+    first = rescoring.open_teacher(config)
+    assert rescoring.open_teacher(config) is first
+    rescore(config)
+    assert rescoring.open_teacher(config) is not first
+
+
 @pytest.mark.spark
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_spark_gives_the_rows_of_the_local_engine(folder, whole, spark, tmp_path):

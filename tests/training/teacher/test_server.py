@@ -181,3 +181,12 @@ def test_probability_zero_is_the_least_float16(server):
 def test_too_few_likely_tokens_are_refused(server):
     with pytest.raises(ConfigError, match="topk=7 were asked for"):
         ask(server, topk=7)
+
+
+def test_a_teacher_that_nobody_holds_closes_its_threads(server):
+    teacher = ServerTeacher(config(server), 0)
+    pool = teacher._pool
+    assert pool.submit(int).result() == 0
+    del teacher
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(int)
