@@ -254,7 +254,7 @@ class Engine(ABC):
         return self._write(job.with_buckets(exchange.num_buckets), range(exchange.num_buckets), run)
 
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
-        """Write a dataset of one split on the driver: `fn` writes or receives split 0."""
+        """Write a dataset of one split on the driver: `fn` writes split 0."""
         return self._write(job, [0], lambda writer, _: fn(writer))
 
     def land(self, table: Table, folder: Location) -> Dataset:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from etl.hashing import ContentDigest
 from etl.messages import full_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.pipeline import Pipeline
@@ -24,8 +23,6 @@ from etl.scoring.perplexity import SAMPLE_PURPOSE, PerplexityStep
 from etl.stages.context import Context
 from etl.step import live
 from etl.storage.dataset import Chunk, Dataset, SplitWriter
-from etl.storage.manifest import Part, Receipt
-from etl.storage.verify import MODEL_TABLE
 
 TEXT = pa.schema([pa.field("id", ID, nullable=False), pa.field("text", pa.string(), nullable=False)])
 
@@ -58,7 +55,7 @@ def train_kenlm(context: Context, rows: Rows) -> Dataset:
     job = context.job("kenlm_sample", "TEXT", TEXT, semantic, rows.tables(["messages", "verdict"]))
     sample = context.map(job, rows.splits, SampleText(rows.ref, config))
     training = {"order": config.order, "backend": backend()}
-    job = context.job("kenlm", MODEL_TABLE, pa.schema([]), training, (sample,))
+    job = context.job("kenlm", "MODEL", pa.schema([]), training, (sample,))
     return context.drive(job, functools.partial(_train, context, config, sample.result()))
 
 
@@ -68,25 +65,8 @@ def _train(context: Context, config: TrainKenlm, sample: Dataset, writer: SplitW
         # The sample was drawn already, so all of it is taken.
         lines = sample_lines(sample.read(), config.seed, 1.0)
         model = train(lines, config.order, Path(folder) / "model", config.max_words)
-        part = Part(
-            split=0,
-            path=f"model-{model.sha256[:16]}.kenlm",
-            rows=0,
-            bytes=model.path.stat().st_size,
-            sha256=model.sha256,
-            row_groups=(),
-        )
-        (writer.folder / part.path).upload(model.path)
-    writer.receive(
-        Receipt(
-            split=0,
-            rows_in=sample.manifest.rows_out,
-            rows_out=0,
-            content_digest=str(ContentDigest(int(model.sha256[:32], 16))),
-            parts=(part,),
-            distributions={"words": model.words},
-        )
-    )
+        files = {".kenlm": model.path}
+        writer.write_files(0, "model", files, sample.manifest.rows_out, {"words": model.words})
 
 
 def with_model(pipeline: Pipeline, config: TrainKenlm, model: Dataset) -> Pipeline:

@@ -22,7 +22,7 @@ from etl.engine import Exchange
 from etl.hashing import hash_array
 from etl.recipe import Layout
 from etl.rows import Rows, RowsRef
-from etl.schema import CTX_BUCKETS, PROMPT, RANGE, SKILL_BUCKETS, TOKENIZED_COLUMNS
+from etl.schema import CORPUS, CTX_BUCKETS, PROMPT, RANGE, SKILL_BUCKETS
 from etl.sorting import SortedRows
 from etl.stages.context import Context
 from etl.stages.dedup.split import split_of
@@ -46,29 +46,8 @@ _ORDER_SEED = 0x6F72646572
 _NOT_IN_THE_ID = ("split_key", "license", "language", "meta_json")
 """In what rows of one id can differ, where exact dedup is off: with these their order does not depend on arrival."""
 
-SCHEMA_V0 = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        *[PROMPT.field(name) for name in PROMPT.names if name not in ("id", "skill_bucket")],
-        ("prompt_text", pa.string()),
-        ("prompt_tokens_est", pa.int32()),
-        ("embedding", pa.list_(pa.float32())),
-        ("cluster_id", pa.string()),
-        ("near_dup_hash", pa.int64()),
-        ("utility_score", pa.float64()),
-        ("sampling_weight", pa.float64()),
-        ("difficulty_proxy", pa.float64()),
-        ("teacher_entropy", pa.float64()),
-        ("teacher_margin", pa.float64()),
-        ("student_teacher_kl", pa.float64()),
-        ("lp_value", pa.float64()),
-        ("analysis_span", RANGE),
-        ("final_span", RANGE),
-        *TOKENIZED_COLUMNS,
-    ]
-)
-"""The training record. `split`, `skill_bucket` and `ctx_bucket` are in the path. Columns that no stage has filled are
-null; `sampling_weight` is 1 until something weights it. Measured columns of the run's stages follow."""
+SCHEMA_V0 = CORPUS
+"""The public name of the training record's schema."""
 
 CELL = pa.schema(
     [
@@ -175,9 +154,9 @@ SLICE = pa.schema([("bucket", pa.int32()), ("rows", pa.binary())])
 
 
 def corpus_schema(rows: Rows) -> pa.Schema:
-    """SCHEMA_V0, then what the stages of this run measured."""
-    own = {*SCHEMA_V0.names, *PROMPT.names, "ctx_bucket", "verdict"}
-    return pa.schema([*SCHEMA_V0, *[field for field in rows.schema if field.name not in own]])
+    """CORPUS, then what the stages of this run measured."""
+    own = {*CORPUS.names, *PROMPT.names, "ctx_bucket", "verdict"}
+    return pa.schema([*CORPUS, *[field for field in rows.schema if field.name not in own]])
 
 
 @dataclass(frozen=True)

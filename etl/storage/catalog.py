@@ -13,7 +13,7 @@ from etl.errors import DataError, SchemaError
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.manifest import Part
-from etl.storage.verify import MODEL_TABLE, find_datasets
+from etl.storage.verify import find_datasets
 
 Dialect = Literal["spark", "hive", "duckdb"]
 
@@ -45,8 +45,8 @@ def statements(root: Location, dialect: Dialect) -> Iterator[str]:
     for folder in folders:
         dataset = Dataset.open(folder)
         name = table_name(root, folder)
-        if dataset.manifest.table == MODEL_TABLE:
-            yield f"-- {name}: a model file, no table"
+        if dataset.manifest.holds_files:
+            yield f"-- {name}: no table, but files such as {dataset.manifest.parts[0].path}"
         elif not dataset.manifest.parts:
             yield f"-- {name}: no rows, so no file says what its columns are"
         elif dialect == "duckdb":

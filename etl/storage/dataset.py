@@ -12,10 +12,11 @@ not grow with the number of splits. The driver reads receipts with `_READERS` th
 import itertools
 import json
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import pyarrow as pa
@@ -36,7 +37,7 @@ from etl.storage.manifest import (
     sum_counts,
     to_json,
 )
-from etl.storage.parts import PartWriter
+from etl.storage.parts import PartWriter, file_content, upload_files
 
 MANIFEST = "_manifest.json"
 PLAN = "_plan.json"
@@ -395,9 +396,35 @@ class SplitWriter:
             accounting=sum_counts([tally.accounting]),
             distributions=sum_counts([tally.distributions]),
         )
-        return self.receive(receipt)
+        return self._receive(receipt)
 
-    def receive(self, receipt: Receipt) -> Receipt:
+    def write_files(
+        self, split: int, stem: str, files: Mapping[str, Path], rows_in: int, distributions: dict[str, Any]
+    ) -> Receipt:
+        """As `write`, with finished local files as the parts: no rows, named `<stem>-<16 hex><suffix>`.
+
+        Args:
+            split: that they are the parts of.
+            stem: how their names begin.
+            files: by the suffix of its name, which is not that of Parquet.
+            rows_in: rows that they were made from.
+            distributions: counts for the manifest.
+
+        Raises:
+            DataError: no room for them, or the build was given up meanwhile.
+        """
+        parts = upload_files(self.folder, split, stem, files)
+        receipt = Receipt(
+            split=split,
+            rows_in=rows_in,
+            rows_out=0,
+            content_digest=file_content(parts),
+            parts=parts,
+            distributions=distributions,
+        )
+        return self._receive(receipt)
+
+    def _receive(self, receipt: Receipt) -> Receipt:
         """Store what an attempt wrote; when another attempt of its split was first, delete what only this one wrote.
 
         The parts are there already, and a build is closed before its folder is listed and cleared. So whoever clears

@@ -20,10 +20,11 @@ Accounting = dict[str, dict[str, dict[str, int]]]
 prefix `quarantined:` for rows that could not be read. in + made = kept + the sum of the losses."""
 
 FLOW = ("in", "made", "kept")
+TABLE_SUFFIX = ".parquet"
 
 
 class Part(Config):
-    """One committed Parquet file."""
+    """One committed file: Parquet, or one that storage keeps as it is (an opaque file, which has no rows)."""
 
     split: int
     path: str
@@ -35,6 +36,11 @@ class Part(Config):
     sha256: str
     row_groups: tuple[int, ...]
     """Rows of each row group."""
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is Parquet, which the name of every part says."""
+        return self.path.endswith(TABLE_SUFFIX)
 
 
 class Plan(Config):
@@ -95,6 +101,11 @@ class Manifest(Config):
         """Digest of how the rows are cut into parts and row groups."""
         shape = [[part.split, *part.row_groups] for part in self.parts]
         return fingerprint_of({"splits": self.splits, "parts": shape, "content": self.content_digest})
+
+    @property
+    def holds_files(self) -> bool:
+        """Whether its parts are opaque files, such as a model, and no table."""
+        return any(not part.is_table for part in self.parts)
 
     @property
     def num_tokens(self) -> int:

@@ -5,10 +5,14 @@ whole before anything shows in the dataset's folder. Cost: one local write and o
 
 The name of the build is in the file, so two builds never share a part, even where they write the same rows: an attempt
 of a build that was given up removes its own parts and no other's.
+
+An opaque file is a part as it is; its name and its content digest come from its SHA-256.
 """
 
 import contextlib
+import hashlib
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -17,14 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from etl.digests import file_sha256
-from etl.schema import SCHEMA_VERSION
+from etl.hashing import ContentDigest
+from etl.schema import SCHEMA_VERSION, encoding_of
 from etl.storage.location import Location
-from etl.storage.manifest import Part
-
-_BYTE_STREAM_SPLIT = {"input_ids.list.element"}
-"""Token ids: 1.31 bytes a token against 1.67 with a dictionary, and faster to read."""
-_RANDOM = {"shingles"}
-"""Hashes one after the other, in which there is nothing to pack."""
+from etl.storage.manifest import TABLE_SUFFIX, Part
 
 
 def _leaves(field: pa.Field, prefix: str = "") -> list[str]:
@@ -48,17 +48,19 @@ class PartWriter:
         self._partition = partition
         self._spool = tempfile.TemporaryDirectory(prefix="stillhouse-part-")
         self._file = Path(self._spool.name) / "part.parquet"
-        self._schema = schema.with_metadata(
-            {"stillhouse.table": table, "stillhouse.schema": str(SCHEMA_VERSION), "stillhouse.build": build}
+        # How a column is stored is no part of what readers see.
+        self._schema = pa.schema(
+            [field.remove_metadata() for field in schema],
+            {"stillhouse.table": table, "stillhouse.schema": str(SCHEMA_VERSION), "stillhouse.build": build},
         )
-        leaves = [path for field in schema for path in _leaves(field)]
-        split_encoded = [path for path in leaves if path in _BYTE_STREAM_SPLIT]
+        encodings = {path: encoding_of(field) for field in schema for path in _leaves(field)}
         self._writer = pq.ParquetWriter(
             self._file,
             self._schema,
-            compression={path: "none" if path in _RANDOM else "zstd" for path in leaves},
-            use_dictionary=[path for path in leaves if path not in _BYTE_STREAM_SPLIT | _RANDOM],
-            use_byte_stream_split=split_encoded or False,
+            compression={path: "none" if encoding == "plain" else "zstd" for path, encoding in encodings.items()},
+            use_dictionary=[path for path, encoding in encodings.items() if encoding == "dictionary"],
+            use_byte_stream_split=[path for path, encoding in encodings.items() if encoding == "byte_stream_split"]
+            or False,
             write_page_checksum=True,
         )
         self._row_groups: list[int] = []
@@ -100,7 +102,7 @@ class PartWriter:
         with self._explained():
             self._writer.close()
         digest = file_sha256(self._file)
-        name = f"part-{self._split:05d}-{digest[:16]}.parquet"
+        name = f"part-{self._split:05d}-{digest[:16]}{TABLE_SUFFIX}"
         path = f"{self._partition}/{name}" if self._partition else name
         (self._folder / path).upload(self._file)
         return Part(
@@ -112,3 +114,36 @@ class PartWriter:
             sha256=digest,
             row_groups=tuple(self._row_groups),
         )
+
+
+def upload_files(folder: Location, split: int, stem: str, files: Mapping[str, Path]) -> tuple[Part, ...]:
+    """Upload finished local files as the opaque parts of a split, under one name that their content gives.
+
+    Equal files have one name in every build, so only one driver at a time may write a dataset of them.
+
+    Args:
+        folder: of the dataset.
+        split: that they are the parts of.
+        stem: how their names begin.
+        files: by the suffix of its name, such as `.bin` and `.idx` for two that belong together.
+
+    Raises:
+        DataError: no room for them, or they may not be written.
+    """
+    digests = {suffix: file_sha256(path) for suffix, path in files.items()}
+    whole, *more = digests.values()
+    if more:
+        whole = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
+    parts = []
+    for suffix, file in files.items():
+        assert suffix != TABLE_SUFFIX, "a table is written by PartWriter"
+        path = f"{stem}-{whole[:16]}{suffix}"
+        (folder / path).upload(file)
+        size = file.stat().st_size
+        parts.append(Part(split=split, path=path, rows=0, bytes=size, sha256=digests[suffix], row_groups=()))
+    return tuple(parts)
+
+
+def file_content(parts: Iterable[Part]) -> str:
+    """The content digest of opaque files."""
+    return ContentDigest.total(part.sha256[:32] for part in parts)

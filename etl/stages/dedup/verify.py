@@ -22,7 +22,7 @@ from etl.dedup.survivor import Survivor
 from etl.hashing import binary_buffers, hash_array
 from etl.messages import full_text
 from etl.rows import ROW_BITS, RowsRef
-from etl.schema import ID, PAIR
+from etl.schema import ID, PAIR, encoded
 from etl.stages.dedup.bands import MakeCanaries
 from etl.stages.keyed import RowFeed, buckets_of, distinct, recut, row_keys, slices, source_places, to_batch, to_numpy
 from etl.storage.dataset import Chunk, DatasetRef
@@ -40,7 +40,7 @@ SET = pa.schema(
         pa.field("example", pa.string(), nullable=False),
         pa.field("preference", pa.int64(), nullable=False),
         pa.field("blocks", pa.list_(pa.int64()), nullable=False),
-        pa.field("shingles", pa.binary(), nullable=False),
+        encoded(pa.field("shingles", pa.binary(), nullable=False), "plain"),
     ]
 )
 """Sorted by the row that it is of or, a canary, copies. `source` is a place among the recipe's sources."""

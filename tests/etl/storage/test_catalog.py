@@ -7,9 +7,11 @@ import pytest
 from etl.errors import DataError, SchemaError
 from etl.schema import ID, PROMPT
 from etl.storage.catalog import partition_values, sql_type, statements, table_name
+from etl.storage.dataset import Job
 from etl.storage.location import Location
 from etl.storage.manifest import Part
 from tests.datasets import write_dataset
+from tests.etl.storage.builds import begin
 
 WORDS = pa.table({"id": pa.array([bytes(16), bytes(15) + b"\1"], ID), "word": ["it's", None]})
 
@@ -60,6 +62,16 @@ def test_views_in_duckdb_have_the_rows_of_the_manifests(output):
         assert connection.execute("SELECT word FROM rounds_share_0").fetchall() == [("it's",), (None,)]
         counts = "SELECT split, skill_bucket, count(*) FROM corpus GROUP BY ALL ORDER BY ALL"
         assert connection.execute(counts).fetchall() == [("train", "B1", 2), ("validation", "B2", 1)]
+
+
+def test_files_are_no_table(tmp_path):
+    (tmp_path / "file").write_bytes(b"weights")
+    build, plan, writer = begin(Job(Location.of(tmp_path / "model"), "model", "MODEL", pa.schema([]), {}), [0])
+    writer.write_files(0, "model", {".bin": tmp_path / "file"}, 0, {})
+    (part,) = build.commit(plan).manifest.parts
+    for dialect in ("spark", "hive", "duckdb"):
+        made = list(statements(Location.of(tmp_path), dialect))
+        assert made == [f"-- model: no table, but files such as {part.path}"]
 
 
 def test_one_dataset_alone_is_called_as_its_folder(output):

@@ -1,5 +1,6 @@
 """The protocol that commits a dataset: resumed, raced, and read by strangers; tests/faults kills it."""
 
+import hashlib
 import pickle
 
 import pyarrow as pa
@@ -351,6 +352,27 @@ def test_partitions_are_folders_with_a_part_for_each_run_of_chunks(tmp_path):
     ]
     assert values(dataset) == [1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15, 16]
     assert Plain.read(dataset.folder) == Plain(values(dataset), values(dataset))
+
+
+@pytest.mark.parametrize("contents", [[b"weights"], [b"tokens", b"index"]])
+def test_files_are_committed_as_they_are(folder, tmp_path, contents):
+    files = {}
+    for suffix, content in zip((".bin", ".idx"), contents, strict=False):
+        files[suffix] = tmp_path / f"local{suffix}"
+        files[suffix].write_bytes(content)
+    begun, plan, writer = begin(job(folder), [0])
+    receipt = writer.write_files(0, "model", files, 7, {"words": 5})
+    assert writer.write_files(0, "model", files, 7, {"words": 5}) == receipt
+    manifest = begun.commit(plan).manifest
+    shas = [hashlib.sha256(content).hexdigest() for content in contents]
+    name = shas[0] if len(shas) == 1 else hashlib.sha256("".join(shas).encode()).hexdigest()
+    assert [part.path for part in manifest.parts] == [f"model-{name[:16]}{suffix}" for suffix in files]
+    assert [part.sha256 for part in manifest.parts] == shas
+    assert [(folder / part.path).read() for part in manifest.parts] == contents
+    assert manifest.content_digest == f"{sum(int(sha[:32], 16) for sha in shas) % 2**128:032x}"
+    assert (manifest.rows_in, manifest.rows_out, manifest.distributions) == (7, 0, {"words": 5})
+    assert data_files(folder) == sorted(part.path for part in manifest.parts)
+    assert (manifest.holds_files, build(folder / "table").manifest.holds_files) == (True, False)
 
 
 def test_write_dataset_makes_one_part_a_table(folder):

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from etl.schema import ID, PROMPT, TOKENIZED_COLUMNS, aligned
+from etl.schema import ID, PROMPT, TOKENIZED_COLUMNS, aligned, encoded
 from etl.storage.location import Location
 from etl.storage.parts import PartWriter
 from tests.etl.storage.builds import NUMBERS, numbers
@@ -79,6 +79,21 @@ def test_token_ids_are_byte_stream_split_and_counted(tmp_path):
     assert "RLE_DICTIONARY" not in encodings["input_ids.list.element"]
     assert "RLE_DICTIONARY" in encodings["spans.list.element.kind"]
     assert {column.compression for column in columns} == {"ZSTD"}
+
+
+def test_how_a_column_lies_in_a_file_is_its_fields_word_and_no_reader_sees_it(tmp_path):
+    plain = [pa.field("hashes", pa.binary()), pa.field("ids", pa.list_(pa.int32())), pa.field("word", pa.string())]
+    schema = pa.schema([encoded(plain[0], "plain"), encoded(plain[1], "byte_stream_split"), plain[2]])
+    batch = pa.RecordBatch.from_pylist([{"hashes": b"ab", "ids": [1, 2], "word": "w"}] * 50, schema=schema)
+    part = write(Location.of(tmp_path), [batch], schema)
+    group = pq.read_metadata(tmp_path / part.path).row_group(0)
+    hashes, ids, word = (group.column(number) for number in range(3))
+    assert (hashes.compression, ids.compression, word.compression) == ("UNCOMPRESSED", "ZSTD", "ZSTD")
+    assert not hashes.has_dictionary_page
+    assert "BYTE_STREAM_SPLIT" in ids.encodings
+    assert word.has_dictionary_page
+    stored = pq.read_schema(tmp_path / part.path)
+    assert [(field.name, field.metadata) for field in stored] == [("hashes", None), ("ids", None), ("word", None)]
 
 
 def test_a_bit_that_turned_is_found_when_it_is_read(folder):

@@ -7,7 +7,7 @@ import pytest
 from etl.errors import DataError
 from etl.storage.dataset import MANIFEST, RECEIPTS, Dataset
 from etl.storage.location import Location
-from etl.storage.verify import MODEL_TABLE, find_datasets, verify
+from etl.storage.verify import find_datasets, verify
 from tests.etl.storage.builds import InLine, begin, chunks_of, job
 
 SPLITS = [[[1, 2], [3]], [[4]]]
@@ -167,12 +167,15 @@ def test_a_store_that_fails_is_not_taken_for_damage(output, monkeypatch):
         found(output)
 
 
-def test_a_model_is_checked_by_its_bytes_alone(output):
-    edit(output, lambda tree: tree.update(table=MODEL_TABLE, content_digest="none"))
+def test_files_are_checked_by_their_bytes_alone(output, tmp_path):
+    file = tmp_path / "local"
+    file.write_bytes(b"weights")
+    build, plan, writer = begin(job(output / "model"), [0])
+    writer.write_files(0, "model", {".bin": file}, 3, {})
+    (part,) = build.commit(plan).manifest.parts
     assert found(output) == []
-    place = output / "ingest" / parts(output)[0]
-    place.replace(place.read()[::-1])
-    assert found(output) == [("changed", f"ingest/{parts(output)[0]}")]
+    (output / "model" / part.path).replace(b"weighty")
+    assert found(output) == [("changed", f"model/{part.path}")]
 
 
 def test_all_that_is_wrong_is_told_at_once(output):
