@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow as pa
 
 from etl.errors import ConfigError
-from etl.storage.dataset import Build, Chunk, Dataset, DatasetLike, Job, Pending, SplitWriter
+from etl.storage.build import Build, Chunk, Job, SplitWriter
+from etl.storage.dataset import Dataset, DatasetLike, Pending
 from etl.storage.location import Location
 from etl.storage.manifest import FLOW, Plan, Receipt
 

@@ -2,7 +2,8 @@
 
 import pyarrow as pa
 
-from etl.storage.dataset import Build, Chunk, Dataset, Job
+from etl.storage.build import Build, Chunk, Job
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 
 

@@ -34,7 +34,8 @@ from etl.engines.spark_frames import apply, read
 from etl.engines.spark_resources import Ask, ask
 from etl.engines.spark_tables import land_partition, open_table
 from etl.errors import StillhouseError
-from etl.storage.dataset import Build, Dataset
+from etl.storage.build import Build
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 
 __all__ = ["SparkEngine", "apply", "read"]

@@ -17,7 +17,7 @@ import pyarrow as pa
 from etl.digests import canonical_json
 from etl.engine import Counts, Table
 from etl.errors import DataError, SourceError
-from etl.storage.dataset import Chunk, Job, SplitWriter
+from etl.storage.build import Chunk, Job, SplitWriter
 from etl.storage.location import Location
 
 _VERSIONS = {

@@ -15,7 +15,8 @@ from etl.errors import DataError
 from etl.recipe import Recipe
 from etl.run.run import check, run_stages
 from etl.stages.context import Context
-from etl.storage.dataset import MANIFEST, Build, Dataset, Job, SplitWriter
+from etl.storage.build import Build, Job, SplitWriter
+from etl.storage.dataset import MANIFEST, Dataset
 from etl.storage.location import Location
 from etl.storage.lock import RunLock
 from etl.storage.manifest import Manifest, to_json

@@ -26,7 +26,8 @@ from etl.stages.ingest import ingest
 from etl.stages.kenlm import train_kenlm, with_model
 from etl.stages.layout import run_layout
 from etl.stages.passes import run_pipeline
-from etl.storage.dataset import Chunk, Dataset, DatasetLike, Job
+from etl.storage.build import Chunk, Job
+from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.lock import RunLock
 from etl.storage.manifest import Accounting
 from etl.storage.remote import storage_options

@@ -9,7 +9,8 @@ import pyarrow as pa
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, ReduceFn, Resources, nothing
 from etl.recipe import Recipe
 from etl.rows import Rows
-from etl.storage.dataset import Dataset, DatasetLike, Job, SplitWriter
+from etl.storage.build import Job, SplitWriter
+from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.location import Location
 from etl.text import UNICODE_VERSION
 

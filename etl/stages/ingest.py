@@ -20,7 +20,8 @@ from etl.sources.files import InputFile, InputSplit, cut, list_files, part_files
 from etl.sources.read import Bad, read_split
 from etl.sources.spec import Shape, Source
 from etl.stages.context import Context
-from etl.storage.dataset import PLAN, Chunk, Dataset
+from etl.storage.build import Chunk
+from etl.storage.dataset import PLAN, Dataset
 from etl.storage.manifest import Plan, sum_counts
 from etl.storage.remote import Storage
 

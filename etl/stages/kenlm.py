@@ -22,7 +22,8 @@ from etl.scoring.kenlm_train import backend, backend_line, sample_lines, train
 from etl.scoring.perplexity import SAMPLE_PURPOSE, PerplexityStep
 from etl.stages.context import Context
 from etl.step import live
-from etl.storage.dataset import Chunk, Dataset, SplitWriter
+from etl.storage.build import Chunk, SplitWriter
+from etl.storage.dataset import Dataset
 
 TEXT = pa.schema([pa.field("id", ID, nullable=False), pa.field("text", pa.string(), nullable=False)])
 

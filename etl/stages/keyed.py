@@ -19,7 +19,8 @@ from etl.hashing import fixed_binary, hash_array, hash_columns
 from etl.rows import ROW_BITS, RowsRef
 from etl.schema import ID
 from etl.step import live
-from etl.storage.dataset import Chunk, DatasetLike
+from etl.storage.build import Chunk
+from etl.storage.dataset import DatasetLike
 
 OUT_ROWS = 1 << 16
 """Rows of a row group in tables of hits and pairs."""

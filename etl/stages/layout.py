@@ -28,7 +28,8 @@ from etl.stages.context import Context
 from etl.stages.dedup.split import split_of
 from etl.stages.keyed import live_rows, uuid_texts
 from etl.step import live
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.build import Chunk
+from etl.storage.dataset import Dataset
 from etl.storage.manifest import Accounting, sum_counts
 
 LAYOUT_VERSION = 1

@@ -27,7 +27,8 @@ from etl.schema import aligned
 from etl.stages.context import Context
 from etl.step import drop
 from etl.storage.batches import LIMITS, Limits, checkpointed
-from etl.storage.dataset import CHECKPOINTS, Chunk
+from etl.storage.build import Chunk
+from etl.storage.dataset import CHECKPOINTS
 from etl.storage.location import Location
 from etl.storage.remote import Storage, storage_options
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from etl.errors import DataError, SourceError
+from etl.storage.local_files import link_local, local_stamp, temporary_beside
 from etl.storage.remote import (
     Options,
     ambient_options,
@@ -175,7 +176,7 @@ class Location:
             FileNotFoundError: there is no such object.
         """
         if self.is_local:
-            return _local_stamp(Path(self.path).stat())
+            return local_stamp(Path(self.path).stat())
         return stamp_of(self.ask("read", lambda: self.fs.info(self.path)))
 
     def open(self, stamp: str | None = None) -> IO[bytes]:
@@ -191,7 +192,7 @@ class Location:
         if self.is_local:
             with self.explained("read"):
                 file = Path(self.path).open("rb", buffering=_LOCAL_BUFFER_BYTES)  # noqa: SIM115  # the caller's
-            if stamp is not None and _local_stamp(os.fstat(file.fileno())) != stamp:
+            if stamp is not None and local_stamp(os.fstat(file.fileno())) != stamp:
                 file.close()
                 raise _changed(self.url)
             return file
@@ -214,7 +215,7 @@ class Location:
         """
         if self.is_local and not self.single_writer:
             with self.explained("write"):
-                return _link_local(self.path, data)
+                return link_local(self.path, data)
         if self.ask("write", lambda: self._create_once(data)):
             return True
         try:
@@ -251,7 +252,7 @@ class Location:
 
     def _write(self, data: bytes) -> None:
         if self.is_local:
-            with _temporary_beside(self.path) as temporary:
+            with temporary_beside(self.path) as temporary:
                 Path(temporary).write_bytes(data)
                 os.replace(temporary, self.path)
         elif self.scheme in _RENAMING:
@@ -266,7 +267,7 @@ class Location:
 
     def _upload(self, local_file: str) -> None:
         if self.is_local:
-            with _temporary_beside(self.path) as temporary:
+            with temporary_beside(self.path) as temporary:
                 shutil.copyfile(local_file, temporary)
                 os.replace(temporary, self.path)
         elif self.scheme in _RENAMING:
@@ -377,7 +378,7 @@ class Location:
         """
         try:
             if self.is_local:
-                if stamp is not None and _local_stamp(Path(self.path).stat()) != stamp:
+                if stamp is not None and local_stamp(Path(self.path).stat()) != stamp:
                     raise _changed(self.url)
                 with self.explained("read"):
                     return pq.ParquetFile(self.path, metadata=footer, memory_map=True, page_checksum_verification=True)
@@ -481,10 +482,6 @@ def stamp_of(info: dict[str, Any]) -> str:
     return ""
 
 
-def _local_stamp(found: os.stat_result) -> str:
-    return f"{found.st_mtime_ns}-{found.st_size}"
-
-
 def _changed(url: str) -> SourceError:
     return SourceError(f"{url} changed while it was read; run again when nobody writes to it")
 
@@ -497,27 +494,3 @@ def _modified(info: dict[str, Any]) -> float | None:
         if isinstance(value, int | float):
             return float(value)
     return None
-
-
-@contextlib.contextmanager
-def _temporary_beside(path: str) -> Iterator[str]:
-    """A name in the same folder (made if need be) for a file that is renamed into place; removed if it is not."""
-    folder, name = os.path.split(path)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    temporary = str(Path(folder) / f"_{name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _link_local(path: str, data: bytes) -> bool:
-    """O_EXCL semantics with whole content: a hard link to a finished file fails when the name is taken."""
-    with _temporary_beside(path) as temporary:
-        Path(temporary).write_bytes(data)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            # NFS repeats a request whose answer was lost, and then meets its own link.
-            return Path(temporary).stat().st_nlink == 2
-        return True

@@ -36,7 +36,8 @@ from etl.stages.dedup.bands import CANDIDATE
 from etl.stages.dedup.blocks import EDGE, CutCandidates
 from etl.stages.dedup.components import LabelRows, label_components
 from etl.stages.dedup.stars import LABEL
-from etl.storage.dataset import Build, Chunk, Dataset, Job
+from etl.storage.build import Build, Chunk, Job
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from tests.benchmarks.bench_memory import Measured, Watch, make_engine
 

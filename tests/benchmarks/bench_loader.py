@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 
 from etl.harmony.vocabulary import load_encoding
 from etl.schema import MESSAGE, SPAN
-from etl.storage.dataset import Build, Chunk, Dataset, Job
+from etl.storage.build import Build, Chunk, Job
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from tests.training.lengths import best_fit_decreasing, bucket, log_normal, num_packs, seed_mix
 

@@ -34,7 +34,8 @@ from etl.run.estimate import estimate
 from etl.run.run import run_recipe
 from etl.stages.context import Context
 from etl.stages.keyed import buckets_of, live_rows, recut
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.build import Chunk
+from etl.storage.dataset import Dataset
 from tests.benchmarks.bench_corpora import SKEWS, write_corpus
 
 POLL_S = 0.05

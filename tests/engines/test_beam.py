@@ -32,7 +32,7 @@ from etl.filters.language import LanguageStep
 from etl.pipeline import apply
 from etl.schema import PROMPT, VERDICT
 from etl.step import Step, append
-from etl.storage.dataset import Chunk, Job
+from etl.storage.build import Chunk, Job
 from etl.storage.location import Location
 from tests.engines.grid import check_files_are_those_of_the_oracle
 from tests.engines.inprocess import InProcessEngine

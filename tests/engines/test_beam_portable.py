@@ -6,7 +6,7 @@ import pytest
 from etl.engine import Counts, Work
 from etl.engines.beam import BeamEngine
 from etl.errors import SourceError
-from etl.storage.dataset import Chunk, Job
+from etl.storage.build import Chunk, Job
 from etl.storage.location import Location
 from tests.engines.grid import check_files_are_those_of_the_oracle
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from etl.engine import Counts, Exchange, Work
 from etl.engines.local import LocalEngine
-from etl.storage.dataset import Job
+from etl.storage.build import Job
 from etl.storage.location import Location
 from tests.engines.inprocess import InProcessEngine
 

@@ -14,7 +14,8 @@ from etl.engine import Counts, Exchange, Resources, Work
 from etl.engines.spark import SparkEngine, _Job
 from etl.errors import ConfigError, DataError, SchemaError, SourceError
 from etl.scoring.kenlm_train import train
-from etl.storage.dataset import Chunk, Dataset, Job
+from etl.storage.build import Chunk, Job
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import (

@@ -8,7 +8,8 @@ import pytest
 
 from etl.engine import Exchange
 from etl.errors import DataError
-from etl.storage.dataset import Chunk, DatasetRef, Job
+from etl.storage.build import Chunk, Job
+from etl.storage.dataset import DatasetRef
 from etl.storage.location import Location
 from tests.engines.inprocess import DyingEngine, InProcessEngine, KilledError
 

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from etl.errors import DataError
-from etl.storage.dataset import MANIFEST, SplitWriter
+from etl.storage.build import SplitWriter
+from etl.storage.dataset import MANIFEST
 from etl.storage.location import Location
 from etl.storage.verify import verify
 from tests.engines.inprocess import KilledError

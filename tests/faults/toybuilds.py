@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from etl.engine import Exchange
-from etl.storage.dataset import Chunk, Dataset, Job
+from etl.storage.build import Chunk, Job
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.storage.builds import begin, chunks_of, counted, job, numbers

@@ -20,7 +20,8 @@ from etl.recipe import Recipe
 from etl.run.run import run_recipe
 from etl.scoring.ifd import IfdStep
 from etl.step import BatchFn, append
-from etl.storage.dataset import Dataset, Job
+from etl.storage.build import Job
+from etl.storage.dataset import Dataset
 from tests.engines.inprocess import InProcessEngine
 
 HERE = Path(__file__).parent

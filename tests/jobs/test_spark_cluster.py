@@ -54,7 +54,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyspark import TaskContext
 from etl.engines.spark import SparkEngine
-from etl.storage.dataset import Chunk, Job
+from etl.storage.build import Chunk, Job
 from etl.storage.location import Location
 
 folder = Path(sys.argv[1])

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 
 from etl.schema import TEACHER_LOGP
-from etl.storage.dataset import Build, Chunk, Dataset, Job
+from etl.storage.build import Build, Chunk, Job
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from training.data.teacher_table import TABLE, completion_digests, digest_bytes
 

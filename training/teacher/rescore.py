@@ -32,7 +32,8 @@ from etl.hashing import hash_array
 from etl.mixture.sampling import purpose_seed
 from etl.schema import SPAN_KINDS, TEACHER_LOGP, VERDICT
 from etl.storage.batches import LIMITS, Limits, checkpointed
-from etl.storage.dataset import CHECKPOINTS, Build, Chunk, Dataset, Job
+from etl.storage.build import Build, Chunk, Job
+from etl.storage.dataset import CHECKPOINTS, Dataset
 from etl.storage.location import Location
 from etl.storage.lock import RunLock
 from etl.storage.manifest import Accounting, Part

@@ -25,7 +25,7 @@ from etl.messages import full_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.rows import RowsRef
 from etl.stages.keyed import OUT_ROWS, Counted, buckets_of, distinct, int64_schema, live_rows, slices
-from etl.storage.dataset import Chunk
+from etl.storage.build import Chunk
 
 PAIR_BLOCK = 1 << 20
 """Candidate pairs that one task makes distinct at once: 32 MB."""

@@ -23,7 +23,8 @@ from etl.dedup.components import Components
 from etl.hashing import hash_columns, signed
 from etl.stages.dedup.stars import LABEL
 from etl.stages.keyed import distinct, first_of_groups, hashed_buckets, int64_schema, reduced, to_batch, to_numpy
-from etl.storage.dataset import Chunk, DatasetRef
+from etl.storage.build import Chunk
+from etl.storage.dataset import DatasetRef
 
 EDGE = int64_schema("block", "a", "b")
 """A candidate pair and the block that verifies it."""

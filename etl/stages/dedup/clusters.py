@@ -37,7 +37,8 @@ from etl.stages.dedup.near import NearPairs, find_pairs
 from etl.stages.dedup.verify import unpacked
 from etl.stages.keyed import RowFeed, buckets_of, reduced, slices, uuid_texts
 from etl.step import live
-from etl.storage.dataset import Chunk, Dataset, DatasetLike, DatasetRef
+from etl.storage.build import Chunk
+from etl.storage.dataset import Dataset, DatasetLike, DatasetRef
 
 LARGEST = 10
 """Sizes of clusters that a manifest names."""

@@ -35,7 +35,8 @@ from etl.stages.dedup.blocks import (
 )
 from etl.stages.dedup.stars import ARC, ARC_BYTES, ARC_ORDER, LABEL, EmitLabels, contract, first_labels
 from etl.stages.keyed import OUT_ROWS, named_splits, to_batch, to_numpy
-from etl.storage.dataset import Chunk, Dataset, DatasetLike, DatasetRef
+from etl.storage.build import Chunk
+from etl.storage.dataset import Dataset, DatasetLike, DatasetRef
 
 
 def _fits_one_task(context: Context, pairs: Dataset) -> bool:

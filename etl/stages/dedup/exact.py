@@ -29,7 +29,7 @@ from etl.schema import PROMPT
 from etl.stages.context import Context
 from etl.stages.dedup.marks import LOSER, Mark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced, source_places
-from etl.storage.dataset import Chunk
+from etl.storage.build import Chunk
 from etl.text import TEXT_VERSION, normalise
 
 CONTENT = pa.schema(

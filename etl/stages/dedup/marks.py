@@ -21,7 +21,8 @@ from etl.schema import CLUSTER_COLUMNS, ID, aligned
 from etl.stages.context import Context
 from etl.stages.keyed import RowFeed, routed, row_keys, uuid_texts
 from etl.step import drop, live
-from etl.storage.dataset import Chunk, Dataset, DatasetRef
+from etl.storage.build import Chunk
+from etl.storage.dataset import Dataset, DatasetRef
 
 HIT = pa.schema(
     [

@@ -37,7 +37,8 @@ from etl.stages.dedup.semantic_compare import COSINE_ONE, SEMANTIC_HIT, compare_
 from etl.stages.dedup.semantic_embed import embed_rows
 from etl.stages.keyed import RowFeed, routed, row_keys, uuid_texts
 from etl.step import drop
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.build import Chunk
+from etl.storage.dataset import Dataset
 
 SEMANTIC = pa.schema(
     [

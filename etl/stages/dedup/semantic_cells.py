@@ -13,7 +13,7 @@ from etl.rows import Rows, RowsRef
 from etl.schema import CTX_BUCKETS, SKILL_BUCKETS
 from etl.stages.context import Context
 from etl.stages.keyed import live_rows
-from etl.storage.dataset import Chunk
+from etl.storage.build import Chunk
 
 SEMANTIC_VERSION: Final = 1
 """Raised when the same rows and configuration would give other clusters or other survivors."""

@@ -22,7 +22,8 @@ from etl.rows import Rows, RowsRef
 from etl.stages.context import Context
 from etl.stages.dedup.semantic_cells import SEMANTIC_VERSION, STEP, Cells, cell_of, name_of
 from etl.stages.keyed import live_rows
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.build import Chunk
+from etl.storage.dataset import Dataset
 
 _OVERSAMPLING: Final = 1.1
 """The hash passes this multiple of the sample on average, so that a cell hardly ever has fewer rows than it should."""

@@ -35,7 +35,8 @@ from etl.stages.dedup.semantic_cells import (
     name_of,
 )
 from etl.stages.keyed import buckets_of, live_rows, reduced, slices
-from etl.storage.dataset import Chunk, Dataset, DatasetRef
+from etl.storage.build import Chunk
+from etl.storage.dataset import Dataset, DatasetRef
 
 COSINE_ONE: Final = 1_000_000
 """A cosine of 1 in the units in which cosines are added up."""

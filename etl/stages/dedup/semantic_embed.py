@@ -23,7 +23,8 @@ from etl.stages.dedup.semantic_cells import Cells
 from etl.stages.keyed import live_rows
 from etl.stages.passes import run_pipeline
 from etl.step import live
-from etl.storage.dataset import Chunk, DatasetRef
+from etl.storage.build import Chunk
+from etl.storage.dataset import DatasetRef
 
 TERM = pa.schema([pa.field("slot", pa.int32(), nullable=False), pa.field("rows", pa.int64(), nullable=False)])
 COUNTED_TERMS = pa.schema([("bucket", pa.int32()), ("counts", pa.binary())])

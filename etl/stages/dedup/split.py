@@ -20,7 +20,7 @@ from etl.rows import Rows, RowsRef
 from etl.stages.context import Context
 from etl.stages.dedup.marks import LOSER, Mark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced
-from etl.storage.dataset import Chunk
+from etl.storage.build import Chunk
 
 
 def split_of(keys: pa.Array, layout: Layout) -> pa.Array:

@@ -17,7 +17,8 @@ from etl.engine import Exchange
 from etl.rows import ROW_BITS, Rows
 from etl.stages.context import Context
 from etl.stages.keyed import buckets_of, hashed_buckets, int64_schema, reduced, to_batch, to_numpy
-from etl.storage.dataset import Chunk, Dataset, DatasetRef
+from etl.storage.build import Chunk
+from etl.storage.dataset import Dataset, DatasetRef
 
 LABEL = int64_schema("row", "component")
 """A row key, and the smallest row key of its component."""

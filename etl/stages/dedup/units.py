@@ -42,7 +42,8 @@ from etl.stages.keyed import (
     source_places,
 )
 from etl.step import drop
-from etl.storage.dataset import Chunk, Dataset
+from etl.storage.build import Chunk
+from etl.storage.dataset import Dataset
 from etl.text import TEXT_VERSION
 
 _NOT_IN_THE_ID = ("split_key", "license", "language", "meta_json")

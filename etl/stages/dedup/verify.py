@@ -25,7 +25,8 @@ from etl.rows import ROW_BITS, RowsRef
 from etl.schema import ID, PAIR, encoded
 from etl.stages.dedup.bands import MakeCanaries
 from etl.stages.keyed import RowFeed, buckets_of, distinct, recut, row_keys, slices, source_places, to_batch, to_numpy
-from etl.storage.dataset import Chunk, DatasetRef
+from etl.storage.build import Chunk
+from etl.storage.dataset import DatasetRef
 
 _VERIFY_ROWS = 1 << 12
 """Sets and pairs that are taken at once."""

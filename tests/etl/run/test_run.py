@@ -9,7 +9,7 @@ import pytest
 
 from etl.errors import ConfigError, DataError, SchemaError
 from etl.recipe import Recipe
-from etl.storage.dataset import SplitWriter
+from etl.storage.build import SplitWriter
 from etl.storage.location import Location
 from etl.storage.lock import LOCK, RunLock
 from etl.storage.manifest import FLOW

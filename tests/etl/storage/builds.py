@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.dataset as pds
 
 from etl.engine import Engine
-from etl.storage.dataset import Build, Chunk, Dataset, Job, SplitWriter
+from etl.storage.build import Build, Chunk, Job, SplitWriter
+from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.manifest import Plan
 
@@ -89,3 +90,14 @@ class Plain:
 def values(dataset: Dataset) -> list[int]:
     """Sorted values of the column `n` that the manifest names."""
     return sorted(n for batch in dataset.read(["n"]) for n in batch.column("n").to_pylist())
+
+
+SPLITS = [[[1, 2], [3]], [], [[4], [5, 6, 7]]]
+
+
+def build(folder: Location, engine: InLine | None = None, splits=SPLITS, fn=chunks_of, **changes) -> Dataset:
+    """A dataset that a map has committed; `changes` are of its job."""
+    engine = engine or InLine()
+    engine.map(job(folder, **changes), splits, fn)
+    engine.settle()
+    return Dataset.open(folder)

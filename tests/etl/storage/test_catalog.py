@@ -6,8 +6,8 @@ import pytest
 
 from etl.errors import DataError, SchemaError
 from etl.schema import ID, PROMPT
+from etl.storage.build import Job
 from etl.storage.catalog import partition_values, sql_type, statements, table_name
-from etl.storage.dataset import Job
 from etl.storage.location import Location
 from etl.storage.manifest import Part
 from tests.datasets import write_dataset

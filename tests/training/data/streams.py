@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from etl.storage.dataset import Build, Chunk, Job
+from etl.storage.build import Build, Chunk, Job
 from etl.storage.location import Location
 from etl.storage.manifest import Part
 from tests.training.corpora import documents

@@ -8,7 +8,7 @@ import pytest
 from etl.errors import ConfigError, DataError, SchemaError
 from etl.schema import SPAN
 from etl.storage import location
-from etl.storage.dataset import Build, Chunk, Job
+from etl.storage.build import Build, Chunk, Job
 from etl.storage.location import Location
 from tests.datasets import write_dataset
 from tests.training.corpora import documents, write_corpus

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from etl.errors import DataError, SchemaError
 from etl.schema import TEACHER_LOGP
-from etl.storage.dataset import Build, Chunk, Job
+from etl.storage.build import Build, Chunk, Job
 from etl.storage.location import Location
 from training.data.teacher_table import TABLE, TeacherTable, completion_digests, digest_bytes, id_keys
 

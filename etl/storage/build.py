@@ -1,0 +1,435 @@
+"""The protocol that commits a dataset: `Build` on the driver, `SplitWriter` on the workers.
+
+A build adopts or writes the plan, workers write parts and create-only receipts, and the build commits what the receipts
+name. A killed build leaves parts, a plan and some receipts; the next one of the same plan does only the splits that
+have no receipt, another one closes it and clears the folder. Cost of a commit: a GET a split and a LIST of the folder.
+"""
+
+import itertools
+import json
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from etl.errors import DataError
+from etl.hashing import ContentDigest
+from etl.storage.dataset import (
+    CHECKPOINTS,
+    CLOSED,
+    MANIFEST,
+    NUM_READERS,
+    PLAN,
+    Dataset,
+    DatasetLike,
+    DatasetRef,
+    is_ours,
+    read_receipt,
+    read_receipts,
+    receipt_path,
+)
+from etl.storage.location import Location
+from etl.storage.manifest import (
+    Accounting,
+    Manifest,
+    Part,
+    Plan,
+    Receipt,
+    accounting_gaps,
+    add_counts,
+    fingerprint_of,
+    sum_counts,
+    to_json,
+)
+from etl.storage.parts import PartWriter, file_content, upload_files
+
+_HASHED_TABLES = {"TOKENIZED": "TOKENIZE"}
+"""What fingerprints hash in the place of a table's name. TOKENIZED was TOKENIZE in the first manifests: by another
+fingerprint, everything that was tokenized under that name would be tokenized again."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a task hands to the writer: one row group and what it counts for."""
+
+    batch: pa.RecordBatch | None
+    """None for counts alone."""
+    rows_in: int = 0
+    accounting: Accounting = field(default_factory=dict)
+    distributions: dict[str, Any] = field(default_factory=dict)
+    partition: str = ""
+    """Hive folders below the dataset's, e.g. split=train/skill_bucket=B1/ctx_bucket=C1."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The identity of a dataset to be written."""
+
+    folder: Location
+    stage: str
+    table: str
+    schema: pa.Schema
+    semantic: dict[str, Any]
+    """What decides the rows beside the inputs: step configurations and versions, artefact digests."""
+    inputs: tuple[DatasetLike, ...] = ()
+    base: DatasetLike | None = None
+    """The dataset that it is aligned with or whose row keys it holds. Its cut is not in the fingerprint, which says
+    what the rows are and not how they are cut; but a dataset of another cut is none of ours."""
+    thresholds: dict[str, Any] = field(default_factory=dict)
+    inherited: Accounting = field(default_factory=dict)
+    """Accounts of earlier stages that the manifest repeats, so that the last one tells the whole story."""
+    findings: dict[str, Any] = field(default_factory=dict)
+    findings_of: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Makes the findings from the distributions of all splits; None where `findings` are all."""
+    num_buckets: int = 0
+    """Of the shuffle that writes it, 0 for a map. Rows are dealt by it, so a plan of another number is not resumed."""
+
+    def with_thresholds(self, thresholds: dict[str, Any]) -> "Job":
+        """The same job, its manifest recording the thresholds that were applied."""
+        return replace(self, thresholds=thresholds)
+
+    def with_inherited(self, accounting: Accounting) -> "Job":
+        """The same job, its manifest beginning with the accounts of earlier stages."""
+        return replace(self, inherited=accounting)
+
+    def with_findings(self, findings: dict[str, Any]) -> "Job":
+        """The same job, its manifest stating what was found out; no part of the fingerprint."""
+        return replace(self, findings=findings)
+
+    def with_findings_of(self, fn: Callable[[dict[str, Any]], dict[str, Any]]) -> "Job":
+        """The same job, its manifest stating what `fn` makes of the distributions of all splits."""
+        return replace(self, findings_of=fn)
+
+    def with_buckets(self, num_buckets: int) -> "Job":
+        """The same job as a shuffle into so many buckets."""
+        return replace(self, num_buckets=num_buckets)
+
+    @property
+    def waits(self) -> bool:
+        """True while an input is not committed, so that the fingerprint is not known."""
+        needed = (*self.inputs, *((self.base,) if self.base else ()))
+        return not all(dataset.done() for dataset in needed)
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """Everything under the fingerprint."""
+        inputs = {dataset.ref.stage: dataset.result().manifest.content_digest for dataset in self.inputs}
+        return {**self.semantic, "inputs": inputs} if inputs else self.semantic
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of({"stage": self.stage, "table": self._hashed_table, **self.made_from})
+
+    @property
+    def _hashed_table(self) -> str:
+        return _HASHED_TABLES.get(self.table, self.table)
+
+    @property
+    def base_cut(self) -> str:
+        return self.base.result().manifest.cut if self.base else ""
+
+    @property
+    def plan_fingerprint(self) -> str:
+        """What a plan is resumed by: inputs by the build that writes them, so it is known before they are committed."""
+        inputs = {dataset.ref.stage: dataset.ref.receipts for dataset in self.inputs}
+        base = self.base.ref.receipts if self.base else ""
+        return fingerprint_of(
+            {
+                "stage": self.stage,
+                "table": self._hashed_table,
+                "semantic": self.semantic,
+                "inputs": inputs,
+                "base": base,
+                "num_buckets": self.num_buckets,
+            }
+        )
+
+
+class _Tally:
+    """What the chunks of a split add up to."""
+
+    def __init__(self) -> None:
+        self.rows_in = 0
+        self.digest = ContentDigest()
+        self.accounting: Accounting = {}
+        self.distributions: dict[str, Any] = {}
+
+    def batches(self, chunks: Iterable[Chunk]) -> Iterator[tuple[str, pa.RecordBatch]]:
+        """(partition, batch) of the chunks that have rows; every chunk is counted as it goes by."""
+        for chunk in chunks:
+            self.rows_in += chunk.rows_in
+            self.accounting = add_counts(self.accounting, chunk.accounting)
+            self.distributions = add_counts(self.distributions, chunk.distributions)
+            if chunk.batch is not None and chunk.batch.num_rows:
+                self.digest.add(chunk.batch)
+                yield chunk.partition, chunk.batch
+
+
+@dataclass(frozen=True)
+class SplitWriter:
+    """A build as its workers see it: writes the parts and the receipt of one split. Pickles small."""
+
+    folder: Location
+    name: str
+    """The build's."""
+    schema: pa.Schema
+    table: str
+
+    def write(self, split: int, chunks: Iterable[Chunk]) -> Receipt:
+        """Write a split's chunks as parts, then its receipt; returns the receipt of the attempt that was first.
+
+        Raises:
+            DataError: the build was given up meanwhile.
+        """
+        tally = _Tally()
+        parts = []
+        for partition, rows in itertools.groupby(tally.batches(chunks), key=operator.itemgetter(0)):
+            with PartWriter(self.folder, split, self.schema, self.table, partition, self.name) as writer:
+                for _, batch in rows:
+                    writer.write(batch)
+                parts.append(writer.finish())
+        receipt = Receipt(
+            split=split,
+            rows_in=tally.rows_in,
+            rows_out=sum(part.rows for part in parts),
+            content_digest=str(tally.digest),
+            parts=tuple(parts),
+            accounting=sum_counts([tally.accounting]),
+            distributions=sum_counts([tally.distributions]),
+        )
+        return self._receive(receipt)
+
+    def write_files(
+        self, split: int, stem: str, files: Mapping[str, Path], rows_in: int, distributions: dict[str, Any]
+    ) -> Receipt:
+        """As `write`, with finished local files as the parts: no rows, named `<stem>-<16 hex><suffix>`.
+
+        Args:
+            split: that they are the parts of.
+            stem: how their names begin.
+            files: by the suffix of its name, which is not that of Parquet.
+            rows_in: rows that they were made from.
+            distributions: counts for the manifest.
+
+        Raises:
+            DataError: no room for them, or the build was given up meanwhile.
+        """
+        parts = upload_files(self.folder, split, stem, files)
+        receipt = Receipt(
+            split=split,
+            rows_in=rows_in,
+            rows_out=0,
+            content_digest=file_content(parts),
+            parts=parts,
+            distributions=distributions,
+        )
+        return self._receive(receipt)
+
+    def _receive(self, receipt: Receipt) -> Receipt:
+        """Store what an attempt wrote; when another attempt of its split was first, delete what only this one wrote.
+
+        The parts are there already, and a build is closed before its folder is listed and cleared. So whoever clears
+        either sees them or has closed the build before the look at `_closed` here: no part stays behind.
+
+        Raises:
+            DataError: the build was given up meanwhile.
+        """
+        if (self.folder / CLOSED / self.name).exists():
+            self._remove(receipt.parts, keep=())
+            raise DataError(f"the build {self.name} of {self.folder} was given up for another one; nothing is written")
+        if (self.folder / receipt_path(self.name, receipt.split)).create(to_json(receipt)):
+            return receipt
+        first = read_receipt(self.folder, self.name, receipt.split)
+        if first is None:
+            raise DataError(f"the receipt of split {receipt.split} of {self.folder} came and went; run again to resume")
+        self._remove(receipt.parts, keep=first.parts)
+        return first
+
+    def _remove(self, parts: tuple[Part, ...], keep: tuple[Part, ...]) -> None:
+        kept = {part.path for part in keep}
+        for part in parts:
+            if part.path not in kept:
+                (self.folder / part.path).remove()
+
+
+class Build:
+    """One dataset on its way to its manifest, on the driver."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.folder = job.folder
+        self._fresh: Plan | None = None
+        """A plan that was written just now: nobody has got a writer of it yet."""
+
+    def committed(self) -> Dataset | None:
+        """The dataset, if it is there with this fingerprint.
+
+        A manifest that is absent or damaged is none; one that may not be read is an error, since what is there may be
+        good and must not be cleared.
+        """
+        try:
+            manifest = Manifest.model_validate_json((self.folder / MANIFEST).read())
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
+            return None
+        if (manifest.fingerprint, manifest.base) != (self.job.fingerprint, self.job.base_cut):
+            return None
+        return Dataset.of(self.folder, manifest)
+
+    def reopen(self) -> Dataset | None:
+        """The committed dataset, without the parts that a late attempt left beside it when it was killed."""
+        dataset = self.committed()
+        if dataset is not None:
+            self._remove_losers(dataset.manifest)
+        return dataset
+
+    def is_occupied(self) -> bool:
+        """True when a committed dataset is in the folder, ours or not."""
+        return (self.folder / MANIFEST).exists()
+
+    def plan(self, splits: Iterable[Any]) -> Plan:
+        """The plan of an interrupted build of the same work, or a new one after clearing the folder.
+
+        Raises:
+            DataError: the folder holds something that no build of ours has left there.
+        """
+        stored = self._stored_plan()
+        if self._resumes(stored):
+            return stored
+        self._clear(stored)
+        fresh = Plan(fingerprint=self.job.plan_fingerprint, splits=tuple(json.loads(json.dumps(list(splits)))))
+        (self.folder / CLOSED / fresh.name).remove()
+        if not (self.folder / PLAN).create(to_json(fresh)):
+            raise DataError(f"another run is writing {self.folder}; wait for it to end")
+        self._fresh = fresh
+        return fresh
+
+    def resumable(self) -> Plan | None:
+        """The plan of an interrupted build of the same work."""
+        stored = self._stored_plan()
+        return stored if self._resumes(stored) else None
+
+    def _resumes(self, stored: Plan | None) -> TypeGuard[Plan]:
+        return stored is not None and stored.fingerprint == self.job.plan_fingerprint
+
+    def _stored_plan(self) -> Plan | None:
+        try:
+            return Plan.model_validate_json((self.folder / PLAN).read())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def give_up(self) -> None:
+        """Clear what an earlier build left, finished or not, so that `plan` begins anew.
+
+        Raises:
+            DataError: the folder holds something that no build of ours has left there.
+        """
+        self._clear(self._stored_plan())
+
+    def _clear(self, old: Plan | None) -> None:
+        """Empty the folder of an earlier build.
+
+        The manifest goes first, so that nobody takes what is being removed for a dataset; then the build is closed, so
+        that its stragglers write nothing more; and the plan goes last, so that a kill meanwhile leaves a folder that is
+        known to be ours.
+        """
+        names = [name for name, _ in self.folder.walk()]
+        if names and not {PLAN, CLOSED}.intersection(name.split("/")[0] for name in names):
+            raise DataError(
+                f"{self.folder} holds files (such as {names[0]}) but no {PLAN}, so no run of ours wrote it; "
+                "choose another output, or remove that folder yourself"
+            )
+        (self.folder / MANIFEST).remove()
+        if old is not None:
+            (self.folder / CLOSED / old.name).replace(b"")
+            # By name, since a listing may lag behind what was written a moment ago; parts before their receipts, so
+            # that a kill meanwhile leaves the names of those that are still there.
+            receipts = [receipt for receipt in self._receipts(old) if receipt is not None]
+            self.folder.remove_all([part.path for receipt in receipts for part in receipt.parts])
+            self.folder.remove_all([receipt_path(old.name, receipt.split) for receipt in receipts])
+        self.folder.remove_children(keep=(PLAN, CLOSED))
+        (self.folder / PLAN).remove()
+
+    def writer(self, plan: Plan) -> SplitWriter:
+        """What the workers get."""
+        self._fresh = None
+        return SplitWriter(self.folder, plan.name, self.job.schema, self.job.table)
+
+    def ref(self, plan: Plan) -> DatasetRef:
+        """The dataset that this build is going to commit."""
+        return DatasetRef(self.folder, self.job.stage, len(plan.splits), plan.name)
+
+    def _receipts(self, plan: Plan) -> list[Receipt | None]:
+        return read_receipts(self.folder, plan.name, len(plan.splits))
+
+    def missing(self, plan: Plan) -> list[int]:
+        """The splits that have no receipt yet, or whose parts are gone or short; such a receipt is taken back.
+
+        Costs a GET a split and a HEAD a part; nothing for a plan that was written just now.
+        """
+        splits = range(len(plan.splits))
+        if plan is self._fresh:
+            return list(splits)
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            done = list(pool.map(lambda split: self._is_done(plan, split), splits))
+        return [split for split in splits if not done[split]]
+
+    def _is_done(self, plan: Plan, split: int) -> bool:
+        receipt = read_receipt(self.folder, plan.name, split)
+        if receipt is None:
+            return False
+        is_whole = all((self.folder / part.path).size() == part.bytes for part in receipt.parts)
+        if not is_whole:
+            (self.folder / receipt_path(plan.name, split)).remove()
+        return is_whole
+
+    def commit(self, plan: Plan) -> Dataset:
+        """Delete the parts that lost, then write the manifest from the receipts.
+
+        In this order a kill between the two leaves an uncommitted dataset, which the next run commits, and never a
+        committed one with foreign parts beside its own.
+
+        Raises:
+            DataError: a split has no receipt (its task failed), or the accounts do not close.
+        """
+        receipts = []
+        for split, receipt in enumerate(self._receipts(plan)):
+            if receipt is None:
+                raise DataError(f"split {split} of {self.folder} was not written; run again to resume")
+            receipts.append(receipt)
+        accounting = sum_counts([self.job.inherited, *(receipt.accounting for receipt in receipts)])
+        gaps = accounting_gaps(accounting)
+        if gaps:
+            raise DataError(f"the accounts of {self.folder} do not close: {'; '.join(gaps)}")
+        counts = sum_counts(receipt.distributions for receipt in receipts)
+        manifest = Manifest(
+            stage=self.job.stage,
+            table=self.job.table,
+            fingerprint=self.job.fingerprint,
+            base=self.job.base_cut,
+            receipts=plan.name,
+            made_from=self.job.made_from,
+            content_digest=ContentDigest.total(receipt.content_digest for receipt in receipts),
+            rows_in=sum(receipt.rows_in for receipt in receipts),
+            rows_out=sum(receipt.rows_out for receipt in receipts),
+            accounting=accounting,
+            thresholds=self.job.thresholds,
+            distributions=counts,
+            findings=self.job.findings_of(counts) if self.job.findings_of else self.job.findings,
+            splits=len(plan.splits),
+            parts=tuple(part for receipt in receipts for part in receipt.parts),
+        )
+        self._remove_losers(manifest)
+        (self.folder / CHECKPOINTS).remove_tree()
+        (self.folder / MANIFEST).replace(to_json(manifest))
+        return Dataset.of(self.folder, manifest)
+
+    def _remove_losers(self, manifest: Manifest) -> None:
+        kept = {part.path for part in manifest.parts}
+        for path, _ in self.folder.walk():
+            if path not in kept and not is_ours(path):
+                (self.folder / path).remove()
