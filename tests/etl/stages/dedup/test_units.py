@@ -296,6 +296,6 @@ def test_which_of_two_rows_of_one_id_keeps_a_unit_does_not_depend_on_their_order
     context = Context(InProcessEngine(), recipe, lambda line: None)
     done = dedup_units(context, base, UnitDedup(unit="line"), Survivor())
     left = [
-        item for split in (0, 1) for batch in done.read(split, ["license", "verdict"]) for item in batch.to_pylist()
+        item for split in (0, 1) for batch in done.ref.read(split, ["license", "verdict"]) for item in batch.to_pylist()
     ]
     assert [item["license"] for item in left if item["verdict"] is None] == ["one"]
