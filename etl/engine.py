@@ -226,7 +226,7 @@ class Engine(ABC):
                 self._run_together(group)
                 for item in group:
                     dataset = self._commit(item.build, item.plan)
-                    item.pending.commit(dataset)
+                    item.pending.set_result(dataset)
                     item.then(dataset)
 
     def _run_together(self, group: list[_HeldMap]) -> None:

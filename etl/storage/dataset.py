@@ -140,8 +140,8 @@ class Pending:
         self._settle = settle
         self._dataset: Dataset | None = None
 
-    def commit(self, dataset: Dataset) -> None:
-        """The engine's word that the dataset is written."""
+    def set_result(self, dataset: Dataset) -> None:
+        """Called by the engine once the dataset is committed."""
         self._dataset = dataset
 
     def done(self) -> bool:
