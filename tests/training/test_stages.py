@@ -12,7 +12,7 @@ import torch
 
 from etl.errors import ConfigError
 from tests.datasets import write_dataset
-from tests.training.corpora import VOCAB, documents
+from tests.training.corpora import VOCAB, documents, write_corpus
 from tests.training.disturbed_runs import arguments
 from tests.training.forked import run_ranks
 from tests.training.models.toys import family
@@ -256,13 +256,14 @@ def test_preference_stages_without_pairs_or_reference_are_refused_before_the_fir
 # --- fine-tuning --------------------------------------------------------------------------------------------------
 
 
-def test_epochs_auto_ends_the_stage_after_exactly_three_passes_of_a_small_corpus(corpus, tmp_path):
+def test_epochs_auto_ends_the_stage_after_exactly_three_passes_of_a_small_corpus(tmp_path):
+    write_corpus(tmp_path / "corpus", num_train=24)
     more = ["data.epochs=auto", "data.on_exhausted=stop"]
     stages = [{"name": "sft", "tokens": 10_000_000}, {"name": "after", "tokens": 10_000_000, "data": {"epochs": 1}}]
-    result = train(configuration(corpus, tmp_path, *more, stages=stages))
-    once = sum(row["n_tokens"] for row in rows_of(corpus))
+    result = train(configuration(tmp_path / "corpus", tmp_path / "run", *more, stages=stages))
+    once = sum(row["n_tokens"] for row in rows_of(tmp_path / "corpus"))
     of_stage = Counter()
-    for record in steps_of(tmp_path):
+    for record in steps_of(tmp_path / "run"):
         of_stage[record["stage"]] += record["tokens"]
     assert of_stage == {"sft": 3 * once, "after": once}
     assert result.complete
