@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import logging
 import os
-import socket
 from collections.abc import Iterator
 
 import deepspeed
@@ -70,15 +69,13 @@ def _single_process_environment() -> Iterator[None]:
     if "RANK" in os.environ:
         yield
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # Port 0: the store takes a free one when it listens, so that no other process can be faster.
     values = {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": "0",
     }
     before = dict(os.environ)
     os.environ.update(values)
