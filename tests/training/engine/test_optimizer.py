@@ -38,7 +38,7 @@ def test_two_lengths_of_the_warmup_are_refused():
 
 
 def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ConfigError, match="there is no kind 'step'; .* known: constant, cosine, wsd"):
+    with pytest.raises(ConfigError, match=r"there is no kind 'step'; .* known: constant, cosine, wsd"):
         config(schedule={"kind": "step"})
 
 

@@ -179,7 +179,7 @@ def test_probability_zero_is_the_least_float16(server):
 
 
 def test_too_few_likely_tokens_are_refused(server):
-    with pytest.raises(ConfigError, match="topk=7 were asked for"):
+    with pytest.raises(ConfigError, match="6 likely tokens, not topk=7"):
         ask(server, topk=7)
 
 
