@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 
 from etl.engine import WORKER
-from etl.errors import DataError
+from etl.errors import DataError, StillhouseError
 
 _CLOSE_S = 10.0
 """For an idle worker to end by itself."""
@@ -228,7 +228,9 @@ def _end_with_parent(folder: str) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The exception as it can travel, with the worker's traceback as a note."""
+    """The exception as it can travel; one that is no bad input gets the worker's traceback as a note."""
+    if isinstance(error, StillhouseError):
+        return error
     error.add_note(f"in a worker process:\n{''.join(traceback.format_exception(error))}")
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - our own

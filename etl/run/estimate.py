@@ -5,394 +5,41 @@ bytes that would cross a shuffle. What it counted is then scaled up, each thing 
 the input's bytes over the sample's:
 
     rows, text, tokens          L
-    duplicate pairs             L within a piece of the sample, L^2 between two pieces: a pair of far rows is in a
-                                sample only if both are. Unbiased, but few pairs in the sample make a rough number
-    pairs of a hot band         a band with 8 or more rows of the sample grows as rows do, each with max_partners pairs
-    rows that have duplicates   from the pairs, over the partners that a row has (`partners_of`)
+    duplicates                  by pairs and groups of equal things: etl.run.growth
+    rows that a step drops      each step by its own law: etl.run.duplicates
+    rows that are live          what is left when a stage begins
     per-split tables, receipts  number of splits
 
-A sample is some dozens of pieces, each a stretch of one file at a random place; of a compressed file only
-the start can be read. Costs the sample's run (about 10 s for 16 MB without a model) and one listing of the input.
+Costs the sample's run (about 10 s for 16 MB without a model) and one listing of the input.
 """
 
-import itertools
 import math
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import fsspec
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from fsspec.utils import infer_compression
-from scipy.special import gammaln
-
-from etl.arrays import F64, I64
-from etl.dedup.canaries import bases, which_canaries
-from etl.engine import Engine, Exchange, Reduce, Task, Work
-from etl.errors import ConfigError
-from etl.recipe import Cutting, Dedup, Recipe
-from etl.rows import ROW_BITS
+from etl.engines.local import LocalEngine
+from etl.recipe import Recipe
+from etl.run.duplicates import KEEP, NearDuplicates, SampleRun, dropped_rows
+from etl.run.meter import MeteredEngine
 from etl.run.run import check, run_stages
-from etl.sources.files import COMPRESSIONS, InputFile, list_files, row_group_bytes
-from etl.sources.spec import Source
+from etl.run.sample import MIN_PIECE_BYTES, write_sample
 from etl.stages.context import Context
-from etl.stages.dedup.bands import BAND, PAIR_BLOCK, band_bytes
+from etl.stages.dedup.bands import band_bytes
 from etl.stages.dedup.exact import CONTENT_BYTES
-from etl.stages.keyed import distinct
 from etl.stages.layout import BYTES_PER_TOKEN
-from etl.storage.dataset import Dataset
-from etl.storage.location import Location
-from etl.storage.remote import Storage, storage_options
+from etl.storage.remote import storage_options
 
 SAMPLE_BYTES = 16 << 20
-_PIECES = 48
-_LEAST_PIECE = 1 << 16
-_HOT_ROWS = 8
-"""Rows of the sample in one group from which on it is taken to grow with the input."""
 _FEW_PAIRS = 50
-_EM_STEPS = 100
 WORKER_BYTES = 900 << 20
 """Peak of a Python worker at the default split and bucket sizes, whatever the input: docs/scaling.md."""
 JOIN_BYTES_PER_ROW = 40
 """Of the one task that joins the rows of all candidate pairs."""
 DRIVER_BYTES_PER_TASK = 12_000
 """Of plan, receipts and manifest of one dataset on the driver."""
-
-
-# --- a sample of the input -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A recipe over pieces of the input, each of which is one split."""
-
-    recipe: Recipe
-    input_bytes: int
-    sample_bytes: int
-    input_splits: int
-    """Splits that the whole input would have."""
-
-    @property
-    def scale(self) -> float:
-        return max(1.0, self.input_bytes / max(1, self.sample_bytes))
-
-
-def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> Sample:
-    """Copy pieces of every source below a folder; an input that is no larger than the sample is taken as it is.
-
-    Raises:
-        ConfigError: a source is a table of a catalog.
-        SourceError: an input is absent or damaged.
-    """
-    files = {name: _listed(name, source, recipe.storage) for name, source in recipe.sources.items()}
-    total = sum(file.bytes for found in files.values() for file in found)
-    splits = sum(
-        1 if file.relative.endswith(COMPRESSIONS) else -(-file.bytes // recipe.run.split_bytes)
-        for found in files.values()
-        for file in found
-    )
-    output = {"output": str(folder / "out"), "storage": {}}
-    if sample_bytes >= total:
-        return Sample(recipe.model_copy(update=output), total, total, splits)
-    rng = np.random.default_rng(seed)
-    sources, taken = {}, 0
-    for name, source in recipe.sources.items():
-        wanted = sample_bytes * sum(file.bytes for file in files[name]) / total
-        (folder / name).mkdir(parents=True)
-        pieces = max(1, min(_PIECES, int(wanted // _LEAST_PIECE)))
-        size = int(wanted / pieces)
-        for number, (file, offset) in enumerate(_places(files[name], pieces, size, rng)):
-            location = source.locate(file.url, recipe.storage)
-            taken += _copy_piece(location, file, offset, size, folder / name / f"{number:03d}")
-        sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
-    run = Cutting(split_bytes=1 << 40, bucket_bytes=recipe.run.bucket_bytes)
-    changed = {"sources": sources, "run": run, "dedup": _fewer_canaries(recipe, taken / total), **output}
-    return Sample(recipe.model_copy(update=changed), total, taken, splits)
-
-
-def _fewer_canaries(recipe: Recipe, share: float) -> Dedup:
-    """A run has so many canaries, whatever its rows; scaled up again, those of the sample must come to as many."""
-    near = recipe.dedup.near
-    if near is None:
-        return recipe.dedup
-    fewer = near.model_copy(update={"num_canaries": math.ceil(near.num_canaries * share)})
-    return recipe.dedup.model_copy(update={"near": fewer})
-
-
-def _listed(name: str, source: Source, storage: Storage) -> list[InputFile]:
-    if source.table is not None:
-        raise ConfigError(f"sources.{name}.table={source.table}: a sample can only be taken of files, not of a table")
-    return list_files(name, source, storage)
-
-
-def _places(
-    files: list[InputFile], pieces: int, size: int, rng: np.random.Generator
-) -> Iterator[tuple[InputFile, int]]:
-    """Files and byte offsets of pieces that do not overlap, drawn evenly from all files laid end to end.
-
-    Drawn at random, not one in each stretch: else two rows of one stretch could never come from two pieces, and the
-    pairs that lie near each other would be missed.
-    """
-    ends = np.cumsum([file.bytes for file in files])
-    slots = max(pieces, int(ends[-1]) // size)
-    for slot in np.sort(rng.choice(slots, pieces, replace=False)).tolist():
-        at = slot * size
-        place = min(int(np.searchsorted(ends, at, "right")), len(files) - 1)
-        yield files[place], at - int(ends[place] - files[place].bytes)
-
-
-def _copy_piece(location: Location, file: InputFile, offset: int, size: int, target: Path) -> int:
-    """Write about `size` stored bytes from an offset of a file; the number of stored bytes that they stand for."""
-    if file.format == "parquet":
-        return _copy_rows(location, offset / file.bytes, size, target.with_suffix(".parquet"))
-    with location.open() as raw:
-        compression = infer_compression(file.url)
-        if compression is not None:
-            data = fsspec.compression.compr[compression](raw, mode="rb").read(size)
-            target.with_suffix(".jsonl").write_bytes(data[: data.rfind(b"\n") + 1])
-            return int(raw.tell())
-        raw.seek(max(0, offset - 1))
-        if offset:
-            raw.readline()
-        start = raw.tell()
-        data = raw.read(max(0, offset + size - start)) + raw.readline()
-        target.with_suffix(".jsonl").write_bytes(data)
-        return int(raw.tell() - start)
-
-
-def _copy_rows(location: Location, place: float, size: int, target: Path) -> int:
-    """Rows of the Parquet row group that lies `place` of the way into a file, at most up to its end."""
-    with location.open_parquet() as file:
-        sizes = row_group_bytes(file)
-        ends = np.cumsum(sizes)
-        group = min(int(np.searchsorted(ends, place * ends[-1], "right")), len(sizes) - 1)
-        num_rows, num_bytes = file.metadata.row_group(group).num_rows, sizes[group]
-        start = (place * ends[-1] - ends[group] + num_bytes) / num_bytes * num_rows
-        first, last = int(start), min(num_rows, int(start + size / num_bytes * num_rows))
-        first = min(first, num_rows - 1)
-        table = file.read_row_group(group).slice(first, max(1, last - first))
-    pq.write_table(table, target)
-    return round(num_bytes * len(table) / num_rows)
-
-
-# --- running it ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Taken:
-    """What a stage took on the sample."""
-
-    cpu_s: float
-    tasks: int
-    shuffle_bytes: int = 0
-    """Arrow bytes that the map side emitted."""
-
-
-class SampleEngine(Engine):
-    """Both verbs as loops in this process, with an account of each job; a shuffle is held in memory.
-
-    Attributes:
-        taken: job to what it took. The name of several maps that ran as one job joins theirs with "+".
-        bands: what the map side of `candidates` emitted.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.taken: dict[str, Taken] = {}
-        self.bands = BAND.empty_table()
-
-    def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
-        began = time.process_time()
-        for number, value in items:
-            task(number, value)
-        self.taken[work.stage] = Taken(time.process_time() - began, len(items))
-
-    def run_buckets(self, work: Work, buckets: Sequence[int], exchange: Exchange, reduce: Reduce) -> None:
-        began = time.process_time()
-        emitted = [batch.cast(exchange.schema) for split in exchange.splits for batch in exchange.emit(split)]
-        table = pa.Table.from_batches(emitted, exchange.schema)
-        if work.stage == "candidates":
-            self.bands = table
-        keys = [(name, "ascending", "at_start") for name in exchange.order]
-        for bucket in buckets:
-            rows = table.filter(pc.equal(table["bucket"], bucket))
-            if len(rows):
-                rows = rows.take(pc.sort_indices(rows, keys))
-            reduce(bucket, iter(rows.combine_chunks().to_batches()))
-        num_tasks = len(exchange.splits) + len(buckets)
-        self.taken[work.stage] = Taken(time.process_time() - began, num_tasks, table.nbytes)
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-# --- how duplicates grow -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Grown:
-    """Duplicates of the whole input."""
-
-    pairs: float
-    rows: float
-    """Rows that have a duplicate."""
-    removed: float
-    """Rows that would be dropped as copies of another."""
-    seen: int
-    """Pairs in the sample."""
-
-
-def grow(left: I64, right: I64, weights: F64, scale: float, most_rows: float) -> Grown:
-    """Duplicates of the whole input from the distinct pairs of a sample.
-
-    Args:
-        left: row keys, int64 [pairs].
-        right: row keys, int64 [pairs].
-        weights: pairs of the input that each stands for, from `scale` to `scale`^2, float64 [pairs].
-        scale: rows of the input that a row of the sample stands for.
-        most_rows: rows of the input.
-    """
-    far = weights > scale
-    _, partners = np.unique(np.concatenate([left[~far], right[~far]]), return_counts=True)
-    rows, removed = len(partners) * scale, float((partners / (1 + partners)).sum()) * scale
-    if far.any():
-        _, node, degree = np.unique(np.concatenate([left[far], right[far]]), return_inverse=True, return_counts=True)
-        numbers, shares = partners_of(degree[node] - 1, 1 / scale)
-        ends = 2 * float(weights[far].sum())
-        rows += ends * float((shares / numbers).sum())
-        removed += ends * float((shares / (numbers + 1)).sum())
-    fits = min(1.0, most_rows / rows) if rows else 1.0
-    return Grown(float(weights.sum()), rows * fits, removed * fits, len(left))
-
-
-def partners_of(others: I64, fraction: float) -> tuple[F64, F64]:
-    """How many partners the rows of a pair have in the whole input, from how many others they have in a sample.
-
-    Of a row's partners beyond the one in the pair, each is in the sample with probability `fraction`: the mixture of
-    binomials of greatest likelihood, over about 80 numbers of partners, by expectation maximisation.
-
-    Args:
-        others: partners beyond the pair's own, int64 [ends of pairs].
-        fraction: chance of a row to be in the sample.
-
-    Returns:
-        numbers of partners, float64 [n], and the share of the ends of pairs that have so many, float64 [n].
-    """
-    most = max(2.0, 4 * (1 + others.max(initial=0)) / fraction)
-    numbers = np.unique(np.round(np.geomspace(1.0, most, 80))).astype(np.float64)
-    seen, counts = np.unique(others, return_counts=True)
-    if fraction >= 1:
-        return (seen + 1).astype(np.float64), counts / counts.sum()
-    likelihood = np.exp(
-        gammaln(numbers) - gammaln(np.maximum(numbers - seen[:, None], 1)) - gammaln(seen[:, None] + 1)
-        + seen[:, None] * math.log(fraction) + (numbers - 1 - seen[:, None]) * math.log1p(-fraction)
-    )  # fmt: skip
-    likelihood[numbers - 1 < seen[:, None]] = 0.0
-    shares = np.full(len(numbers), 1 / len(numbers))
-    for _ in range(_EM_STEPS):
-        posterior = likelihood * shares
-        posterior /= posterior.sum(axis=1, keepdims=True)
-        shares = counts @ posterior / counts.sum()
-    return numbers, shares
-
-
-def pair_weights(left: I64, right: I64, scale: float) -> F64:
-    """`scale` for two rows of one piece, `scale`^2 for two of different pieces: float64 [pairs]."""
-    return np.where(left >> ROW_BITS == right >> ROW_BITS, scale, scale**2)
-
-
-def capped_pairs(rows: F64, max_partners: int) -> F64:
-    """Candidate pairs of groups of equal bands: each row with the `max_partners` before it."""
-    few = rows * (rows - 1) / 2
-    many = max_partners * rows - max_partners * (max_partners + 1) / 2
-    return np.where(rows <= max_partners, few, many)
-
-
-@dataclass(frozen=True)
-class Met:
-    """The distinct candidate pairs of a sample."""
-
-    left: I64
-    right: I64
-    weights: F64
-    """Pairs of the input that each stands for."""
-    num_bands: I64
-    """Bands in which each pair meets."""
-
-    @classmethod
-    def of(cls, bands: pa.Table, candidates: tuple[I64, I64], max_partners: int, scale: float) -> "Met":
-        """Pair up rows as the candidates stage does; a band of _HOT_ROWS rows or more grows as rows do.
-
-        Args:
-            bands: with int64 `band`, `key` and `row`.
-            candidates: row keys of the pairs that the stage let through, the smaller one first.
-            max_partners: rows before it that a row of a band is paired with.
-            scale: rows of the input that a row of the sample stands for.
-        """
-        band, key, row = (bands[name].to_numpy() for name in ("band", "key", "row"))
-        real = ~which_canaries(row)
-        band, key, row = band[real], key[real], row[real]
-        order = np.lexsort((row, key, band))
-        band, row = band[order], row[order]
-        left, right = _window(band, max_partners)
-        met = np.isin(_codes(row[left], row[right]), _codes(*candidates))
-        left, right = left[met], right[met]
-        _, group, size = np.unique(band, return_inverse=True, return_counts=True)
-        sizes = size[group][left].astype(np.float64)
-        growth = capped_pairs(sizes * scale, max_partners) / capped_pairs(sizes, max_partners)
-        far = np.where(sizes >= _HOT_ROWS, np.minimum(growth, scale**2), scale**2)
-        a, b = np.minimum(row[left], row[right]), np.maximum(row[left], row[right])
-        weights = np.minimum(pair_weights(a, b, scale), far)
-        order = np.lexsort((b, a))
-        starts = np.flatnonzero(np.concatenate([[True], (np.diff(a[order]) != 0) | (np.diff(b[order]) != 0)]))
-        if not len(a):
-            return cls(a, b, weights, a)
-        highest = np.maximum.reduceat(weights[order], starts)
-        return cls(a[order][starts], b[order][starts], highest, np.diff(np.append(starts, len(a))))
-
-    def weights_of(self, left: I64, right: I64) -> F64:
-        """Weights of some of the pairs, smaller row key first."""
-        if not len(left):
-            return np.empty(0)
-        known = np.rec.fromarrays([self.left, self.right])
-        return self.weights[np.searchsorted(known, np.rec.fromarrays([left, right]))]
-
-    def stored(self, num_buckets: int) -> float:
-        """Rows of `candidates`: a pair comes once from each bucket, and each PAIR_BLOCK of one, in which it meets."""
-        pieces = max(num_buckets, math.ceil(float((self.weights * self.num_bands).sum()) / PAIR_BLOCK))
-        return float((self.weights * pieces * (1 - (1 - 1 / pieces) ** self.num_bands)).sum())
-
-
-def _window(band: I64, max_partners: int) -> tuple[I64, I64]:
-    """Places of each row and of the rows before it that have its band, at most `max_partners`."""
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(band) != 0])) if len(band) else np.empty(0, np.int64)
-    position = np.arange(len(band)) - np.repeat(starts, np.diff(np.append(starts, len(band))))
-    partners = np.minimum(position, max_partners)
-    right = np.repeat(np.arange(len(band)), partners)
-    first = np.repeat(np.cumsum(partners) - partners, partners)
-    return right - 1 - (np.arange(len(right)) - first), right
-
-
-def _codes(left: I64, right: I64) -> npt.NDArray[np.void]:
-    """Pairs as single values, the smaller number first."""
-    return np.rec.fromarrays([np.minimum(left, right), np.maximum(left, right)])
-
-
-def _columns(dataset: Dataset, *names: str) -> list[I64]:
-    batches = list(dataset.read(list(names)))
-    empty = [np.empty(0, np.int64)]
-    return [np.concatenate([*empty, *(batch.column(name).to_numpy() for batch in batches)]) for name in names]
-
-
-# --- the estimate --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -468,210 +115,179 @@ def estimate(
     with tempfile.TemporaryDirectory(prefix="stillhouse-sample-") as folder:
         with storage_options(recipe.storage):
             check(recipe)
-            warm = write_sample(recipe, Path(folder) / "warm", _LEAST_PIECE, seed)
+            warm = write_sample(recipe, Path(folder) / "warm", MIN_PIECE_BYTES, seed)
             sample = write_sample(recipe, Path(folder) / "sample", sample_bytes, seed)
         # Models load and kernels compile once a worker, not once a row: they are not to be scaled up.
-        run_stages(Context(SampleEngine(), warm.recipe, lambda line: None))
-        engine = SampleEngine()
+        run_stages(Context(LocalEngine(), warm.recipe, lambda line: None))
+        engine = MeteredEngine(KEEP)
         run_stages(Context(engine, sample.recipe, report))
-        return _Prediction(sample, engine).estimate()
+        return _Prediction(SampleRun(sample, engine.jobs, engine.emitted)).estimate()
 
 
-class _Prediction:
-    """From what a sample's run left behind to the cost of the whole."""
+class _Scaling:
+    """From the sizes that a sample's run left to those of the whole input."""
 
-    def __init__(self, sample: Sample, engine: SampleEngine) -> None:
-        self._sample = sample
-        self._engine = engine
-        self._scale = sample.scale
-        self._recipe = sample.recipe
-        self._rows = self._dataset("ingest").manifest.rows_out
-        self._stored_candidates = 0.0
-        self._canary_rows = 0.0
-        self._exact = self._exact_duplicates()
-        self._candidates, self._pairs = self._near_duplicates()
-        self._alive = self._survivors()
-
-    def _dataset(self, stage: str) -> Dataset:
-        return Dataset.open(f"{self._recipe.output}/{stage}")
-
-    def _has(self, stage: str) -> bool:
-        return any(stage in job.split("+") for job in self._engine.taken)
-
-    def _exact_duplicates(self) -> Grown:
-        if not self._has("exact_hits"):
-            return Grown(0.0, 0.0, 0.0, 0)
-        by_survivor: dict[bytes, list[int]] = {}
-        for batch in self._dataset("exact_hits").read():
-            for row, survivor in zip(batch["row"].to_pylist(), batch["survivor"].to_pylist(), strict=True):
-                by_survivor.setdefault(survivor, []).append(row)
-        groups = list(by_survivor.values())
-        small = [group for group in groups if len(group) < _HOT_ROWS]
-        hot = sum(len(group) for group in groups if len(group) >= _HOT_ROWS) * self._scale
-        # The survivor's own row is not in the table; it stands in for a far row of a key of its own.
-        pairs = [pair for n, rows in enumerate(small) for pair in itertools.combinations([-1 - n, *rows], 2)]
-        left, right = np.array(pairs, np.int64).reshape(-1, 2).T
-        weights = pair_weights(left, right, self._scale)
-        grown = grow(left, right, weights, self._scale, self._rows * self._scale)
-        return Grown(grown.pairs + hot, grown.rows + hot, grown.removed + hot, grown.seen)
-
-    def _near_duplicates(self) -> tuple[Grown, Grown]:
-        near = self._recipe.dedup.near
-        if near is None or not self._has("edges"):
-            return Grown(0.0, 0.0, 0.0, 0), Grown(0.0, 0.0, 0.0, 0)
-        most = self._rows * self._scale
-        a, b = _columns(self._dataset("candidates"), "a", "b")
-        real = ~which_canaries(b)
-        candidates = distinct(a[real], b[real])
-        met = Met.of(self._engine.bands, (candidates[0], candidates[1]), near.max_partners, self._scale)
-        one, other = _columns(self._dataset("pairs"), "a_row", "b_row")
-        left, right = np.minimum(one, other), np.maximum(one, other)
-        self._stored_candidates = met.stored(self._tasks("candidates")) + float((~real).sum()) * self._scale
-        copied = np.setdiff1d(bases(b[~real]), np.concatenate(candidates))
-        self._canary_rows = (len(np.unique(b[~real])) + len(copied)) * self._scale
-        return (
-            grow(met.left, met.right, met.weights, self._scale, most),
-            grow(left, right, met.weights_of(left, right), self._scale, most),
-        )
-
-    def _survivors(self) -> float:
-        """Rows of the whole input over rows of the sample that are alive at the end."""
-        entered = max(1, self._rows)
-        now = 1 - self._lost / entered
-        later = 1 - min(0.99, (self._exact.removed + self._pairs.removed) / (entered * self._scale))
-        return self._scale * later / max(now, 0.01)
+    def __init__(self, run: SampleRun) -> None:
+        self._run = run
+        self._scale = run.scale
+        self.near = NearDuplicates.of(run, self.num_tasks("candidates"))
+        self._dropped = dropped_rows(run, self.near)
 
     @cached_property
-    def _lost(self) -> int:
-        """Rows of the sample that were dropped as duplicates."""
-        lost = 0
-        for stage, step in (("exact", "exact"), ("near", "near")):
-            if self._has(stage):
-                accounting = self._dataset(stage).manifest.accounting
-                lost += sum(steps[step]["in"] - steps[step]["kept"] for steps in accounting.values())
-        return lost
+    def _order(self) -> tuple[str, ...]:
+        return ("ingest", *self._run.recipe.stages)
 
-    def _factor(self, stage: str) -> float:
-        """How much more of a dataset the whole input gives."""
-        sample = {
-            "candidates": self._ratio("candidates", self._stored_candidates),
-            "edges": self._ratio("edges", self._stored_candidates),
-            "sets": self._ratio("sets", self._candidates.rows + self._canary_rows),
-            "pairs": self._pairs.pairs / max(1, self._pairs.seen),
-            "components": self._ratio("components", self._pairs.rows),
-            "near_hits": self._ratio("near_hits", self._pairs.rows),
-            "exact_hits": self._ratio("exact_hits", self._exact.removed),
-            "dropped": self._dropped() / max(1, self._dataset("dropped").manifest.rows_out),
-            "tokenize": self._alive, "score": self._alive, "corpus": self._alive, "split_hits": self._alive,
-        }  # fmt: skip
-        if stage == "cells" or stage.startswith("rounds/"):
-            return self._sample.input_splits / max(1, self._dataset(stage).manifest.splits)
-        return sample.get(stage, self._scale)
+    def live(self, stage: str) -> float:
+        """Live rows of the whole input over those of the sample, when a stage of the recipe begins."""
+        before = self._order[: self._order.index(stage)]
+        gone = [step for step in self._dropped if step.stage in before]
+        of_sample = self._run.rows - sum(step.of_sample for step in gone)
+        of_input = self._run.rows * self._scale - sum(step.of_input for step in gone)
+        # No law knows that a row can be dropped once only: at least a hundredth of the rows is taken to stay.
+        return max(of_input, 0.01 * self._run.rows * self._scale) / max(1, of_sample)
 
-    def _row_factor(self, stage: str) -> float:
-        """As `_factor`, of rows: a row that has a verdict stays in an aligned table, with nothing beside it."""
-        return self._scale if stage in ("tokenize", "score") else self._factor(stage)
+    def factor(self, dataset: str) -> float:
+        """How many times as many rows the dataset has, a row that an aligned table holds only a verdict for not."""
+        near = self.near
+        if dataset in ("candidates", "edges"):
+            return self._ratio(dataset, near.stored_candidates)
+        if dataset == "sets":
+            return self._ratio(dataset, near.candidates.rows + near.canary_rows)
+        if dataset == "pairs":
+            return near.pairs.pairs / max(1, near.pairs.sample_pairs)
+        if dataset in ("components", "near_hits"):
+            return self._ratio(dataset, near.pairs.rows)
+        if dataset in ("exact_hits", "paragraph_hits", "line_hits", "sentence_hits"):
+            return self._run.groups(dataset).removed_factor
+        if dataset == "split_hits":
+            return self._run.groups(dataset).row_factor
+        if dataset == "dropped":
+            return self._ratio(dataset, sum(step.of_input for step in self._dropped))
+        if dataset in ("tokenize", "score"):
+            return self.live(dataset)
+        if dataset in ("embeddings", "semantic_hits"):
+            return self.live("semantic")
+        if dataset == "corpus":
+            return self.live("layout")
+        if dataset == "cells" or dataset.startswith("rounds/"):
+            return self._run.sample.input_splits / max(1, self._run.dataset(dataset).manifest.splits)
+        return self._scale
 
-    def _dropped(self) -> float:
-        """Rows of the whole input that a step drops."""
-        others = self._dataset("dropped").manifest.rows_out - self._lost
-        return others * self._scale + self._exact.removed + self._pairs.removed
+    def row_factor(self, dataset: str) -> float:
+        """As `factor`, of all rows: one that has a verdict stays in an aligned table."""
+        return self._scale if dataset in ("tokenize", "score", "embeddings") else self.factor(dataset)
 
-    def _ratio(self, stage: str, rows: float) -> float:
-        return rows / max(1, self._dataset(stage).manifest.rows_out) if self._has(stage) else 1.0
+    def _ratio(self, dataset: str, rows: float) -> float:
+        return rows / max(1, self._run.dataset(dataset).manifest.rows_out) if self._run.has(dataset) else 1.0
 
-    def _shuffle_factor(self, job: str) -> float:
-        by_hits = {"exact": "exact_hits", "near": "near_hits", "split": "split_hits"}
-        if job in ("exact_hits", "candidates"):
+    def rows(self, dataset: str) -> float:
+        return self._run.dataset(dataset).manifest.rows_out * self.row_factor(dataset)
+
+    def written_bytes(self, dataset: str) -> float:
+        return sum(part.bytes for part in self._run.dataset(dataset).manifest.parts) * self.factor(dataset)
+
+    def shuffle_factor(self, job: str) -> float:
+        """How many times as many bytes a job moves."""
+        if job in ("exact_hits", "candidates", "paragraph_hits", "line_hits", "sentence_hits"):
             return self._scale
+        if job == "split_hits":
+            return self.live("split")
         if job == "pairs":
-            return self._factor("sets")
-        return self._factor(by_hits.get(job, job))
+            return self.factor("sets")
+        by_hits = ("exact", "near", "split", "paragraph", "line", "sentence", "semantic")
+        return self.factor(f"{job}_hits" if job in by_hits else job)
 
-    @cached_property
-    def _task_cpu_s(self) -> float:
-        """CPU-seconds of a task that has next to nothing to do."""
-        return min(taken.cpu_s / taken.tasks for taken in self._engine.taken.values())
-
-    def _cpu_s(self, job: str) -> float:
-        """Every task costs the same to begin; the rest grows with what the job works on."""
-        taken = self._engine.taken[job]
-        work = max(0.0, taken.cpu_s - taken.tasks * self._task_cpu_s)
-        start = self._tasks(job) * self._task_cpu_s
-        if job == "sets":
-            each = self._engine.taken["candidates"].cpu_s / max(1, self._rows)
-            more = self._candidates.rows - self._scale * self._dataset("sets").manifest.rows_out
-            return start + self._scale * work + max(0.0, more) * each
-        if job in ("edges", "pairs", "components", "near_hits", "corpus"):
-            return start + work * self._shuffle_factor(job)
-        after = "dedup" in self._recipe.stages and job.split("+")[0] in ("tokenize", "score")
-        return start + work * (self._alive if after else self._scale)
-
-    def _tasks(self, job: str) -> int:
+    def num_tasks(self, job: str) -> int:
         if job in ("edges", "components"):
             return 1
         if job == "corpus":
-            return self._files()
+            return self._num_files()
         if job in ("exact_hits", "split_hits", "candidates", "pairs", "near_hits"):
-            return max(1, math.ceil(self._bucketed_bytes(job) / self._recipe.run.bucket_bytes))
-        return self._sample.input_splits
+            return max(1, math.ceil(self._bucketed_bytes(job) / self._run.recipe.run.bucket_bytes))
+        return self._run.sample.input_splits
 
     def _bucketed_bytes(self, job: str) -> float:
         """What the stage takes for the bytes of its shuffle when it chooses the number of buckets."""
         if job in ("pairs", "near_hits"):
-            return 2 * self._written("sets")
-        near = self._recipe.dedup.near
+            return 2 * self.written_bytes("sets")
+        near = self._run.recipe.dedup.near
         row_bytes = {"exact_hits": CONTENT_BYTES, "candidates": band_bytes(near) if near else 0}
-        return self._rows * self._scale * row_bytes.get(job, 56)
+        return self._run.rows * self._scale * row_bytes.get(job, 56)
 
-    def _files(self) -> int:
+    def _num_files(self) -> int:
         tokens: dict[tuple[str, ...], int] = {}
-        for batch in self._dataset("cells").read():
+        for batch in self._run.dataset("cells").read():
             for row in batch.to_pylist():
                 cell = (row["split"], row["skill_bucket"], row["ctx_bucket"])
                 tokens[cell] = tokens.get(cell, 0) + row["tokens"]
-        target = self._recipe.layout.target_bytes
-        return sum(max(1, math.ceil(count * self._alive * BYTES_PER_TOKEN / target)) for count in tokens.values())
+        target = self._run.recipe.layout.target_bytes
+        bytes_per_token = self.live("layout") * BYTES_PER_TOKEN
+        return sum(max(1, math.ceil(count * bytes_per_token / target)) for count in tokens.values())
 
-    def _written(self, stage: str) -> float:
-        return sum(part.bytes for part in self._dataset(stage).manifest.parts) * self._factor(stage)
 
-    def _cost(self, job: str) -> StageCost:
-        stages = job.split("+")
-        taken = self._engine.taken[job]
-        tasks = self._tasks(job)
-        rows = max(self._dataset(stage).manifest.rows_out * self._row_factor(stage) for stage in stages)
-        return StageCost(
-            stage=job,
-            rows=round(rows),
-            written_bytes=round(sum(self._written(stage) for stage in stages)),
-            shuffle_bytes=round(taken.shuffle_bytes * self._shuffle_factor(job)),
-            tasks=tasks,
-            objects=len(stages) * (2 * tasks + 2),
-            cpu_s=self._cpu_s(job),
-        )
+class _Prediction:
+    """From a sample's run to the cost of the whole."""
+
+    def __init__(self, run: SampleRun) -> None:
+        self._run = run
+        self._scaling = _Scaling(run)
 
     def estimate(self) -> Estimate:
-        stages = tuple(self._cost(job) for job in self._engine.taken)
+        costs = tuple(self._cost(job) for job in self._run.jobs)
         return Estimate(
-            input_bytes=self._sample.input_bytes,
-            sample_bytes=self._sample.sample_bytes,
-            stages=stages,
+            input_bytes=self._run.sample.input_bytes,
+            sample_bytes=self._run.sample.sample_bytes,
+            stages=costs,
             worker_bytes=WORKER_BYTES,
-            join_bytes=round(self._candidates.rows * JOIN_BYTES_PER_ROW),
-            driver_bytes=DRIVER_BYTES_PER_TASK * max((cost.tasks for cost in stages), default=0),
+            join_bytes=round(self._scaling.near.candidates.rows * JOIN_BYTES_PER_ROW),
+            driver_bytes=DRIVER_BYTES_PER_TASK * max((cost.tasks for cost in costs), default=0),
             notes=tuple(self._notes()),
         )
 
+    def _cost(self, job: str) -> StageCost:
+        scaling, datasets = self._scaling, job.split("+")
+        tasks = scaling.num_tasks(job)
+        return StageCost(
+            stage=job,
+            rows=round(max(scaling.rows(dataset) for dataset in datasets)),
+            written_bytes=round(sum(scaling.written_bytes(dataset) for dataset in datasets)),
+            shuffle_bytes=round(self._run.jobs[job].shuffle_bytes * scaling.shuffle_factor(job)),
+            tasks=tasks,
+            objects=len(datasets) * (2 * tasks + 2),
+            cpu_s=self._cpu_s(job),
+        )
+
+    @cached_property
+    def _task_cpu_s(self) -> float:
+        """CPU-seconds of a task that has next to nothing to do."""
+        return min(use.cpu_s / use.tasks for use in self._run.jobs.values())
+
+    def _cpu_s(self, job: str) -> float:
+        """Every task costs the same to begin; the rest grows with what the job works on."""
+        use, scaling, scale = self._run.jobs[job], self._scaling, self._run.scale
+        work = max(0.0, use.cpu_s - use.tasks * self._task_cpu_s)
+        start = scaling.num_tasks(job) * self._task_cpu_s
+        if job == "sets":
+            # Texts are read again; then each row of a candidate pair is worth what a row of `candidates` is.
+            each = self._run.jobs["candidates"].cpu_s / max(1, self._run.rows)
+            more = scaling.near.candidates.rows - scale * self._run.dataset("sets").manifest.rows_out
+            return start + scale * work + max(0.0, more) * each
+        if job in ("edges", "pairs", "components", "near_hits", "corpus"):
+            return start + work * scaling.shuffle_factor(job)
+        first = job.split("+")[0]
+        live = {"tokenize": "tokenize", "score": "score", "embeddings": "semantic", "semantic_hits": "semantic"}
+        return start + work * (scaling.live(live[first]) if first in live else scale)
+
     def _notes(self) -> Iterator[str]:
-        if self._has("edges"):
-            pairs = self._candidates.pairs
+        near = self._scaling.near
+        if self._run.has("edges"):
+            seen, few = near.candidates.sample_pairs, near.pairs.sample_pairs
             yield (
-                f"near duplicates: {pairs:,.0f} candidate pairs from {self._candidates.seen:,} in the sample, "
-                f"{self._pairs.removed:,.0f} rows dropped"
+                f"near duplicates: {near.candidates.pairs:,.0f} candidate pairs from {seen:,} in the sample, "
+                f"{near.pairs.removed:,.0f} rows dropped"
             )
-            if self._scale > 1 and self._pairs.seen < _FEW_PAIRS:
+            if self._run.scale > 1 and few < _FEW_PAIRS:
                 yield (
-                    f"only {self._pairs.seen} near-duplicate pairs are in the sample: the numbers of edges, sets, pairs"
+                    f"only {few} near-duplicate pairs are in the sample: the numbers of edges, sets, pairs"
                     " and clusters may be wrong by a factor of several; take a larger sample"
                 )

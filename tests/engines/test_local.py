@@ -1,6 +1,12 @@
 """The local engine in this process and in a pool: the oracle's rows and order, errors as we raise them, no scratch."""
 
+import contextlib
+import functools
+import os
 import pickle
+import signal
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etl.engine import Counts, Exchange, Work
+from etl.engine import Counts, Exchange, Resources, Work, worker_number
+from etl.engines import bucket_slices, local
 from etl.engines.local import LocalEngine
-from etl.storage.build import Job
+from etl.errors import ConfigError, DataError, SchemaError, SourceError
+from etl.sorting import SortedRows
+from etl.storage.build import Chunk, Job
 from etl.storage.location import Location
+from tests.engines.grid import check_files_are_those_of_the_oracle
 from tests.engines.inprocess import InProcessEngine
+from tests.services.process import wait_until
 
+PROJECT = Path(__file__).resolve().parents[2]
 KEYS = pa.schema([("bucket", pa.int32()), ("word", pa.binary()), ("text", pa.string()), ("n", pa.int64())])
 ROW = st.tuples(
     st.integers(0, 3),
@@ -99,3 +111,252 @@ def test_wanted_buckets_get_their_rows_in_the_order_of_the_oracle(engine, tmp_pa
     assert made == exchanged(InProcessEngine(), folder / "inprocess", tuple(splits), sorted(wanted))
     assert sorted(made) == sorted(wanted)
     assert scratch() == []
+
+
+@pytest.mark.parametrize("limit", ["HELD_BYTES", "SLICE_BYTES"])
+def test_rows_are_the_same_in_the_smallest_slices(tmp_path, monkeypatch, limit):
+    rows = [(n % 4, bytes([n % 7]), None, n) for n in range(500)]
+    monkeypatch.setattr(bucket_slices, limit, 1)
+    made = exchanged(LocalEngine(), tmp_path / "made", (rows[:300], rows[300:]), [0, 1, 2, 3])
+    assert made == {bucket: sorted(rows[bucket::4], key=lambda row: (row[1], row[3])) for bucket in range(4)}
+
+
+def test_a_bucket_that_is_larger_than_a_run_is_merged_from_scratch_files(tmp_path, monkeypatch):
+    rows = [(0, None, str(n % 9), n) for n in range(400)]
+    monkeypatch.setattr(local, "SortedRows", functools.partial(SortedRows, run_bytes=100))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = exchanged(LocalEngine(), tmp_path / "made", (rows[:150], rows[150:]), [0])
+    assert made == {0: sorted(rows, key=lambda row: (row[2], row[3]))}
+    assert scratch() == []
+
+
+def test_files_are_those_of_the_oracle(tmp_path, engine):
+    check_files_are_those_of_the_oracle(tmp_path, engine)
+
+
+# --- whole jobs ----------------------------------------------------------------------------------------------------
+
+
+def emit_numbers(split):
+    yield pa.record_batch([pa.array([0, 1], pa.int32()), pa.array([split, 10 * split])], schema=WORDS)
+
+
+def write_numbers(bucket, batches):
+    rows = pa.Table.from_batches(list(batches), WORDS)
+    yield Chunk(pa.record_batch([rows["n"].combine_chunks()], schema=NUMBER), len(rows))
+
+
+def one_number(split):
+    yield Chunk(pa.record_batch([pa.array([split])], schema=NUMBER), 1)
+
+
+def receipts(folder, stage):
+    return sorted(int(path.stem) for path in (folder / stage / "_receipts").rglob("*.json"))
+
+
+def test_only_missing_buckets_are_reduced_and_sent_rows(tmp_path, engine):
+    exchange = Exchange((1, 2, 3), emit_numbers, WORDS, ("n",), 2)
+    whole = engine.shuffle(job(tmp_path, "numbers"), exchange, write_numbers).manifest
+    folder = tmp_path / "numbers"
+    (folder / "_manifest.json").unlink()
+    next((folder / "_receipts").rglob("00001.json")).unlink()
+    kept = next((folder / "_receipts").rglob("00000.json")).read_bytes()
+    assert engine.shuffle(job(tmp_path, "numbers"), exchange, write_numbers).manifest == whole
+    assert next((folder / "_receipts").rglob("00000.json")).read_bytes() == kept
+
+
+def test_a_shuffle_without_a_map_side_opens_every_bucket(tmp_path, engine):
+    done = engine.shuffle(job(tmp_path, "none"), Exchange((), emit_numbers, WORDS, ("n",), 2), write_numbers)
+    assert (done.manifest.splits, done.manifest.rows_out) == (2, 0)
+
+
+def test_fewer_than_one_process_is_refused():
+    with pytest.raises(ConfigError, match="processes=0"):
+        LocalEngine(processes=0)
+
+
+# --- workers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WithModel:
+    """A map that has to load a model: each load leaves a file, and so does each split."""
+
+    folder: Path
+
+    @functools.cached_property
+    def model(self) -> int:
+        (self.folder / f"loaded-{worker_number()}-{os.getpid()}").touch(exist_ok=False)
+        return worker_number()
+
+    def __call__(self, split):
+        (self.folder / f"split-{split}-{self.model}-{os.getpid()}").touch()
+        return one_number(split)
+
+
+def test_a_task_keeps_its_state_and_a_worker_its_number_from_split_to_split(tmp_path, pool):
+    for stage in ("first", "second"):
+        (tmp_path / stage).mkdir()
+        dataset = pool.map(job(tmp_path, f"{stage}_job"), range(20), WithModel(tmp_path / stage))
+        assert dataset.result().manifest.rows_out == 20
+    workers = {path.name.split("-", 2)[2] for path in tmp_path.glob("*/split-*")}
+    assert sorted(name.split("-")[0] for name in workers) == ["0", "1"]
+    assert {path.name.removeprefix("loaded-") for path in tmp_path.glob("*/loaded-*")} == workers
+
+
+def test_a_task_that_asks_for_two_cpus_runs_alone_in_a_pool_of_two(tmp_path, pool):
+    dataset = pool.map(job(tmp_path, "wide"), range(6), WithModel(tmp_path), Resources(cpus=2))
+    assert dataset.result().manifest.rows_out == 6
+    assert [path.name.split("-")[1] for path in tmp_path.glob("loaded-*")] == ["0"]
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FailAt:
+    """A map that raises at one split."""
+
+    split: int
+    error: Exception
+
+    def __call__(self, split):
+        if split == self.split:
+            raise self.error
+        return one_number(split)
+
+
+@pytest.mark.parametrize("error", [ConfigError, SourceError, SchemaError, DataError])
+def test_an_error_of_a_task_is_raised_as_what_it_is_and_splits_before_it_are_kept(tmp_path, engine, error):
+    dataset = engine.map(job(tmp_path, "some"), range(40), FailAt(2, error("split 2: the value is 3; make it 4")))
+    with pytest.raises(error, match=r"^split 2: the value is 3; make it 4$"):
+        dataset.result()
+    done = receipts(tmp_path, "some")
+    assert {0, 1} <= set(done)
+    assert 2 not in done
+    assert len(done) < 39
+    assert engine.map(job(tmp_path, "some"), range(40), one_number).result().manifest.rows_out == 40
+
+
+class OddError(Exception):
+    """One that pickles and does not unpickle."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+@dataclass(frozen=True)
+class RaiseOdd:
+    def __call__(self, split):
+        raise OddError("a", "b")
+
+
+def test_any_other_exception_comes_with_the_traceback_of_the_worker(tmp_path, pool):
+    dataset = pool.map(job(tmp_path, "bug"), range(2), FailAt(1, ZeroDivisionError("by hand")))
+    with pytest.raises(ZeroDivisionError, match="by hand") as raised:
+        dataset.result()
+    assert any("in __call__" in note for note in raised.value.__notes__)
+
+
+def test_an_exception_that_cannot_travel_is_raised_as_another_that_names_it(tmp_path, pool):
+    dataset = pool.map(job(tmp_path, "odd"), range(2), RaiseOdd())
+    with pytest.raises(RuntimeError, match="OddError: a b"):
+        dataset.result()
+
+
+@dataclass(frozen=True)
+class FailLate:
+    """A map side that raises after it has emitted rows."""
+
+    def __call__(self, split):
+        yield from emit_numbers(split)
+        if split == 2:
+            raise DataError("split 2 is gone")
+
+
+def test_an_error_of_the_map_side_is_raised_and_no_bucket_is_written(tmp_path, engine):
+    with pytest.raises(DataError, match=r"^split 2 is gone$"):
+        engine.shuffle(job(tmp_path, "none"), Exchange((1, 2, 3), FailLate(), WORDS, ("n",), 2), write_numbers)
+    assert receipts(tmp_path, "none") == []
+    assert scratch() == []
+
+
+def fail_bucket(bucket, batches):
+    raise SourceError("no")
+
+
+def test_an_error_of_a_reducer_is_raised_as_what_it_is(tmp_path, engine):
+    with pytest.raises(SourceError, match=r"^no$"):
+        engine.shuffle(job(tmp_path, "failing"), Exchange((1,), emit_numbers, WORDS, ("n",), 2), fail_bucket)
+    assert scratch() == []
+
+
+@dataclass(frozen=True)
+class DieOnce:
+    """A map that kills its process at one split, unless a file is there."""
+
+    split: int
+    spared: Path
+
+    def __call__(self, split):
+        if split == self.split and not self.spared.exists():
+            self.spared.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return one_number(split)
+
+
+def test_a_worker_that_dies_is_an_error_that_says_how_to_resume(tmp_path, pool):
+    fn = DieOnce(3, tmp_path / "spared")
+    dataset = pool.map(job(tmp_path, "dying"), range(5), fn)
+    with pytest.raises(DataError, match=r"died \(SIGKILL.*run again to resume"):
+        dataset.result()
+    assert scratch() == []
+    assert 3 not in receipts(tmp_path, "dying")
+    assert pool.map(job(tmp_path, "dying"), range(5), fn).result().manifest.rows_out == 5
+
+
+# --- signals -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def blocked(folder, processes):
+    """A process whose reducers wait, in a session of its own, and the numbers of the processes that they are in."""
+    command = [sys.executable, "-m", "tests.engines.blocked_shuffle", folder, str(processes)]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    process = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        wait_until(lambda: len(list(folder.glob("pid-*"))) == processes or process.poll() is not None, "the reducers")
+        yield process, [int(path.read_text()) for path in folder.glob("pid-*")]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def is_alive(pid):
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_the_workers_and_leaves_no_scratch(tmp_path, processes):
+    with blocked(tmp_path, processes) as (process, workers):
+        assert len(workers) == processes
+        assert list(tmp_path.glob("stillhouse-*"))
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGINT
+        assert said.count(b"Traceback") == said.count(b"\nKeyboardInterrupt") == 1, said.decode()
+        assert not [pid for pid in workers if is_alive(pid)]
+        assert list(tmp_path.glob("stillhouse-*")) == []
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    with blocked(tmp_path, 2) as (process, workers):
+        assert len(workers) == 2
+        process.kill()
+        process.wait()
+        wait_until(lambda: not any(is_alive(pid) for pid in workers), "the end of the workers")
+        assert list(tmp_path.glob("stillhouse-*")) == []

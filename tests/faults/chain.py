@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from etl.engine import Engine
 from etl.recipe import Recipe
 from etl.storage.location import Location
-from tests.engines.inprocess import KilledError
+from tests.engines.inprocess import InProcessEngine, KilledError
 from tests.faults.kills import MANY_OBJECTS, Choose, Moment, Operation, reaping
 from tests.faults.readers import committed
 from tests.faults.recipes import plain_rows, run_here, stage_of
@@ -62,14 +63,16 @@ def everywhere() -> Draw:
     return lambda: choose
 
 
-def killed_again_and_again(recipe: Recipe, output: Location, next_run: Draw) -> Kills:
+def killed_again_and_again(
+    recipe: Recipe, output: Location, next_run: Draw, new_engine: Callable[[], Engine] = InProcessEngine
+) -> Kills:
     """Run the recipe to its end through as many kills as come."""
     kills = Kills()
     with reaping() as reaper:
         while kills.by_stage.total() < _STALLED:
             reaper.arm_by(next_run())
             try:
-                run_here(recipe)
+                run_here(recipe, new_engine())
             except KilledError:
                 operation = reaper.killed_at
                 reaper.disarm()

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from etl.storage.location import Location
 from tests.faults.chain import Draw, Kills, at_random, everywhere, killed_again_and_again
-from tests.faults.real import RealKills, Victim, kill_one_by_one, spark_command
+from tests.faults.real import SPARK_VICTIMS, RealKills, Victim, kill_one_by_one, spark_command
 from tests.faults.recipes import STAGES, Finding, Reference, recipe_at, run_here, write_conf, write_sources
 from tests.services.s3 import s3_server
 
@@ -120,7 +120,7 @@ class Grid:
     def kill_processes(self, score: Score, outputs: Outputs, num_kills: int, seed: int) -> None:
         """One chain of runs on Spark, as many victims of each kind as possible."""
         reference = self.undisturbed(CUTTING_BYTES)
-        victims = [victim for _ in range(-(-num_kills // len(Victim))) for victim in Victim][:num_kills]
+        victims = [*SPARK_VICTIMS * -(-num_kills // len(SPARK_VICTIMS))][:num_kills]
         random.Random(seed).shuffle(victims)
         used: list[Location] = []
 
@@ -175,11 +175,11 @@ def _total(score: Score, stage: str) -> Cell:
 def real_table(scores: dict[str, Score]) -> Table:
     """kill -9 by victim and store."""
     table = Table(box=MARKDOWN)
-    columns = ("store", *Victim, "survived / kills", "starts of the run")
+    columns = ("store", *SPARK_VICTIMS, "survived / kills", "starts of the run")
     for column in columns:
         table.add_column(column, justify="left" if column == "store" else "right")
     for store, score in scores.items():
-        killed = [str(score.real[victim]) for victim in Victim]
+        killed = [str(score.real[victim]) for victim in SPARK_VICTIMS]
         table.add_row(store, *killed, f"{score.real_survived} / {score.real.total()}", str(score.real_runs))
     return table
 

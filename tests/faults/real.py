@@ -1,8 +1,9 @@
 """kill -9 at processes of a real run: its driver, a Spark executor, a Python worker, at moments drawn from a seed.
 
 The run is the command line in a session of its own, so that everything it started can be found and, in the end, ended.
-A killed driver is started again at once, on the same output, while executors of the dead one may still be at work;
-after other kills the engine has to help itself. A start of Spark costs 10 s on two idle cores, of Beam 4 s.
+A killed driver is started again at once, on the same output, while executors of the dead one may still be at work; so
+is a run of the local engine that lost a worker. After other kills the engine has to help itself. A start of Spark costs
+10 s on two idle cores, of Beam 4 s.
 """
 
 import contextlib
@@ -35,9 +36,20 @@ class Victim(StrEnum):
     DRIVER = "driver"
     EXECUTOR = "executor"
     PYTHON = "Python worker"
+    """Of a Spark executor."""
+    LOCAL = "worker of the local engine"
 
 
-_COMMAND_OF = {Victim.EXECUTOR: b"CoarseGrainedExecutorBackend", Victim.PYTHON: b"pyspark.daemon"}
+SPARK_VICTIMS = (Victim.DRIVER, Victim.EXECUTOR, Victim.PYTHON)
+ENDING_THE_RUN = (Victim.DRIVER, Victim.LOCAL)
+"""After whose end a run is over, and the next one goes on from what it left."""
+
+
+_COMMAND_OF = {
+    Victim.EXECUTOR: b"CoarseGrainedExecutorBackend",
+    Victim.PYTHON: b"pyspark.daemon",
+    Victim.LOCAL: b"multiprocessing.spawn",
+}
 
 
 Command = Callable[[Path], list[str]]
@@ -50,6 +62,10 @@ def spark_command(conf: Path) -> list[str]:
 
 def beam_command(conf: Path) -> list[str]:
     return [sys.executable, "-m", "jobs.run_beam", "--conf", str(conf)]
+
+
+def local_command(conf: Path) -> list[str]:
+    return [sys.executable, "-m", "jobs.cli", "run", str(conf), "--engine=local", "--processes=2"]
 
 
 @dataclass(frozen=True)
@@ -139,14 +155,14 @@ class Run:
 
         wait_until(lambda: self.is_over or used() >= cpu_s, f"work of {self.log}", _RUN_TIMEOUT_S)
 
-    def wait(self) -> None:
+    def wait(self, may_fail: bool = False) -> None:
         """Until its end.
 
         Raises:
-            RuntimeError: it failed; the message holds the end of its output.
+            RuntimeError: it failed and may not; the message holds the end of its output.
         """
         code = self._process.wait(_RUN_TIMEOUT_S)
-        if code != 0:
+        if code != 0 and not may_fail:
             raise RuntimeError(f"a run ended with {code}: …{self.log.read_text()[-3000:]}")
 
     def end(self) -> None:
@@ -214,7 +230,8 @@ def kill_one_by_one(
                 command, progress = open_next(), 0
                 run = start()
             done.kills.append((victim, progress))
-            if victim is Victim.DRIVER:
+            if victim in ENDING_THE_RUN:
+                run.wait(may_fail=True)
                 run = start()
         run.wait()
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.dataset as pds
 
+from etl.engine import Engine
 from etl.recipe import Recipe
 from etl.run.run import run_stages
 from etl.stages.context import Context
@@ -74,10 +75,10 @@ def recipe_at(output: Location, sources: dict[str, Path], cutting_bytes: int = 8
     )
 
 
-def run_here(recipe: Recipe) -> None:
+def run_here(recipe: Recipe, engine: Engine | None = None) -> None:
     """A run in this process, without its lock: a kill that is an exception would leave it to a process that lives."""
     with storage_options(recipe.storage):
-        run_stages(Context(InProcessEngine(), recipe, lambda line: None))
+        run_stages(Context(engine or InProcessEngine(), recipe, lambda line: None))
 
 
 def write_conf(recipe: Recipe, path: Path) -> Path:

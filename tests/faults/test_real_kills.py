@@ -1,4 +1,5 @@
-"""kill -9, twelve times, at processes of a whole recipe on Spark with the output on local disk and on S3; and Beam's.
+"""kill -9, twelve times, at processes of a whole recipe on Spark with the output on local disk and on S3; and at those
+of runs on Beam and on the local engine.
 
 Seeds vary from run to run and are printed; STILLHOUSE_FAULT_SEED repeats one. A chain on Spark took 2 and 4
 minutes on two cores that were busy with other work.
@@ -10,7 +11,15 @@ import pytest
 
 from etl.storage.location import Location
 from tests.faults.conftest import Folders
-from tests.faults.real import Command, Victim, beam_command, kill_one_by_one, spark_command
+from tests.faults.real import (
+    SPARK_VICTIMS,
+    Command,
+    Victim,
+    beam_command,
+    kill_one_by_one,
+    local_command,
+    spark_command,
+)
 from tests.faults.recipes import Reference, recipe_at, run_here, write_conf
 
 CUTTING_BYTES = 1 << 20
@@ -53,7 +62,7 @@ def survive(tmp_path, sources, undisturbed, seed, say):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("store", ["local", "s3"])
 def test_processes_of_a_spark_run_are_killed(request, survive, seed, store):
-    victims = [*Victim] * 2
+    victims = [*SPARK_VICTIMS] * 2
     random.Random(f"{store} {seed}").shuffle(victims)
     survive(request.getfixturevalue(f"{store}_folders"), spark_command, victims)
 
@@ -62,3 +71,11 @@ def test_processes_of_a_spark_run_are_killed(request, survive, seed, store):
 @pytest.mark.timeout(600)
 def test_the_driver_of_a_beam_run_is_killed(local_folders, survive):
     survive(local_folders, beam_command, [Victim.DRIVER] * 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_processes_of_a_local_run_are_killed(local_folders, survive, seed):
+    victims = [Victim.DRIVER, Victim.LOCAL] * 3
+    random.Random(seed).shuffle(victims)
+    survive(local_folders, local_command, victims)

@@ -2,7 +2,9 @@
 
 import pytest
 
+from etl.engines.local import LocalEngine
 from etl.storage.location import Location
+from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import stage
 from tests.faults.chain import at_random, everywhere, killed_again_and_again
 from tests.faults.recipes import STAGES, Reference, recipe_at, run_here, write_sources
@@ -21,9 +23,9 @@ def older_run(output, tmp_path) -> Location:
     return output
 
 
-def survive(output, sources, undisturbed, next_run) -> set[str]:
+def survive(output, sources, undisturbed, next_run, new_engine=InProcessEngine) -> set[str]:
     """The stages that were killed."""
-    kills = killed_again_and_again(recipe_at(output, sources), output, next_run)
+    kills = killed_again_and_again(recipe_at(output, sources), output, next_run, new_engine)
     assert kills.half_written == []
     finding = undisturbed.check(output)
     assert finding.stages == set(), finding
@@ -48,6 +50,10 @@ def test_the_measure_finds_what_is_lost_and_doubled(local_folders, sources, undi
 
 def test_killed_again_and_again_on_a_local_disk(tmp_path, local_folders, sources, undisturbed):
     survive(older_run(local_folders(), tmp_path), sources, undisturbed, at_random(1))
+
+
+def test_killed_again_and_again_on_the_local_engine(local_folders, sources, undisturbed):
+    survive(local_folders(), sources, undisturbed, at_random(2), LocalEngine)
 
 
 @pytest.mark.slow

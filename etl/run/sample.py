@@ -1,0 +1,145 @@
+"""A seeded sample of a recipe's input: the same recipe over some dozens of pieces of it.
+
+Each piece is a stretch of one file at a random place; of a compressed file only the start can be read. Costs one
+listing of the input and the reading of the pieces.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+from fsspec.utils import infer_compression
+
+from etl.errors import ConfigError
+from etl.recipe import Cutting, Dedup, Recipe
+from etl.sources.files import COMPRESSIONS, InputFile, list_files, row_group_bytes
+from etl.sources.spec import Source
+from etl.storage.location import Location
+from etl.storage.remote import Storage
+
+MAX_PIECES = 48
+MIN_PIECE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A recipe over pieces of the input, each of which is one split."""
+
+    recipe: Recipe
+    input_bytes: int
+    sample_bytes: int
+    input_splits: int
+    """Splits that the whole input would have."""
+
+    @property
+    def scale(self) -> float:
+        return max(1.0, self.input_bytes / max(1, self.sample_bytes))
+
+
+def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> Sample:
+    """Copy pieces of every source below a folder; an input that is no larger than the sample is taken as it is.
+
+    Raises:
+        ConfigError: a source is a table of a catalog.
+        SourceError: an input is absent or damaged.
+    """
+    files = {name: _listed(name, source, recipe.storage) for name, source in recipe.sources.items()}
+    total = sum(file.bytes for found in files.values() for file in found)
+    splits = sum(
+        1 if file.relative.endswith(COMPRESSIONS) else -(-file.bytes // recipe.run.split_bytes)
+        for found in files.values()
+        for file in found
+    )
+    output = {"output": str(folder / "out"), "storage": {}}
+    if sample_bytes >= total:
+        return Sample(recipe.model_copy(update=output), total, total, splits)
+    rng = np.random.default_rng(seed)
+    sources, taken = {}, 0
+    for name, source in recipe.sources.items():
+        wanted = sample_bytes * sum(file.bytes for file in files[name]) / total
+        (folder / name).mkdir(parents=True)
+        pieces = max(1, min(MAX_PIECES, int(wanted // MIN_PIECE_BYTES)))
+        size = int(wanted / pieces)
+        for number, (file, offset) in enumerate(_places(files[name], pieces, size, rng)):
+            location = source.locate(file.url, recipe.storage)
+            taken += _copy_piece(location, file, offset, size, folder / name / f"{number:03d}")
+        sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
+    run = Cutting(split_bytes=1 << 40, bucket_bytes=recipe.run.bucket_bytes)
+    changed = {"sources": sources, "run": run, "dedup": _fewer_canaries(recipe, taken / total), **output}
+    return Sample(recipe.model_copy(update=changed), total, taken, splits)
+
+
+def _fewer_canaries(recipe: Recipe, share: float) -> Dedup:
+    """A run has so many canaries, whatever its rows; scaled up again, those of the sample must come to as many."""
+    near = recipe.dedup.near
+    if near is None:
+        return recipe.dedup
+    fewer = near.model_copy(update={"num_canaries": math.ceil(near.num_canaries * share)})
+    return recipe.dedup.model_copy(update={"near": fewer})
+
+
+def _listed(name: str, source: Source, storage: Storage) -> list[InputFile]:
+    if source.table is not None:
+        raise ConfigError(f"sources.{name}.table={source.table}: a sample can only be taken of files, not of a table")
+    return list_files(name, source, storage)
+
+
+def _places(
+    files: list[InputFile], pieces: int, size: int, rng: np.random.Generator
+) -> Iterator[tuple[InputFile, int]]:
+    """Files and byte offsets of pieces that do not overlap, drawn evenly from all files laid end to end.
+
+    Drawn at random, not one in each stretch: else two rows of one stretch could never come from two pieces, and the
+    pairs that lie near each other would be missed.
+    """
+    ends = np.cumsum([file.bytes for file in files])
+    slots = max(pieces, int(ends[-1]) // size)
+    for slot in np.sort(rng.choice(slots, pieces, replace=False)).tolist():
+        at = slot * size
+        place = min(int(np.searchsorted(ends, at, "right")), len(files) - 1)
+        yield files[place], at - int(ends[place] - files[place].bytes)
+
+
+def _copy_piece(location: Location, file: InputFile, offset: int, size: int, target: Path) -> int:
+    """Write about `size` stored bytes from an offset of a file; the number of stored bytes that they stand for."""
+    if file.format == "parquet":
+        share = _copy_rows(location, offset / file.bytes, size / file.bytes, target.with_suffix(".parquet"))
+        return round(share * file.bytes)
+    with location.open() as raw:
+        compression = infer_compression(file.url)
+        if compression is not None:
+            data = fsspec.compression.compr[compression](raw, mode="rb").read(size)
+            target.with_suffix(".jsonl").write_bytes(data[: data.rfind(b"\n") + 1])
+            return int(raw.tell())
+        raw.seek(max(0, offset - 1))
+        if offset:
+            raw.readline()
+        start = raw.tell()
+        data = raw.read(max(0, offset + size - start)) + raw.readline()
+        target.with_suffix(".jsonl").write_bytes(data)
+        return int(raw.tell() - start)
+
+
+def _copy_rows(location: Location, place: float, share: float, target: Path) -> float:
+    """Write about `share` of a Parquet file's rows from `place` of the way into it, at most to the end of a row group.
+
+    Shares are of the bytes of row groups, so that pieces which do not overlap in the file have no row in common.
+
+    Returns:
+        the share that was written.
+    """
+    with location.open_parquet() as file:
+        sizes = row_group_bytes(file)
+        ends = np.cumsum(sizes)
+        group = min(int(np.searchsorted(ends, place * ends[-1], "right")), len(sizes) - 1)
+        num_rows, of_file = file.metadata.row_group(group).num_rows, sizes[group] / ends[-1]
+        start = (place - ends[group] / ends[-1] + of_file) / of_file * num_rows
+        first, last = int(start), min(num_rows, int(start + share / of_file * num_rows))
+        first = min(first, num_rows - 1)
+        table = file.read_row_group(group).slice(first, max(1, last - first))
+    pq.write_table(table, target)
+    return float(of_file * len(table) / num_rows)

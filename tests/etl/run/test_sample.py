@@ -1,0 +1,71 @@
+"""Samples of a recipe's input: pieces that do not overlap, whole rows, and their share of the input."""
+
+import gzip
+
+import pyarrow.parquet as pq
+import pytest
+
+from etl.errors import ConfigError
+from etl.recipe import Recipe
+from etl.run.sample import write_sample
+from tests.etl.stages.toys import make_recipe, plain_rows, write_jsonl, write_parquet
+
+
+def sampled_ids(folder):
+    return [
+        line["synth_id"]
+        for path in sorted(folder.rglob("*.parquet"))
+        for line in pq.read_table(path, columns=["synth_id"]).to_pylist()
+    ]
+
+
+def test_pieces_do_not_overlap_and_name_their_share(tmp_path):
+    rows = plain_rows(3000)
+    write_parquet(tmp_path / "in.parquet", rows, row_group_size=500)
+    recipe = make_recipe(tmp_path / "out", {"toy": tmp_path / "in.parquet"})
+    size = (tmp_path / "in.parquet").stat().st_size
+    sample = write_sample(recipe, tmp_path / "sample", size // 2, 3)
+    ids = sampled_ids(tmp_path / "sample")
+    assert len(ids) == len(set(ids))
+    assert len(ids) / 3000 == pytest.approx(1 / sample.scale, rel=0.1)
+
+
+def test_pieces_of_a_file_that_is_half_footer_do_not_overlap(tmp_path, monkeypatch):
+    monkeypatch.setattr("etl.run.sample.MIN_PIECE_BYTES", 1 << 10)
+    write_parquet(tmp_path / "in.parquet", plain_rows(1000), row_group_size=50)
+    recipe = make_recipe(tmp_path / "out", {"toy": tmp_path / "in.parquet"})
+    sample = write_sample(recipe, tmp_path / "sample", (tmp_path / "in.parquet").stat().st_size // 2, 3)
+    ids = sampled_ids(tmp_path / "sample")
+    assert len(ids) == len(set(ids))
+    assert len(ids) / 1000 == pytest.approx(1 / sample.scale, rel=0.1)
+
+
+def test_lines_are_whole_and_come_once(tmp_path):
+    rows = plain_rows(2000)
+    path = write_jsonl(tmp_path / "in.jsonl", rows)
+    recipe = make_recipe(tmp_path / "out", {"toy": path})
+    sample = write_sample(recipe, tmp_path / "sample", path.stat().st_size // 2, 5)
+    lines = [
+        line for piece in sorted((tmp_path / "sample").rglob("*.jsonl")) for line in piece.read_text().splitlines()
+    ]
+    assert len(lines) == len(set(lines))
+    assert set(lines) <= set(path.read_text().splitlines())
+    assert sample.sample_bytes == sum(len(line) + 1 for line in lines)
+
+
+def test_the_start_of_a_compressed_file_is_sampled(tmp_path):
+    path = write_jsonl(tmp_path / "in.jsonl", plain_rows(4000))
+    packed = tmp_path / "in.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    recipe = make_recipe(tmp_path / "out", {"toy": packed})
+    sample = write_sample(recipe, tmp_path / "sample", 1 << 14, 0)
+    lines = [line for piece in (tmp_path / "sample").rglob("*.jsonl") for line in piece.read_text().splitlines()]
+    assert lines == path.read_text().splitlines()[: len(lines)]
+    assert 0 < sample.sample_bytes <= packed.stat().st_size
+
+
+def test_tables_of_a_catalog_are_refused(tmp_path):
+    tree = {"name": "toy", "output": str(tmp_path / "out"), "stages": []}
+    recipe = Recipe.model_validate(tree | {"sources": {"toy": {"spec": "synth", "table": "catalog.db.t"}}})
+    with pytest.raises(ConfigError, match="a sample can only be taken of files"):
+        write_sample(recipe, tmp_path / "sample", 1 << 20, 0)
