@@ -50,10 +50,10 @@ class _Worker:
 
 
 class WorkerPool:
-    """Processes that run the calls of one job at a time; they start with the first job.
+    """Processes that run the calls of one job at a time; one starts with the first job that has a call for it.
 
     Args:
-        processes: how many; each gets an equal share of the CPUs for the threads of Arrow and BLAS.
+        processes: at most so many; each gets an equal share of the CPUs for the threads of Arrow and BLAS.
     """
 
     def __init__(self, processes: int) -> None:
@@ -95,7 +95,7 @@ class WorkerPool:
     def _work_off(
         self, task: bytes, calls: Sequence[tuple[Any, ...]], at_once: int, done: Callable[[Any], None]
     ) -> list[Exception]:
-        self._start()
+        self._start(min(at_once, len(calls)))
         for worker in self._workers:
             worker.has_task = False
         todo = iter(calls)
@@ -130,13 +130,12 @@ class WorkerPool:
         except (EOFError, OSError) as error:
             raise _died(worker) from error
 
-    def _start(self) -> None:
-        if self._workers:
-            return
+    def _start(self, count: int) -> None:
+        """See to it that there are so many workers; a job of few calls starts no more than it can use."""
         context = multiprocessing.get_context("spawn")
         threads = max(1, usable_cpus() // self.processes)
         with _quiet_children(threads):
-            for number in range(self.processes):
+            for number in range(len(self._workers), min(count, self.processes)):
                 ours, theirs = context.Pipe()
                 arguments = (theirs, number, threads, str(self.folder))
                 process = context.Process(target=_serve, args=arguments, name=f"stillhouse-{number}", daemon=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import pickle
 import signal
@@ -208,6 +209,16 @@ def test_a_task_that_asks_for_two_cpus_runs_alone_in_a_pool_of_two(tmp_path, poo
     dataset = pool.map(job(tmp_path, "wide"), range(6), WithModel(tmp_path), Resources(cpus=2))
     assert dataset.result().manifest.rows_out == 6
     assert [path.name.split("-")[1] for path in tmp_path.glob("loaded-*")] == ["0"]
+
+
+def test_no_more_workers_start_than_there_are_calls(tmp_path):
+    started = []
+    with contextlib.closing(LocalEngine(processes=3)) as engine:
+        for number, splits in enumerate((1, 2, 1)):
+            before = len(multiprocessing.active_children())
+            engine.map(job(tmp_path, f"job-{number}"), range(splits), one_number).result()
+            started.append(len(multiprocessing.active_children()) - before)
+    assert started == [1, 1, 0]
 
 
 # --- errors --------------------------------------------------------------------------------------------------------
