@@ -3,16 +3,16 @@
 A cell is a skill bucket and a context bucket, so the stage stands after `tokenize`. Datasets, each committed and
 resumable:
 
-    semantic_cells      SEMANTIC_CELL  live rows by cell                                   map
+    semantic_cells      SEMANTIC_CELL  live rows by cell                                     map
     semantic_terms      TERM           rows that have a word or pair, by hash (lexical)      shuffle by slot
     embeddings          EMBEDDING      aligned: one int8 a dimension (etl/dedup/vectors.py)  map, slow with a model
     semantic_centroids  CENTROID       k-means on a sample of a cell (etl/dedup/kmeans.py)   shuffle by cell
     semantic_hits       SEMANTIC_HIT   each row's cluster, size, rank and survivor           shuffle by cluster
     semantic            SEMANTIC       aligned, with verdicts                                shuffle by split
 
-by etl.stages.dedup.semantic_{cells,embed,centroids,compare}, which say what crosses a shuffle and what a worker holds;
-the last one is written here, 32 bytes a row. Everything after the embedding is the same on every engine, for any splits
-and any order of rows. docs/semantic.md has the speeds.
+Each is written by the file semantic_{cells,embed,centroids,compare}.py that says what crosses its shuffle and what a
+worker holds; the last one is written here, with 32 bytes a row. Everything after the embedding is the same on every
+engine, for any splits and any order of rows. docs/semantic.md has the speeds.
 """
 
 from collections.abc import Iterator
