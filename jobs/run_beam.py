@@ -10,7 +10,8 @@ import typer
 
 from etl import conf
 from etl.console import ConfFlag, Overrides, command, report, run_command
-from etl.engines.beam import BeamEngine, JobNotRun, pipeline_options, runs_here
+from etl.engines.beam import BeamEngine, JobNotRun
+from etl.engines.beam_options import pipeline_options, runs_here
 from etl.errors import ConfigError
 from etl.recipe import Recipe
 from etl.run.run import RunResult, run_recipe

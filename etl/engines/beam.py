@@ -8,17 +8,15 @@ and peaks at about four times the bytes of the rows' keys and values, that of a 
 `ApplySteps` runs steps inside a Beam pipeline of the user's own, without a recipe.
 """
 
-import argparse
 import contextlib
 import copy
-import difflib
 import re
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -29,17 +27,14 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.options.pipeline_options import (
     GoogleCloudOptions,
     PipelineOptions,
-    PortableOptions,
-    SetupOptions,
     StandardOptions,
     TestOptions,
 )
-from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
-from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
-from apache_beam.runners.runner import PipelineState, create_runner
+from apache_beam.runners.runner import PipelineState
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
+from etl.engines.beam_options import WorkerOptions, pipeline_options, runner_name, runner_of, runs_here
 from etl.engines.bucket_slices import bucket_slices
 from etl.errors import ConfigError, DataError, SchemaError, StillhouseError
 from etl.pipeline import open_steps
@@ -51,76 +46,6 @@ from etl.storage.location import Location
 _ERROR = b"stillhouse.error"
 """Key in the schema metadata of a batch without rows that stands for an error of the map side."""
 _KEYED = tuple[int, pa.RecordBatch]
-
-
-# --- options -------------------------------------------------------------------------------------------------------
-
-
-class WorkerOptions(PipelineOptions):
-    """Flags of ours beside those of Beam."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--gpu_type", help="accelerator for stages that need GPUs, as Dataflow names it: nvidia-tesla-t4, nvidia-l4"
-        )
-
-
-class _Parser(argparse.ArgumentParser):
-    """Knows every flag of every options class; a wrong value is an error of ours, not a usage text and an exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"Beam: {message}")
-
-
-def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
-    """Command line flags as Beam's options; Beam itself would only warn of a flag that it does not know.
-
-    Raises:
-        ConfigError: a flag is unknown, its value is refused, or one that the runner needs is missing.
-    """
-    parser: Any = _Parser(add_help=False, allow_abbrev=False)
-    for options in sorted(set(PipelineOptions.__subclasses__()), key=lambda options: options.__name__):
-        options._add_argparse_args(parser)
-    _, unknown = parser.parse_known_args(list(flags))
-    for flag in unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
-        near = difflib.get_close_matches(flag.partition("=")[0], known, 1)
-        raise ConfigError(f"Beam has no flag {flag}" + (f"; did you mean {near[0]}?" if near else ""))
-    made = PipelineOptions(list(flags))
-    setup = made.view_as(SetupOptions)
-    if setup.save_main_session is None:
-        # Dataflow's default is to pickle __main__; all that our workers run is in packages.
-        setup.save_main_session = False
-    wrong = PipelineOptionsValidator(made, _runner_of(made)).validate()
-    if wrong:
-        raise ConfigError("Beam: " + "; ".join(wrong))
-    return made
-
-
-def _runner_name(options: PipelineOptions) -> str:
-    """`direct`, `portable`, `dataflow` …: what --runner names, without its package and its last syllables."""
-    name: str = options.view_as(StandardOptions).runner or "DirectRunner"
-    return name.rpartition(".")[2].lower().removesuffix("runner")
-
-
-def _runner_of(options: PipelineOptions) -> Any:
-    """The runner that the options name.
-
-    DirectRunner is the in-process FnApiRunner: Beam's own choice of that name begins with a download of Prism.
-    """
-    if _runner_name(options) in ("direct", "fnapi"):
-        return FnApiRunner()
-    try:
-        return create_runner(options.view_as(StandardOptions).runner)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"Beam: {error}") from error
-
-
-def runs_here(options: PipelineOptions) -> bool:
-    """True when workers are on this machine and see its disk."""
-    local = ("direct", "fnapi", "bundlebaseddirect", "prism")
-    return _runner_name(options) in local or options.view_as(PortableOptions).environment_type == "LOOPBACK"
 
 
 # --- the engine ----------------------------------------------------------------------------------------------------
@@ -210,7 +135,7 @@ class BeamEngine(Engine):
 
     def _run(self, work: Work, job: beam.PTransform[Any, Any]) -> None:
         options = self._job_options(work.stage)
-        pipeline = beam.Pipeline(runner=_runner_of(options), options=options)
+        pipeline = beam.Pipeline(runner=runner_of(options), options=options)
         _ = pipeline | work.stage >> job
         with _spinner(f"{work.stage}  {work.num_tasks} of {work.of_tasks} tasks"):
             result = pipeline.run()
@@ -222,7 +147,7 @@ class BeamEngine(Engine):
 
     def _stop_if_not_run(self, work: Work, options: PipelineOptions) -> None:
         template = options.view_as(GoogleCloudOptions).template_location
-        if template and _runner_name(options) == "dataflow":
+        if template and runner_name(options) == "dataflow":
             raise JobNotRun(
                 f"{work.stage}: the template is {template}; start a job from it, and then this command again to commit "
                 "what the job wrote and to get the template of what follows"
@@ -231,7 +156,7 @@ class BeamEngine(Engine):
             raise JobNotRun(f"{work.stage}: the job was made and, as --dry_run says, not submitted")
 
     def _tell(self, work: Work, options: PipelineOptions, result: Any) -> None:
-        if _runner_name(options) == "dataflow":
+        if runner_name(options) == "dataflow":
             cloud = options.view_as(GoogleCloudOptions)
             self._report(
                 f"{work.stage}  {work.num_tasks} of {work.of_tasks} tasks: {cloud.job_name} "

@@ -23,9 +23,8 @@ from etl.engines.beam import (
     RecordBatchCoder,
     TableCoder,
     ToArrow,
-    pipeline_options,
-    runs_here,
 )
+from etl.engines.beam_options import pipeline_options, runs_here
 from etl.errors import ConfigError, DataError, SchemaError, SourceError
 from etl.filters.answers import AnswerStep
 from etl.filters.language import LanguageStep
@@ -275,22 +274,6 @@ def test_resources_are_hints_of_the_task(graphs):
 
 
 # --- options -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("flag", "told"),
-    [
-        ("--runer=FnApiRunner", r"no flag --runer=FnApiRunner; did you mean --runner\?"),
-        ("--num_workers=many", "--num_workers: invalid int value: 'many'"),
-        ("--direct_running_mode=fast", "invalid choice: 'fast'"),
-        ("--runner=NoRunner", "Unexpected pipeline runner: NoRunner"),
-        ("stray", "no flag stray"),
-        ("--runner=DataflowRunner", "Missing required option: project"),
-    ],
-)
-def test_a_wrong_flag_is_a_config_error(flag, told):
-    with pytest.raises(ConfigError, match=told):
-        BeamEngine([flag])
 
 
 def test_options_of_the_user_stay_as_they_are(engine, tmp_path):

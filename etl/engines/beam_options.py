@@ -1,0 +1,80 @@
+"""Beam's flags: every options class knows its own, an unknown flag is an error, and which runner they name."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, SetupOptions, StandardOptions
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.runners.runner import create_runner
+
+from etl.errors import ConfigError
+
+
+class WorkerOptions(PipelineOptions):
+    """Flags of ours beside those of Beam."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--gpu_type", help="accelerator for stages that need GPUs, as Dataflow names it: nvidia-tesla-t4, nvidia-l4"
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Knows every flag of every options class; a wrong value is an error of ours, not a usage text and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"Beam: {message}")
+
+
+def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
+    """Command line flags as Beam's options; Beam itself would only warn of a flag that it does not know.
+
+    Raises:
+        ConfigError: a flag is unknown, its value is refused, or one that the runner needs is missing.
+    """
+    parser: Any = _Parser(add_help=False, allow_abbrev=False)
+    for options in sorted(set(PipelineOptions.__subclasses__()), key=lambda options: options.__name__):
+        options._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(list(flags))
+    for flag in unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        near = difflib.get_close_matches(flag.partition("=")[0], known, 1)
+        raise ConfigError(f"Beam has no flag {flag}" + (f"; did you mean {near[0]}?" if near else ""))
+    made = PipelineOptions(list(flags))
+    setup = made.view_as(SetupOptions)
+    if setup.save_main_session is None:
+        # Dataflow's default is to pickle __main__; all that our workers run is in packages.
+        setup.save_main_session = False
+    wrong = PipelineOptionsValidator(made, runner_of(made)).validate()
+    if wrong:
+        raise ConfigError("Beam: " + "; ".join(wrong))
+    return made
+
+
+def runner_name(options: PipelineOptions) -> str:
+    """`direct`, `portable`, `dataflow` …: what --runner names, without its package and its last syllables."""
+    name: str = options.view_as(StandardOptions).runner or "DirectRunner"
+    return name.rpartition(".")[2].lower().removesuffix("runner")
+
+
+def runner_of(options: PipelineOptions) -> Any:
+    """The runner that the options name.
+
+    DirectRunner is the in-process FnApiRunner: Beam's own choice of that name begins with a download of Prism.
+    """
+    if runner_name(options) in ("direct", "fnapi"):
+        return FnApiRunner()
+    try:
+        return create_runner(options.view_as(StandardOptions).runner)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"Beam: {error}") from error
+
+
+def runs_here(options: PipelineOptions) -> bool:
+    """True when workers are on this machine and see its disk."""
+    local = ("direct", "fnapi", "bundlebaseddirect", "prism")
+    return runner_name(options) in local or options.view_as(PortableOptions).environment_type == "LOOPBACK"
