@@ -1,7 +1,6 @@
 """The configuration of a run: one YAML, each section a model that stands beside the code that it configures."""
 
 from pathlib import Path
-from typing import ClassVar
 
 from pydantic import Field, field_validator
 
@@ -22,9 +21,6 @@ from training.stages.stream import RunStreams
 
 class TrainConfig(Config):
     """One training run."""
-
-    version: ClassVar[int] = 1
-    """Raised when a default of any configuration of training changes, so that the same file trains another student."""
 
     data: StreamConfig
     """What is trained on; stages and arms may change single keys of it."""

@@ -47,6 +47,7 @@ from training.stages.schedule import ArmConfig, StageConfig
 from training.stages.state import Evaluation, TrainState
 from training.stages.stream import GlobalStep, StageStream, check_corpora, over_all_ranks
 from training.teacher.frozen import FrozenTeacher
+from training.versions import versioned
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def open_checkpoints(config: TrainConfig, output: Path, here: World) -> Checkpoi
     """The checkpoints of a run; `output` is where they and their scratch lie if the configuration says nothing else."""
     root = Location.of(config.checkpoint.root or output / "checkpoints")
     scratch = Path(config.checkpoint.scratch or output / "scratch").absolute()
-    return Checkpoints(root, scratch, config.checkpoint, here, config.model.fingerprinted())
+    return Checkpoints(root, scratch, config.checkpoint, here, versioned(config.model.fingerprinted()))
 
 
 def _result(config: TrainConfig, output: Path, state: TrainState, checkpoints: Checkpoints) -> TrainResult:

@@ -2,7 +2,8 @@
 
 `Config.fingerprinted()` leaves out what is at its default, so another default alone would put other rows under an old
 fingerprint. A step and a cut have a version of their own. Another section goes by the versions that the jobs it
-configures hold in their fingerprints, training by `TrainConfig.version`, and what is stored goes by `Manifest.format`.
+configures hold in their fingerprints, training by `training.versions.DEFAULTS`, and what is stored goes by
+`Manifest.format`.
 A field that a class lists as located decides no row: its default is recorded and may change under the same version.
 """
 
@@ -17,7 +18,7 @@ from etl.config import Config
 from etl.mixture.cuts import Cut
 from etl.step import Step
 from etl.storage.manifest import Manifest
-from training.config import TrainConfig
+from training.versions import DEFAULTS
 
 PROJECT = Path(__file__).resolve().parents[2]
 _CLASS = re.compile(r"^class (\w+)\(([^)]*)\):", re.MULTILINE)
@@ -26,7 +27,7 @@ _VERSIONS = ("version", "job", "text", "minhash", "units")
 
 OWNERS: dict[str, tuple[str, ...]] = {
     "Benchmark": ("ContaminationStep",),
-    "ClusterCaps": ("TrainConfig",),
+    "ClusterCaps": ("training",),
     "ColumnsShape": ("ingest",),
     "Described": ("ingest",),
     "ExactDedup": ("exact_hits",),
@@ -48,7 +49,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "TrainKenlm": ("kenlm_sample", "kenlm"),
     "UnitDedup": ("paragraph_hits", "paragraph"),
 }
-"""Configurations of etl without a version of their own: the jobs or classes whose versions they go by."""
+"""Configurations of etl without a version of their own: the jobs, classes or `training` whose versions they go by."""
 UNVERSIONED = {"Config", "Cutting", "Dedup", "Pipeline", "Recipe"}
 """Their fields say which jobs there are or how finely work is cut: another default is seen in the fingerprints."""
 
@@ -76,14 +77,17 @@ def _version(cls: type[Config], classes: dict[str, type[Config]], made_from: dic
         return cls.model_fields["format"].default
     name = cls.__name__
     if cls.__module__.startswith(("training.", "jobs.")):
-        return TrainConfig.version
+        return DEFAULTS
     if name in UNVERSIONED:
         return None
     assert name in OWNERS, f"say in {__name__}.OWNERS which job's version '{name}' goes by"
-    return {
-        owner: _of_job(made_from[owner]) if owner in made_from else _version(_named(owner, classes), classes, made_from)
-        for owner in OWNERS[name]
-    }
+    return {owner: _owners_version(owner, classes, made_from) for owner in OWNERS[name]}
+
+
+def _owners_version(owner: str, classes: dict[str, type[Config]], made_from: dict[str, Any]) -> Any:
+    if owner == "training":
+        return DEFAULTS
+    return _of_job(made_from[owner]) if owner in made_from else _version(_named(owner, classes), classes, made_from)
 
 
 def _of_job(made_from: dict[str, Any]) -> dict[str, int]:

@@ -27,6 +27,7 @@ from etl.hashing import xxh64
 from etl.mixture.cluster_caps import ClusterCaps
 from etl.storage.manifest import Part
 from training.data.stream import order
+from training.versions import versioned
 
 ONE_EPOCH_ROWS = 1_000_000
 THREE_EPOCH_ROWS = 35_000
@@ -139,7 +140,7 @@ def initial_value(
     `side_tables` are the content digests of the TEACHER_LOGP tables that are joined, since they say what can be read.
     """
     corpus = hashlib.sha256(canonical_json([[p.sha256, list(p.row_groups)] for p in parts]).encode()).hexdigest()[:32]
-    value = {"recipe": config.fingerprinted(), "seed": seed, "corpus": corpus, "cells": rows_of_cells(parts)}
+    value = {"recipe": versioned(config.fingerprinted()), "seed": seed, "corpus": corpus, "cells": rows_of_cells(parts)}
     return {**value, "side_tables": list(side_tables)} if side_tables else value
 
 
