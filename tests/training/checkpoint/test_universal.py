@@ -72,7 +72,7 @@ def test_stage_3_in_small_pieces(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "Muon"])
 def test_another_optimizer_is_refused_by_name(optimizer):
-    with pytest.raises(ConfigError, match=f"the optimizer is {optimizer}: only AdamW goes on"):
+    with pytest.raises(ConfigError, match=f"the optimizer is {optimizer}: only AdamW resumes with another number"):
         check_optimizer(optimizer)
 
 
