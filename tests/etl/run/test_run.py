@@ -265,12 +265,12 @@ def test_part_without_a_receipt_is_no_part(tmp_path, whole, sources, ngram_model
             raise KilledError
         return receive(writer, receipt)
 
-    receive = SplitWriter.receive
+    receive = SplitWriter._receive
     recipe = whole_recipe(tmp_path, sources, ngram_model)
-    monkeypatch.setattr(SplitWriter, "receive", die)
+    monkeypatch.setattr(SplitWriter, "_receive", die)
     with pytest.raises(KilledError):
         run(recipe)
-    monkeypatch.setattr(SplitWriter, "receive", receive)
+    monkeypatch.setattr(SplitWriter, "_receive", receive)
     with pytest.raises(DataError, match="not a committed dataset"):
         stage(tmp_path, "tokenize")
     run(recipe)
