@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from etl.run.run import RunResult
 
 EngineName = Literal["spark", "local", "beam"]
-_PACKAGES: dict[EngineName, str] = {"spark": "pyspark", "beam": "apache_beam"}
-"""What an engine needs beside the core; the extra of this project that brings it has the engine's name."""
+_NEEDS: dict[EngineName, tuple[str, str]] = {
+    "spark": ("pyspark", "spark"),
+    "local": ("fasttext", "score"),
+    "beam": ("apache_beam", "beam"),
+}
+"""A package that an engine or its steps need beside the core, and the extra of this project that brings it."""
 
 
 def run_on(engine: EngineName, name_or_path: str, overrides: list[str], processes: int | None = None) -> "RunResult":
@@ -53,12 +57,12 @@ def require_package(engine: EngineName) -> None:
     Raises:
         ConfigError: it is absent; the message names the extra to install.
     """
-    package = _PACKAGES.get(engine)
-    if package is not None and importlib.util.find_spec(package) is None:
+    package, extra = _NEEDS[engine]
+    if importlib.util.find_spec(package) is None:
         others = ", ".join(name for name in get_args(EngineName) if name != engine)
         raise ConfigError(
             f"--engine={engine} needs the package {package}, which is not installed: pip install "
-            f"'stillhouse[{engine}]', or choose another engine ({others})"
+            f"'stillhouse[{extra}]', or choose another engine ({others})"
         )
 
 

@@ -201,12 +201,14 @@ def _serve(connection: Connection, number: int, threads: int, folder: str) -> No
     tempfile.tempdir = folder
     pa.set_cpu_count(threads)
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _answer_calls(connection)
+
+
+def _answer_calls(connection: Connection) -> None:
     task: Any = None
     while True:
-        try:
-            pickled, call = connection.recv()
-        except EOFError:
-            return
+        pickled, call = connection.recv()
         answer: tuple[Any, Exception | None]
         try:
             if pickled is not None:

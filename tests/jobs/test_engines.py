@@ -57,12 +57,15 @@ def test_an_unknown_engine_is_refused_with_the_list(recipe, capsys):
     assert all(name in said for name in ("spark", "local", "beam"))
 
 
-@pytest.mark.parametrize(("engine", "package"), [("spark", "pyspark"), ("beam", "apache_beam")])
-def test_an_engine_that_is_not_installed_is_refused_with_its_extra(recipe, monkeypatch, capsys, engine, package):
+@pytest.mark.parametrize(
+    ("engine", "package", "extra"),
+    [("spark", "pyspark", "spark"), ("beam", "apache_beam", "beam"), ("local", "fasttext", "score")],
+)
+def test_an_engine_that_is_not_installed_is_refused_with_its_extra(recipe, monkeypatch, capsys, engine, package, extra):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
     assert call("run", recipe, "--engine", engine) == 2
-    assert f"pip install 'stillhouse[{engine}]'" in " ".join(capsys.readouterr().err.split())
+    assert f"pip install 'stillhouse[{extra}]'" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("engine", ["spark", "beam"])
