@@ -237,7 +237,7 @@ def graphs(monkeypatch):
         seen.append((pipeline.to_runner_api(), options))
         return beam.runners.runner.PipelineResult("DONE")
 
-    monkeypatch.setattr("etl.engines.beam.FnApiRunner.run_pipeline", run_pipeline)
+    monkeypatch.setattr("etl.engines.beam_options.FnApiRunner.run_pipeline", run_pipeline)
     monkeypatch.setattr(beam.runners.runner.PipelineResult, "wait_until_finish", lambda self: "DONE")
     return seen
 
