@@ -75,6 +75,7 @@ def test_components_in_rounds_on_beam(inputs, tmp_path, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_beam_portable(inputs, tmp_path, expected, portable_flags):
     from etl.engines.beam import BeamEngine
 
@@ -92,6 +93,7 @@ def on_spark(inputs, folder, environment, master):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.spark
 def test_spark_local_cluster(inputs, tmp_path, expected):
     found = on_spark(inputs, tmp_path, spark_environment(tmp_path), "local-cluster[2,1,1024]")
@@ -99,6 +101,7 @@ def test_spark_local_cluster(inputs, tmp_path, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.spark
 def test_spark_standalone(inputs, tmp_path, expected):
     with standalone_cluster(tmp_path) as cluster:
