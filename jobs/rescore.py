@@ -25,7 +25,6 @@ EngineName = Literal["local", "spark"]
 def run(name: str, overrides: list[str], engine_name: EngineName = "local") -> None:
     """Rescore by a configuration (a shipped name, a path or a URI), and report the result."""
     config = conf.load(RescoreConfig, name, "rescore", overrides)
-    require_package(engine_name)
     with contextlib.closing(_engine(engine_name, config.workers)) as engine:
         dataset = rescore(config, engine)
     for line in summary(dataset):
@@ -35,6 +34,7 @@ def run(name: str, overrides: list[str], engine_name: EngineName = "local") -> N
 def _engine(name: EngineName, workers: int) -> Engine:
     if name == "local":
         return LocalEngine(workers)
+    require_package(name)
     from etl.engines.spark import SparkEngine
 
     return SparkEngine(report=report)

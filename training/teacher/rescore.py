@@ -1,4 +1,4 @@
-"""Stage 2A: a teacher's log-probabilities of a corpus, as a TEACHER_LOGP dataset at <output>/teacher_logp.
+"""Rescoring: a teacher's log-probabilities of a corpus, as a TEACHER_LOGP dataset at <output>/teacher_logp.
 
 A subset of the rows is chosen from narrow columns (subset.py). Each chosen row's prompt is rendered for a reasoning
 effort (prompt.py), the teacher passes over prompt and completion once, and the log-probabilities of the supervised
