@@ -1,4 +1,4 @@
-"""Stage 2A: what is stored equals the model on rows rendered for their effort, however the run is cut or killed."""
+"""Rescoring: what is stored equals the model on rows rendered for their effort, however the run is cut or killed."""
 
 import json
 from dataclasses import replace
