@@ -1,11 +1,14 @@
 """A shuffle on the local engine whose reducers wait for a signal: what is left of it when one comes.
 
 python -m tests.engines.blocked_shuffle FOLDER PROCESSES
+
+`blocked` runs it, `is_alive` looks at the processes that it names.
 """
 
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,8 @@ import pyarrow as pa
 
 from etl.engine import Counts, Exchange, Work
 from etl.engines.local import LocalEngine
+from tests.environment import PROJECT
+from tests.services.process import wait_until
 
 SCHEMA = pa.schema([("bucket", pa.int32()), ("n", pa.int64())])
 
@@ -42,6 +47,29 @@ def main(folder: Path, processes: int) -> None:
     exchange = Exchange((1, 2, 3), emit, SCHEMA, ("n",), 2)
     with contextlib.closing(LocalEngine(processes)) as engine:
         engine.run_buckets(Work("blocked", 2, 2), [0, 1], exchange, Block(folder))
+
+
+@contextlib.contextmanager
+def blocked(folder, processes):
+    """A process whose reducers wait, in a session of its own, and the numbers of the processes that they are in."""
+    command = [sys.executable, "-m", "tests.engines.blocked_shuffle", folder, str(processes)]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    process = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        wait_until(lambda: len(list(folder.glob("pid-*"))) == processes or process.poll() is not None, "the reducers")
+        yield process, [int(path.read_text()) for path in folder.glob("pid-*")]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def is_alive(pid):
+    """Whether there is such a process that is no zombie."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 if __name__ == "__main__":

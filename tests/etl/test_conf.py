@@ -174,16 +174,3 @@ def test_a_configuration_may_lie_on_any_file_system():
 
     fsspec.filesystem("memory").pipe_file("/toys/toy.yaml", b"name: far")
     assert conf.load(Toy, "memory://toys/toy.yaml", "recipes", []).name == "far"
-
-
-def test_values_never_change():
-    with pytest.raises(ValueError, match="frozen"):
-        Toy(name="a").size = 4
-
-
-def test_semantic_fields_leave_defaults_out():
-    class Placed(Toy):
-        located = frozenset({"size"})
-
-    assert Placed(name="a", size=9, words=("x",)).fingerprinted() == {"name": "a", "words": ["x"]}
-    assert Toy(name="a", size=3).fingerprinted() == {"name": "a"}

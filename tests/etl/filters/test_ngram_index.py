@@ -11,40 +11,16 @@ from hypothesis import strategies as st
 from etl.filters.ngram_index import (
     ANSWER,
     QUESTION,
-    Index,
-    Items,
     Rule,
     build,
-    characters_before,
-    write,
 )
-from etl.filters.ngram_words import ROOM, Words
-
-PLAIN = Words(latex=False, mask_numbers=False)
-
-
-def as_items(questions, answers=()):
-    texts = [*questions, *answers]
-    parts = [QUESTION] * len(questions) + [ANSWER] * len(answers)
-    names = pa.array([str(number) for number in range(len(texts))], pa.string())
-    return Items(pa.array(["toy"] * len(texts), pa.string()), names, np.array(parts, np.int32), pa.array(texts))
-
-
-def index_of(path, items, rules, min_words=2, words=PLAIN):
-    write(path, items, build(items, rules, words, min_words))
-    return Index(path, rules, words)
+from tests.etl.filters.toys import PLAIN, as_items, grams, index_of
 
 
 def found(index, rows, parts=QUESTION | ANSWER):
     hits = index.scan(pa.array(rows, pa.string()), parts)
     ratio = [round(value, 9) for value in hits.ratio.tolist()]
     return sorted(zip(hits.row.tolist(), hits.text.tolist(), hits.rule.tolist(), ratio, strict=True))
-
-
-def grams(words, n):
-    """The set of n-grams; a shorter text is one."""
-    n = min(n, len(words))
-    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)} if words else set()
 
 
 def oracle_hits(items, rules, rows, min_words):
@@ -87,50 +63,6 @@ def test_hits_are_those_of_brute_force(tmp_path_factory, questions, answers, row
     items = as_items(questions, answers)
     index = index_of(tmp_path_factory.getbasetemp() / "toy.arrow", items, TOY_RULES, min_words)
     assert found(index, rows) == oracle_hits(items, TOY_RULES, rows, min_words)
-
-
-@given(question=toy_text, row=toy_text)
-def test_the_span_is_the_shortest_stretch_that_holds_what_counted(tmp_path_factory, question, row):
-    rules = [Rule("ngram_2", 2, 0.01, near=False)]
-    index = index_of(tmp_path_factory.getbasetemp() / "span.arrow", as_items([question]), rules)
-    wanted = grams(question.lower().split(), 2)
-    text = f"… {row}!"
-    hits = index.scan(pa.array([text]), QUESTION)
-    words = [(match.group().lower(), match.start(), match.end()) for match in re.finditer(r"\w+", text)]
-    shared = wanted & grams([word for word, _, _ in words], 2)
-    if len(question.split()) < 2 or not shared:
-        assert len(hits.row) == 0
-        return
-    spans = [
-        (words[j][2] - words[i][1], words[i][1], words[j][2])
-        for i in range(len(words))
-        for j in range(i + 1, len(words))
-        if shared <= grams([word for word, _, _ in words[i : j + 1]], 2)
-    ]
-    start, end = characters_before(
-        pa.array([text]), np.repeat(hits.row, 2), np.array([*hits.start, *hits.end])
-    ).tolist()
-    assert shared <= grams(text[start:end].lower().split(), 2)
-    data = text.encode()
-    fewest_bytes = min(len(text[start:end].encode()) for _, start, end in spans)
-    assert len(data[hits.start[0] : hits.end[0]]) == fewest_bytes
-
-
-def test_a_text_longer_than_every_buffer(tmp_path):
-    item = " ".join(f"w{n}" for n in range(40))
-    index = index_of(tmp_path / "i.arrow", as_items([item]), [Rule("ngram_8", 8, 1.0, near=False)])
-    filler = " ".join(f"v{n}" for n in range(3 * ROOM))
-    row = f"{filler} " + f"{item} " * 200 + filler
-    hits = index.scan(pa.array(["", row, "w1 w2"]), QUESTION)
-    assert hits.row.tolist() == [1]
-    assert row[int(hits.start[0]) : int(hits.end[0])] == item
-
-
-def test_many_hits_of_one_row(tmp_path):
-    items = [" ".join(f"w{n}" for n in range(first, first + 9)) for first in range(2000)]
-    index = index_of(tmp_path / "i.arrow", as_items(items), [Rule("ngram_8", 8, 1.0, near=False)])
-    hits = index.scan(pa.array([" ".join(f"w{n}" for n in range(2008))]), QUESTION)
-    assert sorted(hits.text.tolist()) == list(range(2000))
 
 
 def test_what_every_item_says_names_none_of_them(tmp_path):

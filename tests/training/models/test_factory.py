@@ -108,7 +108,5 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
         student_of("llama", compile=True)
 
 
-def test_how_layers_are_run_is_no_part_of_the_models_identity():
-    plain = config_of()
-    assert config_of(gradient_checkpointing=True, compile=True).fingerprinted() == plain.fingerprinted()
-    assert logits_of(build_student(plain, 1)).shape == (64, VOCAB)
+def test_a_users_module_gives_logits_over_the_vocabulary():
+    assert logits_of(build_student(config_of(), 1)).shape == (64, VOCAB)

@@ -11,7 +11,7 @@ import pytest
 
 from etl import conf
 from etl.engines.local import LocalEngine
-from etl.errors import ConfigError, DataError, SchemaError, SourceError
+from etl.errors import ConfigError, DataError, SourceError
 from etl.harmony.step import HarmonyStep
 from etl.schema import TEACHER_LOGP, VERDICT
 from etl.storage.batches import LIMITS, load_batch
@@ -344,18 +344,12 @@ def test_a_teacher_of_another_tokenizer_is_refused_before_anything_is_written(fo
 
 
 @pytest.mark.parametrize(
-    ("overrides", "error", "message"),
-    [
-        (["teacher.model=/none"], ConfigError, "not a folder with a config.json"),
-        (["split=test"], DataError, "no row in split=test"),
-        (["subset.cells=[category]"], SchemaError, r"no column \['category'\]"),
-        (["subset.min_supervised_tokens=100000"], DataError, "take a larger fraction"),
-        (["modes={low: 0.5}"], ConfigError, "add up to 1"),
-    ],
+    ("override", "message"),
+    [("teacher.model=/none", "not a folder with a config.json"), ("modes={low: 0.5}", "add up to 1")],
 )
-def test_what_is_wrong_is_said(folder, tmp_path, overrides, error, message):
-    with pytest.raises(error, match=message):
-        rescore(configuration(folder, tmp_path, *overrides))
+def test_what_is_wrong_is_said(folder, tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        rescore(configuration(folder, tmp_path, override))
 
 
 def test_a_process_opens_its_teacher_once_and_lets_go_of_it_after_the_run(folder, tmp_path):
