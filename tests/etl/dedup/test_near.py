@@ -85,7 +85,8 @@ def test_an_estimate_compares_eight_bits_of_each_permutation(num_perm: int, word
     near = NearDedup(verify="estimate", num_perm=num_perm, bands=1, rows=1)
     offsets, words = near.compared(SETS)
     assert offsets.tolist() == [0, words_a_set, 2 * words_a_set, 3 * words_a_set]
-    assert (words.dtype, words.shape) == (np.uint64, (3 * words_a_set,))
+    assert words.dtype == np.uint64
+    assert words.shape == (3 * words_a_set,)
     equal, similar, apart = near.similarity((offsets, words), LEFT, RIGHT).tolist()
     signed = signatures(*SETS, num_perm, near.seed)
     share = float((signed[0] == signed[1]).mean())
