@@ -67,13 +67,14 @@ def test_slices_of_a_bucket_are_cut_by_bytes(monkeypatch, slice_rows, sizes):
 
 
 def test_rows_are_held_until_there_are_enough_to_slice(monkeypatch):
-    """Four rows are enough: the first slices come when two batches of two have been asked for, not all three."""
+    """Four rows are enough: slices come of two batches of two at a time, and of the last one."""
     monkeypatch.setattr(module, "HELD_BYTES", 4 * ROW_BYTES)
-    emit, asked = emitted([[(1, 0), (0, 1)], [(1, 2), (0, 3)], [(1, 4), (0, 5)]])
+    emit, asked = emitted([[(1, n), (0, n + 1)] for n in range(0, 10, 2)])
     pieces = bucket_slices(emit, "split", SCHEMA, pa.array([1, 1]).to_numpy().astype(bool))
     assert next(pieces)[1].column("n").to_pylist() == [1, 3]
     assert asked == ["split", "split"]
-    assert [(bucket, piece.column("n").to_pylist()) for bucket, piece in pieces] == [(1, [0, 2]), (0, [5]), (1, [4])]
+    rest = [(bucket, piece.column("n").to_pylist()) for bucket, piece in pieces]
+    assert rest == [(1, [0, 2]), (0, [5, 7]), (1, [4, 6]), (0, [9]), (1, [8])]
 
 
 @given(
