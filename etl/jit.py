@@ -22,7 +22,7 @@ from etl.artefacts import cache_dir
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_CALLABLE = ("etl.hashing", "etl.text", "etl.dedup.minhash", "etl.dedup.canaries")
+_CALLABLE = ("etl.hashing", "etl.text", "etl.dedup.minhash", "etl.dedup.canaries", "etl.filters.ngram_words")
 """Modules with kernels that kernels of other modules call."""
 
 

@@ -21,6 +21,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -183,6 +184,8 @@ def _quiet_children(threads: int) -> Iterator[None]:
     if is_ours:
         # Read when OpenBLAS and OpenMP are loaded, so a worker cannot set it for itself.
         os.environ[_THREADS] = str(threads)
+    # Its start with the first worker would unblock SIGINT.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -239,7 +239,6 @@ pool.close()
 """
 
 
-@pytest.mark.xfail(reason="multiprocessing unblocks SIGINT when it starts its resource tracker with the first worker")
 def test_workers_of_the_first_pool_of_a_process_leave_ctrl_c_to_it():
     done = subprocess.run([sys.executable, "-c", TWO_WORKERS], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["True", "True"]), done.stderr

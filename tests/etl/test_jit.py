@@ -95,16 +95,7 @@ def modules_called_by_kernels_of_others():
     return sorted(found)
 
 
-MISSING = {"etl.filters.ngram_words": "kernels of etl.filters.ngram_scan call it, and its digest is not in theirs"}
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        pytest.param(module, marks=[pytest.mark.xfail(reason=MISSING[module])] if module in MISSING else [])
-        for module in modules_called_by_kernels_of_others()
-    ],
-)
+@pytest.mark.parametrize("module", modules_called_by_kernels_of_others())
 def test_the_digest_covers_every_module_whose_kernels_are_compiled_into_those_of_another(module):
     """numba does not see a change of what a cached kernel calls."""
     assert module in jit._CALLABLE
