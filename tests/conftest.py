@@ -31,6 +31,7 @@ LONGEST = (
     SPARK,
     "tests/faults/test_recipe.py",
     "tests/jobs/test_spark_",
+    "tests/training/losses/test_chunked_head.py",
     "tests/faults/test_network.py",
     "tests/faults/test_commit_points.py",
     "tests/training/test_",
