@@ -79,7 +79,7 @@ def run_app(app: typer.Typer, argv: Sequence[str], program: str) -> int:
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
         except typer.TyperException as error:
-            message = " ".join(error.format_message().split())
+            message = " ".join(error.format_message().replace("Value error, ", "").split())
             if not message:
                 # The help was printed in its place.
                 return 2

@@ -6,10 +6,12 @@ raw input, the listing that a run begins with.
 """
 
 import contextlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from etl.digests import canonical_json
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, Reduce, ReduceFn, Resources, Table, Task, Work, nothing
 from etl.errors import DataError
 from etl.recipe import Recipe
@@ -89,7 +91,8 @@ class _Lookahead(Engine):
         if not build.is_occupied():
             return _unfinished(build)
         old = Dataset.open(job.folder).manifest
-        reasons = differences(old.made_from, job.made_from)
+        # As JSON, which is what is stored: it knows lists alone.
+        reasons = differences(old.made_from, json.loads(canonical_json(job.made_from)))
         if old.base != job.base_cut:
             reasons.append("the rows that it is aligned with are cut in another way")
         if reasons:

@@ -53,8 +53,7 @@ def test_every_engine_makes_the_same_corpus_and_says_the_same_lines(tmp_path, re
 def test_an_unknown_engine_is_refused_with_the_list(recipe, capsys):
     assert call("run", recipe, "--engine", "dask") == 2
     said = capsys.readouterr().err
-    assert "dask" in said
-    assert all(name in said for name in ("spark", "local", "beam"))
+    assert said.startswith("ConfigError: Invalid value for '--engine': 'dask' is not one of 'spark', 'local', 'beam'")
 
 
 @pytest.mark.parametrize(

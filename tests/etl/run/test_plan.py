@@ -57,6 +57,15 @@ def test_everything_is_there(tmp_path, source):
     assert files(tmp_path / "out") == before
 
 
+def test_a_threshold_that_took_several_rounds_is_there(tmp_path, source):
+    cut = {"kind": "percentile", "name": "sure", "column": "language_score", "keep": 0.5, "order": "highest"}
+    recipe = recipe_of(tmp_path, source, filter={"steps": FILTER["steps"], "cuts": [cut]})
+    run(recipe)
+    found = actions(recipe)
+    assert "rounds/sure-1" in found, "one round was enough"
+    assert set(found.values()) == {"keep"}
+
+
 def test_the_field_that_differs_is_named_and_what_depends_on_it_is_marked(tmp_path, source):
     run(recipe_of(tmp_path, source))
     changed = recipe_of(tmp_path, source, harmony={"reasoning_effort": "low"})
