@@ -9,6 +9,7 @@ same splits then run as one job, split by split: a task does its split of each d
 a moment ago. Each dataset is committed by itself, as if its map had run alone.
 """
 
+import contextlib
 import itertools
 import os
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ from etl.errors import ConfigError
 from etl.storage.build import Build, Chunk, Job, SplitWriter
 from etl.storage.dataset import Dataset, DatasetLike, Pending
 from etl.storage.location import Location
+from etl.storage.lock import RunLock
 from etl.storage.manifest import FLOW, Plan, Receipt
 
 MapFn = Callable[[Any], Iterable[Chunk]]
@@ -317,3 +319,18 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give back what the engine holds."""
+
+
+@contextlib.contextmanager
+def sole_writer(engine: Engine, output: Location) -> Iterator[None]:
+    """Hold the lock of an output, and let the engine commit only while it is ours.
+
+    Raises:
+        DataError: another run is at work there.
+    """
+    with RunLock(output) as lock:
+        engine.guard = lock.check
+        try:
+            yield
+        finally:
+            engine.guard = nothing

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.engine import Engine, nothing
+from etl.engine import Engine, nothing, sole_writer
 from etl.errors import ConfigError, DataError
 from etl.pipeline import Pipeline
 from etl.recipe import Recipe
@@ -28,7 +28,6 @@ from etl.stages.layout import run_layout
 from etl.stages.passes import run_pipeline
 from etl.storage.build import Chunk, Job
 from etl.storage.dataset import Dataset, DatasetLike
-from etl.storage.lock import RunLock
 from etl.storage.manifest import Accounting
 from etl.storage.remote import storage_options
 
@@ -100,19 +99,8 @@ def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) ->
     context = Context(engine, recipe, report)
     with storage_options(recipe.storage):
         check(recipe)
-        with _locked(context):
+        with sole_writer(engine, context.output):
             return run_stages(context)
-
-
-@contextlib.contextmanager
-def _locked(context: Context) -> Iterator[None]:
-    """Hold the lock of the output, and commit only while it is ours."""
-    with RunLock(context.output) as lock:
-        context.engine.guard = lock.check
-        try:
-            yield
-        finally:
-            context.engine.guard = nothing
 
 
 class _Done(Exception):
@@ -142,7 +130,7 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], sta
 
     with storage_options(recipe.storage):
         check(recipe)
-        with _locked(context), contextlib.suppress(_Done):
+        with sole_writer(engine, context.output), contextlib.suppress(_Done):
             run_stages(context, enter)
 
 

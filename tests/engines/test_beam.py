@@ -1,10 +1,8 @@
 """The Beam engine on the in-process runner: the rows and order of the oracle, errors as we raise them, steps alone."""
 
 import logging
-import pickle
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
@@ -33,11 +31,11 @@ from etl.schema import PROMPT, VERDICT
 from etl.step import Step, append
 from etl.storage.build import Chunk, Job
 from etl.storage.location import Location
+from tests.engines.exchanges import NUMBER, ROW, WORDS, emit_numbers, exchanged, write_numbers
 from tests.engines.grid import check_files_are_those_of_the_oracle
 from tests.engines.inprocess import InProcessEngine
 
 PROJECT = Path(__file__).resolve().parents[2]
-NUMBER = pa.schema([("n", pa.int64())])
 
 
 @pytest.fixture(scope="module")
@@ -55,44 +53,6 @@ def test_every_file_of_a_recipe_equals_the_one_of_the_other_engine(tmp_path, eng
 
 
 # --- shuffles ------------------------------------------------------------------------------------------------------
-
-KEYS = pa.schema([("bucket", pa.int32()), ("word", pa.binary()), ("text", pa.string()), ("n", pa.int64())])
-ROW = st.tuples(
-    st.integers(0, 3),
-    st.none() | st.binary(max_size=2),
-    st.none() | st.text(alphabet="aé\U0001f600\uffff", max_size=2),
-    st.none() | st.integers(-(2**63), 2**63 - 1),
-)
-
-
-@dataclass(frozen=True)
-class EmitRows:
-    """The rows that a split consists of, a few to a batch."""
-
-    def __call__(self, split):
-        for at in range(0, len(split), 3):
-            rows = [dict(zip(KEYS.names, row, strict=True)) for row in split[at : at + 3]]
-            yield pa.RecordBatch.from_pylist(rows, KEYS)
-
-
-@dataclass(frozen=True)
-class Tell:
-    """Leaves what a bucket got in a file."""
-
-    folder: Path
-
-    def __call__(self, bucket, batches):
-        rows = [tuple(row.values()) for batch in batches for row in batch.to_pylist()]
-        (self.folder / str(bucket)).write_bytes(pickle.dumps(rows))
-        return Counts(len(rows), len(rows))
-
-
-def exchanged(runner, folder, splits, buckets):
-    """What each bucket got from a runner."""
-    folder.mkdir()
-    exchange = Exchange(splits, EmitRows(), KEYS, ("word", "text", "n"), 4)
-    runner.run_buckets(Work("words", len(buckets), 4), buckets, exchange, Tell(folder))
-    return {int(path.name): pickle.loads(path.read_bytes()) for path in folder.iterdir()}
 
 
 @settings(max_examples=15)
@@ -116,18 +76,6 @@ def test_rows_are_the_same_in_the_smallest_slices(tmp_path, engine, monkeypatch,
 
 def sort_key(row):
     return row[1], row[3]
-
-
-WORDS = pa.schema([("bucket", pa.int32()), ("n", pa.int64())])
-
-
-def emit_numbers(split):
-    yield pa.record_batch([pa.array([0, 1], pa.int32()), pa.array([split, 10 * split])], schema=WORDS)
-
-
-def write_numbers(bucket, batches):
-    rows = pa.Table.from_batches(list(batches), WORDS)
-    yield Chunk(pa.record_batch([rows["n"].combine_chunks()], schema=NUMBER), len(rows))
 
 
 def test_only_missing_buckets_are_reduced_and_sent_rows(tmp_path, engine):

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pickle
 import signal
 import tempfile
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from etl.engine import Counts, Exchange, Resources, Work, worker_number
+from etl.engine import Exchange, Resources, worker_number
 from etl.engines import bucket_slices, local
 from etl.engines.local import LocalEngine
 from etl.errors import ConfigError, DataError, SchemaError, SourceError
@@ -21,18 +20,9 @@ from etl.sorting import SortedRows
 from etl.storage.build import Chunk, Job
 from etl.storage.location import Location
 from tests.engines.blocked_shuffle import blocked, is_alive
+from tests.engines.exchanges import NUMBER, ROW, WORDS, emit_numbers, exchanged, write_numbers
 from tests.engines.grid import check_files_are_those_of_the_oracle
 from tests.engines.inprocess import InProcessEngine
-
-KEYS = pa.schema([("bucket", pa.int32()), ("word", pa.binary()), ("text", pa.string()), ("n", pa.int64())])
-ROW = st.tuples(
-    st.integers(0, 3),
-    st.none() | st.binary(max_size=2),
-    st.none() | st.text(alphabet="aé\U0001f600\uffff", max_size=2),
-    st.none() | st.integers(-(2**63), 2**63 - 1),
-)
-NUMBER = pa.schema([("n", pa.int64())])
-WORDS = pa.schema([("bucket", pa.int32()), ("n", pa.int64())])
 
 
 @pytest.fixture(scope="module")
@@ -68,36 +58,6 @@ def job(folder, stage):
 # --- the order of a bucket -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class EmitRows:
-    """The rows that a split consists of, a few to a batch."""
-
-    def __call__(self, split):
-        for at in range(0, len(split), 3):
-            rows = [dict(zip(KEYS.names, row, strict=True)) for row in split[at : at + 3]]
-            yield pa.RecordBatch.from_pylist(rows, KEYS)
-
-
-@dataclass(frozen=True)
-class LeaveRows:
-    """Leaves what a bucket got in a file."""
-
-    folder: Path
-
-    def __call__(self, bucket, batches):
-        rows = [tuple(row.values()) for batch in batches for row in batch.to_pylist()]
-        (self.folder / str(bucket)).write_bytes(pickle.dumps(rows))
-        return Counts(len(rows), len(rows))
-
-
-def exchanged(runner, folder, splits, buckets):
-    """What each bucket got from a runner."""
-    folder.mkdir()
-    exchange = Exchange(splits, EmitRows(), KEYS, ("word", "text", "n"), 4)
-    runner.run_buckets(Work("words", len(buckets), 4), buckets, exchange, LeaveRows(folder))
-    return {int(path.name): pickle.loads(path.read_bytes()) for path in folder.iterdir()}
-
-
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(ROW, max_size=12), max_size=4), st.sets(st.integers(0, 3), min_size=1))
 def test_wanted_buckets_get_their_rows_in_the_order_of_the_oracle(engine, tmp_path_factory, splits, wanted):
@@ -131,15 +91,6 @@ def test_files_are_those_of_the_oracle(tmp_path, engine):
 
 
 # --- whole jobs ----------------------------------------------------------------------------------------------------
-
-
-def emit_numbers(split):
-    yield pa.record_batch([pa.array([0, 1], pa.int32()), pa.array([split, 10 * split])], schema=WORDS)
-
-
-def write_numbers(bucket, batches):
-    rows = pa.Table.from_batches(list(batches), WORDS)
-    yield Chunk(pa.record_batch([rows["n"].combine_chunks()], schema=NUMBER), len(rows))
 
 
 def one_number(split):

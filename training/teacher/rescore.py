@@ -24,7 +24,7 @@ from etl.accounting import account
 from etl.arrays import I32
 from etl.config import Config
 from etl.digests import folder_digest
-from etl.engine import Engine, nothing, worker_number
+from etl.engine import Engine, sole_writer, worker_number
 from etl.errors import ConfigError, DataError
 from etl.harmony.render import Effort
 from etl.harmony.vocabulary import VOCABULARY_SHA256
@@ -35,7 +35,6 @@ from etl.storage.batches import LIMITS, Limits, checkpointed
 from etl.storage.build import Build, Chunk, Job
 from etl.storage.dataset import CHECKPOINTS, Dataset
 from etl.storage.location import Location
-from etl.storage.lock import RunLock
 from etl.storage.manifest import Accounting, Part
 from training.data.teacher_table import TABLE, completion_digests, digest_bytes
 from training.models.tokenizer import check_tokenizer
@@ -360,7 +359,7 @@ def rescore(
     corpus = Dataset.open(config.corpus)
     rows = CorpusRows.of(corpus, config.split, config.subset, config.mode_column)
     job = _job(config, corpus, rows.difficulty, identity)
-    with RunLock(Location.of(config.output)) as lock:
+    with sole_writer(engine, Location.of(config.output)):
         done = Build(job).reopen()
         if done is not None:
             return done
@@ -369,11 +368,9 @@ def rescore(
         job = job.with_thresholds({"subset": thresholds}).with_findings_of(functools.partial(_found, config))
         checkpoints = job.folder / CHECKPOINTS / job.plan_fingerprint
         work = ScoreSplit(config, rows, cuts, identity["digest"], checkpoints, open_teacher, limits)
-        engine.guard = lock.check
         try:
             return engine.map(job, rows.splits(config.split_tokens), work).result()
         finally:
-            engine.guard = nothing
             _opened.cache_clear()
 
 
