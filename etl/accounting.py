@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.storage.build import Chunk
 from etl.storage.manifest import Accounting
 
 
@@ -16,6 +17,19 @@ def count_by_source(sources: pa.Array, mask: pa.BooleanArray) -> dict[str, int]:
     table = pa.table({"source": sources, "hit": pc.cast(mask, pa.int64())})
     counts = table.group_by("source").aggregate([("hit", "sum")])
     return dict(zip(counts["source"].to_pylist(), counts["hit_sum"].to_pylist(), strict=True))
+
+
+def judged(steps: Sequence[str], before: pa.RecordBatch, after: pa.RecordBatch, schema: pa.Schema) -> Chunk:
+    """A row group of an aligned table, with the account of the pass that made it.
+
+    Args:
+        steps: names of the steps of the pass, in order.
+        before: rows as the pass got them, with source_dataset and verdict.
+        after: the same rows as it left them, with the columns of `schema` and perhaps others.
+        schema: of the aligned table.
+    """
+    accounting = account(steps, before.column("source_dataset"), before.column("verdict"), after.column("verdict"))
+    return Chunk(after.select(schema.names).cast(schema), before.num_rows, accounting)
 
 
 def account(steps: Sequence[str], sources: pa.Array, before: pa.StructArray, after: pa.StructArray) -> Accounting:

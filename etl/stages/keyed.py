@@ -34,12 +34,22 @@ def row_keys(split: int, start: int, count: int) -> I64:
     return (np.int64(split) << np.int64(ROW_BITS)) + np.arange(start, start + count, dtype=np.int64)
 
 
+def splits_of(keys: I64) -> pa.Array:
+    """The split that holds each row: int32 [keys]."""
+    return pa.array((keys >> ROW_BITS).astype(np.int32))
+
+
+def keyed_rows(rows: RowsRef, split: int, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, I64]]:
+    """The rows of a split with their row keys, one batch a row group."""
+    start = 0
+    for batch in rows.read(split, columns):
+        yield batch, row_keys(split, start, batch.num_rows)
+        start += batch.num_rows
+
+
 def live_rows(rows: RowsRef, split: int, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, I64]]:
     """The rows of a split that no step has dropped, with their row keys, one batch a row group."""
-    start = 0
-    for batch in rows.read(split, list(dict.fromkeys([*columns, "verdict"]))):
-        keys = row_keys(split, start, batch.num_rows)
-        start += batch.num_rows
+    for batch, keys in keyed_rows(rows, split, list(dict.fromkeys([*columns, "verdict"]))):
         is_live = live(batch)
         yield batch.filter(is_live), keys[is_live.to_numpy(zero_copy_only=False)]
 
@@ -178,6 +188,28 @@ class RowFeed:
     @staticmethod
     def _last(table: pa.Table) -> int | None:
         return table["row"][-1].as_py() if len(table) else None
+
+
+def rows_with_found(
+    rows: RowsRef, split: int, columns: list[str], batches: Iterable[pa.RecordBatch], schema: pa.Schema
+) -> Iterator[tuple[pa.RecordBatch, pa.Table]]:
+    """The rows of a split, one batch a row group, each with what was found of them; holds both of a row group.
+
+    Args:
+        rows: read split by split.
+        split: which one.
+        columns: what is read of the rows.
+        batches: what came for the split, sorted by the row key `row`; none, one or several for a row.
+        schema: of those.
+
+    Yields:
+        The rows, and what was found of them in one chunk, `row` now being the place in the batch, int64.
+    """
+    feed = RowFeed(batches, schema)
+    for batch, keys in keyed_rows(rows, split, columns):
+        found = feed.until(int(keys[-1]))
+        place = pa.array(found["row"].to_numpy() - keys[0])
+        yield batch, found.set_column(found.schema.get_field_index("row"), "row", place)
 
 
 # --- tables of int64 columns ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from etl.accounting import account
+from etl.accounting import judged
 from etl.digests import digest_of
 from etl.engine import Resources
 from etl.mixture.cuts import (
@@ -69,8 +69,7 @@ class RunSteps:
                 done = pa.Table.from_batches(pieces, schema=schema).combine_chunks().to_batches()[0]
             else:
                 done = narrow(batch)
-            accounting = account(steps, batch.column("source_dataset"), batch.column("verdict"), done.column("verdict"))
-            yield Chunk(done, batch.num_rows, accounting)
+            yield judged(steps, batch, done, schema)
             start += batch.num_rows
 
 
@@ -123,10 +122,7 @@ class ApplyCut:
         for batch in self.rows.read(split, columns):
             mask = beyond(self.cut, batch, self.thresholds)
             done = drop(batch, self.cut.name, mask, self.cut.reason, batch.column(self.cut.column).cast(pa.string()))
-            accounting = account(
-                [self.cut.name], batch.column("source_dataset"), batch.column("verdict"), done.column("verdict")
-            )
-            yield Chunk(done.select(schema.names).cast(schema), batch.num_rows, accounting)
+            yield judged([self.cut.name], batch, done, schema)
 
 
 def run_cut(context: Context, rows: Rows, cut: AnyCut) -> Rows:

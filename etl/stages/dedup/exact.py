@@ -27,7 +27,7 @@ from etl.recipe import ExactDedup
 from etl.rows import Rows, RowsRef
 from etl.schema import PROMPT
 from etl.stages.context import Context
-from etl.stages.dedup.marks import LOSER, Mark, losers, mark_hits
+from etl.stages.dedup.marks import LOSER, LoserMark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced, source_places
 from etl.storage.build import Chunk
 from etl.text import TEXT_VERSION, normalise
@@ -137,4 +137,4 @@ def exact(context: Context, rows: Rows, config: ExactDedup) -> tuple[Rows, Dupli
         "exact", *(hits.manifest.distributions.get(name, {}) for name in ("rows", "removed", "overlap"))
     )
     findings = {"sources": by_source([counts])}
-    return mark_hits(context, rows, hits, Mark("exact", "exact_duplicate"), findings), counts
+    return mark_hits(context, rows, hits, LoserMark("exact", "exact_duplicate"), findings), counts

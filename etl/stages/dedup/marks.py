@@ -1,10 +1,11 @@
 """Rows that a search found, by row key, become an aligned table of verdicts.
 
-A search writes HIT or LOSER, a table of its own; `mark_hits` sends its rows to the split that holds them and writes
-DIR/<step> beside the base. Costs one shuffle of 32 bytes (LOSER) to 48 (HIT) a found row. A worker holds a row group of
-its split and the hits of that.
+A search writes a table of hits: LOSER and HIT, which are here, those of semantic.py and of units.py. `mark_hits` sends
+them to the split that holds their row, and writes DIR/<step> beside the base; what the hits of a row mean is a `Mark`.
+Costs one shuffle, of 32 bytes (LOSER) to 48 (HIT) a hit. A worker holds a row group of its split and the hits of that.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -13,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.accounting import account
+from etl.accounting import judged
 from etl.arrays import I64, Bools
 from etl.engine import Exchange
-from etl.rows import ROW_BITS, Rows, RowsRef
+from etl.rows import Rows, RowsRef
 from etl.schema import CLUSTER_COLUMNS, ID, aligned
 from etl.stages.context import Context
-from etl.stages.keyed import RowFeed, routed, row_keys, uuid_texts
-from etl.step import drop, live
+from etl.stages.keyed import routed, rows_with_found, splits_of, uuid_texts
+from etl.step import append, drop, live
 from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset, DatasetRef
 
@@ -53,7 +54,7 @@ def losers(table: pa.Table, first: I64, lost: Bools) -> pa.RecordBatch:
 
 @dataclass(frozen=True)
 class EmitHits:
-    """HIT or LOSER rows to the split that holds their row."""
+    """Hits to the split that holds their row."""
 
     hits: DatasetRef
     schema: pa.Schema
@@ -61,53 +62,91 @@ class EmitHits:
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         schema = routed(self.schema)
         for batch in self.hits.read_split(split, self.schema.names):
-            bucket = pa.array((batch.column("row").to_numpy() >> ROW_BITS).astype(np.int32))
+            bucket = splits_of(batch.column("row").to_numpy())
             yield pa.RecordBatch.from_arrays([bucket, *batch.columns], names=schema.names).cast(schema)
 
 
 @dataclass(frozen=True)
-class Mark:
-    """How the rows of LOSER become an aligned table of verdicts."""
+class Mark(ABC):
+    """What becomes of the rows that a search found: the columns and the verdicts of an aligned table."""
 
     step: str
+    """Whose verdicts they are, and the folder of the table."""
+    table: ClassVar[str]
+    hits: ClassVar[pa.Schema]
+    """Of what the search wrote; `row` comes first and is a row key."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Columns of the rows, beside id, source_dataset and verdict."""
+
+    @property
+    def columns(self) -> pa.Schema:
+        """Of the aligned table, beside id and verdict."""
+        return pa.schema([])
+
+    @property
+    def semantic(self) -> dict[str, Any]:
+        """What decides the table beside the rows and the hits, for its fingerprint."""
+        return {"mark": asdict(self)}
+
+    @abstractmethod
+    def judge(self, batch: pa.RecordBatch, found: pa.Table) -> pa.RecordBatch:
+        """The rows with `columns` beside theirs, those that go with a verdict.
+
+        Args:
+            batch: rows with id, source_dataset, verdict and what the mark reads.
+            found: their hits, of the schema `hits`, sorted by `row`, which is a row's place in the batch.
+        """
+
+
+def one_a_row(found: pa.Table, num_rows: int) -> list[pa.Array]:
+    """The columns of `found` behind `row`, where no row has two hits: one entry for each row, null without a hit."""
+    hit_of = np.full(num_rows, -1, np.int64)
+    hit_of[found["row"].to_numpy()] = np.arange(len(found))
+    hits = pa.array(hit_of, mask=hit_of < 0)
+    return [column.combine_chunks().take(hits) for column in found.columns[1:]]
+
+
+@dataclass(frozen=True)
+class LoserMark(Mark):
+    """The rows of LOSER go."""
+
     reason: str
     table: ClassVar[str] = "VERDICT"
     hits: ClassVar[pa.Schema] = LOSER
-    """Of the rows that were found."""
-    columns: ClassVar[pa.Schema] = pa.schema([])
-    """Of the aligned table, beside id and verdict."""
 
-    def judge(self, batch: pa.RecordBatch, found: list[pa.Array]) -> tuple[list[pa.Array], pa.Array, pa.Array]:
-        """The columns of each row, whether it is dropped, and the id of the one that stays.
-
-        Args:
-            batch: rows with id and verdict.
-            found: the columns of LOSER but `row`, one entry a row, null for a row that was not found.
-        """
-        (survivor,) = found
-        return [], survivor.is_valid(), survivor
+    def judge(self, batch: pa.RecordBatch, found: pa.Table) -> pa.RecordBatch:
+        """As `Mark.judge`; the verdict names the survivor."""
+        (survivor,) = one_a_row(found, batch.num_rows)
+        return drop(batch, self.step, survivor.is_valid(), self.reason, uuid_texts(survivor))
 
 
 @dataclass(frozen=True)
 class ClusterMark(Mark):
-    """How the rows of HIT become an aligned table of clusters."""
+    """The rows of HIT go that are no survivor and similar to theirs."""
 
+    reason: str
     drop_below: float
     """A row stays, whatever its rank, when it is less similar to the survivor."""
     table: ClassVar[str] = "CLUSTER"
     hits: ClassVar[pa.Schema] = HIT
-    columns: ClassVar[pa.Schema] = CLUSTER_COLUMNS
 
-    def judge(self, batch: pa.RecordBatch, found: list[pa.Array]) -> tuple[list[pa.Array], pa.Array, pa.Array]:
-        """As `Mark.judge`, of HIT; a live row that was not found is a cluster of its own."""
+    @property
+    def columns(self) -> pa.Schema:
+        return CLUSTER_COLUMNS
+
+    def judge(self, batch: pa.RecordBatch, found: pa.Table) -> pa.RecordBatch:
+        """As `Mark.judge`; a live row that was not found is a cluster of its own."""
         is_live = live(batch)
-        alone = (batch.column("id").cast(pa.binary()), *(pa.scalar(value, kind) for value, kind in _ALONE))
+        columns = one_a_row(found, batch.num_rows)
+        _, _, rank, jaccard = columns
+        lost = pc.and_(pc.greater(rank, 0), pc.greater_equal(jaccard, self.drop_below - 1e-12))
+        alone = (batch.column("id"), *(pa.scalar(value, kind) for value, kind in _ALONE))
         columns = [
             pc.coalesce(column, pc.if_else(is_live, own, pa.scalar(None, column.type)))
-            for column, own in zip(found, alone, strict=True)
+            for column, own in zip(columns, alone, strict=True)
         ]
-        similar = pc.greater_equal(found[3], self.drop_below - 1e-12)
-        return columns, pc.and_(pc.greater(found[2], 0), similar), columns[0]
+        done = drop(batch, self.step, lost, self.reason, uuid_texts(columns[0]))
+        return append(done, CLUSTER_COLUMNS, columns)
 
 
 _ALONE = ((1, pa.int32()), (0, pa.int32()), (1.0, pa.float64()))
@@ -122,25 +161,11 @@ class MarkSplit:
     mark: Mark
 
     def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        feed = RowFeed(batches, routed(self.mark.hits))
-        start = 0
-        for batch in self.rows.read(split, ["id", "source_dataset", "verdict"]):
-            mine = row_keys(split, start, batch.num_rows)
-            start += batch.num_rows
-            yield self._mark(batch, mine, feed.until(int(mine[-1])))
-
-    def _mark(self, batch: pa.RecordBatch, mine: I64, hits: pa.Table) -> Chunk:
-        keys = hits["row"].to_numpy()
-        place = np.searchsorted(keys, mine)
-        absent = ~np.isin(mine, keys, assume_unique=True)
-        found = [hits[name].combine_chunks().take(pa.array(place, mask=absent)) for name in self.mark.hits.names[1:]]
-        columns, lost, survivor = self.mark.judge(batch, found)
-        done = drop(batch, self.mark.step, lost, self.mark.reason, uuid_texts(survivor.cast(ID)))
-        verdict = done.column("verdict")
-        accounting = account([self.mark.step], batch.column("source_dataset"), batch.column("verdict"), verdict)
-        schema = aligned(self.mark.columns)
-        out = pa.RecordBatch.from_arrays([batch.column("id"), *columns, verdict], names=schema.names).cast(schema)
-        return Chunk(out, batch.num_rows, accounting)
+        mark = self.mark
+        columns = ["id", "source_dataset", *mark.reads, "verdict"]
+        for batch, found in rows_with_found(self.rows, split, columns, batches, routed(mark.hits)):
+            hits = found.select(mark.hits.names).cast(mark.hits)
+            yield judged([mark.step], batch, mark.judge(batch, hits), aligned(mark.columns))
 
 
 def mark_hits(context: Context, rows: Rows, hits: Dataset, mark: Mark, findings: dict[str, Any] | None = None) -> Rows:
@@ -154,10 +179,8 @@ def mark_hits(context: Context, rows: Rows, hits: Dataset, mark: Mark, findings:
         findings: what the manifest says of the search.
     """
     schema = aligned(mark.columns)
-    semantic = {"mark": asdict(mark)}
-    job = context.job(mark.step, mark.table, schema, semantic, (hits, *rows.tables(["verdict"])), rows)
-    exchange = Exchange(
-        tuple(range(hits.ref.num_splits)), EmitHits(hits.ref, mark.hits), routed(mark.hits), ("row",), len(rows.splits)
-    )
-    job = job.with_findings(findings or {})
+    inputs = (hits, *rows.tables([*mark.reads, "verdict"]))
+    job = context.job(mark.step, mark.table, schema, mark.semantic, inputs, rows).with_findings(findings or {})
+    splits, emit = tuple(range(hits.ref.num_splits)), EmitHits(hits.ref, mark.hits)
+    exchange = Exchange(splits, emit, routed(mark.hits), ("row",), len(rows.splits))
     return rows.with_side(context.shuffle(job, exchange, MarkSplit(rows.ref, mark)), schema)

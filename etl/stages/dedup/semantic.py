@@ -15,29 +15,22 @@ worker holds; the last one is written here, with 32 bytes a row. Everything afte
 engine, for any splits and any order of rows. docs/semantic.md has the speeds.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 
-from etl.accounting import account
-from etl.arrays import I64
 from etl.dedup.semantic import SemanticDedup
-from etl.engine import Exchange
 from etl.errors import SchemaError
-from etl.rows import Rows, RowsRef
-from etl.schema import ID, aligned
+from etl.rows import Rows
 from etl.stages.context import Context
-from etl.stages.dedup.marks import EmitHits
+from etl.stages.dedup.marks import Mark, mark_hits, one_a_row
 from etl.stages.dedup.semantic_cells import STEP, Cells, cluster_name, count_cells, name_of
 from etl.stages.dedup.semantic_centroids import find_centroids
 from etl.stages.dedup.semantic_compare import COSINE_ONE, SEMANTIC_HIT, compare_clusters
 from etl.stages.dedup.semantic_embed import embed_rows
-from etl.stages.keyed import RowFeed, routed, row_keys, uuid_texts
-from etl.step import drop
-from etl.storage.build import Chunk
+from etl.stages.keyed import uuid_texts
+from etl.step import append, drop
 from etl.storage.dataset import Dataset
 
 SEMANTIC = pa.schema(
@@ -69,36 +62,29 @@ def semantic(context: Context, rows: Rows) -> Rows:
     embedded = embed_rows(context, rows, cells, config)
     centroids = find_centroids(context, embedded, cells, config)
     hits = compare_clusters(context, embedded, centroids, config)
-    return _mark(context, rows, hits, cells)
+    return mark_hits(context, rows, hits, SemanticMark(STEP), {"semantic": cell_findings(hits, cells)})
 
 
 @dataclass(frozen=True)
-class MarkClusters:
-    """One split's rows with what was found of their clusters; holds a row group and its hits."""
+class SemanticMark(Mark):
+    """The rows of SEMANTIC_HIT that have a survivor go."""
 
-    rows: RowsRef
+    table: ClassVar[str] = "SEMANTIC"
+    hits: ClassVar[pa.Schema] = SEMANTIC_HIT
 
-    def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        feed = RowFeed(batches, routed(SEMANTIC_HIT))
-        start = 0
-        for batch in self.rows.read(split, ["id", "source_dataset", "verdict"]):
-            mine = row_keys(split, start, batch.num_rows)
-            start += batch.num_rows
-            yield self._mark(batch, mine, feed.until(int(mine[-1])))
+    @property
+    def columns(self) -> pa.Schema:
+        return SEMANTIC
 
-    def _mark(self, batch: pa.RecordBatch, mine: I64, hits: pa.Table) -> Chunk:
-        keys = hits["row"].to_numpy()
-        absent = ~np.isin(mine, keys, assume_unique=True)
-        place = pa.array(np.searchsorted(keys, mine), mask=absent)
-        cluster, size, rank, survivor = (
-            hits[name].combine_chunks().take(place) for name in ("cluster", "size", "rank", "survivor")
-        )
-        done = drop(batch, STEP, survivor.is_valid(), "semantic_duplicate", uuid_texts(survivor.cast(ID)))
-        verdict = done.column("verdict")
-        accounting = account([STEP], batch.column("source_dataset"), batch.column("verdict"), verdict)
-        columns = [batch.column("id"), _cluster_names(cluster), size, rank, verdict]
-        schema = aligned(SEMANTIC)
-        return Chunk(pa.RecordBatch.from_arrays(columns, names=schema.names).cast(schema), batch.num_rows, accounting)
+    @property
+    def semantic(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def judge(self, batch: pa.RecordBatch, found: pa.Table) -> pa.RecordBatch:
+        """As `Mark.judge`; a row that was not found is in no cluster."""
+        cluster, size, rank, survivor = one_a_row(found, batch.num_rows)
+        done = drop(batch, self.step, survivor.is_valid(), "semantic_duplicate", uuid_texts(survivor))
+        return append(done, SEMANTIC, [_cluster_names(cluster), size, rank])
 
 
 def _cluster_names(clusters: pa.Array) -> pa.Array:
@@ -125,18 +111,3 @@ def cell_findings(hits: Dataset, cells: Cells) -> dict[str, Any]:
             "largest_cluster": {"semantic_cluster_id": name, "rows": clusters.get(name, 0)},
         }
     return report
-
-
-def _mark(context: Context, rows: Rows, hits: Dataset, cells: Cells) -> Rows:
-    schema = aligned(SEMANTIC)
-    job = context.job(STEP, "SEMANTIC", schema, {"step": STEP}, (hits, *rows.tables(["verdict"])), rows)
-    job = job.with_findings({"semantic": cell_findings(hits, cells)})
-    exchange = Exchange(
-        tuple(range(hits.ref.num_splits)),
-        EmitHits(hits.ref, SEMANTIC_HIT),
-        routed(SEMANTIC_HIT),
-        ("row",),
-        len(rows.splits),
-    )
-    dataset = context.shuffle(job, exchange, MarkClusters(rows.ref))
-    return rows.with_side(dataset, schema)

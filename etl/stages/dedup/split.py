@@ -18,7 +18,7 @@ from etl.mixture.sampling import in_sample, purpose_seed
 from etl.recipe import Layout
 from etl.rows import Rows, RowsRef
 from etl.stages.context import Context
-from etl.stages.dedup.marks import LOSER, Mark, losers, mark_hits
+from etl.stages.dedup.marks import LOSER, LoserMark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced
 from etl.storage.build import Chunk
 
@@ -80,4 +80,4 @@ def run_split(context: Context, rows: Rows) -> Rows:
     order = ("prompt", "validation", "id", "row")
     exchange = Exchange(tuple(rows.splits), EmitPrompts(rows.ref, layout, num_buckets), PROMPT_KEY, order, num_buckets)
     hits = context.shuffle(job, exchange, leaked_prompts)
-    return mark_hits(context, rows, hits, Mark("split", "prompt_in_train"))
+    return mark_hits(context, rows, hits, LoserMark("split", "prompt_in_train"))

@@ -13,14 +13,12 @@ the units of it that go, however many rows share a unit.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.accounting import account
 from etl.arrays import I64
 from etl.dedup.survivor import Survivor
 from etl.dedup.units import UNITS_VERSION, UnitDedup, Units, cut, hash_units, lost_ranges
@@ -28,20 +26,11 @@ from etl.engine import Exchange
 from etl.hashing import hash_columns, signed
 from etl.messages import raw_documents
 from etl.rows import Rows, RowsRef
-from etl.schema import REMOVED, aligned
+from etl.schema import REMOVED
 from etl.stages.context import Context
-from etl.stages.dedup.marks import EmitHits
-from etl.stages.keyed import (
-    RowFeed,
-    bucket_of_hash128,
-    first_of_groups,
-    live_rows,
-    reduced,
-    routed,
-    row_keys,
-    source_places,
-)
-from etl.step import drop
+from etl.stages.dedup.marks import Mark, mark_hits
+from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced, source_places
+from etl.step import append, drop
 from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset
 from etl.text import TEXT_VERSION
@@ -63,11 +52,6 @@ UNIT_HIT = pa.schema(
     [pa.field("row", pa.int64(), nullable=False), pa.field("place", pa.int32(), nullable=False)],
 )
 """A unit that goes because it stands elsewhere."""
-
-
-def units_schema(config: UnitDedup) -> pa.Schema:
-    """Of the aligned table: the ranges of `REMOVED` and how many units they take out, 0 for most rows."""
-    return aligned(pa.schema([REMOVED, pa.field(f"num_{config.unit}s_removed", pa.int32())]))
 
 
 @dataclass(frozen=True)
@@ -178,38 +162,35 @@ class FindUnits:
 
 
 @dataclass(frozen=True)
-class RemoveUnits:
-    """The rows of one split with the units of them that go, sorted by row; holds a row group and its hits."""
+class UnitMark(Mark):
+    """The units of UNIT_HIT go, and the rows with too little text left."""
 
-    rows: RowsRef
     config: UnitDedup
+    table: ClassVar[str] = "UNITS"
+    hits: ClassVar[pa.Schema] = UNIT_HIT
+    reads: ClassVar[tuple[str, ...]] = ("messages",)
 
-    def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        feed = RowFeed(batches, routed(UNIT_HIT))
-        start = 0
-        for batch in self.rows.read(split, ["id", "source_dataset", "messages", "verdict"]):
-            mine = row_keys(split, start, batch.num_rows)
-            start += batch.num_rows
-            hits = feed.until(int(mine[-1]))
-            yield self._remove(batch, hits["row"].to_numpy() - mine[0], hits["place"].to_numpy())
+    @property
+    def columns(self) -> pa.Schema:
+        """The ranges of `REMOVED` and how many units they take out, 0 for most rows."""
+        return pa.schema([REMOVED, pa.field(f"num_{self.config.unit}s_removed", pa.int32())])
 
-    def _remove(self, batch: pa.RecordBatch, row: I64, place: npt.NDArray[np.int32]) -> Chunk:
-        """`row` and `place` of the units that go."""
-        config = self.config
+    @property
+    def semantic(self) -> dict[str, Any]:
+        return {"units": UNITS_VERSION, "unit": self.config.unit, "min_left_words": self.config.fewest_left}
+
+    def judge(self, batch: pa.RecordBatch, found: pa.Table) -> pa.RecordBatch:
+        """As `Mark.judge`; only rows that lose a unit are cut."""
+        row, place = found["row"].to_numpy(), found["place"].to_numpy()
+        num_lost = np.bincount(row, minlength=batch.num_rows)
         texts = raw_documents(batch.column("messages"))
-        units = cut(pc.if_else(pa.array(np.isin(np.arange(len(texts)), row)), texts, None), config.unit)
+        units = cut(pc.if_else(pa.array(num_lost > 0), texts, None), self.config.unit)
         lost = np.zeros(len(units), np.bool_)
         lost[units.offsets[row] + place] = True
-        num_lost = np.bincount(row, minlength=batch.num_rows)
         words = units.words_left(lost)
-        gone = pa.array((num_lost > 0) & (words < config.fewest_left))
-        value = pa.array(words).cast(pa.string())
-        done = drop(batch, config.unit, gone, "only_duplicate_units", value)
-        accounting = account([config.unit], batch.column("source_dataset"), batch.column("verdict"), done["verdict"])
-        schema = units_schema(config)
-        columns = [batch.column("id"), lost_ranges(texts, units, lost), pa.array(num_lost), done.column("verdict")]
-        out = pa.RecordBatch.from_arrays(columns, names=schema.names).cast(schema)
-        return Chunk(out, batch.num_rows, accounting)
+        gone = pa.array((num_lost > 0) & (words < self.config.fewest_left))
+        done = drop(batch, self.step, gone, "only_duplicate_units", pa.array(words).cast(pa.string()))
+        return append(done, self.columns, [lost_ranges(texts, units, lost), pa.array(num_lost)])
 
 
 def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survivor) -> Rows:
@@ -240,18 +221,7 @@ def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survi
     exchange = Exchange(tuple(rows.splits), emit, UNIT, _ORDER, num_buckets)
     hits = context.shuffle(job, exchange, FindUnits(sources))
 
-    schema = units_schema(config)
-    semantic = {"units": UNITS_VERSION, "unit": config.unit, "min_left_words": config.fewest_left}
-    job = context.job(config.unit, "UNITS", schema, semantic, (hits, *rows.tables(["messages", "verdict"])), rows)
-    job = job.with_findings({"dedup_rate": dedup_rates(hits)})
-    back = Exchange(
-        tuple(range(hits.ref.num_splits)),
-        EmitHits(hits.ref, UNIT_HIT),
-        routed(UNIT_HIT),
-        tuple(UNIT_HIT.names),
-        len(rows.splits),
-    )
-    return rows.with_side(context.shuffle(job, back, RemoveUnits(rows.ref, config)), schema)
+    return mark_hits(context, rows, hits, UnitMark(config.unit, config), {"dedup_rate": dedup_rates(hits)})
 
 
 def dedup_rates(hits: Dataset) -> dict[str, dict[str, float]]:

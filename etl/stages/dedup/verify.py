@@ -21,10 +21,20 @@ from etl.dedup.near import NearDedup, Sets
 from etl.dedup.survivor import Survivor
 from etl.hashing import binary_buffers, hash_array
 from etl.messages import full_text
-from etl.rows import ROW_BITS, RowsRef
+from etl.rows import RowsRef
 from etl.schema import ID, PAIR, encoded
 from etl.stages.dedup.bands import MakeCanaries
-from etl.stages.keyed import RowFeed, buckets_of, distinct, recut, row_keys, slices, source_places, to_batch, to_numpy
+from etl.stages.keyed import (
+    buckets_of,
+    distinct,
+    recut,
+    rows_with_found,
+    slices,
+    source_places,
+    splits_of,
+    to_batch,
+    to_numpy,
+)
 from etl.storage.build import Chunk
 from etl.storage.dataset import DatasetRef
 
@@ -71,7 +81,7 @@ class EmitWantedSets:
             block, a, b = to_numpy(batch, ("block", "a", "b"))
             nodes, blocks = distinct(np.concatenate([a, b]), np.concatenate([block, block]))
             rows = canaries.bases(nodes)
-            yield to_batch([(rows >> ROW_BITS).astype(np.int32), rows, nodes, blocks], WANTED_SET)
+            yield to_batch([splits_of(rows), rows, nodes, blocks], WANTED_SET)
 
 
 @dataclass(frozen=True)
@@ -85,16 +95,11 @@ class WriteSets:
     sources: tuple[str, ...]
 
     def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        feed = RowFeed(batches, WANTED_SET)
-        start = 0
-        for batch in self.rows.read(split, self.columns):
-            keys = row_keys(split, start, batch.num_rows)
-            start += batch.num_rows
-            found = feed.until(int(keys[-1]))
-            _, nodes, blocks = distinct(*to_numpy(found, ("row", "node", "block")))
+        for batch, found in rows_with_found(self.rows, split, self.columns, batches, WANTED_SET):
+            places, nodes, blocks = distinct(*to_numpy(found, ("row", "node", "block")))
             nodes, first = _runs(nodes)
             lists = pa.ListArray.from_arrays(pa.array(np.append(first, len(blocks)), pa.int32()), pa.array(blocks))
-            chosen = batch.take(pa.array(canaries.bases(nodes) - keys[0]))
+            chosen = batch.take(pa.array(places[first]))
             columns = [
                 pa.array(nodes), chosen.column("id"), source_places(chosen, self.sources),
                 chosen.column("source_example_id"), pa.array(self.survivor.preference(chosen)), lists,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.schema import ID
-from etl.stages.dedup.marks import HIT, LOSER, ClusterMark, EmitHits, Mark, MarkSplit, losers
+from etl.stages.dedup.marks import HIT, LOSER, ClusterMark, EmitHits, LoserMark, MarkSplit, losers
 from etl.stages.keyed import routed
 from etl.storage.location import Location
 from tests.etl.stages.toybatches import EARLIER, ToyRows, cut_at, identity, ids, rows_of, verdict_column
@@ -49,7 +49,7 @@ def test_losers_get_a_verdict_unless_they_have_one(sizes, lost, dropped, cuts):
     num_rows = sum(sizes)
     lost = {row for row in lost if row < num_rows}
     survivor = identity(99)
-    chunks = marked(Mark("exact", "copy"), groups_of(sizes, dropped), {row: [survivor] for row in lost}, cuts)
+    chunks = marked(LoserMark("exact", "copy"), groups_of(sizes, dropped), {row: [survivor] for row in lost}, cuts)
     assert [chunk.batch.num_rows for chunk in chunks] == sizes
     fresh = {"step": "exact", "reason": "copy", "value": str(uuid.UUID(bytes=survivor))}
     for number, row in enumerate(rows_of(chunks)):
