@@ -10,8 +10,9 @@ import typer
 from etl.console import Overrides, command, report, run_app
 from etl.storage.catalog import Dialect, statements
 from etl.storage.location import Location
+from etl.storage.opened import Run
 from etl.storage.sweep import find_leftovers, parse_age, remove_leftovers
-from etl.storage.verify import find_datasets, verify
+from etl.storage.verify import verify
 from jobs import cli_training
 from jobs.engines import EngineName, run_on
 
@@ -97,12 +98,11 @@ def adopt_command(
 @command
 def verify_command(path: Annotated[str, typer.Argument(help="A run's output or one dataset.")]) -> int:
     """Check every manifest below a folder against its objects; exit code 1 on any difference."""
-    root = Location.of(path)
-    differences = list(verify(root))
+    run = Run.open(path)
+    differences = list(verify(run))
     for item in differences:
         report(f"{item.kind:>11}  {item.dataset}/{item.path}: {item.detail.splitlines()[0]}")
-    committed, _ = find_datasets(root)
-    report(f"{_counted(len(committed), 'dataset')}, {_counted(len(differences), 'difference')}")
+    report(f"{_counted(len(run.committed), 'dataset')}, {_counted(len(differences), 'difference')}")
     return 1 if differences else 0
 
 

@@ -13,7 +13,7 @@ from etl.errors import DataError, SchemaError
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.manifest import Part
-from etl.storage.verify import find_datasets
+from etl.storage.opened import Run
 
 Dialect = Literal["spark", "hive", "duckdb"]
 
@@ -39,11 +39,11 @@ def statements(root: Location, dialect: Dialect) -> Iterator[str]:
     Raises:
         DataError: there is no committed dataset at or below the folder.
     """
-    folders, _ = find_datasets(root)
-    if not folders:
+    run = Run.open(root)
+    if not run.committed:
         raise DataError(f"there is no committed dataset at or below {root}")
-    for folder in folders:
-        dataset = Dataset.open(folder)
+    for folder in run.committed:
+        dataset = run.dataset(folder)
         name = table_name(root, folder)
         if dataset.manifest.holds_files:
             yield f"-- {name}: no table, but files such as {dataset.manifest.parts[0].path}"
@@ -55,10 +55,9 @@ def statements(root: Location, dialect: Dialect) -> Iterator[str]:
             yield from _table(name, dataset, dialect)
 
 
-def table_name(root: Location, folder: Location) -> str:
-    """The path of a dataset below `root` (its own name where it is `root`) as an identifier."""
-    path = folder.url.removeprefix(root.url).strip("/") or root.name
-    return "".join(sign if sign.isascii() and sign.isalnum() else "_" for sign in path)
+def table_name(root: Location, folder: str) -> str:
+    """The path of a dataset below `root` (the name of `root` where it is that) as an identifier."""
+    return "".join(sign if sign.isascii() and sign.isalnum() else "_" for sign in folder or root.name)
 
 
 def partition_values(part: Part) -> dict[str, str]:

@@ -17,14 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from etl.errors import ConfigError, DataError
-from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, Dataset, is_ours, read_receipts
+from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, is_ours, read_receipts
 from etl.storage.location import Entry, Location
 from etl.storage.lock import LOCK, RunLock, live_holder
-from etl.storage.manifest import Plan
-from etl.storage.verify import below, dataset_folders
+from etl.storage.opened import Run
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TEMPORARY = re.compile(r"_.*\.tmp|_failure-[0-9a-f]{32}\.txt")
@@ -69,11 +66,11 @@ def find_leftovers(root: Location, older_than_s: float, now_unix_s: float) -> li
         DataError: a run is at work there, or a manifest or plan is damaged.
     """
     root.check_bucket()
-    entries = list(root.entries())
-    _refuse_live(root, [entry.path for entry in entries])
-    reasons = _Reasons(root, [entry.path for entry in entries])
+    run = Run.open(root)
+    _refuse_live(run)
+    reasons = _Reasons(run)
     found = []
-    for entry in entries:
+    for entry in run.entries:
         # Where a store does not tell the age, nothing is old enough.
         age_s = now_unix_s - entry.modified_unix_s if entry.modified_unix_s is not None else -1.0
         if age_s >= older_than_s and (why := reasons.of(entry)):
@@ -102,9 +99,11 @@ def _give_up(place: Location, upload_id: str) -> None:
         place.ask("remove", lambda: place.fs.abort_mpu(bucket, key, upload_id))
 
 
-def _refuse_live(root: Location, paths: list[str]) -> None:
+def _refuse_live(run: Run) -> None:
     """Raise when a run holds the lock of this folder, of one above it or of one below."""
-    folders = [root, *(below(root, posixpath.dirname(path)) for path in paths if posixpath.basename(path) == LOCK)]
+    root = run.root
+    places = [posixpath.split(entry.path) for entry in run.entries]
+    folders = [root, *(run.place(folder) for folder, name in places if name == LOCK)]
     above = root.url.partition("://")
     head, tail = (above[0] + above[1], above[2]) if above[1] else ("", above[0])
     while (tail := posixpath.dirname(tail)).strip("/"):
@@ -118,10 +117,9 @@ def _refuse_live(root: Location, paths: list[str]) -> None:
 class _Reasons:
     """Why an object may go, by the dataset that it lies in."""
 
-    def __init__(self, root: Location, paths: list[str]) -> None:
-        self._root = root
-        committed, started = dataset_folders(paths)
-        self._committed, self._started = set(committed), set(started)
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._committed, self._started = set(run.committed), set(run.started)
         self._known: dict[str, _Known] = {}
 
     def of(self, entry: Entry) -> str:
@@ -140,8 +138,8 @@ class _Reasons:
 
     def _inside(self, folder: str, path: str) -> str:
         if folder not in self._known:
-            place = below(self._root, folder)
-            self._known[folder] = _of_committed(place) if folder in self._committed else _of_started(place)
+            look = _of_committed if folder in self._committed else _of_started
+            self._known[folder] = look(self._run, folder)
         known = self._known[folder]
         kind, _, rest = path.partition("/")
         if path in (MANIFEST, PLAN):
@@ -170,17 +168,14 @@ class _Known:
     parts: frozenset[str]
 
 
-def _of_committed(folder: Location) -> _Known:
-    manifest = Dataset.open(folder).manifest
+def _of_committed(run: Run, folder: str) -> _Known:
+    manifest = run.dataset(folder).manifest
     return _Known(True, manifest.receipts, "", frozenset(part.path for part in manifest.parts))
 
 
-def _of_started(folder: Location) -> _Known:
-    try:
-        plan = Plan.model_validate_json((folder / PLAN).read())
-    except ValidationError as error:
-        raise DataError(f"{folder / PLAN} is damaged: {error}; remove it and run the recipe") from error
-    receipts = read_receipts(folder, plan.name, len(plan.splits))
+def _of_started(run: Run, folder: str) -> _Known:
+    plan = run.plan(folder)
+    receipts = read_receipts(run.place(folder), plan.name, len(plan.splits))
     parts = frozenset(part.path for receipt in receipts if receipt is not None for part in receipt.parts)
     return _Known(False, plan.name, plan.fingerprint, parts)
 

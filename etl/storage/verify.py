@@ -2,12 +2,14 @@
 
 Reads each part once, several at a time (a remote one through a file on local disk), and each receipt. Found are parts
 that are missing, of another size, with other bytes or another number of rows, receipts that are gone or do not say what
-the manifest says, objects that no manifest names, content digests that no longer hold, and accounts that do not close.
+the manifest says, objects that no manifest names, content digests that no longer hold, accounts that do not close, and
+records of runs that are damaged.
 """
 
 import contextlib
 import functools
 import hashlib
+import posixpath
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,9 @@ from etl.hashing import ContentDigest
 from etl.storage.dataset import MANIFEST, PLAN, Dataset, is_ours, read_part, read_receipt, receipt_path
 from etl.storage.location import Location
 from etl.storage.manifest import Manifest, Part, accounting_gaps
+from etl.storage.opened import Run, dataset_folders
 from etl.storage.parts import file_content
+from etl.storage.record import RECORD, read_record
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,54 +45,45 @@ class Difference:
     detail: str
 
 
-def find_datasets(root: Location) -> tuple[list[Location], list[Location]]:
-    """Folders at or below `root` with a manifest, and those with a plan but no manifest."""
-    committed, started = dataset_folders([path for path, _ in root.walk()])
-    return [below(root, path) for path in committed], [below(root, path) for path in started]
-
-
-def dataset_folders(paths: list[str]) -> tuple[list[str], list[str]]:
-    """The same of a listing, relative to its root; "" is the root itself."""
-
-    def folders(name: str) -> set[str]:
-        return {path.removesuffix(name).rstrip("/") for path in paths if path == name or path.endswith(f"/{name}")}
-
-    committed = folders(MANIFEST)
-    return sorted(committed), sorted(folders(PLAN) - committed)
-
-
-def below(root: Location, path: str) -> Location:
-    """A folder of a listing."""
-    return root / path if path else root
-
-
-def verify(root: Location) -> Iterator[Difference]:
+def verify(place: Location | Run) -> Iterator[Difference]:
     """Every difference at or below a folder.
 
     Raises:
         DataError: there is no dataset at all.
     """
-    committed, started = find_datasets(root)
-    if not committed and not started:
-        root.check_bucket()
-        raise DataError(f"there is no dataset at or below {root}")
-    for folder in started:
-        yield Difference(folder.url, PLAN, "uncommitted", "a build that did not end; run its recipe again")
-    for folder in committed:
-        yield from verify_dataset(folder)
+    run = Run.open(place)
+    if not run.committed and not run.started:
+        run.root.check_bucket()
+        raise DataError(f"there is no dataset at or below {run.root}")
+    yield from _check_records(run)
+    for folder in run.started:
+        yield Difference(run.place(folder).url, PLAN, "uncommitted", "a build that did not end; run its recipe again")
+    for folder in run.committed:
+        yield from _check_dataset(run, folder)
 
 
-def verify_dataset(folder: Location) -> Iterator[Difference]:
-    """Every difference of one dataset."""
+def _check_records(run: Run) -> Iterator[Difference]:
+    """What runs say of themselves, here and further down, has to be readable."""
+    for path in (entry.path for entry in run.entries):
+        folder, name = posixpath.split(path)
+        if name == RECORD:
+            try:
+                read_record(run.root / path)
+            except DataError as error:
+                yield Difference(run.place(folder).url, RECORD, "changed", str(error))
+
+
+def _check_dataset(run: Run, name: str) -> Iterator[Difference]:
+    folder = run.place(name)
     try:
-        dataset = Dataset.open(folder)
+        dataset = run.dataset(name)
     except DataError as error:
         yield Difference(folder.url, MANIFEST, "changed", str(error))
         return
     manifest = dataset.manifest
     for gap in accounting_gaps(manifest.accounting):
         yield Difference(folder.url, MANIFEST, "account", gap)
-    sizes = dict(folder.walk())
+    sizes = run.sizes(name)
     yield from _check_receipts(dataset)
     digests = []
     for found, digest in _parallel(functools.partial(_check_part, dataset, sizes), list(manifest.parts)):

@@ -16,8 +16,9 @@ from etl.run.run import run_stages
 from etl.stages.context import Context
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
+from etl.storage.opened import Run
 from etl.storage.remote import storage_options
-from etl.storage.verify import find_datasets, verify
+from etl.storage.verify import verify
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import FILTER, make_recipe, mixed_rows, scores, write_jsonl, write_parquet
 
@@ -142,8 +143,8 @@ class Reference:
 
 def folders_of(output: Location) -> dict[str, Location]:
     """Path below the output to folder, of every committed dataset."""
-    committed, _ = find_datasets(output)
-    return {place.url.removeprefix(f"{output.url}/"): place for place in committed}
+    run = Run.open(output)
+    return {folder: run.place(folder) for folder in run.committed}
 
 
 def manifest_rows(dataset: Dataset) -> Rows:

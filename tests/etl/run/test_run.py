@@ -13,7 +13,8 @@ from etl.storage.build import SplitWriter
 from etl.storage.location import Location
 from etl.storage.lock import LOCK, RunLock
 from etl.storage.manifest import FLOW
-from etl.storage.verify import find_datasets, verify
+from etl.storage.opened import Run
+from etl.storage.verify import verify
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
 from tests.etl.stages.toys import (
     FILTER,
@@ -77,8 +78,8 @@ def test_accounts_close_and_chain_from_the_raw_rows_to_the_corpus(whole):
 
 
 def test_accounts_close_in_every_manifest(whole):
-    for folder in find_datasets(Location.of(whole))[0]:
-        for steps in stage(whole, folder.url.removeprefix(f"{whole}/")).manifest.accounting.values():
+    for dataset in Run.open(whole).datasets.values():
+        for steps in dataset.manifest.accounting.values():
             for counts in steps.values():
                 lost = sum(count for reason, count in counts.items() if reason not in FLOW)
                 assert counts["in"] + counts["made"] == counts["kept"] + lost

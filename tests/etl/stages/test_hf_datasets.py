@@ -4,9 +4,7 @@ import os
 
 import pytest
 
-from etl.storage.dataset import Dataset
-from etl.storage.location import Location
-from etl.storage.verify import find_datasets
+from etl.storage.opened import Run
 from tests.engines.inprocess import DyingEngine, KilledError
 from tests.etl.stages.toys import mixed_rows, run, whole_recipe, write_parquet
 
@@ -33,13 +31,12 @@ def test_every_table_reads_as_its_manifest_says(tmp_path, ngram_model, load, kil
         with pytest.raises(KilledError):
             run(recipe, DyingEngine(tasks))
     run(recipe)
-    folders, started = find_datasets(Location.of(tmp_path / "out"))
-    assert not started
+    left = Run.open(tmp_path / "out")
+    assert not left.started
     read = 0
-    for folder in folders:
-        dataset = Dataset.open(folder)
+    for folder, dataset in left.datasets.items():
         if dataset.manifest.parts:
-            found = load(folder.path)
+            found = load(dataset.folder.path)
             assert found.num_rows == dataset.manifest.rows_out, folder
             assert set(dataset.schema.names) <= set(found.column_names)
             read += 1

@@ -75,7 +75,7 @@ def test_files_are_no_table(tmp_path):
 
 
 def test_one_dataset_alone_is_called_as_its_folder(output):
-    assert table_name(output / "corpus", output / "corpus") == "corpus"
+    assert table_name(output / "corpus", "") == "corpus"
     assert len(list(statements(output / "corpus", "duckdb"))) == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 from etl.errors import DataError
 from etl.storage.dataset import MANIFEST, RECEIPTS, Dataset
 from etl.storage.location import Location
-from etl.storage.verify import find_datasets, verify
+from etl.storage.verify import verify
 from tests.etl.storage.builds import InLine, begin, chunks_of, job
 
 SPLITS = [[[1, 2], [3]], [[4]]]
@@ -46,14 +46,6 @@ def edit(output: Location, change) -> None:
 def test_an_untouched_output_has_no_difference(output):
     assert found(output) == []
     assert found(output / "ingest") == []
-
-
-def test_datasets_are_found_at_any_depth(output):
-    begin(job(output / "later"), [0])
-    committed, started = find_datasets(output)
-    assert [place.url for place in committed] == [(output / "ingest").url, (output / "rounds/cut-0").url]
-    assert [place.url for place in started] == [(output / "later").url]
-    assert [place.url for place in find_datasets(output / "ingest")[0]] == [(output / "ingest").url]
 
 
 def test_a_folder_without_datasets(folder):

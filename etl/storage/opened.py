@@ -1,0 +1,232 @@
+"""What a run left behind in its output, read once and in one place: `Run.open(DIR)`.
+
+DIR is a run's output, a folder above several of them, or a single dataset. Opening reads nothing; each question costs
+what it has to, and is asked once:
+
+    record, stages           one GET
+    committed, started       one LIST of the folder
+    a dataset                one GET, of its manifest
+    datasets, accounts …     the LIST, and one GET a dataset, several at a time
+    progress of a build      one GET, of its plan, and one LIST of its receipts; no receipt is read
+
+An output of a version that left no `_run.json` opens as well: its stages are unknown, its datasets are not.
+"""
+
+import posixpath
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from etl.errors import DataError
+from etl.storage.dataset import MANIFEST, NUM_READERS, PLAN, RECEIPTS, Dataset
+from etl.storage.location import Entry, Location
+from etl.storage.manifest import Accounting, Plan
+from etl.storage.record import RECORD, RunRecord, StageRecord, read_record
+
+CORPUS = "CORPUS"
+"""The table of a corpus, which repeats the accounts of all stages before it."""
+
+
+def dataset_folders(paths: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of a listing, the folders with a manifest, and those with a plan but no manifest; "" is the listing's root."""
+    names = {MANIFEST: set[str](), PLAN: set[str]()}
+    for path in paths:
+        folder, name = posixpath.split(path)
+        if name in names:
+            names[name].add(folder)
+    return tuple(sorted(names[MANIFEST])), tuple(sorted(names[PLAN] - names[MANIFEST]))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a build came that did not end."""
+
+    done: int
+    """Splits that have a receipt."""
+    splits: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind. Folders are named by their path below `root`, "" where `root` is the dataset."""
+
+    root: Location
+    _opened: dict[str, Dataset] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def open(cls, place: str | Path | Location | Self) -> Self:
+        """The run in a folder; reads nothing yet, so the folder need not be there. A run is taken as it is."""
+        return place if isinstance(place, Run) else cls(Location.of(place))
+
+    def place(self, folder: str) -> Location:
+        """Where a folder lies."""
+        return self.root / folder if folder else self.root
+
+    # --- what the run says of itself ---
+
+    @cached_property
+    def record(self) -> RunRecord | None:
+        """What the run was; None where there is no record.
+
+        Raises:
+            DataError: it is damaged, or of another version's format.
+        """
+        return read_record(self.root / RECORD)
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """The recipe in JSON types, without where things lay; None where there is no record."""
+        return self.record.recipe if self.record else None
+
+    @property
+    def stages(self) -> tuple[StageRecord, ...]:
+        """The stages in their order; none where there is no record."""
+        return self.record.stages if self.record else ()
+
+    # --- what is there ---
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every object at or below the folder, sorted by path."""
+        return tuple(self.root.entries())
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Path below a folder -> bytes, of every object in it."""
+        prefix = f"{folder}/" if folder else ""
+        return {entry.path.removeprefix(prefix): entry.bytes for entry in self.entries if entry.path.startswith(prefix)}
+
+    @cached_property
+    def _folders(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return dataset_folders(entry.path for entry in self.entries)
+
+    @property
+    def committed(self) -> tuple[str, ...]:
+        """Folders with a manifest, sorted."""
+        return self._folders[0]
+
+    @property
+    def started(self) -> tuple[str, ...]:
+        """Folders of builds that did not end: with a plan but no manifest; sorted."""
+        return self._folders[1]
+
+    def dataset(self, folder: str) -> Dataset:
+        """A committed dataset.
+
+        Raises:
+            DataError: there is none, or its manifest is damaged.
+        """
+        if folder not in self._opened:
+            self._opened[folder] = Dataset.open(self.place(folder))
+        return self._opened[folder]
+
+    @cached_property
+    def datasets(self) -> dict[str, Dataset]:
+        """Every committed dataset by its folder, sorted.
+
+        Raises:
+            DataError: a manifest is damaged.
+        """
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            return dict(zip(self.committed, pool.map(self.dataset, self.committed), strict=True))
+
+    def plan(self, folder: str) -> Plan:
+        """What a build that did not end was to do.
+
+        Raises:
+            DataError: there is no plan, or it is damaged.
+        """
+        place = self.place(folder) / PLAN
+        try:
+            return Plan.model_validate_json(place.read())
+        except FileNotFoundError as error:
+            raise DataError(f"there is no {place}; run the recipe") from error
+        except ValidationError as error:
+            raise DataError(f"{place} is damaged: {error}; remove it and run the recipe") from error
+
+    def progress(self, folder: str) -> Progress:
+        """How far a build came that did not end, by the names of its receipts.
+
+        Raises:
+            DataError: there is no plan, or it is damaged.
+        """
+        plan = self.plan(folder)
+        receipts = self.place(folder) / RECEIPTS / plan.name
+        return Progress(sum(1 for _ in receipts.walk()), len(plan.splits))
+
+    # --- what its manifests say, together ---
+
+    @cached_property
+    def own(self) -> dict[str, Dataset]:
+        """The committed datasets of the stages of the record; all of them where there is no record."""
+        folders = {folder for stage in self.stages for folder in stage.folders}
+        return {
+            folder: dataset for folder, dataset in self.datasets.items() if not folders or _owner(folder) in folders
+        }
+
+    @cached_property
+    def corpus(self) -> Dataset | None:
+        """The corpus; None where none is committed."""
+        found = [dataset for dataset in self.own.values() if dataset.manifest.table == CORPUS]
+        return found[-1] if found else None
+
+    @cached_property
+    def accounts(self) -> Accounting:
+        """Source -> step -> reason -> rows over the whole run, closed or not; the steps in the order of the run.
+
+        Of the corpus where there is one, since its manifest holds every step; before that, what the stages have written
+        so far. Without a record the order of steps is told by their rows.
+        """
+        if self.corpus is not None:
+            found = self.corpus.manifest.accounting
+        else:
+            found = {}
+            for dataset in self.own.values():
+                if dataset.manifest.base or dataset.manifest.table == "PROMPT":
+                    for source, steps in dataset.manifest.accounting.items():
+                        found = {**found, source: {**found.get(source, {}), **steps}}
+        order = self.record.steps if self.record else _by_rows(found)
+        return {source: _in_order(steps, order) for source, steps in sorted(found.items())}
+
+    @cached_property
+    def thresholds(self) -> dict[str, dict[str, Any]]:
+        """Folder -> group -> threshold, of every cut."""
+        found = {folder: dataset.manifest.thresholds for folder, dataset in self.own.items()}
+        return {folder: thresholds for folder, thresholds in found.items() if thresholds}
+
+    @cached_property
+    def findings(self) -> dict[str, dict[str, Any]]:
+        """Folder -> what the run measured of itself there."""
+        found = {folder: dataset.manifest.findings for folder, dataset in self.own.items()}
+        return {folder: findings for folder, findings in found.items() if findings}
+
+
+def _owner(folder: str) -> str:
+    """The folder that a round belongs to; any other folder belongs to itself."""
+    kind, _, rest = folder.partition("/")
+    return rest.rpartition("-")[0] if kind == "rounds" else folder
+
+
+def _by_rows(accounting: Accounting) -> tuple[str, ...]:
+    """The steps of accounts in an order in which each gets what the one before it kept.
+
+    Rows only become fewer, so that is the order of rows that come in; of two steps that get the same number, the one
+    that kept them all was first.
+    """
+    totals: dict[str, list[int]] = {}
+    for steps in accounting.values():
+        for step, counts in steps.items():
+            total = totals.setdefault(step, [0, 0])
+            total[0] += counts.get("in", 0)
+            total[1] += counts.get("kept", 0)
+    return tuple(sorted(totals, key=lambda step: (-totals[step][0], -totals[step][1], step != "ingest", step)))
+
+
+def _in_order(steps: dict[str, dict[str, int]], order: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """The steps in an order; those that it does not know come last."""
+    known = [step for step in order if step in steps]
+    return {step: steps[step] for step in (*known, *sorted(steps.keys() - set(known)))}

@@ -1,0 +1,105 @@
+"""`_run.json`: what a run leaves in its output beside its datasets, so that others know how it was made.
+
+    name, format    of the recipe; of this file
+    stages          in their order: label, kind, folders with their tables, steps that may drop a row
+    recipe          the recipe itself, without what says where things lie or how fast to work
+
+It holds no time, host, absolute path or credentials: two runs of one recipe write the same bytes. It is written under
+the run's lock, and only where it differs from what is there: one GET a run, a PUT for a new recipe. Nothing that it
+says is ever opened: the folders that it names are compared with those that are there.
+"""
+
+import re
+from typing import Annotated, Any
+
+import orjson
+from pydantic import AfterValidator, ValidationError
+
+from etl.config import Config
+from etl.config_errors import lines
+from etl.errors import DataError
+from etl.storage.location import Location
+from etl.storage.manifest import to_json
+
+RECORD = "_run.json"
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.:-]*)*")
+
+
+def _is_name(text: str) -> str:
+    if not _NAME.fullmatch(text) or ".." in text:
+        raise ValueError("is no name of a stage, folder or step")
+    return text
+
+
+SafeName = Annotated[str, AfterValidator(_is_name)]
+"""Of a stage, a folder below the output, a table or a step."""
+
+
+class StageRecord(Config):
+    """One stage of a run."""
+
+    label: SafeName
+    """How the run and its users call it."""
+    kind: SafeName
+    folders: dict[SafeName, SafeName] = {}
+    """Folder below the output -> word of its table, in no order."""
+    steps: tuple[SafeName, ...] = ()
+    """What may drop a row, in order: the keys of the accounts."""
+
+
+class RunRecord(Config):
+    """The whole of `_run.json`."""
+
+    format: int = FORMAT
+    name: str
+    stages: tuple[StageRecord, ...]
+    recipe: dict[str, Any]
+    """In JSON types; fields at their default, and those that are `located`, are left out."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps of all stages, in order."""
+        return tuple(step for stage in self.stages for step in stage.steps)
+
+
+def read_record(place: Location) -> RunRecord | None:
+    """The record at a place; None where there is none.
+
+    Raises:
+        DataError: it is damaged, or of a format that this version does not know.
+    """
+    try:
+        data = place.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        tree = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise _damaged(place, "it is no JSON") from error
+    if not isinstance(tree, dict):
+        raise _damaged(place, "it is no JSON object")
+    if tree.get("format", FORMAT) != FORMAT:
+        raise DataError(
+            f"{place} has the format {tree['format']!r}, this version of Stillhouse reads format {FORMAT}; use the "
+            "version that wrote it"
+        )
+    try:
+        return RunRecord.model_validate(tree)
+    except ValidationError as error:
+        raise _damaged(place, "; ".join(lines(error, RunRecord, tree, settable=False))) from error
+
+
+def write_record(output: Location, record: RunRecord) -> None:
+    """Leave the record in an output, unless it is there already."""
+    place, data = output / RECORD, to_json(record)
+    try:
+        if place.read() == data:
+            return
+    except FileNotFoundError:
+        pass
+    place.replace(data)
+
+
+def _damaged(place: Location, what: str) -> DataError:
+    return DataError(f"{place} is damaged: {what}; remove it, and the next run of the recipe writes it again")
