@@ -3,7 +3,7 @@
 `Config.fingerprinted()` leaves out what is at its default, so another default alone would put other rows under an old
 fingerprint. A step and a cut have a version of their own. Another section goes by the versions that the jobs it
 configures hold in their fingerprints, training by `training.versions.DEFAULTS`, and what is stored goes by
-`Manifest.format`.
+`Manifest.format` and `RunRecord.format`.
 A field that a class lists as located decides no row: its default is recorded and may change under the same version.
 """
 
@@ -18,6 +18,7 @@ from etl.config import Config
 from etl.mixture.cuts import Cut
 from etl.step import Step
 from etl.storage.manifest import Manifest
+from etl.storage.record import RunRecord
 from training.versions import DEFAULTS
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -43,6 +44,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "SemanticDedup": ("semantic_terms", "embeddings", "semantic_centroids", "semantic_hits"),
     "SkillRule": ("ingest",),
     "Source": ("ingest",),
+    "StageRecord": ("RunRecord",),
     "Survivor": ("exact_hits", "paragraph_hits", "sets", "semantic_hits"),
     "TextShape": ("ingest",),
     "Threshold": ("Manifest",),
@@ -73,7 +75,7 @@ def _describe(cls: type[Config], classes: dict[str, type[Config]], made_from: di
 def _version(cls: type[Config], classes: dict[str, type[Config]], made_from: dict[str, Any]) -> Any:
     if issubclass(cls, Step | Cut):
         return cls.version
-    if cls is Manifest:
+    if cls in (Manifest, RunRecord):
         return cls.model_fields["format"].default
     name = cls.__name__
     if cls.__module__.startswith(("training.", "jobs.")):
