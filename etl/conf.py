@@ -3,6 +3,9 @@
 A name without a slash or suffix is looked up in the folders that ship with the package (conf/recipes, conf/training,
 …). Values after `--set` are YAML without dates, so `2026-01-01` stays text; a value `@FILE` is the text of that file,
 taken as it is. Every mistake is one ConfigError that names the key, the value and the nearest valid key.
+
+What a URI brings may name code from outside the package only where the caller says so (etl/foreign.py); a path or a
+shipped name always may, since whoever can write there can run code there.
 """
 
 import importlib.resources
@@ -15,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from etl.config_errors import PRIVATE, lines
 from etl.errors import ConfigError, DataError
+from etl.foreign import ALLOW_CODE
 from etl.storage.location import Location
 
 C = TypeVar("C", bound=BaseModel)
@@ -92,8 +96,15 @@ def find(name_or_path: str, folder: str) -> str:
     return read_text(name_or_path)
 
 
-def load(model: type[C], name_or_path: str, folder: str, overrides: list[str]) -> C:
+def load(model: type[C], name_or_path: str, folder: str, overrides: list[str], allow_code: bool = False) -> C:
     """The checked configuration, with `--set` on top.
+
+    Args:
+        model: what it should be.
+        name_or_path: a shipped name, a path or a URI.
+        folder: of conf/, where names are looked up.
+        overrides: KEY=VALUE each.
+        allow_code: whether it may name classes from outside the package although a part of it comes from a URI.
 
     Raises:
         ConfigError: not found, not YAML, an override without '=', or a key or value that the model refuses.
@@ -101,7 +112,8 @@ def load(model: type[C], name_or_path: str, folder: str, overrides: list[str]) -
     tree = _tree(name_or_path, folder)
     for override in overrides:
         _apply(tree, override)
-    return check(model, tree, name_or_path)
+    is_trusted = allow_code or not _has_uri(name_or_path, overrides)
+    return _checked(model, tree, name_or_path, settable=True, allow_code=is_trusted)
 
 
 def read(model: type[C], name_or_path: str, folder: str) -> C:
@@ -110,7 +122,7 @@ def read(model: type[C], name_or_path: str, folder: str) -> C:
     Raises:
         ConfigError: not found, not YAML, or a key or value that the model refuses.
     """
-    return _checked(model, _tree(name_or_path, folder), name_or_path, settable=False)
+    return _checked(model, _tree(name_or_path, folder), name_or_path, settable=False, allow_code=False)
 
 
 def check(model: type[C], tree: Any, origin: str) -> C:
@@ -119,7 +131,13 @@ def check(model: type[C], tree: Any, origin: str) -> C:
     Raises:
         ConfigError: one line for each key or value that the model refuses.
     """
-    return _checked(model, tree, origin, settable=True)
+    return _checked(model, tree, origin, settable=True, allow_code=True)
+
+
+def _has_uri(name_or_path: str, overrides: list[str]) -> bool:
+    """Whether the configuration, or the file of an override KEY=@FILE, is a URI; file:// makes one, too."""
+    values = [override.partition("=")[2] for override in overrides]
+    return any("://" in file for file in (name_or_path, *(value for value in values if value.startswith("@"))))
 
 
 def _tree(name_or_path: str, folder: str) -> dict[str, Any]:
@@ -129,9 +147,9 @@ def _tree(name_or_path: str, folder: str) -> dict[str, Any]:
     return tree
 
 
-def _checked(model: type[C], tree: Any, origin: str, settable: bool) -> C:
+def _checked(model: type[C], tree: Any, origin: str, settable: bool, allow_code: bool) -> C:
     try:
-        return model.model_validate(tree)
+        return model.model_validate(tree, context={ALLOW_CODE: allow_code})
     except ValidationError as error:
         raise ConfigError(f"{origin}:\n  " + "\n  ".join(lines(error, model, tree, settable))) from error
 

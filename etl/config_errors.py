@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from etl.config import nearest
+from etl.foreign import ALLOW_CODE
 
 PRIVATE = frozenset({"options", "storage"})
 """Keys below which credentials may be."""
@@ -128,7 +129,8 @@ def _about_tag(where: tuple[Any, ...], item: Any, model: type[BaseModel], tree: 
 def _tags_at(where: tuple[Any, ...], key: str, model: type[BaseModel], tree: Any) -> list[str]:
     """The tags that a place takes: pydantic names them when it is given one that cannot be."""
     try:
-        model.model_validate(_with_tag(tree, where, key))
+        # The tags are known without the code that the rest of the tree may name.
+        model.model_validate(_with_tag(tree, where, key), context={ALLOW_CODE: False})
     except ValidationError as error:
         for item in error.errors(include_url=False):
             if item["type"] == "union_tag_invalid" and item["ctx"]["tag"] == "?":

@@ -16,6 +16,7 @@ from etl.errors import SchemaError
 from etl.filters.answers import AnswerStep
 from etl.filters.contamination import ContaminationStep
 from etl.filters.language import LanguageStep
+from etl.foreign import Foreign
 from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
 from etl.mixture.cuts import AnyCut
@@ -26,6 +27,7 @@ from etl.step import BatchFn, Step
 AnyStep = Annotated[
     AnswerStep | LanguageStep | PerplexityStep | IfdStep | HarmonyStep | CtxBucketStep | EmbedStep | ContaminationStep,
     Field(discriminator="kind"),
+    Foreign(Step, "open"),
 ]
 
 

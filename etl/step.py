@@ -12,21 +12,20 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.config import Config
 from etl.errors import SchemaError
+from etl.foreign import Kinded
 from etl.schema import VERDICT
 
 BatchFn = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
-class Step(Config):
+class Step(Kinded):
     """A transform from a record batch to a record batch of the same length.
 
     `reads` are the columns that it needs, `adds` the columns that it appends; a step that can drop rows lists
     `verdict` in neither: every batch has the `verdict` column, and `drop` fills it.
     """
 
-    kind: str
     version: ClassVar[int] = 1
     """Raised when the same configuration and input would give another output; part of the fingerprint."""
     reads: ClassVar[tuple[str, ...]] = ()
@@ -44,7 +43,13 @@ class Step(Config):
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides what the step writes."""
-        return {"kind": self.kind, "version": self.version, **self.fingerprinted(), "artefacts": self.artefacts()}
+        return {
+            "kind": self.kind,
+            "version": self.version,
+            **self.fingerprinted(),
+            "artefacts": self.artefacts(),
+            **self.code(),
+        }
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         """The schema after this step.

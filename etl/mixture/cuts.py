@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from etl.config import Config
 from etl.errors import SchemaError
+from etl.foreign import Foreign, Kinded
 from etl.hashing import hash_array, ordered_bits
 from etl.step import live
 
@@ -49,13 +50,12 @@ HISTOGRAM = pa.schema(
 )
 
 
-class Cut(Config):
+class Cut(Kinded):
     """Base of the cuts. A subclass says which group a row is in, what its score is, and how many of a group to keep.
 
     Within a group the rows with the smallest keys are kept. Rows that no group claims are not touched.
     """
 
-    kind: str
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """The step that a dropped row's verdict names, and the folder of the cut's dataset."""
     version: ClassVar[int] = 1
@@ -67,7 +67,7 @@ class Cut(Config):
     def identity(self) -> dict[str, Any]:
         """Everything that decides where the cut falls, beside the rows; the version from 2 on."""
         version = {"version": self.version} if self.version > 1 else {}
-        return {**version, **self.fingerprinted()}
+        return {**version, **self.fingerprinted(), **self.code()}
 
     def reads(self) -> tuple[str, ...]:
         """Columns that the cut looks at."""
@@ -176,7 +176,11 @@ class PercentileCut(Cut):
         return {group: int(np.ceil(self.keep * rows - 1e-9)) for group, rows in totals.items()}
 
 
-AnyCut = Annotated[ShareCut | PercentileCut, Field(discriminator="kind")]
+AnyCut = Annotated[
+    ShareCut | PercentileCut,
+    Field(discriminator="kind"),
+    Foreign(Cut, "reason", "reads", "numeric", "group", "score", "quotas"),
+]
 
 
 class Threshold(Config):

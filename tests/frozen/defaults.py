@@ -52,7 +52,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "UnitDedup": ("paragraph_hits", "paragraph"),
 }
 """Configurations of etl without a version of their own: the jobs, classes or `training` whose versions they go by."""
-UNVERSIONED = {"Config", "Cutting", "Dedup", "Pipeline", "Recipe"}
+UNVERSIONED = {"Config", "Cutting", "Dedup", "Kinded", "Pipeline", "Recipe"}
 """Their fields say which jobs there are or how finely work is cut: another default is seen in the fingerprints."""
 
 

@@ -16,18 +16,17 @@ import torch
 from pydantic import Field
 from torch.nn.functional import logsigmoid
 
-from etl.config import Config
 from etl.errors import DataError
 from etl.schema import SPAN_KINDS
 from training.data.collate import Pack, PackTensors
 from training.losses.chunked_head import LmHead
-from training.losses.spans import KINDS, Counts, LossOutput, StepContext
+from training.losses.spans import KINDS, Counts, LossOutput, Objective, StepContext
 from training.losses.token_nll import TokenNll
 
 CHOSEN, REJECTED = 0, 1
 
 
-class Dpo(Config):
+class Dpo(Objective):
     """`kind: dpo`. Counts: pairs, tokens by span kind, chosen tokens by span kind.
 
     Sums: loss, pairs with a positive margin, margins, rewards of the chosen and of the rejected side (beta * (S - R)),

@@ -18,8 +18,10 @@ import torch
 from pydantic import Field
 
 from etl.config import Config
+from etl.foreign import Kinded
 from etl.schema import SPAN_KINDS
 from training.data.collate import Pack, PackTensors
+from training.losses.chunked_head import LmHead
 
 KINDS = len(SPAN_KINDS)
 
@@ -98,11 +100,27 @@ class Supervised:
         return zero.index_add_(0, self.kind, values.double() * self.share)
 
 
-class SpanObjective(Config):
-    """Base of the losses of tokens. `counts` begins with tokens [kinds] and documents [kinds]."""
+class Objective(Kinded):
+    """Base of what a training step minimises."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """What a pack or the step must bring: teacher_logp, topk, teacher_model, pairs, reference_logp."""
+
+    def counts(self, pack: Pack) -> Counts:
+        """float64 [n]: what is summed over the packs of all ranks before the step."""
+        raise NotImplementedError
+
+    def loss(self, head: LmHead, hidden: torch.Tensor, batch: PackTensors, step: StepContext) -> LossOutput:
+        """Loss of a pack from its hidden states [T, H]."""
+        raise NotImplementedError
+
+    def report(self, counts: torch.Tensor, sums: torch.Tensor) -> dict[str, Any]:
+        """`loss`, `span_loss`, `span_tokens` and more to log, from the global counts and sums on the CPU."""
+        raise NotImplementedError
+
+
+class SpanObjective(Objective):
+    """Base of the losses of tokens. `counts` begins with tokens [kinds] and documents [kinds]."""
 
     span_weights: SpanWeights = SpanWeights()
     normalise: Literal["token", "example"] = "token"

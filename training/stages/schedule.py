@@ -21,7 +21,7 @@ from etl.hashing import xxh64
 from training.data.stream.plan import StreamConfig
 from training.data.teacher_table import TeacherTable
 from training.engine.optimizer import OptimizerConfig
-from training.losses.objective import CrossEntropy, Objective, TopKDivergence
+from training.losses.objective import AnyObjective, CrossEntropy, TopKDivergence
 from training.stages.state import Evaluation, StageState
 
 _INVERSE_GOLDEN_RATIO = 0.6180339887498949
@@ -33,7 +33,7 @@ class ArmConfig(Config):
     name: str = "main"
     share: float = Field(default=1.0, gt=0)
     """Part of the stage's optimizer steps; shares are taken relative to their sum."""
-    objective: Objective = CrossEntropy()
+    objective: AnyObjective = CrossEntropy()
     data: dict[str, Any] = {}
     """Keys of `data` that differ for this arm, e.g. `teacher` or `corpus`."""
 
