@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.arrays import I64
+from etl.arrays import I64, Bools
 from etl.hashing import fixed_binary, hash_array, hash_columns
 from etl.rows import ROW_BITS, RowsRef
 from etl.schema import ID
@@ -161,6 +161,30 @@ def first_of_groups(batches: Iterable[pa.RecordBatch], key: str) -> Iterator[tup
         first = np.repeat(starts, np.diff(np.append(starts, len(hashes))))
         yield table, first
         opened = table.take(pa.array(first[-1:])).to_batches()
+
+
+class Changes:
+    """Where the rows of a stream differ from the one before them, whatever batches they come in; holds one row."""
+
+    def __init__(self) -> None:
+        self._last: I64 | None = None
+
+    def push(self, columns: I64) -> Bools:
+        """By column, whether each of the next rows differs from the one before it there; the first of all does.
+
+        Args:
+            columns: the rows, int64 [columns, rows].
+
+        Returns:
+            bool [columns, rows].
+        """
+        changed = np.ones(columns.shape, np.bool_)
+        changed[:, 1:] = columns[:, 1:] != columns[:, :-1]
+        if columns.shape[1]:
+            if self._last is not None:
+                changed[:, 0] = columns[:, 0] != self._last
+            self._last = columns[:, -1].copy()
+        return changed
 
 
 class RowFeed:

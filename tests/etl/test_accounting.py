@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.accounting import account, count_by_source
-from etl.schema import VERDICT
+from etl.accounting import account, count_by_source, judged
+from etl.schema import VERDICT, aligned
 from etl.storage.manifest import accounting_gaps, sum_counts
 
 STEPS = ("one", "two")
@@ -28,6 +28,19 @@ def test_losses_are_counted_where_they_happened():
         },
         "books": {"one": {"in": 1, "made": 0, "kept": 1}, "two": {"in": 1, "made": 0, "kept": 0, "x": 1}},
     }
+
+
+def test_a_row_group_comes_with_its_account_and_without_the_columns_that_are_not_its_own():
+    before = pa.record_batch(
+        [pa.array([bytes(16), b"1" * 16]), pa.array(["web", "web"]), verdicts(None, None)],
+        ["id", "source_dataset", "verdict"],
+    )
+    after = before.append_column("score", pa.array([1, 2])).set_column(2, "verdict", verdicts(None, ("one", "x")))
+    schema = aligned(pa.schema([("score", pa.float64())]))
+    chunk = judged(["one"], before, after, schema)
+    assert chunk.batch.schema == schema
+    assert [(row["id"], row["score"]) for row in chunk.batch.to_pylist()] == [(bytes(16), 1.0), (b"1" * 16, 2.0)]
+    assert (chunk.rows_in, chunk.accounting) == (2, {"web": {"one": {"in": 2, "made": 0, "kept": 1, "x": 1}}})
 
 
 def test_a_source_whose_rows_are_all_gone_is_listed():

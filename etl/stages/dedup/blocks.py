@@ -22,7 +22,16 @@ from etl.dedup.blocks import Blocks, ChunkStream
 from etl.dedup.components import Components
 from etl.hashing import hash_columns, signed
 from etl.stages.dedup.stars import LABEL
-from etl.stages.keyed import distinct, first_of_groups, hashed_buckets, int64_schema, reduced, to_batch, to_numpy
+from etl.stages.keyed import (
+    Changes,
+    distinct,
+    first_of_groups,
+    hashed_buckets,
+    int64_schema,
+    reduced,
+    to_batch,
+    to_numpy,
+)
 from etl.storage.build import Chunk
 from etl.storage.dataset import DatasetRef
 
@@ -90,12 +99,11 @@ def join_keys(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]
 
 
 def _nodes(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    last = -1
+    changes = Changes()
     for table, first in first_of_groups(batches, "row"):
         row, value, is_key = (table[name].to_numpy() for name in ("row", "value", "is_key"))
         taken = np.flatnonzero(is_key)
-        taken = taken[np.diff(row[taken], prepend=last) != 0]
-        last = row[taken[-1]] if len(taken) else last
+        taken = taken[changes.push(row[np.newaxis, taken])[0]]
         yield to_batch([row[taken], value[first[taken]], value[taken]], NODE)
 
 
@@ -183,12 +191,11 @@ def join_first_chunk(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator
 
 
 def _first_ends(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    last = np.full((2, 1), -1, np.int64)
+    changes = Changes()
     for table, first in first_of_groups(batches, "row"):
         taken = np.flatnonzero(table["is_pair"].to_numpy())
         pairs = np.stack(to_numpy(table.select(["row", "other"]).take(pa.array(taken)), ("row", "other")))
-        fresh = (np.diff(pairs, axis=1, prepend=last) != 0).any(axis=0)
-        last = pairs[:, -1:] if len(taken) else last
+        fresh = changes.push(pairs).any(axis=0)
         component, chunk = _heads(table, first[taken[fresh]])
         yield to_batch([*pairs[:, fresh], component, chunk], END)
 

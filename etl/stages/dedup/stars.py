@@ -16,7 +16,7 @@ from etl.dedup.stars import LargeStar, SmallStar, max_rounds
 from etl.engine import Exchange
 from etl.rows import ROW_BITS, Rows
 from etl.stages.context import Context
-from etl.stages.keyed import buckets_of, hashed_buckets, int64_schema, reduced, to_batch, to_numpy
+from etl.stages.keyed import Changes, buckets_of, hashed_buckets, int64_schema, reduced, to_batch, to_numpy
 from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset, DatasetRef
 
@@ -68,6 +68,7 @@ class EmitLabels:
             node, smaller = to_numpy(batch, TIE.names)
             centre = np.unique(smaller)
             row, component = np.concatenate([node, centre]), np.concatenate([smaller, centre])
+            # A canary is in no split: its key (etl.dedup.canaries) has higher bits, so any bucket will do.
             bucket = buckets_of(row >> ROW_BITS, self.num_splits)
             yield pa.RecordBatch.from_arrays([bucket, pa.array(row), pa.array(component)], schema=ARC)
 
@@ -100,13 +101,12 @@ def first_labels(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chu
 
 
 def _labelled(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    last = np.full((2, 1), -1, np.int64)
+    changes = Changes()
     for batch in batches:
         labels = np.stack(to_numpy(batch, ARC_ORDER))
-        step = np.diff(labels, axis=1, prepend=last) != 0
-        assert not (step[1] & ~step[0]).any(), "a row has two labels"
-        last = labels[:, -1:] if batch.num_rows else last
-        yield to_batch(labels[:, step[0]], LABEL)
+        new_node, new_label = changes.push(labels)
+        assert not (new_label & ~new_node).any(), "a row has two labels"
+        yield to_batch(labels[:, new_node], LABEL)
 
 
 def contract(context: Context, rows: Rows, name: str, pairs: Dataset, ends: tuple[str, str]) -> Dataset:

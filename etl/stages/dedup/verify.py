@@ -25,6 +25,7 @@ from etl.rows import RowsRef
 from etl.schema import ID, PAIR, encoded
 from etl.stages.dedup.bands import MakeCanaries
 from etl.stages.keyed import (
+    Changes,
     buckets_of,
     distinct,
     recut,
@@ -263,7 +264,7 @@ class Verify:
         def verified() -> Iterator[pa.RecordBatch]:
             nonlocal pairs_in
             held = HeldSets()
-            last = np.full((3, 1), -1, np.int64)
+            changes = Changes()
             for batch in slices(batches, _VERIFY_ROWS):
                 is_edge = batch.column("is_edge")
                 sets, edges = batch.filter(pc.invert(is_edge)), batch.filter(is_edge)
@@ -273,9 +274,7 @@ class Verify:
                 if edges.num_rows:
                     # A pair found in bands of several buckets comes several times, in sequence.
                     pairs = np.stack(to_numpy(edges, ("block", "a", "b")))
-                    fresh = (np.diff(pairs, axis=1, prepend=last) != 0).any(axis=0)
-                    last = pairs[:, -1:]
-                    pairs = pairs[:, fresh]
+                    pairs = pairs[:, changes.push(pairs).any(axis=0)]
                     copies = canaries.which_canaries(pairs[2])
                     pairs_in += int((~copies).sum())
                     _count_levels(found, self._similar(held, pairs[:, copies]))

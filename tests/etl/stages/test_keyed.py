@@ -1,5 +1,6 @@
 """Streams of rows with row keys, against plain Python, for every way to cut them."""
 
+import itertools
 import uuid
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from etl.schema import ID
 from etl.stages.keyed import (
     OUT_ROWS,
+    Changes,
     Counted,
     RowFeed,
     bucket_of_hash128,
@@ -24,8 +26,10 @@ from etl.stages.keyed import (
     reduced,
     routed,
     row_keys,
+    rows_with_found,
     slices,
     source_places,
+    splits_of,
     uuid_texts,
 )
 from tests.etl.stages.toybatches import ToyRows, cut_at, verdict_column
@@ -39,6 +43,7 @@ cuts = st.lists(st.integers(0, 40), max_size=6)
 def test_a_row_key_holds_the_split_and_the_row():
     assert row_keys(3, 5, 2).tolist() == [(3 << 32) + 5, (3 << 32) + 6]
     assert row_keys(0, 0, 0).tolist() == []
+    assert splits_of(row_keys(3, 5, 2)).equals(pa.array([3, 3], pa.int32()))
 
 
 def test_live_rows_have_the_keys_of_their_places_over_all_row_groups():
@@ -112,6 +117,42 @@ def test_a_feed_gives_every_row_once_at_its_turn_however_the_stream_is_cut(rows,
         assert given_now["n"] == expected
         assert given_now["row"] == [sorted(rows)[n] for n in expected]
         seen += len(expected)
+
+
+@given(
+    st.lists(st.integers(1, 5), max_size=4),
+    st.lists(st.integers(0, 19), max_size=30),
+    cuts,
+)
+def test_what_was_found_comes_with_the_row_group_of_its_row_however_the_stream_is_cut(sizes, found, where):
+    """Several hits for a row, none for others, the last row of a group and the first of the next one alike."""
+    num_rows, first = sum(sizes), 3 << 32
+    found = sorted(row for row in found if row < num_rows)
+    starts = np.cumsum([0, *sizes]).tolist()
+    groups = [pa.record_batch({"n": range(start, end)}) for start, end in itertools.pairwise(starts)]
+    stream = pa.table({"n": pa.array(found, pa.int64()), "row": pa.array([first + row for row in found], pa.int64())})
+    rows = ToyRows([], [], [], groups)
+    pieces = list(rows_with_found(rows, 3, ["n"], cut_at(stream, where), stream.schema))
+    assert [batch.column("n").to_pylist() for batch, _ in pieces] == [group.column("n").to_pylist() for group in groups]
+    assert all(hits.schema == stream.schema for _, hits in pieces)
+    assert [hits["n"].to_pylist() for _, hits in pieces] == [
+        [row for row in found if start <= row < end] for start, end in itertools.pairwise(starts)
+    ]
+    for batch, hits in pieces:
+        assert batch.column("n").take(hits["row"].combine_chunks()).to_pylist() == hits["n"].to_pylist()
+
+
+@given(st.lists(st.tuples(st.sampled_from([-(2**63), -1, 0, 2**63 - 1]), st.integers(0, 1)), max_size=12), cuts)
+def test_a_row_that_differs_from_the_one_before_is_told_over_all_batches(rows, where):
+    columns = np.array(rows, np.int64).reshape(-1, 2).T
+    changes = Changes()
+    borders = [0, *sorted(min(cut, len(rows)) for cut in where), len(rows)]
+    found = np.concatenate([changes.push(columns[:, start:end]) for start, end in itertools.pairwise(borders)], axis=1)
+    before = [(None, None), *rows]
+    assert found.T.tolist() == [
+        [mine != theirs for mine, theirs in zip(row, last, strict=True)]
+        for row, last in zip(rows, before[: len(rows)], strict=True)
+    ]
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 10, 16, 100])

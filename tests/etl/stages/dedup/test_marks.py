@@ -1,42 +1,52 @@
 """Found rows brought back to the split that holds them: verdicts, clusters, accounts."""
 
 import uuid
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.schema import ID
-from etl.stages.dedup.marks import HIT, LOSER, ClusterMark, EmitHits, LoserMark, MarkSplit, losers
+from etl.rows import Rows
+from etl.schema import ID, PROMPT, aligned
+from etl.stages.context import Context
+from etl.stages.dedup.marks import HIT, LOSER, ClusterMark, EmitHits, LoserMark, Mark, losers, mark_hits, one_a_row
 from etl.stages.keyed import routed
+from etl.step import append, drop
 from etl.storage.location import Location
-from tests.etl.stages.toybatches import EARLIER, ToyRows, cut_at, identity, ids, rows_of, verdict_column
+from tests.engines.inprocess import InProcessEngine
+from tests.etl.rows import say
+from tests.etl.stages.dedup.toys import groups_of, marked
+from tests.etl.stages.toybatches import EARLIER, identity, ids, rows_of
+from tests.etl.stages.toys import read, text_recipe
 from tests.etl.storage.builds import commit
 
-SPLIT = 2
-KEY = SPLIT << 32
+TOY_HIT = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("word", pa.string(), nullable=False)])
 
 
-def groups_of(sizes, dropped=()):
-    """Row groups of so many rows, numbered through; the rows in `dropped` have a verdict."""
-    groups, start = [], 0
-    for size in sizes:
-        numbers = range(start, start + size)
-        columns = [ids(numbers), pa.array(["toy"] * size), verdict_column(size, {n - start for n in dropped})]
-        groups.append(pa.record_batch(columns, ["id", "source_dataset", "verdict"]))
-        start += size
-    return groups
+@dataclass(frozen=True)
+class ToyMark(Mark):
+    """A row's words, of any number of hits; three of them are too many."""
 
+    table: ClassVar[str] = "TOY"
+    hits: ClassVar[pa.Schema] = TOY_HIT
 
-def marked(mark, groups, hits, cuts=()):
-    """What `MarkSplit` writes for hits by row number: the values of the columns behind `row`."""
-    schema = routed(mark.hits)
-    columns = [[SPLIT] * len(hits), [KEY + row for row in sorted(hits)]]
-    columns += [[hits[row][place] for row in sorted(hits)] for place in range(len(mark.hits) - 1)]
-    table = pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)
-    return list(MarkSplit(ToyRows([], [], groups), mark)(SPLIT, cut_at(table, cuts)))
+    @property
+    def columns(self):
+        return pa.schema([("words", pa.string())])
+
+    def judge(self, batch, found):
+        assert found.schema == TOY_HIT
+        words = [[] for _ in range(batch.num_rows)]
+        for hit in found.to_pylist():
+            words[hit["row"]].append(hit["word"])
+        column = pa.array(["".join(sorted(mine)) for mine in words])
+        done = drop(batch, self.step, pc.greater(pc.utf8_length(column), 2), "many", column)
+        return append(done, self.columns, [column])
 
 
 @given(
@@ -49,7 +59,7 @@ def test_losers_get_a_verdict_unless_they_have_one(sizes, lost, dropped, cuts):
     num_rows = sum(sizes)
     lost = {row for row in lost if row < num_rows}
     survivor = identity(99)
-    chunks = marked(LoserMark("exact", "copy"), groups_of(sizes, dropped), {row: [survivor] for row in lost}, cuts)
+    chunks = marked(LoserMark("exact", "copy"), groups_of(sizes, dropped), [(row, survivor) for row in lost], cuts)
     assert [chunk.batch.num_rows for chunk in chunks] == sizes
     fresh = {"step": "exact", "reason": "copy", "value": str(uuid.UUID(bytes=survivor))}
     for number, row in enumerate(rows_of(chunks)):
@@ -64,7 +74,7 @@ def test_losers_get_a_verdict_unless_they_have_one(sizes, lost, dropped, cuts):
 
 
 def test_a_row_that_was_not_found_is_a_cluster_of_its_own_and_a_dropped_one_has_none():
-    hits = {0: [identity(0), 3, 0, 1.0], 2: [identity(0), 3, 1, 0.9], 3: [identity(0), 3, 2, 0.5]}
+    hits = [(0, identity(0), 3, 0, 1.0), (2, identity(0), 3, 1, 0.9), (3, identity(0), 3, 2, 0.5)]
     chunks = marked(ClusterMark("near", "near_duplicate", 0.8), groups_of([2, 3], dropped=[4]), hits)
     rows = rows_of(chunks)
     clusters = [(row["cluster_id"], row["cluster_size"], row["cluster_rank"], row["cluster_jaccard"]) for row in rows]
@@ -78,10 +88,67 @@ def test_a_row_that_was_not_found_is_a_cluster_of_its_own_and_a_dropped_one_has_
 
 @pytest.mark.parametrize(("jaccard", "is_dropped"), [(0.8, True), (0.8 - 1e-13, True), (0.79, False)])
 def test_a_row_as_similar_as_the_threshold_is_dropped(jaccard, is_dropped):
-    hits = {0: [identity(0), 2, 0, 1.0], 1: [identity(0), 2, 1, jaccard]}
+    hits = [(0, identity(0), 2, 0, 1.0), (1, identity(0), 2, 1, jaccard)]
     first, second = rows_of(marked(ClusterMark("near", "near_duplicate", 0.8), groups_of([2]), hits))
     assert first["verdict"] is None
     assert (second["verdict"] is not None) == is_dropped
+
+
+@given(
+    st.lists(st.integers(1, 5), max_size=4),
+    st.lists(st.tuples(st.integers(0, 19), st.sampled_from("abc")), max_size=40),
+    st.sets(st.integers(0, 19)),
+    st.lists(st.integers(0, 40), max_size=4),
+)
+def test_a_mark_sees_all_hits_of_a_row_and_of_no_other(sizes, hits, dropped, cuts):
+    """Also without a hit, and in a split without rows; hits of the last row of a group and of the next one's first."""
+    hits = [hit for hit in hits if hit[0] < sum(sizes)]
+    chunks = marked(ToyMark("toy"), groups_of(sizes, dropped), hits, cuts)
+    assert [chunk.batch.num_rows for chunk in chunks] == [chunk.rows_in for chunk in chunks] == sizes
+    assert all(chunk.batch.schema == aligned(ToyMark("toy").columns) for chunk in chunks)
+    for number, row in enumerate(rows_of(chunks)):
+        words = "".join(sorted(word for hit, word in hits if hit == number))
+        many = {"step": "toy", "reason": "many", "value": words} if len(words) > 2 else None
+        verdict = EARLIER if number in dropped else many
+        assert row == {"id": identity(number), "words": words, "verdict": verdict}
+
+
+def test_the_only_hit_of_a_row_stands_at_its_place():
+    found = pa.table({"row": pa.array([1, 3], pa.int64()), "n": [10, 30], "word": ["x", None]})
+    assert [column.to_pylist() for column in one_a_row(found, 5)] == [
+        [None, 10, None, 30, None], [None, "x", None, None, None],
+    ]  # fmt: skip
+    assert [column.to_pylist() for column in one_a_row(found.slice(0, 0), 2)] == [[None, None], [None, None]]
+
+
+def test_a_mark_is_fingerprinted_by_its_fields():
+    assert LoserMark("exact", "copy").semantic == {"mark": {"step": "exact", "reason": "copy"}}
+    near = ClusterMark("near", "near_duplicate", 0.8).semantic
+    assert near == {"mark": {"step": "near", "reason": "near_duplicate", "drop_below": 0.8}}
+
+
+def test_hits_are_marked_whatever_split_has_found_them(tmp_path):
+    """Three splits of two rows, the last but one without a hit; hits of all of them in either part."""
+    made = {"source_dataset": "toy", "split_key": "1", "skill_bucket": "B5", "messages": [say("text", "any")]}
+    rows = [made | {"id": identity(n), "source_example_id": f"{n}"} for n in range(6)]
+    splits = [[pa.RecordBatch.from_pylist(rows[at : at + 2], PROMPT)] for at in (0, 2, 4)]
+    recipe = text_recipe(tmp_path / "out", {"toy": []})
+    base = Rows.of(commit(recipe.place / "ingest", PROMPT, splits, "ingest"))
+    keys = {n: (n // 2 << 32) + n % 2 for n in range(6)}
+    parts = [[(4, "a"), (1, "b"), (4, "c")], [(0, "d"), (4, "e")]]
+    batches = [[pa.RecordBatch.from_pylist([{"row": keys[n], "word": w} for n, w in part], TOY_HIT)] for part in parts]
+    hits = commit(recipe.place / "toy_hits", TOY_HIT, batches, "toy_hits")
+    context = Context(InProcessEngine(), recipe, lambda line: None)
+    done = mark_hits(context, base, hits, ToyMark("toy"), {"found": 5})
+    assert done.schema.names == [*PROMPT.names, "words", "verdict"]
+    table = done.datasets[-1].result()
+    assert {row["id"]: row["words"] for row in read(table)} == {
+        identity(n): word for n, word in enumerate(["d", "b", "", "", "ace", ""])
+    }
+    manifest = table.manifest
+    assert (manifest.stage, manifest.table, manifest.findings) == ("toy", "TOY", {"found": 5})
+    assert set(manifest.made_from["inputs"]) == {"ingest", "toy_hits"}
+    assert manifest.accounting == {"toy": {"toy": {"in": 6, "made": 0, "kept": 5, "many": 1}}}
 
 
 def test_losers_name_the_first_row_of_their_group():

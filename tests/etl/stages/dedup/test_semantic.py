@@ -1,5 +1,6 @@
 import importlib.util
 import random
+import uuid
 from itertools import groupby
 
 import numpy as np
@@ -8,7 +9,11 @@ import pytest
 from etl.errors import SchemaError
 from etl.run.run import check
 from etl.stages.dedup import semantic_compare
+from etl.stages.dedup.semantic import SemanticMark
+from etl.stages.dedup.semantic_cells import cluster_numbers
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
+from tests.etl.stages.dedup.toys import groups_of, marked
+from tests.etl.stages.toybatches import EARLIER, identity, rows_of
 from tests.etl.stages.toys import (
     ENGLISH,
     EXERCISES,
@@ -84,6 +89,20 @@ def test_rows_go_that_are_similar_to_a_better_row_of_their_cluster(tmp_path):
         assert {item["semantic_cluster_size"] for item in members} == {len(kept)}
     assert removed > 20
     assert sum(map(len, clusters.values())) == 150
+
+
+def test_a_row_that_goes_keeps_its_cluster_and_one_that_was_not_found_has_none():
+    """Cell 5 is B2-C2. Rows 0 and 4 stay in cluster 3 of it, row 3 goes for row 4; row 1 was dropped before."""
+    (cluster,) = cluster_numbers(np.array([5]), 3).tolist()
+    hits = [(0, cluster, 2, 0, None), (4, cluster, 2, 1, None), (3, cluster, 2, None, identity(4))]
+    rows = rows_of(marked(SemanticMark("semantic"), groups_of([2, 3], dropped=[1]), hits))
+    gone = {"step": "semantic", "reason": "semantic_duplicate", "value": str(uuid.UUID(int=4))}
+    assert [tuple(row.values()) for row in rows] == [
+        (identity(0), "B2-C2-00003", 2, 0, None), (identity(1), None, None, None, EARLIER),
+        (identity(2), None, None, None, None), (identity(3), "B2-C2-00003", 2, None, gone),
+        (identity(4), "B2-C2-00003", 2, 1, None),
+    ]  # fmt: skip
+    assert SemanticMark("semantic").semantic == {"step": "semantic"}
 
 
 def test_each_row_is_with_the_nearest_centroid_of_its_cell(tmp_path):

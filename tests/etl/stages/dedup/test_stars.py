@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etl.dedup.canaries import canary_rows
 from etl.stages.dedup.stars import (
     ARC,
     TIE,
@@ -81,6 +82,13 @@ def test_labels_go_to_the_split_of_their_row_and_a_centre_names_itself(tmp_path)
     assert sorted(zip(*(found[name].to_pylist() for name in ARC.names), strict=True)) == [
         (0, 2, 2), (0, 5, 2), (0, 7, 7), (0, 7, 7), (1, far, 2),
     ]  # fmt: skip
+
+
+def test_the_label_of_a_canary_goes_to_one_of_the_splits(tmp_path):
+    canaries = canary_rows(np.array([5, 6, (1 << 32) + 4]), np.array([1, 2, 9])).tolist()
+    (found,) = EmitLabels(stored(tmp_path / "ties", [(canary, 2) for canary in canaries]), 3)(0)
+    assert set(found.column("bucket").to_pylist()) <= {0, 1, 2}
+    assert sorted(found.column("node").to_pylist()) == [2, *sorted(canaries)]
 
 
 def test_a_centre_that_every_leaf_names_has_one_label():

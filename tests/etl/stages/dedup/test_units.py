@@ -7,13 +7,15 @@ import pyarrow as pa
 import pytest
 
 from etl.dedup.survivor import Survivor
-from etl.dedup.units import UnitDedup
+from etl.dedup.units import UNITS_VERSION, UnitDedup
 from etl.rows import Rows
-from etl.schema import PROMPT, REMOVED
+from etl.schema import MESSAGE, PROMPT, REMOVED
 from etl.stages.context import Context
-from etl.stages.dedup.units import FindUnits, dedup_units
+from etl.stages.dedup.units import FindUnits, UnitMark, dedup_units
 from tests.engines.inprocess import IdleEngine, InProcessEngine
-from tests.etl.rows import say
+from tests.etl.rows import asked, say
+from tests.etl.stages.dedup.toys import groups_of, marked
+from tests.etl.stages.toybatches import EARLIER, rows_of
 from tests.etl.stages.toys import make_recipe, read, row, run, stage, text_recipe, write_jsonl
 from tests.etl.storage.builds import commit
 
@@ -120,6 +122,31 @@ def test_a_document_with_too_little_left_is_dropped_and_says_so(tmp_path):
     }
     assert texts_of(result) == {"d1": rows[0]["text"], "d2": "", "d3": "five words are left here"}
     assert result.accounting["b"]["paragraph"] == {"in": 2, "made": 0, "kept": 0, "only_duplicate_units": 2}
+
+
+def test_the_units_that_were_found_go_from_their_row_and_no_other():
+    """Two units of row 1, the last of its row group; all of row 2; row 3 was dropped before; row 4 is no document."""
+    document = [say("text", "one two\nthree four\nfive six seven")]
+    messages = [document] * 4 + [asked("a\nb", "c")]
+    texts = [pa.array(messages[:2], pa.list_(MESSAGE)), pa.array(messages[2:], pa.list_(MESSAGE))]
+    groups = groups_of([2, 3], dropped=[3])
+    groups = [group.append_column("messages", text) for group, text in zip(groups, texts, strict=True)]
+    mark = UnitMark("line", UnitDedup(unit="line", min_words=3, min_left_words=2))
+    hits = [(1, 2), (1, 0), (2, 0), (2, 1), (2, 2), (3, 1)]
+    chunks = marked(mark, groups, hits)
+    found = [
+        ([(cut["start"], cut["end"]) for cut in row["removed"] or []], row["num_lines_removed"], row["verdict"])
+        for row in rows_of(chunks)
+    ]
+    gone = {"step": "line", "reason": "only_duplicate_units", "value": "0"}
+    assert found == [
+        ([], 0, None), ([(0, 8), (18, 33)], 2, None), ([(0, 33)], 3, gone), ([(8, 19)], 1, EARLIER), ([], 0, None),
+    ]  # fmt: skip
+    assert [chunk.accounting["toy"]["line"] for chunk in chunks] == [
+        {"in": 2, "made": 0, "kept": 2}, {"in": 2, "made": 0, "kept": 1, "only_duplicate_units": 1},
+    ]  # fmt: skip
+    semantic = {"units": UNITS_VERSION, "unit": "line", "min_left_words": 2}
+    assert (mark.semantic, mark.columns.names) == (semantic, ["removed", "num_lines_removed"])
 
 
 def test_short_documents_that_lose_nothing_stay(tmp_path):

@@ -1,8 +1,13 @@
-"""Toy texts with families of near duplicates, and runs of the dedup stage over them."""
+"""Toy texts with families of near duplicates, runs of the dedup stage over them, and splits that a mark judges."""
 
 import random
 import re
 
+import pyarrow as pa
+
+from etl.stages.dedup.marks import MarkSplit
+from etl.stages.keyed import routed
+from tests.etl.stages.toybatches import ToyRows, cut_at, ids, verdict_column
 from tests.etl.stages.toys import ENGLISH, make_recipe, row, run, sentence, stage, write_jsonl, write_parquet
 
 NEAR = {"threshold": 0.7, "bands": 20, "rows": 5}
@@ -61,3 +66,33 @@ def word_ngrams(text, n=5):
 def digests(output, names):
     """Content digests of some datasets of a run."""
     return {name: stage(output, name).manifest.content_digest for name in names}
+
+
+SPLIT = 2
+"""Of the rows that `marked` judges."""
+
+
+def groups_of(sizes, dropped=()):
+    """Row groups of so many rows, numbered through; the rows in `dropped` have a verdict."""
+    groups, start = [], 0
+    for size in sizes:
+        numbers = range(start, start + size)
+        columns = [ids(numbers), pa.array(["toy"] * size), verdict_column(size, {n - start for n in dropped})]
+        groups.append(pa.record_batch(columns, ["id", "source_dataset", "verdict"]))
+        start += size
+    return groups
+
+
+def marked(mark, groups, hits, cuts=()):
+    """What `MarkSplit` writes.
+
+    Args:
+        mark: that judges.
+        groups: the row groups of the split.
+        hits: (row number, what `mark.hits` has behind `row` …), in any order.
+        cuts: where the stream of hits is cut.
+    """
+    schema = routed(mark.hits)
+    lines = [(SPLIT, (SPLIT << 32) + row, *values) for row, *values in sorted(hits, key=lambda hit: hit[0])]
+    table = pa.Table.from_pylist([dict(zip(schema.names, line, strict=True)) for line in lines], schema)
+    return list(MarkSplit(ToyRows([], [], groups), mark)(SPLIT, cut_at(table, cuts)))
