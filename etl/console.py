@@ -35,6 +35,13 @@ Overrides = Annotated[
         help="Override one key; @FILE is its text.",
     ),
 ]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Let a configuration from a URI name classes from outside the package, which run here.",
+    ),
+]
 
 
 def report(line: str) -> None:

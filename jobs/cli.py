@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from etl.console import Overrides, command, report, run_app
+from etl.console import AllowCode, Overrides, command, report, run_app
 from etl.storage.catalog import Dialect, statements
 from etl.storage.location import Location
 from etl.storage.opened import Run
@@ -31,11 +31,11 @@ app.add_typer(cli_training.app)
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")]
 
 
-def _recipe(name: str, overrides: list[str]) -> "Recipe":
+def _recipe(name: str, overrides: list[str], allow_code: bool) -> "Recipe":
     from etl import conf
     from etl.recipe import Recipe
 
-    return conf.load(Recipe, name, "recipes", overrides)
+    return conf.load(Recipe, name, "recipes", overrides, allow_code)
 
 
 def _counted(number: int, noun: str) -> str:
@@ -51,9 +51,10 @@ def run_command(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Of the local engine.", show_default="the CPUs of this process")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run a recipe; what is committed with the same fingerprint is not done again."""
-    run_on(engine, recipe, set_, processes)
+    run_on(engine, recipe, set_, processes, allow_code)
 
 
 @app.command("plan")
@@ -63,6 +64,7 @@ def plan_command(
     set_: Overrides,
     sample: Annotated[bool, typer.Option("--sample", help="Predict rows, bytes, shuffles and CPU time, too.")] = False,
     sample_mb: Annotated[int, typer.Option(min=1, help="Stored MB of input to predict from.")] = 16,
+    allow_code: AllowCode = False,
 ) -> None:
     """Say what a run would do, stage by stage, and which field makes a stage run again; nothing runs.
 
@@ -70,7 +72,7 @@ def plan_command(
     """
     from etl.run.plan import describe, plan_recipe
 
-    loaded = _recipe(recipe, set_)
+    loaded = _recipe(recipe, set_, allow_code)
     for line in describe(plan_recipe(loaded)):
         report(line)
     if sample:
@@ -86,11 +88,12 @@ def adopt_command(
     recipe: RecipeName,
     stage: Annotated[str, typer.Argument(help="A stage that `stillhouse plan` would run again.")],
     set_: Overrides,
+    allow_code: AllowCode = False,
 ) -> None:
     """Accept what is committed for a stage as this recipe's own; its manifest records what differs."""
     from etl.run.plan import adopt
 
-    for reason in adopt(_recipe(recipe, set_), stage):
+    for reason in adopt(_recipe(recipe, set_, allow_code), stage):
         report(f"adopted {stage} although {reason}")
 
 

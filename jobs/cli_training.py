@@ -3,12 +3,15 @@
 import json
 import sys
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from etl.console import OUT, Overrides, command, report
+from etl.console import OUT, AllowCode, Overrides, command, report
+
+if TYPE_CHECKING:
+    from training.config import TrainConfig
 
 app = typer.Typer()
 
@@ -30,12 +33,13 @@ def train_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained; train nothing.")] = False,
     overfit: Annotated[bool, typer.Option("--overfit-one-batch", help="Train on the first batch only.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Record some steps with torch's profiler.")] = False,
+    allow_code: AllowCode = False,
 ) -> int:
     """Train a student, in this process or in --nproc supervised ones; run again, it goes on."""
     if dry_run:
-        return _dry_run(name, set_, max(nproc, 1) * nnodes, json_)
+        return _dry_run(_loaded(name, set_, allow_code), max(nproc, 1) * nnodes, json_)
     flags = [*(["--json"] if json_ else []), *(["--overfit-one-batch"] if overfit else [])]
-    flags += ["--profile"] if profile else []
+    flags += [*(["--profile"] if profile else []), *(["--allow-code"] if allow_code else [])]
     words = ["--conf", name, *(word for item in set_ for word in ("--set", item)), *flags]
     if nproc == 0:
         from training.train import main
@@ -47,12 +51,16 @@ def train_command(
     return supervise([sys.executable, "-m", "training.train", *words], ranks, grace)
 
 
-def _dry_run(name: str, overrides: list[str], world_size: int, as_json: bool) -> int:
+def _loaded(name: str, overrides: list[str], allow_code: bool) -> "TrainConfig":
     from etl import conf
     from training.config import TrainConfig
+
+    return conf.load(TrainConfig, name, "training", overrides, allow_code)
+
+
+def _dry_run(config: "TrainConfig", world_size: int, as_json: bool) -> int:
     from training.stages.dry_run import dry_run
 
-    config = conf.load(TrainConfig, name, "training", overrides)
     config.check()
     found = dry_run(
         config.streams, config.stages, config.model, config.optimizer, config.deepspeed, world_size=world_size
@@ -99,15 +107,14 @@ def stream_digest_command(
     steps: Annotated[int, typer.Option(min=1, help="Global steps to cover.")] = 16,
     resume_at: Annotated[int | None, typer.Option(min=0, help="Stop after so many steps and go on anew.")] = None,
     stage: Annotated[str | None, typer.Option(help="A stage of the configuration; the first if not given.")] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Print the SHA-256 of the global token stream: the same for any --world-size, --workers and --resume-at."""
-    from etl import conf
-    from training.config import TrainConfig
     from training.data.digest import stream_digest
     from training.data.stream.decisions import DecisionLog
 
     threads = [] if workers is None else [f"read.workers={workers}"]
-    config = conf.load(TrainConfig, name, "training", [*set_, *threads])
+    config = _loaded(name, [*set_, *threads], allow_code)
     config.check()
     chosen = config.stage_named(stage)
     open_stream = partial(config.streams.open_stage, chosen, open_log=DecisionLog.preview)
@@ -124,14 +131,14 @@ def decide_command(
     set_: Overrides,
     stage: Annotated[str | None, typer.Option(help="A stage of the configuration; the first if not given.")] = None,
     arm: Annotated[str | None, typer.Option(help="An arm of the stage; the first if not given.")] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Decide for a run what its stream draws from a later segment on; the record is immutable."""
     from etl import conf
     from etl.errors import ConfigError
-    from training.config import TrainConfig
     from training.data.stream.decisions import DecisionLog
 
-    config = conf.load(TrainConfig, name, "training", set_)
+    config = _loaded(name, set_, allow_code)
     chosen = config.stage_named(stage)
     log = DecisionLog.existing(config.streams.log_folder(chosen, chosen.arm_named(arm)))
     decided = conf.parse_yaml(value, "--value")
@@ -143,14 +150,12 @@ def decide_command(
 
 @app.command("check-model")
 @command
-def check_model_command(name: ConfName, set_: Overrides) -> int:
+def check_model_command(name: ConfName, set_: Overrides, allow_code: AllowCode = False) -> int:
     """Check that a model factory keeps the trainer's contract; exit code 1 on any failure."""
-    from etl import conf
-    from training.config import TrainConfig
     from training.models.check_model import check_model
     from training.models.check_model import report as table_of
 
-    config = conf.load(TrainConfig, name, "training", set_)
+    config = _loaded(name, set_, allow_code)
     findings = check_model(config.model, config.seed)
     OUT.print(table_of(findings))
     return 0 if all(finding.passed for finding in findings) else 1

@@ -22,7 +22,13 @@ _NEEDS: dict[EngineName, tuple[str, str]] = {
 """A package that an engine or its steps need beside the core, and the extra of this project that brings it."""
 
 
-def run_on(engine: EngineName, name_or_path: str, overrides: list[str], processes: int | None = None) -> "RunResult":
+def run_on(
+    engine: EngineName,
+    name_or_path: str,
+    overrides: list[str],
+    processes: int | None = None,
+    allow_code: bool = False,
+) -> "RunResult":
     """Load a recipe with its overrides and run it.
 
     Args:
@@ -30,6 +36,7 @@ def run_on(engine: EngineName, name_or_path: str, overrides: list[str], processe
         name_or_path: of the recipe.
         overrides: KEY=VALUE each.
         processes: of the local engine; None: as many as the CPUs that this process may use.
+        allow_code: as etl.conf.load takes it.
 
     Raises:
         ConfigError: the engine's package is absent, or `processes` is given for an engine that has its own settings.
@@ -43,12 +50,12 @@ def run_on(engine: EngineName, name_or_path: str, overrides: list[str], processe
     if engine == "spark":
         from jobs import run_recipe as spark
 
-        return spark.run(name_or_path, overrides)
+        return spark.run(name_or_path, overrides, allow_code)
     if engine == "beam":
         from jobs import run_beam as beam
 
-        return beam.run(name_or_path, overrides, [])
-    return _run_locally(name_or_path, overrides, processes)
+        return beam.run(name_or_path, overrides, [], allow_code)
+    return _run_locally(name_or_path, overrides, processes, allow_code)
 
 
 def require_package(engine: EngineName) -> None:
@@ -66,13 +73,13 @@ def require_package(engine: EngineName) -> None:
         )
 
 
-def _run_locally(name_or_path: str, overrides: list[str], processes: int | None) -> "RunResult":
+def _run_locally(name_or_path: str, overrides: list[str], processes: int | None, allow_code: bool) -> "RunResult":
     from etl import conf
     from etl.engines.local import LocalEngine
     from etl.engines.pool import usable_cpus
     from etl.recipe import Recipe
     from etl.run.run import run_recipe
 
-    recipe = conf.load(Recipe, name_or_path, "recipes", overrides)
+    recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
     with contextlib.closing(LocalEngine(usable_cpus() if processes is None else processes)) as engine:
         return run_recipe(recipe, engine, report)

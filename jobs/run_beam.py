@@ -9,7 +9,7 @@ import sys
 import typer
 
 from etl import conf
-from etl.console import ConfFlag, Overrides, command, report, run_command
+from etl.console import AllowCode, ConfFlag, Overrides, command, report, run_command
 from etl.engines.beam import BeamEngine, JobNotRun
 from etl.engines.beam_options import pipeline_options, runs_here
 from etl.errors import ConfigError
@@ -18,14 +18,14 @@ from etl.run.run import RunResult, run_recipe
 from etl.sources.files import SAMPLE
 
 
-def run(name_or_path: str, overrides: list[str], flags: list[str]) -> RunResult:
-    """Load a recipe with its overrides and run it with Beam's flags.
+def run(name_or_path: str, overrides: list[str], flags: list[str], allow_code: bool = False) -> RunResult:
+    """Load a recipe with its overrides (etl.conf.load) and run it with Beam's flags.
 
     Raises:
         ConfigError: a flag of Beam's is wrong, or the recipe names a place that workers elsewhere do not reach.
         JobNotRun: the flags say that jobs are described only.
     """
-    recipe = conf.load(Recipe, name_or_path, "recipes", overrides)
+    recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
     options = pipeline_options(flags)
     if not runs_here(options):
         _check_reach(recipe)
@@ -59,10 +59,10 @@ def main(argv: list[str]) -> int:
 
 
 @command
-def _job(context: typer.Context, name: ConfFlag, set_: Overrides) -> None:
+def _job(context: typer.Context, name: ConfFlag, set_: Overrides, allow_code: AllowCode = False) -> None:
     """Run a recipe on Beam. Every other flag is one of Beam's; they may stand after `--`."""
     try:
-        run(name, set_, context.args)
+        run(name, set_, context.args, allow_code)
     except JobNotRun as described:
         report(str(described))
 

@@ -8,21 +8,21 @@ import sys
 from collections.abc import Iterator
 
 from etl import conf
-from etl.console import ConfFlag, Overrides, command, report, run_command
+from etl.console import AllowCode, ConfFlag, Overrides, command, report, run_command
 from etl.engines.spark import SparkEngine
 from etl.recipe import Recipe
 from etl.run.run import RunResult, run_recipe, run_stage
 
 
-def run(name_or_path: str, overrides: list[str]) -> RunResult:
-    """Load a recipe with its overrides and run it in the session that is there, or a local one."""
-    with _ready(name_or_path, overrides) as (recipe, engine):
+def run(name_or_path: str, overrides: list[str], allow_code: bool = False) -> RunResult:
+    """Load a recipe with its overrides (etl.conf.load) and run it in the session that is there, or a local one."""
+    with _ready(name_or_path, overrides, allow_code) as (recipe, engine):
         return run_recipe(recipe, engine, report)
 
 
 @contextlib.contextmanager
-def _ready(name_or_path: str, overrides: list[str]) -> Iterator[tuple[Recipe, SparkEngine]]:
-    recipe = conf.load(Recipe, name_or_path, "recipes", overrides)
+def _ready(name_or_path: str, overrides: list[str], allow_code: bool) -> Iterator[tuple[Recipe, SparkEngine]]:
+    recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
     engine = SparkEngine(report=report)
     try:
         yield recipe, engine
@@ -34,9 +34,9 @@ def main(argv: list[str]) -> int:
     """Exit code of one run: 0, or 2 for what the user can mend."""
 
     @command
-    def job(name: ConfFlag, set_: Overrides) -> None:
+    def job(name: ConfFlag, set_: Overrides, allow_code: AllowCode = False) -> None:
         """Run a recipe on Spark."""
-        run(name, set_)
+        run(name, set_, allow_code)
 
     return run_command(job, argv, "run_recipe.py")
 
@@ -45,9 +45,9 @@ def main_of_stage(stage: str, argv: list[str]) -> int:
     """Exit code of one stage of a recipe, the stages before it being committed."""
 
     @command
-    def job(name: ConfFlag, set_: Overrides) -> None:
+    def job(name: ConfFlag, set_: Overrides, allow_code: AllowCode = False) -> None:
         """Run one stage of a recipe on Spark; the stages before it must be committed."""
-        with _ready(name, set_) as (recipe, engine):
+        with _ready(name, set_, allow_code) as (recipe, engine):
             run_stage(recipe, engine, report, stage)
 
     return run_command(job, argv, f"stage_{stage}.py")

@@ -23,7 +23,7 @@ import torch
 import typer
 
 from etl import conf
-from etl.console import ConfFlag, Overrides, command, run_command
+from etl.console import AllowCode, ConfFlag, Overrides, command, run_command
 from etl.errors import DataError
 from etl.storage.location import Location
 from training.checkpoint.checkpoints import Checkpoints
@@ -357,6 +357,7 @@ def _job(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON line a logged step.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Record some steps with torch's profiler.")] = False,
     overfit: Annotated[bool, typer.Option("--overfit-one-batch", help="Train on the first batch only.")] = False,
+    allow_code: AllowCode = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="DeepSpeed's; LOCAL_RANK counts.")] = 0,
 ) -> None:
     """Train a student on a corpus."""
@@ -364,7 +365,7 @@ def _job(
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     first = os.environ.get("RANK", "0") == "0"
     options = RunOptions(sys.stdout if json_ and first else None, profile, overfit)
-    result = train(conf.load(TrainConfig, name, "training", set_), options=options)
+    result = train(conf.load(TrainConfig, name, "training", set_, allow_code), options=options)
     if first:
         sys.stdout.write(json.dumps(asdict(result)) + "\n")
 
