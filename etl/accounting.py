@@ -3,13 +3,18 @@
 The account of a pass is made from the `verdict` column before and after it, so a step cannot forget to count.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.storage.build import Chunk
 from etl.storage.manifest import Accounting
+
+NO_LIMITS: Final[Mapping[str, Collection[str]]] = MappingProxyType({})
+"""Every step takes the rows of every source."""
 
 
 def count_by_source(sources: pa.Array, mask: pa.BooleanArray) -> dict[str, int]:
@@ -19,7 +24,13 @@ def count_by_source(sources: pa.Array, mask: pa.BooleanArray) -> dict[str, int]:
     return dict(zip(counts["source"].to_pylist(), counts["hit_sum"].to_pylist(), strict=True))
 
 
-def judged(steps: Sequence[str], before: pa.RecordBatch, after: pa.RecordBatch, schema: pa.Schema) -> Chunk:
+def judged(
+    steps: Sequence[str],
+    before: pa.RecordBatch,
+    after: pa.RecordBatch,
+    schema: pa.Schema,
+    limits: Mapping[str, Collection[str]] = NO_LIMITS,
+) -> Chunk:
     """A row group of an aligned table, with the account of the pass that made it.
 
     Args:
@@ -27,12 +38,20 @@ def judged(steps: Sequence[str], before: pa.RecordBatch, after: pa.RecordBatch, 
         before: rows as the pass got them, with source_dataset and verdict.
         after: the same rows as it left them, with the columns of `schema` and perhaps others.
         schema: of the aligned table.
+        limits: by step, the sources that it is limited to.
     """
-    accounting = account(steps, before.column("source_dataset"), before.column("verdict"), after.column("verdict"))
+    verdicts = before.column("verdict"), after.column("verdict")
+    accounting = account(steps, before.column("source_dataset"), *verdicts, limits)
     return Chunk(after.select(schema.names).cast(schema), before.num_rows, accounting)
 
 
-def account(steps: Sequence[str], sources: pa.Array, before: pa.StructArray, after: pa.StructArray) -> Accounting:
+def account(
+    steps: Sequence[str],
+    sources: pa.Array,
+    before: pa.StructArray,
+    after: pa.StructArray,
+    limits: Mapping[str, Collection[str]] = NO_LIMITS,
+) -> Accounting:
     """The account of one pass over some rows.
 
     Args:
@@ -40,6 +59,7 @@ def account(steps: Sequence[str], sources: pa.Array, before: pa.StructArray, aft
         sources: source_dataset of each row.
         before: verdicts when the pass began.
         after: verdicts when it ended.
+        limits: by step, the sources that it is limited to; the others have no account of it.
     """
     was_live = pc.is_null(before)
     num_live = count_by_source(sources, was_live)
@@ -54,6 +74,8 @@ def account(steps: Sequence[str], sources: pa.Array, before: pa.StructArray, aft
     accounting: Accounting = {source: {} for source in num_live}
     for step in steps:
         for source, entering in num_live.items():
+            if source not in limits.get(step, (source,)):
+                continue
             drops = {
                 row["reason"]: row["count_all"] for row in losses if row["source"] == source and row["step"] == step
             }

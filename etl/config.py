@@ -2,9 +2,12 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+"""What tells steps or stages of one kind apart: the beginning of a column's name or of a folder's."""
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -3,8 +3,8 @@
 A new step is one class and one entry in `AnyStep`. The union is a visible table: "find usages" works on it.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -22,7 +22,7 @@ from etl.mixture.buckets import CtxBucketStep
 from etl.mixture.cuts import AnyCut
 from etl.scoring.ifd import IfdStep
 from etl.scoring.perplexity import PerplexityStep
-from etl.step import BatchFn, Step
+from etl.step import BatchFn, Offer, Step, on_selected
 
 AnyStep = Annotated[
     AnswerStep | LanguageStep | PerplexityStep | IfdStep | HarmonyStep | CtxBucketStep | EmbedStep | ContaminationStep,
@@ -32,9 +32,10 @@ AnyStep = Annotated[
 
 
 class Pipeline(Config):
-    """Steps that share one pass over the text, then cuts that look at what the steps measured."""
+    """Steps that share one pass over the text, then cuts that look at what was measured, by these or earlier steps."""
 
-    steps: tuple[AnyStep, ...] = Field(min_length=1)
+    steps: tuple[AnyStep, ...] = ()
+    """Without any, the pass is its cuts alone."""
     cuts: tuple[AnyCut, ...] = ()
     task_cpus: int = Field(default=0, ge=0)
     """Cores, GPUs and bytes of memory that a task of this pass needs; 0 leaves it to the engine's own settings."""
@@ -43,24 +44,32 @@ class Pipeline(Config):
 
     @model_validator(mode="after")
     def _distinct(self) -> "Pipeline":
-        names = [*(step.kind for step in self.steps), *(cut.name for cut in self.cuts)]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        if not self.steps and not self.cuts:
+            raise ValueError("a pass needs at least 1 of `steps` or `cuts`; give one, or leave the stage out")
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
         if twice:
-            raise ValueError(f"{twice} stand here more than once; accounts are kept by step, so names must differ")
+            raise ValueError(
+                f"{twice} stand here more than once; accounts are kept by step, so give each a `name` of its own"
+            )
         return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What may drop a row, as verdicts call it, in order."""
+        return tuple(each.label for each in (*self.steps, *self.cuts))
 
     @property
     def added(self) -> pa.Schema:
         """The columns that the steps append."""
-        return pa.schema([field for step in self.steps for field in step.adds])
+        return pa.schema([field for step in self.steps for field in step.added])
 
     def reads(self) -> list[str]:
         """The columns that must be there before the first step."""
         made: set[str] = set()
         needed: dict[str, None] = {}
         for step in self.steps:
-            needed |= dict.fromkeys(name for name in step.reads if name not in made)
-            made |= set(step.adds.names)
+            needed |= dict.fromkeys(name for name in step.needed if name not in made)
+            made |= set(step.added.names)
         return list(needed)
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
@@ -74,6 +83,19 @@ class Pipeline(Config):
         for cut in self.cuts:
             cut.check(schema)
         return schema
+
+    def check_sources(self, known: Collection[str]) -> None:
+        """Raises ValueError where a step or a cut is limited to a source that is not one of these."""
+        for each in (*self.steps, *self.cuts):
+            each.check_sources(known)
+
+    def asks(self) -> tuple[str, ...]:
+        """Names of the artefacts that stages of the same run make for the steps."""
+        return tuple(dict.fromkeys(name for step in self.steps for name in step.asks()))
+
+    def given(self, offered: Mapping[str, Offer]) -> Self:
+        """The pipeline whose steps have the artefacts that they ask for."""
+        return self.model_copy(update={"steps": tuple(step.given(offered) for step in self.steps)})
 
     def identity(self) -> list[dict[str, Any]]:
         """What decides the output of the steps, for a fingerprint."""
@@ -89,18 +111,54 @@ class Pipeline(Config):
 
 
 def open_steps(steps: Iterable[Step]) -> BatchFn:
-    """Load every step on this worker and return their composition."""
-    functions = [step.open() for step in steps]
+    """Load every step on this worker and return their composition.
+
+    Each step's function is shown a batch of `id` (where there is one), `verdict` and the columns that it reads, and
+    what it appends comes out under the names of `Step.added`. No column is copied for that; a selection of rows copies
+    the verdicts and the columns that its step has added.
+    """
+    functions = [_open(step) for step in steps]
 
     def run(batch: pa.RecordBatch) -> pa.RecordBatch:
-        rows = batch.num_rows
         for function in functions:
             batch = function(batch)
-            if batch.num_rows != rows:
-                raise SchemaError(f"a step turned {rows} rows into {batch.num_rows}; steps mark rows, they never drop")
         return batch
 
     return run
+
+
+def _open(step: Step) -> BatchFn:
+    function, added = step.open(), step.added
+    shown = {"id": "id", "verdict": "verdict", **step.inputs}
+
+    def run(batch: pa.RecordBatch) -> pa.RecordBatch:
+        names = {name: known for name, known in shown.items() if name != "id" or name in batch.schema.names}
+        narrow = batch.select(list(names)).rename_columns(list(names.values()))
+        done = on_selected(step, function, batch, narrow)
+        _check_columns(step, narrow.schema, done.schema)
+        place = batch.schema.get_field_index("verdict")
+        batch = batch.set_column(place, batch.schema.field(place), done.column("verdict"))
+        for field, name in zip(added, step.adds.names, strict=True):
+            batch = batch.append_column(field, done.column(name))
+        return batch
+
+    return run
+
+
+def _check_columns(step: Step, shown: pa.Schema, found: pa.Schema) -> None:
+    """The step's function has appended what the step declares, and nothing else."""
+    for field in step.adds:
+        if field.name not in found.names or found.field(field.name).type != field.type:
+            got = f"as {found.field(field.name).type}" if field.name in found.names else "without it"
+            raise SchemaError(
+                f"step '{step.label}' declares that it adds '{field.name}' as {field.type} and returned a batch {got}; "
+                "let its function append its columns by etl.step.append(batch, self.adds, arrays)"
+            )
+    more = [name for name in found.names if name not in shown.names and name not in step.adds.names]
+    if more:
+        raise SchemaError(
+            f"step '{step.label}' returned columns {more}, which its `adds` does not declare; add them there"
+        )
 
 
 def apply(steps: Iterable[Step], batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

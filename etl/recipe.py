@@ -149,11 +149,13 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "Recipe":
         pipelines = [pipeline for pipeline in (self.filter, self.score) if pipeline is not None]
-        cuts = [cut.name for pipeline in pipelines for cut in pipeline.cuts]
-        taken = sorted(STAGE_NAMES.intersection(cuts))
+        names = [label for pipeline in pipelines for label in pipeline.labels]
+        chosen = [each.label for pipeline in pipelines for each in (*pipeline.steps, *pipeline.cuts) if each.name]
+        taken = sorted(STAGE_NAMES.intersection(chosen))
         if taken:
-            raise ValueError(f"cuts are called {taken}, which are folders or steps of a run; give them other names")
-        names = [*cuts, *(step.kind for pipeline in pipelines for step in pipeline.steps)]
+            raise ValueError(
+                f"steps or cuts are called {taken}, which are folders or steps of a run; give them other names"
+            )
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"filter and score both have {twice}; accounts are kept by step, so names must differ")

@@ -21,6 +21,9 @@ SKILLS: Final = {
 }
 """What is in each skill bucket."""
 
+Skill = Literal["B1", "B2", "B3", "B4", "B5"]
+"""A key of SKILLS."""
+
 Encoding = Literal["dictionary", "byte_stream_split", "plain"]
 """How a column lies in a file: `dictionary` for most; `byte_stream_split` for token ids (1.31 bytes a token against
 1.67, and faster to read); `plain`, without compression, for hashes, in which there is nothing to pack."""

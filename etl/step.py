@@ -4,34 +4,144 @@ A subclass is a frozen pydantic model. It reads from YAML, pickles to the worker
 prints; there is no second class for its options and none for an engine. `open()` runs on the worker, loads what the
 step needs (a model, a vocabulary) and returns the function that does the work, one Arrow record batch at a time. The
 function returns a batch of the same length and order; a filter drops nothing, it fills `verdict`.
+
+What every step can be told beside its own options is done around that function (`etl.pipeline.open_steps`): a `name`
+goes before the names of its columns, `sources` and `skill_buckets` choose its rows. No subclass need know of them.
 """
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import field_validator
 
+from etl.config import Name, nearest
 from etl.errors import SchemaError
 from etl.foreign import Kinded
-from etl.schema import VERDICT
+from etl.schema import VERDICT, Skill
 
 BatchFn = Callable[[pa.RecordBatch], pa.RecordBatch]
 
+RUN: Final = "run:"
+"""What an artefact's name begins with in the place of a URI, where a stage of the same run makes it."""
 
-class Step(Kinded):
+
+class Selected(Kinded):
+    """Base of what works on rows and can be limited to some of them; both conditions hold where both are given."""
+
+    sources: tuple[str, ...] | None = None
+    """Names of the recipe's sources whose rows it works on; null takes those of every source."""
+    skill_buckets: tuple[Skill, ...] | None = None
+    """Skill buckets whose rows it works on; null takes those of every one."""
+
+    @field_validator("sources", "skill_buckets")
+    @classmethod
+    def _some(cls, values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """In one order, so that the order in the file is not in the fingerprint."""
+        if values == ():
+            raise ValueError("an empty list selects no row at all; leave it out, or write null, to select every row")
+        return values and tuple(sorted(set(values)))
+
+    @property
+    def label(self) -> str:
+        """What verdicts, accounts and messages call it."""
+        raise NotImplementedError(type(self).__name__)
+
+    @property
+    def selects_by(self) -> tuple[str, ...]:
+        """The columns that say whether a row is selected."""
+        chosen = {"source_dataset": self.sources, "skill_bucket": self.skill_buckets}
+        return tuple(column for column, values in chosen.items() if values is not None)
+
+    def selected(self, batch: pa.RecordBatch) -> pa.BooleanArray | None:
+        """True for the rows that it works on, with or without a verdict: bool [rows]; None where it takes all rows."""
+        masks = [
+            pc.is_in(batch.column(column), value_set=pa.array(values, pa.string()))
+            for column, values in (("source_dataset", self.sources), ("skill_bucket", self.skill_buckets))
+            if values is not None
+        ]
+        if not masks:
+            return None
+        return masks[0] if len(masks) == 1 else pc.and_(*masks)
+
+    def check_sources(self, known: Collection[str]) -> None:
+        """Find a source that is not there.
+
+        Args:
+            known: names of the recipe's sources.
+
+        Raises:
+            ValueError: `sources` names another one; the message has the nearest.
+        """
+        for source in self.sources or ():
+            if source not in known:
+                names = sorted(known)
+                raise ValueError(
+                    f"'{self.label}': sources names '{source}'; {nearest(source, names)}"
+                    f"the recipe's sources are {', '.join(names)}"
+                )
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that a stage of this run has trained on some of the rows."""
+
+    uri: str
+    sha256: str
+    """Digest of the model file."""
+    fraction: float
+    """Fraction of the rows, chosen by id, that it was trained on."""
+    seed: int
+    """Seed of that choice."""
+
+
+class Step(Selected):
     """A transform from a record batch to a record batch of the same length.
 
     `reads` are the columns that it needs, `adds` the columns that it appends; a step that can drop rows lists
-    `verdict` in neither: every batch has the `verdict` column, and `drop` fills it.
+    `verdict` in neither: every batch has the `verdict` column, and `drop` fills it. Its function gets a batch of `id`,
+    `verdict` and what it reads, and uses the names of `adds` whatever the step is called.
     """
 
+    name: Name | None = None
+    """Tells steps of one kind apart: what verdicts call the step, and what its columns begin with (NAME_COLUMN)."""
     version: ClassVar[int] = 1
     """Raised when the same configuration and input would give another output; part of the fingerprint."""
     reads: ClassVar[tuple[str, ...]] = ()
+    reads_namesake: ClassVar[tuple[str, ...]] = ()
+    """Those of `reads` that a step of another kind adds, which a named step reads from its namesake."""
     adds: ClassVar[pa.Schema] = pa.schema([])
     slow: ClassVar[bool] = False
     """True for model inference: a stage with a slow step checkpoints ranges of at most 1,000 rows."""
+
+    @property
+    def label(self) -> str:
+        """The name, else the kind. A step that reads from its namesake is called NAME-KIND, since the name is taken."""
+        kind = self.kind.rpartition(":")[2]
+        if self.name is None:
+            return kind
+        return f"{self.name}-{kind}" if self.reads_namesake else self.name
+
+    @property
+    def _prefix(self) -> str:
+        return "" if self.name is None else self.name.replace("-", "_") + "_"
+
+    @property
+    def added(self) -> pa.Schema:
+        """`adds` under the names that the columns have in a table: NAME_COLUMN where the step has a name."""
+        return pa.schema([field.with_name(self._prefix + field.name) for field in self.adds])
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Column of a table -> the name by which the step's function reads it."""
+        return {self._prefix + name if name in self.reads_namesake else name: name for name in self.reads}
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns of a table that must be there: those that the step reads and those that its rows are chosen by."""
+        return tuple(dict.fromkeys([*self.inputs, *self.selects_by]))
 
     def open(self) -> BatchFn:
         """Load what the step needs on this worker and return its function."""
@@ -40,6 +150,18 @@ class Step(Kinded):
     def artefacts(self) -> dict[str, str]:
         """Name and sha256 of each file that the output depends on, for the fingerprint."""
         return {}
+
+    def asks(self) -> tuple[str, ...]:
+        """Names of the artefacts that stages of the same run make for it: what stands behind `run:`."""
+        return ()
+
+    def given(self, offered: Mapping[str, Offer]) -> Self:
+        """The step with the artefacts that it asks for.
+
+        Args:
+            offered: by name, at least those of `asks`.
+        """
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides what the step writes."""
@@ -57,16 +179,20 @@ class Step(Kinded):
         Raises:
             SchemaError: a column that the step reads is absent, or one that it adds is already there.
         """
-        missing = [name for name in self.reads if name not in schema.names]
+        missing = [name for name in self.needed if name not in schema.names]
         if missing:
             raise SchemaError(
-                f"step '{self.kind}' reads {missing}, but only {schema.names} are there at that point; "
+                f"step '{self.label}' reads {missing}, but only {schema.names} are there at that point; "
                 "put the step that adds them earlier in the recipe"
             )
-        twice = [name for name in self.adds.names if name in schema.names]
+        added = self.added
+        twice = [name for name in added.names if name in schema.names]
         if twice:
-            raise SchemaError(f"step '{self.kind}' adds {twice}, which an earlier step has added already")
-        return pa.schema([*schema, *self.adds])
+            raise SchemaError(
+                f"step '{self.label}' adds {twice}, which an earlier step has added already; "
+                "give one of them a `name` of its own, with which its columns then begin"
+            )
+        return pa.schema([*schema, *added])
 
 
 def live(batch: pa.RecordBatch) -> pa.BooleanArray:
@@ -92,3 +218,39 @@ def drop(batch: pa.RecordBatch, step: str, mask: pa.BooleanArray, reason: str, v
     )
     merged = pc.if_else(hit, fresh, batch.column("verdict"))
     return batch.set_column(batch.schema.get_field_index("verdict"), "verdict", merged)
+
+
+def on_selected(owner: Selected, function: BatchFn, rows: pa.RecordBatch, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """What a function makes of a batch when it is shown the rows that are not selected as dropped ones.
+
+    Args:
+        owner: says which rows are selected, and whose function it is.
+        function: gives a batch of the same length and order.
+        rows: the whole rows, by which they are selected.
+        batch: those of their columns that the function gets.
+
+    Returns:
+        The function's batch; a row that is not selected has the verdict that it had, and null in new columns.
+
+    Raises:
+        SchemaError: the function has returned another number of rows.
+    """
+    selected = owner.selected(rows)
+    if selected is None:
+        return _of_same_length(owner, function(batch), batch)
+    others = pc.invert(selected)
+    done = function(drop(batch, owner.label, others, "not_selected", pa.nulls(batch.num_rows, pa.string())))
+    _of_same_length(owner, done, batch)
+    columns = []
+    for name, column in zip(done.schema.names, done.columns, strict=True):
+        before = batch.column(name) if name in batch.schema.names else pa.scalar(None, column.type)
+        columns.append(pc.if_else(others, before, column))
+    return pa.RecordBatch.from_arrays(columns, schema=done.schema)
+
+
+def _of_same_length(owner: Selected, done: pa.RecordBatch, batch: pa.RecordBatch) -> pa.RecordBatch:
+    if done.num_rows != batch.num_rows:
+        raise SchemaError(
+            f"'{owner.label}' turned {batch.num_rows} rows into {done.num_rows}; steps mark rows, they never drop"
+        )
+    return done

@@ -384,7 +384,7 @@ class ApplySteps(beam.PTransform[Any, Any]):
 class _ApplySteps(beam.DoFn):
     def __init__(self, steps: tuple[Step, ...]) -> None:
         self._steps = steps
-        self._reads = sorted({name for step in steps for name in step.reads if name in PROMPT.names})
+        self._reads = sorted({name for step in steps for name in step.needed if name in PROMPT.names})
 
     def setup(self) -> None:
         self._run: BatchFn = open_steps(self._steps)

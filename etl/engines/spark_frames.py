@@ -46,9 +46,11 @@ def apply(df: Any, steps: Sequence[Step]) -> Any:
     schema = given if "verdict" in given.names else pa.schema([*given, pa.field("verdict", VERDICT)])
     for step in steps:
         schema = step.output_schema(schema)
-    types = {
-        name: _known_types()[name] for step in steps for name in (*step.reads, "verdict") if name in _known_types()
-    }
+    known = _known_types()
+    read = {"verdict": "verdict"}
+    for step in steps:
+        read |= {name: name for name in step.selects_by} | step.inputs
+    types = {name: known[column] for name, column in read.items() if column in known}
     for field in df.schema:
         wanted = types.get(field.name)
         if wanted is not None and field.dataType.simpleString() != from_arrow_type(wanted).simpleString():

@@ -36,10 +36,10 @@ class AnswerStep(Step):
         final = is_final(items)
         blank = pc.and_(final, pc.match_substring_regex(pc.struct_field(items, "content"), _BLANK))
         empty = pa.array((count_messages(batch, final) == 0) | (count_messages(batch, blank) > 0))
-        batch = drop(batch, self.kind, empty, "empty_answer", pa.nulls(batch.num_rows, pa.string()))
+        batch = drop(batch, self.label, empty, "empty_answer", pa.nulls(batch.num_rows, pa.string()))
         text = final_text(batch)
         start = pc.utf8_slice_codeunits(text, 0, _VALUE_CHARACTERS)
         for phrase in self.failure_phrases:
             failed = pc.match_substring(text, phrase, ignore_case=True)
-            batch = drop(batch, self.kind, failed, "failed_generation", start)
+            batch = drop(batch, self.label, failed, "failed_generation", start)
         return batch

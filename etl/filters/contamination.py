@@ -168,7 +168,7 @@ class ContaminationStep(Step):
         def run(batch: pa.RecordBatch) -> pa.RecordBatch:
             hits, rows = self._search(index, batch)
             batch = append(batch, self.adds, [_lists(hits, rows, live(batch))])
-            return batch if self.action == "tag" else _dropped(batch, self.kind, hits, rows)
+            return batch if self.action == "tag" else _dropped(batch, self.label, hits, rows)
 
         return run
 
@@ -177,7 +177,7 @@ class ContaminationStep(Step):
 
     def _index(self, files: dict[str, list[Path]]) -> Path:
         """The index file of these benchmark files, made if it is not there."""
-        left_out = {"kind", "action", "fields", "max_hits"}
+        left_out = {"kind", "name", "sources", "skill_buckets", "action", "fields", "max_hits"}
         decides = {key: value for key, value in self.fingerprinted().items() if key not in left_out}
         made_from = {"version": [INDEX_VERSION, UNICODE_VERSION], "files": _digests(files), **decides}
         key = hashlib.sha256(canonical_json(made_from).encode()).hexdigest()

@@ -93,9 +93,9 @@ class LanguageStep(Step):
         value = pc.binary_join_element_wise(label, score.cast(pa.string()), " ")
         if self.keep is not None:
             kept = pc.is_in(_grouped(label), _grouped(pa.array(self.keep, pa.string())))
-            batch = drop(batch, self.kind, pc.invert(kept), "language_not_kept", value)
+            batch = drop(batch, self.label, pc.invert(kept), "language_not_kept", value)
         below = pc.less(score, self.min_score)
-        return drop(batch, self.kind, below, "language_score_below_min", value)
+        return drop(batch, self.label, below, "language_score_below_min", value)
 
 
 def judged_text(texts: pa.StringArray) -> pa.StringArray:

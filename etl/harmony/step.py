@@ -88,12 +88,12 @@ class HarmonyStep(Step):
         column = batch.column("messages")
         messages = Messages.of(pc.if_else(live(batch), column, pa.scalar([], column.type)))
         problems = messages.problems()
-        batch = drop(batch, self.kind, problems.is_valid(), "unrenderable", problems)
+        batch = drop(batch, self.label, problems.is_valid(), "unrenderable", problems)
         answers = np.array([key.role == "assistant" for key in messages.keys], bool)[messages.key]
         documents = messages.is_text & (pc.binary_length(messages.content).to_numpy(zero_copy_only=False) > 0)
         silent = ~messages.rows_with(answers | documents)
         num_messages = pa.array(np.diff(messages.offsets))
-        return drop(batch, self.kind, pa.array(silent), "no_supervised_tokens", num_messages)
+        return drop(batch, self.label, pa.array(silent), "no_supervised_tokens", num_messages)
 
 
 def _columns(rendered: Rendered, is_live: npt.NDArray[np.bool_], effort: str) -> list[pa.Array]:

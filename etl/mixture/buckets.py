@@ -18,6 +18,7 @@ class CtxBucketStep(Step):
 
     kind: Literal["ctx_bucket"] = "ctx_bucket"
     reads: ClassVar[tuple[str, ...]] = ("n_tokens",)
+    reads_namesake: ClassVar[tuple[str, ...]] = ("n_tokens",)
     adds: ClassVar[pa.Schema] = pa.schema([pa.field("ctx_bucket", pa.string())])
 
     max_tokens: int = Field(default=LARGEST, ge=1, le=LARGEST)
@@ -29,7 +30,7 @@ class CtxBucketStep(Step):
         def bucket(batch: pa.RecordBatch) -> pa.RecordBatch:
             num_tokens = batch.column("n_tokens")
             too_long = pc.greater(num_tokens, self.max_tokens)
-            batch = drop(batch, self.kind, too_long, "longer_than_max_tokens", num_tokens)
+            batch = drop(batch, self.label, too_long, "longer_than_max_tokens", num_tokens)
             is_live = live(batch)
             sizes = pc.if_else(is_live, num_tokens, 0).to_numpy(zero_copy_only=False)
             index = pa.array(np.searchsorted(limits, sizes), mask=~is_live.to_numpy(zero_copy_only=False))

@@ -18,9 +18,9 @@ from pydantic import Field, model_validator
 
 from etl.config import Config
 from etl.errors import SchemaError
-from etl.foreign import Foreign, Kinded
+from etl.foreign import Foreign
 from etl.hashing import hash_array, ordered_bits
-from etl.step import live
+from etl.step import Selected, live
 
 DIGITS = 6
 RADIX = 1 << 16
@@ -50,7 +50,7 @@ HISTOGRAM = pa.schema(
 )
 
 
-class Cut(Kinded):
+class Cut(Selected):
     """Base of the cuts. A subclass says which group a row is in, what its score is, and how many of a group to keep.
 
     Within a group the rows with the smallest keys are kept. Rows that no group claims are not touched.
@@ -63,6 +63,15 @@ class Cut(Kinded):
     reason: ClassVar[str]
     first_digit: ClassVar[int] = 0
     """Digits before this one are equal for all rows (a cut without a score starts at the hash)."""
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns that must be there: those that it looks at and those that its rows are chosen by."""
+        return tuple(dict.fromkeys([*self.reads(), *self.selects_by]))
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides where the cut falls, beside the rows; the version from 2 on."""

@@ -31,6 +31,9 @@ from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.manifest import Accounting
 from etl.storage.remote import storage_options
 
+TABLES = {"filter": "FILTER", "score": "SCORE", "tokenize": "TOKENIZED"}
+"""The table that a stage of steps writes."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -87,7 +90,7 @@ def _steps(recipe: Recipe, stage: str) -> list[str]:
     pipeline = _pipeline(recipe, stage)
     if pipeline is None:
         return [stage]
-    return [*(step.kind for step in pipeline.steps), *(cut.name for cut in pipeline.cuts)]
+    return list(pipeline.labels)
 
 
 def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) -> RunResult:
@@ -166,7 +169,7 @@ def run_stages(context: Context, enter: Callable[[str], None] = nothing) -> RunR
             assert pipeline is not None, stage
             if model is not None:
                 pipeline = with_model(pipeline, recipe.kenlm, model)
-            rows = run_pipeline(context, rows, stage, pipeline)
+            rows = run_pipeline(context, rows, stage, TABLES[stage], pipeline)
         stages |= dict.fromkeys(_steps(recipe, stage), stage)
     dropped = _write_dropped(context, rows, stages)
     if "layout" in recipe.stages:

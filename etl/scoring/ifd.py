@@ -97,7 +97,7 @@ class IfdStep(Step):
         batch = append(batch, self.adds, [*arrays, pa.array(num_tokens, mask=num_tokens == 0), _or_null(ratio)])
         if self.formula == "reciprocal":
             return batch
-        return drop(batch, self.kind, pa.array(ratio > 1.0), "ifd_misaligned", _or_null(ratio))
+        return drop(batch, self.label, pa.array(ratio > 1.0), "ifd_misaligned", _or_null(ratio))
 
     def _pairs(self, lm: CausalLM, instruction: str, answer: str) -> Sequence[Pair]:
         """With and without the instruction; nothing when the row cannot be scored."""

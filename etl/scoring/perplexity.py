@@ -10,7 +10,8 @@ which is the formula of CCNet (Wenzek et al. 2020) on other lines. One core scor
 trigram model; the model file is memory-mapped when it is KenLM's binary format, and read whole when it is ARPA.
 """
 
-from typing import ClassVar, Final, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Final, Literal, Self
 
 import kenlm
 import numpy as np
@@ -24,7 +25,7 @@ from etl.errors import ConfigError
 from etl.messages import full_text, instruction_text, response_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.scoring.lines import LINES_VERSION, count_words, normalised_lines
-from etl.step import BatchFn, Step, append, live
+from etl.step import RUN, BatchFn, Offer, Step, append, live
 
 TEXTS: Final = {"full": full_text, "instruction": instruction_text, "response": response_text}
 SAMPLE_PURPOSE: Final = "kenlm"
@@ -44,7 +45,8 @@ class PerplexityStep(Step):
     located: ClassVar[frozenset[str]] = frozenset({"model", "sha256"})
 
     model: str
-    """Path or URI of the model, KenLM binary or ARPA."""
+    """Path or URI of the model, KenLM binary or ARPA; `run:kenlm` is what the kenlm stage of this run trains, and
+    `run:NAME-kenlm` what the one of that name does: then digest and sample are its own."""
     sha256: str | None = None
     """Digest that the model file must have."""
     text: Literal["full", "instruction", "response"] = "full"
@@ -56,6 +58,16 @@ class PerplexityStep(Step):
 
     def artefacts(self) -> dict[str, str]:
         return {"kenlm": file_sha256(fetch(self.model, self.sha256))}
+
+    def asks(self) -> tuple[str, ...]:
+        return (self.model.removeprefix(RUN),) if self.model.startswith(RUN) else ()
+
+    def given(self, offered: Mapping[str, Offer]) -> Self:
+        if not self.asks():
+            return self
+        offer = offered[self.model.removeprefix(RUN)]
+        trained = {"sample_fraction": offer.fraction, "sample_seed": offer.seed}
+        return self.model_copy(update={"model": offer.uri, "sha256": offer.sha256, **trained})
 
     def open(self) -> BatchFn:
         model = load(str(fetch(self.model, self.sha256)))

@@ -4,7 +4,7 @@ A pass reads only the columns that its steps need. A slow step (a model) leaves 
 60 s below its dataset's folder, so a kill costs at most that much of a split.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ from etl.pipeline import Pipeline, open_steps
 from etl.rows import Rows, RowsRef
 from etl.schema import aligned
 from etl.stages.context import Context
-from etl.step import drop
+from etl.step import Selected, drop
 from etl.storage.batches import LIMITS, Limits, checkpointed
 from etl.storage.build import Chunk
 from etl.storage.dataset import CHECKPOINTS
@@ -35,8 +35,6 @@ from etl.storage.remote import Storage, storage_options
 _SLICE_ROWS = 20
 """Rows that a slow step gets at once; a checkpoint is written between two slices."""
 _KEYS = ("id", "source_dataset", "verdict")
-_TABLES = {"filter": "FILTER", "score": "SCORE", "tokenize": "TOKENIZED", "embeddings": "EMBEDDING"}
-"""The table that a stage of steps writes."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,6 @@ class RunSteps:
     def __call__(self, split: int) -> Iterator[Chunk]:
         columns = list(dict.fromkeys([*_KEYS, *self.pipeline.reads()]))
         schema = aligned(self.pipeline.added)
-        steps = [step.kind for step in self.pipeline.steps]
         with storage_options(self.storage):
             run = open_steps(self.pipeline.steps)
 
@@ -69,28 +66,39 @@ class RunSteps:
                 done = pa.Table.from_batches(pieces, schema=schema).combine_chunks().to_batches()[0]
             else:
                 done = narrow(batch)
-            yield judged(steps, batch, done, schema)
+            yield _judged(self.pipeline.steps, batch, done, schema)
             start += batch.num_rows
 
 
-def run_pipeline(context: Context, rows: Rows, stage: str, pipeline: Pipeline) -> Rows:
-    """Write DIR/<stage> with what the steps measured, then DIR/<cut name> for each cut.
+def _judged(owners: Sequence[Selected], before: pa.RecordBatch, after: pa.RecordBatch, schema: pa.Schema) -> Chunk:
+    """A row group of an aligned table with the accounts of steps or cuts."""
+    limits = {owner.label: owner.sources for owner in owners if owner.sources is not None}
+    return judged([owner.label for owner in owners], before, after, schema, limits)
+
+
+def run_pipeline(context: Context, rows: Rows, folder: str, table: str, pipeline: Pipeline) -> Rows:
+    """Write DIR/<folder>, a dataset of <table>, with what the steps measured, then DIR/<cut name> for each cut.
 
     Raises:
         SchemaError: a step reads a column that is not there.
         ConfigError: an artefact of a step is absent or wrong.
     """
     pipeline.output_schema(rows.schema)
-    columns = list(dict.fromkeys([*_KEYS, *pipeline.reads()]))
-    schema = aligned(pipeline.added)
-    semantic = {"steps": pipeline.identity()}
-    job = context.job(stage, _TABLES[stage], schema, semantic, rows.tables(columns), rows)
-    work = RunSteps(rows.ref, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.recipe.storage)
-    resources = Resources(pipeline.task_cpus, pipeline.task_gpus, pipeline.task_memory_bytes)
-    rows = rows.with_side(context.map(job, rows.splits, work, resources), schema)
+    if pipeline.steps:
+        rows = _run_steps(context, rows, folder, table, pipeline)
     for cut in pipeline.cuts:
         rows = run_cut(context, rows, cut)
     return rows
+
+
+def _run_steps(context: Context, rows: Rows, folder: str, table: str, pipeline: Pipeline) -> Rows:
+    columns = list(dict.fromkeys([*_KEYS, *pipeline.reads()]))
+    schema = aligned(pipeline.added)
+    semantic = {"steps": pipeline.identity()}
+    job = context.job(folder, table, schema, semantic, rows.tables(columns), rows)
+    work = RunSteps(rows.ref, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.recipe.storage)
+    resources = Resources(pipeline.task_cpus, pipeline.task_gpus, pipeline.task_memory_bytes)
+    return rows.with_side(context.map(job, rows.splits, work, resources), schema)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class CountDigits:
     prefixes: dict[str, tuple[int, ...]] | None
 
     def __call__(self, split: int) -> Iterator[Chunk]:
-        columns = list(dict.fromkeys(["id", "verdict", *self.cut.reads()]))
+        columns = list(dict.fromkeys(["id", "verdict", *self.cut.needed]))
         counts = histogram(self.cut, self.rows.read(split, columns), self.digit, self.prefixes)
         yield Chunk(counts, counts.num_rows)
 
@@ -117,19 +125,19 @@ class ApplyCut:
     thresholds: dict[str, Threshold]
 
     def __call__(self, split: int) -> Iterator[Chunk]:
-        columns = list(dict.fromkeys([*_KEYS, *self.cut.reads()]))
+        columns = list(dict.fromkeys([*_KEYS, *self.cut.needed]))
         schema = aligned(pa.schema([]))
         for batch in self.rows.read(split, columns):
             mask = beyond(self.cut, batch, self.thresholds)
             done = drop(batch, self.cut.name, mask, self.cut.reason, batch.column(self.cut.column).cast(pa.string()))
-            yield judged([self.cut.name], batch, done, schema)
+            yield _judged([self.cut], batch, done, schema)
 
 
 def run_cut(context: Context, rows: Rows, cut: AnyCut) -> Rows:
     """Find the thresholds, a committed round at a time, and write DIR/<cut name> with the verdicts."""
     search = Search(cut)
     semantic = {"cut": cut.identity()}
-    inputs = rows.tables(["verdict", *cut.reads()])
+    inputs = rows.tables(["verdict", *cut.needed])
     while not search.done:
         prefixes = search.prefixes
         stage = f"rounds/{cut.name}-{search.digit}"

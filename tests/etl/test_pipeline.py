@@ -15,8 +15,9 @@ from etl.mixture.cuts import PercentileCut, ShareCut
 from etl.pipeline import Pipeline, apply, open_steps
 from etl.schema import PROMPT, TOKENIZED_COLUMNS, VERDICT
 from etl.scoring.ifd import IfdStep
+from etl.scoring.kenlm_train import train
 from etl.scoring.perplexity import PerplexityStep
-from etl.step import Step
+from etl.step import BatchFn, Offer, Step, append
 from tests.etl.rows import asked, conversations, verdicts
 
 BASE = pa.schema([*PROMPT, pa.field("verdict", VERDICT)])
@@ -93,7 +94,7 @@ def test_names_that_stand_twice_are_refused(steps, cuts, twice):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([], "steps: .*at least 1"),
+        ([], "a pass needs at least 1 of `steps` or `cuts`"),
         ([{"kind": "langauge"}], r"steps\.0\.kind: there is no step 'langauge'; did you mean 'language'\?"),
         (
             [{"kind": "language", "minscore": 1}],
@@ -156,13 +157,131 @@ def test_steps_run_in_order_over_each_batch():
     assert done[1].schema.names[-1] == "ctx_bucket"
 
 
+class Doing(Step):
+    """Appends whatever its function is told to."""
+
+    kind: Literal["doing"] = "doing"
+    reads: ClassVar[tuple[str, ...]] = ("messages",)
+    adds: ClassVar[pa.Schema] = pa.schema([("n", pa.int32())])
+    does: ClassVar[BatchFn]
+
+    def open(self):
+        return type(self).does
+
+
+def doing(function) -> Doing:
+    return type("DoingThis", (Doing,), {"does": staticmethod(function), "__module__": __name__})()
+
+
 def test_a_step_that_drops_rows_is_told():
-    class Shorten(Step):
-        kind: Literal["shorten"] = "shorten"
-        adds: ClassVar[pa.Schema] = pa.schema([])
+    with pytest.raises(SchemaError, match=r"'doing' turned 2 rows into 1; steps mark rows, they never drop"):
+        open_steps([doing(lambda batch: batch.slice(1))])(conversations([asked("q", "a")] * 2))
 
-        def open(self):
-            return lambda batch: batch.slice(1)
 
-    with pytest.raises(SchemaError, match=r"turned 2 rows into 1; steps mark rows, they never drop"):
-        open_steps([Shorten()])(conversations([asked("q", "a")] * 2))
+NUMBERS = pa.array([1, 2], pa.int32())
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda batch: batch, "declares that it adds 'n' as int32 and returned a batch without it; let .*append"),
+        (
+            lambda batch: batch.append_column("n", NUMBERS.cast(pa.int64())),
+            "'n' as int32 and returned a batch as int64",
+        ),
+        (
+            lambda batch: batch.append_column("n", NUMBERS).append_column("m", NUMBERS),
+            r"returned columns \['m'\], which its",
+        ),
+    ],
+)
+def test_a_step_that_appends_something_else_than_it_declares_is_told(function, message):
+    with pytest.raises(SchemaError, match=f"step 'doing' .*{message}"):
+        open_steps([doing(function)])(conversations([asked("q", "a")] * 2))
+
+
+def test_a_step_is_shown_what_it_reads_and_nothing_is_copied_that_is_passed_on():
+    shown = []
+
+    def look(batch):
+        shown.append(batch)
+        return append(batch, Doing.adds, [NUMBERS])
+
+    batch = conversations([asked("q", "a")] * 2).append_column("big", pa.array(["x" * 100, "y"]))
+    done = open_steps([doing(look)])(batch)
+    assert shown[0].schema.names == ["id", "verdict", "messages"]
+    assert done.schema.names == [*batch.schema.names, "n"]
+    for name in batch.schema.names:
+        before, after = (each.column(name).buffers() for each in (batch, done))
+        assert [buffer and buffer.address for buffer in after] == [buffer and buffer.address for buffer in before]
+    assert open_steps([doing(look)])(batch.select(["verdict", "messages"])).schema.names[-1] == "n"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, ngram_model) -> tuple[str, str]:
+    other = train(["a b c d e f g", "g f e d c b a"], 2, tmp_path_factory.mktemp("ngram") / "model", 1_000_000)
+    return str(ngram_model), str(other.path)
+
+
+def test_steps_of_one_kind_stand_side_by_side_under_names(models):
+    """Each column is what the step alone, without a name, gives; the verdicts name the step that gave them."""
+    rows = [asked("What is that?", "That is water in a garden."), asked("Was ist das?", "Das ist der Garten und nicht")]
+    alone = [PerplexityStep(model=models[0]), PerplexityStep(model=models[1]), LanguageStep(), HarmonyStep()]
+    together = Pipeline(
+        steps=(
+            alone[0],
+            alone[1].model_copy(update={"name": "late-wiki"}),
+            alone[2],
+            LanguageStep(name="strict", keep=("en",)),
+            HarmonyStep(),
+            CtxBucketStep(),
+            HarmonyStep(name="short", developer="Be brief."),
+            CtxBucketStep(name="short"),
+        )
+    )
+    schema = together.output_schema(BASE)
+    assert together.labels[1:4] == ("late-wiki", "language", "strict")
+    assert together.labels[-2:] == ("short", "short-ctx_bucket")
+    assert together.reads() == ["id", "messages"]
+    batch = conversations(rows)
+    done = open_steps(together.steps)(batch)
+    assert [name for name in schema.names if name not in BASE.names] == done.schema.names[3:]
+    assert done.schema.names[3:6] == ["perplexity", "in_kenlm_sample", "late_wiki_perplexity"]
+    for step, prefix in zip(alone, ("", "late_wiki_", "strict_", ""), strict=True):
+        # The German row is dropped by `strict`, so tokens are compared on the first alone.
+        for name in step.adds.names:
+            expected = open_steps([step])(batch).column(name)
+            assert done.column(prefix + name)[0] == expected[0], name
+    assert done.column("short_n_tokens")[0].as_py() > done.column("n_tokens")[0].as_py()
+    assert [verdict and verdict[0] for verdict in verdicts(done)] == [None, "strict"]
+    assert done.column("short_ctx_bucket").to_pylist() == ["C1", None]
+
+
+def test_a_named_bucket_judges_the_tokens_of_its_namesake():
+    batch = conversations([asked("q", "a")] * 2)
+    batch = batch.append_column("n_tokens", pa.array([1, 50_000], pa.int32()))
+    batch = batch.append_column("x_y_n_tokens", pa.array([50_000, 5000], pa.int32()))
+    done = open_steps([CtxBucketStep(name="x-y")])(batch)
+    assert done.column("x_y_ctx_bucket").to_pylist() == [None, "C2"]
+    assert verdicts(done) == [("x-y-ctx_bucket", "longer_than_max_tokens", "50000"), None]
+
+
+def test_a_name_is_part_of_the_digest():
+    assert Pipeline(steps=(LanguageStep(name="x"),)).digest() != Pipeline(steps=(LanguageStep(),)).digest()
+
+
+def test_models_of_the_same_run_are_given_to_the_steps_that_ask():
+    read = Pipeline(steps=(PerplexityStep(model="run:kenlm"), PerplexityStep(model="m", name="x"), AnswerStep()))
+    assert read.asks() == ("kenlm",)
+    given = read.given({"kenlm": Offer("trained", "ab", 0.5, 3)})
+    assert [step.model for step in given.steps[:2]] == ["trained", "m"]
+    assert given.steps[1:] == read.steps[1:]
+
+
+def test_a_pass_of_cuts_alone():
+    read = pipeline(cuts=(percentile(column="n"),))
+    assert (read.steps, read.labels, read.reads(), read.slow) == ((), ("cut",), [], False)
+    schema = pa.schema([*BASE, ("n", pa.int32())])
+    assert read.output_schema(schema) == schema
+    with pytest.raises(SchemaError, match="cut 'cut' reads"):
+        read.output_schema(BASE)

@@ -5,10 +5,13 @@ from typing import ClassVar, Literal
 
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from etl.errors import SchemaError
-from etl.schema import VERDICT
-from etl.step import Step, append, drop, live
+from etl.harmony.step import HarmonyStep
+from etl.mixture.buckets import CtxBucketStep
+from etl.schema import VERDICT, encoding_of
+from etl.step import Offer, Step, append, drop, live
 
 EARLIER = {"step": "earlier", "reason": "x", "value": None}
 
@@ -88,6 +91,52 @@ def test_output_schema():
         Halve().output_schema(pa.schema([("m", pa.int64())]))
     with pytest.raises(SchemaError, match=r"step 'halve' adds \['half'\], which an earlier step has added"):
         Halve().output_schema(Halve().output_schema(schema))
+
+
+def test_a_name_is_the_label_and_begins_the_columns():
+    plain, named = Halve(), Halve(name="late-wiki")
+    assert (plain.label, named.label) == ("halve", "late-wiki")
+    assert (plain.added.names, named.added.names) == (["half"], ["late_wiki_half"])
+    assert named.adds.names == ["half"]
+    assert named.identity() == {**plain.identity(), "name": "late-wiki"}
+    schema = pa.schema([("n", pa.int64())])
+    assert named.output_schema(plain.output_schema(schema)).names == ["n", "half", "late_wiki_half"]
+    with pytest.raises(SchemaError, match=r"step 'a-b' adds \['a_b_half'\].*`name` of its own"):
+        Halve(name="a-b").output_schema(Halve(name="a_b").output_schema(schema))
+
+
+@pytest.mark.parametrize("name", ["", "1a", "_a", "a b", "a/b", "a.b", "ä", "a\n"])
+def test_a_name_is_good_for_a_column_and_a_folder(name):
+    with pytest.raises(ValidationError, match="name"):
+        Halve(name=name)
+
+
+def test_metadata_of_a_column_stays_under_its_other_name():
+    (field,) = (field for field in HarmonyStep(name="x").added if field.name == "x_input_ids")
+    assert encoding_of(field) == "byte_stream_split"
+
+
+def test_a_step_of_a_foreign_kind_is_called_as_its_class():
+    assert Foreign().label == "Foreign"
+    assert Foreign(name="x").label == "x"
+
+
+class Foreign(Step):
+    kind: str = "package.module:Foreign"
+
+
+def test_a_named_step_reads_from_its_namesake_what_another_kind_adds():
+    assert CtxBucketStep().needed == ("n_tokens",)
+    step = CtxBucketStep(name="chat")
+    assert step.inputs == {"chat_n_tokens": "n_tokens"}
+    assert (step.label, step.added.names) == ("chat-ctx_bucket", ["chat_ctx_bucket"])
+    with pytest.raises(SchemaError, match=r"step 'chat-ctx_bucket' reads \['chat_n_tokens'\]"):
+        step.output_schema(pa.schema(HarmonyStep().added))
+
+
+def test_a_step_asks_for_nothing_unless_it_says_so():
+    assert Halve().asks() == ()
+    assert Halve().given({"kenlm": Offer("m", "ab", 0.5, 1)}) == Halve()
 
 
 def test_a_step_pickles_and_hashes():

@@ -52,8 +52,9 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "UnitDedup": ("paragraph_hits", "paragraph"),
 }
 """Configurations of etl without a version of their own: the jobs, classes or `training` whose versions they go by."""
-UNVERSIONED = {"Config", "Cutting", "Dedup", "Kinded", "Pipeline", "Recipe"}
-"""Their fields say which jobs there are or how finely work is cut: another default is seen in the fingerprints."""
+UNVERSIONED = {"Config", "Cutting", "Dedup", "Kinded", "Pipeline", "Recipe", "Selected"}
+"""Their fields say which jobs there are or how finely work is cut: another default is seen in the fingerprints.
+Those of Selected are fields of every step and cut, which have a version."""
 
 
 def table(made_from: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

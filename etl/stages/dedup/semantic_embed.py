@@ -91,7 +91,7 @@ def embed_rows(context: Context, rows: Rows, cells: Cells, config: SemanticDedup
     """The rows with their embeddings beside them: DIR/embeddings, and DIR/semantic_terms for lexical ones."""
     if config.embedder == "lexical":
         return _embed_lexical(context, rows, cells, config)
-    return run_pipeline(context, rows, "embeddings", Pipeline(steps=(config.step(),)))
+    return run_pipeline(context, rows, "embeddings", "EMBEDDING", Pipeline(steps=(config.step(),)))
 
 
 def _embed_lexical(context: Context, rows: Rows, cells: Cells, config: SemanticDedup) -> Rows:

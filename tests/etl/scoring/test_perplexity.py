@@ -13,6 +13,7 @@ from etl.errors import ConfigError
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.scoring.kenlm_train import train
 from etl.scoring.perplexity import PerplexityStep
+from etl.step import Offer
 from tests.etl.rows import asked, conversations, verdicts
 
 
@@ -80,3 +81,15 @@ def test_a_wrong_digest_or_file_is_refused(model_path, tmp_path):
     (tmp_path / "text").write_text("not a model")
     with pytest.raises(ConfigError, match="not a model that KenLM reads"):
         PerplexityStep(model=str(tmp_path / "text")).open()
+
+
+def test_a_model_of_the_same_run_is_asked_for_and_given(model_path):
+    asked_for = PerplexityStep(model="run:late-kenlm", name="late", text="response")
+    assert asked_for.asks() == ("late-kenlm",)
+    offer = Offer(model_path, file_sha256(Path(model_path)), 0.25, 7)
+    given = asked_for.given({"kenlm": Offer("other", "", 0.5, 1), "late-kenlm": offer})
+    assert given == PerplexityStep(
+        model=model_path, sha256=offer.sha256, name="late", text="response", sample_fraction=0.25, sample_seed=7
+    )
+    assert given.asks() == ()
+    assert given.given({}) == given

@@ -12,6 +12,7 @@ import pytest
 
 from etl.errors import SchemaError
 from etl.rows import Rows
+from etl.run import run as run_module
 from etl.run.plan import plan_recipe
 from etl.stages import passes
 from etl.stages.context import Context
@@ -286,7 +287,7 @@ def old_recipe(tmp_path, monkeypatch):
     """A finished run that wrote the old word."""
     recipe = tokenized(tmp_path, "old")
     with monkeypatch.context() as patch:
-        patch.setitem(passes._TABLES, "tokenize", "TOKENIZE")
+        patch.setitem(run_module.TABLES, "tokenize", "TOKENIZE")
         run(recipe)
     assert words(recipe) == ("TOKENIZE", b"TOKENIZE")
     return recipe
@@ -328,7 +329,7 @@ def test_readers_take_both_words(old_recipe, tmp_path):
 def test_what_the_old_word_began_is_resumed(tmp_path, monkeypatch):
     recipe = tokenized(tmp_path, "old").model_copy(update={"stages": ("tokenize",)})
     with monkeypatch.context() as patch:
-        patch.setitem(passes._TABLES, "tokenize", "TOKENIZE")
+        patch.setitem(run_module.TABLES, "tokenize", "TOKENIZE")
         with pytest.raises(KilledError):
             run(recipe, DyingEngine(1))
     folder = tmp_path / "old" / "tokenize"
