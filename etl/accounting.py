@@ -10,6 +10,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.errors import SchemaError
 from etl.storage.build import Chunk
 from etl.storage.manifest import Accounting
 
@@ -60,6 +61,9 @@ def account(
         before: verdicts when the pass began.
         after: verdicts when it ended.
         limits: by step, the sources that it is limited to; the others have no account of it.
+
+    Raises:
+        SchemaError: a new verdict names none of the steps.
     """
     was_live = pc.is_null(before)
     num_live = count_by_source(sources, was_live)
@@ -82,5 +86,9 @@ def account(
             num_live[source] = entering - sum(drops.values())
             accounting[source][step] = {"in": entering, "made": 0, "kept": num_live[source], **drops}
     unnamed = {row["step"] for row in losses} - set(steps)
-    assert not unnamed, f"verdicts by {unnamed} in a pass of {list(steps)}"
+    if unnamed:
+        raise SchemaError(
+            f"verdicts name {sorted(unnamed)} in a pass of {list(steps)}; a step drops rows as itself: "
+            "etl.step.drop(batch, self.label, …)"
+        )
     return accounting

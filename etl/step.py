@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import field_validator
 
-from etl.config import Name, nearest
+from etl.config import Config, Name, nearest
 from etl.errors import SchemaError
 from etl.foreign import Kinded
 from etl.schema import VERDICT, Skill
@@ -28,7 +28,7 @@ RUN: Final = "run:"
 """What an artefact's name begins with in the place of a URI, where a stage of the same run makes it."""
 
 
-class Selected(Kinded):
+class Selected(Config):
     """Base of what works on rows and can be limited to some of them; both conditions hold where both are given."""
 
     sources: tuple[str, ...] | None = None
@@ -97,7 +97,7 @@ class Offer:
     """Seed of that choice."""
 
 
-class Step(Selected):
+class Step(Selected, Kinded):
     """A transform from a record batch to a record batch of the same length.
 
     `reads` are the columns that it needs, `adds` the columns that it appends; a step that can drop rows lists

@@ -34,7 +34,7 @@ class LongAnswers(Step):
     def _mark(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         chars = pc.if_else(live(batch), answer_chars(batch), None)
         too_long = pc.greater(chars, self.max_chars)
-        return append(drop(batch, "LongAnswers", too_long, "too_long", chars), self.adds, [chars])
+        return append(drop(batch, self.label, too_long, "too_long", chars), self.adds, [chars])
 
 
 class Idle(Step):

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from etl.config import Config
 from etl.errors import SchemaError
-from etl.foreign import Foreign
+from etl.foreign import Foreign, Kinded
 from etl.hashing import hash_array, ordered_bits
 from etl.step import Selected, live
 
@@ -50,7 +50,7 @@ HISTOGRAM = pa.schema(
 )
 
 
-class Cut(Selected):
+class Cut(Selected, Kinded):
     """Base of the cuts. A subclass says which group a row is in, what its score is, and how many of a group to keep.
 
     Within a group the rows with the smallest keys are kept. Rows that no group claims are not touched.

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.accounting import account, count_by_source, judged
+from etl.errors import SchemaError
 from etl.schema import VERDICT, aligned
 from etl.storage.manifest import accounting_gaps, sum_counts
 
@@ -53,8 +54,8 @@ def test_no_rows_make_no_account():
     assert account(STEPS, pa.array([], pa.string()), verdicts(), verdicts()) == {}
 
 
-def test_a_verdict_by_a_step_that_is_not_of_the_pass_is_a_bug():
-    with pytest.raises(AssertionError, match="three"):
+def test_a_verdict_by_a_step_that_is_not_of_the_pass_is_told():
+    with pytest.raises(SchemaError, match=r"verdicts name \['three'\] in a pass of \['one', 'two'\].*self\.label"):
         account(STEPS, pa.array(["web"]), verdicts(None), verdicts(("three", "x")))
 
 
