@@ -7,6 +7,7 @@ split, however many rows share a key.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from etl.rows import ROW_BITS, RowsRef
 from etl.schema import ID
 from etl.step import live
 from etl.storage.build import Chunk
-from etl.storage.dataset import DatasetLike
+from etl.storage.dataset import DatasetRef
 
 OUT_ROWS = 1 << 16
 """Rows of a row group in tables of hits and pairs."""
@@ -54,9 +55,33 @@ def live_rows(rows: RowsRef, split: int, columns: list[str]) -> Iterator[tuple[p
         yield batch.filter(is_live), keys[is_live.to_numpy(zero_copy_only=False)]
 
 
-def named_splits(name: str, dataset: DatasetLike) -> Iterator[list[Any]]:
-    """[name, number] of each split: the splits of an exchange whose map side reads several datasets."""
-    return ([name, split] for split in range(dataset.ref.num_splits))
+@dataclass(frozen=True)
+class Input:
+    """One of the datasets that a shuffle brings together."""
+
+    dataset: DatasetRef
+    columns: list[str]
+    lines: Callable[[pa.RecordBatch, int], Iterable[pa.RecordBatch]]
+    """What a batch of these columns sends to so many buckets; a function of a module, since it pickles."""
+
+
+@dataclass(frozen=True)
+class EmitInputs:
+    """The map side of a shuffle that brings several datasets together; a split is [name of the input, split of it]."""
+
+    inputs: dict[str, Input]
+    num_buckets: int
+
+    @property
+    def splits(self) -> tuple[list[Any], ...]:
+        """Those of all inputs."""
+        return tuple([name, split] for name, given in self.inputs.items() for split in range(given.dataset.num_splits))
+
+    def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
+        name, number = split
+        given = self.inputs[name]
+        for batch in given.dataset.read_split(number, given.columns):
+            yield from given.lines(batch, self.num_buckets)
 
 
 def source_places(batch: pa.RecordBatch, sources: tuple[str, ...]) -> pa.Array:

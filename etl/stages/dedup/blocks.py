@@ -2,17 +2,16 @@
 
 `CutCandidates` does it in one task that holds the rows of the pairs. By shuffles, from the component of each row:
 
-    rounds/edges-nodes   NODE   component and stream key of each row         by row        EmitKeys, join_keys
-    rounds/edges-chunks  CHUNK  place in the component, in chunks of bytes   by component  EmitNodes, CutComponents
-    rounds/edges-ends    END    pairs with the chunk of `a`                  by row `a`    EmitEnds, join_first_chunk
-    edges                EDGE   pairs with their block                       by row `b`    EmitEnds, join_second_chunk
+    rounds/edges-nodes   NODE   component and stream key of each row         by row        join_keys
+    rounds/edges-chunks  CHUNK  place in the component, in chunks of bytes   by component  CutComponents
+    rounds/edges-ends    END    pairs with the chunk of `a`                  by row `a`    join_first_chunk
+    edges                EDGE   pairs with their block                       by row `b`    join_second_chunk
 
 37 bytes cross a shuffle for each end of a pair; a reducer holds one batch.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +41,9 @@ CHUNK = int64_schema("row", "component", "chunk")
 END = int64_schema("a", "b", "component", "chunk")
 """A candidate pair, its component, and the chunk of `a`."""
 
+KEY_COLUMNS = ["a", "b", "a_key", "b_key"]
+"""Those of candidates that tell the stream key of a row."""
+
 
 @dataclass(frozen=True)
 class CutCandidates:
@@ -54,8 +56,8 @@ class CutCandidates:
         candidates = self.candidates.open()
         max_nodes = 2 * candidates.manifest.rows_out
         graph, keys = Components(max_nodes), np.empty(max_nodes, np.int64)
-        for batch in candidates.read(["a", "b", "a_key", "b_key"]):
-            a, b, a_key, b_key = to_numpy(batch, batch.schema.names)
+        for batch in candidates.read(KEY_COLUMNS):
+            a, b, a_key, b_key = to_numpy(batch, KEY_COLUMNS)
             left, right = graph.number(a), graph.number(b)
             keys[left], keys[right] = a_key, b_key
             graph.join(left, right)
@@ -68,29 +70,22 @@ class CutCandidates:
 KEYED = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("is_key", pa.bool_()), ("value", pa.int64())])
 
 
-@dataclass(frozen=True)
-class EmitKeys:
-    """Each row's component, and its stream key from each batch of pairs that it is in, to the bucket of the row."""
+def component_lines(labels: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
+    """Each row's component to the bucket of the row."""
+    row, component = to_numpy(labels, LABEL.names)
+    yield _keyed(row, component, False, num_buckets)
 
-    labels: DatasetRef
-    candidates: DatasetRef
-    num_buckets: int
 
-    def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
-        kind, number = split
-        if kind == "labels":
-            for batch in self.labels.read_split(number, LABEL.names):
-                yield self._keyed(*to_numpy(batch, LABEL.names), is_key=False)
-        else:
-            for batch in self.candidates.read_split(number, ["a", "b", "a_key", "b_key"]):
-                a, b, a_key, b_key = to_numpy(batch, batch.schema.names)
-                row, key = distinct(np.concatenate([a, b]), np.concatenate([a_key, b_key]))
-                yield self._keyed(row, key, is_key=True)
+def key_lines(candidates: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
+    """The stream key of each row in a batch of pairs to the bucket of the row."""
+    a, b, a_key, b_key = to_numpy(candidates, KEY_COLUMNS)
+    row, key = distinct(np.concatenate([a, b]), np.concatenate([a_key, b_key]))
+    yield _keyed(row, key, True, num_buckets)
 
-    def _keyed(self, row: I64, value: I64, *, is_key: bool) -> pa.RecordBatch:
-        bucket = hashed_buckets(row, self.num_buckets)
-        columns = [bucket, pa.array(row), pa.repeat(is_key, len(row)), pa.array(value)]
-        return pa.RecordBatch.from_arrays(columns, schema=KEYED)
+
+def _keyed(row: I64, value: I64, is_key: bool, num_buckets: int) -> pa.RecordBatch:
+    columns = [hashed_buckets(row, num_buckets), pa.array(row), pa.repeat(is_key, len(row)), pa.array(value)]
+    return pa.RecordBatch.from_arrays(columns, schema=KEYED)
 
 
 def join_keys(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
@@ -155,34 +150,28 @@ AT_END_BYTES = 37
 AT_END_ORDER = ("row", "is_pair", "other")
 
 
-@dataclass(frozen=True)
-class EmitEnds:
-    """Chunks, and pairs, to the bucket of their row at one end; pairs at `b` bring the chunk of `a` with them."""
+def chunk_lines(chunks: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
+    """Each row's chunk to the bucket of the row."""
+    row, component, chunk = to_numpy(chunks, CHUNK.names)
+    yield _at_end(num_buckets, row, None, component, chunk)
 
-    chunks: DatasetRef
-    pairs: DatasetRef
-    end: Literal["a", "b"]
-    num_buckets: int
 
-    def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
-        kind, number = split
-        if kind == "chunks":
-            for batch in self.chunks.read_split(number, CHUNK.names):
-                row, component, chunk = to_numpy(batch, CHUNK.names)
-                yield self._lines(row, None, component, chunk)
-        elif self.end == "a":
-            for batch in self.pairs.read_split(number, ["a", "b"]):
-                a, b = to_numpy(batch, ("a", "b"))
-                yield self._lines(a, b, None, None)
-        else:
-            for batch in self.pairs.read_split(number, END.names):
-                yield self._lines(*to_numpy(batch, ("b", "a", "component", "chunk")))
+def first_end_lines(pairs: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
+    """Pairs to the bucket of `a`."""
+    a, b = to_numpy(pairs, ("a", "b"))
+    yield _at_end(num_buckets, a, b, None, None)
 
-    def _lines(self, row: I64, other: I64 | None, component: I64 | None, chunk: I64 | None) -> pa.RecordBatch:
-        nothing = pa.nulls(len(row), pa.int64())
-        tail = [nothing if column is None else pa.array(column) for column in (other, component, chunk)]
-        head = [hashed_buckets(row, self.num_buckets), pa.array(row), pa.repeat(other is not None, len(row))]
-        return pa.RecordBatch.from_arrays([*head, *tail], schema=AT_END)
+
+def second_end_lines(ends: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
+    """Pairs to the bucket of `b`, with the chunk of `a`."""
+    yield _at_end(num_buckets, *to_numpy(ends, ("b", "a", "component", "chunk")))
+
+
+def _at_end(num_buckets: int, row: I64, other: I64 | None, component: I64 | None, chunk: I64 | None) -> pa.RecordBatch:
+    nothing = pa.nulls(len(row), pa.int64())
+    tail = [nothing if column is None else pa.array(column) for column in (other, component, chunk)]
+    head = [hashed_buckets(row, num_buckets), pa.array(row), pa.repeat(other is not None, len(row))]
+    return pa.RecordBatch.from_arrays([*head, *tail], schema=AT_END)
 
 
 def join_first_chunk(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:

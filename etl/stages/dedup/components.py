@@ -20,21 +20,25 @@ from etl.stages.dedup.blocks import (
     CHUNK,
     EDGE,
     END,
+    KEY_COLUMNS,
     KEYED,
     NODE,
     RANKED,
     RANKED_BYTES,
     CutCandidates,
     CutComponents,
-    EmitEnds,
-    EmitKeys,
     EmitNodes,
+    chunk_lines,
+    component_lines,
+    first_end_lines,
     join_first_chunk,
     join_keys,
     join_second_chunk,
+    key_lines,
+    second_end_lines,
 )
 from etl.stages.dedup.stars import ARC, ARC_BYTES, ARC_ORDER, LABEL, EmitLabels, contract, first_labels
-from etl.stages.keyed import OUT_ROWS, named_splits, to_batch, to_numpy
+from etl.stages.keyed import OUT_ROWS, EmitInputs, Input, to_batch, to_numpy
 from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset, DatasetLike, DatasetRef
 
@@ -104,13 +108,16 @@ def cut_blocks(context: Context, rows: Rows, candidates: Dataset, block_bytes: i
     num_rows = chunks.manifest.rows_out + candidates.manifest.rows_out
     buckets = context.num_buckets(num_rows * AT_END_BYTES)
 
-    splits = (*named_splits("chunks", chunks), *named_splits("pairs", candidates))
-    exchange = Exchange(splits, EmitEnds(chunks.ref, candidates.ref, "a", buckets), AT_END, AT_END_ORDER, buckets)
+    chunk_input = Input(chunks.ref, CHUNK.names, chunk_lines)
+    pairs = Input(candidates.ref, ["a", "b"], first_end_lines)
+    emit = EmitInputs({"chunks": chunk_input, "pairs": pairs}, buckets)
+    exchange = Exchange(emit.splits, emit, AT_END, AT_END_ORDER, buckets)
     job = context.job("rounds/edges-ends", "END", END, {}, (chunks, candidates), rows)
     ends = context.shuffle(job, exchange, join_first_chunk)
 
-    splits = (*named_splits("chunks", chunks), *named_splits("pairs", ends))
-    exchange = Exchange(splits, EmitEnds(chunks.ref, ends.ref, "b", buckets), AT_END, AT_END_ORDER, buckets)
+    pairs = Input(ends.ref, END.names, second_end_lines)
+    emit = EmitInputs({"chunks": chunk_input, "pairs": pairs}, buckets)
+    exchange = Exchange(emit.splits, emit, AT_END, AT_END_ORDER, buckets)
     job = context.job("edges", "EDGE", EDGE, {**semantic, "path": "stars"}, (chunks, ends), rows)
     return context.shuffle(job, exchange, join_second_chunk)
 
@@ -119,8 +126,9 @@ def _cut_chunks(context: Context, rows: Rows, labels: DatasetLike, candidates: D
     """Write DIR/rounds/edges-nodes and DIR/rounds/edges-chunks."""
     num_rows = labels.result().manifest.rows_out + 2 * candidates.manifest.rows_out
     buckets = context.num_buckets(num_rows * ARC_BYTES)
-    splits = (*named_splits("labels", labels), *named_splits("pairs", candidates))
-    keyed = Exchange(splits, EmitKeys(labels.ref, candidates.ref, buckets), KEYED, ("row", "is_key", "value"), buckets)
+    pairs = Input(candidates.ref, KEY_COLUMNS, key_lines)
+    emit = EmitInputs({"labels": Input(labels.ref, LABEL.names, component_lines), "pairs": pairs}, buckets)
+    keyed = Exchange(emit.splits, emit, KEYED, ("row", "is_key", "value"), buckets)
     job = context.job("rounds/edges-nodes", "NODE", NODE, {}, (labels, candidates), rows)
     nodes = context.shuffle(job, keyed, join_keys)
 

@@ -23,18 +23,20 @@ from etl.engine import Exchange
 from etl.rows import Rows
 from etl.stages.context import Context
 from etl.stages.dedup.bands import CANDIDATE, EmitBands, MakeCanaries, PairUp, band_bytes, band_schema
+from etl.stages.dedup.blocks import EDGE
 from etl.stages.dedup.components import cut_blocks
 from etl.stages.dedup.verify import (
     BLOCK_MEMBER,
     NEAR_PAIR,
     SET,
     WANTED_SET,
-    EmitBlockMembers,
     EmitWantedSets,
     Verify,
     WriteSets,
+    edge_lines,
+    set_lines,
 )
-from etl.stages.keyed import named_splits
+from etl.stages.keyed import EmitInputs, Input
 from etl.storage.dataset import Dataset, DatasetLike
 from etl.text import TEXT_VERSION
 
@@ -94,9 +96,8 @@ def _write_sets(
 
 def _verify(context: Context, rows: Rows, near: NearDedup, sets: Dataset, edges: DatasetLike) -> Dataset:
     buckets = context.num_buckets(2 * sum(part.bytes for part in sets.manifest.parts))
-    exchange = Exchange(
-        (*named_splits("sets", sets), *named_splits("edges", edges)),
-        EmitBlockMembers(sets.ref, edges.ref, buckets), BLOCK_MEMBER, ("block", "is_edge", "a", "b"), buckets,
-    )  # fmt: skip
+    inputs = {"sets": Input(sets.ref, SET.names, set_lines), "edges": Input(edges.ref, EDGE.names, edge_lines)}
+    emit = EmitInputs(inputs, buckets)
+    exchange = Exchange(emit.splits, emit, BLOCK_MEMBER, ("block", "is_edge", "a", "b"), buckets)
     job = context.job("pairs", "PAIR", NEAR_PAIR, {"threshold": near.threshold}, (sets, edges), rows)
     return context.shuffle(job, exchange, Verify(near, context.sources))

@@ -9,7 +9,6 @@ one block and one batch of what arrives.
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -161,42 +160,29 @@ BLOCK_MEMBER = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class EmitBlockMembers:
-    """Sets and pairs to the bucket of their block; a set's row is in column `a`, and it comes before all pairs."""
+def set_lines(sets: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
+    """Each set to the bucket of each of its blocks, _MEMBER_BYTES at a time; its row is in column `a`."""
+    parents = pc.list_parent_indices(sets.column("blocks"))
+    blocks = sets.column("blocks").flatten()
+    sizes = pc.binary_length(sets.column("shingles")).to_numpy()[parents.to_numpy()]
+    piece = np.cumsum(sizes, dtype=np.int64) // _MEMBER_BYTES
+    borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(piece)]
+    for start, end in itertools.pairwise(borders):
+        rows = sets.take(parents.slice(start, end - start))
+        tail = [pa.nulls(end - start, pa.int64()), rows.column("id").cast(pa.binary())]
+        tail += [rows.column(name) for name in ("source", "example", "shingles")]
+        yield _members(blocks.slice(start, end - start), False, [rows.column("row"), *tail], num_buckets)
 
-    sets: DatasetRef
-    edges: DatasetRef
-    num_buckets: int
 
-    def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
-        kind, number = split
-        if kind == "sets":
-            for batch in self.sets.read_split(number):
-                yield from self._sets(batch)
-        else:
-            for batch in self.edges.read_split(number):
-                tail = [pa.nulls(batch.num_rows, field.type) for field in list(BLOCK_MEMBER)[5:]]
-                ends = [batch.column("a"), batch.column("b")]
-                yield self._members(batch.column("block"), True, [*ends, *tail])
+def edge_lines(edges: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
+    """Each pair to the bucket of its block, where it comes after all sets of that."""
+    tail = [pa.nulls(edges.num_rows, field.type) for field in list(BLOCK_MEMBER)[5:]]
+    yield _members(edges.column("block"), True, [edges.column("a"), edges.column("b"), *tail], num_buckets)
 
-    def _sets(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Each row once for each of its blocks, _MEMBER_BYTES at a time."""
-        parents = pc.list_parent_indices(batch.column("blocks"))
-        blocks = batch.column("blocks").flatten()
-        sizes = pc.binary_length(batch.column("shingles")).to_numpy()[parents.to_numpy()]
-        piece = np.cumsum(sizes, dtype=np.int64) // _MEMBER_BYTES
-        borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(piece)]
-        for start, end in itertools.pairwise(borders):
-            rows = batch.take(parents.slice(start, end - start))
-            tail = [pa.nulls(end - start, pa.int64()), rows.column("id").cast(pa.binary())]
-            tail += [rows.column(name) for name in ("source", "example", "shingles")]
-            yield self._members(blocks.slice(start, end - start), False, [rows.column("row"), *tail])
 
-    def _members(self, block: pa.Array, is_edge: bool, columns: list[pa.Array]) -> pa.RecordBatch:
-        bucket = buckets_of(hash_array(block), self.num_buckets)
-        head = [bucket, block, pa.repeat(is_edge, len(block))]
-        return pa.RecordBatch.from_arrays([*head, *columns], names=BLOCK_MEMBER.names).cast(BLOCK_MEMBER)
+def _members(block: pa.Array, is_edge: bool, columns: list[pa.Array], num_buckets: int) -> pa.RecordBatch:
+    head = [buckets_of(hash_array(block), num_buckets), block, pa.repeat(is_edge, len(block))]
+    return pa.RecordBatch.from_arrays([*head, *columns], names=BLOCK_MEMBER.names).cast(BLOCK_MEMBER)
 
 
 class HeldSets:

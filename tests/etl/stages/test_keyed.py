@@ -1,6 +1,7 @@
 """Streams of rows with row keys, against plain Python, for every way to cut them."""
 
 import itertools
+import pickle
 import uuid
 
 import numpy as np
@@ -14,6 +15,8 @@ from etl.stages.keyed import (
     OUT_ROWS,
     Changes,
     Counted,
+    EmitInputs,
+    Input,
     RowFeed,
     bucket_of_hash128,
     buckets_of,
@@ -32,7 +35,9 @@ from etl.stages.keyed import (
     splits_of,
     uuid_texts,
 )
+from etl.storage.location import Location
 from tests.etl.stages.toybatches import ToyRows, cut_at, verdict_column
+from tests.etl.storage.builds import commit
 
 cuts = st.lists(st.integers(0, 40), max_size=6)
 
@@ -87,6 +92,35 @@ def test_the_bucket_of_a_128_bit_hash_follows_from_its_first_half():
 def test_a_routed_schema_has_plain_binaries_behind_a_bucket():
     found = routed(pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("id", ID, nullable=False)]))
     assert found == pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("id", pa.binary())])
+
+
+def doubled(batch, num_buckets):
+    """A batch twice, beside the number of buckets."""
+    columns = [pa.array([num_buckets] * batch.num_rows, pa.int32()), batch.column("n")]
+    yield from [pa.record_batch(columns, ["bucket", "n"])] * 2
+
+
+def negated(batch, num_buckets):
+    yield pa.record_batch([pa.array([-num_buckets] * batch.num_rows, pa.int32()), batch.column("m")], ["bucket", "n"])
+
+
+def test_every_input_of_a_shuffle_sends_its_own_lines(tmp_path):
+    one, other = int64_schema("n"), int64_schema("m", "k")
+    ones = [[pa.record_batch([[1, 2]], one)], [pa.record_batch([[3]], one), pa.record_batch([[4]], one)]]
+    others = [[pa.record_batch([[5], [0]], other)]]
+    emit = EmitInputs(
+        {
+            "ones": Input(commit(Location.of(str(tmp_path / "ones")), one, ones).ref, ["n"], doubled),
+            "others": Input(commit(Location.of(str(tmp_path / "others")), other, others).ref, ["m"], negated),
+        },
+        7,
+    )
+    assert emit.splits == (["ones", 0], ["ones", 1], ["others", 0])
+    sent = [[batch.to_pydict() for batch in pickle.loads(pickle.dumps(emit))(split)] for split in emit.splits]
+    three, four = {"bucket": [7], "n": [3]}, {"bucket": [7], "n": [4]}
+    assert sent == [
+        [{"bucket": [7, 7], "n": [1, 2]}] * 2, [three, three, four, four], [{"bucket": [-7], "n": [5]}],
+    ]  # fmt: skip
 
 
 # --- the reducers --------------------------------------------------------------------------------------------------

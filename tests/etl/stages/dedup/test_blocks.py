@@ -15,29 +15,29 @@ from etl.stages.dedup.blocks import (
     KEYED,
     RANKED,
     CutComponents,
-    EmitEnds,
-    EmitKeys,
+    chunk_lines,
+    component_lines,
+    first_end_lines,
     join_first_chunk,
     join_keys,
     join_second_chunk,
+    key_lines,
+    second_end_lines,
 )
 from etl.stages.dedup.stars import LABEL
 from etl.stages.keyed import hashed_buckets
-from etl.storage.location import Location
 from tests.etl.stages.toybatches import cut_at, rows_in, rows_of
-from tests.etl.storage.builds import commit
 
 cuts = st.lists(st.integers(0, 60), max_size=5)
 
 
-def stored(folder, name, schema, rows):
-    batch = pa.RecordBatch.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
-    return commit(Location.of(str(folder / name)), schema, [[batch]], name).ref
+def batch_of(schema, rows):
+    return pa.RecordBatch.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
 
 
 def table_of(schema, rows):
     """A bucket's rows, sorted as they are given."""
-    return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
+    return pa.Table.from_batches([batch_of(schema, rows)])
 
 
 labelled = st.dictionaries(st.integers(0, 15), st.integers(1, 3), max_size=10)
@@ -56,13 +56,10 @@ def test_each_row_gets_its_component_and_its_key_once(rows, cuts):
     assert rows_in(chunks) == len(lines)
 
 
-def test_components_and_keys_go_to_the_bucket_of_their_row(tmp_path):
-    labels = stored(tmp_path, "labels", LABEL, [(3, 1), (4, 1)])
-    candidates = stored(tmp_path, "candidates", CANDIDATE, [(3, 4, 30, 40), (3, 5, 30, 50)])
-    emit = EmitKeys(labels, candidates, 4)
-    (found,) = emit(["labels", 0])
+def test_components_and_keys_go_to_the_bucket_of_their_row():
+    (found,) = component_lines(batch_of(LABEL, [(3, 1), (4, 1)]), 4)
     assert [tuple(row.values())[1:] for row in found.to_pylist()] == [(3, False, 1), (4, False, 1)]
-    (found,) = emit(["pairs", 0])
+    (found,) = key_lines(batch_of(CANDIDATE, [(3, 4, 30, 40), (3, 5, 30, 50)]), 4)
     assert [tuple(row.values())[1:] for row in found.to_pylist()] == [(3, True, 30), (4, True, 40), (5, True, 50)]
     assert found.column("bucket").equals(hashed_buckets(np.array([3, 4, 5]), 4))
 
@@ -80,23 +77,23 @@ def test_a_component_is_cut_into_chunks_of_half_the_budget(sizes, budget, cuts):
         assert chunks == (before // (budget // 2)).tolist()
 
 
-def emitted_at(folder, end, pairs, schema):
-    """What a pair and the chunks of rows 0 … 5 send to the bucket of one end, sorted as a reducer gets it."""
-    chunks = stored(folder, f"chunks-{end}", CHUNK, [(row, row // 3, row % 3) for row in range(6)])
-    emit = EmitEnds(chunks, stored(folder, f"pairs-{end}", schema, pairs), end, 1)
-    batches = [*emit(["chunks", 0]), *emit(["pairs", 0])]
-    return pa.Table.from_batches(batches, AT_END).sort_by([(name, "ascending") for name in AT_END_ORDER])
+def with_chunks(pairs):
+    """Lines of pairs at one end and those of the chunks of rows 0 … 5, sorted as a reducer gets them."""
+    chunks = batch_of(CHUNK, [(row, row // 3, row % 3) for row in range(6)])
+    return pa.Table.from_batches([*chunk_lines(chunks, 1), *pairs], AT_END).sort_by(
+        [(name, "ascending") for name in AT_END_ORDER]
+    )
 
 
-def test_pairs_meet_the_chunk_of_either_end(tmp_path):
+def test_pairs_meet_the_chunk_of_either_end():
     """Chunk row % 3 of component row // 3; the pair (0, 1) comes twice."""
     pairs = [(0, 1, 7, 7), (0, 1, 7, 7), (0, 2, 7, 7), (3, 5, 7, 7)]
-    first = emitted_at(tmp_path, "a", pairs, CANDIDATE)
+    first = with_chunks(first_end_lines(batch_of(CANDIDATE, pairs), 1))
     for batch_rows in (1, 2, 100):
         chunks = list(join_first_chunk(0, iter(first.to_batches(max_chunksize=batch_rows))))
         ends = [tuple(row.values()) for row in rows_of(chunks)]
         assert ends == [(0, 1, 0, 0), (0, 2, 0, 0), (3, 5, 1, 0)]
-    second = emitted_at(tmp_path, "b", ends, END)
+    second = with_chunks(second_end_lines(batch_of(END, ends), 1))
     assert [row["chunk"] for row in second.to_pylist() if row["is_pair"]] == [0, 0, 0]
     found = {}
     for batch_rows in (1, 2, 100):

@@ -15,11 +15,12 @@ from etl.stages.dedup.verify import (
     BLOCK_MEMBER,
     SET,
     WANTED_SET,
-    EmitBlockMembers,
     EmitWantedSets,
     Verify,
     WriteSets,
+    edge_lines,
     packed,
+    set_lines,
     unpacked,
 )
 from etl.storage.location import Location
@@ -89,20 +90,15 @@ def test_sets_are_written_of_the_rows_that_are_wanted(cuts):
         assert np.frombuffer(found[row]["shingles"], np.uint64).tolist() == expected.tolist()
 
 
-def test_a_set_goes_to_each_of_its_blocks_and_a_pair_to_its_own(tmp_path):
+def test_a_set_goes_to_each_of_its_blocks_and_a_pair_to_its_own():
     row = {"row": 5, "id": identity(5), "source": 1, "example": "e", "preference": 3, "blocks": [7, 8]}
     sets = pa.RecordBatch.from_pylist([row | {"shingles": b"12345678"}], SET)
     edges = pa.RecordBatch.from_pylist([{"block": 8, "a": 5, "b": 9}], EDGE)
-    stored = [
-        commit(Location.of(str(tmp_path / name)), batch.schema, [[batch]], name).ref
-        for name, batch in (("sets", sets), ("edges", edges))
-    ]
-    emit = EmitBlockMembers(*stored, 3)
-    (members,) = emit(["sets", 0])
+    (members,) = set_lines(sets, 3)
     assert [(row["block"], row["is_edge"], row["a"], row["shingles"]) for row in members.to_pylist()] == [
         (7, False, 5, b"12345678"), (8, False, 5, b"12345678"),
     ]  # fmt: skip
-    (pairs,) = emit(["edges", 0])
+    (pairs,) = edge_lines(edges, 3)
     assert [(row["block"], row["is_edge"], row["a"], row["b"], row["id"]) for row in pairs.to_pylist()] == [
         (8, True, 5, 9, None),
     ]  # fmt: skip
