@@ -28,6 +28,16 @@ RUN: Final = "run:"
 """What an artefact's name begins with in the place of a URI, where a stage of the same run makes it."""
 
 
+def column(name: str | None, base: str) -> str:
+    """NAME_COLUMN, or the column as it is without a name."""
+    return base if name is None else f"{name.replace('-', '_')}_{base}"
+
+
+def prefixed(name: str | None, columns: pa.Schema) -> pa.Schema:
+    """The columns called NAME_COLUMN, or as they are without a name."""
+    return pa.schema([field.with_name(column(name, field.name)) for field in columns])
+
+
 class Selected(Config):
     """Base of what works on rows and can be limited to some of them; both conditions hold where both are given."""
 
@@ -125,18 +135,14 @@ class Step(Selected, Kinded):
         return f"{self.name}-{kind}" if self.reads_namesake else self.name
 
     @property
-    def _prefix(self) -> str:
-        return "" if self.name is None else self.name.replace("-", "_") + "_"
-
-    @property
     def added(self) -> pa.Schema:
         """`adds` under the names that the columns have in a table: NAME_COLUMN where the step has a name."""
-        return pa.schema([field.with_name(self._prefix + field.name) for field in self.adds])
+        return prefixed(self.name, self.adds)
 
     @property
     def inputs(self) -> dict[str, str]:
         """Column of a table -> the name by which the step's function reads it."""
-        return {self._prefix + name if name in self.reads_namesake else name: name for name in self.reads}
+        return {column(self.name, name) if name in self.reads_namesake else name: name for name in self.reads}
 
     @property
     def needed(self) -> tuple[str, ...]:

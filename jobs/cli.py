@@ -17,7 +17,7 @@ from jobs import cli_training
 from jobs.engines import EngineName, run_on
 
 if TYPE_CHECKING:
-    from etl.recipe import Recipe
+    from etl.run.recipe import Recipe
 
 app = typer.Typer(
     add_completion=False,
@@ -33,7 +33,7 @@ RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, a path
 
 def _recipe(name: str, overrides: list[str], allow_code: bool) -> "Recipe":
     from etl import conf
-    from etl.recipe import Recipe
+    from etl.run.recipe import Recipe
 
     return conf.load(Recipe, name, "recipes", overrides, allow_code)
 

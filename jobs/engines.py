@@ -77,7 +77,7 @@ def _run_locally(name_or_path: str, overrides: list[str], processes: int | None,
     from etl import conf
     from etl.engines.local import LocalEngine
     from etl.engines.pool import usable_cpus
-    from etl.recipe import Recipe
+    from etl.run.recipe import Recipe
     from etl.run.run import run_recipe
 
     recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)

@@ -13,7 +13,7 @@ from etl.console import AllowCode, ConfFlag, Overrides, command, report, run_com
 from etl.engines.beam import BeamEngine, JobNotRun
 from etl.engines.beam_options import pipeline_options, runs_here
 from etl.errors import ConfigError
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.run.run import RunResult, run_recipe
 from etl.sources.files import SAMPLE
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from etl import conf
 from etl.console import AllowCode, ConfFlag, Overrides, command, report, run_command
 from etl.engines.spark import SparkEngine
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.run.run import RunResult, run_recipe, run_stage
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from etl.dedup.semantic import EmbedStep
 from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
-from etl.recipe import STAGE_NAMES, StageName
+from etl.run.recipe import STAGES, reserved_names
 from etl.schema import SCHEMA_VERSION
 from etl.storage.dataset import Dataset, is_ours
 from etl.storage.manifest import Manifest
@@ -24,6 +24,9 @@ PROJECT = Path(__file__).resolve().parents[1]
 PAGE = (PROJECT / "docs" / "contract.md").read_text("utf-8")
 WRITTEN_ELSEWHERE = {"tables/NAME"}
 """Only a Spark session has tables."""
+
+
+KINDS = [stage.model_fields["kind"].default for stage in STAGES]
 
 
 def section(title):
@@ -118,12 +121,12 @@ def help_of(module, capsys):
 
 def test_every_stage_has_its_job():
     jobs = {path.stem.removeprefix("stage_") for path in (PROJECT / "jobs").glob("stage_*.py")}
-    assert jobs == {"ingest", *get_args(StageName)}
+    assert jobs == {"ingest", *KINDS}
 
 
 def test_the_stages_of_a_recipe_are_named():
     (listed,) = re.findall(r"`stages` are some of (.*?), in an order", section("Recipes"), re.DOTALL)
-    assert tuple(quoted(listed)) == get_args(StageName)
+    assert quoted(listed) == KINDS
 
 
 def test_the_keys_of_harmony_exist():
@@ -161,7 +164,7 @@ def promised_name(stage, cuts):
 
 def cuts_of(name, folder):
     recipe = runs.load(name, folder)
-    return [cut.name for pipeline in (recipe.filter, recipe.score) if pipeline for cut in pipeline.cuts]
+    return [name for stage in recipe.stages for name in stage.cut_names()]
 
 
 def test_folders_and_tables_are_those_of_the_manifests(tmp_path):
@@ -176,7 +179,7 @@ def test_folders_and_tables_are_those_of_the_manifests(tmp_path):
 def test_no_cut_may_be_called_as_a_folder_or_step():
     folders = {name.split("/")[0] for name in promised() if name != "CUT"}
     steps = {cls.model_fields["kind"].default for cls in (HarmonyStep, CtxBucketStep, EmbedStep)}
-    assert folders | steps | {"layout"} == STAGE_NAMES
+    assert folders | steps | {"layout"} == reserved_names()
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def test_a_dry_run_misses_the_corpus_before_it_loads_a_model(tmp_path):
 
 RUN = """
 from etl import conf
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.run.run import run_recipe
 from tests.engines.inprocess import InProcessEngine
 run_recipe(conf.load(Recipe, sys.argv[1], "recipes", []), InProcessEngine(), print)

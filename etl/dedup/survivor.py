@@ -4,6 +4,7 @@ The high half is the place of the row's source in a stated priority, the low hal
 Ties go by what the caller sorts by next: the row's digest among equal contents, the id among similar ones.
 """
 
+from collections.abc import Collection
 from typing import Final
 
 import numpy as np
@@ -48,6 +49,16 @@ class Survivor(Config):
         kind = schema.field(self.score).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             raise SchemaError(f"survivor.score: column '{self.score}' is {kind}, a number is needed")
+
+    def check_sources(self, where: str, known: Collection[str]) -> None:
+        """Refuse a priority of a source that there is not.
+
+        Raises:
+            ValueError: naming it and the known ones.
+        """
+        unknown = sorted(set(self.sources) - set(known))
+        if unknown:
+            raise ValueError(f"{where}.survivor.sources names {unknown}; the recipe's sources are {sorted(known)}")
 
     def preference(self, batch: pa.RecordBatch) -> I64:
         """The number of each row, int64 [rows] >= 0; the smallest of a group stays."""

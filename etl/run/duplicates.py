@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from etl.arrays import I64
 from etl.dedup.canaries import bases, which_canaries
-from etl.recipe import Recipe
 from etl.run.growth import CandidateGrowth, Growth, grow, grow_groups
 from etl.run.meter import JobUse
+from etl.run.recipe import Recipe
 from etl.run.sample import Sample
 from etl.stages.keyed import distinct
 from etl.storage.dataset import Dataset

@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from etl.engine import nothing
 from etl.engines.local import LocalEngine
-from etl.recipe import Recipe
 from etl.run.duplicates import KEEP, NearDuplicates, SampleRun, dropped_rows
 from etl.run.meter import MeteredEngine
-from etl.run.run import check, run_stages
+from etl.run.recipe import Recipe
+from etl.run.run import check, context_of, run_stages
 from etl.run.sample import MIN_PIECE_BYTES, write_sample
-from etl.stages.context import Context
 from etl.stages.dedup.bands import band_bytes
 from etl.stages.dedup.exact import CONTENT_BYTES
 from etl.stages.layout import BYTES_PER_TOKEN
@@ -118,9 +118,9 @@ def estimate(
             warm = write_sample(recipe, Path(folder) / "warm", MIN_PIECE_BYTES, seed)
             sample = write_sample(recipe, Path(folder) / "sample", sample_bytes, seed)
         # Models load and kernels compile once a worker, not once a row: they are not to be scaled up.
-        run_stages(Context(LocalEngine(), warm.recipe, lambda line: None))
+        run_stages(warm.recipe, context_of(warm.recipe, LocalEngine(), nothing))
         engine = MeteredEngine(KEEP)
-        run_stages(Context(engine, sample.recipe, report))
+        run_stages(sample.recipe, context_of(sample.recipe, engine, report))
         return _Prediction(SampleRun(sample, engine.jobs, engine.emitted)).estimate()
 
 
@@ -135,7 +135,7 @@ class _Scaling:
 
     @cached_property
     def _order(self) -> tuple[str, ...]:
-        return ("ingest", *self._run.recipe.stages)
+        return self._run.recipe.labels
 
     def live(self, stage: str) -> float:
         """Live rows of the whole input over those of the sample, when a stage of the recipe begins."""

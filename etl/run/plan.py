@@ -14,9 +14,8 @@ from typing import Any, Literal
 from etl.digests import canonical_json
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, Reduce, ReduceFn, Resources, Table, Task, Work, nothing
 from etl.errors import DataError
-from etl.recipe import Recipe
-from etl.run.run import check, run_stages
-from etl.stages.context import Context
+from etl.run.recipe import Recipe
+from etl.run.run import check, context_of, run_stages
 from etl.storage.build import Build, Job, SplitWriter
 from etl.storage.dataset import MANIFEST, Dataset
 from etl.storage.location import Location
@@ -152,7 +151,7 @@ def _walk(recipe: Recipe) -> _Lookahead:
     lookahead = _Lookahead()
     with storage_options(recipe.storage), contextlib.suppress(_LookaheadEnd):
         check(recipe)
-        run_stages(Context(lookahead, recipe, nothing))
+        run_stages(recipe, context_of(recipe, lookahead, nothing))
     return lookahead
 
 

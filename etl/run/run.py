@@ -13,26 +13,15 @@ import pyarrow.compute as pc
 
 from etl.engine import Engine, nothing, sole_writer
 from etl.errors import ConfigError, DataError
-from etl.pipeline import Pipeline
-from etl.recipe import Recipe
 from etl.rows import Rows, RowsRef
-from etl.schema import CLUSTER_COLUMNS, DROPPED, PROMPT, aligned
+from etl.run.recipe import DROPPED_FOLDER, Recipe
+from etl.schema import DROPPED, PROMPT, aligned
+from etl.stages import ingest
 from etl.stages.context import Context
-from etl.stages.dedup.semantic import output_schema as semantic_schema
-from etl.stages.dedup.semantic import semantic
-from etl.stages.dedup.split import run_split
-from etl.stages.dedup.stage import dedup
-from etl.stages.ingest import ingest
-from etl.stages.kenlm import train_kenlm, with_model
-from etl.stages.layout import run_layout
-from etl.stages.passes import run_pipeline
 from etl.storage.build import Chunk, Job
 from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.manifest import Accounting
 from etl.storage.remote import storage_options
-
-TABLES = {"filter": "FILTER", "score": "SCORE", "tokenize": "TOKENIZED"}
-"""The table that a stage of steps writes."""
 
 
 @dataclass(frozen=True)
@@ -55,42 +44,16 @@ def check(recipe: Recipe) -> None:
     """
     schema = aligned(pa.schema([field for field in PROMPT if field.name != "id"]))
     for stage in recipe.stages:
-        pipeline = _pipeline(recipe, stage)
-        if pipeline is not None:
-            schema = pipeline.output_schema(schema)
-            for step in pipeline.steps:
-                if not getattr(step, "model", "").startswith("run:"):
-                    step.artefacts()
-        elif stage == "dedup":
-            recipe.dedup.survivor.check(schema)
-            if recipe.dedup.near is not None:
-                schema = pa.schema([*schema, *CLUSTER_COLUMNS])
-        elif stage == "semantic":
-            schema = semantic_schema(recipe.semantic, schema)
-            if recipe.semantic.embedder == "minilm":
-                recipe.semantic.step().artefacts()
+        schema = stage.output_schema(schema)
+        stage.check_artefacts()
     for source in recipe.sources.values():
         source.shape()
 
 
-def _pipeline(recipe: Recipe, stage: str) -> Pipeline | None:
-    if stage == "filter":
-        return recipe.filter
-    if stage == "score":
-        return recipe.score
-    if stage == "tokenize":
-        return Pipeline(steps=(recipe.harmony, recipe.ctx))
-    return None
-
-
-def _steps(recipe: Recipe, stage: str) -> list[str]:
-    """Steps of a stage that can drop a row."""
-    if stage == "dedup":
-        return ["exact", *(units.unit for units in recipe.dedup.units), "near"]
-    pipeline = _pipeline(recipe, stage)
-    if pipeline is None:
-        return [stage]
-    return list(pipeline.labels)
+def context_of(recipe: Recipe, engine: Engine, report: Callable[[str], None]) -> Context:
+    """What the stages of a recipe get when it runs on an engine."""
+    sources = tuple(sorted(recipe.sources))
+    return Context(engine, recipe.place, sources, recipe.run, recipe.storage, report)
 
 
 def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) -> RunResult:
@@ -99,28 +62,27 @@ def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) ->
     Raises:
         StillhouseError: one of its four classes, for what a user can mend.
     """
-    context = Context(engine, recipe, report)
+    context = context_of(recipe, engine, report)
     with storage_options(recipe.storage):
         check(recipe)
         with sole_writer(engine, context.output):
-            return run_stages(context)
+            return run_stages(recipe, context)
 
 
 class _Done(Exception):
     """The one stage that was to run has run."""
 
 
-def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], stage: str) -> None:
+def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], label: str) -> None:
     """Run one stage of a recipe (`layout` writes DIR/dropped too); those before it must be committed.
 
     Raises:
-        ConfigError: the recipe does not list the stage.
+        ConfigError: the recipe has no stage of this label.
         DataError: a stage before it is not committed; the message says what to run first.
     """
-    order = ("ingest", *recipe.stages)
-    if stage not in order:
-        raise ConfigError(f"the recipe '{recipe.name}' has no stage '{stage}'; it has {', '.join(order)}")
-    context = Context(engine, recipe, report)
+    if label not in recipe.labels:
+        raise ConfigError(f"the recipe '{recipe.name}' has no stage '{label}'; it has {', '.join(recipe.labels)}")
+    context = context_of(recipe, engine, report)
     reached = False
 
     def enter(name: str) -> None:
@@ -128,53 +90,65 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], sta
         if reached:
             engine.settle()
             raise _Done
-        reached = name == stage
-        engine.permit = nothing if reached else functools.partial(_refuse, name, stage)
+        reached = name == label
+        engine.permit = nothing if reached else functools.partial(_refuse, recipe, name, label)
 
     with storage_options(recipe.storage):
         check(recipe)
         with sole_writer(engine, context.output), contextlib.suppress(_Done):
-            run_stages(context, enter)
+            run_stages(recipe, context, enter)
 
 
-def _refuse(name: str, wanted: str, job: Job) -> None:
+def label_of(recipe: Recipe, kind: str, name: str | None) -> str:
+    """The label of the stage of a kind that has a name, or has none.
+
+    Raises:
+        ConfigError: the recipe has none; the message names those that it has.
+    """
+    if kind == ingest.STEP:
+        return kind
+    names = [stage.name for stage in recipe.stages if stage.kind == kind]
+    for stage in recipe.stages:
+        if (stage.kind, stage.name) == (kind, name):
+            return stage.label
+    wanted = f"--stage {name}" if name else "no --stage"
+    if not names:
+        raise ConfigError(
+            f"the recipe '{recipe.name}' has no stage of the kind '{kind}'; it has {', '.join(recipe.labels)}"
+        )
+    known = ", ".join(f"--stage {one}" if one else "no --stage" for one in names)
+    raise ConfigError(f"{wanted}: the recipe '{recipe.name}' has no such stage of the kind '{kind}'; give {known}")
+
+
+def _refuse(recipe: Recipe, label: str, wanted: str, job: Job) -> None:
     raise DataError(
-        f"'{wanted}' needs the stage '{name}', and {job.folder} is not committed for this recipe and input; run "
-        f"jobs/stage_{name}.py first"
+        f"'{wanted}' needs the stage '{label}', and {job.folder} is not committed for this recipe and input; run "
+        f"{_job_of(recipe, label)} first"
     )
 
 
-def run_stages(context: Context, enter: Callable[[str], None] = nothing) -> RunResult:
-    """Every stage in its order, through the engine of the context; `enter` is called before each."""
-    recipe = context.recipe
-    enter("ingest")
-    rows = ingest(context)
-    stages = {"ingest": "ingest"}
-    corpus = None
-    model: Dataset | None = None
+def _job_of(recipe: Recipe, label: str) -> str:
+    """How the stage of a label is run by itself."""
     for stage in recipe.stages:
-        enter(stage)
-        if stage == "dedup":
-            rows = dedup(context, rows)
-        elif stage == "kenlm":
-            model = train_kenlm(context, rows)
-        elif stage == "semantic":
-            rows = semantic(context, rows)
-        elif stage == "split":
-            rows = run_split(context, rows)
-        elif stage == "layout":
-            continue
-        else:
-            pipeline = _pipeline(recipe, stage)
-            assert pipeline is not None, stage
-            if model is not None:
-                pipeline = with_model(pipeline, recipe.kenlm, model)
-            rows = run_pipeline(context, rows, stage, TABLES[stage], pipeline)
-        stages |= dict.fromkeys(_steps(recipe, stage), stage)
-    dropped = _write_dropped(context, rows, stages)
-    if "layout" in recipe.stages:
-        corpus = run_layout(context, rows)
+        if stage.label == label:
+            return f"jobs/stage_{stage.kind}.py" + (f" --stage {stage.name}" if stage.name else "")
+    return f"jobs/stage_{label}.py"
+
+
+def run_stages(recipe: Recipe, context: Context, enter: Callable[[str], None] = nothing) -> RunResult:
+    """Every stage in its order, through the engine of the context; `enter` is called with the label of each before."""
+    enter(ingest.STEP)
+    rows = ingest.ingest(context, recipe.sources, recipe.max_bad_fraction)
+    dropped: DatasetLike | None = None
+    for stage in recipe.stages:
+        enter(stage.label)
+        if stage.is_output and dropped is None:
+            dropped = _write_dropped(recipe, context, rows)
+        rows = stage.run(context.of_stage(stage.name, stage.code()), rows)
+    if dropped is None:
+        dropped = _write_dropped(recipe, context, rows)
     context.engine.settle()
+    corpus = next(iter(context.outputs.values()), None)
     accounting = corpus.manifest.accounting if corpus is not None else rows.accounting
     return RunResult(rows, dropped.result(), corpus, accounting)
 
@@ -199,7 +173,11 @@ class WriteDropped:
             yield Chunk(pa.RecordBatch.from_arrays(columns, schema=DROPPED), batch.num_rows)
 
 
-def _write_dropped(context: Context, rows: Rows, stages: dict[str, str]) -> DatasetLike:
+def _write_dropped(recipe: Recipe, context: Context, rows: Rows) -> DatasetLike:
+    stages = {ingest.STEP: ingest.STEP}
+    for stage in recipe.stages:
+        if not stage.is_output:
+            stages |= dict.fromkeys(stage.step_labels(), stage.label)
     semantic = {"stages": dict(sorted(stages.items()))}
-    job = context.job("dropped", "DROPPED", DROPPED, semantic, rows.tables(["source_dataset", "verdict"]))
+    job = context.job(DROPPED_FOLDER, "DROPPED", DROPPED, semantic, rows.tables(["source_dataset", "verdict"]))
     return context.map(job, rows.splits, WriteDropped(rows.ref, stages))

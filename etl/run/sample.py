@@ -15,9 +15,12 @@ import pyarrow.parquet as pq
 from fsspec.utils import infer_compression
 
 from etl.errors import ConfigError
-from etl.recipe import Cutting, Dedup, Recipe
+from etl.run.recipe import Recipe
 from etl.sources.files import COMPRESSIONS, InputFile, list_files, row_group_bytes
 from etl.sources.spec import Source
+from etl.stages.context import Cutting
+from etl.stages.dedup.stage import Dedup
+from etl.stages.stage import Stage
 from etl.storage.location import Location
 from etl.storage.remote import Storage
 
@@ -69,17 +72,21 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
             taken += _copy_piece(location, file, offset, size, folder / name / f"{number:03d}")
         sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
     run = Cutting(split_bytes=1 << 40, bucket_bytes=recipe.run.bucket_bytes)
-    changed = {"sources": sources, "run": run, "dedup": _fewer_canaries(recipe, taken / total), **output}
+    changed = {
+        "sources": sources,
+        "run": run,
+        "stages": tuple(_fewer_canaries(stage, taken / total) for stage in recipe.stages),
+        **output,
+    }
     return Sample(recipe.model_copy(update=changed), total, taken, splits)
 
 
-def _fewer_canaries(recipe: Recipe, share: float) -> Dedup:
+def _fewer_canaries(stage: Stage, share: float) -> Stage:
     """A run has so many canaries, whatever its rows; scaled up again, those of the sample must come to as many."""
-    near = recipe.dedup.near
-    if near is None:
-        return recipe.dedup
-    fewer = near.model_copy(update={"num_canaries": math.ceil(near.num_canaries * share)})
-    return recipe.dedup.model_copy(update={"near": fewer})
+    if not isinstance(stage, Dedup) or stage.near is None:
+        return stage
+    fewer = stage.near.model_copy(update={"num_canaries": math.ceil(stage.near.num_canaries * share)})
+    return stage.model_copy(update={"near": fewer})
 
 
 def _listed(name: str, source: Source, storage: Storage) -> list[InputFile]:

@@ -1,37 +1,82 @@
-"""What every stage needs: the engine, the recipe, and where its dataset goes."""
+"""What every stage needs of its run: the engine, where datasets go, how finely work is cut, and its own name."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+from pydantic import Field
 
+from etl.config import Config
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, ReduceFn, Resources, nothing
-from etl.recipe import Recipe
 from etl.rows import Rows
+from etl.schema import REMOVED
+from etl.step import Offer, prefixed
 from etl.storage.build import Job, SplitWriter
 from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.location import Location
+from etl.storage.remote import Storage
 from etl.text import UNICODE_VERSION
+
+
+class Cutting(Config):
+    """How finely work is cut; none of it changes a row."""
+
+    split_bytes: int = Field(default=128 << 20, ge=1 << 10)
+    """Input bytes that one task reads."""
+    bucket_bytes: int = Field(default=256 << 20, ge=1 << 10)
+    """Bytes that one bucket of a shuffle holds."""
+    max_component_edges: int = Field(default=50_000_000, ge=0, lt=1 << 30)
+    """Pairs of duplicates whose components one task finds, in at most 4 GB at the default; more are contracted in
+    rounds of shuffles, to the same components."""
+
+
+def named_folder(name: str | None, base: str) -> str:
+    """NAME-FOLDER of a stage that has a name (rounds/NAME-FOLDER below `rounds`), the folder itself of one without."""
+    if name is None:
+        return base
+    parent, slash, last = base.rpartition("/")
+    return f"{parent}{slash}{name}-{last}"
 
 
 @dataclass(frozen=True)
 class Context:
-    """One run of a recipe."""
+    """One run, as the stage at work sees it."""
 
     engine: Engine
-    recipe: Recipe
+    output: Location
+    sources: tuple[str, ...]
+    """Names of the sources, sorted."""
+    cutting: Cutting
+    storage: Storage
+    """Options for the models that steps load."""
     report: Callable[[str], None]
     """Gets one line for the user at a time."""
+    name: str | None = None
+    """Of the stage at work."""
+    code: dict[str, Any] = field(default_factory=dict)
+    """Version and source digest of the stage at work, where it is from outside the package."""
+    offers: dict[str, Offer] = field(default_factory=dict)
+    """What stages of this run have made for steps after them, such as a model, by the name after `run:`."""
+    outputs: dict[str, Dataset] = field(default_factory=dict)
+    """The datasets that a run is for, by their folder: the corpus."""
 
-    @property
-    def output(self) -> Location:
-        return self.recipe.place
+    def of_stage(self, name: str | None, code: dict[str, Any]) -> "Context":
+        """The same run for the stage of a name, and of a code where it is from outside the package."""
+        return replace(self, name=name, code=code)
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Names of the sources, sorted."""
-        return tuple(sorted(self.recipe.sources))
+    def unnamed(self) -> "Context":
+        """The same run and stage, for folders that are called as they are."""
+        return replace(self, name=None)
+
+    def folder(self, base: str) -> str:
+        """A folder of the stage at work, or the label of a step of it: NAME-BASE where the stage has a name."""
+        return named_folder(self.name, base)
+
+    def columns(self, schema: pa.Schema) -> pa.Schema:
+        """Columns that the stage at work adds, called NAME_COLUMN where it has a name; readers look for `removed`."""
+        named = prefixed(self.name, schema)
+        return pa.schema([old if old.name == REMOVED.name else new for old, new in zip(schema, named, strict=True)])
 
     def job(
         self,
@@ -43,10 +88,10 @@ class Context:
         base: Rows | None = None,
         version: int = 1,
     ) -> Job:
-        """A dataset of this run: its folder is <output>/<stage>.
+        """A dataset of this run: its folder is <output>/<stage>, with the name of the stage at work before it.
 
         Args:
-            stage: name of the folder.
+            stage: name of the folder, as it is without a name.
             table: name of the table.
             schema: of its rows.
             semantic: what decides the rows, beside the inputs.
@@ -55,9 +100,10 @@ class Context:
             version: of what the job does; raised when the same work would give other rows, a schema or a default
                 changes. In the fingerprint from 2 on.
         """
+        folder = self.folder(stage)
         versions = {"unicode": UNICODE_VERSION, **({"job": version} if version > 1 else {})}
-        semantic = {**semantic, "versions": versions}
-        return Job(self.output / stage, stage, table, schema, semantic, inputs, base.base if base else None)
+        semantic = {**semantic, **({"stage": self.code} if self.code else {}), "versions": versions}
+        return Job(self.output / folder, folder, table, schema, semantic, inputs, base.base if base else None)
 
     def map(
         self,
@@ -89,7 +135,11 @@ class Context:
 
     def num_buckets(self, total_bytes: int) -> int:
         """Buckets of a shuffle that moves so many bytes."""
-        return max(1, -(-total_bytes // self.recipe.run.bucket_bytes))
+        return max(1, -(-total_bytes // self.cutting.bucket_bytes))
+
+    def tell(self, what: str, line: str) -> None:
+        """One line for the user about a folder or step of the stage at work."""
+        self.report(f"{self.folder(what):>24}  {line}")
 
     def _tell(self, dataset: Dataset) -> None:
         manifest = dataset.manifest

@@ -7,7 +7,7 @@ in which a row was bad, so a clean input costs nothing for it.
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -27,6 +27,9 @@ from etl.storage.remote import Storage
 
 INGEST_VERSION = 1
 STEP = "ingest"
+TABLES: Final = {"ingest": "PROMPT", "quarantine": "QUARANTINE"}
+"""The folders that are always written -> the word of the table; a source that is a table of a catalog adds
+tables/NAME."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +109,19 @@ def _root(file: InputFile) -> str:
     return file.url.removesuffix(f"/{file.relative}")
 
 
-def ingest(context: Context) -> Rows:
+def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float) -> Rows:
     """Write DIR/ingest and, for what could not be read, DIR/quarantine.
+
+    Args:
+        context: of the run.
+        sources: of the recipe, by name.
+        max_bad_fraction: share of a source's rows that may be quarantined before the run fails.
 
     Raises:
         SourceError: an input is absent or damaged, or more than max_bad_fraction of a source was quarantined.
         ConfigError: the description of a data set is wrong.
     """
-    sources, storage = context.recipe.sources, context.recipe.storage
+    storage = context.storage
     landed = {name: _land(context, name, source) for name, source in sources.items() if source.table is not None}
     files = {
         name: part_files(landed[name]) if name in landed else list_files(name, source, storage)
@@ -129,13 +137,14 @@ def ingest(context: Context) -> Rows:
         for number, piece in enumerate(
             piece
             for name, source in sources.items()
-            for piece in cut(name, source, files[name], context.recipe.run.split_bytes, storage)
+            for piece in cut(name, source, files[name], context.cutting.split_bytes, storage)
         )
     ]
     semantic = {"version": INGEST_VERSION, "sources": identity}
     empty = {name: {STEP: {"in": 0, "made": 0, "kept": 0}} for name in sources}
+    quarantine = functools.partial(_quarantine, context, raw, max_bad_fraction)
     job = context.job("ingest", "PROMPT", PROMPT, semantic, tuple(landed.values())).with_inherited(empty)
-    return Rows.of(context.map(job, splits, WritePrompts(raw), then=functools.partial(_quarantine, context, raw)))
+    return Rows.of(context.map(job, splits, WritePrompts(raw), then=quarantine))
 
 
 def _land(context: Context, name: str, source: Source) -> Dataset:
@@ -155,7 +164,7 @@ def _listing(files: list[InputFile]) -> dict[str, Any]:
     }
 
 
-def _quarantine(context: Context, raw: Raw, ingested: Dataset) -> None:
+def _quarantine(context: Context, raw: Raw, max_bad_fraction: float, ingested: Dataset) -> None:
     bad = ingested.manifest.distributions.get("quarantined", {})
     identity = {"ingest": ingested.manifest.fingerprint, "rows": sum(bad.values())}
     job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity)
@@ -166,9 +175,9 @@ def _quarantine(context: Context, raw: Raw, ingested: Dataset) -> None:
     for source, steps in ingested.manifest.accounting.items():
         counts = steps[STEP]
         lost = counts["in"] - counts["kept"]
-        if lost > context.recipe.max_bad_fraction * counts["in"]:
+        if lost > max_bad_fraction * counts["in"]:
             context.engine.settle()
             raise SourceError(
                 f"source '{source}': {lost} of {counts['in']} rows could not be read, more than max_bad_fraction="
-                f"{context.recipe.max_bad_fraction}; their places and reasons are in {context.output / 'quarantine'}"
+                f"{max_bad_fraction}; their places and reasons are in {context.output / 'quarantine'}"
             )

@@ -6,26 +6,55 @@ the sample are flagged by the perplexity step, whose `in_kenlm_sample` is the sa
 
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pyarrow as pa
+from pydantic import Field
 
 from etl.messages import full_text
 from etl.mixture.sampling import in_sample, purpose_seed
-from etl.pipeline import Pipeline
-from etl.recipe import RUN_KENLM, TrainKenlm
 from etl.rows import Rows, RowsRef
 from etl.schema import ID
 from etl.scoring.kenlm_train import backend, backend_line, sample_lines, train
-from etl.scoring.perplexity import SAMPLE_PURPOSE, PerplexityStep
+from etl.scoring.perplexity import SAMPLE_PURPOSE
 from etl.stages.context import Context
-from etl.step import live
+from etl.stages.stage import Stage
+from etl.step import Offer, live
 from etl.storage.build import Chunk, SplitWriter
 from etl.storage.dataset import Dataset
 
 TEXT = pa.schema([pa.field("id", ID, nullable=False), pa.field("text", pa.string(), nullable=False)])
+
+
+class Kenlm(Stage):
+    """Writes DIR/kenlm_sample and DIR/kenlm: an n-gram model from a seeded sample of the rows that are alive."""
+
+    kind: Literal["kenlm"] = "kenlm"
+    tables: ClassVar[Mapping[str, str]] = {"kenlm_sample": "TEXT", "kenlm": "MODEL"}
+
+    order: int = Field(default=3, ge=2, le=5)
+    fraction: float = Field(default=0.1, gt=0, le=1)
+    seed: int = Field(default=0, ge=0)
+    max_words: int = Field(default=2_000_000, ge=1)
+    """Corpus size above which lmplz is required."""
+
+    def offers(self) -> tuple[str, ...]:
+        return (self.named("kenlm"),)
+
+    def run(self, context: Context, rows: Rows) -> Rows:
+        """The rows as they are; the model is offered to perplexity steps as `run:kenlm`.
+
+        Raises:
+            ConfigError: no text in the sample, or more of it than kaldingram takes and lmplz is not there.
+        """
+        model = _write_model(context, rows, self)
+        part = model.manifest.parts[0]
+        offer = Offer(model.part_location(part).url, part.sha256, self.fraction, self.seed)
+        context.offers[context.folder("kenlm")] = offer
+        return rows
 
 
 @dataclass(frozen=True)
@@ -33,54 +62,33 @@ class SampleText:
     """The text of the sampled live rows of one split."""
 
     rows: RowsRef
-    config: TrainKenlm
+    fraction: float
+    seed: int
 
     def __call__(self, split: int) -> Iterator[Chunk]:
-        seed = purpose_seed(SAMPLE_PURPOSE, self.config.seed)
+        seed = purpose_seed(SAMPLE_PURPOSE, self.seed)
         for batch in self.rows.read(split, ["id", "messages", "verdict"]):
             kept = batch.filter(live(batch))
-            chosen = kept.filter(in_sample(kept.column("id"), seed, self.config.fraction))
+            chosen = kept.filter(in_sample(kept.column("id"), seed, self.fraction))
             yield Chunk(
                 pa.RecordBatch.from_arrays([chosen.column("id"), full_text(chosen)], schema=TEXT), batch.num_rows
             )
 
 
-def train_kenlm(context: Context, rows: Rows) -> Dataset:
-    """Write DIR/kenlm_sample and DIR/kenlm.
-
-    Raises:
-        ConfigError: no text in the sample, or more of it than kaldingram takes and lmplz is not there.
-    """
-    config = context.recipe.kenlm
+def _write_model(context: Context, rows: Rows, config: Kenlm) -> Dataset:
     semantic = {"fraction": config.fraction, "seed": config.seed}
     job = context.job("kenlm_sample", "TEXT", TEXT, semantic, rows.tables(["messages", "verdict"]))
-    sample = context.map(job, rows.splits, SampleText(rows.ref, config))
+    sample = context.map(job, rows.splits, SampleText(rows.ref, config.fraction, config.seed))
     training = {"order": config.order, "backend": backend()}
     job = context.job("kenlm", "MODEL", pa.schema([]), training, (sample,))
     return context.drive(job, functools.partial(_train, context, config, sample.result()))
 
 
-def _train(context: Context, config: TrainKenlm, sample: Dataset, writer: SplitWriter) -> None:
-    context.report(f"{'kenlm':>24}  {backend_line(config.max_words)}")
+def _train(context: Context, config: Kenlm, sample: Dataset, writer: SplitWriter) -> None:
+    context.tell("kenlm", backend_line(config.max_words))
     with tempfile.TemporaryDirectory(prefix="stillhouse-kenlm-") as folder:
         # The sample was drawn already, so all of it is taken.
         lines = sample_lines(sample.read(), config.seed, 1.0)
         model = train(lines, config.order, Path(folder) / "model", config.max_words)
         files = {".kenlm": model.path}
         writer.write_files(0, "model", files, sample.manifest.rows_out, {"words": model.words})
-
-
-def with_model(pipeline: Pipeline, config: TrainKenlm, model: Dataset) -> Pipeline:
-    """The pipeline with this run's model in the place of `run:kenlm`."""
-    part = model.manifest.parts[0]
-    trained = {
-        "model": model.part_location(part).url,
-        "sha256": part.sha256,
-        "sample_fraction": config.fraction,
-        "sample_seed": config.seed,
-    }
-    steps = tuple(
-        step.model_copy(update=trained) if isinstance(step, PerplexityStep) and step.model == RUN_KENLM else step
-        for step in pipeline.steps
-    )
-    return pipeline.model_copy(update={"steps": steps})

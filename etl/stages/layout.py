@@ -9,24 +9,26 @@ of rows while it cuts or sorts them, whatever the size of a file or a cell.
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from etl.engine import Exchange
+from etl.errors import SchemaError
 from etl.hashing import hash_array
-from etl.recipe import Layout
 from etl.rows import Rows, RowsRef
-from etl.schema import CORPUS, CTX_BUCKETS, PROMPT, RANGE, SKILL_BUCKETS
+from etl.schema import CORPUS, CTX_BUCKETS, ID, PROMPT, RANGE, SKILL_BUCKETS
 from etl.sorting import SortedRows
 from etl.stages.context import Context
-from etl.stages.dedup.split import split_of
+from etl.stages.dedup.split import Sides, split_of
 from etl.stages.keyed import live_rows, uuid_texts
+from etl.stages.stage import Stage
 from etl.step import live
 from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset
@@ -68,7 +70,7 @@ class CountCells:
     """Rows and tokens of one split's live rows in each cell."""
 
     rows: RowsRef
-    layout: Layout
+    sides: Sides
 
     def __call__(self, split: int) -> Iterator[Chunk]:
         columns = ["split_key", "skill_bucket", "ctx_bucket", "n_tokens", "verdict"]
@@ -76,7 +78,7 @@ class CountCells:
             kept = batch.filter(live(batch))
             cells = pa.table(
                 {
-                    "split": split_of(kept.column("split_key"), self.layout),
+                    "split": split_of(kept.column("split_key"), self.sides),
                     "skill_bucket": kept.column("skill_bucket"),
                     "ctx_bucket": kept.column("ctx_bucket"),
                     "n_tokens": kept.column("n_tokens").cast(pa.int64()),
@@ -155,9 +157,10 @@ SLICE = pa.schema([("bucket", pa.int32()), ("rows", pa.binary())])
 
 
 def corpus_schema(rows: Rows) -> pa.Schema:
-    """CORPUS, then what the stages of this run measured."""
+    """CORPUS, then what the stages of this run measured; ids in it are 36-character texts."""
     own = {*CORPUS.names, *PROMPT.names, "ctx_bucket", "verdict"}
-    return pa.schema([*CORPUS, *[field for field in rows.schema if field.name not in own]])
+    measured = [field for field in rows.schema if field.name not in own]
+    return pa.schema([*CORPUS, *(field.with_type(pa.string()) if field.type == ID else field for field in measured)])
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class EmitRows:
     """The corpus rows of one split, in slices for the bucket of their file."""
 
     rows: RowsRef
-    layout: Layout
+    sides: Sides
     plan: FilePlan
     schema: pa.Schema
 
@@ -176,7 +179,7 @@ class EmitRows:
             if batch.num_rows == 0:
                 continue
             order = hash_array(batch.column("id"), _ORDER_SEED)
-            side = split_of(batch.column("split_key"), self.layout)
+            side = split_of(batch.column("split_key"), self.sides)
             buckets = self.plan.buckets(side, batch.column("skill_bucket"), batch.column("ctx_bucket"), order)
             held.add(to_corpus(batch, self.schema), buckets)
             if held.num_bytes >= _HELD_BYTES:
@@ -233,22 +236,14 @@ def to_corpus(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """PROMPT, TOKENIZED and measured columns as a CORPUS batch."""
     size = batch.num_rows
     made = {
-        "id": uuid_texts(batch.column("id")),
         "prompt_tokens_est": batch.column("prompt_tokens"),
         "sampling_weight": pa.repeat(pa.scalar(1.0), size),
         "analysis_span": span_range(batch.column("spans"), "analysis"),
         "final_span": span_range(batch.column("spans"), "final"),
     }
-    if "cluster_id" in batch.schema.names:
-        made["cluster_id"] = uuid_texts(batch.column("cluster_id"))
-    columns = []
-    for field in schema:
-        if field.name in made:
-            columns.append(made[field.name])
-        elif field.name in batch.schema.names:
-            columns.append(batch.column(field.name))
-        else:
-            columns.append(pa.nulls(size, field.type))
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        made.setdefault(name, uuid_texts(column) if column.type == ID else column)
+    columns = [made[field.name] if field.name in made else pa.nulls(size, field.type) for field in schema]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -271,7 +266,7 @@ class WriteFile:
 
     plan: FilePlan
     schema: pa.Schema
-    step: str = "layout"
+    step: str
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         folder = self.plan.folder(bucket)
@@ -336,20 +331,37 @@ def _rows_and_tokens(labels: pa.Array, tokens: npt.NDArray[np.int32]) -> dict[st
     return {row["label"]: {"rows": row["tokens_count"], "tokens": row["tokens_sum"]} for row in counts.to_pylist()}
 
 
-def run_layout(context: Context, rows: Rows) -> Dataset:
-    """Write DIR/cells and DIR/corpus, whose manifest repeats the accounts of all stages before it."""
-    layout = context.recipe.layout
-    keys = ["split_key", "skill_bucket", "ctx_bucket", "n_tokens", "verdict"]
-    sides = {"validation_fraction": layout.validation_fraction, "seed": layout.seed}
-    job = context.job("cells", "CELL", CELL, {"layout": sides}, rows.tables(keys), rows)
-    counts = context.map(job, rows.splits, CountCells(rows.ref, layout))
+class Layout(Sides, Stage):
+    """Writes DIR/cells and DIR/corpus, whose manifest repeats the accounts of all stages before it."""
 
-    plan = FilePlan.of(counts.result(), layout.target_bytes)
-    schema = corpus_schema(rows)
-    files = {"/".join(cell): files for cell, (_, files) in plan.cells.items()}
-    semantic = {"version": LAYOUT_VERSION, "layout": {**sides, "files": files}}
-    job = context.job("corpus", "CORPUS", schema, semantic, rows.tables(rows.schema.names))
-    job = job.with_inherited(rows.accounting)
-    emit = EmitRows(rows.ref, layout, plan, schema)
-    exchange = Exchange(tuple(rows.splits), emit, SLICE, ("bucket",), plan.num_buckets)
-    return context.shuffle(job, exchange, WriteFile(plan, schema))
+    kind: Literal["layout"] = "layout"
+    tables: ClassVar[Mapping[str, str]] = {"cells": "CELL", "corpus": "CORPUS"}
+    own_steps: ClassVar[tuple[str, ...]] = ("layout",)
+    is_output: ClassVar[bool] = True
+    located: ClassVar[frozenset[str]] = frozenset({"target_bytes"})
+
+    target_bytes: int = Field(default=256 << 20, ge=1 << 16)
+    """Size at which a folder gets another file."""
+
+    def output_schema(self, schema: pa.Schema) -> pa.Schema:
+        missing = [name for name in ("input_ids", "ctx_bucket") if name not in schema.names]
+        if missing:
+            raise SchemaError(f"the stage '{self.label}' writes the corpus from {missing}; list 'tokenize' before it")
+        return schema
+
+    def run(self, context: Context, rows: Rows) -> Rows:
+        keys = ["split_key", "skill_bucket", "ctx_bucket", "n_tokens", "verdict"]
+        job = context.job("cells", "CELL", CELL, {"layout": self.sides()}, rows.tables(keys), rows)
+        counts = context.map(job, rows.splits, CountCells(rows.ref, self))
+
+        plan = FilePlan.of(counts.result(), self.target_bytes)
+        schema = corpus_schema(rows)
+        files = {"/".join(cell): files for cell, (_, files) in plan.cells.items()}
+        semantic = {"version": LAYOUT_VERSION, "layout": {**self.sides(), "files": files}}
+        job = context.job("corpus", "CORPUS", schema, semantic, rows.tables(rows.schema.names))
+        job = job.with_inherited(rows.accounting)
+        emit = EmitRows(rows.ref, self, plan, schema)
+        exchange = Exchange(tuple(rows.splits), emit, SLICE, ("bucket",), plan.num_buckets)
+        write = WriteFile(plan, schema, context.folder("layout"))
+        context.outputs[context.folder("corpus")] = context.shuffle(job, exchange, write)
+        return rows

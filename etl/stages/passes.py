@@ -96,7 +96,7 @@ def _run_steps(context: Context, rows: Rows, folder: str, table: str, pipeline: 
     schema = aligned(pipeline.added)
     semantic = {"steps": pipeline.identity()}
     job = context.job(folder, table, schema, semantic, rows.tables(columns), rows)
-    work = RunSteps(rows.ref, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.recipe.storage)
+    work = RunSteps(rows.ref, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.storage)
     resources = Resources(pipeline.task_cpus, pipeline.task_gpus, pipeline.task_memory_bytes)
     return rows.with_side(context.map(job, rows.splits, work, resources), schema)
 
@@ -135,6 +135,8 @@ class ApplyCut:
 
 def run_cut(context: Context, rows: Rows, cut: AnyCut) -> Rows:
     """Find the thresholds, a committed round at a time, and write DIR/<cut name> with the verdicts."""
+    # A cut's folder is its own name, whatever the stage is called.
+    context = context.unnamed()
     search = Search(cut)
     semantic = {"cut": cut.identity()}
     inputs = rows.tables(["verdict", *cut.needed])

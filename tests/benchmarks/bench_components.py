@@ -29,9 +29,9 @@ from scipy.sparse.csgraph import connected_components
 from etl.arrays import I64
 from etl.dedup.blocks import CLASS_BITS
 from etl.dedup.components import Components
-from etl.recipe import Recipe
 from etl.rows import Rows
-from etl.stages.context import Context
+from etl.run.recipe import Recipe
+from etl.run.run import context_of
 from etl.stages.dedup.bands import CANDIDATE
 from etl.stages.dedup.blocks import EDGE, CutCandidates
 from etl.stages.dedup.components import LabelRows, label_components
@@ -219,7 +219,7 @@ def stars(args: argparse.Namespace, folder: Path, kind: str) -> None:
     engine = Measured(make_engine(args, output.with_name(f"{output.name}-spark")))
     try:
         labels = label_components(
-            Context(engine, recipe, say), Rows.of(pairs), "components", pairs, ("a", "b")
+            context_of(recipe, engine, say), Rows.of(pairs), "components", pairs, ("a", "b")
         ).result()
     finally:
         engine.close()

@@ -28,10 +28,10 @@ import pyarrow as pa
 
 from etl.engine import Engine, Exchange, Reduce, Task, Work
 from etl.hashing import hash_array
-from etl.recipe import Recipe
 from etl.rows import Rows, RowsRef
 from etl.run.estimate import estimate
-from etl.run.run import run_recipe
+from etl.run.recipe import Recipe
+from etl.run.run import context_of, run_recipe
 from etl.stages.context import Context
 from etl.stages.keyed import buckets_of, live_rows, recut
 from etl.storage.build import Chunk
@@ -267,7 +267,7 @@ def run_one(args: argparse.Namespace, megabytes: int, skew: str) -> dict[str, An
     began = time.monotonic()
     try:
         run_recipe(recipe, engine, lambda line: None)
-        run_verbs(Context(engine, recipe, lambda line: None))
+        run_verbs(context_of(recipe, engine, lambda line: None))
     finally:
         engine.close()
     shuffled = shuffled_bytes(output.with_name(f"{output.name}-spark"))

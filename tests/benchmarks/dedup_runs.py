@@ -21,7 +21,7 @@ from etl import conf
 from etl.dedup.in_memory import near_duplicates
 from etl.dedup.minhash import signatures
 from etl.dedup.near import NearDedup
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.run.run import run_recipe, run_stage
 from etl.text import ngram_hashes, shingles
 from tests.benchmarks.peers.meter import WARM_UP_ROWS, Meter, answer, peak_gb, take_turns, write_found

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl import conf
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.run.run import run_recipe
 from etl.storage.dataset import Dataset
 from tests.engines.inprocess import InProcessEngine

@@ -11,10 +11,11 @@ from etl.config import Config
 from etl.errors import StillhouseError
 from etl.harmony.step import HarmonyStep
 from etl.mixture.cuts import Cut
-from etl.recipe import Recipe
+from etl.run.recipe import DROPPED_FOLDER, Recipe
 from etl.run.run import check
 from etl.sources.files import list_files
 from etl.sources.spec import Described, Description
+from etl.stages.ingest import TABLES
 from etl.step import Step
 
 FOLDER = Path(__file__).resolve().parents[2] / "conf"
@@ -74,8 +75,7 @@ def test_a_run_refuses_a_shipped_recipe_with_a_wrong_section(changed, said):
 @pytest.mark.parametrize("name", named("recipes"))
 def test_the_folders_of_a_recipe_differ(name):
     read = recipe(name)
-    cuts = [cut.name for pipeline in (read.filter, read.score) if pipeline for cut in pipeline.cuts]
-    folders = [*read.stages, *cuts, "ingest", "quarantine", "dropped", "corpus", "rounds"]
+    folders = [*TABLES, DROPPED_FOLDER, "rounds", *(folder for stage in read.stages for folder in stage.folders())]
     assert len(set(folders)) == len(folders)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from etl.engine import Engine
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.storage.dataset import Dataset
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import FILTER, files, make_recipe, mixed_rows, row, run, stage, write_jsonl, write_parquet

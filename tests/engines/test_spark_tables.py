@@ -9,8 +9,8 @@ from etl.engine import Table
 from etl.engines import spark_tables
 from etl.engines.spark import SparkEngine
 from etl.errors import ConfigError, SourceError
-from etl.recipe import Recipe
 from etl.run.plan import plan_recipe
+from etl.run.recipe import Recipe
 from etl.run.run import run_recipe
 from etl.storage.location import Location
 from etl.storage.verify import verify

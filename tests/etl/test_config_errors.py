@@ -8,7 +8,7 @@ from pydantic import Field
 from etl import conf
 from etl.config import Config
 from etl.errors import ConfigError
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.sources.spec import Description
 
 

@@ -136,7 +136,7 @@ def test_mistakes_below_such_a_union_keep_their_words(acme, tree, line):
         ("acme_filters.answers:shout", "acme_filters.answers:shout is a function, not a Step; derive it from etl."),
         ("acme_filters:lengths", "acme_filters:lengths is a module, not a Step; "),
         ("etl.mixture.cuts:ShareCut", "etl.mixture.cuts:ShareCut is a Cut, not a Step; derive it from etl.step.Step"),
-        ("etl.recipe:Recipe", "etl.recipe:Recipe is a class of another kind, not a Step; "),
+        ("etl.run.recipe:Recipe", "etl.run.recipe:Recipe is a class of another kind, not a Step; "),
         ("acme_filters.answers:Idle", "acme_filters.answers:Idle does not define open, which a Step needs; add it"),
         ("etl.filters.answers:AnswerStep", "etl.filters.answers:AnswerStep is called 'answer' by its class; write "),
     ],

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl import conf
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.storage.location import Location
 from etl.storage.verify import verify
 from tests.etl.stages.toys import run

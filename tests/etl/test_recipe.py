@@ -3,7 +3,12 @@
 import pytest
 from pydantic import ValidationError
 
-from etl.recipe import STAGE_NAMES, Cutting, Layout, Recipe, TrainKenlm
+from etl.errors import SchemaError
+from etl.run.recipe import Recipe, reserved_names
+from etl.run.run import check
+from etl.stages.context import Cutting
+from etl.stages.kenlm import Kenlm
+from etl.stages.layout import Layout
 from tests.etl.stages.toys import FILTER, make_recipe, scores
 
 PERPLEXITY = {"steps": [{"kind": "perplexity", "model": "run:kenlm"}]}
@@ -15,10 +20,10 @@ def recipe(output="out", sources=None, **sections):
 
 def test_a_small_recipe_is_complete_with_defaults():
     found = recipe(stages=["dedup", "tokenize", "layout"])
-    assert (found.name, found.output, found.stages) == ("toy", "out", ("dedup", "tokenize", "layout"))
-    assert (found.filter, found.score) == (None, None)
-    assert found.dedup.exact is not None
-    assert found.dedup.near is not None
+    assert (found.name, found.output) == ("toy", "out")
+    assert found.labels == ("ingest", "dedup", "tokenize", "layout")
+    assert found.stages[0].exact is not None
+    assert found.stages[0].near is not None
 
 
 @pytest.mark.parametrize(
@@ -27,8 +32,7 @@ def test_a_small_recipe_is_complete_with_defaults():
         (["filter"], "stages lists 'filter', but the section `filter:` is missing"),
         (["score"], "stages lists 'score', but the section `score:` is missing"),
         (["dedup", "dedup"], r"stages lists \['dedup'\] more than once"),
-        (["layout"], "list 'tokenize' before it and nothing after it"),
-        (["tokenize", "layout", "split"], "list 'tokenize' before it and nothing after it"),
+        (["tokenize", "layout", "split"], r"\['layout'\] must come last"),
         (["tokenise"], "tokenise|stages.0"),
     ],
 )
@@ -45,25 +49,30 @@ def test_the_model_of_the_run_is_trained_before_it_is_used(stages):
     recipe(stages=["filter"], filter=FILTER, score=PERPLEXITY)
 
 
+def test_the_corpus_is_written_from_tokens():
+    with pytest.raises(SchemaError, match=r"'layout' writes the corpus from \['input_ids', 'ctx_bucket'\]; list 'tok"):
+        check(recipe(stages=["dedup", "layout"]))
+
+
 @pytest.mark.parametrize("name", ["near", "corpus", "embeddings", "sentence_hits"])
 def test_a_cut_is_not_called_like_a_folder_of_the_run(name):
-    assert name in STAGE_NAMES
+    assert name in reserved_names()
     cut = FILTER["cuts"][0] | {"name": name}
     with pytest.raises(ValidationError, match=rf"cuts are called \['{name}'\].*give them other names"):
-        recipe(filter=FILTER | {"cuts": [cut]})
+        recipe(stages=["filter"], filter=FILTER | {"cuts": [cut]})
 
 
 def test_filter_and_score_have_no_name_in_common():
     score = scores("model")
-    with pytest.raises(ValidationError, match=r"filter and score both have \['perplexity', 'strange'\]"):
-        recipe(filter=score, score=score)
+    with pytest.raises(ValidationError, match=r"the steps \['perplexity', 'strange'\] more than once"):
+        recipe(stages=["filter", "score"], filter=score, score=score)
 
 
 def test_a_priority_of_an_unknown_source_is_refused():
     with pytest.raises(
         ValidationError, match=r"dedup.survivor.sources names \['c'\]; the recipe's sources are \['a', 'b'\]"
     ):
-        recipe(sources={"a": "a.jsonl", "b": "b.jsonl"}, dedup={"survivor": {"sources": ["a", "c"]}})
+        recipe(sources={"a": "a.jsonl", "b": "b.jsonl"}, stages=["dedup"], dedup={"survivor": {"sources": ["a", "c"]}})
 
 
 def test_each_kind_of_unit_is_listed_once():
@@ -74,8 +83,8 @@ def test_each_kind_of_unit_is_listed_once():
 @pytest.mark.parametrize(
     ("model", "field", "bad"),
     [
-        (TrainKenlm, "order", 6),
-        (TrainKenlm, "fraction", 0),
+        (Kenlm, "order", 6),
+        (Kenlm, "fraction", 0),
         (Layout, "validation_fraction", 1),
         (Layout, "target_bytes", 1000),
         (Cutting, "split_bytes", 0),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from etl.engine import Engine
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.storage.location import Location
 from tests.engines.inprocess import InProcessEngine, KilledError
 from tests.faults.kills import MANY_OBJECTS, Choose, Moment, Operation, reaping

@@ -34,6 +34,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "ExactDedup": ("exact_hits",),
     "InputFile": ("Manifest",),
     "InputSplit": ("Manifest",),
+    "Kenlm": ("kenlm_sample", "kenlm"),
     "Layout": ("cells", "corpus"),
     "NearDedup": ("candidates", "sets", "pairs"),
     "NearRule": ("ContaminationStep",),
@@ -41,18 +42,23 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "Part": ("Manifest",),
     "Plan": ("Manifest",),
     "Receipt": ("Manifest",),
+    "Semantic": ("semantic_terms", "embeddings", "semantic_centroids", "semantic_hits"),
     "SemanticDedup": ("semantic_terms", "embeddings", "semantic_centroids", "semantic_hits"),
+    "Sides": ("split_hits", "cells"),
     "SkillRule": ("ingest",),
     "Source": ("ingest",),
+    "Split": ("split_hits",),
     "StageRecord": ("RunRecord",),
     "Survivor": ("exact_hits", "paragraph_hits", "sets", "semantic_hits"),
     "TextShape": ("ingest",),
     "Threshold": ("Manifest",),
-    "TrainKenlm": ("kenlm_sample", "kenlm"),
     "UnitDedup": ("paragraph_hits", "paragraph"),
 }
 """Configurations of etl without a version of their own: the jobs, classes or `training` whose versions they go by."""
-UNVERSIONED = {"Config", "Cutting", "Dedup", "Kinded", "Pipeline", "Recipe", "Selected"}
+UNVERSIONED = {
+    "Config", "Cutting", "Dedup", "Filter", "Kinded", "Pipeline", "Recipe", "Score", "Selected", "Stage", "StepsStage",
+    "Tokenize",
+}  # fmt: skip
 """Their fields say which jobs there are or how finely work is cut: another default is seen in the fingerprints.
 Those of Selected are fields of every step and cut, which have a version."""
 

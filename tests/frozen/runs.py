@@ -16,7 +16,7 @@ from unittest import mock
 import pyarrow as pa
 
 from etl import conf
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.run.run import run_recipe
 from etl.scoring.ifd import IfdStep
 from etl.step import BatchFn, append

@@ -9,7 +9,7 @@ import pytest
 
 from etl import conf
 from etl.console import run_app
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.run.run import run_recipe
 from jobs.cli import app
 from jobs.engines import run_on

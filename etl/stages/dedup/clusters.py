@@ -26,6 +26,7 @@ from etl.dedup.canaries import Levels
 from etl.dedup.minhash import candidate_probability
 from etl.dedup.near import NearDedup
 from etl.dedup.overlap import Overlap
+from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
 from etl.hashing import fixed_binary, hash_array
 from etl.rows import ROW_BITS, Rows, RowsRef
@@ -53,9 +54,9 @@ CLUSTER_ROW = pa.schema(
 )  # fmt: skip
 
 
-def cluster(context: Context, rows: Rows, near: NearDedup) -> tuple[Rows, DuplicateCounts]:
+def cluster(context: Context, rows: Rows, near: NearDedup, survivor: Survivor) -> tuple[Rows, DuplicateCounts]:
     """Write the datasets of etl.stages.dedup.near and those above; rows that are not the survivor get a verdict."""
-    found = find_pairs(context, rows, near)
+    found = find_pairs(context, rows, near, survivor)
     labels = label_components(context, rows, "components", found.pairs, ("a_row", "b_row"))
     buckets = context.num_buckets(2 * sum(part.bytes for part in found.sets.manifest.parts))
     emit = EmitClusterRows(labels.ref, found.sets.ref, buckets)
@@ -68,7 +69,10 @@ def cluster(context: Context, rows: Rows, near: NearDedup) -> tuple[Rows, Duplic
     findings = near_findings(near, found, hits)
     rows = mark_hits(context, rows, hits, mark, findings)
     _report_findings(context, findings)
-    accounting = {source: steps["near"] for source, steps in rows.datasets[-1].result().manifest.accounting.items()}
+    accounting = {
+        source: steps[context.folder("near")]
+        for source, steps in rows.datasets[-1].result().manifest.accounting.items()
+    }
     entered = {source: counts["in"] for source, counts in accounting.items()}
     removed = {source: counts["in"] - counts["kept"] for source, counts in accounting.items()}
     return rows, DuplicateCounts("near", entered, removed, hits.manifest.distributions.get("overlap", {}))
@@ -301,12 +305,13 @@ def _report_findings(context: Context, findings: dict[str, Any]) -> None:
     canary = findings["canaries"]
     if canary["recall"] is not None:
         rates = f"recall {canary['recall']:.4f}, precision {canary['precision'] or 0:.4f}"
-        context.report(f"{'near':>24}  canaries: {rates}")
+        context.tell("near", f"canaries: {rates}")
     hot = findings["hot_bands"]
     if hot["pairs_left_out"]:
-        context.report(
-            f"{'near':>24}  hot bands: {hot['pairs_left_out']:,} pairs not compared in them, of which about "
-            f"{hot['similar_pairs_left_out']:,} similar (their rows mostly meet through others)"
+        context.tell(
+            "near",
+            f"hot bands: {hot['pairs_left_out']:,} pairs not compared in them, of which about "
+            f"{hot['similar_pairs_left_out']:,} similar (their rows mostly meet through others)",
         )
 
 
@@ -318,15 +323,17 @@ class WriteKept:
     """Every row of a split that near dedup saw."""
 
     rows: RowsRef
+    clusters: tuple[str, ...]
+    """What the columns of CLUSTER_COLUMNS are called."""
 
     def __call__(self, split: int) -> Iterator[Chunk]:
-        names = ["id", "source_dataset", "source_example_id", *CLUSTER_COLUMNS.names, "verdict"]
+        names = ["id", "source_dataset", "source_example_id", *self.clusters, "verdict"]
         for batch in self.rows.read(split, names):
-            mine = batch.filter(batch.column("cluster_id").is_valid())
+            mine = batch.filter(batch.column(self.clusters[0]).is_valid())
+            survivor, *places = (mine.column(name) for name in self.clusters)
             columns = [
                 mine.column("source_dataset"), mine.column("source_example_id"), uuid_texts(mine.column("id")),
-                uuid_texts(mine.column("cluster_id")), mine.column("cluster_size"), mine.column("cluster_rank"),
-                mine.column("cluster_jaccard"), live(mine),
+                uuid_texts(survivor), *places, live(mine),
             ]  # fmt: skip
             yield Chunk(pa.RecordBatch.from_arrays(columns, schema=KEPT), batch.num_rows)
 
@@ -335,4 +342,5 @@ def write_clusters(context: Context, rows: Rows, kinds: Sequence[DuplicateCounts
     """Write DIR/clusters, the table for people; its manifest tells by source what all kinds of duplicates come to."""
     inputs = rows.tables(["source_dataset", "source_example_id", "verdict"])
     job = context.job("clusters", "KEPT", KEPT, {}, inputs).with_findings({"sources": by_source(kinds)})
-    return context.map(job, rows.splits, WriteKept(rows.ref))
+    clusters = tuple(context.columns(CLUSTER_COLUMNS).names)
+    return context.map(job, rows.splits, WriteKept(rows.ref, clusters))

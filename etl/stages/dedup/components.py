@@ -44,7 +44,7 @@ from etl.storage.dataset import Dataset, DatasetLike, DatasetRef
 
 
 def _fits_one_task(context: Context, pairs: Dataset) -> bool:
-    return pairs.manifest.rows_out <= context.recipe.run.max_component_edges
+    return pairs.manifest.rows_out <= context.cutting.max_component_edges
 
 
 @dataclass(frozen=True)

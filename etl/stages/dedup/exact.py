@@ -11,19 +11,19 @@ many rows share a content.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from etl.arrays import I64
+from etl.config import Config
 from etl.dedup.by_source import DuplicateCounts, by_source
 from etl.dedup.overlap import Overlap
 from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
 from etl.hashing import hash128, hash_array, hash_columns, signed
 from etl.messages import instruction_text, response_text
-from etl.recipe import ExactDedup
 from etl.rows import Rows, RowsRef
 from etl.schema import PROMPT
 from etl.stages.context import Context
@@ -31,6 +31,14 @@ from etl.stages.dedup.marks import LOSER, LoserMark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced, source_places
 from etl.storage.build import Chunk
 from etl.text import TEXT_VERSION, normalise
+
+
+class ExactDedup(Config):
+    """Rows whose content is equal; `survivor` says which one stays, then the smallest row digest."""
+
+    by: Literal["content", "row"] = "content"
+    """content: prompt and answer after normalisation. row: all messages as they are."""
+
 
 CONTENT = pa.schema(
     [
@@ -123,9 +131,9 @@ class SourceCounts:
         return {**counts, "overlap": self._overlap.finish()}
 
 
-def exact(context: Context, rows: Rows, config: ExactDedup) -> tuple[Rows, DuplicateCounts]:
+def exact(context: Context, rows: Rows, config: ExactDedup, survivor: Survivor) -> tuple[Rows, DuplicateCounts]:
     """Write DIR/exact_hits and DIR/exact: of the rows of equal content all but the preferred one get a verdict."""
-    survivor, sources = context.recipe.dedup.survivor, context.sources
+    sources = context.sources
     num_buckets = context.num_buckets(rows.num_rows * CONTENT_BYTES)
     semantic = {"text": TEXT_VERSION, **config.fingerprinted(), **survivor.fingerprinted()}
     inputs = rows.tables([*PROMPT.names, *survivor.reads, "verdict"])

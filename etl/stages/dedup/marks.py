@@ -7,7 +7,7 @@ Costs one shuffle, of 32 bytes (LOSER) to 48 (HIT) a hit. A worker holds a row g
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -159,13 +159,16 @@ class MarkSplit:
 
     rows: RowsRef
     mark: Mark
+    schema: pa.Schema
+    """Of the aligned table: the mark's columns, under the names that they have in it."""
 
     def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         mark = self.mark
         columns = ["id", "source_dataset", *mark.reads, "verdict"]
         for batch, found in rows_with_found(self.rows, split, columns, batches, routed(mark.hits)):
             hits = found.select(mark.hits.names).cast(mark.hits)
-            yield judged([mark.step], batch, mark.judge(batch, hits), aligned(mark.columns))
+            done = mark.judge(batch, hits).select(aligned(mark.columns).names).rename_columns(self.schema.names)
+            yield judged([mark.step], batch, done, self.schema)
 
 
 def mark_hits(context: Context, rows: Rows, hits: Dataset, mark: Mark, findings: dict[str, Any] | None = None) -> Rows:
@@ -178,9 +181,10 @@ def mark_hits(context: Context, rows: Rows, hits: Dataset, mark: Mark, findings:
         mark: what becomes of them.
         findings: what the manifest says of the search.
     """
-    schema = aligned(mark.columns)
+    schema = aligned(context.columns(mark.columns))
     inputs = (hits, *rows.tables([*mark.reads, "verdict"]))
-    job = context.job(mark.step, mark.table, schema, mark.semantic, inputs, rows).with_findings(findings or {})
+    named = replace(mark, step=context.folder(mark.step))
+    job = context.job(mark.step, mark.table, schema, named.semantic, inputs, rows).with_findings(findings or {})
     splits, emit = tuple(range(hits.ref.num_splits)), EmitHits(hits.ref, mark.hits)
     exchange = Exchange(splits, emit, routed(mark.hits), ("row",), len(rows.splits))
-    return rows.with_side(context.shuffle(job, exchange, MarkSplit(rows.ref, mark)), schema)
+    return rows.with_side(context.shuffle(job, exchange, MarkSplit(rows.ref, named, schema)), schema)

@@ -19,6 +19,7 @@ from typing import Any
 
 from etl.dedup.minhash import MINHASH_VERSION, candidate_probability
 from etl.dedup.near import NearDedup
+from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
 from etl.rows import Rows
 from etl.stages.context import Context
@@ -53,13 +54,14 @@ class NearPairs:
     pairs: Dataset
 
 
-def find_pairs(context: Context, rows: Rows, near: NearDedup) -> NearPairs:
+def find_pairs(context: Context, rows: Rows, near: NearDedup, survivor: Survivor) -> NearPairs:
     """Write DIR/candidates, DIR/edges, DIR/sets and DIR/pairs."""
     making = MakeCanaries(near, near.num_canaries / max(1, rows.num_rows))
     shingling = {"text": TEXT_VERSION, "unit": near.unit, "ngram": near.ngram, "canaries": near.num_canaries}
     candidates = _find_candidates(context, rows, near, making, shingling)
     edges = cut_blocks(context, rows, candidates, BLOCK_BYTES)
-    sets = _write_sets(context, rows, near, making, shingling, edges)
+    write = WriteSets(rows.ref, near, making, survivor, context.sources)
+    sets = _write_sets(context, rows, write, shingling, edges)
     return NearPairs(candidates, sets, _verify(context, rows, near, sets, edges))
 
 
@@ -68,7 +70,7 @@ def _find_candidates(
 ) -> Dataset:
     num_bands, num_rows = near.banding
     found = candidate_probability(near.threshold, num_bands, num_rows)
-    context.report(f"{'near':>24}  {num_bands} bands of {num_rows} rows find {found:.2%} of pairs at {near.threshold}")
+    context.tell("near", f"{num_bands} bands of {num_rows} rows find {found:.2%} of pairs at {near.threshold}")
     banding = {
         "minhash": MINHASH_VERSION, "bands": num_bands, "rows": num_rows,
         **near.model_dump(include={"num_perm", "seed", "max_partners", "threshold"}), **shingling,
@@ -81,11 +83,10 @@ def _find_candidates(
 
 
 def _write_sets(
-    context: Context, rows: Rows, near: NearDedup, making: MakeCanaries, shingling: dict[str, Any], edges: DatasetLike
+    context: Context, rows: Rows, write: WriteSets, shingling: dict[str, Any], edges: DatasetLike
 ) -> Dataset:
-    survivor = context.recipe.dedup.survivor
-    write = WriteSets(rows.ref, near, making, survivor, context.sources)
-    compared = {**shingling, "verify": near.verify, "survivor": survivor.fingerprinted()}
+    near = write.near
+    compared = {**shingling, "verify": near.verify, "survivor": write.survivor.fingerprinted()}
     if near.verify == "estimate":
         compared |= {"minhash": MINHASH_VERSION, "num_perm": near.num_perm, "seed": near.seed}
     job = context.job("sets", "SET", SET, compared, (edges, *rows.tables(write.columns)), rows)

@@ -15,8 +15,9 @@ worker holds; the last one is written here, with 32 bytes a row. Everything afte
 engine, for any splits and any order of rows. docs/semantic.md has the speeds.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -30,7 +31,8 @@ from etl.stages.dedup.semantic_centroids import find_centroids
 from etl.stages.dedup.semantic_compare import COSINE_ONE, SEMANTIC_HIT, compare_clusters
 from etl.stages.dedup.semantic_embed import embed_rows
 from etl.stages.keyed import uuid_texts
-from etl.step import append, drop
+from etl.stages.stage import Stage
+from etl.step import append, drop, prefixed
 from etl.storage.dataset import Dataset
 
 SEMANTIC = pa.schema(
@@ -42,27 +44,42 @@ SEMANTIC = pa.schema(
 )
 
 
-def output_schema(config: SemanticDedup, schema: pa.Schema) -> pa.Schema:
-    """The schema after the stage.
+class Semantic(SemanticDedup, Stage):
+    """Writes DIR/semantic: every live row's cluster, and a verdict for what is too similar to a better row."""
 
-    Raises:
-        SchemaError: a column that the stage reads is absent, or the survivor's score is no number.
-    """
-    missing = [name for name in ("skill_bucket", "ctx_bucket") if name not in schema.names]
-    if missing:
-        raise SchemaError(f"the stage 'semantic' works within {missing}, not there yet; list 'tokenize' before it")
-    config.survivor.check(schema)
-    return pa.schema([*schema, *SEMANTIC])
+    kind: Literal["semantic"] = "semantic"
+    tables: ClassVar[Mapping[str, str]] = {
+        "semantic_cells": "SEMANTIC_CELL", "semantic_terms": "TERM", "embeddings": "EMBEDDING",
+        "semantic_centroids": "CENTROID", "semantic_hits": "SEMANTIC_HIT", "semantic": "SEMANTIC",
+    }  # fmt: skip
+    own_steps: ClassVar[tuple[str, ...]] = ("embed",)
 
+    def folders(self) -> dict[str, str]:
+        left_out = set() if self.embedder == "lexical" else {self.named("semantic_terms")}
+        return {folder: table for folder, table in super().folders().items() if folder not in left_out}
 
-def semantic(context: Context, rows: Rows) -> Rows:
-    """Write DIR/semantic: every live row's cluster, and a verdict for what is too similar to a better row."""
-    config = context.recipe.semantic
-    cells = count_cells(context, rows)
-    embedded = embed_rows(context, rows, cells, config)
-    centroids = find_centroids(context, embedded, cells, config)
-    hits = compare_clusters(context, embedded, centroids, config)
-    return mark_hits(context, rows, hits, SemanticMark(STEP), {"semantic": cell_findings(hits, cells)})
+    def output_schema(self, schema: pa.Schema) -> pa.Schema:
+        missing = [name for name in ("skill_bucket", "ctx_bucket") if name not in schema.names]
+        if missing:
+            raise SchemaError(
+                f"the stage '{self.label}' works within {missing}, not there yet; list 'tokenize' before it"
+            )
+        self.survivor.check(schema)
+        return pa.schema([*schema, *prefixed(self.name, SEMANTIC)])
+
+    def check_sources(self, known: Collection[str]) -> None:
+        self.survivor.check_sources(self.label, known)
+
+    def check_artefacts(self) -> None:
+        if self.embedder == "minilm":
+            self.step().artefacts()
+
+    def run(self, context: Context, rows: Rows) -> Rows:
+        cells = count_cells(context, rows)
+        embedded = embed_rows(context, rows, cells, self)
+        centroids = find_centroids(context, embedded, cells, self)
+        hits = compare_clusters(context, embedded, centroids, self)
+        return mark_hits(context, rows, hits, SemanticMark(STEP), {"semantic": cell_findings(hits, cells)})
 
 
 @dataclass(frozen=True)

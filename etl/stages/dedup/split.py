@@ -5,27 +5,42 @@ row's id), so a validation row whose prompt also stands in train is dropped with
 business of the dedup stage. Costs one shuffle of 56 bytes a row.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
+from etl.config import Config
 from etl.engine import Exchange
 from etl.hashing import hash128
 from etl.messages import instruction_text
 from etl.mixture.sampling import in_sample, purpose_seed
-from etl.recipe import Layout
 from etl.rows import Rows, RowsRef
 from etl.stages.context import Context
 from etl.stages.dedup.marks import LOSER, LoserMark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced
+from etl.stages.stage import Stage
 from etl.storage.build import Chunk
 
 
-def split_of(keys: pa.Array, layout: Layout) -> pa.Array:
+class Sides(Config):
+    """Which split keys are held out."""
+
+    validation_fraction: float = Field(default=0.01, ge=0, lt=1)
+    """Share of split keys that go to split=validation."""
+    seed: int = Field(default=0, ge=0)
+
+    def sides(self) -> dict[str, float | int]:
+        """Both fields, for a fingerprint."""
+        return {"validation_fraction": self.validation_fraction, "seed": self.seed}
+
+
+def split_of(keys: pa.Array, sides: Sides) -> pa.Array:
     """train or validation for each split key: a hash of the key below validation_fraction is validation."""
-    held_out = in_sample(keys, purpose_seed("split", layout.seed), layout.validation_fraction)
+    held_out = in_sample(keys, purpose_seed("split", sides.seed), sides.validation_fraction)
     return pc.if_else(held_out, "validation", "train")
 
 
@@ -42,7 +57,7 @@ class EmitPrompts:
     """A hash of each live row's prompt, and its side; a row without a prompt (raw text) shares none."""
 
     rows: RowsRef
-    layout: Layout
+    sides: Sides
     num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
@@ -53,7 +68,7 @@ class EmitPrompts:
             prompt = hash128([text.filter(asked)])
             columns = [
                 bucket_of_hash128(prompt, self.num_buckets), prompt.cast(pa.binary()),
-                pc.equal(split_of(batch.column("split_key"), self.layout), "validation"),
+                pc.equal(split_of(batch.column("split_key"), self.sides), "validation"),
                 batch.column("id").cast(pa.binary()), pa.array(keys),
             ]  # fmt: skip
             yield pa.RecordBatch.from_arrays(columns, schema=PROMPT_KEY)
@@ -71,13 +86,18 @@ def _leaked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield losers(table, first, held_out & ~held_out[first])
 
 
-def run_split(context: Context, rows: Rows) -> Rows:
-    """Write DIR/split_hits and DIR/split: validation rows whose prompt stands in train get a verdict."""
-    layout = context.recipe.layout
-    num_buckets = context.num_buckets(rows.num_rows * 56)
-    semantic = {"layout": layout.model_dump(include={"validation_fraction", "seed"})}
-    job = context.job("split_hits", "LOSER", LOSER, semantic, rows.tables(["messages", "split_key", "verdict"]), rows)
-    order = ("prompt", "validation", "id", "row")
-    exchange = Exchange(tuple(rows.splits), EmitPrompts(rows.ref, layout, num_buckets), PROMPT_KEY, order, num_buckets)
-    hits = context.shuffle(job, exchange, leaked_prompts)
-    return mark_hits(context, rows, hits, LoserMark("split", "prompt_in_train"))
+class Split(Sides, Stage):
+    """Writes DIR/split_hits and DIR/split: validation rows whose prompt stands in train get a verdict."""
+
+    kind: Literal["split"] = "split"
+    tables: ClassVar[Mapping[str, str]] = {"split_hits": "LOSER", "split": "VERDICT"}
+
+    def run(self, context: Context, rows: Rows) -> Rows:
+        num_buckets = context.num_buckets(rows.num_rows * 56)
+        inputs = rows.tables(["messages", "split_key", "verdict"])
+        job = context.job("split_hits", "LOSER", LOSER, {"layout": self.sides()}, inputs, rows)
+        order = ("prompt", "validation", "id", "row")
+        emit = EmitPrompts(rows.ref, self, num_buckets)
+        exchange = Exchange(tuple(rows.splits), emit, PROMPT_KEY, order, num_buckets)
+        hits = context.shuffle(job, exchange, leaked_prompts)
+        return mark_hits(context, rows, hits, LoserMark("split", "prompt_in_train"))

@@ -1,30 +1,99 @@
-"""Duplicates: exact ones, repeated units of text, then near ones among what is left; what sources have in common.
+"""The stage `dedup`: exact duplicates, repeated units of text, then near ones among what is left.
 
-exact, units, near and clusters beside this file do the work; here is their order. The report by source is in the
-manifest of the last table, DIR/clusters or, without near dedup, DIR/exact, under `findings.sources`.
+exact, units, near and clusters beside this file do the work; here is their order. The report by source, with what
+sources have in common, is in the manifest of the last table, DIR/clusters or, without near dedup, DIR/exact, under
+`findings.sources`.
 """
 
+from collections.abc import Collection, Mapping
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import model_validator
+
 from etl.dedup import by_source
+from etl.dedup.near import NearDedup
+from etl.dedup.survivor import Survivor
+from etl.dedup.units import UnitDedup
 from etl.rows import Rows
+from etl.schema import CLUSTER_COLUMNS
 from etl.stages.context import Context
 from etl.stages.dedup.clusters import cluster, write_clusters
-from etl.stages.dedup.exact import exact
-from etl.stages.dedup.units import dedup_units
+from etl.stages.dedup.exact import ExactDedup, exact
+from etl.stages.dedup.units import dedup_units, unit_counts
+from etl.stages.stage import Stage
+from etl.step import prefixed
+
+_EXACT = {"exact_hits": "LOSER", "exact": "VERDICT"}
+_NEAR = {
+    "candidates": "MET", "edges": "EDGE", "sets": "SET", "pairs": "PAIR", "components": "LABEL", "near_hits": "HIT",
+    "near": "CLUSTER", "clusters": "KEPT",
+}  # fmt: skip
+_ROUNDS = {
+    "candidate_components": "LABEL", "rounds/edges-nodes": "NODE", "rounds/edges-chunks": "CHUNK",
+    "rounds/edges-ends": "END", "rounds/candidate_components": "TIE", "rounds/components": "TIE",
+}  # fmt: skip
+"""Of near dedup above run.max_component_edges pairs; the last two are numbered."""
 
 
-def dedup(context: Context, rows: Rows) -> Rows:
-    """Mark duplicates."""
-    section = context.recipe.dedup
-    kinds = []
-    if section.exact is not None:
-        rows, counts = exact(context, rows, section.exact)
-        kinds.append(counts)
-    for units in section.units:
-        rows = dedup_units(context, rows, units, section.survivor)
-    if section.near is not None:
-        rows, counts = cluster(context, rows, section.near)
-        kinds.append(counts)
-        write_clusters(context, rows, kinds)
-    for line in by_source.lines(by_source.by_source(kinds)) if kinds else ():
-        context.report(f"{'dedup':>24}  {line}")
-    return rows
+def _units(kind: str) -> dict[str, str]:
+    return {f"{kind}_hits": "UNIT_HIT", kind: "UNITS"}
+
+
+class Dedup(Stage):
+    """What is looked for; null leaves a kind out."""
+
+    kind: Literal["dedup"] = "dedup"
+    tables: ClassVar[Mapping[str, str]] = {
+        **_EXACT, **_units("paragraph"), **_units("line"), **_units("sentence"), **_NEAR, **_ROUNDS
+    }  # fmt: skip
+
+    survivor: Survivor = Survivor()
+    exact: ExactDedup | None = ExactDedup()
+    units: tuple[UnitDedup, ...] = ()
+    """Paragraphs, lines or sentences of raw documents, in this order, between exact and near."""
+    near: NearDedup | None = NearDedup()
+
+    @model_validator(mode="after")
+    def _units_are_distinct(self) -> "Dedup":
+        kinds = [units.unit for units in self.units]
+        twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+        if twice:
+            raise ValueError(f"units lists {twice} more than once; each kind of unit has one folder of its own")
+        return self
+
+    def folders(self) -> dict[str, str]:
+        found = dict(_EXACT) if self.exact is not None else {}
+        for units in self.units:
+            found |= _units(units.unit)
+        found |= _NEAR if self.near is not None else {}
+        return {self.named(folder): table for folder, table in found.items()}
+
+    def step_labels(self) -> tuple[str, ...]:
+        # Both ends whatever is left out: DIR/dropped has them in its fingerprint.
+        return tuple(self.named(step) for step in ("exact", *(units.unit for units in self.units), "near"))
+
+    def output_schema(self, schema: pa.Schema) -> pa.Schema:
+        self.survivor.check(schema)
+        counts = [unit_counts(units) for units in self.units]
+        clusters = CLUSTER_COLUMNS if self.near is not None else ()
+        return pa.schema([*schema, *prefixed(self.name, pa.schema([*counts, *clusters]))])
+
+    def check_sources(self, known: Collection[str]) -> None:
+        self.survivor.check_sources(self.label, known)
+
+    def run(self, context: Context, rows: Rows) -> Rows:
+        """Mark duplicates."""
+        kinds = []
+        if self.exact is not None:
+            rows, counts = exact(context, rows, self.exact, self.survivor)
+            kinds.append(counts)
+        for units in self.units:
+            rows = dedup_units(context, rows, units, self.survivor)
+        if self.near is not None:
+            rows, counts = cluster(context, rows, self.near, self.survivor)
+            kinds.append(counts)
+            write_clusters(context, rows, kinds)
+        for line in by_source.lines(by_source.by_source(kinds)) if kinds else ():
+            context.tell("dedup", line)
+        return rows

@@ -161,6 +161,11 @@ class FindUnits:
             yield pa.RecordBatch.from_arrays(columns, schema=UNIT_HIT)
 
 
+def unit_counts(config: UnitDedup) -> pa.Field:
+    """The column that says how many units were taken out of a row."""
+    return pa.field(f"num_{config.unit}s_removed", pa.int32())
+
+
 @dataclass(frozen=True)
 class UnitMark(Mark):
     """The units of UNIT_HIT go, and the rows with too little text left."""
@@ -173,7 +178,7 @@ class UnitMark(Mark):
     @property
     def columns(self) -> pa.Schema:
         """The ranges of `REMOVED` and how many units they take out, 0 for most rows."""
-        return pa.schema([REMOVED, pa.field(f"num_{self.config.unit}s_removed", pa.int32())])
+        return pa.schema([REMOVED, unit_counts(self.config)])
 
     @property
     def semantic(self) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """Stages one by one, as a scheduler starts them: the same files as one run, a clear refusal out of order."""
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from etl.errors import ConfigError, DataError
-from etl.recipe import StageName
+from etl.run.recipe import STAGES as STAGES_OF_PACKAGE
 from etl.run.run import run_stage
 from tests.engines.inprocess import IdleEngine, InProcessEngine
 from tests.etl.stages.toys import FILTER, files, make_recipe, mixed_rows, run, write_parquet
@@ -66,6 +65,6 @@ def test_a_stage_that_the_recipe_does_not_list(recipe):
 
 def test_every_stage_has_its_entry():
     entries = {path.stem.removeprefix("stage_") for path in JOBS.glob("stage_*.py")}
-    assert entries == {"ingest", *get_args(StageName)}
+    assert entries == {"ingest", *(kind.model_fields["kind"].default for kind in STAGES_OF_PACKAGE)}
     for entry in entries:
         assert f'main_of_stage("{entry}", ' in (JOBS / f"stage_{entry}.py").read_text()

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.errors import ConfigError
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.run.sample import write_sample
 from tests.etl.stages.toys import make_recipe, plain_rows, write_jsonl, write_parquet
 

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from etl.engine import nothing
-from etl.stages.context import Context
+from etl.run.run import context_of
 from etl.text import UNICODE_VERSION
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import make_recipe
@@ -14,7 +14,7 @@ SCHEMA = pa.schema([("id", pa.string())])
 
 @pytest.fixture
 def context(tmp_path):
-    return Context(InProcessEngine(), make_recipe(tmp_path / "out", {"a": "a.jsonl"}), nothing)
+    return context_of(make_recipe(tmp_path / "out", {"a": "a.jsonl"}), InProcessEngine(), nothing)
 
 
 def test_the_first_version_of_a_job_is_left_out_of_its_fingerprint(context):
@@ -36,5 +36,5 @@ def test_a_dataset_lies_in_the_folder_of_its_stage(context, tmp_path):
 
 @pytest.mark.parametrize(("total_bytes", "buckets"), [(0, 1), (1, 1), (8192, 1), (8193, 2), (3 * 8192, 3)])
 def test_buckets_hold_what_the_recipe_says(context, total_bytes, buckets):
-    assert context.recipe.run.bucket_bytes == 8192
+    assert context.cutting.bucket_bytes == 8192
     assert context.num_buckets(total_bytes) == buckets

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from etl.engine import nothing
 from etl.errors import SchemaError
 from etl.rows import Rows
-from etl.run import run as run_module
 from etl.run.plan import plan_recipe
+from etl.run.run import context_of
 from etl.stages import passes
-from etl.stages.context import Context
 from etl.stages.ingest import ingest
 from etl.stages.passes import RunSteps, run_cut
+from etl.stages.tokens import Tokenize
 from etl.step import Step, append, drop
 from etl.storage.batches import LIMITS, Limits
 from etl.storage.catalog import statements
@@ -93,8 +94,8 @@ def ingested(tmp_path):
     rows = [item | {"query": f"q{n}", "synthetic_answer": "a"} for n, item in enumerate(plain_rows(2500))]
     source = write_parquet(tmp_path / "a.parquet", rows, row_group_size=900)
     recipe = make_recipe(tmp_path / "out", {"toy": source}, run={"split_bytes": 1 << 30})
-    context = Context(InProcessEngine(), recipe, lambda line: None)
-    rows = ingest(context)
+    context = context_of(recipe, InProcessEngine(), nothing)
+    rows = ingest(context, recipe.sources, recipe.max_bad_fraction)
     context.engine.settle()
     return context, rows
 
@@ -258,7 +259,7 @@ def test_rounds_are_committed(tmp_path):
     result = run(recipe)
     base, filtered, _ = result.rows.datasets
     rows = Rows.of(base).with_side(filtered, result.rows.ref.sides[0].schema)
-    context = Context(IdleEngine(), recipe, lambda line: None)
+    context = context_of(recipe, IdleEngine(), nothing)
     again = run_cut(context, rows, recipe.filter.cuts[0])
     assert again.datasets[-1].result().manifest == Dataset.open(f"{recipe.output}/english_share").manifest
 
@@ -287,7 +288,7 @@ def old_recipe(tmp_path, monkeypatch):
     """A finished run that wrote the old word."""
     recipe = tokenized(tmp_path, "old")
     with monkeypatch.context() as patch:
-        patch.setitem(run_module.TABLES, "tokenize", "TOKENIZE")
+        patch.setattr(Tokenize, "tables", {"tokenize": "TOKENIZE"})
         run(recipe)
     assert words(recipe) == ("TOKENIZE", b"TOKENIZE")
     return recipe
@@ -327,9 +328,10 @@ def test_readers_take_both_words(old_recipe, tmp_path):
 
 
 def test_what_the_old_word_began_is_resumed(tmp_path, monkeypatch):
-    recipe = tokenized(tmp_path, "old").model_copy(update={"stages": ("tokenize",)})
+    recipe = tokenized(tmp_path, "old")
+    recipe = recipe.model_copy(update={"stages": recipe.stages[:1]})
     with monkeypatch.context() as patch:
-        patch.setitem(run_module.TABLES, "tokenize", "TOKENIZE")
+        patch.setattr(Tokenize, "tables", {"tokenize": "TOKENIZE"})
         with pytest.raises(KilledError):
             run(recipe, DyingEngine(1))
     folder = tmp_path / "old" / "tokenize"

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.engine import Engine
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.run.run import RunResult, run_recipe
 from etl.storage.dataset import Dataset
 from tests.engines.inprocess import InProcessEngine

@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError, NoCredentialsError  # type: ignore[
 
 from etl import conf
 from etl.errors import ConfigError, DataError, StillhouseError
-from etl.recipe import Recipe
+from etl.run.recipe import Recipe
 from etl.storage import remote
 from etl.storage.location import Location
 from etl.storage.remote import check_url, explain, redact, scheme_of, storage_options

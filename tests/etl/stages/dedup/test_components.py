@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from etl.dedup.blocks import CLASS_BITS, set_bytes, size_class
+from etl.engine import nothing
 from etl.rows import ROW_BITS, Rows
-from etl.stages.context import Context
+from etl.run.run import context_of
 from etl.stages.dedup.bands import CANDIDATE
 from etl.stages.dedup.blocks import EDGE
 from etl.stages.dedup.components import cut_blocks, label_components
@@ -58,7 +59,7 @@ def base(folder, num_splits):
 
 def context(output, max_edges, engine=None):
     run = {"max_component_edges": max_edges, "bucket_bytes": 1 << 11}
-    return Context(engine or InProcessEngine(), make_recipe(output, {"toy": output}, run=run), lambda line: None)
+    return context_of(make_recipe(output, {"toy": output}, run=run), engine or InProcessEngine(), nothing)
 
 
 def label(output, pairs, max_edges, engine=None, num_splits=1):

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etl.engine import nothing
 from etl.rows import Rows
+from etl.run.run import context_of
 from etl.schema import ID, PROMPT, aligned
-from etl.stages.context import Context
 from etl.stages.dedup.marks import HIT, LOSER, ClusterMark, EmitHits, LoserMark, Mark, losers, mark_hits, one_a_row
 from etl.stages.keyed import routed
 from etl.step import append, drop
@@ -138,7 +139,7 @@ def test_hits_are_marked_whatever_split_has_found_them(tmp_path):
     parts = [[(4, "a"), (1, "b"), (4, "c")], [(0, "d"), (4, "e")]]
     batches = [[pa.RecordBatch.from_pylist([{"row": keys[n], "word": w} for n, w in part], TOY_HIT)] for part in parts]
     hits = commit(recipe.place / "toy_hits", TOY_HIT, batches, "toy_hits")
-    context = Context(InProcessEngine(), recipe, lambda line: None)
+    context = context_of(recipe, InProcessEngine(), nothing)
     done = mark_hits(context, base, hits, ToyMark("toy"), {"found": 5})
     assert done.schema.names == [*PROMPT.names, "words", "verdict"]
     table = done.datasets[-1].result()

@@ -5,6 +5,7 @@ import re
 
 import pyarrow as pa
 
+from etl.schema import aligned
 from etl.stages.dedup.marks import MarkSplit
 from etl.stages.keyed import routed
 from tests.etl.stages.toybatches import ToyRows, cut_at, ids, verdict_column
@@ -95,4 +96,4 @@ def marked(mark, groups, hits, cuts=()):
     schema = routed(mark.hits)
     lines = [(SPLIT, (SPLIT << 32) + row, *values) for row, *values in sorted(hits, key=lambda hit: hit[0])]
     table = pa.Table.from_pylist([dict(zip(schema.names, line, strict=True)) for line in lines], schema)
-    return list(MarkSplit(ToyRows([], [], groups), mark)(SPLIT, cut_at(table, cuts)))
+    return list(MarkSplit(ToyRows([], [], groups), mark, aligned(mark.columns))(SPLIT, cut_at(table, cuts)))

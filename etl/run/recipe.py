@@ -1,0 +1,203 @@
+"""A recipe: one YAML file with the sources and the stages in their order, each stage its own configuration.
+
+A stage is written out in the list, or named there by its kind while its configuration stands in a section beside it:
+
+    stages: [{kind: dedup, near: {threshold: 0.8}}, {kind: tokenize}, {kind: dedup, name: late}]
+    stages: [dedup, tokenize]        with        dedup: {near: {threshold: 0.8}}
+
+Both make the same fingerprints. A new kind is one file with a class, and one line in `AnyStage`; it is written out.
+Where things lie and how finely work is cut (`output`, `run`, paths of sources) never enters a fingerprint.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, get_args
+
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from etl.config import Config
+from etl.errors import ConfigError
+from etl.foreign import Foreign
+from etl.harmony.step import HarmonyStep
+from etl.mixture.buckets import CtxBucketStep
+from etl.sources.spec import Source
+from etl.stages import ingest
+from etl.stages.context import Cutting
+from etl.stages.dedup.semantic import Semantic
+from etl.stages.dedup.split import Split
+from etl.stages.dedup.stage import Dedup
+from etl.stages.filter import Filter
+from etl.stages.kenlm import Kenlm
+from etl.stages.layout import Layout
+from etl.stages.score import Score
+from etl.stages.stage import Stage
+from etl.stages.tokens import Tokenize
+from etl.storage.location import Location
+from etl.storage.remote import Storage, check_storage, check_url, scheme_of
+
+AnyStage = Annotated[
+    Filter
+    | Dedup
+    | Kenlm
+    | Score
+    | Tokenize
+    | Semantic
+    | Split
+    | Layout,
+    Field(discriminator="kind"),
+    Foreign(Stage, "run"),
+]  # fmt: skip
+
+STAGES: tuple[type[Stage], ...] = get_args(get_args(AnyStage)[0])
+"""The kinds of stages that come with the package."""
+DROPPED_FOLDER = "dropped"
+
+
+class Recipe(Config):
+    """Everything that a run does."""
+
+    # The values under `storage` must not come out in an error.
+    model_config = ConfigDict(hide_input_in_errors=True)
+    located: ClassVar[frozenset[str]] = frozenset({"output", "storage", "single_writer", "run"})
+
+    name: str
+    output: str = Field(min_length=1)
+    """Folder or URL; every stage's dataset is a folder below it."""
+    storage: Storage = Field(default={}, repr=False)
+    """fsspec options by scheme (s3, gs, az, hdfs), such as endpoint_url; they hold for the output, for sources without
+    options of their own, and for models. Never stored, printed or part of a fingerprint."""
+    single_writer: bool = False
+    """Write to a store that cannot create an object only where none is; then nobody guards against a second run."""
+    sources: dict[str, Source] = Field(min_length=1)
+    max_bad_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Share of a source's rows that may be quarantined before the run fails; 1 never fails."""
+    run: Cutting = Cutting()
+
+    # What the names in `stages` stand for. `stages` comes after them: it takes what they are.
+    filter: Filter | None = Field(default=None, exclude=True, repr=False)
+    dedup: Dedup = Field(default=Dedup(), exclude=True, repr=False)
+    kenlm: Kenlm = Field(default=Kenlm(), exclude=True, repr=False)
+    score: Score | None = Field(default=None, exclude=True, repr=False)
+    harmony: HarmonyStep = Field(default=HarmonyStep(), exclude=True, repr=False)
+    ctx: CtxBucketStep = Field(default=CtxBucketStep(), exclude=True, repr=False)
+    semantic: Semantic = Field(default=Semantic(), exclude=True, repr=False)
+    layout: Layout = Field(default=Layout(), exclude=True, repr=False)
+    stages: tuple[AnyStage, ...]
+
+    @property
+    def place(self) -> Location:
+        """The output folder with its options."""
+        place = Location.of(self.output, self.storage.get(scheme_of(self.output), {}))
+        return replace(place, single_writer=self.single_writer)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of ingest and every stage, in their order."""
+        return (ingest.STEP, *(stage.label for stage in self.stages))
+
+    @field_validator("storage")
+    @classmethod
+    def _schemes_exist(cls, storage: Storage) -> Storage:
+        try:
+            return check_storage(storage)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("output")
+    @classmethod
+    def _output_can_be_printed(cls, output: str) -> str:
+        try:
+            check_url(output)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return output
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _read_sections(cls, stages: Any, info: ValidationInfo) -> Any:
+        if not isinstance(stages, list | tuple):
+            return stages
+        read = [_of_sections(stage, info.data) if isinstance(stage, str) else stage for stage in stages]
+        # A section that is wrong has an error of its own.
+        return [stage for stage in read if stage is not None]
+
+    @model_validator(mode="after")
+    def _stages_make_sense(self) -> "Recipe":
+        _refuse_repeated("stages lists", self.labels, "give each but one of a kind a `name`")
+        outputs = [stage.label for stage in self.stages if stage.is_output]
+        last = self.stages[len(self.stages) - len(outputs) :]
+        if [stage.label for stage in last] != outputs:
+            raise ValueError(f"stages: {outputs} must come last, since they write what is left after every other stage")
+        offered: set[str] = set()
+        for stage in self.stages:
+            for asked in stage.asks():
+                if asked not in offered:
+                    raise ValueError(
+                        f"{stage.label} uses the model 'run:{asked}', so stages must list '{asked}' before "
+                        f"'{stage.label}'"
+                    )
+            offered |= set(stage.offers())
+            stage.check_sources(self.sources)
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "Recipe":
+        cuts = [cut for stage in self.stages for cut in stage.cut_names()]
+        taken = sorted(reserved_names().intersection(cuts))
+        if taken:
+            raise ValueError(f"cuts are called {taken}, which are folders or steps of a run; give them other names")
+        steps = [step for stage in self.stages for step in stage.step_labels()]
+        _refuse_repeated("the steps", steps, "accounts are kept by step, so give each but one of them a `name`")
+        folders = [*ingest.TABLES, DROPPED_FOLDER, *(folder for stage in self.stages for folder in stage.folders())]
+        _refuse_repeated("the folders", folders, "give the stages or cuts that write them other names")
+        return self
+
+    @model_validator(mode="after")
+    def _sides_agree(self) -> "Recipe":
+        sides = {stage.label: stage.sides() for stage in self.stages if isinstance(stage, Split | Layout)}
+        if any(side != next(iter(sides.values())) for side in sides.values()):
+            raise ValueError(f"stages hold out other rows: {sides}; give them one validation_fraction and one seed")
+        return self
+
+
+def _of_sections(kind: str, sections: dict[str, Any]) -> Any:
+    """The stage that a name in `stages` stands for; None where its section is wrong."""
+    needed = _SECTIONS.get(kind, ())
+    if not set(needed) <= sections.keys():
+        return None
+    parts = [sections[name] for name in needed]
+    if None in parts:
+        raise ValueError(f"stages lists '{kind}', but the section `{kind}:` is missing")
+    if not parts:
+        return {"kind": kind}
+    stage: Stage
+    match kind:
+        case "tokenize":
+            stage = Tokenize(harmony=parts[0], ctx=parts[1])
+        case "split":
+            stage = Split.model_validate(parts[0].sides())
+        case _:
+            stage = parts[0]
+    # With its kind as a field that was given: what is dumped without defaults can be read again.
+    return stage.model_copy(update={"kind": kind})
+
+
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "filter": ("filter",), "dedup": ("dedup",), "kenlm": ("kenlm",), "score": ("score",),
+    "tokenize": ("harmony", "ctx"), "semantic": ("semantic",), "split": ("layout",), "layout": ("layout",),
+}  # fmt: skip
+"""Kind of a stage -> the sections that it is made of."""
+
+
+def reserved_names() -> frozenset[str]:
+    """Folders and steps of the kinds of stages, which no cut may be called, whether a recipe lists them or not."""
+    folders = {folder.partition("/")[0] for stage in STAGES for folder in stage.tables}
+    steps = {step for stage in STAGES for step in stage.own_steps}
+    return frozenset({*ingest.TABLES, *folders, *steps, DROPPED_FOLDER, "rounds", "tables"})
+
+
+def _refuse_repeated(what: str, names: Iterable[str], remedy: str) -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ValueError(f"{what} {twice} more than once; {remedy}")

@@ -1,0 +1,17 @@
+"""The stage `score`: steps that measure rows, models among them, and cuts by what they measured."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from etl.pipeline import Pipeline
+from etl.stages.steps import StepsStage
+
+
+class Score(Pipeline, StepsStage):
+    """Writes DIR/score, and DIR/<cut> for each cut."""
+
+    kind: Literal["score"] = "score"
+    tables: ClassVar[Mapping[str, str]] = {"score": "SCORE"}
+
+    def pipeline(self) -> Pipeline:
+        return self

@@ -1,0 +1,26 @@
+"""The stage `tokenize`: Harmony tokens with their spans, and the context bucket that they fit in."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from etl.harmony.step import HarmonyStep
+from etl.mixture.buckets import CtxBucketStep
+from etl.pipeline import Pipeline
+from etl.stages.steps import StepsStage
+
+
+class Tokenize(StepsStage):
+    """Writes DIR/tokenize. The steps of a named stage have its name, so its columns are NAME_input_ids and so on."""
+
+    kind: Literal["tokenize"] = "tokenize"
+    tables: ClassVar[Mapping[str, str]] = {"tokenize": "TOKENIZED"}
+    own_steps: ClassVar[tuple[str, ...]] = ("harmony", "ctx_bucket")
+
+    harmony: HarmonyStep = HarmonyStep()
+    """The rendering."""
+    ctx: CtxBucketStep = CtxBucketStep()
+    """The longest example that is kept."""
+
+    def pipeline(self) -> Pipeline:
+        steps = (self.harmony, self.ctx)
+        return Pipeline(steps=tuple(step.model_copy(update={"name": step.name or self.name}) for step in steps))
