@@ -17,6 +17,7 @@ from etl.run.recipe import STAGES, reserved_names
 from etl.schema import SCHEMA_VERSION
 from etl.storage.dataset import Dataset, is_ours
 from etl.storage.manifest import Manifest
+from etl.storage.record import RECORD, RunRecord, StageRecord
 from jobs.cli import app
 from tests.frozen import runs, tables
 
@@ -233,6 +234,14 @@ def test_the_fields_of_a_manifest_are_on_the_page(output):
     named = [name for row in cells("`_manifest.json`") for name in quoted(row[0])]
     assert sorted(named) == sorted(Manifest.model_fields)
     assert sorted(json.loads((output / "corpus" / "_manifest.json").read_bytes())) == sorted(named)
+
+
+def test_the_fields_of_a_run_s_record_are_on_the_page(output):
+    rows = cells("`_run.json`")
+    assert sorted(quoted(name)[0] for name, _ in rows) == sorted(RunRecord.model_fields)
+    (stages,) = [meaning for name, meaning in rows if quoted(name) == ["stages"]]
+    assert set(StageRecord.model_fields) <= set(quoted(stages))
+    assert sorted(json.loads((output / RECORD).read_bytes())) == sorted(RunRecord.model_fields)
 
 
 def test_the_columns_of_the_corpus_are_there(output):

@@ -1,105 +1,193 @@
 """What a run would do, and why, before anything runs; and accepting an old result on purpose.
 
-The stages are walked with an engine that runs nothing: a dataset that is committed is handed on, and so is an old one
-that the run would replace, so that the stages after it can be looked at too. Costs the reading of manifests and, for
-raw input, the listing that a run begins with.
+The stages are walked with an engine that runs nothing. A dataset that is committed is handed on, and so is an old one
+that the run would replace, so that the stages after it can be looked at too; a map that has to run is handed on as a
+promise, as the engine does it. Where a stage wants rows that are not there, the walk ends: the folders of what follows
+are known from the stages alone, and those that depend on the rows (rounds of a cut, of near duplicates) are not listed.
+
+Costs the listing that a run begins with, a HEAD or two and a GET a folder, a LIST of the receipts of a build that did
+not end, and the footers of Parquet input (etl/run/inputs.py).
 """
 
-import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NoReturn
 
 from etl.digests import canonical_json
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, Reduce, ReduceFn, Resources, Table, Task, Work, nothing
 from etl.errors import DataError
+from etl.run import inputs
+from etl.run.inputs import InputSize, input_sizes
 from etl.run.recipe import Recipe
+from etl.run.record import stage_records
 from etl.run.run import check, context_of, run_stages
+from etl.stages.ingest import WritePrompts
 from etl.storage.build import Build, Job, SplitWriter
-from etl.storage.dataset import MANIFEST, Dataset
+from etl.storage.dataset import MANIFEST, Dataset, DatasetLike, Pending
 from etl.storage.location import Location
 from etl.storage.lock import RunLock
 from etl.storage.manifest import Manifest, to_json
+from etl.storage.opened import Run
 from etl.storage.remote import storage_options
 
 _Then = Callable[[Dataset], None]
+Action = Literal["keep", "resume", "run", "check"]
+"""keep: committed and current. resume: some splits are done. run: all of it. check: current, unless an earlier stage
+that runs again gives other rows."""
+_NOTHING = "nothing is there yet"
 
 
 @dataclass(frozen=True)
 class PlannedStage:
     """What a run would do about one dataset."""
 
+    label: str
+    """Of the recipe's stage that writes it."""
     stage: str
-    action: Literal["keep", "resume", "run", "check"]
-    """keep: committed and current. resume: some splits are done. run: all of it. check: current, unless an earlier
-    stage that runs again gives other rows."""
+    """Its folder below the output."""
+    action: Action
     reasons: tuple[str, ...] = ()
     """For run: each field that differs, with its old and new value."""
 
 
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run would read and do."""
+
+    inputs: tuple[InputSize, ...]
+    stages: tuple[PlannedStage, ...]
+    """One for each dataset, in the order of the run."""
+
+
 class _LookaheadEnd(Exception):
-    """A dataset that later stages need to be looked at is not there."""
+    """Rows that later stages need to be looked at are not there."""
+
+
+def _end() -> NoReturn:
+    raise _LookaheadEnd
 
 
 class _Lookahead(Engine):
     """Runs nothing; notes what would run."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__()
         self.planned: list[PlannedStage] = []
         self.jobs: dict[str, Job] = {}
-        self._replaced: set[str] = set()
+        self.inputs: tuple[InputSize, ...] = ()
+        self.has_ended = False
+        """Whether it came to an end before the last stage."""
+        self._run = run
+        self._label = ""
+        self._actions: dict[str, Action] = {}
+        """By the URL of its folder, what would happen to a dataset."""
+
+    def enter(self, label: str) -> None:
+        """The stage of a label is walked from now on."""
+        self._label = label
 
     def map(
         self, job: Job, splits: Iterable[Any], fn: MapFn, resources: Resources = DEFAULT, then: _Then = nothing
-    ) -> Dataset:
+    ) -> DatasetLike:
+        splits = list(splits)
         dataset = self._look(job)
+        if isinstance(fn, WritePrompts):
+            self.inputs = input_sizes(job, fn.raw, splits, dataset if self._is_kept(job) else None)
+        if dataset is None:
+            build = Build(job)
+            return Pending(build.ref(build.resumable() or build.fresh_plan(splits)), _end)
         then(dataset)
         return dataset
 
     def shuffle(self, job: Job, exchange: Exchange, fn: ReduceFn) -> Dataset:
-        return self._look(job.with_buckets(exchange.num_buckets))
+        return self._look(job.with_buckets(exchange.num_buckets)) or _end()
 
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
-        return self._look(job)
+        return self._look(job) or _end()
 
     def land(self, table: Table, folder: Location) -> Dataset:
         """Only the catalog knows whether the table has changed."""
         stage = f"tables/{table.source}"
-        try:
-            dataset = Dataset.open(folder)
-        except DataError:
-            self.planned.append(PlannedStage(stage, "run", ("nothing is there yet",)))
-            raise _LookaheadEnd from None
-        self.planned.append(PlannedStage(stage, "check", (f"runs again if {table.name} has changed",)))
-        return dataset
+        if self._run.state(stage) != "committed":
+            self._note(folder, stage, "run", _NOTHING)
+            _end()
+        self._note(folder, stage, "check", f"runs again if {table.name} has changed")
+        return self._run.dataset(stage)
 
-    def _look(self, job: Job) -> Dataset:
+    def _note(self, folder: Location, stage: str, action: Action, *reasons: str) -> None:
+        self._actions[folder.url] = action
+        self.planned.append(PlannedStage(self._label, stage, action, reasons))
+
+    def _is_kept(self, job: Job) -> bool:
+        return self._actions[job.folder.url] == "keep"
+
+    def _look(self, job: Job) -> Dataset | None:
+        """Note what would happen to a dataset; what is committed in its folder."""
         self.jobs[job.stage] = job
-        stage_plan = self._stage_plan(job)
-        self.planned.append(stage_plan)
-        if stage_plan.action != "keep":
-            self._replaced.add(job.folder.url)
-        if not Build(job).is_occupied():
-            raise _LookaheadEnd
-        return Dataset.open(job.folder)
+        state = self._run.state(job.stage)
+        if state == "absent":
+            self._note(job.folder, job.stage, "run", _NOTHING)
+        elif state == "started":
+            self._look_at_build(job)
+        else:
+            self._look_at_dataset(job, self._run.dataset(job.stage).manifest)
+        return self._run.dataset(job.stage) if state == "committed" else None
 
-    def _stage_plan(self, job: Job) -> PlannedStage:
-        build = Build(job)
-        if not build.is_occupied():
-            return _unfinished(build)
-        old = Dataset.open(job.folder).manifest
+    def _look_at_build(self, job: Job) -> None:
+        anew = [name for name, action in self._needed(job).items() if action == "run"]
+        unsure = [name for name, action in self._needed(job).items() if action == "check"]
+        if Build(job).resumable() is None:
+            reason = "what an earlier run began there is of another recipe, input or cut"
+            self._note(job.folder, job.stage, "run", reason)
+        elif anew:
+            self._note(job.folder, job.stage, "run", f"begins anew, since {', '.join(anew)} runs again")
+        elif unsure:
+            reason = f"{self._progress(job.stage)}, unless {', '.join(unsure)} gives other rows"
+            self._note(job.folder, job.stage, "check", reason)
+        else:
+            self._note(job.folder, job.stage, "resume", self._progress(job.stage))
+
+    def _look_at_dataset(self, job: Job, old: Manifest) -> None:
         # As JSON, which is what is stored: it knows lists alone.
-        reasons = differences(old.made_from, json.loads(canonical_json(job.made_from)))
-        if old.base != job.base_cut:
+        reasons = differences(old.made_from, json.loads(canonical_json(_made_from(job, old))))
+        if job.base is not None and job.base.done() and old.base != job.base_cut:
             reasons.append("the rows that it is aligned with are cut in another way")
+        unsure = [dataset.ref.stage for dataset in _inputs(job) if self._actions.get(dataset.ref.folder.url) != "keep"]
         if reasons:
-            return PlannedStage(job.stage, "run", tuple(reasons))
-        unsure = [dataset.ref.stage for dataset in job.inputs if dataset.ref.folder.url in self._replaced]
-        if unsure:
-            return PlannedStage(job.stage, "check", (f"runs again if {', '.join(unsure)} gives other rows",))
-        return PlannedStage(job.stage, "keep")
+            self._note(job.folder, job.stage, "run", *reasons)
+        elif unsure:
+            self._note(job.folder, job.stage, "check", f"runs again if {', '.join(unsure)} gives other rows")
+        else:
+            self._note(job.folder, job.stage, "keep")
+
+    def _needed(self, job: Job) -> dict[str, Action]:
+        """Those of a job's inputs of which something old was handed on: what would happen to them."""
+        old = [dataset.ref for dataset in _inputs(job) if dataset.done()]
+        return {ref.stage: self._actions[ref.folder.url] for ref in old}
+
+    def _progress(self, stage: str) -> str:
+        progress = self._run.progress(stage)
+        return f"{progress.done} of {progress.splits} splits are done"
+
+    def stages(self, recipe: Recipe) -> tuple[PlannedStage, ...]:
+        """Stage by stage what was walked, and where the walk ended early what follows of each."""
+        records = stage_records(recipe)
+        owners = {folder: record.label for record in records for folder in record.folders}
+        walked = [replace(one, label=owners.get(one.stage, one.label)) for one in self.planned]
+        unreached = owners.keys() - {one.stage for one in walked} if self.has_ended else set()
+        found: list[PlannedStage] = []
+        for record in records:
+            found += [one for one in walked if one.label == record.label]
+            found += [self._unreached(record.label, folder) for folder in record.folders if folder in unreached]
+        return tuple(found)
+
+    def _unreached(self, label: str, stage: str) -> PlannedStage:
+        state = self._run.state(stage)
+        if state == "absent":
+            return PlannedStage(label, stage, "run", (_NOTHING,))
+        told = f"{self._progress(stage)}, and it " if state == "started" else ""
+        return PlannedStage(label, stage, "check", (f"{told}runs again if an earlier stage gives other rows",))
 
     def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
         raise AssertionError(work)
@@ -111,12 +199,21 @@ class _Lookahead(Engine):
         """Nothing is held."""
 
 
-def _unfinished(build: Build) -> PlannedStage:
-    plan = build.resumable()
-    if plan is None:
-        return PlannedStage(build.job.stage, "run", ("nothing is there yet",))
-    done = len(plan.splits) - len(build.missing(plan))
-    return PlannedStage(build.job.stage, "resume", (f"{done} of {len(plan.splits)} splits are done",))
+def _inputs(job: Job) -> tuple[DatasetLike, ...]:
+    """What decides whether a dataset is current: what it is made from, and what it is aligned with."""
+    return (*job.inputs, *((job.base,) if job.base is not None else ()))
+
+
+def _made_from(job: Job, old: Manifest) -> dict[str, Any]:
+    """`job.made_from`; an input that is not there yet is taken to be what it was."""
+    before = old.made_from.get("inputs", {})
+    inputs = {
+        dataset.ref.stage: dataset.result().manifest.content_digest
+        if dataset.done()
+        else before.get(dataset.ref.stage, "not there yet")
+        for dataset in job.inputs
+    }
+    return {**job.semantic, "inputs": inputs} if inputs else job.semantic
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -136,22 +233,25 @@ def _shown(value: Any) -> str:
     return "absent" if value is None else repr(value)
 
 
-def plan_recipe(recipe: Recipe) -> list[PlannedStage]:
-    """What a run of the recipe would do, stage by stage, as far as it can be known before it runs.
-
-    The last entry may be a stage without data yet; those after it are not listed.
+def plan_recipe(recipe: Recipe) -> RunPlan:
+    """What a run of the recipe would read, and do about each dataset, as far as it can be known before it runs.
 
     Raises:
         StillhouseError: what the run itself would raise before its first task.
     """
-    return _walk(recipe).planned
+    with storage_options(recipe.storage):
+        lookahead = _walk(recipe)
+        stages = lookahead.stages(recipe)
+    return RunPlan(lookahead.inputs or tuple(InputSize(name) for name in recipe.sources), stages)
 
 
 def _walk(recipe: Recipe) -> _Lookahead:
-    lookahead = _Lookahead()
-    with storage_options(recipe.storage), contextlib.suppress(_LookaheadEnd):
-        check(recipe)
-        run_stages(recipe, context_of(recipe, lookahead, nothing))
+    lookahead = _Lookahead(Run.open(recipe.place))
+    check(recipe)
+    try:
+        run_stages(recipe, context_of(recipe, lookahead, nothing), lookahead.enter)
+    except _LookaheadEnd:
+        lookahead.has_ended = True
     return lookahead
 
 
@@ -164,7 +264,7 @@ def adopt(recipe: Recipe, stage: str) -> list[str]:
     Raises:
         DataError: there is nothing to adopt, or its rows cannot stand beside those of this run.
     """
-    with RunLock(recipe.place):
+    with RunLock(recipe.place), storage_options(recipe.storage):
         lookahead = _walk(recipe)
         job = lookahead.jobs.get(stage)
         if job is None:
@@ -182,8 +282,8 @@ def _refuse_what_cannot_be_adopted(job: Job, stage_plan: PlannedStage, planned: 
         raise DataError(f"{job.folder} holds no committed dataset; run the recipe")
     if stage_plan.action in ("keep", "check"):
         raise DataError(f"{job.folder} is what this recipe makes already; there is nothing to adopt")
-    inputs = {dataset.ref.stage for dataset in job.inputs}
-    undecided = [earlier.stage for earlier in planned if earlier.stage in inputs and earlier.action != "keep"]
+    needed = {dataset.ref.stage for dataset in _inputs(job)}
+    undecided = [earlier.stage for earlier in planned if earlier.stage in needed and earlier.action != "keep"]
     if undecided:
         raise DataError(f"{job.folder} is made from {', '.join(undecided)}, to run again; adopt or run that first")
     dataset = Dataset.open(job.folder)
@@ -199,8 +299,16 @@ def _rewrite(job: Job, old: Manifest, differing: Iterable[str]) -> None:
     (job.folder / MANIFEST).replace(to_json(old.model_copy(update=changes)))
 
 
-def describe(planned: Iterable[PlannedStage]) -> Iterator[str]:
-    """Lines for the user: a stage and what would happen to it, then each reason."""
-    for stage_plan in planned:
-        yield f"{stage_plan.stage:>24}  {stage_plan.action}"
-        yield from (f"{'':>24}    {reason}" for reason in stage_plan.reasons)
+def describe(plan: RunPlan) -> Iterator[str]:
+    """Lines for the user: a table of the input, then each stage with its folders, what would happen to them and why."""
+    yield from inputs.lines(plan.inputs)
+    yield ""
+    labels = max(len(one.label) for one in plan.stages)
+    folders = max(len(one.stage) for one in plan.stages)
+    before = ""
+    for one in plan.stages:
+        label = "" if one.label == before else one.label
+        first, *more = one.reasons or ("",)
+        yield f"{label:<{labels}}  {one.stage:<{folders}}  {one.action:<6}  {first}".rstrip()
+        yield from (f"{'':<{labels + folders + 12}}{reason}" for reason in more)
+        before = one.label

@@ -15,12 +15,14 @@ from etl.engine import Engine, nothing, sole_writer
 from etl.errors import ConfigError, DataError
 from etl.rows import Rows, RowsRef
 from etl.run.recipe import DROPPED_FOLDER, Recipe
+from etl.run.record import record_of
 from etl.schema import DROPPED, PROMPT, aligned
 from etl.stages import ingest
 from etl.stages.context import Context
 from etl.storage.build import Chunk, Job
 from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.manifest import Accounting
+from etl.storage.record import write_record
 from etl.storage.remote import storage_options
 
 
@@ -66,6 +68,7 @@ def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) ->
     with storage_options(recipe.storage):
         check(recipe)
         with sole_writer(engine, context.output):
+            write_record(context.output, record_of(recipe))
             return run_stages(recipe, context)
 
 
@@ -96,6 +99,7 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
     with storage_options(recipe.storage):
         check(recipe)
         with sole_writer(engine, context.output), contextlib.suppress(_Done):
+            write_record(context.output, record_of(recipe))
             run_stages(recipe, context, enter)
 
 

@@ -301,12 +301,16 @@ class Build:
         if self._resumes(stored):
             return stored
         self._clear(stored)
-        fresh = Plan(fingerprint=self.job.plan_fingerprint, splits=tuple(json.loads(json.dumps(list(splits)))))
+        fresh = self.fresh_plan(splits)
         (self.folder / CLOSED / fresh.name).remove()
         if not (self.folder / PLAN).create(to_json(fresh)):
             raise DataError(f"another run is writing {self.folder}; wait for it to end")
         self._fresh = fresh
         return fresh
+
+    def fresh_plan(self, splits: Iterable[Any]) -> Plan:
+        """The plan of a build from the beginning, not written anywhere."""
+        return Plan(fingerprint=self.job.plan_fingerprint, splits=tuple(json.loads(json.dumps(list(splits)))))
 
     def resumable(self) -> Plan | None:
         """The plan of an interrupted build of the same work."""

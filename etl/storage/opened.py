@@ -5,6 +5,7 @@ what it has to, and is asked once:
 
     record, stages           one GET
     committed, started       one LIST of the folder
+    state of a folder        one HEAD or two
     a dataset                one GET, of its manifest
     datasets, accounts …     the LIST, and one GET a dataset, several at a time
     progress of a build      one GET, of its plan, and one LIST of its receipts; no receipt is read
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import ValidationError
 
@@ -30,6 +31,10 @@ from etl.storage.record import RECORD, RunRecord, StageRecord, read_record
 
 CORPUS = "CORPUS"
 """The table of a corpus, which repeats the accounts of all stages before it."""
+
+
+State = Literal["committed", "started", "absent"]
+"""Of a folder: a dataset, a build that did not end, or none of ours."""
 
 
 def dataset_folders(paths: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -113,6 +118,13 @@ class Run:
     def started(self) -> tuple[str, ...]:
         """Folders of builds that did not end: with a plan but no manifest; sorted."""
         return self._folders[1]
+
+    def state(self, folder: str) -> State:
+        """What is in one folder, without a listing: one HEAD, or two."""
+        place = self.place(folder)
+        if (place / MANIFEST).exists():
+            return "committed"
+        return "started" if (place / PLAN).exists() else "absent"
 
     def dataset(self, folder: str) -> Dataset:
         """A committed dataset.

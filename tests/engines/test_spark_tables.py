@@ -56,7 +56,7 @@ def test_an_unchanged_table_does_no_work_and_a_changed_one_all_of_it(rows, spark
         patch.setattr(SparkEngine, "_job", None)
         run(recipe(tmp_path, "toys.rows"), engine)
     assert files(tmp_path / "out") == before
-    planned = {stage.stage: stage for stage in plan_recipe(recipe(tmp_path, "toys.rows"))}
+    planned = {stage.stage: stage for stage in plan_recipe(recipe(tmp_path, "toys.rows")).stages}
     assert planned["tables/a"].action == "check"
     rows.limit(3).write.insertInto("toys.rows")
     run(recipe(tmp_path, "toys.rows"), engine)

@@ -8,6 +8,7 @@ import pytest
 from etl.engine import Counts
 from etl.errors import DataError, SchemaError
 from etl.run.plan import adopt, describe, differences, plan_recipe
+from etl.storage.opened import Run
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
 from tests.etl.stages.toys import (
     FILTER,
@@ -19,14 +20,15 @@ from tests.etl.stages.toys import (
     stage,
     write_jsonl,
 )
+from tests.frozen import runs, tables
 
 
 def actions(recipe):
-    return {stage.stage: stage.action for stage in plan_recipe(recipe)}
+    return {stage.stage: stage.action for stage in plan_recipe(recipe).stages}
 
 
 def reasons(recipe, name):
-    (found,) = (stage.reasons for stage in plan_recipe(recipe) if stage.stage == name)
+    (found,) = (stage.reasons for stage in plan_recipe(recipe).stages if stage.stage == name)
     return found
 
 
@@ -41,10 +43,21 @@ def recipe_of(tmp_path, source, **sections):
 
 
 def test_nothing_is_there_yet(tmp_path, source):
+    """Every stage is listed with its folders; those that depend on the rows are not."""
     recipe = recipe_of(tmp_path, source)
-    assert [(stage.stage, stage.action, stage.reasons) for stage in plan_recipe(recipe)] == [
-        ("ingest", "run", ("nothing is there yet",))
+    planned = plan_recipe(recipe)
+    assert [(stage.label, stage.stage) for stage in planned.stages] == [
+        ("ingest", "ingest"),
+        ("ingest", "quarantine"),
+        ("filter", "filter"),
+        ("filter", "rounds/english_share-2"),
+        ("filter", "english_share"),
+        ("tokenize", "tokenize"),
+        ("dropped", "dropped"),
+        ("layout", "cells"),
+        ("layout", "corpus"),
     ]
+    assert {(stage.action, stage.reasons) for stage in planned.stages} == {("run", ("nothing is there yet",))}
     assert not (tmp_path / "out").exists()
 
 
@@ -103,8 +116,13 @@ def test_an_interrupted_build_says_how_far_it_came(tmp_path, source):
     recipe = recipe_of(tmp_path, source, stages=["tokenize"])
     with pytest.raises(KilledError):
         run(recipe, DyingEngine(2))
-    (told,) = plan_recipe(recipe)
+    told, *after = plan_recipe(recipe).stages
     assert (told.stage, told.action) == ("ingest", "resume")
+    assert [(stage.stage, stage.action) for stage in after] == [
+        ("quarantine", "run"),
+        ("tokenize", "resume"),
+        ("dropped", "resume"),
+    ]
     done, _, splits = told.reasons[0].removesuffix(" splits are done").split()
     assert (int(done), int(splits)) == (2, len(json.loads((tmp_path / "out/ingest/_plan.json").read_text())["splits"]))
 
@@ -131,6 +149,107 @@ def test_a_shuffle_into_another_number_of_buckets_is_not_resumed(tmp_path, sourc
     assert reasons(in_buckets_of(1024), "split_hits") == ("2 of 4 splits are done",)
     assert actions(in_buckets_of(2048))["split_hits"] == "run"
     assert actions(in_buckets_of(1024))["split_hits"] == "resume"
+
+
+class DyingInJob(InProcessEngine):
+    """Dies in the second task of a job, or in its only one."""
+
+    def __init__(self, title):
+        super().__init__()
+        self.title = title
+
+    def run_splits(self, work, items, task):
+        self.alone = len(items) == 1
+        super().run_splits(work, items, task)
+
+    def run_buckets(self, work, buckets, exchange, reduce):
+        self.alone = len(buckets) == 1
+        super().run_buckets(work, buckets, exchange, reduce)
+
+    def start(self, title, number):
+        if title == self.title and (self.alone or title in [done for done, _ in self.ran]):
+            raise KilledError(title, number)
+        super().start(title, number)
+
+
+def test_after_a_kill_in_any_job_the_plan_is_what_the_next_run_does(tmp_path, source):
+    """What is done is kept, the job that was hit is resumed where it was, and everything after it is listed."""
+    sections = {"stages": ["filter", "dedup", "tokenize", "split", "layout"], "dedup": {"near": {"num_canaries": 5}}}
+    engine = InProcessEngine()
+    run(recipe_of(tmp_path / "whole", source, **sections), engine)
+    jobs = list(dict.fromkeys(title for title, _ in engine.ran))
+    recipe = recipe_of(tmp_path, source, **sections)
+    written = set(actions(recipe_of(tmp_path / "whole", source, **sections)))
+    for title in jobs[::2]:
+        with pytest.raises(KilledError):
+            run(recipe, DyingInJob(title))
+        planned = {stage.stage: stage for stage in plan_recipe(recipe).stages}
+        hit = set(title.split("+"))
+        committed = set(Run.open(tmp_path / "out").committed)
+        assert {name for name, stage in planned.items() if stage.action == "keep"} == committed
+        assert {planned[name].action for name in hit} == {"resume"}
+        assert {planned[name].action for name in planned.keys() - committed - hit} <= {"run", "resume"}
+        assert planned.keys() <= written
+        assert all(name.startswith("rounds/") for name in written - planned.keys())
+    left = {name: splits_left(planned[name]) for name in hit}
+    engine = InProcessEngine()
+    run(recipe, engine)
+    assert {name: sum(name in title.split("+") for title, _ in engine.ran) for name in hit} == left
+    assert set(actions(recipe).values()) == {"keep"}
+
+
+def splits_left(stage):
+    """Splits that a stage which is resumed has yet to do."""
+    done, _, splits = stage.reasons[0].removesuffix(" splits are done").split()
+    return int(splits) - int(done)
+
+
+def test_what_an_interrupted_build_is_made_from_decides_whether_it_is_resumed(tmp_path, source):
+    def of(steps, cuts=()):
+        return recipe_of(
+            tmp_path, source, stages=["filter", "split"], filter={"steps": steps, "cuts": cuts},
+            run={"bucket_bytes": 1024},
+        )  # fmt: skip
+
+    with pytest.raises(KilledError):
+        run(of(FILTER["steps"]), DyingInBuckets("split_hits"))
+    assert actions(of(FILTER["steps"]))["split_hits"] == "resume"
+    assert reasons(of([{"kind": "answer"}]), "split_hits") == ("begins anew, since filter runs again",)
+    with pytest.raises(KilledError):
+        run(of(FILTER["steps"], FILTER["cuts"]), DyingInBuckets("split_hits"))
+    other = [FILTER["steps"][0], FILTER["steps"][1] | {"min_score": 0.1}]
+    assert reasons(of(other, FILTER["cuts"]), "split_hits") == (
+        "2 of 4 splits are done, unless english_share gives other rows",
+    )
+    assert actions(of(other, FILTER["cuts"]))["split_hits"] == "check"
+
+
+def test_what_stands_behind_a_gap_is_looked_at_when_the_gap_is_filled(tmp_path, source):
+    recipe = recipe_of(tmp_path, source, stages=["tokenize", "split", "layout"])
+    run(recipe)
+    shutil.rmtree(tmp_path / "out" / "split_hits")
+    planned = {stage.stage: stage for stage in plan_recipe(recipe).stages}
+    assert (planned["tokenize"].action, planned["split_hits"].action) == ("keep", "run")
+    assert [planned[name].action for name in ("split", "dropped", "cells", "corpus")] == ["check"] * 4
+    assert planned["corpus"].reasons == ("runs again if an earlier stage gives other rows",)
+    run(recipe, IdleEngineBut({"split_hits"}))
+    shutil.rmtree(tmp_path / "out" / "split_hits")
+    with pytest.raises(DataError, match="there is no stage 'corpus' to adopt; so far there are: ingest"):
+        adopt(recipe, "corpus")
+
+
+@pytest.mark.parametrize("name", list(tables.stored("runs")))
+def test_a_shipped_recipe_is_planned_with_the_folders_that_it_writes(tmp_path, name):
+    recipe = runs.load(name, tmp_path / "out")
+    planned = plan_recipe(recipe)
+    written = tables.stored("runs")[name].keys()
+    listed = [stage.stage for stage in planned.stages]
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= written
+    assert all(item.startswith(("rounds/", "candidate_components")) for item in written - set(listed))
+    assert {stage.action for stage in planned.stages} == {"run"}
+    assert [size.source for size in planned.inputs] == list(recipe.sources)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_recipe_fails_as_the_run_would(tmp_path, source):

@@ -1,6 +1,7 @@
 """What `Run.open` finds: in a finished output, a killed one, an old one, an empty one, and somebody else's folder."""
 
 import itertools
+import shutil
 
 import pytest
 
@@ -49,9 +50,13 @@ def finished(tmp_path_factory, sources):
     return folder
 
 
-def without_record(place) -> Run:
-    """The run as a version that knew no record left it."""
-    return Run.open(place)
+@pytest.fixture(scope="module")
+def old(tmp_path_factory, finished):
+    """The same as a version left it that knew no record."""
+    folder = tmp_path_factory.mktemp("old") / "out"
+    shutil.copytree(finished, folder)
+    (folder / RECORD).unlink()
+    return folder
 
 
 def assert_chain(accounts) -> None:
@@ -82,8 +87,21 @@ def test_folders_of_a_listing():
     assert dataset_folders(paths) == (("a",), ("", "a/b"))
 
 
-def test_an_old_output_opens_by_its_manifests(finished):
-    left = without_record(finished)
+def test_a_finished_output(finished):
+    left = Run.open(finished)
+    assert [stage.label for stage in left.stages] == ["ingest", *STAGES[:-1], "dropped", "layout"]
+    assert left.recipe["name"] == "toy"
+    assert left.own == left.datasets
+    assert left.corpus == left.datasets["corpus"]
+    for steps in left.accounts.values():
+        assert tuple(steps) == STEPS
+    assert_chain(left.accounts)
+
+
+def test_an_old_output_opens_by_its_manifests(old, finished):
+    left = Run.open(old)
+    assert (left.record, left.recipe, left.stages) == (None, None, ())
+    assert left.accounts == Run.open(finished).accounts
     assert {"ingest", "english_share", "near", "kenlm", "tokenize", "dropped", "corpus"} <= set(left.datasets)
     assert left.started == ()
     assert left.corpus is not None
@@ -95,15 +113,18 @@ def test_an_old_output_opens_by_its_manifests(finished):
     assert all(set(steps) == set(STEPS) for steps in left.accounts.values())
 
 
-def test_accounts_without_a_corpus_are_put_together_from_the_stages(tmp_path, sources, finished):
-    run(recipe_of(tmp_path / "out", sources, stages=STAGES[:-1]))
-    left = without_record(tmp_path / "out")
-    assert left.corpus is None
-    assert_chain(left.accounts)
-    whole = without_record(finished).accounts
-    assert left.accounts == {
+def test_accounts_without_a_corpus_are_put_together_from_the_stages(tmp_path, finished, old):
+    whole = Run.open(finished).accounts
+    before = {
         source: {step: counts for step, counts in steps.items() if step != "layout"} for source, steps in whole.items()
     }
+    for place in (finished, old):
+        shutil.copytree(place, tmp_path / place.parent.name)
+        shutil.rmtree(tmp_path / place.parent.name / "corpus")
+        left = Run.open(tmp_path / place.parent.name)
+        assert left.corpus is None
+        assert left.accounts == before
+        assert_chain(left.accounts)
 
 
 def test_a_record_says_the_order_and_which_datasets_are_the_runs(tmp_path, sources):
@@ -134,8 +155,9 @@ def test_a_record_says_the_order_and_which_datasets_are_the_runs(tmp_path, sourc
 def test_a_killed_run(tmp_path, sources):
     with pytest.raises(KilledError):
         run(recipe_of(tmp_path / "out", sources, stages=["tokenize"]), DyingEngine(2))
-    left = without_record(tmp_path / "out")
+    left = Run.open(tmp_path / "out")
     assert (left.committed, left.corpus, left.accounts) == ((), None, {})
+    assert [stage.label for stage in left.stages] == ["ingest", "tokenize", "dropped"]
     assert left.started == ("dropped", "ingest", "tokenize")
     splits = len(left.plan("ingest").splits)
     assert left.progress("ingest") == Progress(2, splits)

@@ -1,0 +1,82 @@
+"""How large the input of a recipe is, by source, without reading a row.
+
+Files and bytes come from the listing that a run begins with. Rows are known once ingest is committed, and before that
+of Parquet, from one footer a file, up to `MAX_FOOTERS` files a source; lines of JSONL would have to be read.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from etl.sources.files import InputFile
+from etl.stages.ingest import STEP, Raw
+from etl.storage.build import Job
+from etl.storage.dataset import NUM_READERS, Dataset
+
+MAX_FOOTERS = 256
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """What one source has; None where that is not known."""
+
+    source: str
+    files: int | None = None
+    rows: int | None = None
+    bytes: int | None = None
+    """As the files are stored, compressed ones compressed."""
+
+
+def input_sizes(job: Job, raw: Raw, splits: Iterable[Any], current: Dataset | None) -> tuple[InputSize, ...]:
+    """The sizes of all sources, in the order of the recipe.
+
+    Args:
+        job: of ingest.
+        raw: what it would read.
+        splits: what its tasks would read, as a plan stores it.
+        current: what is committed of it, if that is what the job would write.
+
+    Raises:
+        SourceError: a Parquet footer is damaged.
+    """
+    files: dict[str, dict[str, InputFile]] = {name: {} for name in raw.sources}
+    for split in splits:
+        piece = raw.from_plan(split["input"])
+        files[piece.source][piece.file.url] = piece.file
+    return tuple(_size(name, job, raw, list(files[name].values()), current) for name in raw.sources)
+
+
+def _size(name: str, job: Job, raw: Raw, files: Sequence[InputFile], current: Dataset | None) -> InputSize:
+    listed = job.semantic["sources"][name]
+    num_files = listed.get("files", len(files))
+    num_bytes = listed.get("bytes", sum(file.bytes for file in files))
+    if current is not None:
+        return InputSize(name, num_files, current.manifest.accounting[name][STEP]["in"], num_bytes)
+    return InputSize(name, num_files, _rows_of_footers(name, raw, files), num_bytes)
+
+
+def _rows_of_footers(name: str, raw: Raw, files: Sequence[InputFile]) -> int | None:
+    if len(files) > MAX_FOOTERS or any(file.format != "parquet" for file in files):
+        return None
+
+    def rows(file: InputFile) -> int:
+        with raw.sources[name].locate(file.url, raw.storage).open_parquet() as parquet:
+            return int(parquet.metadata.num_rows)
+
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        return sum(pool.map(rows, files))
+
+
+def lines(sizes: Sequence[InputSize]) -> Iterator[str]:
+    """A table for a terminal: a line for each source."""
+    width = max(len("source"), *(len(size.source) for size in sizes))
+    yield f"{'source':<{width}}{'files':>10}{'rows':>16}{'bytes':>20}"
+    for size in sizes:
+        yield f"{size.source:<{width}}{_shown(size.files):>10}{_shown(size.rows):>16}{_shown(size.bytes):>20}"
+    if any(size.rows is None for size in sizes):
+        yield f"?: not known before the input is read; rows of Parquet are, up to {MAX_FOOTERS} files a source"
+
+
+def _shown(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"

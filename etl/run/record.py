@@ -1,0 +1,65 @@
+"""What a run says of itself in `_run.json`, made from its recipe; etl/storage/record.py keeps it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from etl.config import Config
+from etl.run.recipe import DROPPED_FOLDER, Recipe
+from etl.stages import ingest
+from etl.storage.record import RunRecord, StageRecord
+
+_PLACE = re.compile(r"(/|~|[A-Za-z]:\\|[A-Za-z][A-Za-z0-9+.-]*://)\S*")
+"""An absolute path or a URL, and nothing else."""
+
+
+def record_of(recipe: Recipe) -> RunRecord:
+    """The record that a run of a recipe leaves: the same wherever its input, output and models lie."""
+    return RunRecord(name=recipe.name, stages=stage_records(recipe), recipe=_without_places(recipe))
+
+
+def stage_records(recipe: Recipe) -> tuple[StageRecord, ...]:
+    """Everything that writes a dataset, in the order of the run: ingest, the recipe's stages, and DIR/dropped.
+
+    Folders are those that are surely written, in their order.
+    """
+    tables = {f"tables/{name}": "TABLE" for name, source in recipe.sources.items() if source.table is not None}
+    first = StageRecord(label=ingest.STEP, kind=ingest.STEP, folders={**tables, **ingest.TABLES}, steps=(ingest.STEP,))
+    dropped = StageRecord(label=DROPPED_FOLDER, kind=DROPPED_FOLDER, folders={DROPPED_FOLDER: "DROPPED"})
+    marks: list[StageRecord] = [first]
+    outputs: list[StageRecord] = []
+    for stage in recipe.stages:
+        steps = stage.step_labels()
+        record = StageRecord(label=stage.label, kind=stage.kind, folders=stage.folders(), steps=steps)
+        (outputs if stage.is_output else marks).append(record)
+    return (*marks, dropped, *outputs)
+
+
+def _without_places(value: Any) -> Any:
+    """A value in JSON types: of a configuration what is not at its default and says more than where something lies."""
+    if isinstance(value, Config):
+        return {name: _without_places(getattr(value, name)) for name in _telling(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _without_places(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_places(item) for item in value]
+    if isinstance(value, str) and _PLACE.fullmatch(value):
+        return value.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+    return to_jsonable_python(value, inf_nan_mode="strings")
+
+
+def _telling(config: Config) -> list[str]:
+    """The fields of a configuration that a record holds; its kind always, which is a default in Python."""
+    fields = type(config).model_fields
+    return [
+        name
+        for name, field in fields.items()
+        if name == "kind"
+        or not (
+            name in config.located
+            or field.exclude
+            or getattr(config, name) == field.get_default(call_default_factory=True, validated_data={})
+        )
+    ]
