@@ -1,6 +1,7 @@
 """The configuration of a run: one YAML, each section a model that stands beside the code that it configures."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -69,6 +70,11 @@ class TrainConfig(Config):
         """Every table of scores that an arm reads: a teacher's, or the reference model's of preference pairs."""
         found = {table for data in self._arm_data() for table in (data.teacher, data.reference)}
         return {table for table in found if table is not None}
+
+    def code(self) -> dict[str, Any]:
+        """Version and source digest of each objective from outside the package, by its `kind`."""
+        objectives = [arm.objective for stage in self.stages for arm in stage.arms]
+        return {objective.kind: found for objective in objectives if (found := objective.code())}
 
     def _arm_data(self) -> list[StreamConfig]:
         return [self.streams.config_of(stage, arm) for stage in self.stages for arm in stage.arms]

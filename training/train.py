@@ -120,7 +120,11 @@ def train(
                 teacher = FrozenTeacher(teacher_model, here.device, dtype)
             if here.rank == 0:
                 run_record.write(
-                    config.output, config.model_dump(mode="json"), config.corpora(), config.teacher_tables()
+                    config.output,
+                    config.model_dump(mode="json"),
+                    config.code(),
+                    config.corpora(),
+                    config.teacher_tables(),
                 )
             place = Place(state.step, state.tokens, sum(stage.tokens for stage in config.stages))
             recorder = Recorder(engine, shape, output, config.metrics, config.watchdog, place, state)

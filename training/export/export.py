@@ -265,6 +265,8 @@ def _manifest(found: TrainedRun, tokenizer: str | None) -> dict[str, Any]:
         "supervised_tokens": payload["supervised_tokens"],
         "state": payload,
         "config": found.record["config"],
+        # A run of an earlier version has none.
+        "code": found.record.get("code", {}),
         "corpora": found.record["corpora"],
         "teacher_tables": found.record["teacher_tables"],
         "decisions": _decisions(found.output / "decisions"),

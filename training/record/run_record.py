@@ -1,6 +1,7 @@
 """What a run was made of, for who uses its weights later: written once at the start, read by the export.
 
-    OUTPUT/run.json    the configuration, and of each corpus and teacher table the manifest without its list of files
+    OUTPUT/run.json    the configuration, version and source digest of each objective from outside the package, and of
+                       each corpus and teacher table the manifest without its list of files
 
 Corpora and tables may be gone or moved when a run is exported, so their manifests are kept with the run. Every start of
 the run writes it again, because the configuration of a resumed run may have more stages.
@@ -17,19 +18,26 @@ from etl.storage.location import Location
 NAME = "run.json"
 
 
-def write(output: str, config: dict[str, Any], corpora: Iterable[str], teacher_tables: Iterable[str]) -> None:
+def write(
+    output: str,
+    config: dict[str, Any],
+    code: dict[str, Any],
+    corpora: Iterable[str],
+    teacher_tables: Iterable[str],
+) -> None:
     """Write the record into the run's output; rank 0 does it once the configuration is checked.
 
     Args:
         output: folder of the run.
         config: its whole configuration, in JSON types.
+        code: what identifies each class from outside the package, by the `kind` that names it.
         corpora: folders or URLs of all corpora that it reads.
         teacher_tables: folders or URLs of all tables of scores that it reads.
 
     Raises:
         DataError: a corpus or a table is not committed.
     """
-    found = {"config": config, "corpora": _manifests(corpora), "teacher_tables": _manifests(teacher_tables)}
+    found = {"config": config, "code": code, "corpora": _manifests(corpora), "teacher_tables": _manifests(teacher_tables)}
     (Location.of(output) / NAME).replace((json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
 
 
