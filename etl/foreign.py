@@ -127,7 +127,7 @@ def load(kind: str, base: type[Kinded], defines: tuple[str, ...] = ()) -> type[K
         raise ConfigError(f"'{kind}' is not of the form package.module:Class, e.g. acme_filters.answers:LongAnswers")
     found = _attribute(_imported(module), name, base)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigError(f"{kind} is {_what(found)}, not a {base.__name__}; derive it from {_path(base)}")
+        raise ConfigError(f"{kind} is {_what(found)}, not {_a(base)}; derive it from {_path(base)}")
     _check_is_whole(kind, found, base, defines)
     code_digest(found)
     return found
@@ -160,20 +160,24 @@ def _what(found: Any) -> str:
     if not isinstance(found, type):
         names = {types.FunctionType: "a function", types.ModuleType: "a module"}
         return names.get(type(found), f"a value of type {type(found).__name__}")
-    bases = [cls.__name__ for cls in found.__mro__ if Kinded in cls.__bases__]
-    return f"a {bases[0]}" if bases else "a class of another kind"
+    bases = [cls for cls in found.__mro__ if Kinded in cls.__bases__]
+    return _a(bases[0]) if bases else "a class of another kind"
 
 
 def _check_is_whole(kind: str, found: type[Kinded], base: type[Kinded], defines: tuple[str, ...]) -> None:
     lacks = [name for name in defines if getattr(found, name, None) is getattr(base, name, None)]
     lacks += sorted(getattr(found, "__abstractmethods__", frozenset()) - set(lacks))
     if lacks:
-        raise ConfigError(f"{kind} does not define {', '.join(lacks)}, which a {base.__name__} needs; add it")
+        raise ConfigError(f"{kind} does not define {', '.join(lacks)}, which {_a(base)} needs; add it")
     field = found.model_fields["kind"]
     if field.annotation is not str:
         known = found.__module__.partition(".")[0] in _OURS
         remedy = f"write `kind: {field.default}`" if known else "add the line `kind: str` to the class"
         raise ConfigError(f"{kind} is called '{field.default}' by its class; {remedy}")
+
+
+def _a(cls: type) -> str:
+    return f"{'an' if cls.__name__[0] in 'AEIOU' else 'a'} {cls.__name__}"
 
 
 def _path(cls: type) -> str:

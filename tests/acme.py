@@ -1,68 +1,28 @@
-"""Somebody else's package, as text: a step, two cuts and what goes wrong with such classes."""
+"""Somebody else's package: the one that docs/extending.md shows, written from the page, and how it is shipped."""
 
+import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
-FILES = {
-    "__init__.py": "from .answers import LongAnswers\n",
-    "answers.py": '''
-from typing import ClassVar
-
-import pyarrow as pa
-import pyarrow.compute as pc
-from pydantic import Field
-
-from etl.step import BatchFn, Step, append, drop, live
-
-from .lengths import answer_chars
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text("utf-8")
+FILES = dict(re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+"""Path -> text: the files of the page."""
+NAME = "acme_filters"
+LONG_ANSWERS = f"{NAME}.answers:LongAnswers"
 
 
-class LongAnswers(Step):
-    """Drops rows whose answer is longer than `max_chars`."""
-
-    version: ClassVar[int] = 2
-    reads: ClassVar[tuple[str, ...]] = ("messages",)
-    adds: ClassVar[pa.Schema] = pa.schema([pa.field("answer_chars", pa.int32())])
-    max_chars: int = Field(default=2000, ge=1)
-
-    def open(self) -> BatchFn:
-        return self._mark
-
-    def _mark(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        chars = pc.if_else(live(batch), answer_chars(batch), None)
-        too_long = pc.greater(chars, self.max_chars)
-        return append(drop(batch, self.label, too_long, "too_long", chars), self.adds, [chars])
-
-
-class Idle(Step):
-    pass
-
-
-def shout(step):
-    return step
-''',
-    "lengths.py": """
-import pyarrow as pa
-
-
-def answer_chars(batch: pa.RecordBatch) -> pa.Array:
-    last = [messages[-1]["content"] or "" for messages in batch.column("messages").to_pylist()]
-    return pa.array([len(text) for text in last], pa.int32())
-""",
-    "data/prompts.txt": "no source\n",
-}
-"""Path in the package -> text."""
-
-
-def write_package(folder: Path, name: str = "acme_filters", **changed: str) -> Path:
-    """The package in a folder; `changed` is more text at the end of its modules."""
-    for path, text in FILES.items():
-        file = folder / name / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text + changed.get(path.removesuffix(".py"), ""), encoding="utf-8")
+def write_package(folder: Path, name: str = NAME, **changed: str) -> Path:
+    """The package in a folder; `changed` is more text at the end of its modules, or a module more."""
+    texts = {Path(path).stem: text for path, text in FILES.items() if path.startswith(f"{NAME}/")}
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").touch()
+    for module in texts | changed:
+        text = texts.get(module, "") + changed.get(module, "")
+        (folder / name / f"{module}.py").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -76,11 +36,17 @@ def zipped(folder: Path, archive: Path) -> Path:
 
 @contextmanager
 def importable(place: Path, *names: str) -> Iterator[None]:
-    """Packages of a folder or a zip on sys.path within the block; forgotten after it."""
+    """Packages of a folder or a zip on sys.path within the block, others of these names forgotten meanwhile."""
+    before = _forget(names)
     sys.path.insert(0, str(place))
     try:
         yield
     finally:
         sys.path.remove(str(place))
-        for module in [module for module in sys.modules if module.partition(".")[0] in names]:
-            del sys.modules[module]
+        _forget(names)
+        sys.modules.update(before)
+
+
+def _forget(names: Sequence[str]) -> dict[str, ModuleType]:
+    """The modules of some packages, which are imported anew from now on."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in names}

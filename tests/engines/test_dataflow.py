@@ -9,6 +9,7 @@ import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from jobs.run_beam import main
+from tests.acme import LONG_ANSWERS, importable, write_package, zipped
 from tests.etl.stages.toys import make_recipe, mixed_rows, run, stage, write_parquet
 from tests.services.dataflow import StagedWorker, dataflow_service
 from tests.services.gcs import gcs_server
@@ -110,6 +111,25 @@ def test_a_recipe_is_some_jobs_in_turn_that_run_the_staged_package(tmp_path, gcs
         assert [name for name in staged if name.startswith("stillhouse-") and name.endswith(".whl")]
         assert not [name for name in staged if "main_session" in name]
     assert not store.exists(f"{place}/out/_lock.json")
+
+
+def test_a_package_of_a_users_own_is_staged_beside_ours(tmp_path, capsys, gcs, store, place, rows, flags):
+    folder = write_package(tmp_path / "outside")
+    filters = {"stages": ["filter"], "filter": {"steps": [{"kind": LONG_ANSWERS, "max_chars": 250}]}}
+    extra = f"--extra_package={zipped(folder, tmp_path / 'acme_filters-1.0-py3-none-any.whl')}"
+    worker = StagedWorker(gcs, tmp_path / "worker")
+    with importable(folder, "acme_filters"), dataflow_service(worker) as service:
+        path = tmp_path / "mine.yaml"
+        tree = make_recipe("out", {"a": "a.parquet"}, **filters)
+        path.write_text(json.dumps(tree.model_dump(mode="json", exclude_unset=True)))
+        call = arguments(gcs, place, path, [*flags, extra, f"--dataflow_endpoint={service.endpoint}"])
+        assert main(call) == 0, worker.logs
+        run(make_recipe(tmp_path / "out", {"a": rows}, **filters))
+    made = json.loads(store.cat_file(f"{place}/out/filter/_manifest.json"))
+    expected = stage(tmp_path / "out", "filter").manifest
+    assert made["content_digest"] == expected.content_digest
+    assert made["accounting"]["a"]["LongAnswers"]["too_long"] > 5
+    assert all("acme_filters-1.0-py3-none-any.whl" in staged for staged in worker.staged)
 
 
 def test_an_error_of_a_worker_is_what_the_launcher_says(tmp_path, capsys, gcs, store, place, rows, flags, recipe):

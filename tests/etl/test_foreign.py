@@ -19,15 +19,23 @@ from etl.foreign import Foreign, Kinded, allowed, code_digest, load
 from etl.mixture.cuts import Cut
 from etl.pipeline import Pipeline, open_steps
 from etl.step import Step
-from tests.acme import importable, write_package, zipped
+from tests.acme import LONG_ANSWERS, importable, write_package, zipped
 from tests.etl.rows import asked, conversations, verdicts
 
-KIND = "acme_filters:LongAnswers"
+WRONG = """
+from etl.step import Step
+
+class Idle(Step):
+    pass
+
+def shout(step):
+    return step
+"""
 
 
 @pytest.fixture
 def acme(tmp_path):
-    folder = write_package(tmp_path / "outside")
+    folder = write_package(tmp_path / "outside", wrong=WRONG)
     with importable(folder, "acme_filters"):
         yield folder
 
@@ -47,8 +55,8 @@ def mistake(*steps, cuts=()):
 
 
 def test_a_step_from_outside_runs_as_any_other(acme):
-    read = pipeline({"kind": KIND, "max_chars": 3}, {"kind": "answer"})
-    assert [step.kind for step in read.steps] == [KIND, "answer"]
+    read = pipeline({"kind": LONG_ANSWERS, "max_chars": 3}, {"kind": "answer"})
+    assert [step.kind for step in read.steps] == [LONG_ANSWERS, "answer"]
     assert read.added.names == ["answer_chars"]
     rows = conversations([asked("q", "abc"), asked("q", "abcd"), asked("q", "")])
     done = open_steps(read.steps)(rows)
@@ -57,14 +65,14 @@ def test_a_step_from_outside_runs_as_any_other(acme):
 
 
 def test_what_is_written_is_read_again(acme):
-    read = pipeline({"kind": KIND, "max_chars": 3}, {"kind": "language"})
+    read = pipeline({"kind": LONG_ANSWERS, "max_chars": 3}, {"kind": "language"})
     (step, _) = read.steps
-    assert read.model_dump(exclude_none=True)["steps"][0] == {"kind": KIND, "max_chars": 3}
-    assert read.fingerprinted()["steps"] == [{"kind": KIND, "max_chars": 3}, {}]
+    assert read.model_dump(exclude_none=True)["steps"][0] == {"kind": LONG_ANSWERS, "max_chars": 3}
+    assert read.fingerprinted()["steps"] == [{"kind": LONG_ANSWERS, "max_chars": 3}, {}]
     assert conf.check(Pipeline, json.loads(read.model_dump_json()), "again") == read
     assert pickle.loads(pickle.dumps(read)) == read
     assert Pipeline(steps=read.steps) == read
-    assert type(step)(max_chars=3).kind == "acme_filters.answers:LongAnswers"
+    assert type(step)(max_chars=3) == step
 
 
 class Cat(Kinded):
@@ -130,14 +138,14 @@ def test_mistakes_below_such_a_union_keep_their_words(acme, tree, line):
         ),
         (
             "acme_filters.answers:LongAnswer",
-            "module acme_filters.answers has no class 'LongAnswer'; did you mean 'LongAnswers'? there: Idle, Long",
+            "module acme_filters.answers has no class 'LongAnswer'; did you mean 'LongAnswers'? there: LongAnswers",
         ),
-        ("acme_filters.lengths:Long", "module acme_filters.lengths has no class 'Long'; it has no Step"),
-        ("acme_filters.answers:shout", "acme_filters.answers:shout is a function, not a Step; derive it from etl."),
-        ("acme_filters:lengths", "acme_filters:lengths is a module, not a Step; "),
+        ("acme_filters.objectives:Long", "module acme_filters.objectives has no class 'Long'; it has no Step"),
+        ("acme_filters.wrong:shout", "acme_filters.wrong:shout is a function, not a Step; derive it from etl."),
+        ("acme_filters.answers:pa", "acme_filters.answers:pa is a module, not a Step; "),
         ("etl.mixture.cuts:ShareCut", "etl.mixture.cuts:ShareCut is a Cut, not a Step; derive it from etl.step.Step"),
         ("etl.run.recipe:Recipe", "etl.run.recipe:Recipe is a class of another kind, not a Step; "),
-        ("acme_filters.answers:Idle", "acme_filters.answers:Idle does not define open, which a Step needs; add it"),
+        ("acme_filters.wrong:Idle", "acme_filters.wrong:Idle does not define open, which a Step needs; add it"),
         ("etl.filters.answers:AnswerStep", "etl.filters.answers:AnswerStep is called 'answer' by its class; write "),
     ],
 )  # fmt: skip
@@ -162,12 +170,14 @@ def test_a_class_that_keeps_the_kind_of_another_is_told(acme):
 
 
 def test_a_cut_has_to_define_its_parts(acme):
-    (acme / "acme_filters" / "cuts.py").write_text(
+    (acme / "acme_filters" / "halves.py").write_text(
         "from etl.mixture.cuts import Cut\n\nclass Half(Cut):\n    reason = 'half'\n"
     )
-    line = mistake({"kind": "answer"}, cuts=[{"kind": "acme_filters.cuts:Half", "name": "half"}])
-    assert line.startswith("cuts.0.kind: acme_filters.cuts:Half does not define reads, numeric, group, score, quotas,")
-    assert load("acme_filters.cuts:Half", Cut).__name__ == "Half"
+    line = mistake({"kind": "answer"}, cuts=[{"kind": "acme_filters.halves:Half", "name": "half"}])
+    assert line.startswith(
+        "cuts.0.kind: acme_filters.halves:Half does not define reads, numeric, group, score, quotas,"
+    )
+    assert load("acme_filters.halves:Half", Cut).__name__ == "Half"
 
 
 # --- the digest of the sources ---
@@ -175,7 +185,7 @@ def test_a_cut_has_to_define_its_parts(acme):
 
 def digest_of_a_fresh_import(place):
     with importable(place, "acme_filters"):
-        return code_digest(load(KIND, Step))
+        return code_digest(load(LONG_ANSWERS, Step))
 
 
 def test_the_digest_is_of_names_and_bytes_alone(tmp_path):
@@ -185,10 +195,10 @@ def test_the_digest_is_of_names_and_bytes_alone(tmp_path):
     assert digest_of_a_fresh_import(folder) == expected
     assert digest_of_a_fresh_import(shutil.copytree(folder, tmp_path / "b" / "elsewhere")) == expected
     assert digest_of_a_fresh_import(zipped(folder, tmp_path / "acme.zip")) == expected
-    assert digest_of_a_fresh_import(write_package(tmp_path / "c", lengths="\n")) != expected
-    (folder / "acme_filters" / "data" / "prompts.txt").write_text("changed")
+    assert digest_of_a_fresh_import(write_package(tmp_path / "c", cuts="\n")) != expected
+    (folder / "acme_filters" / "words.txt").write_text("no source")
     assert digest_of_a_fresh_import(folder) == expected
-    shutil.copy(folder / "acme_filters" / "lengths.py", folder / "acme_filters" / "copied.py")
+    shutil.copy(folder / "acme_filters" / "cuts.py", folder / "acme_filters" / "copied.py")
     assert digest_of_a_fresh_import(folder) != expected
 
 
@@ -212,13 +222,13 @@ def test_the_digest_of_a_lone_module_is_that_of_its_file(tmp_path):
 def test_a_fingerprint_has_version_and_source(tmp_path):
     def identity(place):
         with importable(place, "acme_filters"):
-            read = pipeline({"kind": KIND}, {"kind": "answer"})
+            read = pipeline({"kind": LONG_ANSWERS}, {"kind": "answer"})
             return *read.identity(), read.digest()
 
     (step, known, digest) = identity(write_package(tmp_path / "a"))
-    assert (step["kind"], step["version"], len(step["code"])) == (KIND, 2, 64)
+    assert (step["kind"], step["version"], len(step["code"])) == (LONG_ANSWERS, 1, 64)
     assert "code" not in known
-    (other, _, other_digest) = identity(write_package(tmp_path / "b", lengths="# another way to count\n"))
+    (other, _, other_digest) = identity(write_package(tmp_path / "b", cuts="# another way\n"))
     assert other.pop("code") != step.pop("code")
     assert other == step
     assert digest != other_digest
@@ -255,7 +265,7 @@ except conf.ConfigError as error:
         for path in (tmp_path / "acme_filters").glob("*.py"):
             py_compile.compile(str(path), cfile=str(path.with_suffix(".pyc")))
             path.unlink()
-        kind = KIND
+        kind = LONG_ANSWERS
     environment = {"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}"}
     done = subprocess.run([sys.executable, "-c", program, kind], capture_output=True, text=True, env=environment)
     assert "steps.0.kind: the source of " in done.stdout, done.stderr
@@ -268,16 +278,16 @@ except conf.ConfigError as error:
 @pytest.fixture
 def far(acme):
     """A pipeline at a URI that names code."""
-    tree = {"steps": [{"kind": KIND}, {"kind": "answer"}]}
+    tree = {"steps": [{"kind": LONG_ANSWERS}, {"kind": "answer"}]}
     fsspec.filesystem("memory").pipe_file("/foreign/toy.yaml", json.dumps(tree).encode())
     return "memory://foreign/toy.yaml"
 
 
 def test_a_configuration_from_a_uri_is_refused_before_its_code_is_imported(far):
-    with pytest.raises(ConfigError, match=rf"steps\.0\.kind: {KIND} is code from outside .*add --allow-code"):
+    with pytest.raises(ConfigError, match=rf"steps\.0\.kind: {LONG_ANSWERS} is code from outside .*add --allow-code"):
         conf.load(Pipeline, far, "recipes", [])
     assert "acme_filters" not in sys.modules
-    assert conf.load(Pipeline, far, "recipes", [], allow_code=True).steps[0].kind == KIND
+    assert conf.load(Pipeline, far, "recipes", [], allow_code=True).steps[0].kind == LONG_ANSWERS
 
 
 def test_a_second_mistake_does_not_import_the_code_either(far):
@@ -290,29 +300,31 @@ def test_a_second_mistake_does_not_import_the_code_either(far):
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_a_path_needs_no_flag_and_a_file_url_is_a_uri(acme, tmp_path, scheme):
     path = tmp_path / "toy.yaml"
-    path.write_text(json.dumps({"steps": [{"kind": KIND}]}))
+    path.write_text(json.dumps({"steps": [{"kind": LONG_ANSWERS}]}))
     if scheme:
         with pytest.raises(ConfigError, match="--allow-code"):
             conf.load(Pipeline, f"{scheme}{path}", "recipes", [])
     else:
-        assert conf.load(Pipeline, str(path), "recipes", []).steps[0].kind == KIND
-        (tmp_path / "kind").write_text(KIND)
-        assert conf.load(Pipeline, str(path), "recipes", [f"steps.0.kind=@{tmp_path}/kind"]).steps[0].kind == KIND
+        assert conf.load(Pipeline, str(path), "recipes", []).steps[0].kind == LONG_ANSWERS
+        (tmp_path / "kind").write_text(LONG_ANSWERS)
+        assert (
+            conf.load(Pipeline, str(path), "recipes", [f"steps.0.kind=@{tmp_path}/kind"]).steps[0].kind == LONG_ANSWERS
+        )
 
 
 def test_a_value_from_a_uri_closes_the_gate(acme, tmp_path):
     path = tmp_path / "toy.yaml"
     path.write_text(json.dumps({"steps": [{"kind": "answer"}]}))
-    fsspec.filesystem("memory").pipe_file("/foreign/kind", KIND.encode())
+    fsspec.filesystem("memory").pipe_file("/foreign/kind", LONG_ANSWERS.encode())
     override = "steps.0.kind=@memory://foreign/kind"
     with pytest.raises(ConfigError, match="--allow-code"):
         conf.load(Pipeline, str(path), "recipes", [override])
-    assert conf.load(Pipeline, str(path), "recipes", [override], allow_code=True).steps[0].kind == KIND
+    assert conf.load(Pipeline, str(path), "recipes", [override], allow_code=True).steps[0].kind == LONG_ANSWERS
 
 
 def test_the_descriptions_of_sources_never_name_code(acme, tmp_path):
     path = tmp_path / "toy.yaml"
-    path.write_text(json.dumps({"steps": [{"kind": KIND}]}))
+    path.write_text(json.dumps({"steps": [{"kind": LONG_ANSWERS}]}))
     with pytest.raises(ConfigError, match="--allow-code"):
         conf.read(Pipeline, str(path), "recipes")
 
@@ -323,4 +335,6 @@ def test_python_that_calls_without_a_context_may():
 
 
 def test_a_python_caller_needs_no_flag(acme):
-    assert Pipeline.model_validate({"steps": [{"kind": KIND}]}).steps[0].adds == pa.schema({"answer_chars": pa.int32()})
+    assert Pipeline.model_validate({"steps": [{"kind": LONG_ANSWERS}]}).steps[0].adds == pa.schema(
+        {"answer_chars": pa.int32()}
+    )

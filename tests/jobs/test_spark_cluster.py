@@ -1,8 +1,8 @@
 """A real standalone cluster: a recipe submitted to it, what its tasks ask for, and what the history server shows.
 
-Every spark-submit runs in an empty folder, with a HOME that cannot be made and our code as a zip; the dependencies are
-installed on the workers, or travel as an archive of an environment that has nothing else. Nothing is downloaded: that
-environment is made of the packages that are installed here.
+Every spark-submit runs in an empty folder, with a HOME that cannot be made and our code as a zip, a step of somebody
+else's as another; the dependencies are installed on the workers, or travel as an archive of an environment that has
+nothing else. Nothing is downloaded: that environment is made of the packages that are installed here.
 """
 
 import importlib.metadata
@@ -21,7 +21,8 @@ from packaging.utils import canonicalize_name
 from etl.scoring.kenlm_train import train
 from etl.storage.location import Location
 from etl.storage.verify import verify
-from tests.etl.stages.toys import mixed_rows, run, stage, whole_recipe, write_parquet
+from tests.acme import LONG_ANSWERS, importable, write_package, zipped
+from tests.etl.stages.toys import FILTER, mixed_rows, run, stage, whole_recipe, write_parquet
 from tests.services.spark import get_json, history_server, standalone_cluster
 from tests.wheel import PROJECT
 
@@ -153,13 +154,25 @@ def test_a_recipe_gives_the_corpus_of_the_other_engine(cluster, archive, tmp_pat
     lines = [item["synthetic_answer"] for item in mixed_rows(60, seed=99) if item["synthetic_answer"]]
     model = train(lines, 2, tmp_path / "model", 1_000_000).path
     source = write_parquet(tmp_path / "a.parquet", mixed_rows(200))
-    recipe = whole_recipe(tmp_path / "cluster", {"a": source}, model)
+    package = write_package(tmp_path / "outside")
+    steps = [*FILTER["steps"], {"kind": LONG_ANSWERS, "max_chars": 250}]
+    filters = {"filter": {**FILTER, "steps": steps}}
+    with importable(package, "acme_filters"):
+        recipe = whole_recipe(tmp_path / "cluster", {"a": source}, model, **filters)
+        few_tasks = {"run": {"split_bytes": 1 << 20, "bucket_bytes": 1 << 20}}
+        run(whole_recipe(tmp_path / "here", {"a": source}, model, **filters, **few_tasks))
     conf = tmp_path / "toy.yaml"
     conf.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    submit(cluster, archive, tmp_path, *flags, PROJECT / "jobs" / "run_recipe.py", "--conf", conf)
-    run(whole_recipe(tmp_path / "here", {"a": source}, model, run={"split_bytes": 1 << 20, "bucket_bytes": 1 << 20}))
+    archives = f"{archive},{zipped(package, tmp_path / 'acme_filters.zip')}"
+    submit(cluster, archives, tmp_path, *flags, PROJECT / "jobs" / "run_recipe.py", "--conf", conf)
     ours, theirs = (stage(tmp_path / name, "corpus").manifest for name in ("cluster", "here"))
     assert ours.content_digest == theirs.content_digest
+    # The source of the step from outside is the same in the zip and in the folder.
+    assert (
+        stage(tmp_path / "cluster", "filter").manifest.fingerprint
+        == stage(tmp_path / "here", "filter").manifest.fingerprint
+    )
+    assert ours.accounting["a"]["LongAnswers"]["too_long"] > 5
     assert ours.rows_out > 50
     assert list(verify(Location.of(tmp_path / "cluster"))) == []
     state = cluster.state()

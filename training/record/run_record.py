@@ -37,7 +37,12 @@ def write(
     Raises:
         DataError: a corpus or a table is not committed.
     """
-    found = {"config": config, "code": code, "corpora": _manifests(corpora), "teacher_tables": _manifests(teacher_tables)}
+    found = {
+        "config": config,
+        "code": code,
+        "corpora": _manifests(corpora),
+        "teacher_tables": _manifests(teacher_tables),
+    }
     (Location.of(output) / NAME).replace((json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
 
 
