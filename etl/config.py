@@ -29,9 +29,9 @@ class Config(BaseModel):
     @classmethod
     def _name_unknown_keys(cls, values: Any) -> Any:
         if isinstance(values, dict):
+            valid = [field.alias or name for name, field in cls.model_fields.items()]
             for key in values:
-                if key not in cls.model_fields:
-                    valid = list(cls.model_fields)
+                if key not in valid and key not in cls.model_fields:
                     raise ValueError(f"unknown key '{key}'; {nearest(str(key), valid)}valid keys: {', '.join(valid)}")
         return values
 

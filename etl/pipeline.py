@@ -1,6 +1,7 @@
-"""Steps in a row: the union of all step kinds, read from YAML, with the output schema known before a row is read.
+"""Steps in a row, then cuts, read from YAML, with the output schema known before a row is read.
 
-A new step is one class and one entry in `AnyStep`. The union is a visible table: "find usages" works on it.
+A new step is one class and one entry in `AnyStep`, a new cut one in `AnyCut`. The unions are visible tables: "find
+usages" works on them.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,7 +20,8 @@ from etl.filters.language import LanguageStep
 from etl.foreign import Foreign
 from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
-from etl.mixture.cuts import AnyCut
+from etl.mixture.cuts import Cut, PercentileCut, ShareCut
+from etl.mixture.threshold import ThresholdCut
 from etl.scoring.ifd import IfdStep
 from etl.scoring.perplexity import PerplexityStep
 from etl.step import BatchFn, Offer, Step, on_selected
@@ -29,6 +31,8 @@ AnyStep = Annotated[
     Field(discriminator="kind"),
     Foreign(Step, "open"),
 ]
+
+AnyCut = Annotated[ShareCut | PercentileCut | ThresholdCut, Field(discriminator="kind"), Foreign(Cut)]
 
 
 class Pipeline(Config):

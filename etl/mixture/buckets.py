@@ -14,7 +14,7 @@ LARGEST = max(CTX_BUCKETS.values())
 
 
 class CtxBucketStep(Step):
-    """Adds `ctx_bucket` from `n_tokens`; a longer row gets verdict `longer_than_max_tokens` (value: n)."""
+    """Adds `ctx_bucket` from `n_tokens`, null where that is; verdict `longer_than_max_tokens` (value: n) for a longer row."""
 
     kind: Literal["ctx_bucket"] = "ctx_bucket"
     reads: ClassVar[tuple[str, ...]] = ("n_tokens",)
@@ -31,7 +31,7 @@ class CtxBucketStep(Step):
             num_tokens = batch.column("n_tokens")
             too_long = pc.greater(num_tokens, self.max_tokens)
             batch = drop(batch, self.label, too_long, "longer_than_max_tokens", num_tokens)
-            is_live = live(batch)
+            is_live = pc.and_(live(batch), num_tokens.is_valid())
             sizes = pc.if_else(is_live, num_tokens, 0).to_numpy(zero_copy_only=False)
             index = pa.array(np.searchsorted(limits, sizes), mask=~is_live.to_numpy(zero_copy_only=False))
             return append(batch, self.adds, [names.take(index)])

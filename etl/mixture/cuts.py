@@ -1,14 +1,17 @@
 """Cuts: keep a part of the rows by a threshold on (score, hash of id), found exactly without sorting the world.
 
+The base of all cuts is here, too; the one by given values is in `etl.mixture.threshold`.
+
 A row's key has six digits of 16 bits: the score as an order-preserving uint32 (two digits), then a 64-bit hash of its
 id (four). One narrow pass counts rows by the next digit among the rows that share the digits found so far; the driver
 adds the counts of all parts and picks the digit in which the quota falls. So a threshold costs at most six passes over
 the score column, two when scores differ; ties are cut by the hash, never by arrival, and the number kept is exact.
 """
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +21,9 @@ from pydantic import Field, model_validator
 
 from etl.config import Config
 from etl.errors import SchemaError
-from etl.foreign import Foreign, Kinded
+from etl.foreign import Kinded
 from etl.hashing import hash_array, ordered_bits
-from etl.step import Selected, live
+from etl.step import Selected, drop, live, on_selected
 
 DIGITS = 6
 RADIX = 1 << 16
@@ -50,19 +53,34 @@ HISTOGRAM = pa.schema(
 )
 
 
-class Cut(Selected, Kinded):
-    """Base of the cuts. A subclass says which group a row is in, what its score is, and how many of a group to keep.
+class Threshold(Config):
+    """Where a group is cut: rows with a key up to and including `key` stay; no key at all keeps none."""
 
-    Within a group the rows with the smallest keys are kept. Rows that no group claims are not touched.
+    keep: int
+    total: int
+    key: tuple[int, ...] = ()
+    """DIGITS digits, most significant first, or none for a quota of nothing."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Threshold":
+        assert len(self.key) in (0, DIGITS)
+        return self
+
+
+Thresholds = Mapping[str, Threshold]
+"""By group."""
+
+
+class Cut(Selected, Kinded):
+    """Base of the cuts: configurations that give verdicts by columns which steps have measured.
+
+    A cut is a `RankedCut`, which keeps so many rows of a group, or a `RowCut`, which looks at each row by itself.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """The step that a dropped row's verdict names, and the folder of the cut's dataset."""
     version: ClassVar[int] = 1
     """Raised when the same configuration and rows would be cut elsewhere, or a default changes."""
-    reason: ClassVar[str]
-    first_digit: ClassVar[int] = 0
-    """Digits before this one are equal for all rows (a cut without a score starts at the hash)."""
 
     @property
     def label(self) -> str:
@@ -78,13 +96,9 @@ class Cut(Selected, Kinded):
         version = {"version": self.version} if self.version > 1 else {}
         return {**version, **self.fingerprinted(), **self.code()}
 
+    @abstractmethod
     def reads(self) -> tuple[str, ...]:
         """Columns that the cut looks at."""
-        raise NotImplementedError
-
-    def numeric(self) -> tuple[str, ...]:
-        """Those of them that must be numbers; the others must be text."""
-        raise NotImplementedError
 
     def check(self, schema: pa.Schema) -> None:
         """Find a wrong column before a row is read.
@@ -92,9 +106,54 @@ class Cut(Selected, Kinded):
         Raises:
             SchemaError: a column is absent, or of another type than the cut needs.
         """
-        missing = [name for name in self.reads() if name not in schema.names]
+        missing = [name for name in self.needed if name not in schema.names]
         if missing:
             raise SchemaError(f"cut '{self.name}' reads {missing}; at that point there are {schema.names}")
+
+    @abstractmethod
+    def judge(self, batch: pa.RecordBatch, thresholds: Thresholds) -> pa.RecordBatch:
+        """The batch with verdicts for the rows that go.
+
+        Args:
+            batch: of `id`, `verdict` and `needed`.
+            thresholds: what the rounds have found for each group; nothing for a cut without rounds.
+        """
+
+
+class RowCut(Cut):
+    """Base of the cuts that look at each row by itself: one pass, no rounds."""
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": self.kind, **super().identity()}
+
+    @abstractmethod
+    def mark(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch with verdicts (`etl.step.drop` by `label`) for the rows that go, in the same length and order."""
+
+    def judge(self, batch: pa.RecordBatch, thresholds: Thresholds) -> pa.RecordBatch:
+        return on_selected(self, self.mark, batch, batch)
+
+
+class RankedCut(Cut):
+    """Base of the cuts by rank. A subclass says which group a row is in, its score, and how many of a group to keep.
+
+    Within a group the rows with the smallest keys are kept. Rows that no group claims are not touched.
+    """
+
+    first_digit: ClassVar[int] = 0
+    """Digits before this one are equal for all rows (a cut without a score starts at the hash)."""
+
+    @property
+    @abstractmethod
+    def reason(self) -> str:
+        """Why a row goes, in its verdict."""
+
+    @abstractmethod
+    def numeric(self) -> tuple[str, ...]:
+        """Those of the columns that must be numbers; the others must be text."""
+
+    def check(self, schema: pa.Schema) -> None:
+        super().check(schema)
         for name in self.reads():
             kind = schema.field(name).type
             number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
@@ -103,20 +162,25 @@ class Cut(Selected, Kinded):
             if name not in self.numeric() and not pa.types.is_string(kind):
                 raise SchemaError(f"cut '{self.name}' needs text, column '{name}' is {kind}")
 
+    @abstractmethod
     def group(self, batch: pa.RecordBatch) -> pa.Array:
         """The group of each row, string; null for a row that the cut leaves alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, batch: pa.RecordBatch) -> pa.Array:
         """What rows are ordered by, float; smallest first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def quotas(self, totals: dict[str, int]) -> dict[str, int]:
         """How many rows of each group to keep, given how many are live."""
-        raise NotImplementedError
+
+    def judge(self, batch: pa.RecordBatch, thresholds: Thresholds) -> pa.RecordBatch:
+        """The verdict's value is what the row has in the first column that the cut reads."""
+        value = batch.column(self.reads()[0]).cast(pa.string())
+        return drop(batch, self.label, beyond(self, batch, thresholds), self.reason, value)
 
 
-class ShareCut(Cut):
+class ShareCut(RankedCut):
     """Keep rows so that those whose `column` is one of `values` make up `share` of what is left.
 
     The side in excess is thinned by the hash of the id; with only one side present nothing can be reached and all stay.
@@ -151,7 +215,7 @@ class ShareCut(Cut):
         return {"inside": round(outside * self.share / (1 - self.share)), "outside": outside}
 
 
-class PercentileCut(Cut):
+class PercentileCut(RankedCut):
     """Keep the rows up to a percentile of a score, apart within each combination of the `within` columns.
 
     Rows without a score stay. `keep: 0.8` keeps ceil(0.8 · n) of the n rows of a group.
@@ -185,28 +249,7 @@ class PercentileCut(Cut):
         return {group: int(np.ceil(self.keep * rows - 1e-9)) for group, rows in totals.items()}
 
 
-AnyCut = Annotated[
-    ShareCut | PercentileCut,
-    Field(discriminator="kind"),
-    Foreign(Cut, "reason", "reads", "numeric", "group", "score", "quotas"),
-]
-
-
-class Threshold(Config):
-    """Where a group is cut: rows with a key up to and including `key` stay; no key at all keeps none."""
-
-    keep: int
-    total: int
-    key: tuple[int, ...] = ()
-    """DIGITS digits, most significant first, or none for a quota of nothing."""
-
-    @model_validator(mode="after")
-    def _whole(self) -> "Threshold":
-        assert len(self.key) in (0, DIGITS)
-        return self
-
-
-def keys(cut: Cut, batch: pa.RecordBatch) -> Digits:
+def keys(cut: RankedCut, batch: pa.RecordBatch) -> Digits:
     """The key of each row: int32 [rows, DIGITS], each digit in [0, RADIX)."""
     scores = pc.fill_null(cut.score(batch).cast(pa.float32(), safe=False), 0.0).to_numpy(zero_copy_only=False)
     ordered = ordered_bits(scores)
@@ -222,7 +265,7 @@ def keys(cut: Cut, batch: pa.RecordBatch) -> Digits:
 class Search:
     """The driver's side: digit by digit, from counts to the threshold of every group."""
 
-    def __init__(self, cut: Cut) -> None:
+    def __init__(self, cut: RankedCut) -> None:
         self.cut = cut
         self.digit = cut.first_digit
         self._prefixes: dict[str, tuple[int, ...]] | None = None
@@ -279,15 +322,18 @@ class Search:
 
 
 def histogram(
-    cut: Cut, batches: Iterator[pa.RecordBatch], digit: int, prefixes: dict[str, tuple[int, ...]] | None
+    cut: RankedCut, batches: Iterator[pa.RecordBatch], digit: int, prefixes: dict[str, tuple[int, ...]] | None
 ) -> pa.RecordBatch:
-    """Rows by (group, digit) among the live rows whose key begins with their group's prefix: HISTOGRAM."""
+    """Rows by (group, digit) among the live and selected rows whose key begins with their group's prefix: HISTOGRAM."""
     counts = [_count(cut, batch, digit, prefixes) for batch in batches]
     return _sum(pa.Table.from_batches(counts, HISTOGRAM))
 
 
-def _count(cut: Cut, batch: pa.RecordBatch, digit: int, prefixes: dict[str, tuple[int, ...]] | None) -> pa.RecordBatch:
-    batch = batch.filter(live(batch))
+def _count(
+    cut: RankedCut, batch: pa.RecordBatch, digit: int, prefixes: dict[str, tuple[int, ...]] | None
+) -> pa.RecordBatch:
+    selected = cut.selected(batch)
+    batch = batch.filter(live(batch) if selected is None else pc.and_(live(batch), selected))
     groups = cut.group(batch).dictionary_encode()
     codes = pc.fill_null(groups.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     digits = keys(cut, batch)
@@ -325,7 +371,7 @@ def add_histograms(batches: Iterator[pa.RecordBatch]) -> dict[str, Counts]:
     }
 
 
-def beyond(cut: Cut, batch: pa.RecordBatch, thresholds: dict[str, Threshold]) -> pa.BooleanArray:
+def beyond(cut: RankedCut, batch: pa.RecordBatch, thresholds: Thresholds) -> pa.BooleanArray:
     """True for the rows that the cut drops; the verdict of a row is not looked at."""
     groups = cut.group(batch).dictionary_encode()
     codes = pc.fill_null(groups.indices, -1).to_numpy(zero_copy_only=False)
@@ -335,7 +381,8 @@ def beyond(cut: Cut, batch: pa.RecordBatch, thresholds: dict[str, Threshold]) ->
         mine = codes == code
         if label in thresholds:
             out[mine] = _greater(digits[mine], thresholds[label].key, cut.first_digit)
-    return pa.array(out)
+    selected = cut.selected(batch)
+    return pa.array(out) if selected is None else pc.and_(pa.array(out), selected)
 
 
 def _greater(digits: Digits, key: tuple[int, ...], first: int) -> npt.NDArray[np.bool_]:

@@ -12,20 +12,12 @@ import pyarrow as pa
 from etl.accounting import judged
 from etl.digests import digest_of
 from etl.engine import Resources
-from etl.mixture.cuts import (
-    HISTOGRAM,
-    AnyCut,
-    Search,
-    Threshold,
-    add_histograms,
-    beyond,
-    histogram,
-)
+from etl.mixture.cuts import HISTOGRAM, Cut, RankedCut, Search, Threshold, add_histograms, histogram
 from etl.pipeline import Pipeline, open_steps
 from etl.rows import Rows, RowsRef
 from etl.schema import aligned
 from etl.stages.context import Context
-from etl.step import Selected, drop
+from etl.step import Selected
 from etl.storage.batches import LIMITS, Limits, checkpointed
 from etl.storage.build import Chunk
 from etl.storage.dataset import CHECKPOINTS
@@ -101,12 +93,42 @@ def _run_steps(context: Context, rows: Rows, folder: str, table: str, pipeline: 
     return rows.with_side(context.map(job, rows.splits, work, resources), schema)
 
 
+def run_cut(context: Context, rows: Rows, cut: Cut) -> Rows:
+    """Write DIR/<cut name> with the verdicts, after the rounds of a cut by rank."""
+    # A cut's folder is its own name, whatever the stage is called.
+    context = context.unnamed()
+    semantic = {"cut": cut.identity()}
+    inputs = rows.tables(["verdict", *cut.needed])
+    schema = aligned(pa.schema([]))
+    if not isinstance(cut, RankedCut):
+        job = context.job(cut.name, "VERDICT", schema, semantic, inputs, rows)
+        return rows.with_side(context.map(job, rows.splits, ApplyCut(rows.ref, cut)), schema)
+    thresholds = _search(context, rows, cut)
+    stored = {group: threshold.model_dump(mode="json") for group, threshold in thresholds.items()}
+    job = context.job(cut.name, "VERDICT", schema, {**semantic, "thresholds": digest_of(stored)}, inputs, rows)
+    job = job.with_thresholds({cut.name: stored})
+    return rows.with_side(context.map(job, rows.splits, ApplyCut(rows.ref, cut, thresholds)), schema)
+
+
+def _search(context: Context, rows: Rows, cut: RankedCut) -> dict[str, Threshold]:
+    """The threshold of every group, sorted by group, found a committed round at a time."""
+    search = Search(cut)
+    inputs = rows.tables(["verdict", *cut.needed])
+    while not search.done:
+        prefixes = search.prefixes
+        this_round = {"cut": cut.identity(), "digit": search.digit, "prefixes": prefixes}
+        job = context.job(f"rounds/{cut.name}-{search.digit}", "HISTOGRAM", HISTOGRAM, this_round, inputs, rows)
+        counts = context.engine.map(job, rows.splits, CountDigits(rows.ref, cut, search.digit, prefixes))
+        search.feed(add_histograms(counts.result().read()))
+    return {group: search.thresholds[group] for group in sorted(search.thresholds)}
+
+
 @dataclass(frozen=True)
 class CountDigits:
     """One split's part of a round of the threshold search."""
 
     rows: RowsRef
-    cut: AnyCut
+    cut: RankedCut
     digit: int
     prefixes: dict[str, tuple[int, ...]] | None
 
@@ -121,35 +143,11 @@ class ApplyCut:
     """One split against the thresholds."""
 
     rows: RowsRef
-    cut: AnyCut
-    thresholds: dict[str, Threshold]
+    cut: Cut
+    thresholds: dict[str, Threshold] = field(default_factory=dict)
 
     def __call__(self, split: int) -> Iterator[Chunk]:
         columns = list(dict.fromkeys([*_KEYS, *self.cut.needed]))
         schema = aligned(pa.schema([]))
         for batch in self.rows.read(split, columns):
-            mask = beyond(self.cut, batch, self.thresholds)
-            done = drop(batch, self.cut.name, mask, self.cut.reason, batch.column(self.cut.column).cast(pa.string()))
-            yield _judged([self.cut], batch, done, schema)
-
-
-def run_cut(context: Context, rows: Rows, cut: AnyCut) -> Rows:
-    """Find the thresholds, a committed round at a time, and write DIR/<cut name> with the verdicts."""
-    # A cut's folder is its own name, whatever the stage is called.
-    context = context.unnamed()
-    search = Search(cut)
-    semantic = {"cut": cut.identity()}
-    inputs = rows.tables(["verdict", *cut.needed])
-    while not search.done:
-        prefixes = search.prefixes
-        stage = f"rounds/{cut.name}-{search.digit}"
-        this_round = {**semantic, "digit": search.digit, "prefixes": prefixes}
-        job = context.job(stage, "HISTOGRAM", HISTOGRAM, this_round, inputs, rows)
-        counts = context.engine.map(job, rows.splits, CountDigits(rows.ref, cut, search.digit, prefixes))
-        search.feed(add_histograms(counts.result().read()))
-    thresholds = {group: search.thresholds[group] for group in sorted(search.thresholds)}
-    schema = aligned(pa.schema([]))
-    stored = {group: threshold.model_dump(mode="json") for group, threshold in thresholds.items()}
-    job = context.job(cut.name, "VERDICT", schema, {**semantic, "thresholds": digest_of(stored)}, inputs, rows)
-    job = job.with_thresholds({cut.name: stored})
-    return rows.with_side(context.map(job, rows.splits, ApplyCut(rows.ref, cut, thresholds)), schema)
+            yield _judged([self.cut], batch, self.cut.judge(batch, self.thresholds), schema)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from pydantic import model_validator
+
 from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
 from etl.pipeline import Pipeline
@@ -20,6 +22,16 @@ class Tokenize(StepsStage):
     """The rendering."""
     ctx: CtxBucketStep = CtxBucketStep()
     """The longest example that is kept."""
+
+    @model_validator(mode="after")
+    def _all_rows_have_tokens(self) -> "Tokenize":
+        limited = [key for key, step in (("harmony", self.harmony), ("ctx", self.ctx)) if step.selects_by]
+        if limited and self.name is None:
+            raise ValueError(
+                f"{limited} are limited to some rows by sources or skill_buckets, and the corpus has tokens of every row; "
+                "leave that out, or give the stage a `name`, with which its columns stand beside those of the corpus"
+            )
+        return self
 
     def pipeline(self) -> Pipeline:
         steps = (self.harmony, self.ctx)

@@ -272,7 +272,7 @@ MESSAGES = [
                   {"role": "assistant", "channel": "final", "recipient": None, "content": text}]}
     for text in ("Because air scatters short waves of light most of all.", "", "Weil die Luft blaues Licht streut.")
 ]  # fmt: skip
-STEPS = [AnswerStep(), LanguageStep(keep=["en"], min_score=0.0)]
+STEPS = [AnswerStep(), LanguageStep(keep=["en"], min_score=0.0), LanguageStep(name="again")]
 
 
 def with_verdict(steps, batch):
@@ -292,6 +292,7 @@ def test_steps_over_arrow_elements(make):
         done = pipeline | beam.Create([make(message_batch())]) | ApplySteps(STEPS)
         assert_that(done, equal_to([make(expected)]))
     assert [item and item["step"] for item in expected.column("verdict").to_pylist()] == [None, "answer", "language"]
+    assert expected.column("again_detected_language").to_pylist() == ["en", None, None]
 
 
 def test_steps_over_dictionaries_and_rows():

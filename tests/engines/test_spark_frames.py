@@ -21,6 +21,11 @@ from tests.datasets import write_dataset
 from tests.etl.stages.toys import make_recipe, mixed_rows, run, stage, write_parquet
 
 STEPS = (AnswerStep(), HarmonyStep(), CtxBucketStep())
+NAMED = (
+    *STEPS,
+    HarmonyStep(name="short", developer="Be brief.", skill_buckets=("B1", "B5")),
+    CtxBucketStep(name="short", max_tokens=90),
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +47,20 @@ def output(tmp_path_factory):
 
 
 def test_steps_on_a_frame_give_what_they_give_on_batches(spark, output):
-    columns = ["id", "messages", "language"]
-    frame = apply(read(spark, output / "ingest").select(*columns), STEPS)
+    columns = ["id", "messages", "skill_bucket"]
+    frame = apply(read(spark, output / "ingest").select(*columns), NAMED)
     expected = []
     for batch in stage(output, "ingest").read(columns):
         batch = batch.append_column("verdict", pa.nulls(batch.num_rows, VERDICT))
-        expected += open_steps(STEPS)(batch).to_pylist()
+        expected += open_steps(NAMED)(batch).to_pylist()
     assert frame.columns[:3] == columns
     assert frame.columns[-1] == "verdict"
-    assert {"input_ids", "n_tokens", "ctx_bucket"} <= set(frame.columns)
+    assert {"input_ids", "n_tokens", "ctx_bucket", "short_n_tokens", "short_ctx_bucket"} <= set(frame.columns)
     rows = [row.asDict(recursive=True) for row in frame.collect()]
     key = lambda row: bytes(row["id"])  # noqa: E731
     assert sorted(rows, key=key) == sorted(expected, key=key)
-    assert any(row["verdict"] for row in rows)
+    assert {row["verdict"] and row["verdict"]["step"] for row in rows} == {None, "answer", "short-ctx_bucket"}
+    assert {row["skill_bucket"] for row in rows if row["short_n_tokens"]} == {"B1", "B5"}
 
 
 def test_a_verdict_that_is_there_is_kept_and_its_rows_are_skipped(spark, output):
@@ -79,6 +85,11 @@ def test_columns_are_checked_before_anything_runs(spark):
         apply(read_messages(spark).withColumn("verdict", F.lit("no")), [AnswerStep()])
     with pytest.raises(SchemaError, match="adds"):
         apply(read_messages(spark), [HarmonyStep(), HarmonyStep()])
+    with pytest.raises(SchemaError, match=r"step 'answer' reads \['source_dataset'\]|'messages', 'source_dataset'"):
+        apply(read_messages(spark), [AnswerStep(sources=("a",))])
+    wrong = read_messages(spark).withColumn("short_n_tokens", F.lit("no"))
+    with pytest.raises(SchemaError, match="column 'short_n_tokens' is string, the steps read it as int"):
+        apply(wrong, [CtxBucketStep(name="short")])
 
 
 def read_messages(spark):

@@ -102,6 +102,8 @@ def test_names_that_stand_twice_are_refused(steps, cuts, twice):
         ),
         ([{"kind": "language", "min_score": 2}], r"steps\.0\.min_score: must be 1\.0 or less \(got 2\)"),
         ([{"min_score": 1}], r"steps\.0\.kind: is missing; known: answer, language"),
+        ([{"kind": "answer", "skill_buckets": ["B6"]}], r"skill_buckets\.0: 'B6' is not known; did you mean 'B5'\?"),
+        ([{"kind": "answer", "name": "a b"}], r"steps\.0\.name: must match \^\[A-Za-z\]"),
     ],
 )
 def test_mistakes_name_the_step(steps, message):
@@ -276,6 +278,14 @@ def test_models_of_the_same_run_are_given_to_the_steps_that_ask():
     given = read.given({"kenlm": Offer("trained", "ab", 0.5, 3)})
     assert [step.model for step in given.steps[:2]] == ["trained", "m"]
     assert given.steps[1:] == read.steps[1:]
+
+
+def test_sources_of_steps_and_cuts_are_checked_together():
+    read = pipeline({"kind": "answer", "sources": ["a"]}, cuts=(percentile(sources=["b"]),))
+    read.check_sources(["a", "b"])
+    with pytest.raises(ValueError, match="'cut': sources names 'b'"):
+        read.check_sources(["a"])
+    assert read.reads() == ["messages", "source_dataset"]
 
 
 def test_a_pass_of_cuts_alone():

@@ -4,13 +4,17 @@ import pickle
 from typing import ClassVar, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from etl.errors import SchemaError
 from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
-from etl.schema import VERDICT, encoding_of
+from etl.pipeline import open_steps
+from etl.schema import SKILL_BUCKETS, VERDICT, encoding_of
 from etl.step import Offer, Step, append, drop, live
 
 EARLIER = {"step": "earlier", "reason": "x", "value": None}
@@ -137,6 +141,93 @@ def test_a_named_step_reads_from_its_namesake_what_another_kind_adds():
 def test_a_step_asks_for_nothing_unless_it_says_so():
     assert Halve().asks() == ()
     assert Halve().given({"kenlm": Offer("m", "ab", 0.5, 1)}) == Halve()
+
+
+class Size(Step):
+    """Adds `size` of `n` (big or small) and `all`; drops what is above `most`, whatever the row's verdict says."""
+
+    kind: Literal["size"] = "size"
+    reads: ClassVar[tuple[str, ...]] = ("n",)
+    adds: ClassVar[pa.Schema] = pa.schema([("size", pa.list_(pa.struct([("of", pa.string())]))), ("all", pa.bool_())])
+    most: int = 5
+
+    def open(self):
+        def run(batch):
+            n = batch.column("n")
+            size = [[{"of": "big" if number > 3 else "small"}] for number in n.to_pylist()]
+            alive = live(batch).to_pylist()
+            size = [value if lives else None for value, lives in zip(size, alive, strict=True)]
+            batch = drop(batch, self.label, pc.greater(n, self.most), "above_most", n)
+            # As a step may that flags all rows, dropped ones too.
+            return append(batch, self.adds, [pa.array(size, self.adds.field("size").type), pa.repeat(True, len(n))])
+
+        return run
+
+
+FATES = st.sampled_from([None, EARLIER])
+ROWS = st.lists(
+    st.tuples(st.integers(0, 9), st.sampled_from("abc"), st.sampled_from([None, "B1", "B2", "B5"]), FATES), max_size=12
+)
+SOME = st.sampled_from([None, ("a",), ("a", "c"), ("missing",)])
+
+
+@given(ROWS, SOME, st.sampled_from([None, ("B1",), ("B1", "B5")]))
+def test_selected_rows_get_what_a_run_over_them_alone_gives_and_the_others_nothing(rows, sources, skills):
+    numbers, names, buckets, fates = zip(*rows, strict=True) if rows else ((),) * 4
+    columns = {
+        "id": pa.array([bytes([n]) for n in range(len(rows))], pa.binary()),
+        "n": pa.array(numbers, pa.int64()),
+        "source_dataset": pa.array(names, pa.string()),
+        "skill_bucket": pa.array(buckets, pa.string()),
+        "verdict": pa.array(fates, VERDICT),
+    }
+    batch = pa.record_batch(columns)
+    step = Size(name="x", sources=sources, skill_buckets=skills)
+    done = open_steps([step])(batch)
+    inside = pa.array(
+        [
+            (sources is None or name in sources) and (skills is None or bucket in skills)
+            for name, bucket in zip(names, buckets, strict=True)
+        ],
+        pa.bool_(),
+    )
+    assert done.filter(inside).equals(open_steps([Size(name="x")])(batch.filter(inside)))
+    others = done.filter(pc.invert(inside))
+    assert others.select(batch.schema.names).equals(batch.filter(pc.invert(inside)))
+    assert all(others.column(name).null_count == others.num_rows for name in ("x_size", "x_all"))
+
+
+def test_a_selection_needs_its_columns_and_is_in_the_identity_only_where_there_is_one():
+    step = Size(skill_buckets=("B2", "B1"), sources=["web"])
+    assert step.needed == ("n", "source_dataset", "skill_bucket")
+    assert step.identity() == {**Size().identity(), "sources": ["web"], "skill_buckets": ["B1", "B2"]}
+    with pytest.raises(SchemaError, match=r"step 'size' reads \['source_dataset', 'skill_bucket'\]"):
+        step.output_schema(pa.schema([("n", pa.int64())]))
+
+
+def test_sources_are_those_of_the_recipe():
+    step = Size(sources=("web", "boks"))
+    step.check_sources({"web", "boks"})
+    Size().check_sources({"web"})
+    with pytest.raises(ValueError, match=r"'size': sources names 'boks'; did you mean 'books'.*are books, web"):
+        step.check_sources({"web", "books"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sources": []}, "empty list selects no row"),
+        ({"skill_buckets": []}, "empty list selects no row"),
+        ({"skill_buckets": ["B6"]}, "skill_buckets"),
+    ],
+)
+def test_a_selection_of_nothing_is_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        Size(**options)
+
+
+def test_every_skill_bucket_can_be_selected():
+    assert Size(skill_buckets=SKILL_BUCKETS).skill_buckets == SKILL_BUCKETS
 
 
 def test_a_step_pickles_and_hashes():

@@ -37,6 +37,12 @@ def test_rows_with_a_verdict_have_no_bucket():
     assert out.column("verdict") == judged.column("verdict")
 
 
+def test_a_row_without_tokens_has_no_bucket():
+    out = CtxBucketStep().open()(batch([10, None]))
+    assert out.column("ctx_bucket").to_pylist() == ["C1", None]
+    assert out.column("verdict").null_count == 2
+
+
 @pytest.mark.parametrize("max_tokens", [0, 32769])
 def test_a_limit_outside_the_buckets_is_refused(max_tokens):
     with pytest.raises(ValidationError, match="max_tokens"):

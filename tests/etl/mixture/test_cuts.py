@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from etl.config import Config
+from etl.errors import SchemaError
 from etl.mixture.cuts import (
     DIGITS,
     HISTOGRAM,
-    AnyCut,
-    Cut,
     PercentileCut,
+    RankedCut,
     Search,
     ShareCut,
     Threshold,
@@ -26,6 +26,7 @@ from etl.mixture.cuts import (
     histogram,
     keys,
 )
+from etl.pipeline import AnyCut
 from etl.schema import ID, VERDICT
 
 EARLIER = {"step": "earlier", "reason": "x", "value": None}
@@ -39,12 +40,20 @@ def key(n: int) -> bytes:
 def batch_of(rows: list[dict]) -> pa.RecordBatch:
     """Rows of id, score, language, source and verdict; what a row lacks is null."""
     schema = pa.schema(
-        [("id", ID), ("score", pa.float64()), ("language", pa.string()), ("source", pa.string()), ("verdict", VERDICT)]
+        [
+            ("id", ID),
+            ("score", pa.float64()),
+            ("language", pa.string()),
+            ("source", pa.string()),
+            ("source_dataset", pa.string()),
+            ("skill_bucket", pa.string()),
+            ("verdict", VERDICT),
+        ]
     )
     return pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
-def search(cut: Cut, parts: list[list[pa.RecordBatch]]) -> tuple[dict[str, Threshold], int]:
+def search(cut: RankedCut, parts: list[list[pa.RecordBatch]]) -> tuple[dict[str, Threshold], int]:
     """The thresholds and the number of rounds, as the stages find them."""
     driver, rounds = Search(cut), 0
     while not driver.done:
@@ -55,7 +64,7 @@ def search(cut: Cut, parts: list[list[pa.RecordBatch]]) -> tuple[dict[str, Thres
     return driver.thresholds, rounds
 
 
-def kept(cut: Cut, rows: list[dict], cuts_at: tuple[int, ...] = ()) -> set[bytes]:
+def kept(cut: RankedCut, rows: list[dict], cuts_at: tuple[int, ...] = ()) -> set[bytes]:
     """Ids of the living rows that stay, found with the rows cut into parts of one or two batches."""
     bounds = [0, *sorted(at % (len(rows) + 1) for at in cuts_at), len(rows)]
     batches = [batch_of(rows[start:end]) for start, end in itertools.pairwise(bounds)]
@@ -173,6 +182,41 @@ def test_a_share_needs_few_rounds():
     rows = [{"id": key(n), "language": "en" if n % 4 else "de"} for n in range(5000)]
     _, rounds = search(ShareCut(name="c", column="language", values=("en",), share=0.5), [[batch_of(rows)]])
     assert rounds <= 2
+
+
+SELECTIONS = (
+    {"sources": ("a", "c")},
+    {"skill_buckets": ("B1",)},
+    {"sources": ("a",), "skill_buckets": ("B2",)},
+)
+
+
+@given(rows=ROWS, places=PLACES, chosen=st.sampled_from(SELECTIONS))
+@pytest.mark.parametrize(
+    "cut",
+    [
+        PercentileCut(name="c", column="score", within=("language",), keep=0.5),
+        ShareCut(name="c", column="language", values=("en",), share=0.5),
+    ],
+    ids=lambda cut: cut.kind,
+)
+def test_a_selection_is_cut_as_if_it_were_alone(cut, rows, places, chosen):
+    skills = ("B1", "B2", None)
+    rows = [row | {"source_dataset": row["source"], "skill_bucket": skills[n % 5 % 3]} for n, row in enumerate(rows)]
+    limited = cut.model_copy(update=chosen)
+    names = chosen.get("sources", ("a", "b")), chosen.get("skill_buckets", skills)
+    inside = [row for row in rows if row["source"] in names[0] and row["skill_bucket"] in names[1]]
+    outside = {row["id"] for row in alive(rows)} - {row["id"] for row in inside}
+    assert kept(limited, rows, places) == kept(cut, inside) | outside
+
+
+def test_a_selection_is_in_the_identity_and_only_then():
+    cut = ShareCut(name="half", column="language", values=("en",), share=0.5)
+    limited = ShareCut(name="half", column="language", values=("en",), share=0.5, sources=("b", "a", "b"))
+    assert limited.identity() == {**cut.identity(), "sources": ["a", "b"]}
+    assert limited.needed == ("language", "source_dataset")
+    with pytest.raises(SchemaError, match=r"cut 'half' reads \['source_dataset'\]"):
+        limited.check(pa.schema([("language", pa.string())]))
 
 
 def test_rows_without_a_score_stay():

@@ -1,5 +1,6 @@
 """Steps over aligned rows, checkpoints of slow ones, and cuts found in rounds."""
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -24,6 +25,7 @@ from etl.storage.batches import LIMITS, Limits
 from etl.storage.catalog import statements
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
+from etl.storage.manifest import accounting_gaps
 from etl.storage.record import RECORD
 from etl.storage.verify import verify
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
@@ -243,6 +245,100 @@ def test_cut_that_touches_nobody_drops_nobody(tmp_path):
     write_parquet(tmp_path / "a.parquet", plain_rows(20))
     run(make_recipe(tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["filter"], filter=FILTER))
     assert verdicts(tmp_path / "out", "english_share") == {}
+
+
+SELECTED = {
+    "steps": [
+        {"kind": "answer", "sources": ["a"]},
+        {"kind": "language"},
+        {"kind": "language", "name": "strict", "keep": ["en"], "skill_buckets": ["B2", "B3"]},
+        {"kind": "language", "name": "in-b", "min_score": 0.5, "sources": ["b"], "skill_buckets": ["B5"]},
+    ],
+    "cuts": [
+        {"kind": "threshold", "name": "english", "column": "detected_language", "in": ["en"], "sources": ["b"]},
+        {
+            "kind": "percentile", "name": "half", "column": "language_score", "within": ["source_dataset"],
+            "keep": 0.5, "sources": ["a"], "skill_buckets": ["B1"],
+        },
+    ],
+}  # fmt: skip
+
+
+def test_steps_and_cuts_work_on_the_rows_that_they_select(tmp_path):
+    paths = {
+        name: write_parquet(tmp_path / f"{name}.parquet", mixed_rows(150, seed)) for seed, name in enumerate("abc")
+    }
+    result = run(make_recipe(tmp_path / "out", paths, stages=["filter"], filter=SELECTED))
+    base = {item["id"]: item for item in read(stage(tmp_path / "out", "ingest"))}
+    lost = {}
+    for folder in ("filter", "english", "half"):
+        assert set(lost.items()) <= set(verdicts(tmp_path / "out", folder).items())
+        lost = verdicts(tmp_path / "out", folder)
+    where = Counter((step, base[key]["source_dataset"], base[key]["skill_bucket"]) for key, (step, *_) in lost.items())
+    assert {step for step, *_ in where} == {"answer", "strict", "english", "half"}
+    assert {source for step, source, _ in where if step == "answer"} == {"a"}
+    assert {skill for step, _, skill in where if step == "strict"} == {"B2", "B3"}
+    assert {source for step, source, _ in where if step == "english"} == {"b"}
+    assert {(source, skill) for step, source, skill in where if step == "half"} == {("a", "B1")}
+    for item in read(stage(tmp_path / "out", "filter")):
+        selected = base[item["id"]]["skill_bucket"] in ("B2", "B3")
+        assert (item["strict_detected_language"] is not None) == (selected and item["detected_language"] is not None)
+    # Accounts: a source that a step does not take has none of it, and they add up to what was lost.
+    accounts = result.accounting
+    assert accounting_gaps(accounts) == []
+    steps = {source: set(steps) - {"ingest"} for source, steps in accounts.items()}
+    assert steps == {
+        "a": {"answer", "language", "strict", "half"},
+        "b": {"language", "strict", "in-b", "english"},
+        "c": {"language", "strict"},
+    }
+    in_a = [accounts["a"][step] for step in ("ingest", "answer", "language", "strict", "half")]
+    assert all(before["kept"] == after["in"] for before, after in itertools.pairwise(in_a))
+    assert Counter(step for step, *_ in lost.values()) == Counter(
+        {step: n for step in ("answer", "strict", "english", "half") if (n := lost_by(accounts, step))}
+    )
+
+
+def lost_by(accounts, step):
+    """Rows that a step has dropped, over all sources."""
+    return sum(steps[step]["in"] - steps[step]["kept"] for steps in accounts.values() if step in steps)
+
+
+def test_a_selection_gives_what_a_run_over_its_source_alone_gives(tmp_path):
+    paths = {name: write_parquet(tmp_path / f"{name}.parquet", mixed_rows(120, seed)) for seed, name in enumerate("ab")}
+    run(make_recipe(tmp_path / "alone", {"a": paths["a"]}, stages=["filter"], filter=FILTER))
+    limited = {part: [{**each, "sources": ["a"]} for each in FILTER[part]] for part in ("steps", "cuts")}
+    run(make_recipe(tmp_path / "both", paths, stages=["filter"], filter=limited))
+    for folder in ("filter", "english_share"):
+        alone = {item["id"]: item for item in read(stage(tmp_path / "alone", folder))}
+        both = {item["id"]: item for item in read(stage(tmp_path / "both", folder))}
+        assert {key: both[key] for key in alone} == alone
+        others = [item for key, item in both.items() if key not in alone]
+        assert len(others) == 120
+        assert all(set(item) - {"id"} == {name for name in item if item[name] is None} for item in others)
+    manifests = [stage(tmp_path / name, "english_share").manifest for name in ("alone", "both")]
+    assert manifests[0].thresholds == manifests[1].thresholds
+    assert set(manifests[1].accounting) == {"a", "b"}
+    assert manifests[1].accounting["b"] == {}
+
+
+def test_a_pass_of_cuts_alone_writes_the_cuts_datasets_alone(tmp_path):
+    source = write_parquet(tmp_path / "a.parquet", mixed_rows(60))
+    cut = {"kind": "threshold", "name": "german", "column": "detected_language", "equals": "de"}
+    recipe = make_recipe(
+        tmp_path / "out", {"a": source}, stages=["filter", "score"], filter=FILTER, score={"cuts": [cut]}
+    )
+    run(recipe)
+    assert not (tmp_path / "out" / "score").exists()
+    languages = {item["id"]: item["detected_language"] for item in read(stage(tmp_path / "out", "filter"))}
+    before, after = (verdicts(tmp_path / "out", name) for name in ("english_share", "german"))
+    assert {key: told for key, told in after.items() if key not in before} == {
+        key: ("german", "not_equal", "en")
+        for key, language in languages.items()
+        if key not in before and language == "en"
+    }
+    assert stage(tmp_path / "out", "german").manifest.thresholds == {}
+    run(recipe, IdleEngine())
 
 
 def test_missing_column_fails_before_a_row_is_read(tmp_path, ngram_model):
