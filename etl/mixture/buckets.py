@@ -14,7 +14,7 @@ LARGEST = max(CTX_BUCKETS.values())
 
 
 class CtxBucketStep(Step):
-    """Adds `ctx_bucket` from `n_tokens`, null where that is; verdict `longer_than_max_tokens` (value: n) for a longer row."""
+    """Adds `ctx_bucket` from `n_tokens`, null where that is; a longer row gets verdict `longer_than_max_tokens` (n)."""
 
     kind: Literal["ctx_bucket"] = "ctx_bucket"
     reads: ClassVar[tuple[str, ...]] = ("n_tokens",)

@@ -28,8 +28,8 @@ class Tokenize(StepsStage):
         limited = [key for key, step in (("harmony", self.harmony), ("ctx", self.ctx)) if step.selects_by]
         if limited and self.name is None:
             raise ValueError(
-                f"{limited} are limited to some rows by sources or skill_buckets, and the corpus has tokens of every row; "
-                "leave that out, or give the stage a `name`, with which its columns stand beside those of the corpus"
+                f"{' and '.join(limited)} can have no sources and skill_buckets, since the corpus has tokens of every "
+                "row; leave them out, or give the stage a `name`, so that its columns stand beside those of the corpus"
             )
         return self
 

@@ -126,3 +126,19 @@ def test_options_of_storage_do_not_show_when_a_recipe_is_printed():
 def test_a_recipe_without_sources_is_refused():
     with pytest.raises(ValidationError, match="sources"):
         Recipe.model_validate({"name": "x", "output": "out", "sources": {}, "stages": []})
+
+
+@pytest.mark.parametrize("part", ["harmony", "ctx"])
+def test_the_corpus_has_tokens_of_every_row(part):
+    limited = {part: {"skill_buckets": ["B1"]}}
+    with pytest.raises(ValidationError, match=f"{part} can have no sources and skill_buckets, since the corpus"):
+        recipe(stages=["tokenize"], **limited)
+    found = recipe(stages=[{"kind": "tokenize"}, {"kind": "tokenize", "name": "short", **limited}])
+    assert found.stages[1].step_labels() == ("short", "short-ctx_bucket")
+
+
+@pytest.mark.parametrize("of", ["steps", "cuts"])
+def test_a_selected_source_is_one_of_the_recipe(of):
+    limited = {**FILTER, of: [{**FILTER[of][0], "sources": ["wbe"]}]}
+    with pytest.raises(ValidationError, match="sources names 'wbe'; did you mean 'web'"):
+        recipe(sources={"web": "a.jsonl", "books": "b.jsonl"}, stages=["filter"], filter=limited)
