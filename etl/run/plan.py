@@ -153,7 +153,7 @@ class _Lookahead(Engine):
         reasons = differences(old.made_from, json.loads(canonical_json(_made_from(job, old))))
         if job.base is not None and job.base.done() and old.base != job.base_cut:
             reasons.append("the rows that it is aligned with are cut in another way")
-        unsure = [dataset.ref.stage for dataset in _inputs(job) if self._actions.get(dataset.ref.folder.url) != "keep"]
+        unsure = [dataset.ref.stage for dataset in _inputs(job) if self._action(dataset) != "keep"]
         if reasons:
             self._note(job.folder, job.stage, "run", *reasons)
         elif unsure:
@@ -163,8 +163,11 @@ class _Lookahead(Engine):
 
     def _needed(self, job: Job) -> dict[str, Action]:
         """Those of a job's inputs of which something old was handed on: what would happen to them."""
-        old = [dataset.ref for dataset in _inputs(job) if dataset.done()]
-        return {ref.stage: self._actions[ref.folder.url] for ref in old}
+        return {dataset.ref.stage: self._action(dataset) for dataset in _inputs(job) if dataset.done()}
+
+    def _action(self, dataset: DatasetLike) -> Action:
+        """What would happen to a dataset; nothing to one that this run does not write."""
+        return self._actions.get(dataset.ref.folder.url, "keep")
 
     def _progress(self, stage: str) -> str:
         progress = self._run.progress(stage)

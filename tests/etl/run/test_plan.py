@@ -1,6 +1,7 @@
 """What a run would do: named field by field before it runs, and what can be adopted instead."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -125,6 +126,18 @@ def test_an_interrupted_build_says_how_far_it_came(tmp_path, source):
     ]
     done, _, splits = told.reasons[0].removesuffix(" splits are done").split()
     assert (int(done), int(splits)) == (2, len(json.loads((tmp_path / "out/ingest/_plan.json").read_text())["splits"]))
+
+
+def test_an_interrupted_run_in_an_object_store(folder, source):
+    recipe = make_recipe(folder.url, {"a": source}, stages=["filter", "split"], filter={"steps": FILTER["steps"]})
+    with pytest.raises(KilledError):
+        run(recipe, DyingInJob("split_hits"))
+    found = {stage.stage: (stage.action, stage.reasons) for stage in plan_recipe(recipe).stages}
+    assert found["filter"] == ("keep", ())
+    action, (told,) = found["split_hits"]
+    assert action == "resume"
+    assert re.fullmatch(r"[01] of \d+ splits are done", told)
+    assert found["split"] == found["dropped"] == ("run", ("nothing is there yet",))
 
 
 class DyingInBuckets(InProcessEngine):
