@@ -1,17 +1,26 @@
 """Run a recipe on Spark: `spark-submit --py-files stillhouse.zip jobs/run_recipe.py --conf RECIPE --set output=DIR`.
 
-The files jobs/stage_*.py take the same flags and run one stage each, for a scheduler that starts them one by one.
+The files jobs/stage_*.py take the same flags and run one stage each, for a scheduler that starts them one by one; a
+stage that has a name is chosen by `--stage NAME`.
 """
 
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Annotated
+
+import typer
 
 from etl import conf
 from etl.console import AllowCode, ConfFlag, Overrides, command, report, run_command
 from etl.engines.spark import SparkEngine
 from etl.run.recipe import Recipe
-from etl.run.run import RunResult, run_recipe, run_stage
+from etl.run.run import RunResult, label_of, run_recipe, run_stage
+
+StageFlag = Annotated[
+    str | None,
+    typer.Option("--stage", metavar="NAME", help="Of several stages of the kind, the one with this name."),
+]
 
 
 def run(name_or_path: str, overrides: list[str], allow_code: bool = False) -> RunResult:
@@ -41,16 +50,16 @@ def main(argv: list[str]) -> int:
     return run_command(job, argv, "run_recipe.py")
 
 
-def main_of_stage(stage: str, argv: list[str]) -> int:
+def main_of_stage(kind: str, argv: list[str]) -> int:
     """Exit code of one stage of a recipe, the stages before it being committed."""
 
     @command
-    def job(name: ConfFlag, set_: Overrides, allow_code: AllowCode = False) -> None:
+    def job(name: ConfFlag, set_: Overrides, stage: StageFlag = None, allow_code: AllowCode = False) -> None:
         """Run one stage of a recipe on Spark; the stages before it must be committed."""
         with _ready(name, set_, allow_code) as (recipe, engine):
-            run_stage(recipe, engine, report, stage)
+            run_stage(recipe, engine, report, label_of(recipe, kind, stage))
 
-    return run_command(job, argv, f"stage_{stage}.py")
+    return run_command(job, argv, f"stage_{kind}.py")
 
 
 if __name__ == "__main__":

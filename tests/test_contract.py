@@ -15,6 +15,7 @@ from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
 from etl.run.recipe import STAGES, reserved_names
 from etl.schema import SCHEMA_VERSION
+from etl.stages.context import named_folder
 from etl.storage.dataset import Dataset, is_ours
 from etl.storage.manifest import Manifest
 from etl.storage.record import RECORD, RunRecord, StageRecord
@@ -154,25 +155,24 @@ def promised():
     return found
 
 
-def promised_name(stage, cuts):
+def promised_name(stage, recipe):
     """The folder of the page's table that a stage's dataset is promised under."""
+    cuts = [name for one in recipe.stages for name in one.cut_names()]
     if stage in cuts:
         return "CUT"
+    names = {named_folder(one.name, folder): folder for one in recipe.stages if one.name for folder in one.tables}
+    if stage in names:
+        return names[stage]
     if stage.removeprefix("rounds/").rpartition("-")[0] in cuts:
         return "rounds/CUT"
     return re.sub(r"-\d+$", "", stage)
 
 
-def cuts_of(name, folder):
-    recipe = runs.load(name, folder)
-    return [name for stage in recipe.stages for name in stage.cut_names()]
-
-
 def test_folders_and_tables_are_those_of_the_manifests(tmp_path):
     written = {}
     for name, datasets in tables.stored("runs").items():
-        cuts = cuts_of(name, tmp_path)
-        written |= {promised_name(stage, cuts): found["table"] for stage, found in datasets.items()}
+        recipe = runs.load(name, tmp_path)
+        written |= {promised_name(stage, recipe): found["table"] for stage, found in datasets.items()}
     page = {folder: word for folder, (word, _) in promised().items() if folder not in WRITTEN_ELSEWHERE}
     assert written == page
 
@@ -204,9 +204,9 @@ def test_aligned_tables_repeat_the_parts_and_ids_of_ingest(output):
         return [batch.column("id") for batch in dataset.read(["id"])]
 
     ingest = Dataset.open(f"{output}/ingest")
-    cuts = cuts_of("every_stage", output)
+    recipe = runs.load("every_stage", output)
     for folder, dataset in datasets(output):
-        _, is_aligned = promised()[promised_name(folder, cuts)]
+        _, is_aligned = promised()[promised_name(folder, recipe)]
         if is_aligned:
             assert shape(dataset) == shape(ingest), folder
             assert ids(dataset) == ids(ingest), folder

@@ -109,12 +109,11 @@ def label_of(recipe: Recipe, kind: str, name: str | None) -> str:
     Raises:
         ConfigError: the recipe has none; the message names those that it has.
     """
-    if kind == ingest.STEP:
-        return kind
-    names = [stage.name for stage in recipe.stages if stage.kind == kind]
-    for stage in recipe.stages:
-        if (stage.kind, stage.name) == (kind, name):
-            return stage.label
+    labels: dict[tuple[str, str | None], str] = {(ingest.STEP, None): ingest.STEP}
+    labels |= {(stage.kind, stage.name): stage.label for stage in recipe.stages}
+    if (kind, name) in labels:
+        return labels[kind, name]
+    names = [one for of_kind, one in labels if of_kind == kind]
     wanted = f"--stage {name}" if name else "no --stage"
     if not names:
         raise ConfigError(
@@ -135,6 +134,8 @@ def _job_of(recipe: Recipe, label: str) -> str:
     """How the stage of a label is run by itself."""
     for stage in recipe.stages:
         if stage.label == label:
+            if ":" in stage.kind:
+                return "the whole recipe"
             return f"jobs/stage_{stage.kind}.py" + (f" --stage {stage.name}" if stage.name else "")
     return f"jobs/stage_{label}.py"
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from etl.engine import Engine
 from etl.run.recipe import Recipe
+from etl.stages.context import Cutting
 from etl.storage.dataset import Dataset
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import FILTER, files, make_recipe, mixed_rows, row, run, stage, write_jsonl, write_parquet
+from tests.frozen import runs
 
 NUM_SPLITS = (1, 2, 7)
 STAGES = ("filter", "dedup", "kenlm", "score", "tokenize", "semantic", "split", "layout")
@@ -75,6 +77,15 @@ def run_and_digest(folder: Path, num_splits: int, output: str, engine: Engine, *
     assert len(result.rows.splits) == num_splits
     assert result.accounting["a"]["contamination"]["contaminated"] == 1
     return {name: Dataset.open(f"{output}/{name}").manifest.content_digest for name in DATASETS}
+
+
+def twice_and_digest(output: Path, engine: Engine) -> dict[str, str]:
+    """As `run_and_digest`, of a recipe with named steps and stages, two of most kinds, over few splits."""
+    recipe = runs.load("twice", output)
+    run(recipe.model_copy(update={"run": Cutting(split_bytes=16384, bucket_bytes=16384)}), engine)
+    written = ["ingest", "dropped", *(folder for one in recipe.stages for folder in one.folders())]
+    left_out = ("candidates", "edges", "sets", "pairs", "components", "hits")
+    return {name: stage(output, name).manifest.content_digest for name in written if not name.endswith(left_out)}
 
 
 def check_files_are_those_of_the_oracle(folder: Path, engine: Engine) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.grid import DATASETS, NUM_SPLITS, run_and_digest, write_inputs
+from tests.engines.grid import DATASETS, NUM_SPLITS, run_and_digest, twice_and_digest, write_inputs
 from tests.engines.inprocess import InProcessEngine
 from tests.services.spark import spark_environment, standalone_cluster
 
@@ -72,6 +72,31 @@ def test_components_in_rounds_on_beam(inputs, tmp_path, expected):
     engine = BeamEngine([], report=lambda line: None)
     assert run_and_digest(inputs, 2, str(tmp_path), engine, max_component_edges=0) == expected
     assert (tmp_path / "candidate_components").is_dir(), "one task has found the components"
+
+
+@pytest.fixture(scope="module")
+def expected_twice(tmp_path_factory):
+    return twice_and_digest(tmp_path_factory.mktemp("expected_twice"), InProcessEngine())
+
+
+def test_kinds_that_stand_twice_locally(tmp_path, expected_twice):
+    from etl.engines.local import LocalEngine
+
+    with contextlib.closing(LocalEngine(processes=2)) as engine:
+        assert twice_and_digest(tmp_path, engine) == expected_twice
+    assert len(expected_twice) > 20
+
+
+def test_kinds_that_stand_twice_on_spark(tmp_path, expected_twice, spark):
+    from etl.engines.spark import SparkEngine
+
+    assert twice_and_digest(tmp_path, SparkEngine(session=spark)) == expected_twice
+
+
+def test_kinds_that_stand_twice_on_beam(tmp_path, expected_twice):
+    from etl.engines.beam import BeamEngine
+
+    assert twice_and_digest(tmp_path, BeamEngine([], report=lambda line: None)) == expected_twice
 
 
 @pytest.mark.slow

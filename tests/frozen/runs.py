@@ -32,6 +32,7 @@ SETTINGS = {
         f"sources.synth.path={_ROWS['a']}", f"sources.stdlib.path={_ROWS['b']}", f"sources.licences.path={_ROWS['b']}",
         f"sources.dialogue.path={_ROWS['b']}",
     ],
+    "twice": [f"sources.a.path={_ROWS['a']}", f"sources.b.path={_ROWS['b']}"],
     "synth": [f"sources.synth.path={HERE / 'inputs' / 'rows_*.jsonl'}"],
     "dedup_text": [f"sources.text.path={_DOCUMENTS}"],
     "every_stage": [
