@@ -20,6 +20,7 @@ from etl.storage.dataset import Dataset, is_ours
 from etl.storage.manifest import Manifest
 from etl.storage.record import RECORD, RunRecord, StageRecord
 from jobs.cli import app
+from jobs.run_recipe import main_of_stage
 from tests.frozen import runs, tables
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -116,8 +117,9 @@ def test_a_job_is_there_and_takes_its_flags(words, capsys):
 def help_of(module, capsys):
     """What a job prints for --help."""
     if module.startswith("jobs.stage_"):
-        module = "jobs.run_recipe"
-    assert importlib.import_module(module).main(["--help"]) == 0
+        assert main_of_stage(module.removeprefix("jobs.stage_"), ["--help"]) == 0
+    else:
+        assert importlib.import_module(module).main(["--help"]) == 0
     return capsys.readouterr().out
 
 
