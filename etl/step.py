@@ -247,11 +247,15 @@ def on_selected(owner: Selected, function: BatchFn, rows: pa.RecordBatch, batch:
     others = pc.invert(selected)
     done = function(drop(batch, owner.label, others, "not_selected", pa.nulls(batch.num_rows, pa.string())))
     _of_same_length(owner, done, batch)
-    columns = []
-    for name, column in zip(done.schema.names, done.columns, strict=True):
-        before = batch.column(name) if name in batch.schema.names else pa.scalar(None, column.type)
-        columns.append(pc.if_else(others, before, column))
+    columns = [_merged(others, batch, name, done.column(name)) for name in done.schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=done.schema)
+
+
+def _merged(others: pa.BooleanArray, before: pa.RecordBatch, name: str, column: pa.Array) -> pa.Array:
+    """A column after a function that was not to change the other rows: only verdicts and new columns can differ."""
+    if name not in before.schema.names:
+        return pc.if_else(others, pa.scalar(None, column.type), column)
+    return pc.if_else(others, before.column(name), column) if name == "verdict" else before.column(name)
 
 
 def _of_same_length(owner: Selected, done: pa.RecordBatch, batch: pa.RecordBatch) -> pa.RecordBatch:

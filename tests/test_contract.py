@@ -8,11 +8,13 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from etl.dedup.semantic import EmbedStep
 from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
+from etl.pipeline import AnyCut, Pipeline
 from etl.run.recipe import STAGES, reserved_names
 from etl.schema import SCHEMA_VERSION
 from etl.stages.context import named_folder
@@ -137,6 +139,21 @@ def test_the_keys_of_harmony_exist():
     keys = [key for row in cells("Recipes") for key in quoted(row[0])]
     assert len(keys) > 3
     assert {key.removeprefix("harmony.") for key in keys} <= set(HarmonyStep.model_fields)
+
+
+@pytest.mark.parametrize("title", ["Names", "Sources and skill buckets", "Cuts"])
+def test_examples_of_steps_and_cuts_are_read(title):
+    (example,) = re.findall(r"(?:^ {4}.*\n)+", section(title), re.MULTILINE)
+    tree = yaml.safe_load(example)
+    found = Pipeline.model_validate(next(iter(tree.values())) if "cuts" not in tree else tree)
+    found.check_sources(["web", "stack"])
+    if title == "Names":
+        assert found.added.names == re.findall(r"\w+", " ".join(re.findall(r"# (.*)", example)))
+
+
+def test_every_kind_of_cut_is_listed():
+    members = get_args(get_args(AnyCut)[0])
+    assert [quoted(row[0]) for row in cells("Cuts")] == [[cut.model_fields["kind"].default] for cut in members]
 
 
 # --- folders ---

@@ -17,7 +17,7 @@ from etl.schema import PROMPT, TOKENIZED_COLUMNS, VERDICT
 from etl.scoring.ifd import IfdStep
 from etl.scoring.kenlm_train import train
 from etl.scoring.perplexity import PerplexityStep
-from etl.step import BatchFn, Offer, Step, append
+from etl.step import BatchFn, Offer, Step, append, live
 from tests.etl.rows import asked, conversations, verdicts
 
 BASE = pa.schema([*PROMPT, pa.field("verdict", VERDICT)])
@@ -217,6 +217,13 @@ def test_a_step_is_shown_what_it_reads_and_nothing_is_copied_that_is_passed_on()
         before, after = (each.column(name).buffers() for each in (batch, done))
         assert [buffer and buffer.address for buffer in after] == [buffer and buffer.address for buffer in before]
     assert open_steps([doing(look)])(batch.select(["verdict", "messages"])).schema.names[-1] == "n"
+    batch = batch.append_column("source_dataset", pa.array(["a", "b"]))
+    limited = open_steps([doing(look).model_copy(update={"sources": ("a",)})])(batch)
+    assert shown[-1].schema.names == ["id", "verdict", "messages"]
+    assert live(shown[-1]).to_pylist() == [True, False]
+    for name in ("id", "messages", "big", "source_dataset"):
+        before, after = (each.column(name).buffers()[-1] for each in (batch, limited))
+        assert before.address == after.address
 
 
 @pytest.fixture(scope="module")

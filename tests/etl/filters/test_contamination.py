@@ -177,6 +177,12 @@ def test_the_index_is_made_once_and_follows_the_content_of_the_files(toy, tmp_pa
     assert pickle.loads(pickle.dumps(step)) == step
 
 
+def test_one_index_serves_steps_that_differ_in_what_they_do_with_a_hit(toy, tmp_path):
+    for more in ({}, {"name": "again", "action": "tag"}, {"sources": ["web"], "skill_buckets": ["B2"]}):
+        step_of(toy, **more).artefacts()
+    assert len(list(tmp_path.glob("cache/artefacts/contamination/*.arrow"))) == 1
+
+
 def test_a_mistake_in_a_benchmark_is_told_before_there_is_an_index(toy, tmp_path):
     with pytest.raises(ConfigError, match=r"benchmarks\.toy: no row has the column 'qq'"):
         step_of(toy | {"question_columns": "qq"}).artefacts()
