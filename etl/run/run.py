@@ -133,6 +133,8 @@ def _refuse(recipe: Recipe, label: str, wanted: str, job: Job) -> None:
 def _job_of(recipe: Recipe, label: str) -> str:
     """How the stage of a label is run by itself."""
     for stage in recipe.stages:
+        if stage.label == label and ":" in stage.kind:
+            return "the whole recipe, as there is no job of a stage from outside the package,"
         if stage.label == label:
             if ":" in stage.kind:
                 return "the whole recipe"
@@ -149,7 +151,7 @@ def run_stages(recipe: Recipe, context: Context, enter: Callable[[str], None] = 
         enter(stage.label)
         if stage.is_output and dropped is None:
             dropped = _write_dropped(recipe, context, rows)
-        rows = stage.run(context.of_stage(stage.name, stage.code()), rows)
+        rows = stage.run(context.of_stage(stage.name, stage.identity()), rows)
     if dropped is None:
         dropped = _write_dropped(recipe, context, rows)
     context.engine.settle()

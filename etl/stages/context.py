@@ -54,16 +54,16 @@ class Context:
     """Gets one line for the user at a time."""
     name: str | None = None
     """Of the stage at work."""
-    code: dict[str, Any] = field(default_factory=dict)
-    """Version and source digest of the stage at work, where it is from outside the package."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """Of the stage at work, where it is from outside the package: in the fingerprint of each of its datasets."""
     offers: dict[str, Offer] = field(default_factory=dict)
     """What stages of this run have made for steps after them, such as a model, by the name after `run:`."""
     outputs: dict[str, Dataset] = field(default_factory=dict)
     """The datasets that a run is for, by their folder: the corpus."""
 
-    def of_stage(self, name: str | None, code: dict[str, Any]) -> "Context":
-        """The same run for the stage of a name, and of a code where it is from outside the package."""
-        return replace(self, name=name, code=code)
+    def of_stage(self, name: str | None, identity: dict[str, Any]) -> "Context":
+        """The same run for the stage of a name, and of an identity where it is from outside the package."""
+        return replace(self, name=name, identity=identity)
 
     def unnamed(self) -> "Context":
         """The same run and stage, for folders that are called as they are."""
@@ -102,7 +102,7 @@ class Context:
         """
         folder = self.folder(stage)
         versions = {"unicode": UNICODE_VERSION, **({"job": version} if version > 1 else {})}
-        semantic = {**semantic, **({"stage": self.code} if self.code else {}), "versions": versions}
+        semantic = {**semantic, **({"stage": self.identity} if self.identity else {}), "versions": versions}
         return Job(self.output / folder, folder, table, schema, semantic, inputs, base.base if base else None)
 
     def map(

@@ -7,7 +7,7 @@ nobody keeps a list of their names.
 """
 
 from collections.abc import Collection, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -34,6 +34,14 @@ class Stage(Kinded):
     def label(self) -> str:
         """The stage as users know it: NAME-KIND, or the kind alone."""
         return self.named(self.kind.rpartition(":")[2])
+
+    def identity(self) -> dict[str, Any]:
+        """Of a stage from outside the package: all that decides its rows, for the fingerprint of each of its datasets.
+
+        Nothing for a known kind, whose datasets each name what they depend on.
+        """
+        code = self.code()
+        return {**self.fingerprinted(), **code} if code else {}
 
     def named(self, base: str) -> str:
         """A folder of this stage, or the label of one of its steps."""

@@ -13,7 +13,7 @@ from tests.acme import FILES, importable, write_package
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import mixed_rows, run, stage, write_parquet
 
-DATASETS = ("ingest", "filter", "longest", "tokenize", "dropped", "corpus")
+DATASETS = ("ingest", "filter", "longest", "languages", "tokenize", "dropped", "corpus")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def recipe(package):
     source = write_parquet(package / "in.parquet", mixed_rows(120))
     path = package / "recipe.yaml"
     path.write_text(FILES["recipe.yaml"])
-    bounds = ["filter.steps.1.max_chars=250", "filter.steps.2.max_chars=200", "filter.cuts.0.most=40"]
+    bounds = ["filter.steps.2.max_chars=250", "filter.steps.3.max_chars=200", "filter.cuts.0.most=40"]
 
     def load(output):
         places = [f"output={output}", f"sources.synth.path={source}", "run.split_bytes=8192"]
@@ -71,10 +71,13 @@ def test_a_job_service_of_beam(recipe, tmp_path, expected, portable_flags):
 
 
 def test_another_source_runs_the_stage_again_and_a_comment_alone_gives_the_same_rows(tmp_path, recipe, expected):
-    run(recipe(tmp_path / "out"))
-    before = stage(tmp_path / "out", "filter").manifest
+    def manifests():
+        run(recipe(tmp_path / "out"))
+        return [stage(tmp_path / "out", name).manifest for name in ("filter", "longest", "languages", "tokenize")]
+
+    before = manifests()
     changed = write_package(tmp_path / "changed", answers="# another byte\n")
     with importable(changed, "acme_filters"):
-        run(recipe(tmp_path / "out"))
-    after = stage(tmp_path / "out", "filter").manifest
-    assert (before.fingerprint == after.fingerprint, before.content_digest == after.content_digest) == (False, True)
+        after = manifests()
+    assert [old.fingerprint == new.fingerprint for old, new in zip(before, after, strict=True)] == [*3 * [False], True]
+    assert [old.content_digest for old in before] == [new.content_digest for new in after]

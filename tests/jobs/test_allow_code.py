@@ -76,6 +76,24 @@ def test_a_command_refuses_code_from_a_uri_without_the_flag_alone(places, capsys
     assert f"{key}: module acme_absent cannot be imported" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"stages": ["filter", "acme_absent:Mine"]}, "stages.1"),
+        ({"stages": [STEP]}, "stages.0.kind"),
+        ({"stages": [{"kind": "filter", "steps": [{"kind": "answer"}, STEP]}]}, "stages.0.steps.1.kind"),
+        ({"filter": {"steps": [{"kind": "answer"}], "cuts": [{**STEP, "name": "cut"}]}}, "filter.cuts.0.kind"),
+    ],
+)
+def test_code_is_refused_wherever_it_may_stand(capsys, changes, key):
+    good = {"filter": {"steps": [{"kind": "answer"}]}}
+    words = ["plan", put("recipe.yaml", RECIPE | good | changes)]
+    for flags, said in (([], "is code from outside the package"), (["--allow-code"], "module acme_absent cannot be")):
+        assert call([*words, *flags]) == 2
+        lines = capsys.readouterr().err.splitlines()[1:]
+        assert [(line.split(": ")[0].strip(), said in line) for line in lines] == [(key, True)]
+
+
 def test_the_ranks_of_a_run_get_the_flag(places, monkeypatch):
     started = []
     monkeypatch.setattr(training.launch.supervisor, "supervise", lambda words, ranks, grace: started.append(words) or 0)
