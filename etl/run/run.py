@@ -151,7 +151,7 @@ def run_stages(recipe: Recipe, context: Context, enter: Callable[[str], None] = 
         enter(stage.label)
         if stage.is_output and dropped is None:
             dropped = _write_dropped(recipe, context, rows)
-        rows = stage.run(context.of_stage(stage.name, stage.identity()), rows)
+        rows = stage.run(context.of_stage(stage.name, stage.foreign_identity()), rows)
     if dropped is None:
         dropped = _write_dropped(recipe, context, rows)
     context.engine.settle()

@@ -35,7 +35,7 @@ class Stage(Kinded):
         """The stage as users know it: NAME-KIND, or the kind alone."""
         return self.named(self.kind.rpartition(":")[2])
 
-    def identity(self) -> dict[str, Any]:
+    def foreign_identity(self) -> dict[str, Any]:
         """Of a stage from outside the package: all that decides its rows, for the fingerprint of each of its datasets.
 
         Nothing for a known kind, whose datasets each name what they depend on.
