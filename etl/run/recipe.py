@@ -147,7 +147,7 @@ class Recipe(Config):
         taken = sorted(reserved_names().intersection(cuts))
         if taken:
             raise ValueError(f"cuts are called {taken}, which are folders or steps of a run; give them other names")
-        steps = [step for stage in self.stages for step in stage.step_labels()]
+        steps = [*ingest.TABLES, *(step for stage in self.stages for step in stage.step_labels())]
         _refuse_repeated("the steps", steps, "accounts are kept by step, so give each but one of them a `name`")
         folders = [*ingest.TABLES, DROPPED_FOLDER, *(folder for stage in self.stages for folder in stage.folders())]
         _refuse_repeated("the folders", folders, "give the stages or cuts that write them other names")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.accounting import account, count_by_source, judged
+from etl.accounting import NO_LIMITS, account, count_by_source, judged
 from etl.errors import SchemaError
 from etl.schema import VERDICT, aligned
 from etl.storage.manifest import accounting_gaps, sum_counts
@@ -65,6 +65,25 @@ def test_rows_by_source():
 
 
 FATE = st.one_of(st.none(), st.tuples(st.sampled_from(STEPS), st.sampled_from("xy")))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), FATE), max_size=30),
+    st.sampled_from([NO_LIMITS, {"one": ("a", "c")}, {"one": ("b",), "two": ("a",)}]),
+)
+def test_a_step_accounts_for_the_sources_that_it_takes(rows, limits):
+    # A step drops nothing of a source that it does not take.
+    fates = [fate if fate is None or source in limits.get(fate[0], ("a", "b")) else None for source, _, fate in rows]
+    sources = pa.array([source for source, _, _ in rows], pa.string())
+    before = verdicts(*(("zero", "z") if dead else None for _, dead, _ in rows))
+    after = verdicts(*(("zero", "z") if row[1] else fate for row, fate in zip(rows, fates, strict=True)))
+    found = account(STEPS, sources, before, after, limits)
+    whole = account(STEPS, sources, before, after)
+    assert accounting_gaps(found) == []
+    assert found == {
+        source: {step: counts for step, counts in steps.items() if source in limits.get(step, (source,))}
+        for source, steps in whole.items()
+    }
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), FATE), max_size=30), st.integers(0, 30))

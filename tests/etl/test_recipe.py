@@ -62,6 +62,13 @@ def test_a_cut_is_not_called_like_a_folder_of_the_run(name):
         recipe(stages=["filter"], filter=FILTER | {"cuts": [cut]})
 
 
+@pytest.mark.parametrize("name", ["ingest", "quarantine", "near", "exact"])
+def test_a_step_is_not_called_like_one_of_another_stage(name):
+    named = {"steps": [{"kind": "answer", "name": name}]}
+    with pytest.raises(ValidationError, match=rf"the steps \['{name}'\] more than once; accounts are kept by step"):
+        recipe(stages=["dedup", "filter"], filter=named)
+
+
 def test_filter_and_score_have_no_name_in_common():
     score = scores("model")
     with pytest.raises(ValidationError, match=r"the steps \['perplexity', 'strange'\] more than once"):
