@@ -1,7 +1,7 @@
 """Run a recipe on Spark: `spark-submit --py-files stillhouse.zip jobs/run_recipe.py --conf RECIPE --set output=DIR`.
 
-The files jobs/stage_*.py take the same flags and run one stage each, for a scheduler that starts them one by one; a
-stage that has a name is chosen by `--stage NAME`.
+`--stage LABEL` runs one stage alone, for a scheduler that starts them one by one. The files jobs/stage_*.py do so for
+the kinds of the package; there a stage that has a name is chosen by `--stage NAME`.
 """
 
 import contextlib
@@ -17,6 +17,10 @@ from etl.engines.spark import SparkEngine
 from etl.run.recipe import Recipe
 from etl.run.run import RunResult, label_of, run_recipe, run_stage
 
+LabelFlag = Annotated[
+    str | None,
+    typer.Option("--stage", metavar="LABEL", help="Run this stage alone, as `stillhouse plan` calls it."),
+]
 StageFlag = Annotated[
     str | None,
     typer.Option("--stage", metavar="NAME", help="Of several stages of the kind, the one with this name."),
@@ -43,9 +47,13 @@ def main(argv: list[str]) -> int:
     """Exit code of one run: 0, or 2 for what the user can mend."""
 
     @command
-    def job(name: ConfFlag, set_: Overrides, allow_code: AllowCode = False) -> None:
-        """Run a recipe on Spark."""
-        run(name, set_, allow_code)
+    def job(name: ConfFlag, set_: Overrides, stage: LabelFlag = None, allow_code: AllowCode = False) -> None:
+        """Run a recipe on Spark, or one stage of it."""
+        if stage is None:
+            run(name, set_, allow_code)
+            return
+        with _ready(name, set_, allow_code) as (recipe, engine):
+            run_stage(recipe, engine, report, stage)
 
     return run_command(job, argv, "run_recipe.py")
 

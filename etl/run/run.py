@@ -137,7 +137,7 @@ def _job_of(recipe: Recipe, label: str) -> str:
             return "the whole recipe, as there is no job of a stage from outside the package,"
         if stage.label == label:
             if ":" in stage.kind:
-                return "the whole recipe"
+                return f"jobs/run_recipe.py --stage {label}"
             return f"jobs/stage_{stage.kind}.py" + (f" --stage {stage.name}" if stage.name else "")
     return f"jobs/stage_{label}.py"
 
