@@ -67,9 +67,27 @@ def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) ->
     context = context_of(recipe, engine, report)
     with storage_options(recipe.storage):
         check(recipe)
-        with sole_writer(engine, context.output):
-            write_record(context.output, record_of(recipe))
+        with sole_writer(engine, context.output), _recorded(recipe, engine):
             return run_stages(recipe, context)
+
+
+@contextlib.contextmanager
+def _recorded(recipe: Recipe, engine: Engine) -> Iterator[None]:
+    """Leave the run's record before its first dataset is begun, and at the latest when all of them are there.
+
+    Not at once: what fails before it has written anything, such as for want of input, leaves the output as it was.
+    """
+    guard, record = engine.guard, record_of(recipe)
+
+    def guard_and_record() -> None:
+        guard()
+        write_record(recipe.place, record)
+        engine.guard = guard
+
+    engine.guard = guard_and_record
+    yield
+    if engine.guard is guard_and_record:
+        guard_and_record()
 
 
 class _Done(Exception):
@@ -98,8 +116,7 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
 
     with storage_options(recipe.storage):
         check(recipe)
-        with sole_writer(engine, context.output), contextlib.suppress(_Done):
-            write_record(context.output, record_of(recipe))
+        with sole_writer(engine, context.output), _recorded(recipe, engine), contextlib.suppress(_Done):
             run_stages(recipe, context, enter)
 
 

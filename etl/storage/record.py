@@ -5,8 +5,8 @@
     recipe          the recipe itself, without what says where things lie or how fast to work
 
 It holds no time, host, absolute path or credentials: two runs of one recipe write the same bytes. It is written under
-the run's lock, and only where it differs from what is there: one GET a run, a PUT for a new recipe. Nothing that it
-says is ever opened: the folders that it names are compared with those that are there.
+the run's lock before the first dataset, and only where it differs from what is there: one GET a run, a PUT for a new
+recipe. Nothing that it says is ever opened: the folders that it names are compared with those that are there.
 """
 
 from typing import Annotated, Any

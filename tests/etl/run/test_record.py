@@ -4,15 +4,16 @@ import json
 
 import pytest
 
+from etl.errors import DataError, SourceError
 from etl.run.recipe import Recipe
 from etl.run.record import record_of, stage_records
-from etl.run.run import run_recipe, run_stage
+from etl.run.run import run_stage
 from etl.storage.location import Location
 from etl.storage.manifest import to_json
 from etl.storage.opened import Run
 from etl.storage.record import RECORD, write_record
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
-from tests.etl.stages.toys import FILTER, make_recipe, mixed_rows, plain_rows, run, write_jsonl
+from tests.etl.stages.toys import FILTER, files, make_recipe, mixed_rows, plain_rows, run, write_jsonl
 from tests.frozen import runs, tables
 
 
@@ -105,11 +106,19 @@ def test_a_stage_alone_leaves_it_too(tmp_path, source):
     assert Run.open(tmp_path / "out").record == record_of(recipe)
 
 
-def test_a_wrong_input_leaves_nothing(tmp_path):
-    recipe = recipe_of(tmp_path / "out", tmp_path / "none.jsonl", filter={"steps": [{"kind": "answer"}]})
-    with pytest.raises(Exception, match="no file of"):
-        run_recipe(recipe, InProcessEngine(), lambda line: None)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [RECORD]
+def test_a_run_that_fails_before_it_has_written_anything_leaves_all_as_it_was(tmp_path, source):
+    without_input = recipe_of(tmp_path / "out", tmp_path / "none.jsonl", name="other")
+    with pytest.raises(SourceError, match="no file of"):
+        run(without_input)
+    assert list((tmp_path / "out").iterdir()) == []
+    run(recipe_of(tmp_path / "out", source))
+    before = files(tmp_path / "out")
+    with pytest.raises(SourceError, match="no file of"):
+        run(without_input)
+    changed = recipe_of(tmp_path / "out", source, filter={"steps": FILTER["steps"][1:]})
+    with pytest.raises(DataError, match="is not committed for this recipe and input"):
+        run_stage(changed, InProcessEngine(), lambda line: None, "tokenize")
+    assert files(tmp_path / "out") == before
 
 
 def test_it_does_not_decide_what_runs(tmp_path):
