@@ -1,172 +1,188 @@
-"""What a sample's run found of duplicates, and how many rows each step drops of the whole input.
+"""What a sample's run left behind, and what it found of duplicates.
 
-    near                       pairs of near duplicates, each with the weight of its candidate pair
-    exact                      groups of equal content
-    paragraph, line, sentence  groups of equal units; a document that is left with next to nothing goes as its units do
-    semantic                   groups of a row that stays and those that go for it
-    split                      a validation row goes as the rows do that share a prompt
-    any other step or cut      rows, each by itself
+    groups      rows, or things in them, that are equal: what crossed a shuffle
+    candidates  pairs of rows that may be near duplicates, and how each grows
+    pairs       those that are, each with the weight of its candidate pair
+    families    a row that stays and those that went for it
 
-The laws of pairs and groups are in etl.run.growth.
+Each is found in one dataset, whose `Growth` (etl.laws) says that it holds such a thing. The mathematics of pairs and
+groups is in etl.run.growth.
 """
 
-from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import pyarrow as pa
 
 from etl.arrays import I64
 from etl.dedup.canaries import bases, which_canaries
-from etl.run.growth import CandidateGrowth, Growth, grow, grow_groups
+from etl.laws import CandidatePairs, GroupCopies, GroupRows, Law, VerifiedPairs
+from etl.rows import Rows
+from etl.run.growth import CandidateGrowth, Duplicates, grow, grow_groups
 from etl.run.meter import JobUse
-from etl.run.recipe import Recipe
 from etl.run.sample import Sample
-from etl.stages.keyed import distinct
+from etl.stages.keyed import distinct, row_keys
+from etl.storage.build import Job
 from etl.storage.dataset import Dataset
-
-_KINDS_OF_UNITS = ("paragraph", "line", "sentence")
-_GROUPED_BY = {"exact_hits": "content", "split_hits": "prompt", **{f"{unit}_hits": "unit" for unit in _KINDS_OF_UNITS}}
-"""Job to the column of its map side by which its reducers group."""
-KEEP = {
-    "candidates": ("band", "key", "row"),
-    "semantic_hits": ("id", "row"),
-    **{job: (key, "row") for job, key in _GROUPED_BY.items()},
-}
-"""Job to the columns that `SampleRun.emitted` has to hold of its map side."""
 
 
 @dataclass(frozen=True)
 class SampleRun:
-    """A sample and what its run left behind."""
+    """A sample and what its run left behind; datasets go by their names."""
 
     sample: Sample
-    jobs: dict[str, JobUse]
+    rows: Rows
+    """After the last stage."""
+    jobs: dict[str, Job]
+    """In the order in which the stages asked for them."""
+    uses: dict[str, JobUse]
     emitted: dict[str, pa.Table]
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.sample.recipe
+    """Columns of map sides."""
 
     @property
     def scale(self) -> float:
         return self.sample.scale
 
-    def has(self, stage: str) -> bool:
-        return any(stage in job.split("+") for job in self.jobs)
-
-    def dataset(self, stage: str) -> Dataset:
-        return Dataset.open(f"{self.recipe.output}/{stage}")
-
-    @cached_property
-    def rows(self) -> int:
+    @property
+    def num_rows(self) -> int:
         """Rows of the sample."""
-        return self.dataset("ingest").manifest.rows_out
-
-    def columns(self, stage: str, *names: str) -> list[I64]:
-        """Integer columns of a whole dataset: int64 [rows] each."""
-        batches = list(self.dataset(stage).read(list(names)))
-        empty = [np.empty(0, np.int64)]
-        return [np.concatenate([*empty, *(batch.column(name).to_numpy() for batch in batches)]) for name in names]
-
-    def groups(self, job: str) -> Growth:
-        """How the groups grow that the reducers of a job find."""
-        return self._groups.get(job, Growth())
+        return self.rows.num_rows
 
     @cached_property
-    def _groups(self) -> dict[str, Growth]:
-        return {
-            job: grow_groups(_numbered(table[_GROUPED_BY[job]]), table["row"].to_numpy(), self.scale)
-            for job, table in self.emitted.items()
-            if job in _GROUPED_BY
-        }
+    def datasets(self) -> dict[str, Dataset]:
+        return {name: Dataset.open(job.folder) for name, job in self.jobs.items()}
+
+    def num_rows_of(self, name: str) -> int:
+        return self.datasets[name].manifest.rows_out
+
+    def is_aligned(self, name: str) -> bool:
+        """Whether a dataset stands beside the rows and holds verdicts."""
+        return self.jobs[name].base is not None and "verdict" in self.jobs[name].schema.names
+
+    def num_dropped(self, name: str) -> int:
+        """Rows that got a verdict in a dataset."""
+        if not self.is_aligned(name):
+            return 0
+        accounts = self.datasets[name].manifest.accounting.values()
+        return sum(counts["in"] + counts["made"] - counts["kept"] for steps in accounts for counts in steps.values())
+
+    def use(self, name: str) -> JobUse:
+        """What the job took that wrote a dataset."""
+        return next(use for names, use in self.uses.items() if name in names.split("+"))
+
+    def columns(self, name: str, *columns: str) -> list[I64]:
+        """Integer columns of a whole dataset: int64 [rows] each."""
+        batches = list(self.datasets[name].read(list(columns)))
+        empty = [np.empty(0, np.int64)]
+        return [np.concatenate([*empty, *(batch.column(name).to_numpy() for batch in batches)]) for name in columns]
+
+    def ids(self) -> pa.Table:
+        """`id`, binary, and `row`, int64, of every row."""
+        ids: list[pa.Array] = []
+        keys = [np.empty(0, np.int64)]
+        for split in self.rows.splits:
+            start = 0
+            for batch in self.rows.ref.read(split, ["id"]):
+                ids.append(batch.column("id").cast(pa.binary()))
+                keys.append(row_keys(split, start, batch.num_rows))
+                start += batch.num_rows
+        return pa.table({"id": pa.chunked_array(ids, pa.binary()), "row": np.concatenate(keys)})
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The candidate pairs of one dataset."""
+
+    found: CandidateGrowth
+    pairs: Duplicates
+    canaries: int
+    """Pairs with a canary in the sample."""
+    canary_rows: int
+    """Rows of the sample that are in pairs with canaries alone, and the canaries."""
+    scale: float
+
+    @property
+    def row_factor(self) -> float:
+        """Rows in pairs of the whole input for each one of the sample, canaries among them."""
+        of_sample = self.pairs.sample_rows + self.canary_rows
+        return (self.pairs.rows + self.canary_rows * self.scale) / of_sample if of_sample else 1.0
+
+    def stored(self, num_tasks: int, block_pairs: int) -> float:
+        """Pairs that so many tasks write for the whole input."""
+        return self.found.stored(num_tasks, block_pairs) + self.canaries * self.scale
+
+
+class Found:
+    """The duplicates of a sample.
+
+    Attributes:
+        groups: of a dataset of the law `GroupCopies` or `GroupRows`, groups of equal values of its map side.
+        candidates: of one of the law `CandidatePairs`.
+        pairs: of one of the law `VerifiedPairs`.
+        families: of one that names the survivor of each row that goes (`FamilyCopies`).
+    """
+
+    def __init__(self, run: SampleRun) -> None:
+        self._run = run
+        # Each is counted once, when it is first asked for.
+        self.groups = cache(self._groups)
+        self.candidates = cache(self._candidates)
+        self.pairs = cache(self._pairs)
+        self.families = cache(self._families)
+
+    def row_factor(self, name: str) -> float:
+        """Rows of the whole input in pairs of either law, for each one of the sample."""
+        if isinstance(self._law(name), CandidatePairs):
+            return self.candidates(name).row_factor
+        return self.pairs(name).row_factor
+
+    def _law(self, name: str) -> Law:
+        return self._run.jobs[name].grows.rows
+
+    def _groups(self, name: str) -> Duplicates:
+        law, table = self._law(name), self._run.emitted.get(name)
+        assert isinstance(law, GroupCopies | GroupRows), f"{name} does not say by what its reducers group"
+        if table is None:
+            return Duplicates()
+        return grow_groups(_numbered(table[law.key]), table["row"].to_numpy(), self._run.scale)
+
+    def _candidates(self, name: str) -> Candidates:
+        law, scale = self._law(name), self._run.scale
+        assert isinstance(law, CandidatePairs), f"{name} does not say how its rows were paired"
+        a, b = self._run.columns(name, "a", "b")
+        real = ~which_canaries(b)
+        left, right = distinct(a[real], b[real])
+        found = CandidateGrowth.of(self._run.emitted[name], (left, right), law.max_partners, scale)
+        alone = np.setdiff1d(bases(b[~real]), np.concatenate([left, right]))
+        return Candidates(
+            found=found,
+            pairs=grow(found.left, found.right, found.weights, scale, self._run.num_rows * scale),
+            canaries=int((~real).sum()),
+            canary_rows=len(np.unique(b[~real])) + len(alone),
+            scale=scale,
+        )
+
+    def _pairs(self, name: str) -> Duplicates:
+        law, scale = self._law(name), self._run.scale
+        assert isinstance(law, VerifiedPairs), f"{name} does not say of which candidates its pairs are"
+        one, other = self._run.columns(name, "a_row", "b_row")
+        left, right = np.minimum(one, other), np.maximum(one, other)
+        weights = self.candidates(law.candidates).found.weights_of(left, right)
+        return grow(left, right, weights, scale, self._run.num_rows * scale)
+
+    def _families(self, name: str) -> Duplicates:
+        hits = pa.Table.from_batches(list(self._run.datasets[name].read(["row", "survivor"])))
+        gone = hits.filter(hits["survivor"].is_valid())
+        staying = hits.filter(hits["survivor"].is_null())["row"].to_numpy()
+        members = self._run.ids()
+        stays = members.filter(pa.array(np.isin(members["row"].to_numpy(), staying)))
+        families = pa.chunked_array([*gone["survivor"].cast(pa.binary()).chunks, *stays["id"].chunks], pa.binary())
+        rows = np.concatenate([gone["row"].to_numpy(), stays["row"].to_numpy()])
+        return grow_groups(_numbered(families), rows, self._run.scale)
 
 
 def _numbered(keys: pa.ChunkedArray) -> I64:
     """A number for each key, equal for equal ones: int64 [keys]."""
     coded = keys.combine_chunks().dictionary_encode()
     return coded.indices.to_numpy().astype(np.int64)
-
-
-@dataclass(frozen=True)
-class NearDuplicates:
-    """What the stages of near dedup come to on the whole input."""
-
-    candidates: Growth
-    pairs: Growth
-    stored_candidates: float
-    """Rows of `candidates`."""
-    canary_rows: float
-    """Rows of `sets` that are there for canaries."""
-
-    @classmethod
-    def of(cls, run: SampleRun, num_buckets: int) -> "NearDuplicates":
-        """From the candidates and pairs of a sample; nothing where the recipe looks for none.
-
-        Args:
-            run: of the sample.
-            num_buckets: of the candidates of the whole input.
-        """
-        near = run.recipe.dedup.near
-        if near is None or not run.has("edges"):
-            return cls(Growth(), Growth(), 0.0, 0.0)
-        most = run.rows * run.scale
-        a, b = run.columns("candidates", "a", "b")
-        real = ~which_canaries(b)
-        candidates = distinct(a[real], b[real])
-        met = CandidateGrowth.of(
-            run.emitted["candidates"], (candidates[0], candidates[1]), near.max_partners, run.scale
-        )
-        one, other = run.columns("pairs", "a_row", "b_row")
-        left, right = np.minimum(one, other), np.maximum(one, other)
-        copied = np.setdiff1d(bases(b[~real]), np.concatenate(candidates))
-        return cls(
-            candidates=grow(met.left, met.right, met.weights, run.scale, most),
-            pairs=grow(left, right, met.weights_of(left, right), run.scale, most),
-            stored_candidates=met.stored(num_buckets) + float((~real).sum()) * run.scale,
-            canary_rows=(len(np.unique(b[~real])) + len(copied)) * run.scale,
-        )
-
-
-@dataclass(frozen=True)
-class DroppedRows:
-    """Rows that one step drops."""
-
-    stage: str
-    of_sample: int
-    of_input: float
-
-
-def dropped_rows(run: SampleRun, near: NearDuplicates) -> tuple[DroppedRows, ...]:
-    """Every step of the recipe that has dropped rows of the sample."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for batch in run.dataset("dropped").read(["stage", "step"]):
-        counts.update(zip(batch["stage"].to_pylist(), batch["step"].to_pylist(), strict=True))
-    return tuple(DroppedRows(stage, count, count * _factor(run, near, step)) for (stage, step), count in counts.items())
-
-
-def _factor(run: SampleRun, near: NearDuplicates, step: str) -> float:
-    """Rows of the whole input that a step drops for each one that it drops of the sample."""
-    if step == "exact":
-        return run.groups("exact_hits").removed_factor
-    if step == "near":
-        return near.pairs.removed_factor
-    if step in _KINDS_OF_UNITS:
-        return run.groups(f"{step}_hits").removed_factor
-    if step == "semantic":
-        return _semantic_growth(run).removed_factor
-    if step == "split":
-        return run.groups("split_hits").row_factor
-    return run.scale
-
-
-def _semantic_growth(run: SampleRun) -> Growth:
-    """Of families of rows that mean the same: a row that stays and those that went for it."""
-    hits = pa.Table.from_batches(list(run.dataset("semantic_hits").read(["row", "survivor"])))
-    gone = hits.filter(hits["survivor"].is_valid())
-    members = run.emitted["semantic_hits"]
-    stays = members.filter(pa.array(~np.isin(members["row"].to_numpy(), gone["row"].to_numpy())))
-    families = pa.chunked_array([*gone["survivor"].cast(pa.binary()).chunks, *stays["id"].chunks], pa.binary())
-    rows = np.concatenate([gone["row"].to_numpy(), stays["row"].to_numpy()])
-    return grow_groups(_numbered(families), rows, run.scale)

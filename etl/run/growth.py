@@ -17,7 +17,6 @@ from scipy.special import gammaln
 from etl.arrays import F64, I64
 from etl.dedup.canaries import which_canaries
 from etl.rows import ROW_BITS
-from etl.stages.dedup.bands import PAIR_BLOCK
 
 HOT_ROWS = 8
 """Rows of the sample in one group from which on it is taken to grow with the input."""
@@ -25,7 +24,7 @@ _EM_STEPS = 100
 
 
 @dataclass(frozen=True)
-class Growth:
+class Duplicates:
     """Duplicates of the whole input, and of the sample by the same rules."""
 
     pairs: float = 0.0
@@ -48,7 +47,7 @@ class Growth:
         return self.removed / self.sample_removed if self.sample_removed else 1.0
 
 
-def grow(left: I64, right: I64, weights: F64, scale: float, most_rows: float) -> Growth:
+def grow(left: I64, right: I64, weights: F64, scale: float, most_rows: float) -> Duplicates:
     """Duplicates of the whole input from the distinct pairs of a sample.
 
     Args:
@@ -68,7 +67,9 @@ def grow(left: I64, right: I64, weights: F64, scale: float, most_rows: float) ->
         all_rows += ends * float((shares / numbers).sum())
         all_removed += ends * float((shares / (numbers + 1)).sum())
     fits = min(1.0, most_rows / all_rows) if all_rows else 1.0
-    return Growth(float(weights.sum()), all_rows * fits, all_removed * fits, len(left), *_rows_of_pairs(left, right))
+    return Duplicates(
+        float(weights.sum()), all_rows * fits, all_removed * fits, len(left), *_rows_of_pairs(left, right)
+    )
 
 
 def _rows_of_pairs(left: I64, right: I64) -> tuple[int, float]:
@@ -77,7 +78,7 @@ def _rows_of_pairs(left: I64, right: I64) -> tuple[int, float]:
     return len(partners), float((partners / (1 + partners)).sum())
 
 
-def grow_groups(groups: I64, rows: I64, scale: float) -> Growth:
+def grow_groups(groups: I64, rows: I64, scale: float) -> Duplicates:
     """Duplicates of the whole input from groups of equal things in a sample.
 
     Args:
@@ -93,7 +94,7 @@ def grow_groups(groups: I64, rows: I64, scale: float) -> Growth:
     left, right = (few[places] for places in window(groups[few], HOT_ROWS))
     small = grow(left, right, pair_weights(rows[left], rows[right], scale), scale, len(rows) * scale)
     hot = sizes[sizes >= HOT_ROWS].astype(np.float64)
-    return Growth(
+    return Duplicates(
         small.pairs + _pairs_within(hot * scale),
         small.rows + float(hot.sum()) * scale,
         small.removed + float((hot * scale - 1).sum()),
@@ -222,9 +223,9 @@ class CandidateGrowth:
         known = np.rec.fromarrays([self.left, self.right])
         return self.weights[np.searchsorted(known, np.rec.fromarrays([left, right]))]
 
-    def stored(self, num_buckets: int) -> float:
-        """Rows of `candidates`: a pair comes once from each bucket, and each PAIR_BLOCK of one, in which it meets."""
-        pieces = max(num_buckets, math.ceil(float((self.weights * self.num_bands).sum()) / PAIR_BLOCK))
+    def stored(self, num_tasks: int, block_pairs: int) -> float:
+        """Pairs that are written: one comes once from each task, and each `block_pairs` of one, in which it meets."""
+        pieces = max(num_tasks, math.ceil(float((self.weights * self.num_bands).sum()) / block_pairs))
         return float((self.weights * pieces * (1 - (1 - 1 / pieces) ** self.num_bands)).sum())
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from etl.engine import Engine, nothing, sole_writer
 from etl.errors import ConfigError, DataError
+from etl.laws import Growth, With
 from etl.rows import Rows, RowsRef
 from etl.run.recipe import DROPPED_FOLDER, Recipe
 from etl.run.record import record_of
@@ -203,5 +204,6 @@ def _write_dropped(recipe: Recipe, context: Context, rows: Rows) -> DatasetLike:
         if not stage.is_output:
             stages |= dict.fromkeys(stage.step_labels(), stage.label)
     semantic = {"stages": dict(sorted(stages.items()))}
-    job = context.job(DROPPED_FOLDER, "DROPPED", DROPPED, semantic, rows.tables(["source_dataset", "verdict"]))
+    inputs, grows = rows.tables(["source_dataset", "verdict"]), Growth(With.DROPPED, work=With.INPUT)
+    job = context.job(DROPPED_FOLDER, "DROPPED", DROPPED, semantic, inputs, grows=grows)
     return context.map(job, rows.splits, WriteDropped(rows.ref, stages))

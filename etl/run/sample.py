@@ -4,7 +4,6 @@ Each piece is a stretch of one file at a random place; of a compressed file only
 listing of the input and the reading of the pieces.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,6 @@ from etl.errors import ConfigError
 from etl.run.recipe import Recipe
 from etl.sources.files import COMPRESSIONS, InputFile, list_files, row_group_bytes
 from etl.sources.spec import Source
-from etl.stages.context import Cutting
-from etl.stages.dedup.stage import Dedup
-from etl.stages.stage import Stage
 from etl.storage.location import Location
 from etl.storage.remote import Storage
 
@@ -71,22 +67,13 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
             location = source.locate(file.url, recipe.storage)
             taken += _copy_piece(location, file, offset, size, folder / name / f"{number:03d}")
         sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
-    run = Cutting(split_bytes=1 << 40, bucket_bytes=recipe.run.bucket_bytes)
     changed = {
         "sources": sources,
-        "run": run,
-        "stages": tuple(_fewer_canaries(stage, taken / total) for stage in recipe.stages),
+        "run": recipe.run.model_copy(update={"split_bytes": 1 << 40}),
+        "stages": tuple(stage.for_sample(taken / total) for stage in recipe.stages),
         **output,
     }
     return Sample(recipe.model_copy(update=changed), total, taken, splits)
-
-
-def _fewer_canaries(stage: Stage, share: float) -> Stage:
-    """A run has so many canaries, whatever its rows; scaled up again, those of the sample must come to as many."""
-    if not isinstance(stage, Dedup) or stage.near is None:
-        return stage
-    fewer = stage.near.model_copy(update={"num_canaries": math.ceil(stage.near.num_canaries * share)})
-    return stage.model_copy(update={"near": fewer})
 
 
 def _listed(name: str, source: Source, storage: Storage) -> list[InputFile]:

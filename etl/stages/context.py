@@ -9,6 +9,7 @@ from pydantic import Field
 
 from etl.config import Config
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, ReduceFn, Resources, nothing
+from etl.laws import LIVE_ROWS, Growth, Law, Pieces, With
 from etl.rows import Rows
 from etl.schema import REMOVED
 from etl.step import Offer, prefixed
@@ -87,6 +88,7 @@ class Context:
         inputs: tuple[DatasetLike, ...] = (),
         base: Rows | None = None,
         version: int = 1,
+        grows: Growth = LIVE_ROWS,
     ) -> Job:
         """A dataset of this run: its folder is <output>/<stage>, with the name of the stage at work before it.
 
@@ -99,11 +101,13 @@ class Context:
             base: the rows that it is aligned with or whose row keys it holds; None where it stands alone.
             version: of what the job does; raised when the same work would give other rows, a schema or a default
                 changes. In the fingerprint from 2 on.
+            grows: how it grows with the input, for `stillhouse plan --sample`.
         """
         folder = self.folder(stage)
         versions = {"unicode": UNICODE_VERSION, **({"job": version} if version > 1 else {})}
         semantic = {**semantic, **({"stage": self.identity} if self.identity else {}), "versions": versions}
-        return Job(self.output / folder, folder, table, schema, semantic, inputs, base.base if base else None)
+        of = base.base if base else None
+        return Job(self.output / folder, folder, table, schema, semantic, inputs, of, grows=grows)
 
     def map(
         self,
@@ -133,9 +137,9 @@ class Context:
         self._tell(dataset)
         return dataset
 
-    def num_buckets(self, total_bytes: int) -> int:
-        """Buckets of a shuffle that moves so many bytes."""
-        return max(1, -(-total_bytes // self.cutting.bucket_bytes))
+    def buckets(self, total_bytes: int, grow: Law = With.INPUT) -> Pieces:
+        """The buckets of a shuffle that moves so many bytes, and how these grow with the input."""
+        return Pieces((total_bytes,), self.cutting.bucket_bytes, grow)
 
     def tell(self, what: str, line: str) -> None:
         """One line for the user about a folder or step of the stage at work."""

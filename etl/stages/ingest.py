@@ -14,6 +14,7 @@ import pyarrow as pa
 from etl.digests import digest_of
 from etl.engine import Table
 from etl.errors import SourceError
+from etl.laws import Growth, With
 from etl.rows import Rows
 from etl.schema import PROMPT, QUARANTINE
 from etl.sources.files import InputFile, InputSplit, cut, list_files, part_files
@@ -167,7 +168,8 @@ def _listing(files: list[InputFile]) -> dict[str, Any]:
 def _quarantine(context: Context, raw: Raw, max_bad_fraction: float, ingested: Dataset) -> None:
     bad = ingested.manifest.distributions.get("quarantined", {})
     identity = {"ingest": ingested.manifest.fingerprint, "rows": sum(bad.values())}
-    job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity)
+    grows = Growth(With.INPUT, work=With.INPUT)
+    job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity, grows=grows)
     # The numbers are those of the plan that ingest was committed under; this run may cut its input in another way.
     plan = Plan.model_validate_json((ingested.folder / PLAN).read())
     chosen = [split for split in plan.splits if str(split["number"]) in bad]

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from etl.laws import Growth, With
 from etl.messages import full_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.rows import Rows, RowsRef
@@ -80,7 +81,7 @@ def _write_model(context: Context, rows: Rows, config: Kenlm) -> Dataset:
     job = context.job("kenlm_sample", "TEXT", TEXT, semantic, rows.tables(["messages", "verdict"]))
     sample = context.map(job, rows.splits, SampleText(rows.ref, config.fraction, config.seed))
     training = {"order": config.order, "backend": backend()}
-    job = context.job("kenlm", "MODEL", pa.schema([]), training, (sample,))
+    job = context.job("kenlm", "MODEL", pa.schema([]), training, (sample,), grows=Growth(tasks=With.NOTHING))
     return context.drive(job, functools.partial(_train, context, config, sample.result()))
 
 

@@ -22,6 +22,7 @@ from pydantic import Field
 from etl.engine import Exchange
 from etl.errors import SchemaError
 from etl.hashing import hash_array
+from etl.laws import Growth, Pieces, With
 from etl.rows import Rows, RowsRef
 from etl.schema import CORPUS, CTX_BUCKETS, ID, PROMPT, RANGE, SKILL_BUCKETS
 from etl.sorting import SortedRows
@@ -98,6 +99,8 @@ class FilePlan:
     """First bucket and number of files."""
     row_group_tokens: dict[Cell, int]
     """About how many tokens a row group has."""
+    cell_bytes: tuple[float, ...]
+    """What the number of files follows from."""
 
     @classmethod
     def of(cls, counts: Dataset, target_bytes: int) -> "FilePlan":
@@ -113,7 +116,8 @@ class FilePlan:
             files = max(1, math.ceil(tokens[cell] * BYTES_PER_TOKEN / target_bytes))
             cells[cell] = (first, files)
             first += files
-        return cls(cells, {cell: row_group_tokens(count) for cell, count in tokens.items()})
+        sizes = tuple(count * BYTES_PER_TOKEN for count in tokens.values())
+        return cls(cells, {cell: row_group_tokens(count) for cell, count in tokens.items()}, sizes)
 
     @property
     def num_buckets(self) -> int:
@@ -351,14 +355,16 @@ class Layout(Sides, Stage):
 
     def run(self, context: Context, rows: Rows) -> Rows:
         keys = ["split_key", "skill_bucket", "ctx_bucket", "n_tokens", "verdict"]
-        job = context.job("cells", "CELL", CELL, {"layout": self.sides()}, rows.tables(keys), rows)
+        inputs, grows = rows.tables(keys), Growth(With.SPLITS)
+        job = context.job("cells", "CELL", CELL, {"layout": self.sides()}, inputs, rows, grows=grows)
         counts = context.map(job, rows.splits, CountCells(rows.ref, self))
 
         plan = FilePlan.of(counts.result(), self.target_bytes)
         schema = corpus_schema(rows)
         files = {"/".join(cell): files for cell, (_, files) in plan.cells.items()}
         semantic = {"version": LAYOUT_VERSION, "layout": {**self.sides(), "files": files}}
-        job = context.job("corpus", "CORPUS", schema, semantic, rows.tables(rows.schema.names))
+        grows = Growth(tasks=Pieces(plan.cell_bytes, self.target_bytes, With.LIVE))
+        job = context.job("corpus", "CORPUS", schema, semantic, rows.tables(rows.schema.names), grows=grows)
         job = job.with_inherited(rows.accounting)
         emit = EmitRows(rows.ref, self, plan, schema)
         exchange = Exchange(tuple(rows.splits), emit, SLICE, ("bucket",), plan.num_buckets)

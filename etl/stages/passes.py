@@ -6,12 +6,14 @@ A pass reads only the columns that its steps need. A slow step (a model) leaves 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
 from etl.accounting import judged
 from etl.digests import digest_of
 from etl.engine import Resources
+from etl.laws import Growth, With
 from etl.mixture.cuts import HISTOGRAM, Cut, RankedCut, Search, Threshold, add_histograms, histogram
 from etl.pipeline import Pipeline, open_steps
 from etl.rows import Rows, RowsRef
@@ -97,15 +99,17 @@ def run_cut(context: Context, rows: Rows, cut: Cut) -> Rows:
     """Write DIR/<cut name> with the verdicts, after the rounds of a cut by rank."""
     # A cut's folder is its own name, whatever the stage is called.
     context = context.unnamed()
-    semantic = {"cut": cut.identity()}
+    semantic: dict[str, Any] = {"cut": cut.identity()}
     inputs = rows.tables(["verdict", *cut.needed])
     schema = aligned(pa.schema([]))
+    grows = Growth(With.INPUT)
     if not isinstance(cut, RankedCut):
-        job = context.job(cut.name, "VERDICT", schema, semantic, inputs, rows)
+        job = context.job(cut.name, "VERDICT", schema, semantic, inputs, rows, grows=grows)
         return rows.with_side(context.map(job, rows.splits, ApplyCut(rows.ref, cut)), schema)
     thresholds = _search(context, rows, cut)
     stored = {group: threshold.model_dump(mode="json") for group, threshold in thresholds.items()}
-    job = context.job(cut.name, "VERDICT", schema, {**semantic, "thresholds": digest_of(stored)}, inputs, rows)
+    semantic = {**semantic, "thresholds": digest_of(stored)}
+    job = context.job(cut.name, "VERDICT", schema, semantic, inputs, rows, grows=grows)
     job = job.with_thresholds({cut.name: stored})
     return rows.with_side(context.map(job, rows.splits, ApplyCut(rows.ref, cut, thresholds)), schema)
 
@@ -117,7 +121,8 @@ def _search(context: Context, rows: Rows, cut: RankedCut) -> dict[str, Threshold
     while not search.done:
         prefixes = search.prefixes
         this_round = {"cut": cut.identity(), "digit": search.digit, "prefixes": prefixes}
-        job = context.job(f"rounds/{cut.name}-{search.digit}", "HISTOGRAM", HISTOGRAM, this_round, inputs, rows)
+        stage, grows = f"rounds/{cut.name}-{search.digit}", Growth(With.SPLITS)
+        job = context.job(stage, "HISTOGRAM", HISTOGRAM, this_round, inputs, rows, grows=grows)
         counts = context.engine.map(job, rows.splits, CountDigits(rows.ref, cut, search.digit, prefixes))
         search.feed(add_histograms(counts.result().read()))
     return {group: search.thresholds[group] for group in sorted(search.thresholds)}

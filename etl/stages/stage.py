@@ -89,6 +89,10 @@ class Stage(Kinded):
         """What this stage makes for the steps of later ones."""
         return ()
 
+    def for_sample(self, share: float) -> "Stage":
+        """The stage over a share of its input: with so much of what is one number for a run, whatever its rows."""
+        return self
+
     def run(self, context: Context, rows: Rows) -> Rows:
         """Write the stage's datasets; the rows with its aligned tables beside them.
 

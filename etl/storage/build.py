@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from etl.errors import DataError
 from etl.hashing import ContentDigest
+from etl.laws import LIVE_ROWS, Growth
 from etl.storage.dataset import (
     CHECKPOINTS,
     CLOSED,
@@ -88,6 +89,8 @@ class Job:
     """Makes the findings from the distributions of all splits; None where `findings` are all."""
     num_buckets: int = 0
     """Of the shuffle that writes it, 0 for a map. Rows are dealt by it, so a plan of another number is not resumed."""
+    grows: Growth = LIVE_ROWS
+    """How it grows with the input; no part of the fingerprint."""
 
     def with_thresholds(self, thresholds: dict[str, Any]) -> "Job":
         """The same job, its manifest recording the thresholds that were applied."""

@@ -222,7 +222,7 @@ def run_verbs(context: Context) -> None:
     rows = Rows.of(base)
     schema = pa.schema([base.schema.field("id"), base.schema.field("messages")])
     context.engine.map(context.job("verb_map", "COPY", schema, {}, (), rows), rows.splits, Copy(rows.ref))
-    buckets = context.num_buckets(rows.num_rows * 14 * 20)
+    buckets = context.buckets(rows.num_rows * 14 * 20).count()
     exchange = Exchange(tuple(rows.splits), EmitKeys(rows.ref, buckets), KEYED, ("key", "row"), buckets)
     context.engine.shuffle(context.job("verb_shuffle", "KEYS", KEYED, {}, (), rows), exchange, write_keys)
 

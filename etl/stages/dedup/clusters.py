@@ -29,6 +29,7 @@ from etl.dedup.overlap import Overlap
 from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
 from etl.hashing import fixed_binary, hash_array
+from etl.laws import Growth, PairCopies, PairRows, SameAs, With
 from etl.rows import ROW_BITS, Rows, RowsRef
 from etl.schema import CLUSTER_COLUMNS, ID, KEPT
 from etl.stages.context import Context
@@ -58,16 +59,18 @@ def cluster(context: Context, rows: Rows, near: NearDedup, survivor: Survivor) -
     """Write the datasets of etl.stages.dedup.near and those above; rows that are not the survivor get a verdict."""
     found = find_pairs(context, rows, near, survivor)
     labels = label_components(context, rows, "components", found.pairs, ("a_row", "b_row"))
-    buckets = context.num_buckets(2 * sum(part.bytes for part in found.sets.manifest.parts))
+    tasks = context.buckets(2 * sum(part.bytes for part in found.sets.manifest.parts), SameAs(found.sets.ref.stage))
+    buckets = tasks.count()
     emit = EmitClusterRows(labels.ref, found.sets.ref, buckets)
     order = ("component", "preference", "id", "row")
-    job = context.job("near_hits", "HIT", HIT, {"threshold": near.threshold}, (labels, found.sets), rows)
+    grows = Growth.all_by(PairRows(found.pairs.ref.stage), tasks)
+    job = context.job("near_hits", "HIT", HIT, {"threshold": near.threshold}, (labels, found.sets), rows, grows=grows)
     exchange = Exchange(tuple(rows.splits), emit, CLUSTER_ROW, order, buckets)
     hits = context.shuffle(job, exchange, RankComponents(near, context.sources))
     drop_below = 0.0 if near.clusters == "components" else near.threshold
     mark = ClusterMark("near", "near_duplicate", drop_below)
     findings = near_findings(near, found, hits)
-    rows = mark_hits(context, rows, hits, mark, findings)
+    rows = mark_hits(context, rows, hits, mark, findings, PairCopies(found.pairs.ref.stage))
     _report_findings(context, findings)
     accounting = {
         source: steps[context.folder("near")]
@@ -341,6 +344,8 @@ class WriteKept:
 def write_clusters(context: Context, rows: Rows, kinds: Sequence[DuplicateCounts]) -> DatasetLike:
     """Write DIR/clusters, the table for people; its manifest tells by source what all kinds of duplicates come to."""
     inputs = rows.tables(["source_dataset", "source_example_id", "verdict"])
-    job = context.job("clusters", "KEPT", KEPT, {}, inputs).with_findings({"sources": by_source(kinds)})
+    grows = Growth(With.INPUT, work=With.INPUT)
+    job = context.job("clusters", "KEPT", KEPT, {}, inputs, grows=grows)
+    job = job.with_findings({"sources": by_source(kinds)})
     clusters = tuple(context.columns(CLUSTER_COLUMNS).names)
     return context.map(job, rows.splits, WriteKept(rows.ref, clusters))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from etl.dedup.components import Components
 from etl.engine import Exchange
+from etl.laws import Growth, PairRows, SameAs, With
 from etl.rows import Rows
 from etl.stages.context import Context
 from etl.stages.dedup.blocks import (
@@ -78,12 +79,14 @@ def label_components(context: Context, rows: Rows, name: str, pairs: Dataset, en
         ends: its two columns of row keys, int64, >= 0.
     """
     if _fits_one_task(context, pairs):
-        job = context.job(name, "LABEL", LABEL, {"path": "one_task", "ends": list(ends)}, (pairs,), rows)
+        grows = Growth.all_by(PairRows(pairs.ref.stage), With.NOTHING)
+        job = context.job(name, "LABEL", LABEL, {"path": "one_task", "ends": list(ends)}, (pairs,), rows, grows=grows)
         return context.map(job, [0], LabelRows(pairs.ref, ends))
     ties = contract(context, rows, name, pairs, ends)
     buckets = len(rows.splits)
     exchange = Exchange(tuple(range(ties.ref.num_splits)), EmitLabels(ties.ref, buckets), ARC, ARC_ORDER, buckets)
-    job = context.job(name, "LABEL", LABEL, {"path": "stars", "ends": list(ends)}, (ties,), rows)
+    grows = Growth.all_by(PairRows(pairs.ref.stage))
+    job = context.job(name, "LABEL", LABEL, {"path": "stars", "ends": list(ends)}, (ties,), rows, grows=grows)
     return context.shuffle(job, exchange, first_labels)
 
 
@@ -100,41 +103,48 @@ def cut_blocks(context: Context, rows: Rows, candidates: Dataset, block_bytes: i
         block_bytes: most bytes of the sets of a block, but for two sets more.
     """
     semantic = {"block_bytes": block_bytes}
+    as_pairs = SameAs(candidates.ref.stage)
     if _fits_one_task(context, candidates):
-        job = context.job("edges", "EDGE", EDGE, {**semantic, "path": "one_task"}, (candidates,), rows)
+        grows = Growth.all_by(as_pairs, With.NOTHING)
+        job = context.job("edges", "EDGE", EDGE, {**semantic, "path": "one_task"}, (candidates,), rows, grows=grows)
         return context.map(job, [0], CutCandidates(candidates.ref, block_bytes))
     labels = label_components(context, rows, "candidate_components", candidates, ("a", "b"))
     chunks = _cut_chunks(context, rows, labels, candidates, block_bytes)
     num_rows = chunks.manifest.rows_out + candidates.manifest.rows_out
-    buckets = context.num_buckets(num_rows * AT_END_BYTES)
+    tasks = context.buckets(num_rows * AT_END_BYTES, as_pairs)
+    buckets, grows = tasks.count(), Growth.all_by(as_pairs, tasks)
 
     chunk_input = Input(chunks.ref, CHUNK.names, chunk_lines)
     pairs = Input(candidates.ref, ["a", "b"], first_end_lines)
     emit = EmitInputs({"chunks": chunk_input, "pairs": pairs}, buckets)
     exchange = Exchange(emit.splits, emit, AT_END, AT_END_ORDER, buckets)
-    job = context.job("rounds/edges-ends", "END", END, {}, (chunks, candidates), rows)
+    job = context.job("rounds/edges-ends", "END", END, {}, (chunks, candidates), rows, grows=grows)
     ends = context.shuffle(job, exchange, join_first_chunk)
 
     pairs = Input(ends.ref, END.names, second_end_lines)
     emit = EmitInputs({"chunks": chunk_input, "pairs": pairs}, buckets)
     exchange = Exchange(emit.splits, emit, AT_END, AT_END_ORDER, buckets)
-    job = context.job("edges", "EDGE", EDGE, {**semantic, "path": "stars"}, (chunks, ends), rows)
+    job = context.job("edges", "EDGE", EDGE, {**semantic, "path": "stars"}, (chunks, ends), rows, grows=grows)
     return context.shuffle(job, exchange, join_second_chunk)
 
 
 def _cut_chunks(context: Context, rows: Rows, labels: DatasetLike, candidates: Dataset, block_bytes: int) -> Dataset:
     """Write DIR/rounds/edges-nodes and DIR/rounds/edges-chunks."""
+    of_pairs, as_pairs = PairRows(candidates.ref.stage), SameAs(candidates.ref.stage)
     num_rows = labels.result().manifest.rows_out + 2 * candidates.manifest.rows_out
-    buckets = context.num_buckets(num_rows * ARC_BYTES)
+    tasks = context.buckets(num_rows * ARC_BYTES, as_pairs)
+    buckets = tasks.count()
     pairs = Input(candidates.ref, KEY_COLUMNS, key_lines)
     emit = EmitInputs({"labels": Input(labels.ref, LABEL.names, component_lines), "pairs": pairs}, buckets)
     keyed = Exchange(emit.splits, emit, KEYED, ("row", "is_key", "value"), buckets)
-    job = context.job("rounds/edges-nodes", "NODE", NODE, {}, (labels, candidates), rows)
+    grows = Growth(of_pairs, crosses=as_pairs, work=as_pairs, tasks=tasks)
+    job = context.job("rounds/edges-nodes", "NODE", NODE, {}, (labels, candidates), rows, grows=grows)
     nodes = context.shuffle(job, keyed, join_keys)
 
-    buckets = context.num_buckets(nodes.manifest.rows_out * RANKED_BYTES)
+    tasks = context.buckets(nodes.manifest.rows_out * RANKED_BYTES, of_pairs)
+    buckets, grows = tasks.count(), Growth.all_by(of_pairs, tasks)
     ranked = Exchange(
         tuple(range(nodes.ref.num_splits)), EmitNodes(nodes.ref, buckets), RANKED, ("component", "key", "row"), buckets
     )
-    job = context.job("rounds/edges-chunks", "CHUNK", CHUNK, {"block_bytes": block_bytes}, (nodes,), rows)
+    job = context.job("rounds/edges-chunks", "CHUNK", CHUNK, {"block_bytes": block_bytes}, (nodes,), rows, grows=grows)
     return context.shuffle(job, ranked, CutComponents(block_bytes))

@@ -23,6 +23,7 @@ from etl.dedup.overlap import Overlap
 from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
 from etl.hashing import hash128, hash_array, hash_columns, signed
+from etl.laws import GroupCopies, Growth
 from etl.messages import instruction_text, response_text
 from etl.rows import Rows, RowsRef
 from etl.schema import PROMPT
@@ -134,10 +135,12 @@ class SourceCounts:
 def exact(context: Context, rows: Rows, config: ExactDedup, survivor: Survivor) -> tuple[Rows, DuplicateCounts]:
     """Write DIR/exact_hits and DIR/exact: of the rows of equal content all but the preferred one get a verdict."""
     sources = context.sources
-    num_buckets = context.num_buckets(rows.num_rows * CONTENT_BYTES)
+    tasks = context.buckets(rows.num_rows * CONTENT_BYTES)
+    num_buckets = tasks.count()
     semantic = {"text": TEXT_VERSION, **config.fingerprinted(), **survivor.fingerprinted()}
     inputs = rows.tables([*PROMPT.names, *survivor.reads, "verdict"])
-    job = context.job("exact_hits", "LOSER", LOSER, semantic, inputs, rows)
+    grows = Growth(GroupCopies("content"), tasks=tasks)
+    job = context.job("exact_hits", "LOSER", LOSER, semantic, inputs, rows, grows=grows)
     order = ("content", "preference", "digest", "id", "row")
     emit = EmitContent(rows.ref, config, survivor, sources, num_buckets)
     hits = context.shuffle(job, Exchange(tuple(rows.splits), emit, CONTENT, order, num_buckets), FindLosers(sources))

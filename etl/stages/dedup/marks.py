@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from etl.accounting import judged
 from etl.arrays import I64, Bools
 from etl.engine import Exchange
+from etl.laws import Growth, Law, SameAs
 from etl.rows import Rows, RowsRef
 from etl.schema import CLUSTER_COLUMNS, ID, aligned
 from etl.stages.context import Context
@@ -171,7 +172,14 @@ class MarkSplit:
             yield judged([mark.step], batch, done, self.schema)
 
 
-def mark_hits(context: Context, rows: Rows, hits: Dataset, mark: Mark, findings: dict[str, Any] | None = None) -> Rows:
+def mark_hits(
+    context: Context,
+    rows: Rows,
+    hits: Dataset,
+    mark: Mark,
+    findings: dict[str, Any] | None = None,
+    drops: Law | None = None,
+) -> Rows:
     """Write DIR/<step>, aligned: the rows that `mark` judges lost get a verdict.
 
     Args:
@@ -180,11 +188,14 @@ def mark_hits(context: Context, rows: Rows, hits: Dataset, mark: Mark, findings:
         hits: rows that were found, of the schema `mark.hits`.
         mark: what becomes of them.
         findings: what the manifest says of the search.
+        drops: how the rows grow that are lost; None where every hit is one.
     """
     schema = aligned(context.columns(mark.columns))
     inputs = (hits, *rows.tables([*mark.reads, "verdict"]))
     named = replace(mark, step=context.folder(mark.step))
-    job = context.job(mark.step, mark.table, schema, named.semantic, inputs, rows).with_findings(findings or {})
+    grows = Growth.of_marks(hits.ref.stage, drops or SameAs(hits.ref.stage))
+    job = context.job(mark.step, mark.table, schema, named.semantic, inputs, rows, grows=grows)
+    job = job.with_findings(findings or {})
     splits, emit = tuple(range(hits.ref.num_splits)), EmitHits(hits.ref, mark.hits)
     exchange = Exchange(splits, emit, routed(mark.hits), ("row",), len(rows.splits))
     return rows.with_side(context.shuffle(job, exchange, MarkSplit(rows.ref, named, schema)), schema)

@@ -21,9 +21,10 @@ from etl.dedup.minhash import MINHASH_VERSION, candidate_probability
 from etl.dedup.near import NearDedup
 from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
+from etl.laws import CandidatePairs, Growth, MoreRows, PairRows, SameAs, VerifiedPairs
 from etl.rows import Rows
 from etl.stages.context import Context
-from etl.stages.dedup.bands import CANDIDATE, EmitBands, MakeCanaries, PairUp, band_bytes, band_schema
+from etl.stages.dedup.bands import CANDIDATE, PAIR_BLOCK, EmitBands, MakeCanaries, PairUp, band_bytes, band_schema
 from etl.stages.dedup.blocks import EDGE
 from etl.stages.dedup.components import cut_blocks
 from etl.stages.dedup.verify import (
@@ -61,8 +62,8 @@ def find_pairs(context: Context, rows: Rows, near: NearDedup, survivor: Survivor
     candidates = _find_candidates(context, rows, near, making, shingling)
     edges = cut_blocks(context, rows, candidates, BLOCK_BYTES)
     write = WriteSets(rows.ref, near, making, survivor, context.sources)
-    sets = _write_sets(context, rows, write, shingling, edges)
-    return NearPairs(candidates, sets, _verify(context, rows, near, sets, edges))
+    sets = _write_sets(context, rows, write, shingling, candidates, edges)
+    return NearPairs(candidates, sets, _verify(context, rows, near, candidates, sets, edges))
 
 
 def _find_candidates(
@@ -75,30 +76,40 @@ def _find_candidates(
         "minhash": MINHASH_VERSION, "bands": num_bands, "rows": num_rows,
         **near.model_dump(include={"num_perm", "seed", "max_partners", "threshold"}), **shingling,
     }  # fmt: skip
-    buckets = context.num_buckets(rows.num_rows * band_bytes(near))
+    tasks = context.buckets(rows.num_rows * band_bytes(near))
+    buckets = tasks.count()
     emit = EmitBands(rows.ref, near, making, buckets)
     exchange = Exchange(tuple(rows.splits), emit, band_schema(near.num_words), ("band", "key", "row"), buckets)
-    job = context.job("candidates", "MET", CANDIDATE, banding, rows.tables(["id", "messages", "verdict"]), rows)
+    inputs = rows.tables(["id", "messages", "verdict"])
+    grows = Growth(CandidatePairs(near.max_partners, PAIR_BLOCK), tasks=tasks)
+    job = context.job("candidates", "MET", CANDIDATE, banding, inputs, rows, grows=grows)
     return context.shuffle(job, exchange, PairUp(near))
 
 
 def _write_sets(
-    context: Context, rows: Rows, write: WriteSets, shingling: dict[str, Any], edges: DatasetLike
+    context: Context, rows: Rows, write: WriteSets, shingling: dict[str, Any], candidates: Dataset, edges: DatasetLike
 ) -> Dataset:
     near = write.near
     compared = {**shingling, "verify": near.verify, "survivor": write.survivor.fingerprinted()}
     if near.verify == "estimate":
         compared |= {"minhash": MINHASH_VERSION, "num_perm": near.num_perm, "seed": near.seed}
-    job = context.job("sets", "SET", SET, compared, (edges, *rows.tables(write.columns)), rows)
+    of_pairs = PairRows(candidates.ref.stage)
+    grows = Growth(of_pairs, crosses=of_pairs, work=MoreRows(like=candidates.ref.stage))
+    job = context.job("sets", "SET", SET, compared, (edges, *rows.tables(write.columns)), rows, grows=grows)
     splits = tuple(range(edges.ref.num_splits))
     exchange = Exchange(splits, EmitWantedSets(edges.ref), WANTED_SET, ("row", "node", "block"), len(rows.splits))
     return context.shuffle(job, exchange, write)
 
 
-def _verify(context: Context, rows: Rows, near: NearDedup, sets: Dataset, edges: DatasetLike) -> Dataset:
-    buckets = context.num_buckets(2 * sum(part.bytes for part in sets.manifest.parts))
+def _verify(
+    context: Context, rows: Rows, near: NearDedup, candidates: Dataset, sets: Dataset, edges: DatasetLike
+) -> Dataset:
+    as_sets = SameAs(sets.ref.stage)
+    tasks = context.buckets(2 * sum(part.bytes for part in sets.manifest.parts), as_sets)
+    buckets = tasks.count()
     inputs = {"sets": Input(sets.ref, SET.names, set_lines), "edges": Input(edges.ref, EDGE.names, edge_lines)}
     emit = EmitInputs(inputs, buckets)
     exchange = Exchange(emit.splits, emit, BLOCK_MEMBER, ("block", "is_edge", "a", "b"), buckets)
-    job = context.job("pairs", "PAIR", NEAR_PAIR, {"threshold": near.threshold}, (sets, edges), rows)
+    grows = Growth(VerifiedPairs(candidates.ref.stage), crosses=as_sets, work=as_sets, tasks=tasks)
+    job = context.job("pairs", "PAIR", NEAR_PAIR, {"threshold": near.threshold}, (sets, edges), rows, grows=grows)
     return context.shuffle(job, exchange, Verify(near, context.sources))

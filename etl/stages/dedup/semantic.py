@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from etl.dedup.semantic import SemanticDedup
 from etl.errors import SchemaError
+from etl.laws import FamilyCopies
 from etl.rows import Rows
 from etl.stages.context import Context
 from etl.stages.dedup.marks import Mark, mark_hits, one_a_row
@@ -79,7 +80,8 @@ class Semantic(SemanticDedup, Stage):
         embedded = embed_rows(context, rows, cells, self)
         centroids = find_centroids(context, embedded, cells, self)
         hits = compare_clusters(context, embedded, centroids, self)
-        return mark_hits(context, rows, hits, SemanticMark(STEP), {"semantic": cell_findings(hits, cells)})
+        findings, drops = {"semantic": cell_findings(hits, cells)}, FamilyCopies(hits.ref.stage)
+        return mark_hits(context, rows, hits, SemanticMark(STEP), findings, drops)
 
 
 @dataclass(frozen=True)

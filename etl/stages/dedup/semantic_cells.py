@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.arrays import I64
+from etl.laws import Growth, With
 from etl.rows import Rows, RowsRef
 from etl.schema import CTX_BUCKETS, SKILL_BUCKETS
 from etl.stages.context import Context
@@ -83,7 +84,7 @@ class CountRows:
 
 def count_cells(context: Context, rows: Rows) -> Cells:
     inputs = rows.tables(["skill_bucket", "ctx_bucket", "verdict"])
-    job = context.job("semantic_cells", "SEMANTIC_CELL", SEMANTIC_CELL, {}, inputs, rows)
+    job = context.job("semantic_cells", "SEMANTIC_CELL", SEMANTIC_CELL, {}, inputs, rows, grows=Growth(With.SPLITS))
     found: dict[int, int] = {}
     for batch in context.map(job, rows.splits, CountRows(rows.ref)).result().read():
         for cell, count in zip(cell_of(batch).tolist(), batch.column("rows").to_pylist(), strict=True):

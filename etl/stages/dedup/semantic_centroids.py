@@ -17,6 +17,7 @@ from etl.dedup.semantic import EMBEDDING, SemanticDedup
 from etl.dedup.vectors import from_binary, to_binary
 from etl.engine import Exchange
 from etl.hashing import hash_array
+from etl.laws import AtMost, Growth, With
 from etl.mixture.sampling import purpose_seed
 from etl.rows import Rows, RowsRef
 from etl.stages.context import Context
@@ -93,7 +94,10 @@ def find_centroids(context: Context, rows: Rows, cells: Cells, config: SemanticD
     counted = {"-".join(name_of(cell)): count for cell, count in cells.rows.items()}
     identity = {"version": SEMANTIC_VERSION, **config.model_dump(include=chosen), "cells": counted}
     inputs = rows.tables(["skill_bucket", "ctx_bucket", *EMBEDDING.names, "verdict"])
-    job = context.job("semantic_centroids", "CENTROID", CENTROID, {"kmeans": identity}, inputs)
+    most = AtMost(len(cells.rows) * config.max_clusters)
+    sampled = AtMost(round(len(cells.rows) * config.sample_rows * _OVERSAMPLING))
+    grows = Growth(most, crosses=sampled, tasks=With.NOTHING)
+    job = context.job("semantic_centroids", "CENTROID", CENTROID, {"kmeans": identity}, inputs, grows=grows)
     exchange = Exchange(
         tuple(rows.splits), EmitSample(rows.ref, cells, config), SAMPLED, ("order", "id"), max(1, len(cells.rows))
     )

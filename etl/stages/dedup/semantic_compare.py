@@ -23,6 +23,7 @@ from etl.dedup.semantic import EMBEDDING, SemanticDedup, survivors
 from etl.dedup.vectors import BLOCK_ROWS, from_binary, nearest
 from etl.engine import Exchange
 from etl.hashing import hash_array
+from etl.laws import Growth
 from etl.rows import Rows, RowsRef
 from etl.schema import ID
 from etl.stages.context import Context
@@ -224,11 +225,13 @@ def _hit_rows(rows: I64, cluster: int, kept: int, rank: I64, survivor: pa.Array)
 
 def compare_clusters(context: Context, rows: Rows, centroids: Dataset, config: SemanticDedup) -> Dataset:
     """Write DIR/semantic_hits: each live row's cluster, the size of that, and the row's rank there or its survivor."""
-    num_buckets = context.num_buckets(rows.num_rows * (64 + (384 if config.embedder == "minilm" else config.dim)))
+    tasks = context.buckets(rows.num_rows * (64 + (384 if config.embedder == "minilm" else config.dim)))
+    num_buckets = tasks.count()
     columns = ["skill_bucket", "ctx_bucket", *EMBEDDING.names, *config.survivor.reads, "verdict"]
     identity = {"version": SEMANTIC_VERSION, "threshold": config.threshold, "survivor": config.survivor.fingerprinted()}
     inputs = (centroids, *rows.tables(columns))
-    job = context.job("semantic_hits", "SEMANTIC_HIT", SEMANTIC_HIT, {"removal": identity}, inputs, rows)
+    grows = Growth(tasks=tasks)
+    job = context.job("semantic_hits", "SEMANTIC_HIT", SEMANTIC_HIT, {"removal": identity}, inputs, rows, grows=grows)
     emit = EmitClusterMembers(rows.ref, centroids.ref, config, num_buckets)
     exchange = Exchange(tuple(rows.splits), emit, CLUSTER_MEMBER, ("cluster", "order", "id", "row"), num_buckets)
     return context.shuffle(job, exchange, CompareClusters(config))

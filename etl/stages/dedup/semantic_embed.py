@@ -15,6 +15,7 @@ import pyarrow as pa
 from etl.dedup.lexical import NUM_SLOTS, count_terms, embed, rarity
 from etl.dedup.semantic import EMBEDDING, SemanticDedup, embedded_text, spread
 from etl.engine import Exchange
+from etl.laws import AtMost, Growth, With
 from etl.pipeline import Pipeline
 from etl.rows import Rows, RowsRef
 from etl.schema import aligned
@@ -99,7 +100,9 @@ def _embed_lexical(context: Context, rows: Rows, cells: Cells, config: SemanticD
     inputs = rows.tables(["messages", "verdict"])
     identity = {"lexical": config.lexical_identity()}
     exchange = Exchange(tuple(rows.splits), EmitTerms(rows.ref, config), COUNTED_TERMS, ("bucket",), _TERM_BUCKETS)
-    terms = context.shuffle(context.job("semantic_terms", "TERM", TERM, identity, inputs), exchange, add_terms)
+    grows = Growth(AtMost(NUM_SLOTS), crosses=With.SPLITS, tasks=With.NOTHING)
+    job = context.job("semantic_terms", "TERM", TERM, identity, inputs, grows=grows)
+    terms = context.shuffle(job, exchange, add_terms)
     job = context.job("embeddings", "EMBEDDING", schema, identity, (terms, *inputs), rows)
     work = EmbedLexical(rows.ref, terms.ref, cells.total, config)
     return rows.with_side(context.map(job, rows.splits, work), schema)

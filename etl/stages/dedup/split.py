@@ -16,6 +16,7 @@ from pydantic import Field
 from etl.config import Config
 from etl.engine import Exchange
 from etl.hashing import hash128
+from etl.laws import GroupRows, Growth
 from etl.messages import instruction_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.rows import Rows, RowsRef
@@ -50,6 +51,8 @@ PROMPT_KEY = pa.schema(
         ("row", pa.int64()),
     ]
 )  # fmt: skip
+PROMPT_BYTES = 56
+"""Of a row on its way."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,11 @@ class Split(Sides, Stage):
     tables: ClassVar[Mapping[str, str]] = {"split_hits": "LOSER", "split": "VERDICT"}
 
     def run(self, context: Context, rows: Rows) -> Rows:
-        num_buckets = context.num_buckets(rows.num_rows * 56)
+        tasks = context.buckets(rows.num_rows * PROMPT_BYTES)
+        num_buckets = tasks.count()
         inputs = rows.tables(["messages", "split_key", "verdict"])
-        job = context.job("split_hits", "LOSER", LOSER, {"layout": self.sides()}, inputs, rows)
+        grows = Growth(GroupRows("prompt"), tasks=tasks)
+        job = context.job("split_hits", "LOSER", LOSER, {"layout": self.sides()}, inputs, rows, grows=grows)
         order = ("prompt", "validation", "id", "row")
         emit = EmitPrompts(rows.ref, self, num_buckets)
         exchange = Exchange(tuple(rows.splits), emit, PROMPT_KEY, order, num_buckets)

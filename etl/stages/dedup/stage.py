@@ -5,6 +5,7 @@ sources have in common, is in the manifest of the last table, DIR/clusters or, w
 `findings.sources`.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
@@ -81,6 +82,13 @@ class Dedup(Stage):
 
     def check_sources(self, known: Collection[str]) -> None:
         self.survivor.check_sources(self.label, known)
+
+    def for_sample(self, share: float) -> "Dedup":
+        """With fewer canaries; scaled up again, they come to as many as those of the whole."""
+        if self.near is None:
+            return self
+        fewer = self.near.model_copy(update={"num_canaries": math.ceil(self.near.num_canaries * share)})
+        return self.model_copy(update={"near": fewer})
 
     def run(self, context: Context, rows: Rows) -> Rows:
         """Mark duplicates."""

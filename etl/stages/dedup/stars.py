@@ -14,6 +14,7 @@ import pyarrow as pa
 from etl.arrays import I64
 from etl.dedup.stars import LargeStar, SmallStar, max_rounds
 from etl.engine import Exchange
+from etl.laws import Growth, SameAs
 from etl.rows import ROW_BITS, Rows
 from etl.stages.context import Context
 from etl.stages.keyed import Changes, buckets_of, hashed_buckets, int64_schema, reduced, to_batch, to_numpy
@@ -120,18 +121,22 @@ def contract(context: Context, rows: Rows, name: str, pairs: Dataset, ends: tupl
         ends: its two columns of row keys, int64, >= 0.
     """
     bound = max_rounds(pairs.manifest.rows_out)
+    as_pairs = SameAs(pairs.ref.stage)
     ties = pairs
     for number in range(0, bound, 2):
         splits, num_rows = tuple(range(ties.ref.num_splits)), ties.manifest.rows_out
-        buckets = context.num_buckets(2 * num_rows * ARC_BYTES)
+        tasks = context.buckets(2 * num_rows * ARC_BYTES, as_pairs)
+        buckets, grows = tasks.count(), Growth.all_by(as_pairs, tasks)
         emit = EmitBothWays(ties.ref, ends, buckets)
-        job = context.job(f"rounds/{name}-{number}", "TIE", TIE, {"star": "large", "ends": list(ends)}, (ties,), rows)
+        semantic = {"star": "large", "ends": list(ends)}
+        job = context.job(f"rounds/{name}-{number}", "TIE", TIE, semantic, (ties,), rows, grows=grows)
         ties = context.shuffle(job, Exchange(splits, emit, ARC, ARC_ORDER, buckets), large_stars)
         if ties.manifest.distributions["unsettled"] == 0:
             return ties
         ends = ("node", "smaller")
-        splits, buckets = tuple(range(ties.ref.num_splits)), context.num_buckets(ties.manifest.rows_out * ARC_BYTES)
-        job = context.job(f"rounds/{name}-{number + 1}", "TIE", TIE, {"star": "small"}, (ties,), rows)
+        splits, tasks = tuple(range(ties.ref.num_splits)), context.buckets(ties.manifest.rows_out * ARC_BYTES, as_pairs)
+        buckets, grows = tasks.count(), Growth.all_by(as_pairs, tasks)
+        job = context.job(f"rounds/{name}-{number + 1}", "TIE", TIE, {"star": "small"}, (ties,), rows, grows=grows)
         exchange = Exchange(splits, EmitTies(ties.ref, buckets), ARC, ARC_ORDER, buckets)
         ties = context.shuffle(job, exchange, small_stars)
     raise AssertionError(f"{pairs.folder}: edges still move after {bound} rounds of star contraction")

@@ -24,6 +24,7 @@ from etl.dedup.survivor import Survivor
 from etl.dedup.units import UNITS_VERSION, UnitDedup, Units, cut, hash_units, lost_ranges
 from etl.engine import Exchange
 from etl.hashing import hash_columns, signed
+from etl.laws import GroupCopies, Growth
 from etl.messages import raw_documents
 from etl.rows import Rows, RowsRef
 from etl.schema import REMOVED
@@ -212,7 +213,8 @@ def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survi
     """
     sources = context.sources
     # The stored bytes: text is packed to a third of itself, and a unit of 100 to 300 bytes sends 76.
-    num_buckets = context.num_buckets(sum(part.bytes for part in rows.base.result().manifest.parts))
+    tasks = context.buckets(sum(part.bytes for part in rows.base.result().manifest.parts))
+    num_buckets = tasks.count()
     emit = EmitUnits(rows.ref, config, survivor, sources, num_buckets)
     semantic = {
         "units": UNITS_VERSION,
@@ -220,9 +222,9 @@ def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survi
         **config.model_dump(include={"unit", "min_words"}),
         "survivor": survivor.fingerprinted(),
     }
-    job = context.job(
-        f"{config.unit}_hits", "UNIT_HIT", UNIT_HIT, semantic, rows.tables([*emit.reads, "verdict"]), rows
-    )
+    inputs = rows.tables([*emit.reads, "verdict"])
+    grows = Growth(GroupCopies("unit"), tasks=tasks)
+    job = context.job(f"{config.unit}_hits", "UNIT_HIT", UNIT_HIT, semantic, inputs, rows, grows=grows)
     exchange = Exchange(tuple(rows.splits), emit, UNIT, _ORDER, num_buckets)
     hits = context.shuffle(job, exchange, FindUnits(sources))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from etl.run.growth import HOT_ROWS, CandidateGrowth, Growth, grow, grow_groups, pair_weights, partners_of, window
+from etl.run.growth import HOT_ROWS, CandidateGrowth, Duplicates, grow, grow_groups, pair_weights, partners_of, window
 
 
 @pytest.mark.parametrize("size", [2, 5, 40])
@@ -83,7 +83,7 @@ def test_two_units_of_one_row_are_a_pair_of_its_piece():
 
 def test_without_duplicates_nothing_grows():
     grown = grow_groups(np.arange(5), np.arange(5), 10.0)
-    assert grown == Growth()
+    assert grown == Duplicates()
     assert grown.removed_factor == grown.row_factor == 1.0
 
 

@@ -37,4 +37,4 @@ def test_a_dataset_lies_in_the_folder_of_its_stage(context, tmp_path):
 @pytest.mark.parametrize(("total_bytes", "buckets"), [(0, 1), (1, 1), (8192, 1), (8193, 2), (3 * 8192, 3)])
 def test_buckets_hold_what_the_recipe_says(context, total_bytes, buckets):
     assert context.cutting.bucket_bytes == 8192
-    assert context.num_buckets(total_bytes) == buckets
+    assert context.buckets(total_bytes).count() == buckets

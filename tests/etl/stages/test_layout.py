@@ -266,7 +266,7 @@ def test_validation_fraction_of_many_rows(tmp_path):
 
 def test_file_plan_gives_every_bucket_a_folder():
     cells = {("train", "B1", "C1"): (0, 2), ("train", "B3", "C4"): (2, 1), ("validation", "B5", "C2"): (3, 3)}
-    plan = FilePlan(cells, {})
+    plan = FilePlan(cells, {}, ())
     assert plan.num_buckets == 6
     folders = [plan.folder(bucket) for bucket in range(6)]
     assert folders[1] == "split=train/skill_bucket=B1/ctx_bucket=C1"
