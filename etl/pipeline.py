@@ -150,13 +150,13 @@ def _open(step: Step) -> BatchFn:
 
 
 def _check_columns(step: Step, shown: pa.Schema, found: pa.Schema) -> None:
-    """The step's function has appended what the step declares, and nothing else."""
-    for field in step.adds:
+    """The step's function has appended what the step declares, and nothing else, to a batch that has a verdict."""
+    for field in (*step.adds, shown.field("verdict")):
         if field.name not in found.names or found.field(field.name).type != field.type:
             got = f"as {found.field(field.name).type}" if field.name in found.names else "without it"
             raise SchemaError(
-                f"step '{step.label}' declares that it adds '{field.name}' as {field.type} and returned a batch {got}; "
-                "let its function append its columns by etl.step.append(batch, self.adds, arrays)"
+                f"step '{step.label}' is to return '{field.name}' as {field.type} and returned a batch {got}; let its "
+                "function append its columns by etl.step.append(batch, self.adds, arrays) to the batch that it gets"
             )
     more = [name for name in found.names if name not in shown.names and name not in step.adds.names]
     if more:

@@ -186,7 +186,7 @@ NUMBERS = pa.array([1, 2], pa.int32())
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda batch: batch, "declares that it adds 'n' as int32 and returned a batch without it; let .*append"),
+        (lambda batch: batch, "is to return 'n' as int32 and returned a batch without it; let .*append"),
         (
             lambda batch: batch.append_column("n", NUMBERS.cast(pa.int64())),
             "'n' as int32 and returned a batch as int64",
@@ -195,6 +195,7 @@ NUMBERS = pa.array([1, 2], pa.int32())
             lambda batch: batch.append_column("n", NUMBERS).append_column("m", NUMBERS),
             r"returned columns \['m'\], which its",
         ),
+        (lambda batch: pa.record_batch({"n": NUMBERS}), "'verdict' as struct<.* and returned a batch without it"),
     ],
 )
 def test_a_step_that_appends_something_else_than_it_declares_is_told(function, message):

@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.models.causal_lm import model_digest
+from etl.pipeline import open_steps
 from etl.scoring.ifd import IfdStep, ifd
 from tests.etl.models.tiny import MAX_LENGTH, WORDS, save_tiny_llama
 from tests.etl.rows import asked, conversations, say, verdicts
@@ -63,6 +64,20 @@ def test_losses_and_cherry_ratio(folder, limit):
     assert verdicts(batch) == values
     assert None in values
     assert any(values)
+
+
+def test_two_models_score_side_by_side(folder, tmp_path):
+    """Each column is the one that its model gives alone; the second is not asked about what the first has dropped."""
+    other = save_tiny_llama(tmp_path / "other", bos_token="<s>")
+    batch = conversations(ROWS)
+    done = open_steps([IfdStep(model=folder), IfdStep(model=other, name="other-lm", formula="reciprocal")])(batch)
+    columns = [f"other_lm_{name}" for name in COLUMNS]
+    assert done.schema.names == [*batch.schema.names, *COLUMNS, *columns]
+    assert done.select(COLUMNS).equals(run(folder, batch).select(COLUMNS))
+    dropped = [n for n, verdict in enumerate(verdicts(done)) if verdict]
+    alone = run(other, conversations(ROWS, dropped=dropped), formula="reciprocal")
+    assert [done.column(name).to_pylist() for name in columns] == [alone.column(name).to_pylist() for name in COLUMNS]
+    assert done.column("other_lm_loss_cond").to_pylist() != done.column("loss_cond").to_pylist()
 
 
 def test_formulas():
