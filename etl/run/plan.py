@@ -78,7 +78,7 @@ class _Lookahead(Engine):
         self.inputs: tuple[InputSize, ...] = ()
         self.has_ended = False
         """Whether it came to an end before the last stage."""
-        self._run = run
+        self.run = run
         self._label = ""
         self._actions: dict[str, Action] = {}
         """By the URL of its folder, what would happen to a dataset."""
@@ -109,11 +109,11 @@ class _Lookahead(Engine):
     def land(self, table: Table, folder: Location) -> Dataset:
         """Only the catalog knows whether the table has changed."""
         stage = f"tables/{table.source}"
-        if self._run.state(stage) != "committed":
+        if self.run.state(stage) != "committed":
             self._note(folder, stage, "run", _NOTHING)
             _end()
         self._note(folder, stage, "check", f"runs again if {table.name} has changed")
-        return self._run.dataset(stage)
+        return self.run.dataset(stage)
 
     def _note(self, folder: Location, stage: str, action: Action, *reasons: str) -> None:
         self._actions[folder.url] = action
@@ -125,14 +125,14 @@ class _Lookahead(Engine):
     def _look(self, job: Job) -> Dataset | None:
         """Note what would happen to a dataset; what is committed in its folder."""
         self.jobs[job.stage] = job
-        state = self._run.state(job.stage)
+        state = self.run.state(job.stage)
         if state == "absent":
             self._note(job.folder, job.stage, "run", _NOTHING)
         elif state == "started":
             self._look_at_build(job)
         else:
-            self._look_at_dataset(job, self._run.dataset(job.stage).manifest)
-        return self._run.dataset(job.stage) if state == "committed" else None
+            self._look_at_dataset(job, self.run.dataset(job.stage).manifest)
+        return self.run.dataset(job.stage) if state == "committed" else None
 
     def _look_at_build(self, job: Job) -> None:
         anew = [name for name, action in self._needed(job).items() if action == "run"]
@@ -170,7 +170,7 @@ class _Lookahead(Engine):
         return self._actions.get(dataset.ref.folder.url, "keep")
 
     def _progress(self, stage: str) -> str:
-        progress = self._run.progress(stage)
+        progress = self.run.progress(stage)
         return f"{progress.done} of {progress.splits} splits are done"
 
     def stages(self, recipe: Recipe) -> tuple[PlannedStage, ...]:
@@ -186,7 +186,7 @@ class _Lookahead(Engine):
         return tuple(found)
 
     def _unreached(self, label: str, stage: str) -> PlannedStage:
-        state = self._run.state(stage)
+        state = self.run.state(stage)
         if state == "absent":
             return PlannedStage(label, stage, "run", (_NOTHING,))
         told = f"{self._progress(stage)}, and it " if state == "started" else ""
@@ -274,26 +274,29 @@ def adopt(recipe: Recipe, stage: str) -> list[str]:
             known = ", ".join(one.stage for one in lookahead.planned)
             raise DataError(f"there is no stage '{stage}' to adopt; so far there are: {known}")
         (stage_plan,) = (one for one in lookahead.planned if one.stage == stage)
-        _refuse_what_cannot_be_adopted(job, stage_plan, lookahead.planned)
-        old = Dataset.open(job.folder).manifest
-        _rewrite(job, old, stage_plan.reasons)
+        _refuse_what_is_not_old(job, stage_plan, lookahead)
+        old = lookahead.run.dataset(stage)
+        _refuse_rows_that_do_not_fit(job, old)
+        _rewrite(job, old.manifest, stage_plan.reasons)
         return list(stage_plan.reasons)
 
 
-def _refuse_what_cannot_be_adopted(job: Job, stage_plan: PlannedStage, planned: list[PlannedStage]) -> None:
-    if not Build(job).is_occupied():
+def _refuse_what_is_not_old(job: Job, stage_plan: PlannedStage, lookahead: _Lookahead) -> None:
+    if lookahead.run.state(job.stage) != "committed":
         raise DataError(f"{job.folder} holds no committed dataset; run the recipe")
     if stage_plan.action in ("keep", "check"):
         raise DataError(f"{job.folder} is what this recipe makes already; there is nothing to adopt")
     needed = {dataset.ref.stage for dataset in _inputs(job)}
-    undecided = [earlier.stage for earlier in planned if earlier.stage in needed and earlier.action != "keep"]
+    undecided = [one.stage for one in lookahead.planned if one.stage in needed and one.action != "keep"]
     if undecided:
         raise DataError(f"{job.folder} is made from {', '.join(undecided)}, to run again; adopt or run that first")
-    dataset = Dataset.open(job.folder)
-    if dataset.manifest.base != job.base_cut:
+
+
+def _refuse_rows_that_do_not_fit(job: Job, old: Dataset) -> None:
+    if old.manifest.base != job.base_cut:
         raise DataError(f"{job.folder} is aligned with rows that are cut in another way; it has to run again")
-    if dataset.manifest.parts and not dataset.schema.equals(job.schema):
-        raise DataError(f"{job.folder} has the columns {dataset.schema.names}, this recipe makes {job.schema.names}")
+    if old.manifest.parts and not old.schema.equals(job.schema):
+        raise DataError(f"{job.folder} has the columns {old.schema.names}, this recipe makes {job.schema.names}")
 
 
 def _rewrite(job: Job, old: Manifest, differing: Iterable[str]) -> None:
