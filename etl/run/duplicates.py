@@ -25,6 +25,7 @@ from etl.run.sample import Sample
 from etl.stages.keyed import distinct, row_keys
 from etl.storage.build import Job
 from etl.storage.dataset import Dataset
+from etl.storage.opened import Run
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class SampleRun:
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
-        return {name: Dataset.open(job.folder) for name, job in self.jobs.items()}
+        return Run.open(self.sample.recipe.place).datasets
 
     def num_rows_of(self, name: str) -> int:
         return self.datasets[name].manifest.rows_out
