@@ -1,4 +1,4 @@
-"""The recipe of docs/extending.md, whose filter and cut are from a package of its own, on engine after engine."""
+"""The recipe of docs/extending.md, whose filter, cut and stage are from a package of its own, on engine after engine."""
 
 import contextlib
 
@@ -6,7 +6,9 @@ import pytest
 
 from etl import conf
 from etl.engines.local import LocalEngine
+from etl.errors import DataError
 from etl.run.recipe import Recipe
+from etl.run.run import run_stage
 from etl.storage.location import Location
 from etl.storage.verify import verify
 from tests.acme import FILES, importable, write_package
@@ -68,6 +70,19 @@ def test_a_job_service_of_beam(recipe, tmp_path, expected, portable_flags):
 
     run(recipe(tmp_path / "out"), BeamEngine(portable_flags, report=lambda line: None))
     assert made(tmp_path / "out") == expected
+
+
+def test_a_stage_from_outside_runs_alone_by_its_label(tmp_path, recipe, expected):
+    def run_alone(label):
+        run_stage(recipe(tmp_path / "out"), InProcessEngine(), lambda line: None, label)
+
+    run_alone("ingest")
+    run_alone("filter")
+    with pytest.raises(DataError, match=r"run jobs/run_recipe\.py --stage Languages first"):
+        run_alone("tokenize")
+    run_alone("Languages")
+    run_alone("tokenize")
+    assert stage(tmp_path / "out", "languages").manifest.content_digest == expected["languages"]
 
 
 def test_another_source_runs_the_stage_again_and_a_comment_alone_gives_the_same_rows(tmp_path, recipe, expected):
