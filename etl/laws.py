@@ -5,9 +5,9 @@ that says nothing grows as its live rows do, in as many tasks as the input has s
 (etl.run.scaling), and knows no dataset, stage or step by its name. A law names another dataset of the run by its
 folder, `DatasetRef.stage`.
 
-    Growth()                                             a side table of what steps measured
-    Growth(GroupCopies("content"), tasks=buckets)        a search for rows of equal content
-    Growth.of_marks(hits.ref.stage, SameAs(hits.ref.stage))   its verdicts
+    Growth()                                                   a side table of what steps measured
+    Growth(GroupCopies("content"), tasks=context.buckets(n))   a search for rows of equal content
+    Growth.of_marks(hits.ref.stage, SameAs(hits.ref.stage))    the verdicts that it comes to
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from enum import Enum, auto
 
 
 class With(Enum):
-    """Laws without a parameter: as many times as many as there are of these."""
+    """Laws without a parameter: a thing grows as these do."""
 
     INPUT = auto()
     """Rows of the input."""
@@ -66,7 +66,7 @@ class CandidatePairs:
     """Pairs of rows that share a band: int64 `a` and `b`, their row keys, the smaller one first.
 
     The map side sends int64 `band`, `key` and `row` of each live row; a band's rows are paired in the order of `key`,
-    then `row`. Rows that are canaries (etl.dedup.canaries) are as many as in the sample's share of them.
+    then `row`. Those that are canaries (etl.dedup.canaries) grow with the input.
     """
 
     max_partners: int

@@ -69,3 +69,16 @@ def test_tables_of_a_catalog_are_refused(tmp_path):
     recipe = Recipe.model_validate(tree | {"sources": {"toy": {"spec": "synth", "table": "catalog.db.t"}}})
     with pytest.raises(ConfigError, match="a sample can only be taken of files"):
         write_sample(recipe, tmp_path / "sample", 1 << 20, 0)
+
+
+def test_stages_are_those_of_a_share_and_the_cutting_is_the_recipes(tmp_path):
+    """What a sample's canaries come to, scaled up, is what the whole has."""
+    path = write_jsonl(tmp_path / "in.jsonl", plain_rows(2000))
+    cutting = {"bucket_bytes": 8192, "max_component_edges": 7}
+    dedups = [{"kind": "dedup"}, {"kind": "dedup", "name": "late", "near": None}]
+    recipe = make_recipe(tmp_path / "out", {"toy": path}, stages=dedups, run=cutting)
+    sample = write_sample(recipe, tmp_path / "sample", path.stat().st_size // 4, 5)
+    first, late = sample.recipe.stages
+    assert first.near.num_canaries * sample.scale == pytest.approx(recipe.stages[0].near.num_canaries, rel=0.01)
+    assert late == recipe.stages[1]
+    assert sample.recipe.run.model_dump(include=set(cutting)) == cutting

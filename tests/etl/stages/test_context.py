@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from etl.engine import nothing
+from etl.laws import Growth, With
 from etl.run.run import context_of
 from etl.text import UNICODE_VERSION
 from tests.engines.inprocess import InProcessEngine
@@ -28,6 +29,14 @@ def test_a_raised_version_gives_other_fingerprints(context):
     assert second.made_from["versions"] == {"unicode": UNICODE_VERSION, "job": 2}
     assert second.fingerprint != first.fingerprint
     assert second.plan_fingerprint != first.plan_fingerprint
+
+
+def test_how_a_job_grows_is_in_no_fingerprint(context):
+    plain = context.job("s", "T", SCHEMA, {"key": 1})
+    growing = context.job("s", "T", SCHEMA, {"key": 1}, grows=Growth(With.SPLITS))
+    assert growing.grows == Growth(With.SPLITS)
+    assert growing.fingerprint == plain.fingerprint
+    assert growing.plan_fingerprint == plain.plan_fingerprint
 
 
 def test_a_dataset_lies_in_the_folder_of_its_stage(context, tmp_path):
