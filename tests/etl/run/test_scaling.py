@@ -12,6 +12,7 @@ from etl.run.sample import Sample
 from etl.run.scaling import Scaling
 from etl.storage.build import Chunk, Job
 from etl.storage.location import Location
+from tests.etl.stages.toys import make_recipe
 
 ROWS, SCALE = 6, 10
 NUMBER = pa.schema([("row", pa.int64())])
@@ -67,7 +68,8 @@ class Toy:
 
     def scaling(self):
         self.engine.settle()
-        sample = Sample(None, input_bytes=100 * SCALE, sample_bytes=100, input_splits=10)
+        recipe = make_recipe(self.folder, {"toy": "toy.jsonl"})
+        sample = Sample(recipe, input_bytes=100 * SCALE, sample_bytes=100, input_splits=10)
         engine = self.engine
         return Scaling(SampleRun(sample, Rows.of(self.base), engine.jobs, engine.uses, engine.emitted))
 
