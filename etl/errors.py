@@ -4,6 +4,9 @@ Bad input raises one of these with what was wrong, the value, and what to do abo
 invariants of our own code.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class StillhouseError(Exception):
     """Base of the four classes, so that an entry point can turn any of them into one line and exit code 2."""
@@ -34,3 +37,30 @@ class SourceError(StillhouseError):
 
 class DataError(StillhouseError):
     """A dataset of ours is absent, incomplete, changed, or held by another run."""
+
+
+@contextlib.contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """Whatever a library says inside the block about the bytes that it decodes becomes a SourceError.
+
+    Libraries raise their own classes and Python's at will, so none is listed. For that reason the block holds calls of
+    a library alone: in our own code the same classes are bugs. Lack of memory stays what it is.
+
+    Args:
+        what: file and place, for the message.
+
+    Raises:
+        SourceError: the library has raised anything.
+    """
+    try:
+        yield
+    except (StillhouseError, MemoryError):
+        raise
+    except Exception as error:
+        raise SourceError(f"{what} cannot be read ({said(error)}); replace or remove it") from error
+
+
+def said(error: Exception) -> str:
+    """What an exception says, in one line of at most 300 characters that begins with its class."""
+    text = " ".join(str(error).split())
+    return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:300]

@@ -5,35 +5,23 @@ about 50,000 items a second; this happens once for each change of the files, see
 whatever `etl.artefacts` takes (a local file, any fsspec URL, `package:NAME/path`), or a glob or a folder.
 """
 
-import bz2
-import gzip
-import lzma
 import posixpath
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import orjson
-import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
+from fsspec.utils import infer_compression
 from pydantic import Field, field_validator
 
 from etl.artefacts import PACKAGE, fetch
 from etl.config import Config
-from etl.errors import ConfigError, DataError, SourceError
+from etl.errors import ConfigError, DataError, SourceError, decoding
+from etl.sources.compressed import unpacked
 from etl.sources.files import COMPRESSIONS, FORMATS
 from etl.storage.location import Location
 from etl.storage.remote import check_url
-
-_UNPACK: Final[dict[str, Callable[[bytes], bytes]]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".zst": lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data),
-}
-_DAMAGED: Final = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstandard.ZstdError, pa.ArrowException)
 
 
 class Benchmark(Config):
@@ -153,10 +141,8 @@ def read_items(name: str, benchmark: Benchmark, files: list[Path]) -> Iterator[t
 def _read_file(name: str, file: Path) -> list[dict[str, Any]]:
     try:
         rows = _read_parquet(file) if file.suffix == ".parquet" else _read_json(file)
-    except _DAMAGED as error:
-        raise SourceError(
-            f"benchmarks.{name}: {file} cannot be read ({type(error).__name__}: {error}); replace the file"
-        ) from error
+    except (DataError, SourceError) as error:
+        raise SourceError(f"benchmarks.{name}: {error}") from error
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ConfigError(
@@ -166,17 +152,18 @@ def _read_file(name: str, file: Path) -> list[dict[str, Any]]:
 
 
 def _read_parquet(file: Path) -> list[Any]:
-    return pq.read_table(file).to_pylist()
+    with decoding(str(file)):
+        return pq.read_table(file).to_pylist()
 
 
 def _read_json(file: Path) -> list[Any]:
-    data = file.read_bytes()
-    if file.suffix in _UNPACK:
-        data = _UNPACK[file.suffix](data)
+    with Location.of(file).open() as stored:
+        data = unpacked(infer_compression(file.name), str(file), stored).read()
     data = data.removeprefix(b"\xef\xbb\xbf").strip()
-    if data.startswith(b"["):
-        return orjson.loads(data)
-    return [orjson.loads(line) for line in data.split(b"\n") if line.strip()]
+    with decoding(str(file)):
+        if data.startswith(b"["):
+            return orjson.loads(data)
+        return [orjson.loads(line) for line in data.split(b"\n") if line.strip()]
 
 
 _ABSENT: Final = object()

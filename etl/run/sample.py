@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 from fsspec.utils import infer_compression
 
 from etl.errors import ConfigError
 from etl.run.recipe import Recipe
+from etl.sources.compressed import unpacked
 from etl.sources.files import COMPRESSIONS, InputFile, list_files, row_group_bytes
 from etl.sources.spec import Source
 from etl.storage.location import Location
@@ -106,7 +106,7 @@ def _copy_piece(location: Location, file: InputFile, offset: int, size: int, tar
     with location.open() as raw:
         compression = infer_compression(file.url)
         if compression is not None:
-            data = fsspec.compression.compr[compression](raw, mode="rb").read(size)
+            data = unpacked(compression, file.url, raw).read(size)
             target.with_suffix(".jsonl").write_bytes(data[: data.rfind(b"\n") + 1])
             return int(raw.tell())
         raw.seek(max(0, offset - 1))

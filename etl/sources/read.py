@@ -6,24 +6,20 @@ and its like are text), with a byte-order mark and blank lines allowed. Parquet 
 object a row, except for meta_json (about 1 µs a row); JSONL costs one orjson parse a line.
 """
 
-import contextlib
-import io
-import lzma
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
-from etl.errors import DataError, SourceError
+from etl.errors import DataError, SourceError, said
 from etl.hashing import hash128
 from etl.schema import MESSAGE, PROMPT, TEXT_ROLE
+from etl.sources.compressed import unpacked
 from etl.sources.files import InputSplit
 from etl.sources.spec import Shape, Source, TextShape
 from etl.storage.location import Location
@@ -169,7 +165,8 @@ def _read_jsonl(location: Location, shape: Shape, split: InputSplit) -> Iterator
 def _lines(location: Location, split: InputSplit) -> Iterator[tuple[int, bytes]]:
     """(byte offset, line without its LF) for the lines that begin inside the split; blank lines are no rows."""
     try:
-        with location.open(split.file.pin) as stored, _unpacked(location, stored) as stream:
+        with location.open(split.file.pin) as stored:
+            stream = unpacked(infer_compression(location.url), location.url, stored)
             position = _first_line(stream, split.start)
             # The last split of a file goes to its end: a compressed file is longer than its stored size.
             end = None if split.end >= split.file.bytes else split.end
@@ -178,18 +175,8 @@ def _lines(location: Location, split: InputSplit) -> Iterator[tuple[int, bytes]]
                 if text.strip():
                     yield position, text.removesuffix(b"\n")
                 position += len(line)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise SourceError(f"{location} cannot be read to its end ({error}); replace or remove it") from error
-
-
-@contextlib.contextmanager
-def _unpacked(location: Location, stored: IO[bytes]) -> Iterator[IO[bytes]]:
-    compression = infer_compression(location.url)
-    if compression is None:
-        yield stored
-        return
-    with compr[compression](stored, mode="rb") as opened:
-        yield io.BufferedReader(cast(io.RawIOBase, opened), 1 << 20)
+    except OSError as error:
+        raise SourceError(f"{location} cannot be read to its end ({said(error)}); replace or remove it") from error
 
 
 def _first_line(stream: IO[bytes], start: int) -> int:

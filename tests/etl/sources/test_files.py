@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.errors import SourceError
-from etl.sources import files
 from etl.sources.files import InputFile, cut, list_files
 from etl.sources.sample import sample_folder
 from etl.sources.spec import Source
@@ -143,13 +142,6 @@ def test_jsonl_is_cut_at_byte_ranges_and_a_compressed_file_is_not_cut(tmp_path):
         ("c.jsonl.gz", 0, size),
     ]
     assert splits(tmp_path / "a.jsonl", 25) == [("a.jsonl", 0, 25)]
-
-
-def test_a_compression_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
-    (tmp_path / "a.jsonl.zst").write_bytes(b"x")
-    monkeypatch.setattr(files, "infer_compression", lambda _: None)
-    with pytest.raises(SourceError, match="install the package zstandard"):
-        splits(tmp_path, 10)
 
 
 def test_parquet_is_cut_at_row_groups(tmp_path):
