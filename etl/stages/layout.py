@@ -164,7 +164,11 @@ def corpus_schema(rows: Rows) -> pa.Schema:
     """CORPUS, then what the stages of this run measured; ids in it are 36-character texts."""
     own = {*CORPUS.names, *PROMPT.names, "ctx_bucket", "verdict"}
     measured = [field for field in rows.schema if field.name not in own]
-    return pa.schema([*CORPUS, *(field.with_type(pa.string()) if field.type == ID else field for field in measured)])
+    return pa.schema([*CORPUS, *(field.with_type(_corpus_type(field)) for field in measured)])
+
+
+def _corpus_type(field: pa.Field) -> pa.DataType:
+    return pa.string() if field.type == ID else field.type
 
 
 @dataclass(frozen=True)
@@ -351,6 +355,13 @@ class Layout(Sides, Stage):
         missing = [name for name in ("input_ids", "ctx_bucket") if name not in schema.names]
         if missing:
             raise SchemaError(f"the stage '{self.label}' writes the corpus from {missing}; list 'tokenize' before it")
+        for field in schema:
+            kind = _corpus_type(field)
+            if field.name in CORPUS.names and kind != CORPUS.field(field.name).type:
+                raise SchemaError(
+                    f"the stage '{self.label}': column '{field.name}' is {kind}, the training record has it as "
+                    f"{CORPUS.field(field.name).type}; give the step or stage that adds it another name"
+                )
         return schema
 
     def run(self, context: Context, rows: Rows) -> Rows:

@@ -10,11 +10,12 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+from etl.errors import SchemaError
 from etl.hashing import hash_array
 from etl.mixture.sampling import in_sample, purpose_seed
-from etl.schema import CTX_BUCKETS
+from etl.schema import CORPUS, CTX_BUCKETS
 from etl.stages import layout
-from etl.stages.layout import SCHEMA_V0, FilePlan
+from etl.stages.layout import SCHEMA_V0, FilePlan, Layout
 from tests.etl.stages.toys import (
     make_recipe,
     mixed_rows,
@@ -280,3 +281,11 @@ def test_empty_cells_and_sides_make_no_folder(tmp_path):
         "split=train"
     }
     assert len(corpus.manifest.parts) == 1
+
+
+def test_a_column_that_the_training_record_has_as_another_type_is_refused():
+    schema = pa.schema([*CORPUS, ("ctx_bucket", pa.string())])
+    assert Layout().output_schema(schema) == schema
+    other = schema.set(schema.get_field_index("utility_score"), pa.field("utility_score", pa.string()))
+    with pytest.raises(SchemaError, match="'utility_score' is string, the training record has it as double; give"):
+        Layout().output_schema(other)
