@@ -87,5 +87,5 @@ def test_the_demo_runs_on_the_engine_that_is_asked_for(tmp_path, monkeypatch, ca
     monkeypatch.setattr(run_beam, "run", lambda *arguments: asked.append(arguments))
     monkeypatch.setattr(demo, "_train_and_show", lambda result, output: None)
     assert demo.main(["--engine", "beam", "--output", str(tmp_path)]) == 0
-    assert asked == [("demo", [f"output={tmp_path}"], [])]
+    assert asked == [("demo", [f"output={tmp_path}"], [], False)]
     assert "on Beam" in capsys.readouterr().out
