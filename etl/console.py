@@ -49,6 +49,11 @@ def report(line: str) -> None:
     OUT.print(line, markup=False)
 
 
+def warn(line: str) -> None:
+    """One line for the user about what is not wrong, but may not be what was meant; on standard error."""
+    ERR.print(f"warning: {line}", markup=False, style="yellow" if sys.stderr.isatty() else None)
+
+
 def main_of(run: Callable[[], int | None]) -> int:
     """The exit code of a job: its own, or 2 after one line about bad input."""
     try:

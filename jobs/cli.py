@@ -11,7 +11,7 @@ from etl.console import AllowCode, Overrides, command, report, run_app
 from etl.storage.catalog import Dialect, statements
 from etl.storage.location import Location
 from etl.storage.opened import Run
-from etl.storage.sweep import find_leftovers, parse_age, remove_leftovers
+from etl.storage.sweep import find_leftovers, find_stale, parse_age, remove_leftovers
 from etl.storage.verify import verify
 from jobs import cli_training
 from jobs.engines import EngineName, run_on
@@ -100,13 +100,18 @@ def adopt_command(
 @app.command("verify")
 @command
 def verify_command(path: Annotated[str, typer.Argument(help="A run's output or one dataset.")]) -> int:
-    """Check every manifest below a folder against its objects; exit code 1 on any difference."""
+    """Check every manifest below a folder against its objects; exit code 1 on any difference.
+
+    Datasets that an earlier recipe left are named as stale, which is no difference.
+    """
     run = Run.open(path)
     differences = list(verify(run))
     for item in differences:
         report(f"{item.kind:>11}  {item.dataset}/{item.path}: {item.detail.splitlines()[0]}")
-    report(f"{_counted(len(run.committed), 'dataset')}, {_counted(len(differences), 'difference')}")
-    return 1 if differences else 0
+    damages = sum(item.is_damage for item in differences)
+    stale = f", {len(differences) - damages:,} stale" if damages < len(differences) else ""
+    report(f"{_counted(len(run.committed), 'dataset')}, {_counted(damages, 'difference')}{stale}")
+    return 1 if damages else 0
 
 
 @app.command("sweep")
@@ -114,17 +119,21 @@ def verify_command(path: Annotated[str, typer.Argument(help="A run's output or o
 def sweep_command(
     path: Annotated[str, typer.Argument(help="A run's output or one dataset.")],
     older_than: Annotated[str, typer.Option(help="Age below which nothing goes: 90s, 30m, 24h, 7d.")] = "24h",
+    stale: Annotated[
+        bool, typer.Option("--stale", help="In place of that, datasets that an earlier recipe left, of any age.")
+    ] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only say what would go.")] = False,
 ) -> None:
     """Remove what dead attempts have left below a folder; refuses while a run is at work there."""
-    root = Location.of(path)
-    leftovers = find_leftovers(root, parse_age(older_than), time.time())
+    root, age_s = Location.of(path), parse_age(older_than)
+    leftovers = find_stale(root, time.time()) if stale else find_leftovers(root, age_s, time.time())
     for item in leftovers:
         report(f"{item.bytes:>14,} bytes  {item.age_s / 3600:>8.1f} h  {item.path}: {item.why}")
     if delete:
         remove_leftovers(root, leftovers)
     done = "removed" if delete else "would go; --delete removes them"
-    report(f"{_counted(len(leftovers), 'leftover')}, {sum(item.bytes for item in leftovers):,} bytes: {done}")
+    found = _counted(len(leftovers), "stale object" if stale else "leftover")
+    report(f"{found}, {sum(item.bytes for item in leftovers):,} bytes: {done}")
 
 
 @app.command("catalog")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from etl.console import OUT, AllowCode, Overrides, command, report
+from etl.console import OUT, AllowCode, Overrides, command, report, warn
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
@@ -60,11 +60,14 @@ def _loaded(name: str, overrides: list[str], allow_code: bool) -> "TrainConfig":
 
 def _dry_run(config: "TrainConfig", world_size: int, as_json: bool) -> int:
     from training.stages.dry_run import dry_run
+    from training.stages.stream import outdated_corpora
 
     config.check()
     found = dry_run(
         config.streams, config.stages, config.model, config.optimizer, config.deepspeed, world_size=world_size
     )
+    for line in outdated_corpora(config.streams, config.stages):
+        warn(line)
     if as_json:
         report(json.dumps(found.to_json()))
         return 0

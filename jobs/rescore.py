@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 import typer
 
 from etl import conf
-from etl.console import ConfFlag, Overrides, command, report, run_command
+from etl.console import ConfFlag, Overrides, command, report, run_command, warn
 from etl.engine import Engine
 from etl.engines.local import LocalEngine
+from etl.storage.stale import outdated
 from jobs.engines import require_package
 from training.teacher.rescore import RescoreConfig, rescore, summary
 
@@ -25,6 +26,8 @@ EngineName = Literal["local", "spark"]
 def run(name: str, overrides: list[str], engine_name: EngineName = "local") -> None:
     """Rescore by a configuration (a shipped name, a path or a URI), and report the result."""
     config = conf.load(RescoreConfig, name, "rescore", overrides)
+    if line := outdated(config.corpus):
+        warn(line)
     with contextlib.closing(_engine(engine_name, config.workers)) as engine:
         dataset = rescore(config, engine)
     for line in summary(dataset):

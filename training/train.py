@@ -23,7 +23,7 @@ import torch
 import typer
 
 from etl import conf
-from etl.console import AllowCode, ConfFlag, Overrides, command, run_command
+from etl.console import AllowCode, ConfFlag, Overrides, command, run_command, warn
 from etl.errors import DataError
 from etl.storage.location import Location
 from training.checkpoint.checkpoints import Checkpoints
@@ -45,7 +45,7 @@ from training.record.recorder import Recorder
 from training.stages.held_out import HeldOut
 from training.stages.schedule import ArmConfig, StageConfig
 from training.stages.state import Evaluation, TrainState
-from training.stages.stream import GlobalStep, StageStream, check_corpora, over_all_ranks
+from training.stages.stream import GlobalStep, StageStream, check_corpora, outdated_corpora, over_all_ranks
 from training.teacher.frozen import FrozenTeacher
 from training.versions import versioned
 
@@ -103,6 +103,9 @@ def train(
         state = TrainState() if found is None else TrainState.from_json(found.payload)
         if not config.is_over(state):
             check_corpora(config.streams, config.stages[state.stage.index :])
+            if here.rank == 0:
+                for line in outdated_corpora(config.streams, config.stages[state.stage.index :]):
+                    warn(line)
             student = build_student(config.model, config.seed)
             teacher_model = None if config.teacher is None else build_student(config.teacher, config.seed)
             vocab_sizes = {"the student": len(student.lm_head.weight)}

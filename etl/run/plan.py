@@ -6,7 +6,7 @@ promise, as the engine does it. Where a stage wants rows that are not there, the
 are known from the stages alone, and those that depend on the rows (rounds of a cut, of near duplicates) are not listed.
 
 Costs the listing that a run begins with, a HEAD or two and a GET a folder, a LIST of the receipts of a build that did
-not end, and the footers of Parquet input (etl/run/inputs.py).
+not end, the footers of Parquet input (etl/run/inputs.py), and a look for what is stale (etl/storage/stale.py).
 """
 
 import json
@@ -20,7 +20,7 @@ from etl.errors import DataError
 from etl.run import inputs
 from etl.run.inputs import InputSize, input_sizes
 from etl.run.recipe import Recipe
-from etl.run.record import stage_records
+from etl.run.record import record_of, stage_records
 from etl.run.run import check, context_of, run_stages
 from etl.stages.ingest import WritePrompts
 from etl.storage.build import Build, Job, SplitWriter
@@ -30,11 +30,12 @@ from etl.storage.lock import RunLock
 from etl.storage.manifest import Manifest, to_json
 from etl.storage.opened import Run
 from etl.storage.remote import storage_options
+from etl.storage.stale import remedy, stale_folders
 
 _Then = Callable[[Dataset], None]
-Action = Literal["keep", "resume", "run", "check"]
+Action = Literal["keep", "resume", "run", "check", "stale"]
 """keep: committed and current. resume: some splits are done. run: all of it. check: current, unless an earlier stage
-that runs again gives other rows."""
+that runs again gives other rows. stale: nothing, since an earlier recipe left it."""
 _NOTHING = "nothing is there yet"
 
 
@@ -58,6 +59,10 @@ class RunPlan:
     inputs: tuple[InputSize, ...]
     stages: tuple[PlannedStage, ...]
     """One for each dataset, in the order of the run."""
+    stale: tuple[PlannedStage, ...] = ()
+    """One for each dataset that an earlier recipe left, which no stage of this one writes."""
+    remedy: str = ""
+    """The command that removes what is stale, once the recipe has run."""
 
 
 class _LookaheadEnd(Exception):
@@ -245,7 +250,13 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     with storage_options(recipe.storage):
         lookahead = _walk(recipe)
         stages = lookahead.stages(recipe)
-    return RunPlan(lookahead.inputs or tuple(InputSize(name) for name in recipe.sources), stages)
+        stale = stale_folders(recipe.place, record_of(recipe))
+    return RunPlan(
+        inputs=lookahead.inputs or tuple(InputSize(name) for name in recipe.sources),
+        stages=stages,
+        stale=tuple(PlannedStage("", folder, "stale") for folder in stale),
+        remedy=remedy(recipe.place),
+    )
 
 
 def _walk(recipe: Recipe) -> _Lookahead:
@@ -310,7 +321,7 @@ def describe(plan: RunPlan) -> Iterator[str]:
     yield from inputs.lines(plan.inputs)
     yield ""
     labels = max(len(one.label) for one in plan.stages)
-    folders = max(len(one.stage) for one in plan.stages)
+    folders = max(len(one.stage) for one in (*plan.stages, *plan.stale))
     before = ""
     for one in plan.stages:
         label = "" if one.label == before else one.label
@@ -318,3 +329,7 @@ def describe(plan: RunPlan) -> Iterator[str]:
         yield f"{label:<{labels}}  {one.stage:<{folders}}  {one.action:<6}  {first}".rstrip()
         yield from (f"{'':<{labels + folders + 12}}{reason}" for reason in more)
         before = one.label
+    if plan.stale:
+        yield ""
+        yield f"left by an earlier recipe; once this one has run, {plan.remedy} removes it"
+        yield from (f"{'':<{labels}}  {one.stage:<{folders}}  {one.action}" for one in plan.stale)

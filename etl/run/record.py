@@ -32,7 +32,8 @@ def stage_records(recipe: Recipe) -> tuple[StageRecord, ...]:
     outputs: list[StageRecord] = []
     for stage in recipe.stages:
         steps = stage.step_labels()
-        record = StageRecord(label=stage.label, kind=stage.kind, folders=stage.folders(), steps=steps)
+        folders, by_rows = stage.folders(), stage.folders_by_rows()
+        record = StageRecord(label=stage.label, kind=stage.kind, folders=folders, folders_by_rows=by_rows, steps=steps)
         (outputs if stage.is_output else marks).append(record)
     return (*marks, dropped, *outputs)
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.engine import Engine, nothing, sole_writer
-from etl.errors import ConfigError, DataError
+from etl.errors import ConfigError, DataError, StillhouseError
 from etl.laws import Growth, With
 from etl.rows import Rows, RowsRef
 from etl.run.recipe import DROPPED_FOLDER, Recipe
@@ -25,6 +25,7 @@ from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.manifest import Accounting
 from etl.storage.record import write_record
 from etl.storage.remote import storage_options
+from etl.storage.stale import stale_folders, stale_lines
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,20 @@ def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) ->
     with storage_options(recipe.storage):
         check(recipe)
         with sole_writer(engine, context.output), _recorded(recipe, engine):
-            return run_stages(recipe, context)
+            result = run_stages(recipe, context)
+            tell_stale(recipe, report)
+            return result
+
+
+def tell_stale(recipe: Recipe, report: Callable[[str], None]) -> None:
+    """Name what an earlier recipe left in the output, and what removes it; say nothing where there is nothing."""
+    try:
+        lines = list(stale_lines(recipe.place, stale_folders(recipe.place, record_of(recipe))))
+    except StillhouseError as error:
+        # All is committed: a store that lists nothing, or the damage of another's dataset, does not undo that.
+        lines = [("stale", f"not looked for: {error}")]
+    for what, line in lines:
+        report(f"{what:>24}  {line}")
 
 
 @contextlib.contextmanager

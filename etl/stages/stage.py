@@ -51,6 +51,15 @@ class Stage(Kinded):
         """The folders that a run of this stage surely writes, in their order -> the word of the table."""
         return {self.named(folder): table for folder, table in self.tables.items()}
 
+    def folders_by_rows(self) -> dict[str, str]:
+        """The folders that it writes only if the rows ask for it, but for those in `rounds` -> the word of the table.
+
+        What an output holds in a folder of neither kind is taken for an earlier recipe's.
+        """
+        sure = self.folders()
+        named = {self.named(folder): table for folder, table in self.tables.items() if not folder.startswith("rounds/")}
+        return {folder: table for folder, table in named.items() if folder not in sure}
+
     def step_labels(self) -> tuple[str, ...]:
         """Labels of the steps under which a row may be dropped."""
         return (self.label,)

@@ -26,6 +26,9 @@ class StepsStage(Stage):
         measured = super().folders() if pipeline.steps else {}
         return measured | {cut.label: "VERDICT" for cut in pipeline.cuts}
 
+    def folders_by_rows(self) -> dict[str, str]:
+        return {}
+
     def step_labels(self) -> tuple[str, ...]:
         return self.pipeline().labels
 

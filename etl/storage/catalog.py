@@ -14,6 +14,7 @@ from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.manifest import Part
 from etl.storage.opened import Run
+from etl.storage.stale import stale_below
 
 Dialect = Literal["spark", "hive", "duckdb"]
 
@@ -34,18 +35,22 @@ _ATOMS: Final = {
 def statements(root: Location, dialect: Dialect) -> Iterator[str]:
     """SQL for every committed dataset at or below a folder, in the order of their paths; a comment where there is none.
 
-    A table is called as its folder, with `_` for every sign that a name cannot have.
+    A table is called as its folder, with `_` for every sign that a name cannot have. One that an earlier recipe left
+    (etl/storage/stale.py) gets a comment, too, unless it is the folder that was given.
 
     Raises:
-        DataError: there is no committed dataset at or below the folder.
+        DataError: there is no committed dataset at or below the folder, or a record or manifest is damaged.
     """
     run = Run.open(root)
     if not run.committed:
         raise DataError(f"there is no committed dataset at or below {root}")
+    stale = stale_below(run)
     for folder in run.committed:
         dataset = run.dataset(folder)
         name = table_name(root, folder)
-        if dataset.manifest.holds_files:
+        if folder in stale:
+            yield f"-- {name}: left out, since an earlier recipe left it and no stage of the last one writes it"
+        elif dataset.manifest.holds_files:
             yield f"-- {name}: no table, but files such as {dataset.manifest.parts[0].path}"
         elif not dataset.manifest.parts:
             yield f"-- {name}: no rows, so no file says what its columns are"

@@ -119,6 +119,24 @@ class Run:
         """Folders of builds that did not end: with a plan but no manifest; sorted."""
         return self._folders[1]
 
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """Folders of runs that left a record, sorted: "" for this one, and those of others further down."""
+        places = (posixpath.split(entry.path) for entry in self.entries)
+        return tuple(sorted(folder for folder, name in places if name == RECORD))
+
+    def dataset_of(self, path: str) -> str | None:
+        """The folder of the dataset, or of the build, that an object lies in; None for one outside all of them."""
+        while path:
+            path = posixpath.dirname(path)
+            if path in self._all_folders:
+                return path
+        return None
+
+    @cached_property
+    def _all_folders(self) -> frozenset[str]:
+        return frozenset((*self.committed, *self.started))
+
     def state(self, folder: str) -> State:
         """What is in one folder, without a listing: one HEAD, or two."""
         place = self.place(folder)
@@ -175,10 +193,8 @@ class Run:
     @cached_property
     def own(self) -> dict[str, Dataset]:
         """The committed datasets of the stages of the record; all of them where there is no record."""
-        folders = {folder for stage in self.stages for folder in stage.folders}
-        return {
-            folder: dataset for folder, dataset in self.datasets.items() if not folders or _owner(folder) in folders
-        }
+        record = self.record
+        return {folder: found for folder, found in self.datasets.items() if record is None or record.owns(folder)}
 
     @cached_property
     def corpus(self) -> Dataset | None:
@@ -215,12 +231,6 @@ class Run:
         """Folder -> what the run measured of itself there."""
         found = {folder: dataset.manifest.findings for folder, dataset in self.own.items()}
         return {folder: findings for folder, findings in found.items() if findings}
-
-
-def _owner(folder: str) -> str:
-    """The folder that a round belongs to; any other folder belongs to itself."""
-    kind, _, rest = folder.partition("/")
-    return rest.rpartition("-")[0] if kind == "rounds" else folder
 
 
 def _by_rows(accounting: Accounting) -> tuple[str, ...]:

@@ -42,6 +42,8 @@ class StageRecord(Config):
     kind: SafeName
     folders: dict[SafeName, SafeName] = {}
     """Folder below the output -> word of its table, in no order."""
+    folders_by_rows: dict[SafeName, SafeName] = {}
+    """The same of what it writes only if the rows ask for it, but for what lies in `rounds`."""
     steps: tuple[SafeName, ...] = ()
     """What may drop a row, in order: the keys of the accounts."""
 
@@ -59,6 +61,17 @@ class RunRecord(Config):
     def steps(self) -> tuple[str, ...]:
         """The steps of all stages, in order."""
         return tuple(step for stage in self.stages for step in stage.steps)
+
+    def owns(self, folder: str) -> bool:
+        """Whether a stage of the run writes a folder, or rounds for one."""
+        owner = _owner(folder)
+        return any(owner in stage.folders or owner in stage.folders_by_rows for stage in self.stages)
+
+
+def _owner(folder: str) -> str:
+    """The folder that a round belongs to; any other folder belongs to itself."""
+    kind, _, rest = folder.partition("/")
+    return rest.rpartition("-")[0] if kind == "rounds" else folder
 
 
 def read_record(place: Location) -> RunRecord | None:

@@ -5,8 +5,8 @@ checkpoints of builds other than the one that the manifest or plan names; checkp
 no receipt names in a build that did not end; marks of builds that were given up; unfinished files (`_*.tmp`) and
 errors that were not delivered (`_failure-*.txt`); links of dead locks; and on S3 uploads in pieces that were never
 finished. Objects outside every dataset are touched only when they have such a name. A live lock anywhere on the way to
-the folder or below it stops the sweep. Costs one LIST of the folder, one GET a dataset, and one a receipt of a build
-that did not end.
+the folder or below it stops the sweep. Datasets that an earlier recipe left (etl/storage/stale.py) go only when they
+alone are asked for. Costs one LIST of the folder, one GET a dataset, and one a receipt of a build that did not end.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, i
 from etl.storage.location import Entry, Location
 from etl.storage.lock import LOCK, RunLock, live_holder
 from etl.storage.opened import Run
+from etl.storage.stale import stale_below
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TEMPORARY = re.compile(r"_.*\.tmp|_failure-[0-9a-f]{32}\.txt")
@@ -79,6 +80,30 @@ def find_leftovers(root: Location, older_than_s: float, now_unix_s: float) -> li
     return sorted(found, key=lambda leftover: leftover.path)
 
 
+def find_stale(root: Location, now_unix_s: float) -> list[Leftover]:
+    """The objects of datasets that an earlier recipe left, whatever their age; sorted by path, manifests last.
+
+    Raises:
+        DataError: a run is at work there, or a record, manifest or plan is damaged.
+    """
+    root.check_bucket()
+    run = Run.open(root)
+    _refuse_live(run)
+    parts = {folder: {part.path for part in run.dataset(folder).manifest.parts} for folder in stale_below(run)}
+    found = []
+    for entry in run.entries:
+        folder = run.dataset_of(entry.path)
+        if folder in parts and (is_ours(path := _within(folder, entry.path)) or path in parts[folder]):
+            age_s = now_unix_s - (entry.modified_unix_s or now_unix_s)
+            found.append(Leftover(entry.path, entry.bytes, age_s, "an earlier recipe left this dataset"))
+    # What is interrupted is found again as long as the manifest is there.
+    return sorted(found, key=lambda item: (posixpath.basename(item.path) == MANIFEST, item.path))
+
+
+def _within(folder: str, path: str) -> str:
+    return path.removeprefix(f"{folder}/") if folder else path
+
+
 def remove_leftovers(root: Location, leftovers: list[Leftover]) -> None:
     """Delete them, holding the folder's lock so that no run begins there meanwhile.
 
@@ -87,10 +112,26 @@ def remove_leftovers(root: Location, leftovers: list[Leftover]) -> None:
     """
     with RunLock(root) as lock:
         # The links of a dead lock have just become part of this one, and go with it.
-        root.remove_all([item.path for item in leftovers if not item.upload_id and item.path not in lock.links])
+        paths = [item.path for item in leftovers if not item.upload_id and item.path not in lock.links]
+        manifests = [path for path in paths if posixpath.basename(path) == MANIFEST]
+        root.remove_all([path for path in paths if path not in manifests])
+        root.remove_all(manifests)
+        _remove_emptied(root, paths)
         for item in leftovers:
             if item.upload_id:
                 _give_up(root / item.path, item.upload_id)
+
+
+def _remove_emptied(root: Location, paths: list[str]) -> None:
+    """The folders on a local disk that held nothing but what was removed."""
+    folders: set[str] = set()
+    for folder in map(posixpath.dirname, paths):
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = posixpath.dirname(folder)
+    for folder in sorted(folders if root.is_local else (), reverse=True):
+        with contextlib.suppress(OSError):  # it is not empty
+            (root / folder).fs.rmdir((root / folder).path)
 
 
 def _give_up(place: Location, upload_id: str) -> None:
@@ -119,7 +160,6 @@ class _Reasons:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._committed, self._started = set(run.committed), set(run.started)
         self._known: dict[str, _Known] = {}
 
     def of(self, entry: Entry) -> str:
@@ -129,16 +169,12 @@ class _Reasons:
             return "a file that was never finished"
         if _LINK.fullmatch(name):
             return "the lock of a run that died"
-        folder = posixpath.dirname(entry.path)
-        while folder not in self._committed and folder not in self._started:
-            if not folder:
-                return ""
-            folder = posixpath.dirname(folder)
-        return self._inside(folder, entry.path.removeprefix(f"{folder}/" if folder else ""))
+        folder = self._run.dataset_of(entry.path)
+        return "" if folder is None else self._inside(folder, _within(folder, entry.path))
 
     def _inside(self, folder: str, path: str) -> str:
         if folder not in self._known:
-            look = _of_committed if folder in self._committed else _of_started
+            look = _of_committed if folder in self._run.committed else _of_started
             self._known[folder] = look(self._run, folder)
         known = self._known[folder]
         kind, _, rest = path.partition("/")

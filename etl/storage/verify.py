@@ -3,13 +3,12 @@
 Reads each part once, several at a time (a remote one through a file on local disk), and each receipt. Found are parts
 that are missing, of another size, with other bytes or another number of rows, receipts that are gone or do not say what
 the manifest says, objects that no manifest names, content digests that no longer hold, accounts that do not close, and
-records of runs that are damaged.
+records of runs that are damaged. Datasets that an earlier recipe left are told, too, and are no damage.
 """
 
 import contextlib
 import functools
 import hashlib
-import posixpath
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from etl.storage.manifest import Manifest, Part, accounting_gaps
 from etl.storage.opened import Run, dataset_folders
 from etl.storage.parts import file_content
 from etl.storage.record import RECORD, read_record
+from etl.storage.stale import remedy, stale_folders
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,8 +41,13 @@ class Difference:
     dataset: str
     path: str
     kind: str
-    """missing, short, changed, orphan, rows, content, account, receipt or uncommitted."""
+    """missing, short, changed, orphan, rows, content, account, receipt, uncommitted or stale."""
     detail: str
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether anything is wrong; a stale dataset is sound, and checked as any other."""
+        return self.kind != "stale"
 
 
 def verify(place: Location | Run) -> Iterator[Difference]:
@@ -63,14 +68,17 @@ def verify(place: Location | Run) -> Iterator[Difference]:
 
 
 def _check_records(run: Run) -> Iterator[Difference]:
-    """What runs say of themselves, here and further down, has to be readable."""
-    for path in (entry.path for entry in run.entries):
-        folder, name = posixpath.split(path)
-        if name == RECORD:
-            try:
-                read_record(run.root / path)
-            except DataError as error:
-                yield Difference(run.place(folder).url, RECORD, "changed", str(error))
+    """What runs say of themselves, here and further down, has to be readable; then it tells what is theirs."""
+    for home in run.recorded:
+        output = run.place(home)
+        try:
+            record = read_record(output / RECORD)
+        except DataError as error:
+            yield Difference(output.url, RECORD, "changed", str(error))
+            continue
+        for folder in stale_folders(output, record) if record else ():
+            detail = f"an earlier recipe left it, no stage of the last one writes it; {remedy(output)} removes it"
+            yield Difference((output / folder).url, MANIFEST, "stale", detail)
 
 
 def _check_dataset(run: Run, name: str) -> Iterator[Difference]:

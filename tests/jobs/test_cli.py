@@ -86,6 +86,21 @@ def test_verify_exits_with_1_on_any_difference(made, harm, kind):
     assert "1 difference\n" in result.output
 
 
+def test_stale_datasets_are_named_and_swept_only_when_asked_for(made):
+    run(make_recipe(made, {"toy": made.parent / "in.parquet"}, stages=[]))
+    named = call("verify", made)
+    assert named.exit_code == 0
+    assert "0 differences, 3 stale\n" in named.output
+    assert f"stale  {made}/tokenize/_manifest.json: an earlier recipe left it" in named.output
+    assert call("sweep", made, "--older-than", "0s", "--delete").exit_code == 0
+    listed = call("sweep", made, "--stale")
+    assert "stale objects" in listed.output
+    assert (made / "corpus").exists()
+    assert call("sweep", made, "--stale", "--delete").exit_code == 0
+    assert sorted(item.name for item in made.iterdir()) == ["_run.json", "dropped", "ingest", "quarantine"]
+    assert "0 differences\n" in call("verify", made).output
+
+
 def test_verify_where_nothing_is(tmp_path):
     result = call("verify", tmp_path)
     assert result.exit_code == 2

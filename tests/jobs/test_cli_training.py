@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from etl.storage.location import Location
+from etl.storage.record import RunRecord, write_record
 from jobs.cli import app
 from tests.training.corpora import write_corpus
 from tests.training.models.toys import family
@@ -129,6 +131,17 @@ def test_a_dry_run_of_saved_weights_reads_their_sizes_alone(corpus, tmp_path, fa
     memory = json.loads(found.stdout)["memory"]
     assert set(memory) == {"0", "1", "2", "3"}
     assert all(stage["total"] > 0 for stage in memory.values())
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--overfit-one-batch"]])
+def test_a_corpus_that_an_earlier_recipe_left_is_not_trained_on_silently(tmp_path, flags):
+    write_corpus(tmp_path / "out" / "layout")
+    write_record(Location.of(tmp_path / "out"), RunRecord(name="toy", stages=(), recipe={}))
+    sets = settings(tmp_path / "out" / "layout", tmp_path / "run", stages=[{"tokens": 200}])
+    found = call("train", "demo", "--json", *flags, sets=sets)
+    assert found.exit_code == 0
+    assert found.stderr.count("may be out of date: no stage of the recipe that last ran in") == 1
+    assert "out of date" not in found.stdout
 
 
 def test_a_dry_run_of_more_processes_than_lanes_is_refused(corpus, tmp_path):

@@ -4,7 +4,7 @@ An arm's stream is opened with its first step and keeps its own decision log in 
 operator decides for one arm leaves the others alone. Memory is that of the open streams together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ import torch
 from etl.errors import ConfigError
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
+from etl.storage.stale import outdated
 from training.data.collate import Pack
 from training.data.reader import PAIR_COLUMNS, CorpusReader, ReadConfig
 from training.data.stream.decisions import DecisionLog
@@ -205,6 +206,15 @@ class RunStreams:
             return self.open_arm(stage, arm, (rank, num_ranks), open_log, vocab_sizes)
 
         return StageStream(stage, self.seed, open_stream)
+
+
+def outdated_corpora(streams: RunStreams, stages: Sequence[StageConfig]) -> Iterator[str]:
+    """One line for each corpus of stages that is not what the run beside it makes any more.
+
+    Such a corpus is sound, and a training run that has begun with it must be able to go on; so it is told, not refused.
+    """
+    corpora = {streams.config_of(stage, arm).corpus for stage in stages for arm in stage.arms}
+    yield from filter(None, map(outdated, sorted(corpora)))
 
 
 def check_corpora(streams: RunStreams, stages: Sequence[StageConfig]) -> None:

@@ -59,6 +59,9 @@ class Semantic(SemanticDedup, Stage):
         left_out = set() if self.embedder == "lexical" else {self.named("semantic_terms")}
         return {folder: table for folder, table in super().folders().items() if folder not in left_out}
 
+    def folders_by_rows(self) -> dict[str, str]:
+        return {}
+
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         missing = [name for name in ("skill_bucket", "ctx_bucket") if name not in schema.names]
         if missing:

@@ -70,6 +70,9 @@ class Dedup(Stage):
         found |= _NEAR if self.near is not None else {}
         return {self.named(folder): table for folder, table in found.items()}
 
+    def folders_by_rows(self) -> dict[str, str]:
+        return {self.named("candidate_components"): "LABEL"} if self.near is not None else {}
+
     def step_labels(self) -> tuple[str, ...]:
         # Both ends whatever is left out: DIR/dropped has them in its fingerprint.
         return tuple(self.named(step) for step in ("exact", *(units.unit for units in self.units), "near"))

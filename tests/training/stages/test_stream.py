@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from etl.errors import ConfigError, DataError
+from etl.storage.location import Location
+from etl.storage.record import RunRecord, write_record
 from tests.training.corpora import write_corpus
 from tests.training.data.streams import small_stream
 from tests.training.packs import toy_pack
@@ -15,7 +17,7 @@ from training.data.reader import ReadConfig
 from training.data.stream.decisions import DecisionLog
 from training.data.stream.plan import StreamState
 from training.stages.schedule import ArmConfig, StageConfig
-from training.stages.stream import RunStreams, StageStream, check_corpora, over_all_ranks
+from training.stages.stream import RunStreams, StageStream, check_corpora, outdated_corpora, over_all_ranks
 
 STAGE = StageConfig(tokens=1000, arms=(ArmConfig(name="a", share=3), ArmConfig(name="b", share=1)))
 
@@ -168,6 +170,17 @@ def test_the_log_of_an_arm_lies_in_a_folder_of_its_own(corpus, tmp_path):
 def test_a_corpus_that_is_not_committed_is_missed(tmp_path):
     with pytest.raises(DataError, match="is not a committed dataset"):
         check_corpora(run_streams(tmp_path / "none", tmp_path), [STAGE])
+
+
+def test_each_corpus_that_an_earlier_recipe_left_is_told_once(corpus, tmp_path):
+    write_corpus(tmp_path / "out" / "layout", num_train=24)
+    other = ArmConfig(name="b", data={"corpus": str(corpus)})
+    streams = run_streams(tmp_path / "out" / "layout", tmp_path)
+    stages = [STAGE, StageConfig(tokens=1, arms=(ArmConfig(), other))]
+    assert list(outdated_corpora(streams, stages)) == []
+    write_record(Location.of(tmp_path / "out"), RunRecord(name="toy", stages=(), recipe={}))
+    (line,) = outdated_corpora(streams, stages)
+    assert line.startswith(f"{tmp_path / 'out' / 'layout'} may be out of date: no stage of the recipe")
 
 
 def test_an_objective_of_pairs_needs_a_corpus_of_pairs(corpus, tmp_path):
