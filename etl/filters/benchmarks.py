@@ -12,14 +12,13 @@ from typing import Any, ClassVar, Final
 
 import orjson
 import pyarrow.parquet as pq
-from fsspec.utils import infer_compression
 from pydantic import Field, field_validator
 
 from etl.artefacts import PACKAGE, fetch
 from etl.config import Config
 from etl.errors import ConfigError, DataError, SourceError, decoding
 from etl.sources.compressed import unpacked
-from etl.sources.files import COMPRESSIONS, FORMATS
+from etl.sources.formats import COMPRESSIONS, FORMATS, compression_of, format_of
 from etl.storage.location import Location
 from etl.storage.remote import check_url
 
@@ -92,22 +91,12 @@ def _expand(pattern: str) -> Iterator[str]:
         yield _readable(place.url)
         return
     for item in found:
-        if _has_known_suffix(item) and not posixpath.basename(item).startswith(("_", ".")):
+        if format_of(item) is not None and not posixpath.basename(item).startswith(("_", ".")):
             yield place.fs.unstrip_protocol(item) if "://" in place.url else item
 
 
-def _has_known_suffix(url: str) -> bool:
-    return _without_compression(url).endswith(FORMATS)
-
-
-def _without_compression(url: str) -> str:
-    for suffix in COMPRESSIONS:
-        url = url.removesuffix(suffix)
-    return url
-
-
 def _readable(url: str) -> str:
-    if not _has_known_suffix(url):
+    if format_of(url) is None:
         raise ConfigError(f"{url} is none of {FORMATS} (or the latter three with {COMPRESSIONS}); convert it")
     return url
 
@@ -140,7 +129,7 @@ def read_items(name: str, benchmark: Benchmark, files: list[Path]) -> Iterator[t
 
 def _read_file(name: str, file: Path) -> list[dict[str, Any]]:
     try:
-        rows = _read_parquet(file) if file.suffix == ".parquet" else _read_json(file)
+        rows = _read_parquet(file) if format_of(file.name) == "parquet" else _read_json(file)
     except (DataError, SourceError) as error:
         raise SourceError(f"benchmarks.{name}: {error}") from error
     for number, row in enumerate(rows):
@@ -158,7 +147,7 @@ def _read_parquet(file: Path) -> list[Any]:
 
 def _read_json(file: Path) -> list[Any]:
     with Location.of(file).open() as stored:
-        data = unpacked(infer_compression(file.name), str(file), stored).read()
+        data = unpacked(compression_of(file.name), str(file), stored).read()
     data = data.removeprefix(b"\xef\xbb\xbf").strip()
     with decoding(str(file)):
         if data.startswith(b"["):

@@ -6,10 +6,11 @@ of Parquet, from one footer a file, up to `MAX_FOOTERS` files a source; lines of
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from etl.sources.files import InputFile
+from etl.sources.listing import LeftOut, told
 from etl.stages.ingest import STEP, Raw
 from etl.storage.build import Job
 from etl.storage.dataset import NUM_READERS, Dataset
@@ -26,6 +27,8 @@ class InputSize:
     rows: int | None = None
     bytes: int | None = None
     """As the files are stored, compressed ones compressed."""
+    left_out: LeftOut = field(default_factory=dict)
+    """What lies among the files and is not read."""
 
 
 def input_sizes(job: Job, raw: Raw, splits: Iterable[Any], current: Dataset | None) -> tuple[InputSize, ...]:
@@ -48,12 +51,11 @@ def input_sizes(job: Job, raw: Raw, splits: Iterable[Any], current: Dataset | No
 
 
 def _size(name: str, job: Job, raw: Raw, files: Sequence[InputFile], current: Dataset | None) -> InputSize:
-    listed = job.semantic["sources"][name]
-    num_files = listed.get("files", len(files))
-    num_bytes = listed.get("bytes", sum(file.bytes for file in files))
-    if current is not None:
-        return InputSize(name, num_files, current.manifest.accounting[name][STEP]["in"], num_bytes)
-    return InputSize(name, num_files, _rows_of_footers(name, raw, files), num_bytes)
+    found = job.findings["inputs"].get(name, {})
+    num_files = found.get("files", len(files))
+    num_bytes = found.get("bytes", sum(file.bytes for file in files))
+    rows = _rows_of_footers(name, raw, files) if current is None else current.manifest.accounting[name][STEP]["in"]
+    return InputSize(name, num_files, rows, num_bytes, found.get("left_out", {}))
 
 
 def _rows_of_footers(name: str, raw: Raw, files: Sequence[InputFile]) -> int | None:
@@ -69,11 +71,13 @@ def _rows_of_footers(name: str, raw: Raw, files: Sequence[InputFile]) -> int | N
 
 
 def lines(sizes: Sequence[InputSize]) -> Iterator[str]:
-    """A table for a terminal: a line for each source."""
+    """A table for a terminal: a line for each source, and below it one for each reason to leave files out."""
     width = max(len("source"), *(len(size.source) for size in sizes))
     yield f"{'source':<{width}}{'files':>10}{'rows':>16}{'bytes':>20}"
     for size in sizes:
         yield f"{size.source:<{width}}{_shown(size.files):>10}{_shown(size.rows):>16}{_shown(size.bytes):>20}"
+    for size in sizes:
+        yield from (f"{size.source:<{width}}  {line}" for line in told(size.left_out))
     if any(size.rows is None for size in sizes):
         yield f"?: not known before the input is read; rows of Parquet are, up to {MAX_FOOTERS} files a source"
 

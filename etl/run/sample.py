@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from fsspec.utils import infer_compression
 
 from etl.errors import ConfigError
 from etl.run.recipe import Recipe
 from etl.sources.compressed import unpacked
-from etl.sources.files import COMPRESSIONS, InputFile, list_files, row_group_bytes
+from etl.sources.files import InputFile, list_files, row_group_bytes
+from etl.sources.partitions import partition_folders
 from etl.sources.spec import Source
 from etl.storage.location import Location
 from etl.storage.remote import Storage
@@ -49,7 +49,7 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
     files = {name: _listed(name, source, recipe.storage) for name, source in recipe.sources.items()}
     total = sum(file.bytes for found in files.values() for file in found)
     splits = sum(
-        1 if file.relative.endswith(COMPRESSIONS) else -(-file.bytes // recipe.run.split_bytes)
+        1 if file.compression else -(-file.bytes // recipe.run.split_bytes)
         for found in files.values()
         for file in found
     )
@@ -60,12 +60,13 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
     sources, taken = {}, 0
     for name, source in recipe.sources.items():
         wanted = sample_bytes * sum(file.bytes for file in files[name]) / total
-        (folder / name).mkdir(parents=True)
         pieces = max(1, min(MAX_PIECES, int(wanted // MIN_PIECE_BYTES)))
         size = int(wanted / pieces)
         for number, (file, offset) in enumerate(_places(files[name], pieces, size, rng)):
             location = source.locate(file.url, recipe.storage)
-            taken += _copy_piece(location, file, offset, size, folder / name / f"{number:03d}")
+            place = folder.joinpath(name, *partition_folders(file.relative))
+            place.mkdir(parents=True, exist_ok=True)
+            taken += _copy_piece(location, file, offset, size, place / f"{number:03d}")
         sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
     changed = {
         "sources": sources,
@@ -104,9 +105,8 @@ def _copy_piece(location: Location, file: InputFile, offset: int, size: int, tar
         share = _copy_rows(location, offset / file.bytes, size / file.bytes, target.with_suffix(".parquet"))
         return round(share * file.bytes)
     with location.open() as raw:
-        compression = infer_compression(file.url)
-        if compression is not None:
-            data = unpacked(compression, file.url, raw).read(size)
+        if file.compression is not None:
+            data = unpacked(file.compression, file.url, raw).read(size)
             target.with_suffix(".jsonl").write_bytes(data[: data.rfind(b"\n") + 1])
             return int(raw.tell())
         raw.seek(max(0, offset - 1))

@@ -1,4 +1,4 @@
-"""Finding a source's files and cutting them into splits.
+"""Finding a source's files and cutting them into splits; etl/sources/listing.py says which files a pattern names.
 
 Parquet is cut at row groups, plain JSONL at byte ranges, a compressed JSONL file is one split. A file's identity is its
 path below the source's folder, its size and its etag; a file of a store without one, such as a local disk, is hashed (a
@@ -6,9 +6,10 @@ few GB a second, and the page cache then holds what ingest reads next). Reads of
 those of a hashed file for the size and the time in nanoseconds that the listing saw.
 """
 
-import posixpath
+import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import cast
 
 import pyarrow.parquet as pq
 import xxhash
@@ -16,14 +17,15 @@ from pydantic import Field
 
 from etl.config import Config
 from etl.errors import DataError, SourceError
+from etl.sources.formats import FORMATS, compression_of, format_of
+from etl.sources.listing import LeftOut, Listing, list_pattern, summary, told
+from etl.sources.partitions import partitions_of
 from etl.sources.sample import sample_folder
 from etl.sources.spec import Source
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location, stamp_of
 from etl.storage.remote import Storage
 
-FORMATS = (".parquet", ".jsonl", ".json", ".ndjson")
-COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 SAMPLE = "sample:"
 """A path that begins so is below the embedded sample's folder."""
 _BLOCK = 1 << 22
@@ -48,10 +50,19 @@ class InputFile(Config):
 
     @property
     def format(self) -> str:
-        stem = self.relative
-        for suffix in COMPRESSIONS:
-            stem = stem.removesuffix(suffix)
-        return "parquet" if stem.endswith(".parquet") else "jsonl"
+        found = format_of(self.relative)
+        assert found is not None, self.relative
+        return found
+
+    @property
+    def compression(self) -> str | None:
+        """What fsspec calls the compression of the whole file."""
+        return compression_of(self.relative)
+
+    @property
+    def partitions(self) -> dict[str, str | None]:
+        """Columns that the folders above the file stand for."""
+        return partitions_of(self.relative)
 
 
 class InputSplit(Config):
@@ -63,8 +74,17 @@ class InputSplit(Config):
     end: int
 
 
-def list_files(name: str, source: Source, storage: Storage) -> list[InputFile]:
-    """The files of a source, sorted by relative path.
+@dataclass(frozen=True)
+class Listed:
+    """What the patterns of a source come to."""
+
+    files: list[InputFile]
+    """Sorted by relative path."""
+    left_out: LeftOut
+
+
+def list_source(name: str, source: Source, storage: Storage) -> Listed:
+    """The files of a source, and those that lie among them and are not read.
 
     Args:
         name: of the source, for errors.
@@ -72,18 +92,37 @@ def list_files(name: str, source: Source, storage: Storage) -> list[InputFile]:
         storage: the recipe's options by scheme.
 
     Raises:
-        SourceError: a pattern matches no file, or a file that was named has a suffix that we cannot read.
+        SourceError: a pattern matches no file, a link is broken, or a file that was named has a suffix that we cannot
+            read.
     """
     found: dict[str, InputFile] = {}
-    for pattern in source.patterns:
-        if pattern.startswith(SAMPLE):
-            pattern = str(sample_folder() / pattern.removeprefix(SAMPLE))
+    left_out: dict[str, tuple[str, str]] = {}
+    for place in source_places(source, storage):
         try:
-            for file in _expand(name, source.locate(pattern, storage)):
-                found[file.url] = file
+            listing = place.ask("list", functools.partial(list_pattern, place))
+            if not listing.files:
+                place.check_bucket()
+                raise _no_file(name, place, listing)
+            found |= {file.url: file for file in _described(place, listing)}
+            left_out |= {_url(place, path): what for path, what in listing.left_out.items()}
         except (DataError, SourceError) as error:
             raise SourceError(f"source '{name}': {error}") from error
-    return sorted(found.values(), key=lambda file: (file.relative, file.url))
+    files = sorted(found.values(), key=lambda file: (file.relative, file.url))
+    return Listed(files, summary(what for url, what in left_out.items() if url not in found))
+
+
+def list_files(name: str, source: Source, storage: Storage) -> list[InputFile]:
+    """The files of a source alone, as `list_source` finds them."""
+    return list_source(name, source, storage).files
+
+
+def source_places(source: Source, storage: Storage) -> list[Location]:
+    """The paths, globs and folders of a source with their options, those of the embedded sample in its folder."""
+    patterns = [
+        str(sample_folder() / pattern.removeprefix(SAMPLE)) if pattern.startswith(SAMPLE) else pattern
+        for pattern in source.patterns
+    ]
+    return [source.locate(pattern, storage) for pattern in patterns]
 
 
 def part_files(dataset: Dataset) -> list[InputFile]:
@@ -96,53 +135,28 @@ def part_files(dataset: Dataset) -> list[InputFile]:
     ]
 
 
-def _expand(name: str, pattern: Location) -> Iterator[InputFile]:
-    path = pattern.path
-    folder, found = pattern.ask("list", lambda: _matches(pattern.fs, path))
-    if not found:
-        pattern.check_bucket()
-        raise SourceError(f"no file of {FORMATS} matches {pattern.url}; check sources.{name}.path")
-    for item, info in found.items():
-        location = Location(pattern.fs.unstrip_protocol(item) if "://" in pattern.url else item, pattern.options)
-        etag = "" if location.is_local else stamp_of(info)
+def _no_file(name: str, place: Location, listing: Listing) -> SourceError:
+    there = "; ".join(told(summary(listing.left_out.values())))
+    return SourceError(
+        f"no file of {FORMATS} matches {place.url}; check sources.{name}.path" + (f" ({there})" if there else "")
+    )
+
+
+def _url(place: Location, path: str) -> str:
+    return cast(str, place.fs.unstrip_protocol(path)) if "://" in place.url else path
+
+
+def _described(place: Location, listing: Listing) -> Iterator[InputFile]:
+    for found in listing.files:
+        location = Location(_url(place, found.path), place.options)
+        etag = "" if location.is_local else stamp_of(dict(found.info))
         yield InputFile(
             url=location.url,
-            relative=posixpath.relpath(item, folder or "/"),
-            bytes=int(info["size"]),
+            relative=found.relative,
+            bytes=int(found.info["size"]),
             etag=etag or _digest(location),
             stamp="" if etag else location.stamp() or _UNKNOWN,
         )
-
-
-def _matches(fs: Any, path: str) -> tuple[str, dict[str, Any]]:
-    """The folder that a pattern starts with, and path and description of the files that match it.
-
-    A file that is named outright may be hidden; one that a pattern finds may not.
-    """
-    if any(sign in path for sign in "*?["):
-        folder = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
-        found = {item: info for item, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
-    elif fs.isdir(path):
-        folder = path
-        found = fs.find(path, detail=True)
-    else:
-        if not fs.exists(path):
-            return path, {}
-        if not _readable(path):
-            raise SourceError(f"{path} is none of {FORMATS} (or these with {COMPRESSIONS})")
-        return posixpath.dirname(path), {path: fs.info(path)}
-    chosen = {item: info for item, info in found.items() if _readable(item) and not _hidden(item.removeprefix(folder))}
-    return folder, chosen
-
-
-def _readable(path: str) -> bool:
-    for suffix in COMPRESSIONS:
-        path = path.removesuffix(suffix)
-    return path.endswith(FORMATS)
-
-
-def _hidden(relative: str) -> bool:
-    return any(piece.startswith(("_", ".")) for piece in relative.split("/") if piece)
 
 
 def _digest(location: Location) -> str:
@@ -171,7 +185,7 @@ def cut(
     for file in files:
         if file.format == "parquet":
             yield from _cut_parquet(name, source.locate(file.url, storage), file, split_bytes)
-        elif file.url.endswith(COMPRESSIONS):
+        elif file.compression is not None:
             yield InputSplit(source=name, file=file, start=0, end=file.bytes)
         else:
             for start in range(0, file.bytes, split_bytes):

@@ -14,13 +14,13 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.utils import infer_compression
 
 from etl.errors import DataError, SourceError, said
 from etl.hashing import hash128
 from etl.schema import MESSAGE, PROMPT, TEXT_ROLE
 from etl.sources.compressed import unpacked
 from etl.sources.files import InputSplit
+from etl.sources.formats import compression_of
 from etl.sources.spec import Shape, Source, TextShape
 from etl.storage.location import Location
 from etl.storage.remote import Storage
@@ -80,13 +80,14 @@ def read_split(
 def _read_parquet(location: Location, shape: Shape, split: InputSplit) -> Iterator[RawBatch]:
     with location.open_parquet(split.file.pin) as file:
         schema = file.schema_arrow
-        missing = [name for name in shape.required if name not in schema.names]
+        folders = {name: value for name, value in _of_folders(split, shape).items() if name not in schema.names}
+        missing = [name for name in shape.required if name not in schema.names and name not in folders]
         if missing:
             raise SourceError(f"{location} lacks the columns {missing}; it has {schema.names}")
         for name in shape.text_columns:
             if name in schema.names and not _textual(schema.field(name).type, name in shape.prose):
                 raise SourceError(f"{location}: column '{name}' is {schema.field(name).type}, text is needed")
-        wanted = [name for name in dict.fromkeys((*shape.text_columns, *shape.meta)) if name in schema.names]
+        wanted = [name for name in shape.columns if name in schema.names]
         row = sum(file.metadata.row_group(group).num_rows for group in range(split.start))
         for group in range(split.start, split.end):
             try:
@@ -98,8 +99,15 @@ def _read_parquet(location: Location, shape: Shape, split: InputSplit) -> Iterat
                 for name, column in columns.items():
                     if name in shape.text_columns or _is_bytes(column.type):
                         columns[name] = _as_text(column)
+                for name, value in folders.items():
+                    columns[name] = pa.repeat(pa.scalar(value, pa.string()), len(piece))
                 yield RawBatch(columns, pa.array(range(row, row + len(piece)), pa.int64()))
                 row += len(piece)
+
+
+def _of_folders(split: InputSplit, shape: Shape) -> dict[str, str | None]:
+    """The columns that the shape reads and that the folders above the file stand for."""
+    return {name: value for name, value in split.file.partitions.items() if name in shape.columns}
 
 
 def _textual(kind: pa.DataType, prose: bool) -> bool:
@@ -141,14 +149,17 @@ def _pieces(table: pa.Table) -> Iterator[pa.Table]:
 
 
 def _read_jsonl(location: Location, shape: Shape, split: InputSplit) -> Iterator[RawBatch]:
-    names = list(dict.fromkeys((*shape.text_columns, *shape.meta)))
+    names = list(shape.columns)
     texts = set(shape.text_columns)
     rows: list[dict[str, Any]] = []
     positions: list[int] = []
     bad: list[Bad] = []
     held = 0
+    folders = _of_folders(split, shape)
     for position, line in _lines(location, split):
         row = _parse(line, shape)
+        if isinstance(row, dict) and folders:
+            row = {**folders, **row}
         if isinstance(row, tuple):
             bad.append(Bad(position, *row, line[:RAW_BYTES]))
         else:
@@ -166,7 +177,7 @@ def _lines(location: Location, split: InputSplit) -> Iterator[tuple[int, bytes]]
     """(byte offset, line without its LF) for the lines that begin inside the split; blank lines are no rows."""
     try:
         with location.open(split.file.pin) as stored:
-            stream = unpacked(infer_compression(location.url), location.url, stored)
+            stream = unpacked(compression_of(location.name), location.url, stored)
             position = _first_line(stream, split.start)
             # The last split of a file goes to its end: a compressed file is longer than its stored size.
             end = None if split.end >= split.file.bytes else split.end

@@ -3,6 +3,7 @@
 A data set is described by conf/sources/<name>.yaml; a new one of a known shape needs no code.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, RootModel, field_validator, model_validator
@@ -13,6 +14,13 @@ from etl.errors import ConfigError
 from etl.schema import SKILLS
 from etl.storage.location import Location
 from etl.storage.remote import Storage, check_url, scheme_of
+
+
+def _absolute(path: str) -> str:
+    """The path from the root, links in it as they are but for those before a `..`, which goes up from where they lead."""
+    whole = Path(path).expanduser().absolute()
+    num_up = len(whole.parts) - whole.parts[::-1].index("..") if ".." in whole.parts else 0
+    return str(Path(*whole.parts[:num_up]).resolve().joinpath(*whole.parts[num_up:]) if num_up else whole)
 
 
 def _known_bucket(name: str) -> str:
@@ -65,6 +73,11 @@ class Described(Config):
             self.skill_bucket.column,
         )  # fmt: skip
         return tuple(dict.fromkeys(name for name in named if name))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that are read at all."""
+        return tuple(dict.fromkeys((*self.text_columns, *self.meta)))
 
 
 class ColumnsShape(Described):
@@ -119,7 +132,8 @@ class Source(Config):
     spec: str
     """Name, path or URI of the YAML file that describes the data set."""
     path: str | tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Files: a path, glob, folder or URL, or a list of them. .parquet, .jsonl, .json; also .gz, .zst, .bz2, .xz."""
+    """Files: a path, glob, folder or URL, or a list of them. .parquet, .jsonl, .json; also .gz, .zst, .bz2, .xz.
+    Folders `key=value` below the folder that a pattern starts with are columns of the rows."""
     table: str | None = Field(default=None, min_length=1)
     """In place of a path: a table of the Spark session's catalog, such as catalog.db.name."""
     options: dict[str, Any] = Field(default={}, repr=False)
@@ -153,8 +167,12 @@ class Source(Config):
         return (self.path,) if isinstance(self.path, str) else self.path or ()
 
     def locate(self, url: str, storage: Storage) -> Location:
-        """A pattern or file of this source with its options: its own before those of `storage`, the recipe's."""
-        return Location.of(url, {**storage.get(scheme_of(url), {}), **self.options})
+        """A pattern or file of this source with its options: its own before those of `storage`, the recipe's.
+
+        A local path stays what it is called, since what a link is called says how its file reads.
+        """
+        options = {**storage.get(scheme_of(url), {}), **self.options}
+        return Location.of(url, options) if "://" in url else Location(_absolute(url), options)
 
     def shape(self) -> Shape:
         """The description of the data set.

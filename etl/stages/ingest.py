@@ -4,7 +4,6 @@ The one stage that reads raw input, and one of the two that write row data. The 
 in which a row was bad, so a clean input costs nothing for it.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +16,8 @@ from etl.errors import SourceError
 from etl.laws import Growth, With
 from etl.rows import Rows
 from etl.schema import PROMPT, QUARANTINE
-from etl.sources.files import InputFile, InputSplit, cut, list_files, part_files
+from etl.sources.files import InputFile, InputSplit, Listed, cut, list_source, part_files
+from etl.sources.listing import told
 from etl.sources.read import Bad, read_split
 from etl.sources.spec import Shape, Source
 from etl.stages.context import Context
@@ -124,15 +124,18 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
     """
     storage = context.storage
     landed = {name: _land(context, name, source) for name, source in sources.items() if source.table is not None}
-    files = {
-        name: part_files(landed[name]) if name in landed else list_files(name, source, storage)
-        for name, source in sources.items()
-    }
+    listed = {name: _listed(name, source, landed.get(name), storage) for name, source in sources.items()}
+    for name, found in listed.items():
+        for line in told(found.left_out):
+            context.tell(name, line)
+    files = {name: found.files for name, found in listed.items()}
     roots = tuple(dict.fromkeys(_root(file) for found in files.values() for file in found))
     stamps = {file.url: file.stamp for found in files.values() for file in found if file.stamp}
     raw = Raw(sources, {name: source.shape() for name, source in sources.items()}, roots, stamps, storage)
-    listed = {name: {} if name in landed else _listing(files[name]) for name in sources}
-    identity = {name: {"shape": raw.shapes[name].fingerprinted(), **listed[name]} for name in sources}
+    identity = {
+        name: {"shape": shape.fingerprinted(), **({} if name in landed else _listing(files[name], shape))}
+        for name, shape in raw.shapes.items()
+    }
     splits = [
         {"number": number, "input": raw.to_plan(piece)}
         for number, piece in enumerate(
@@ -143,25 +146,51 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
     ]
     semantic = {"version": INGEST_VERSION, "sources": identity}
     empty = {name: {STEP: {"in": 0, "made": 0, "kept": 0}} for name in sources}
-    quarantine = functools.partial(_quarantine, context, raw, max_bad_fraction)
-    job = context.job("ingest", "PROMPT", PROMPT, semantic, tuple(landed.values())).with_inherited(empty)
-    return Rows.of(context.map(job, splits, WritePrompts(raw), then=quarantine))
+    found = {name: _findings(one) for name, one in listed.items() if name not in landed}
+    job = (
+        context.job("ingest", "PROMPT", PROMPT, semantic, tuple(landed.values()))
+        .with_inherited(empty)
+        .with_findings({"inputs": found})
+    )
+
+    def committed(ingested: Dataset) -> None:
+        for name, one in listed.items():
+            rows = ingested.manifest.accounting[name][STEP]["in"]
+            context.tell(name, f"{rows:>10,} rows of {len(one.files):,} files, {_bytes(one.files):,} bytes")
+        _quarantine(context, raw, max_bad_fraction, ingested)
+
+    return Rows.of(context.map(job, splits, WritePrompts(raw), then=committed))
+
+
+def _listed(name: str, source: Source, landed: Dataset | None, storage: Storage) -> Listed:
+    return list_source(name, source, storage) if landed is None else Listed(part_files(landed), {})
 
 
 def _land(context: Context, name: str, source: Source) -> Dataset:
     """The columns of a table that are read, as a dataset."""
     assert source.table is not None
     shape = source.shape()
-    columns = tuple(dict.fromkeys((*shape.text_columns, *shape.meta)))
-    return context.engine.land(Table(name, source.table, columns), context.output / f"tables/{name}")
+    return context.engine.land(Table(name, source.table, shape.columns), context.output / f"tables/{name}")
 
 
-def _listing(files: list[InputFile]) -> dict[str, Any]:
+def _bytes(files: list[InputFile]) -> int:
+    return sum(file.bytes for file in files)
+
+
+def _findings(listed: Listed) -> dict[str, Any]:
+    """For the manifest: what was found for one source and what of it is not read."""
+    return {"files": len(listed.files), "bytes": _bytes(listed.files), "left_out": listed.left_out}
+
+
+def _listing(files: list[InputFile], shape: Shape) -> dict[str, Any]:
+    """What decides the rows of a source of files, beside its shape."""
     listing = [[file.relative, file.bytes, file.etag] for file in files]
+    of_folders = {key for file in files for key in file.partitions}.intersection(shape.columns)
     return {
         "files": len(files),
-        "bytes": sum(file.bytes for file in files),
+        "bytes": _bytes(files),
         "listing": digest_of(listing),
+        **({"columns_of_folders": sorted(of_folders)} if of_folders else {}),
     }
 
 

@@ -1,0 +1,31 @@
+"""What the ending of a file's name says: how its rows are written and how its bytes are packed, in any letter case."""
+
+import posixpath
+
+FORMATS = (".parquet", ".jsonl", ".json", ".ndjson")
+"""The usual endings, as messages name them."""
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+"""What may stand behind them."""
+
+_FORMATS = {
+    ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet",
+    ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".jsonlines": "jsonl", ".jl": "jsonl",
+}  # fmt: skip
+_COMPRESSIONS = {
+    ".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".bzip2": "bz2", ".xz": "xz",
+}  # fmt: skip
+"""Ending -> name of the compression in fsspec."""
+
+
+def format_of(name: str) -> str | None:
+    """`parquet` or `jsonl`; None where the ending is neither's. One compression may stand behind it."""
+    stem, ending = posixpath.splitext(name.lower())
+    if ending in _COMPRESSIONS:
+        ending = posixpath.splitext(stem)[1]
+    return _FORMATS.get(ending)
+
+
+def compression_of(name: str) -> str | None:
+    """What fsspec calls the compression; None where there is none. Parquet packs its pages itself, whatever its name
+    says: `a.parquet.gzip` is how pandas' documentation calls a Parquet file with such pages."""
+    return None if format_of(name) == "parquet" else _COMPRESSIONS.get(posixpath.splitext(name.lower())[1])
