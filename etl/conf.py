@@ -1,8 +1,9 @@
 """Reading a configuration: YAML found by name, path or URI, `--set a.b=c` on top, checked by a pydantic model.
 
 A name without a slash or suffix is looked up in the folders that ship with the package (conf/recipes, conf/training,
-…). Values after `--set` are YAML without dates, so `2026-01-01` stays text; a value `@FILE` is the text of that file,
-taken as it is. Every mistake is one ConfigError that names the key, the value and the nearest valid key.
+…). A value after `--set` is text unless YAML says otherwise and the key wants what it says (etl/yaml_text.py); a value
+`@FILE` is the text of that file, taken as it is. Every mistake is one ConfigError that names the key, the value and the
+nearest valid key.
 
 What a URI brings may name code from outside the package only where the caller says so (etl/foreign.py); a path or a
 shipped name always may, since whoever can write there can run code there.
@@ -10,12 +11,15 @@ shipped name always may, since whoever can write there can run code there.
 
 import importlib.resources
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from etl import yaml_text
+from etl.config import FROM_YAML
 from etl.config_errors import PRIVATE, lines
 from etl.errors import ConfigError, DataError
 from etl.foreign import ALLOW_CODE
@@ -24,24 +28,20 @@ from etl.storage.location import Location
 C = TypeVar("C", bound=BaseModel)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without timestamps."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 def parse_yaml(text: str, origin: str) -> Any:
     """The YAML value of some text.
 
     Raises:
-        ConfigError: it is not YAML; the message names `origin` and the line.
+        ConfigError: it is not YAML, or gives a key twice; the message names `origin` and the line.
     """
+    return yaml_text.natural(_parsed(yaml_text.load, text, origin))
+
+
+def _parsed(load: Callable[[str], Any], text: str, origin: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader without timestamps
+        return load(text)
+    except yaml_text.GivenTwiceError as error:
+        raise ConfigError(f"{origin}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin} is not valid YAML: {_problem(error)}") from error
 
@@ -141,15 +141,16 @@ def _has_uri(name_or_path: str, overrides: list[str]) -> bool:
 
 
 def _tree(name_or_path: str, folder: str) -> dict[str, Any]:
-    tree = parse_yaml(find(name_or_path, folder), name_or_path)
+    tree = _parsed(yaml_text.load, find(name_or_path, folder), name_or_path)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{name_or_path} must be a mapping of keys, not {type(tree).__name__}")
+        kind = type(yaml_text.natural(tree)).__name__
+        raise ConfigError(f"{name_or_path} must be a mapping of keys, not {kind}")
     return tree
 
 
 def _checked(model: type[C], tree: Any, origin: str, settable: bool, allow_code: bool) -> C:
     try:
-        return model.model_validate(tree, context={ALLOW_CODE: allow_code})
+        return model.model_validate(tree, context={ALLOW_CODE: allow_code, FROM_YAML: True})
     except ValidationError as error:
         raise ConfigError(f"{origin}:\n  " + "\n  ".join(lines(error, model, tree, settable))) from error
 
@@ -158,7 +159,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set takes KEY=VALUE, got {override!r}")
-    value = read_text(text[1:]) if text.startswith("@") else parse_yaml(text, f"--set {key}")
+    value = read_text(text[1:]) if text.startswith("@") else _parsed(yaml_text.load_argument, text, f"--set {key}")
     node: Any = tree
     *parents, last = key.split(".")
     for name in parents:
@@ -170,12 +171,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _child(node: Any, name: str, key: str) -> Any:
-    if isinstance(node, list):
-        child = node[_index(node, name, key)]
-    else:
-        if node.get(name) is None:
-            node[name] = {}
-        child = node[name]
+    place = _index(node, name, key) if isinstance(node, list) else name
+    if isinstance(node, dict) and node.get(name) is None:
+        node[name] = {}
+    child = node[place] = yaml_text.unwrapped(node[place])
     if not isinstance(child, dict | list):
         value = "a value" if name in PRIVATE or not PRIVATE.isdisjoint(key.split(".")) else f"the value {child!r}"
         raise ConfigError(f"--set {key}: '{name}' is {value}, it has no keys below it")

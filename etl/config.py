@@ -4,7 +4,9 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+from etl.yaml_text import fit
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 """What tells steps or stages of one kind apart: the beginning of a column's name or of a folder's."""
@@ -14,6 +16,16 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """`did you mean 'x'? ` for the known name that is most like one; nothing where none is known."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+FROM_YAML = "from_yaml"
+"""Key of the validation context: whether values are as etl/yaml_text.py reads them."""
+
+
+def _fitted(model: type[BaseModel], key: str, value: Any) -> Any:
+    """A value as its field wants it."""
+    named = [field for name, field in model.model_fields.items() if key in (name, field.alias)]
+    return fit(value, named[0].annotation)
 
 
 class Config(BaseModel):
@@ -27,12 +39,14 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_unknown_keys(cls, values: Any) -> Any:
+    def _name_unknown_keys(cls, values: Any, info: ValidationInfo) -> Any:
         if isinstance(values, dict):
             valid = [field.alias or name for name, field in cls.model_fields.items()]
             for key in values:
                 if key not in valid and key not in cls.model_fields:
                     raise ValueError(f"unknown key '{key}'; {nearest(str(key), valid)}valid keys: {', '.join(valid)}")
+            if info.context and info.context.get(FROM_YAML):
+                return {key: _fitted(cls, key, value) for key, value in values.items()}
         return values
 
     def fingerprinted(self) -> dict[str, Any]:

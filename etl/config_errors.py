@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from etl.config import nearest
+from etl.config import FROM_YAML, nearest
 from etl.foreign import ALLOW_CODE
+from etl.yaml_text import unwrapped
 
 PRIVATE = frozenset({"options", "storage"})
 """Keys below which credentials may be."""
@@ -73,6 +74,7 @@ def _place(item: Any, tree: Any) -> tuple[Any, ...]:
     place: list[Any] = []
     node, entered = tree, True
     for piece in item["loc"]:
+        node = unwrapped(node)
         is_tag = entered and isinstance(node, dict) and piece in [node.get(tag) for tag in _TAGS]
         entered = False
         if is_tag:
@@ -130,7 +132,7 @@ def _tags_at(where: tuple[Any, ...], key: str, model: type[BaseModel], tree: Any
     """The tags that a place takes: pydantic names them when it is given one that cannot be."""
     try:
         # The tags are known without the code that the rest of the tree may name.
-        model.model_validate(_with_tag(tree, where, key), context={ALLOW_CODE: False})
+        model.model_validate(_with_tag(tree, where, key), context={ALLOW_CODE: False, FROM_YAML: True})
     except ValidationError as error:
         for item in error.errors(include_url=False):
             if item["type"] == "union_tag_invalid" and item["ctx"]["tag"] == "?":
@@ -139,6 +141,7 @@ def _tags_at(where: tuple[Any, ...], key: str, model: type[BaseModel], tree: Any
 
 
 def _with_tag(node: Any, where: Sequence[Any], key: str) -> Any:
+    node = unwrapped(node)
     if not where:
         return {**node, key: "?"}
     inner = _with_tag(node[where[0]], where[1:], key)

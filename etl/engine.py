@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from etl.errors import ConfigError
+from etl.errors import ConfigError, StillhouseError
 from etl.storage.build import Build, Chunk, Job, SplitWriter
 from etl.storage.dataset import Dataset, DatasetLike, Pending
 from etl.storage.location import Location
@@ -181,11 +181,13 @@ class Engine(ABC):
     Attributes:
         guard: called before a folder is cleared and before every commit; raises when this run may not write any more.
         permit: called before work is planned that is not committed yet; raises when it is not this run's to do.
+        may_write: false where the output cannot be written, so that what is committed is taken as it lies there.
     """
 
     def __init__(self) -> None:
         self.guard: Callable[[], None] = nothing
         self.permit: Callable[[Job], None] = nothing
+        self.may_write = True
         self._held: list[_HeldMap] = []
 
     def map(
@@ -210,7 +212,7 @@ class Engine(ABC):
             # What is committed there may be what this map would write; only its inputs' digests can tell.
             self.settle()
         if not job.waits:
-            done = build.reopen()
+            done = self._committed(build)
             if done is not None:
                 then(done)
                 return done
@@ -280,7 +282,7 @@ class Engine(ABC):
         """The dataset, now: committed already, or after `run` has written the splits that are missing."""
         self.settle()
         build = Build(job)
-        done = build.reopen()
+        done = self._committed(build)
         if done is not None:
             return done
         plan = self._plan(build, splits)
@@ -288,6 +290,10 @@ class Engine(ABC):
         if missing:
             run(build.writer(plan), missing)
         return self._commit(build, plan)
+
+    def _committed(self, build: Build) -> Dataset | None:
+        """The dataset, if it is there already."""
+        return build.reopen() if self.may_write else build.committed()
 
     def _plan(self, build: Build, splits: Iterable[Any]) -> Plan:
         self.permit(build.job)
@@ -334,3 +340,17 @@ def sole_writer(engine: Engine, output: Location) -> Iterator[None]:
             yield
         finally:
             engine.guard = nothing
+
+
+@contextlib.contextmanager
+def reader(engine: Engine, refusal: StillhouseError) -> Iterator[None]:
+    """Let the engine take what is committed in an output that cannot be written; anything else raises the refusal."""
+
+    def refuse() -> None:
+        raise refusal
+
+    engine.guard, engine.may_write = refuse, False
+    try:
+        yield
+    finally:
+        engine.guard, engine.may_write = nothing, True

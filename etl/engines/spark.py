@@ -144,7 +144,7 @@ class SparkEngine(Engine):
     def land(self, table: Table, folder: Location) -> Dataset:
         opened = open_table(self.session, table)
         build = Build(opened.job(table, folder))
-        done = build.reopen() if opened.tells_changes else None
+        done = self._committed(build) if opened.tells_changes else None
         if done is not None:
             return done
         self.permit(build.job)

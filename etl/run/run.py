@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.engine import Engine, nothing, sole_writer
+from etl.engine import Engine, nothing, reader, sole_writer
 from etl.errors import ConfigError, DataError, StillhouseError
 from etl.laws import Growth, With
 from etl.rows import Rows, RowsRef
+from etl.run.places import check_places
 from etl.run.recipe import DROPPED_FOLDER, Recipe
 from etl.run.record import record_of
 from etl.schema import DROPPED, PROMPT, aligned
@@ -23,8 +24,9 @@ from etl.stages.context import Context
 from etl.storage.build import Chunk, Job
 from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.manifest import Accounting
+from etl.storage.opened import Run
 from etl.storage.record import write_record
-from etl.storage.remote import storage_options
+from etl.storage.remote import is_refused, storage_options
 from etl.storage.stale import stale_folders, stale_lines
 
 
@@ -44,7 +46,9 @@ def check(recipe: Recipe) -> None:
 
     Raises:
         SchemaError: a step reads a column that no earlier step adds.
-        ConfigError: an artefact or the description of a source is absent or wrong.
+        ConfigError: an artefact or the description of a source is absent or wrong, or output and input lie in one
+            another.
+        SourceError: the input cannot be listed.
     """
     schema = aligned(pa.schema([field for field in PROMPT if field.name != "id"]))
     for stage in recipe.stages:
@@ -52,6 +56,7 @@ def check(recipe: Recipe) -> None:
         stage.check_artefacts()
     for source in recipe.sources.values():
         source.shape()
+    check_places(recipe)
 
 
 def context_of(recipe: Recipe, engine: Engine, report: Callable[[str], None]) -> Context:
@@ -69,7 +74,7 @@ def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) ->
     context = context_of(recipe, engine, report)
     with storage_options(recipe.storage):
         check(recipe)
-        with sole_writer(engine, context.output), _recorded(recipe, engine):
+        with _held(recipe, context):
             result = run_stages(recipe, context)
             tell_stale(recipe, report)
             return result
@@ -84,6 +89,29 @@ def tell_stale(recipe: Recipe, report: Callable[[str], None]) -> None:
         lines = [("stale", f"not looked for: {error}")]
     for what, line in lines:
         report(f"{what:>24}  {line}")
+
+
+@contextlib.contextmanager
+def _held(recipe: Recipe, context: Context) -> Iterator[None]:
+    """Hold the output and leave the run's record; one that may not be written is taken as it is if the run is done.
+
+    Raises:
+        DataError: another run holds it, or something is to be done and it may not be written.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(sole_writer(context.engine, context.output))
+        except DataError as error:
+            if not is_refused(error) or Run.open(context.output).state(ingest.STEP) != "committed":
+                raise
+            refusal = error
+        else:
+            held.enter_context(_recorded(recipe, context.engine))
+            yield
+            return
+    with reader(context.engine, refusal):
+        yield
+    context.report(f"nothing to do: {context.output}, which may not be written, holds all that this recipe makes")
 
 
 @contextlib.contextmanager
@@ -131,7 +159,7 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
 
     with storage_options(recipe.storage):
         check(recipe)
-        with sole_writer(engine, context.output), _recorded(recipe, engine), contextlib.suppress(_Done):
+        with _held(recipe, context), contextlib.suppress(_Done):
             run_stages(recipe, context, enter)
 
 

@@ -26,6 +26,9 @@ def format_of(name: str) -> str | None:
 
 
 def compression_of(name: str) -> str | None:
-    """What fsspec calls the compression; None where there is none. Parquet packs its pages itself, whatever its name
-    says: `a.parquet.gzip` is how pandas' documentation calls a Parquet file with such pages."""
+    """What fsspec calls the compression of a file; None where there is none.
+
+    Parquet packs its pages itself, whatever its name says: `a.parquet.gzip` is how pandas' documentation calls a
+    Parquet file with such pages.
+    """
     return None if format_of(name) == "parquet" else _COMPRESSIONS.get(posixpath.splitext(name.lower())[1])

@@ -12,9 +12,10 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from fsspec.utils import glob_translate
@@ -114,14 +115,19 @@ def pattern_of(place: Location) -> Pattern | None:
         SourceError: it is no pattern.
     """
     path, fs = place.path, place.fs
+    if "**" in path and any("**" in piece and piece != "**" for piece in path.split("/")):
+        raise SourceError(f"{place.url}: '**' is a whole part of a path, as in folder/**/*.jsonl")
+    pattern = pattern_in_words(path, fs.exists)
+    return pattern if pattern.wanted is not None or fs.isdir(path) else None
+
+
+def pattern_in_words(path: str, exists: Callable[[str], bool] = lambda path: False) -> Pattern:
+    """A path as a Pattern by its signs alone; `exists` says of a path with signs whether it is there as it stands."""
     pieces = path.split("/")
     for number, piece in enumerate(pieces):
-        if any(sign in piece for sign in "*?[") and not fs.exists("/".join(pieces[: number + 1])):
-            wanted = "/".join(pieces[number:])
-            if any("**" in part and part != "**" for part in pieces):
-                raise SourceError(f"{place.url}: '**' is a whole part of a path, as in folder/**/*.jsonl")
-            return Pattern("/".join(pieces[:number]) or "/" * (number > 0), wanted)
-    return Pattern(path.rstrip("/") or "/", None) if fs.isdir(path) else None
+        if any(sign in piece for sign in "*?[") and not exists("/".join(pieces[: number + 1])):
+            return Pattern("/".join(pieces[:number]) or "/" * (number > 0), "/".join(pieces[number:]))
+    return Pattern(path.rstrip("/") or "/", None)
 
 
 def list_pattern(place: Location) -> Listing:
@@ -137,7 +143,7 @@ def list_pattern(place: Location) -> Listing:
         return _one_file(place)
     if place.is_local:
         listing = Listing(pattern.folder)
-        if os.path.isdir(pattern.folder):
+        if place.fs.isdir(pattern.folder):
             real = os.path.realpath(pattern.folder)
             _walk(pattern, listing, "", real, (real,))
         return listing
@@ -147,7 +153,7 @@ def list_pattern(place: Location) -> Listing:
 def _one_file(place: Location) -> Listing:
     path = place.path
     listing = Listing(posixpath.dirname(path))
-    if place.is_local and os.path.islink(path) and not os.path.exists(path):
+    if place.is_local and Path(path).is_symlink() and not Path(path).exists():
         raise _broken(path)
     if place.fs.exists(path):
         if format_of(path) is None:
@@ -231,7 +237,8 @@ def _walk(pattern: Pattern, listing: Listing, relative: str, real: str, above: t
         if not stat.S_ISDIR(info.st_mode):
             if is_named:
                 kind = "file" if stat.S_ISREG(info.st_mode) else "other"
-                _sort(listing, entry.path, below, {"size": info.st_size, "type": kind})
+                described = {"size": info.st_size, "type": kind, "islink": entry.is_symlink()}
+                _sort(listing, entry.path, below, described)
         elif not is_way:
             listing.leave_out(FOLDER, f"{below}/")
         else:
@@ -263,5 +270,5 @@ def _count_hidden(pattern: Pattern, listing: Listing, entry: os.DirEntry[str], r
 
 def _broken(path: str) -> SourceError:
     with contextlib.suppress(OSError):
-        return SourceError(f"{path} is a link to {os.readlink(path)}, which is not there; mend or remove the link")
+        return SourceError(f"{path} is a link to {Path(path).readlink()}, which is not there; mend or remove the link")
     return SourceError(f"{path} went away while it was listed; run again when nobody writes there")

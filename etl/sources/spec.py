@@ -17,7 +17,7 @@ from etl.storage.remote import Storage, check_url, scheme_of
 
 
 def _absolute(path: str) -> str:
-    """The path from the root, links in it as they are but for those before a `..`, which goes up from where they lead."""
+    """The path from the root, its links as they are; `..` goes up from where a link leads."""
     whole = Path(path).expanduser().absolute()
     num_up = len(whole.parts) - whole.parts[::-1].index("..") if ".." in whole.parts else 0
     return str(Path(*whole.parts[:num_up]).resolve().joinpath(*whole.parts[num_up:]) if num_up else whole)

@@ -146,17 +146,19 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
     ]
     semantic = {"version": INGEST_VERSION, "sources": identity}
     empty = {name: {STEP: {"in": 0, "made": 0, "kept": 0}} for name in sources}
-    found = {name: _findings(one) for name, one in listed.items() if name not in landed}
+    findings = {"inputs": {name: _findings(one) for name, one in listed.items() if name not in landed}}
     job = (
         context.job("ingest", "PROMPT", PROMPT, semantic, tuple(landed.values()))
         .with_inherited(empty)
-        .with_findings({"inputs": found})
+        .with_findings(findings)
     )
 
     def committed(ingested: Dataset) -> None:
         for name, one in listed.items():
             rows = ingested.manifest.accounting[name][STEP]["in"]
-            context.tell(name, f"{rows:>10,} rows of {len(one.files):,} files, {_bytes(one.files):,} bytes")
+            count = len(one.files)
+            size = f"{count:,} file{'s' * (count != 1)}, {_bytes(one.files):,} bytes"
+            context.tell(name, f"{rows:>10,} rows in {size}")
         _quarantine(context, raw, max_bad_fraction, ingested)
 
     return Rows.of(context.map(job, splits, WritePrompts(raw), then=committed))

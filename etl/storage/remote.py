@@ -238,7 +238,7 @@ def explain(error: Exception, url: str, options: Options, verb: str) -> Exceptio
             f"{url}: the store does not accept the credentials ({reason}); correct them under "
             f"`storage: {{{scheme}: …}}`, in the environment or in the store's own files"
         )
-    if isinstance(error, PermissionError) or status == 403 or number in _NOT_ALLOWED or reason.startswith("Forbidden"):
+    if _is_refusal(error):
         who = f"user {os.getuid()}" if scheme == "file" else "these credentials"
         return DataError(f"may not {verb} {url} ({reason}); let {who} do so, or name another place")
     if number in _NO_ROOM or status == 507:
@@ -259,6 +259,21 @@ def explain(error: Exception, url: str, options: Options, verb: str) -> Exceptio
     if isinstance(error, OSError) or any(name.startswith(_LIBRARIES) for name in names):
         return DataError(f"cannot {verb} {url} ({reason})")
     return error
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether an error came from an operation that the user, or the store as a whole, does not allow."""
+    return any(_is_refusal(cause) for cause in causes(error))
+
+
+def _is_refusal(error: BaseException) -> bool:
+    number = error.errno if isinstance(error, OSError) else None
+    return (
+        isinstance(error, PermissionError)
+        or status_of(error) == 403
+        or number in _NOT_ALLOWED
+        or (str(error).startswith("Forbidden"))
+    )
 
 
 def no_bucket(url: str) -> ConfigError:

@@ -1,5 +1,7 @@
 """Configurations from YAML: where they are found, what `--set` does, and what each mistake is told."""
 
+from typing import Any
+
 import pytest
 
 from etl import conf
@@ -18,6 +20,11 @@ class Toy(Config):
     inner: Inner = Inner()
     several: tuple[Inner, ...] = ()
     words: tuple[str, ...] = ()
+    flag: bool = False
+    maybe: str | None = None
+    one_or_more: str | tuple[str, ...] = ()
+    which: dict[str, str] = {}
+    options: Any = None
 
 
 @pytest.fixture
@@ -80,7 +87,11 @@ def test_numbers_are_good_text(toy):
         (["words.x=1"], r"--set words\.x: 'x' must be a position from 0 to 0"),
         (["name.first=1"], r"--set name\.first: 'name' is the value 'a', it has no keys below it"),
         (["words.0.x=1"], r"--set words\.0\.x: "),
-        (["size=[1"], r"--set size is not valid YAML"),
+        (["size=[1"], r"size: must be a whole number \(got '\[1'\)"),
+        (["size=7 # seven"], r"size: must be a whole number \(got '7 # seven'\)"),
+        (["size=no"], r"size: must be a whole number \(got 'no'\)"),
+        (["name=[a, 1]", "words=[[a]]"], r"words\.0: must be text \(got \['a'\]\)"),
+        (["inner={day: a, day: b}"], r"--set inner: the key 'day' is given twice, in lines 1 and 1"),
         (["name=@/no/such/file"], r"there is no file /no/such/file"),
         (["name=@/dev/null/file"], r"there is no file /dev/null/file"),
         (["size=big"], r"size: must be a whole number \(got 'big'\)"),
@@ -94,6 +105,92 @@ def test_numbers_are_good_text(toy):
 def test_a_wrong_override_is_told(toy, overrides, message):
     with pytest.raises(ConfigError, match=message):
         toy("name: a\nseveral: [{}, {}]\nwords: [x]", *overrides)
+
+
+WORDS = ["no", "on", "y", "Off", "true", "1e6", "0x10", "010", "1_000", "01:30", "1.50", ".inf", "+7"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_is_text_where_text_is_wanted(toy, word):
+    """In a file and after --set, alone and in lists, as a value and as a key."""
+    text = f"name: {word}\nwords: [{word}]\nwhich: {{{word}: {word}}}\nmaybe: {word}\nseveral: [{{day: {word}}}]"
+    expected = Toy(name=word, words=(word,), which={word: word}, maybe=word, several=(Inner(day=word),))
+    assert toy(text) == expected
+    overrides = (f"words=[{word}]", f"which={{{word}: {word}}}", f"maybe={word}", f"several=[{{day: {word}}}]")
+    assert toy("name: a", f"name={word}", *overrides) == expected
+
+
+@pytest.mark.parametrize("word", ["yes", "on", "y", "true", "1", "True"])
+def test_a_word_is_true_where_a_boolean_is_wanted(toy, word):
+    assert toy(f"name: a\nflag: {word}").flag is True
+    assert toy("name: a", f"flag={word}").flag is True
+
+
+@pytest.mark.parametrize(
+    ("word", "number"), [("1e6", 10**6), ("0x10", 16), ("1_000", 1000), ("+7", 7), ("2.5E3", 2500)]
+)
+def test_a_word_is_a_number_where_one_is_wanted(toy, word, number):
+    assert toy(f"name: a\nsize: {word}\ninner: {{rate: {word}}}") == Toy(
+        name="a", size=number, inner=Inner(rate=number)
+    )
+    read = toy("name: a", f"size={word}", f"inner={{rate: {word}}}")
+    assert read == Toy(name="a", size=number, inner=Inner(rate=number))
+
+
+def test_where_anything_is_wanted_yaml_says_what_it_is(toy):
+    given = "{anon: no, port: 0x10, rate: 1e3, word: x, list: [on, {k: off}], none: null, quoted: 'no'}"
+    expected = {"anon": False, "port": 16, "rate": 1000.0, "word": "x", "list": [True, {"k": False}], "none": None,
+                "quoted": "no"}  # fmt: skip
+    assert toy(f"name: a\noptions: {given}").options == expected
+    assert toy("name: a", f"options={given}").options == expected
+    assert toy("name: a", "options.anon=no", "options.deep.port=0x10").options == {"anon": False, "deep": {"port": 16}}
+    assert conf.parse_yaml(f"[{given}, no]", "x") == [expected, False]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["hash/set #1", "#1", "*.jsonl", "[a-c]/x", "[a, b]", "{a: b}", "%x", "a: b", "- a", "&a", "!x", "=", "a@b", "`",
+     "'", '"a', "~/data", " a ", "a\tb", "x: [", "...", "--- a", "null #1", "|", "> x", "?", "a\n\nb"],
+)  # fmt: skip
+def test_an_override_is_text_where_text_is_wanted(toy, value):
+    assert toy("name: a", f"name={value}").name == value
+
+
+def test_an_override_is_a_list_where_lists_are_wanted_too(toy):
+    assert toy("name: a", "one_or_more=[a, no]").one_or_more == ("a", "no")
+    assert toy("name: a", "one_or_more=a: b #c").one_or_more == "a: b #c"
+    assert toy("name: a", "words=[a, b]", "words.1=[c]").words == ("a", "[c]")
+
+
+def test_quotes_and_null_are_yaml(toy):
+    assert toy("name: a", "name='no'").name == "no"
+    assert toy("name: a", 'name="a\\tb"').name == "a\tb"
+    for null in ("null", "~", ""):
+        assert toy("name: a\nmaybe: b", f"maybe={null}").maybe is None
+
+
+def test_a_whole_section_can_be_set_and_then_a_key_of_it(toy):
+    assert toy("name: a", "inner=rate: 2", "inner.day=x").inner == Inner(rate=2.0, day="x")
+    assert toy("name: a", "several=[{day: no}]", "several.0.rate=3").several == (Inner(day="no", rate=3.0),)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("name: a\nsize: 1\nname: b", "name", "1 and 3"),
+        ("name: a\ninner:\n  rate: 1\n  day: x\n  rate: 1", "rate", "3 and 5"),
+        ("name: a\noptions: [{1: a}, {1: a, '1': b}]", "1", "2 and 2"),
+        ("name: a\noptions: {no: a,\n no: b}", "no", "2 and 3"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_told_with_both_lines(toy, text, key, lines):
+    with pytest.raises(ConfigError, match=rf"toy\.yaml: the key '{key}' is given twice, in lines {lines}"):
+        toy(text)
+
+
+def test_a_merged_key_may_be_given_again(toy):
+    text = "name: a\nwhich: &a {x: '1', y: '2'}\noptions: {b: &b {<<: *a, x: 3}, c: {<<: *b, y: 4}}"
+    assert toy(text).options == {"b": {"x": 3, "y": "2"}, "c": {"x": 3, "y": 4}}
 
 
 def test_a_missing_key_is_told_with_what_to_do(toy):

@@ -1,0 +1,201 @@
+"""YAML whose scalars know how they were written, so that what a field wants decides what `no`, `0x10` and `1.50` are.
+
+YAML takes `no` for false and `010` for eight. Here a scalar that YAML would turn into something else than text is a
+`Plain`: the text as it stands and YAML's value. `etl.config.Config` gives each field the one that it wants (`fit`).
+Keys of a mapping are text always, and one that is given twice is an error. Dates stay text, `1e6` is a number.
+"""
+
+import re
+import types
+from collections.abc import Mapping, Sequence, Set
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+
+class Plain(str):
+    """Text that YAML reads as something else.
+
+    Attributes:
+        value: what YAML makes of it: a bool, int, float, or of a value after `--set` also a list or mapping.
+    """
+
+    __slots__ = ("value",)
+    value: Any
+
+    @classmethod
+    def of(cls, text: str, value: Any) -> "Plain":
+        """The text with YAML's value."""
+        plain = cls(text)
+        plain.value = value
+        return plain
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+class GivenTwiceError(yaml.YAMLError):
+    """A mapping has a key twice."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without timestamps, with text as keys, in which `1e6` is a number."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise GivenTwiceError(
+                        f"the key '{key.value}' is given twice, in lines {lines[key.value]} and {line}; remove one"
+                    )
+                lines[key.value] = line
+        node.value = [(_as_text(key), value) for key, value in node.value]
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        return Plain.of(node.value, value) if is_plain and isinstance(value, bool | int | float) else value
+
+
+def _as_text(key: yaml.Node) -> yaml.Node:
+    """The key as text; `<<`, which takes in another mapping, as it is."""
+    if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+        return key
+    return yaml.ScalarNode("tag:yaml.org,2002:str", key.value, key.start_mark, key.end_mark, key.style)
+
+
+_NO_TAGS = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag not in _NO_TAGS]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+
+
+def load(text: str) -> Any:
+    """The YAML value of some text, scalars that are no text as `Plain`.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+        GivenTwiceError: a key is given twice.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+
+
+def load_argument(text: str) -> Any:
+    """What stands after `--set KEY=`: text, and beside it what YAML makes of it where that is something else.
+
+    Text is also what is no YAML, and what YAML would cut at a comment.
+
+    Raises:
+        GivenTwiceError: a key is given twice.
+    """
+    try:
+        node, value = yaml.compose(text, _Loader), load(text)
+    except GivenTwiceError:
+        raise
+    except yaml.YAMLError:
+        return text
+    if value is None:
+        return None if text.strip() in _NULLS else text
+    if node is not None and text[node.end_mark.index :].strip():
+        return text
+    if isinstance(value, str) and not isinstance(value, Plain):
+        style = node.style if isinstance(node, yaml.ScalarNode) else None
+        is_word = style is None or (style in "|>" and "\n" not in text)
+        return text if is_word and not text.startswith("!") else value
+    return Plain.of(text, value.value if isinstance(value, Plain) else value)
+
+
+def unwrapped(value: Any) -> Any:
+    """A list or mapping after `--set` as that; anything else as it is."""
+    return value.value if isinstance(value, Plain) and isinstance(value.value, dict | list) else value
+
+
+def natural(value: Any) -> Any:
+    """What YAML alone would say: no `Plain` in it."""
+    if isinstance(value, Plain):
+        return natural(value.value)
+    if isinstance(value, dict):
+        return {key: natural(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [natural(item) for item in value]
+    return value
+
+
+# --- what a field wants ---------------------------------------------------------------------------------------------
+
+
+def fit(value: Any, annotation: Any) -> Any:
+    """The value as a field of that annotation wants it; what is below a configuration of its own is left to that."""
+    return _fit(value, _leaves(annotation))
+
+
+def _fit(value: Any, leaves: list[Any]) -> Any:
+    if isinstance(value, Plain):
+        return _fit(value.value, leaves) if _wants(value.value, leaves) else str.__str__(value)
+    if isinstance(value, list):
+        items = _items(leaves, list)
+        return [_fit(item, items) for item in value]
+    if isinstance(value, dict) and not any(map(_is_model, leaves)):
+        items = _items(leaves, dict)
+        return {key: _fit(item, items) for key, item in value.items()}
+    return value
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    """The types of a union; an annotation without its metadata."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _leaves(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [leaf for one in get_args(annotation) for leaf in _leaves(one)]
+    return [annotation]
+
+
+def _items(leaves: list[Any], kind: type) -> list[Any]:
+    """Types of what is in the lists, or in the mappings, of a union; anything where nothing is said of it."""
+    args = [get_args(leaf) for leaf in leaves if _holds(leaf, kind)]
+    inner = [one for found in args for one in (found[-1:] if kind is dict else found) if one is not Ellipsis]
+    return [leaf for one in inner for leaf in _leaves(one)] or [Any]
+
+
+def _holds(leaf: Any, kind: type) -> bool:
+    """Whether a type is one of lists, or of mappings."""
+    origin = get_origin(leaf) or leaf
+    if not isinstance(origin, type) or issubclass(origin, str | bytes):
+        return False
+    return issubclass(origin, Mapping) if kind is dict else issubclass(origin, Sequence | Set)
+
+
+def _is_model(leaf: Any) -> bool:
+    return isinstance(leaf, type) and issubclass(leaf, BaseModel)
+
+
+def _wants(value: Any, leaves: list[Any]) -> bool:
+    """Whether what YAML makes of a scalar is wanted, not its text."""
+    if any(_takes(leaf, value) for leaf in leaves):
+        return True
+    # Neither is: an error shows a list as a list, but `no` as the word that it is.
+    return not isinstance(value, bool) and all(
+        leaf in (bool, int, float, types.NoneType) or _is_model(leaf) for leaf in leaves
+    )
+
+
+def _takes(leaf: Any, value: Any) -> bool:
+    if leaf in (Any, object):
+        return True
+    if get_origin(leaf) is Literal:
+        return any(type(one) is type(value) and one == value for one in get_args(leaf))
+    if isinstance(value, dict):
+        return _is_model(leaf) or _holds(leaf, dict)
+    if isinstance(value, list):
+        return _holds(leaf, list)
+    return leaf is bool if isinstance(value, bool) else leaf in (int, float)
