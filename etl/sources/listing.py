@@ -175,7 +175,8 @@ def _remote(place: Location, pattern: Pattern) -> Listing:
         if not is_folder:
             _sort(listing, path, relative, info)
         elif not pattern.enters(relative):
-            listing.leave_out(FOLDER, f"{relative}/")
+            reason = HIDDEN if any(map(_hides, relative.split("/"))) else FOLDER
+            listing.leave_out(reason, f"{relative}/")
     return listing
 
 
@@ -256,7 +257,8 @@ def _count_hidden(pattern: Pattern, listing: Listing, entry: os.DirEntry[str], r
             listing.leave_out(HIDDEN, relative)
         return
     if not pattern.enters(relative):
-        listing.leave_out(HIDDEN, f"{relative}/")
+        if pattern.matches(relative):
+            listing.leave_out(HIDDEN, f"{relative}/")
         return
     try:
         with os.scandir(entry.path) as found:

@@ -6,7 +6,7 @@ import pytest
 
 from etl.run import inputs
 from etl.run.inputs import InputSize, lines
-from etl.run.plan import plan_recipe
+from etl.run.plan import describe, plan_recipe
 from tests.etl.stages.toys import SYNTH, make_recipe, plain_rows, run, write_jsonl, write_parquet
 
 
@@ -38,6 +38,19 @@ def test_an_input_that_has_changed_is_looked_at_again(recipe, tmp_path):
     run(recipe)
     write_parquet(tmp_path / "many" / "d.parquet", plain_rows(3, first=90))
     assert [(size.files, size.rows) for size in plan_recipe(recipe).inputs] == [(4, 45), (1, None)]
+
+
+def test_what_is_left_out_is_known_before_and_after_the_run(recipe, tmp_path):
+    (tmp_path / "many" / "notes.txt").write_text("x")
+    (tmp_path / "many" / "_SUCCESS").write_text("")
+    for _ in range(2):
+        planned = plan_recipe(recipe)
+        assert [list(size.left_out) for size in planned.inputs] == [["hidden", "unknown ending"], []]
+        assert [line.split(None, 1) for line in describe(planned) if "left out" in line] == [
+            ["many", "1 left out (hidden): _SUCCESS"],
+            ["many", "1 left out (unknown ending): notes.txt"],
+        ]
+        run(recipe)
 
 
 def test_so_many_files_are_not_opened(recipe, monkeypatch):

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.errors import SourceError
-from tests.engines.inprocess import IdleEngine
+from etl.run.run import run_recipe
+from tests.engines.inprocess import IdleEngine, InProcessEngine
 from tests.etl.stages.toys import (
     make_recipe,
     mixed_rows,
@@ -29,6 +30,7 @@ def flawed_jsonl(path):
     del nameless["query"]
     bad = [b'{"synth_id": "x", ', json.dumps(nameless).encode(), b'{"synth_id": "y", "query": "\xff"}']
     lines = [*good[:2], bad[0], *good[2:5], bad[1], bad[2], *good[5:]]
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"\n".join(lines) + b"\n")
     offsets = [sum(len(line) + 1 for line in lines[:number]) for number in (2, 6, 7)]
     return list(zip(offsets, ["invalid_json", "missing_query", "invalid_json"], strict=True))
@@ -42,6 +44,40 @@ def test_what_cannot_be_read_is_in_the_quarantine_with_its_place(tmp_path):
     assert {(item["source"], item["file"]) for item in rows} == {("toy", "flawed.jsonl")}
     text = (tmp_path / "flawed.jsonl").read_bytes()
     assert all(text[item["position"] :].startswith(item["raw"]) for item in rows if item["reason"] == "invalid_json")
+
+
+def test_what_was_read_and_what_was_not_is_told_and_kept(tmp_path):
+    """Each run says it, one that has nothing to do as well; the fingerprint does not know what was left out."""
+    write_jsonl(tmp_path / "in" / "a.JSONL", plain_rows(3))
+    flawed_jsonl(tmp_path / "in" / "b.jsonl")
+    (tmp_path / "in" / "c.csv").write_text("x")
+    (tmp_path / "in" / "_SUCCESS").write_text("")
+    one = write_parquet(tmp_path / "one.parquet", plain_rows(5))
+    sizes = [sum(path.stat().st_size for path in (tmp_path / "in").glob("*.[jJ]*")), one.stat().st_size]
+    recipe = make_recipe(tmp_path / "out", {"many": tmp_path / "in", "one": one})
+    told, fingerprints = [], set()
+    for more in ("_none", "_more"):
+        lines = []
+        run_recipe(recipe, InProcessEngine(), lines.append)
+        told.append([line.split(None, 1) for line in lines if line.split()[0] in ("many", "one")])
+        fingerprints.add(stage(tmp_path / "out", "ingest").manifest.fingerprint)
+        (tmp_path / "in" / more).write_text("")
+    reading = [["many", f"13 rows in 2 files, {sizes[0]:,} bytes"], ["one", f"5 rows in 1 file, {sizes[1]:,} bytes"]]
+    ending = ["many", "1 left out (unknown ending): c.csv"]
+    assert told == [
+        [["many", "1 left out (hidden): _SUCCESS"], ending, *reading],
+        [["many", "2 left out (hidden): _SUCCESS, _none"], ending, *reading],
+    ]
+    assert len(fingerprints) == 1
+    left_out = {
+        name: {"files": 1, "names": [file]} for name, file in (("hidden", "_SUCCESS"), ("unknown ending", "c.csv"))
+    }
+    assert stage(tmp_path / "out", "ingest").manifest.findings == {
+        "inputs": {
+            "many": {"files": 2, "bytes": sizes[0], "left_out": left_out},
+            "one": {"files": 1, "bytes": sizes[1], "left_out": {}},
+        }
+    }
 
 
 def test_account_of_ingest(tmp_path):
@@ -150,9 +186,9 @@ def test_run_without_any_row(tmp_path):
 
 
 def test_absent_column_names_the_file(tmp_path):
-    write_jsonl(tmp_path / "a.jsonl", plain_rows(2))
-    bad = tmp_path / "b.parquet"
+    write_jsonl(tmp_path / "in" / "a.jsonl", plain_rows(2))
+    bad = tmp_path / "in" / "b.parquet"
     write_parquet(bad, plain_rows(2))
     pq.write_table(pq.read_table(bad).drop_columns(["query"]), bad)
     with pytest.raises(SourceError, match=r"b\.parquet lacks the columns \['query'\]"):
-        run(make_recipe(tmp_path / "out", {"toy": tmp_path}))
+        run(make_recipe(tmp_path / "out", {"toy": tmp_path / "in"}))
