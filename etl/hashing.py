@@ -11,6 +11,10 @@ array of any type; the same values hash alike whatever the chunking, slicing, di
     list            fold over (length, hash of each element)
     struct          fold over the hashes of its fields, in order
 
+Every other type is hashed as one of these (etl/arrow_types.py): a decimal as its text, a time as nanoseconds, a moment
+or duration as the struct of seconds and nanoseconds, whatever its unit and zone, a map as the list of its entries. A
+union has no hash.
+
 Ids and content digests take two such hashes with different seeds, 128 bits.
 """
 
@@ -24,6 +28,8 @@ import pyarrow.compute as pc
 import xxhash
 
 from etl.arrays import U64
+from etl.arrow_types import hashed, refused
+from etl.errors import SchemaError
 from etl.jit import njit
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
@@ -175,8 +181,23 @@ def fixed_binary(array: pa.Array) -> npt.NDArray[np.uint8]:
 
 
 def hash_array(array: pa.Array, seed: int = 0) -> U64:
-    """One 64-bit hash a row: uint64 [rows]. See the head of the file for what it is of each type."""
-    hashes = _hash_valid(array, np.uint64(seed))
+    """One 64-bit hash a row: uint64 [rows]. See the head of the file for what it is of each type.
+
+    Raises:
+        SchemaError: the type has no hash.
+    """
+    if (kind := refused(array.type, "hashed")) is not None:
+        raise SchemaError(f"{_of(array.type, kind)} has no hash; leave the column out, or make one column of each type")
+    return _hash(array, np.uint64(seed))
+
+
+def _of(whole: pa.DataType, part: pa.DataType) -> str:
+    return f"a value of type {part}" if part == whole else f"a value of type {part} inside {whole}"
+
+
+def _hash(array: pa.Array, seed: np.uint64) -> U64:
+    array = hashed(array)
+    hashes = _hash_valid(array, seed)
     if array.null_count:
         hashes[np.asarray(array.is_null())] = _NULL
     return hashes
@@ -184,18 +205,16 @@ def hash_array(array: pa.Array, seed: int = 0) -> U64:
 
 def _hash_valid(array: pa.Array, seed: np.uint64) -> U64:
     kind = array.type
-    if pa.types.is_dictionary(kind):
-        return _hash_valid(array.dictionary_decode(), seed)
     if pa.types.is_null(kind):
         return np.full(len(array), _NULL)
     if pa.types.is_struct(kind):
         hashes = np.full(len(array), seed)
-        for field in array.flatten():
-            hashes = _fold_fields(hashes, hash_array(field, int(seed)))
+        for place in range(kind.num_fields):
+            hashes = _fold_fields(hashes, _hash(array.field(place), seed))
         return hashes
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-        return _fold_lists(hash_array(array.flatten(), int(seed)), lengths, seed)
+        return _fold_lists(_hash(array.flatten(), seed), lengths, seed)
     if pa.types.is_fixed_size_binary(kind):
         return _hash_valid(array.cast(pa.binary()), seed)
     if pa.types.is_floating(kind):
@@ -246,7 +265,14 @@ class ContentDigest:
         self.value = value
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Add the rows of a batch."""
+        """Add the rows of a batch.
+
+        Raises:
+            SchemaError: a column is of a type that has no hash.
+        """
+        for field in batch.schema:
+            if (kind := refused(field.type, "hashed")) is not None:
+                raise SchemaError(f"column '{field.name}' cannot be stored: {_of(field.type, kind)} has no hash")
         names = int(xxh64("\0".join(batch.schema.names).encode()))
         for half in (0, 1):
             hashes = hash_columns(batch.columns, (names + half) % 2**64)
