@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Use = Literal["prose", "name", "kept", "hashed", "spark", "sql"]
-Dialect = Literal["spark", "hive", "duckdb"]
 Convert = Callable[[pa.Array], pa.Array]
 
 _UNCHECKED: Final = pc.CastOptions(target_type=pa.string(), allow_invalid_utf8=True)
@@ -40,7 +39,7 @@ class Form:
     name: Convert | None = None
     """To string [rows], likewise."""
     kept: Convert | None = None
-    """To a type whose Python values orjson writes as they are: null, bool, integer, float, string, list, map, struct."""
+    """To a type whose Python values orjson writes: null, bool, integer, float, string, list, map or struct."""
     hashed: Convert | None = None
     """To a type that etl.hashing has kernels for."""
     spark: str | None = None
@@ -116,7 +115,7 @@ def _time_text(array: pa.Array) -> pa.Array:
     return _short_fraction(array.cast(pa.string()), array.type.unit)
 
 
-def _timestamp_text(array: pa.Array) -> pa.Array:
+def _moment_text(array: pa.Array) -> pa.Array:
     """ISO 8601: 2026-01-02T03:04:05.600000, with the zone's offset at that moment where the type has a zone."""
     text = _short_fraction(array.cast(pa.string()), array.type.unit)
     text = pc.replace_substring_regex(text, r"^(-?\d{4,5}-\d\d-\d\d) ", r"\1T")
@@ -156,7 +155,9 @@ def _interval_text(array: pa.Array) -> pa.Array:
 def hex_text(array: pa.FixedSizeBinaryArray) -> pa.StringArray:
     """Fixed-size binary in lower-case hexadecimal digits, two a byte: string [rows]."""
     width = array.type.byte_width
-    data = np.frombuffer(array.buffers()[1] or b"", np.uint8)[array.offset * width : (array.offset + len(array)) * width]
+    data = np.frombuffer(array.buffers()[1] or b"", np.uint8)[
+        array.offset * width : (array.offset + len(array)) * width
+    ]
     text = pa.py_buffer(_HEX[data].tobytes())
     offsets = pa.py_buffer(np.arange(len(array) + 1, dtype=np.int32) * np.int32(2 * width))
     valid = pa.py_buffer(np.packbits(array.is_valid().to_numpy(zero_copy_only=False), bitorder="little"))
@@ -165,9 +166,7 @@ def hex_text(array: pa.FixedSizeBinaryArray) -> pa.StringArray:
 
 def _uuid_text(array: pa.Array) -> pa.Array:
     """RFC 9562: 8-4-4-4-12 hexadecimal digits."""
-    return pc.replace_substring_regex(
-        hex_text(array.storage), r"^(.{8})(.{4})(.{4})(.{4})(.{12})$", r"\1-\2-\3-\4-\5"
-    )
+    return pc.replace_substring_regex(hex_text(array.storage), r"^(.{8})(.{4})(.{4})(.{4})(.{12})$", r"\1-\2-\3-\4-\5")
 
 
 # --- kept: lists, maps and structs ------------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ def _is_json(kind: pa.DataType) -> bool:
     """Whether orjson writes the type's Python values as they are meant, at every depth."""
     convert = FORMS[kind_of(kind)].kept
     nested = convert in (_kept_list, _kept_map, _kept_struct)
-    return plain_type(kind) == kind and (convert is _same or nested) and all(map(_is_json, _children(kind)))
+    return plain_type(kind) == kind and (convert is _same or nested) and all(map(_is_json, children(kind)))
 
 
 def kept(array: pa.Array) -> pa.Array:
@@ -245,11 +244,11 @@ def _counts(array: pa.Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return pc.fill_null(wide.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
 
 
-def _nanoseconds_of_day(array: pa.Array) -> pa.Array:
+def _day_ns(array: pa.Array) -> pa.Array:
     return pa.array(_counts(array) * _NS[array.type.unit], mask=np.asarray(array.is_null()))
 
 
-def _seconds_and_nanoseconds(array: pa.Array) -> pa.Array:
+def _seconds_ns(array: pa.Array) -> pa.Array:
     """One pair for one moment or duration, whatever the unit and the zone."""
     per_second = 10**9 // _NS[array.type.unit]
     seconds, rest = np.divmod(_counts(array), per_second)
@@ -257,7 +256,7 @@ def _seconds_and_nanoseconds(array: pa.Array) -> pa.Array:
     return pa.StructArray.from_arrays(parts, ["seconds", "nanoseconds"], mask=array.is_null())
 
 
-def _months_days_nanoseconds(array: pa.Array) -> pa.Array:
+def _parts(array: pa.Array) -> pa.Array:
     layout = np.dtype([("months", "<i4"), ("days", "<i4"), ("nanoseconds", "<i8")])
     values = np.frombuffer(array.buffers()[1] or b"", layout)[array.offset : array.offset + len(array)]
     parts = [pa.array(values[name].astype(np.int64)) for name in values.dtype.names or ()]
@@ -265,45 +264,51 @@ def _months_days_nanoseconds(array: pa.Array) -> pa.Array:
 
 
 def _entries(array: pa.Array) -> pa.Array:
-    """A map as the list of structs that it is."""
-    return array.cast(pa.list_(pa.struct([array.type.key_field, array.type.item_field])))
+    """A map as the list of structs that it is, without what null maps hold: large_list<struct<key, value>>."""
+    starts = array.offsets.to_numpy().astype(np.int64)
+    lengths = np.where(array.is_valid(), np.diff(starts), 0)
+    ends = np.cumsum(lengths)
+    places = pa.array(np.arange(lengths.sum()) + np.repeat(starts[:-1] - (ends - lengths), lengths))
+    columns = [plain(each).take(places) for each in (array.keys, array.items)]
+    pairs = pa.StructArray.from_arrays(columns, names=["key", "value"])
+    return pa.LargeListArray.from_arrays(pa.array(np.append(0, ends)), pairs, mask=array.is_null())
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 FORMS: Final = {
-    #                       prose   name             kept             hashed                    Spark             SQL
-    "null":            Form(_text,  _text,           _same,           _same,                    "void",           None),
-    "bool":            Form(None,   None,            _same,           _same,                    "boolean",        "BOOLEAN"),
-    "int8":            Form(None,   _text,           _same,           _same,                    "tinyint",        "TINYINT"),
-    "int16":           Form(None,   _text,           _same,           _same,                    "smallint",       "SMALLINT"),
-    "int32":           Form(None,   _text,           _same,           _same,                    "int",            "INT"),
-    "int64":           Form(None,   _text,           _same,           _same,                    "bigint",         "BIGINT"),
-    "uint":            Form(None,   _text,           _same,           _bits,                    None,             None),
-    "float16":         Form(None,   None,            _same,           _same,                    None,             None),
-    "float32":         Form(None,   None,            _same,           _same,                    "float",          "FLOAT"),
-    "float64":         Form(None,   None,            _same,           _same,                    "double",         "DOUBLE"),
-    "decimal":         Form(None,   _text,           _text,           _as_string,               "decimal",        "DECIMAL"),
-    "wide decimal":    Form(None,   _text,           _text,           _as_string,               None,             None),
-    "date32":          Form(None,   _text,           _text,           _same,                    "date",           "DATE"),
-    "date64":          Form(None,   _text,           _text,           _same,                    None,             "DATE"),
-    "time32":          Form(None,   _time_text,      _time_text,      _nanoseconds_of_day,      None,             None),
-    "time64":          Form(None,   _time_text,      _time_text,      _nanoseconds_of_day,      "time",           None),
-    "timestamp":       Form(None,   _timestamp_text, _timestamp_text, _seconds_and_nanoseconds, "timestamp_ntz",  "TIMESTAMP_NTZ"),
-    "timestamp, zone": Form(None,   _timestamp_text, _timestamp_text, _seconds_and_nanoseconds, "timestamp",      "TIMESTAMP"),
-    "timestamp[ns]":   Form(None,   _timestamp_text, _timestamp_text, _seconds_and_nanoseconds, None,             None),
-    "duration":        Form(None,   None,            _duration_text,  _seconds_and_nanoseconds, "interval",       None),
-    "duration[ns]":    Form(None,   None,            _duration_text,  _seconds_and_nanoseconds, None,             None),
-    "interval":        Form(None,   None,            _interval_text,  _months_days_nanoseconds, None,             None),
-    "string":          Form(_text,  _text,           _same,           _same,                    "string",         "STRING"),
-    "binary":          Form(_text,  _text,           _text,           _same,                    "binary",         "BINARY"),
-    "fixed binary":    Form(None,   hex_text,        hex_text,        _same,                    "binary",         "BINARY"),
-    "arrow.uuid":      Form(None,   _uuid_text,      _uuid_text,      _storage,                 None,             None),
-    "arrow.bool8":     Form(None,   None,            _as_bool,        _as_bool,                 None,             "TINYINT"),
-    "list":            Form(None,   None,            _kept_list,      _same,                    "array",          "ARRAY"),
-    "map":             Form(None,   None,            _kept_map,       _entries,                 "map",            "MAP"),
-    "struct":          Form(None,   None,            _kept_struct,    _same,                    "struct",         "STRUCT"),
-    "union":           Form(),
+    # type                    prose  name          kept            hashed       Spark            SQL
+    "null":              Form(_text, _text,        _same,          _same,       "void",          None),
+    "bool":              Form(None,  None,         _same,          _same,       "boolean",       "BOOLEAN"),
+    "int8":              Form(None,  _text,        _same,          _same,       "tinyint",       "TINYINT"),
+    "int16":             Form(None,  _text,        _same,          _same,       "smallint",      "SMALLINT"),
+    "int32":             Form(None,  _text,        _same,          _same,       "int",           "INT"),
+    "int64":             Form(None,  _text,        _same,          _same,       "bigint",        "BIGINT"),
+    "uint":              Form(None,  _text,        _same,          _bits,       None,            None),
+    "float16":           Form(None,  None,         _same,          _same,       None,            None),
+    "float32":           Form(None,  None,         _same,          _same,       "float",         "FLOAT"),
+    "float64":           Form(None,  None,         _same,          _same,       "double",        "DOUBLE"),
+    "decimal":           Form(None,  _text,        _text,          _as_string,  "decimal",       "DECIMAL"),
+    "wide decimal":      Form(None,  _text,        _text,          _as_string,  None,            None),
+    "date32":            Form(None,  _text,        _text,          _same,       "date",          "DATE"),
+    "date64":            Form(None,  _text,        _text,          _same,       None,            "DATE"),
+    "time32":            Form(None,  _time_text,   _time_text,     _day_ns,     None,            None),
+    "time64":            Form(None,  _time_text,   _time_text,     _day_ns,     "time",          None),
+    "timestamp":         Form(None,  _moment_text, _moment_text,   _seconds_ns, "timestamp_ntz", "TIMESTAMP_NTZ"),
+    "timestamp, zone":   Form(None,  _moment_text, _moment_text,   _seconds_ns, "timestamp",     "TIMESTAMP"),
+    "timestamp[ns]":     Form(None,  _moment_text, _moment_text,   _seconds_ns, None,            None),
+    "duration":          Form(None,  None,         _duration_text, _seconds_ns, "interval",      None),
+    "duration[ns]":      Form(None,  None,         _duration_text, _seconds_ns, None,            None),
+    "interval":          Form(None,  None,         _interval_text, _parts,      None,            None),
+    "string":            Form(_text, _text,        _same,          _same,       "string",        "STRING"),
+    "binary":            Form(_text, _text,        _text,          _same,       "binary",        "BINARY"),
+    "fixed binary":      Form(None,  hex_text,     hex_text,       _same,       "binary",        "BINARY"),
+    "arrow.uuid":        Form(None,  _uuid_text,   _uuid_text,     _storage,    None,            None),
+    "arrow.bool8":       Form(None,  None,         _as_bool,       _as_bool,    None,            "TINYINT"),
+    "list":              Form(None,  None,         _kept_list,     _same,       "array",         "ARRAY"),
+    "map":               Form(None,  None,         _kept_map,      _entries,    "map",           "MAP"),
+    "struct":            Form(None,  None,         _kept_struct,   _same,       "struct",        "STRUCT"),
+    "union":            Form(),
 }  # fmt: skip
 """By `kind_of`. docs/arrow_types.md says the same to users."""
 
@@ -326,6 +331,7 @@ _KINDS: Final = {
     "timestamp": [pa.lib.Type_TIMESTAMP],
     "duration": [pa.lib.Type_DURATION],
     "interval": [pa.lib.Type_INTERVAL_MONTH_DAY_NANO],
+    "interval of one unit": [pa.lib.Type_INTERVAL_MONTHS, pa.lib.Type_INTERVAL_DAY_TIME],
     "string": [pa.lib.Type_STRING, pa.lib.Type_LARGE_STRING],
     "binary": [pa.lib.Type_BINARY, pa.lib.Type_LARGE_BINARY],
     "fixed binary": [pa.lib.Type_FIXED_SIZE_BINARY],
@@ -350,7 +356,7 @@ def kind_of(kind: pa.DataType) -> str:
     return "timestamp, zone" if found == "timestamp" and kind.tz is not None else found
 
 
-def _children(kind: pa.DataType) -> list[pa.DataType]:
+def children(kind: pa.DataType) -> list[pa.DataType]:
     """Types inside a list, map or struct, encoded or not."""
     kind = plain_type(kind)
     if pa.types.is_map(kind):
@@ -375,7 +381,7 @@ def refused(kind: pa.DataType, use: Use) -> pa.DataType | None:
         return kind
     if pa.types.is_timestamp(bare) and use in ("name", "kept") and bare.tz is not None and not _is_zone(bare.tz):
         return kind
-    return next((found for child in _children(kind) if (found := refused(child, use)) is not None), None)
+    return next((found for child in children(kind) if (found := refused(child, use)) is not None), None)
 
 
 @functools.cache
@@ -387,7 +393,7 @@ def _is_zone(name: str) -> bool:
     return True
 
 
-def text(array: pa.Array, use: Literal["prose", "name"]) -> pa.StringArray:
+def as_text(array: pa.Array, use: Literal["prose", "name"]) -> pa.StringArray:
     """The text of a column that is used so; whether bytes are UTF-8 is not checked.
 
     Args:
@@ -399,20 +405,3 @@ def text(array: pa.Array, use: Literal["prose", "name"]) -> pa.StringArray:
     convert = form.prose if use == "prose" else form.name
     assert convert is not None, "the caller asks `refused` first"
     return convert(array)
-
-
-def sql_type(kind: pa.DataType, dialect: Dialect = "spark") -> str:
-    """A type that is not `refused` as Spark or Hive write it."""
-    kind = plain_type(kind)
-    name = FORMS[kind_of(kind)].sql
-    assert name is not None, "the caller asks `refused` first"
-    inner = [sql_type(child, dialect) for child in _children(kind)]
-    if name == "DECIMAL":
-        return f"DECIMAL({kind.precision},{kind.scale})"
-    if name == "STRUCT":
-        fields = (f"`{field.name}`: {made}" for field, made in zip(kind, inner, strict=True))
-        return f"STRUCT<{', '.join(fields)}>"
-    if inner:
-        return f"{name}<{', '.join(inner)}>"
-    # Hive's TIMESTAMP has no zone, and no other word for one is known to all that read its tables.
-    return "TIMESTAMP" if name == "TIMESTAMP_NTZ" and dialect == "hive" else name

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from etl.arrays import I32, I64, U8
 from etl.hashing import binary_buffers
 from etl.jit import njit
-from etl.schema import TEXT_ROLE
+from etl.schema import MESSAGE, TEXT_ROLE
 
 SEPARATOR: Final = "\n"
 
@@ -49,6 +49,38 @@ def full_text(batch: pa.RecordBatch) -> pa.StringArray:
     """All contents, whoever says them: string [rows], no nulls."""
     messages = batch.column("messages")
     return _joined(messages, pa.repeat(pa.scalar(True), len(_items(messages))))
+
+
+def whole_messages(messages: pa.Array) -> tuple[pa.ListArray, dict[str, pa.BooleanArray]]:
+    """Messages from outside as list<MESSAGE>, and the rows in which one of them is not whole.
+
+    Args:
+        messages: list<struct<…>> [rows] of strings; `channel` and `recipient` may be absent, then they read as null.
+
+    Returns:
+        The messages, what is null in them but may not be replaced by "", and by reason (`null_message`, `null_role`,
+        `null_content`) the rows in which it was: bool [rows]. Reasons that no row has are left out.
+    """
+    items = _items(messages)
+    lengths, first = _extents(messages)
+    absent = pa.nulls(len(items), pa.string())
+    columns = {
+        name: pc.struct_field(items, name).cast(pa.string()) if items.type.get_field_index(name) >= 0 else absent
+        for name in MESSAGE.names
+    }
+    gone = {"null_message": items, "null_role": columns["role"], "null_content": columns["content"]}
+    rows = np.repeat(np.arange(len(messages)), lengths)
+    flaws = {}
+    for reason, values in gone.items():
+        null = values.is_null().to_numpy(zero_copy_only=False)
+        of_row = np.bincount(rows[null], minlength=len(messages)) > 0
+        if of_row.any():
+            flaws[reason] = pa.array(of_row)
+    filled = [columns[field.name] if field.nullable else pc.fill_null(columns[field.name], "") for field in MESSAGE]
+    offsets = pa.array(np.append(first, len(items)), pa.int32())
+    structs = pa.StructArray.from_arrays(filled, fields=list(MESSAGE))
+    whole = pa.ListArray.from_arrays(offsets, structs, type=pa.list_(MESSAGE), mask=messages.is_null())
+    return whole, flaws
 
 
 def raw_documents(messages: pa.ListArray) -> pa.StringArray:

@@ -12,10 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from etl.arrays import I64, U64
+from etl.arrow_types import as_text, kind_of
 from etl.dedup.candidates import Rows
 from etl.dedup.components import Components
 from etl.dedup.minhash import signatures, sketches
 from etl.dedup.near import NearDedup, Sets
+from etl.errors import SchemaError
 
 _TEXTS = 1 << 11
 """Texts that are hashed at once."""
@@ -44,9 +46,14 @@ def near_duplicates(texts: pa.Array | pa.ChunkedArray, near: NearDedup) -> NearD
     """Pairs of texts whose similarity reaches the threshold, and the connected components of them.
 
     Args:
-        texts: string or large_string [rows], no nulls.
+        texts: of any string type (string, large_string, string_view, a dictionary of one) [rows], no nulls.
         near: as in a recipe; canaries, and which row stays, are no matter of this.
+
+    Raises:
+        SchemaError: they are of another type.
     """
+    if kind_of(texts.type) not in ("string", "null"):
+        raise SchemaError(f"the texts are {texts.type}, strings are needed; cast them, for example to pa.string()")
     sets, bands, words = _hashed(texts, near)
     pairs = _candidates(bands, words, near)
     left, right = pairs // len(texts), pairs % len(texts)
@@ -61,7 +68,7 @@ def _hashed(texts: pa.Array | pa.ChunkedArray, near: NearDedup) -> tuple[Sets, I
     offsets, hashes = [np.zeros(1, np.int64)], [np.empty(0, np.uint64)]
     bands, words = [], []
     for start in range(0, len(texts), _TEXTS):
-        sets = near.shingles(texts.slice(start, _TEXTS))
+        sets = near.shingles(_strings(texts.slice(start, _TEXTS)))
         signed = signatures(*sets, near.num_perm, near.seed)
         bands.append(near.bands_of(signed))
         words.append(sketches(signed, 1))
@@ -72,6 +79,10 @@ def _hashed(texts: pa.Array | pa.ChunkedArray, near: NearDedup) -> tuple[Sets, I
     none = np.empty((0, num_bands), np.int64), np.empty((0, near.num_words), np.uint64)
     kept = (np.concatenate(offsets), np.concatenate(hashes))
     return kept, np.concatenate([none[0], *bands]), np.concatenate([none[1], *words])
+
+
+def _strings(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return as_text(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts, "prose")
 
 
 def _candidates(bands: I64, words: U64, near: NearDedup) -> I64:

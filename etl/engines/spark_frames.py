@@ -12,10 +12,12 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
+from etl.engines.spark_types import arrow_schema, spark_fields
 from etl.errors import SchemaError
+from etl.messages import whole_messages
 from etl.pipeline import AnyStep, open_steps
-from etl.schema import ID, PROMPT, VERDICT
-from etl.step import Step
+from etl.schema import ID, MESSAGE, PROMPT, VERDICT
+from etl.step import Step, drop
 from etl.storage.catalog import partition_values
 from etl.storage.dataset import Dataset, read_part
 from etl.storage.location import Location
@@ -29,53 +31,101 @@ def apply(df: Any, steps: Sequence[Step]) -> Any:
 
     Args:
         df: a Spark DataFrame that has the columns which the steps read, in the types of `etl.schema` (`id` is binary of
-            16 bytes, `messages` is array<struct<role, channel, recipient, content>>).
+            16 bytes, `messages` is array<struct<role, channel, recipient, content>>, of which channel and recipient may
+            be absent). Other columns may be of any type that Spark hands to Python.
         steps: run in this order on each row; none of them looks at another row.
 
     Returns:
-        The rows of `df`, none left out, with its columns, those that the steps add, and `verdict` at the end (or where
-        it was): null, or struct<step, reason, value> of the step that would drop the row.
+        The rows of `df`, none left out, with its columns as they were, those that the steps add, and `verdict` at the
+        end (or where it was): null, or struct<step, reason, value> of the step that would drop the row. A row with a
+        message that is null, or has no role or no content, has the verdict `null_message`, `null_role` or
+        `null_content` of a step called `apply`.
 
     Raises:
-        SchemaError: a column that a step reads is absent or has another type, or one that it adds is already there.
+        SchemaError: a column that a step reads is absent or has another type, one that it adds is already there, a name
+            stands twice, or a column is of a type that Arrow or Spark does not have.
     """
-    from pyspark.sql.pandas.types import from_arrow_type, to_arrow_schema
     from pyspark.sql.types import StructField, StructType
 
-    given = to_arrow_schema(df.schema)
+    given = arrow_schema(df.schema, SchemaError)
+    twice = sorted({name for name in given.names if given.names.count(name) > 1})
+    if twice:
+        raise SchemaError(f"the DataFrame has more than one column called {twice}; rename all but one")
     schema = given if "verdict" in given.names else pa.schema([*given, pa.field("verdict", VERDICT)])
     for step in steps:
         schema = step.output_schema(schema)
-    known = _known_types()
-    read = {"verdict": "verdict"}
-    for step in steps:
-        read |= {name: name for name in step.selects_by} | step.inputs
-    types = {name: known[column] for name, column in read.items() if column in known}
+    read = _read_types(steps)
     for field in df.schema:
-        wanted = types.get(field.name)
-        if wanted is not None and field.dataType.simpleString() != from_arrow_type(wanted).simpleString():
-            raise SchemaError(
-                f"column '{field.name}' is {field.dataType.simpleString()}, the steps read it as "
-                f"{from_arrow_type(wanted).simpleString()}; cast it, or build it with named_struct and array"
-            )
+        if field.name in read:
+            _check_type(field, read[field.name])
     names = [*given.names, *(name for name in schema.names if name not in given.names and name != "verdict")]
     if "verdict" not in given.names:
         names.append("verdict")
-    declared = {field.name: StructField(field.name, from_arrow_type(field.type)) for field in schema}
+    added = spark_fields(pa.schema([field for field in schema if field.name not in given.names]))
+    declared = {name: StructField(name, field.dataType) for name, field in added.items()}
     declared |= {field.name: field for field in df.schema}
     out = StructType([declared[name] for name in names])
-    casts = {
-        field.name: field.type for field in to_arrow_schema(out) if field.name in types or field.name not in given.names
-    }
+    types = arrow_schema(out, SchemaError)
+    unchanged = set(given.names) - {"verdict"}
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         function = open_steps(steps)
         for batch in batches:
-            if "verdict" not in batch.schema.names:
-                batch = batch.append_column("verdict", pa.nulls(batch.num_rows, VERDICT))
-            yield _cast(function(_cast(batch, types)).select(names), casts)
+            done = function(_readable(batch, read))
+            columns = [
+                batch.column(name) if name in unchanged else done.column(name).cast(types.field(name).type)
+                for name in names
+            ]
+            yield pa.RecordBatch.from_arrays(columns, names=names)
 
     return df.mapInArrow(run, out)
+
+
+def _read_types(steps: Sequence[Step]) -> dict[str, pa.DataType]:
+    """Arrow type of every column that the steps read and that they can count on, by name in the table."""
+    known = _known_types()
+    read = {"verdict": "verdict"}
+    for step in steps:
+        read |= {name: name for name in step.selects_by} | step.inputs
+    return {name: known[column] for name, column in read.items() if column in known}
+
+
+def _check_type(field: Any, wanted: pa.DataType) -> None:
+    from pyspark.sql.pandas.types import from_arrow_type
+
+    kind = from_arrow_type(wanted)
+    if field.dataType.simpleString() == kind.simpleString() or (field.name == "messages" and _is_messages(field)):
+        return
+    raise SchemaError(
+        f"column '{field.name}' is {field.dataType.simpleString()}, the steps read it as {kind.simpleString()}; cast "
+        "it, or build it with named_struct and array"
+    )
+
+
+def _is_messages(field: Any) -> bool:
+    """Whether a Spark column has role and content of messages, and nothing that is no part of one."""
+    from pyspark.sql.types import ArrayType, NullType, StringType, StructType
+
+    kind = field.dataType
+    if not (isinstance(kind, ArrayType) and isinstance(kind.elementType, StructType)):
+        return False
+    fields = {part.name: part.dataType for part in kind.elementType}
+    textual = all(isinstance(part, StringType | NullType) for part in fields.values())
+    return textual and {"role", "content"} <= set(fields) <= set(MESSAGE.names)
+
+
+def _readable(batch: pa.RecordBatch, read: dict[str, pa.DataType]) -> pa.RecordBatch:
+    """The batch as steps read it: their columns in their types, and a verdict for messages that say nothing."""
+    if "verdict" not in batch.schema.names:
+        batch = batch.append_column("verdict", pa.nulls(batch.num_rows, VERDICT))
+    flaws: dict[str, pa.BooleanArray] = {}
+    if "messages" in read:
+        messages, flaws = whole_messages(batch.column("messages"))
+        batch = batch.set_column(batch.schema.get_field_index("messages"), "messages", messages)
+    batch = _cast(batch, read)
+    for reason, mask in flaws.items():
+        batch = drop(batch, "apply", mask, reason, pa.nulls(batch.num_rows, pa.string()))
+    return batch
 
 
 def _known_types() -> dict[str, pa.DataType]:
@@ -106,14 +156,15 @@ def read(session: Any, path: str | Path | Location) -> Any:
 
     Raises:
         DataError: there is no committed dataset, or a part of it is gone.
+        SchemaError: Spark has no type for a column.
     """
-    from pyspark.sql.pandas.types import from_arrow_schema
+    from pyspark.sql.types import StructType
 
     dataset = Dataset.open(Location.of(path))
     parts = dataset.manifest.parts
     partitions = [partition_values(part) for part in parts]
     folders = [pa.field(name, pa.string()) for name in (partitions[0] if partitions else ())]
-    schema = from_arrow_schema(pa.schema([*dataset.schema, *folders]))
+    schema = StructType(list(spark_fields(pa.schema([*dataset.schema, *folders])).values()))
     if not parts:
         return session.createDataFrame([], schema)
     if _reads_natively(session, dataset.folder):

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from etl.digests import canonical_json
 from etl.engine import Counts, Table
+from etl.engines.spark_types import arrow_schema
 from etl.errors import DataError, SourceError
 from etl.storage.build import Chunk, Job, SplitWriter
 from etl.storage.location import Location
@@ -50,9 +51,7 @@ class OpenTable:
     @property
     def schema(self) -> pa.Schema:
         """Arrow types of the columns."""
-        from pyspark.sql.pandas.types import to_arrow_schema
-
-        return to_arrow_schema(self.frame.schema, timezone="UTC")
+        return arrow_schema(self.frame.schema, SourceError)
 
     @property
     def num_partitions(self) -> int:
@@ -63,7 +62,7 @@ def open_table(session: Any, table: Table) -> OpenTable:
     """Look a table up; names are compared without case, as Hive stores them in lower case.
 
     Raises:
-        SourceError: there is no such table, or it has none of the columns.
+        SourceError: there is no such table, it has none of the columns, or Spark cannot hand one of them to Python.
     """
     from pyspark.errors import AnalysisException, ParseException
 
@@ -79,6 +78,7 @@ def open_table(session: Any, table: Table) -> OpenTable:
             f"source '{table.source}': {table.name} has the columns {whole.columns}, none of {list(table.columns)}"
         )
     frame = whole.select(*columns)
+    arrow_schema(frame.schema, SourceError, f"source '{table.source}': {table.name}: ")
     return OpenTable(frame, _state(session, table, whole))
 
 

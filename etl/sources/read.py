@@ -6,15 +6,17 @@ and its like are text), with a byte-order mark and blank lines allowed. Parquet 
 object a row, except for meta_json (about 1 µs a row); JSONL costs one orjson parse a line.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.arrow_types import as_text, hex_text, kept, refused
 from etl.errors import DataError, SourceError, said
 from etl.hashing import hash128
 from etl.schema import MESSAGE, PROMPT, TEXT_ROLE
@@ -29,7 +31,9 @@ ROW_GROUP_BYTES = 16 << 20
 """Raw bytes after which a batch, and so a row group, is closed."""
 RAW_BYTES = 1 << 16
 """How much of a bad row a quarantine keeps."""
-_UNCHECKED = pc.CastOptions(target_type=pa.string(), allow_invalid_utf8=True)
+_BEYOND_64_BITS = 2.0**63
+_SAFE_DIGITS = 19
+"""Whole numbers of fewer digits, a sign among them, fit into 64 bits."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -84,10 +88,9 @@ def _read_parquet(location: Location, shape: Shape, split: InputSplit) -> Iterat
         missing = [name for name in shape.required if name not in schema.names and name not in folders]
         if missing:
             raise SourceError(f"{location} lacks the columns {missing}; it has {schema.names}")
-        for name in shape.text_columns:
-            if name in schema.names and not _textual(schema.field(name).type, name in shape.prose):
-                raise SourceError(f"{location}: column '{name}' is {schema.field(name).type}, text is needed")
         wanted = [name for name in shape.columns if name in schema.names]
+        for name in wanted:
+            _check_type(f"{location}: column '{name}'", schema.field(name).type, _use(name, shape))
         row = sum(file.metadata.row_group(group).num_rows for group in range(split.start))
         for group in range(split.start, split.end):
             try:
@@ -95,10 +98,7 @@ def _read_parquet(location: Location, shape: Shape, split: InputSplit) -> Iterat
             except (OSError, pa.ArrowException) as error:
                 raise SourceError(f"{location}: row group {group} is damaged ({error}); replace the file") from error
             for piece in _pieces(table):
-                columns = {name: piece[name].combine_chunks() for name in wanted}
-                for name, column in columns.items():
-                    if name in shape.text_columns or _is_bytes(column.type):
-                        columns[name] = _as_text(column)
+                columns = {name: _as_used(piece[name].combine_chunks(), _use(name, shape)) for name in wanted}
                 for name, value in folders.items():
                     columns[name] = pa.repeat(pa.scalar(value, pa.string()), len(piece))
                 yield RawBatch(columns, pa.array(range(row, row + len(piece)), pa.int64()))
@@ -110,34 +110,23 @@ def _of_folders(split: InputSplit, shape: Shape) -> dict[str, str | None]:
     return {name: value for name, value in split.file.partitions.items() if name in shape.columns}
 
 
-def _textual(kind: pa.DataType, prose: bool) -> bool:
-    """Whether a column of that type can be read as text; names may be numbers, prose may not."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_integer(kind):
-        return not prose
-    tests = (
-        pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
-        pa.types.is_large_binary, pa.types.is_null,
-    )  # fmt: skip
-    return any(test(kind) for test in tests)
+def _use(name: str, shape: Shape) -> Literal["prose", "name", "kept"]:
+    if name in shape.prose:
+        return "prose"
+    return "name" if name in shape.text_columns else "kept"
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+def _check_type(column: str, kind: pa.DataType, use: Literal["prose", "name", "kept"]) -> None:
+    if (part := refused(kind, use)) is None:
+        return
+    if use == "kept":
+        raise SourceError(f"{column} is {kind}, and {part} has no form as JSON; take it out of the source's `meta`")
+    raise SourceError(f"{column} is {kind}, text is needed")
 
 
-def _as_text(array: pa.Array) -> pa.Array:
-    """The array as string; text that claims to be UTF-8 is checked later, bytes here without a check."""
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-        return pc.cast(array.cast(pa.binary()), options=_UNCHECKED)
-    if pa.types.is_integer(array.type):
-        return array.cast(pa.string())
-    return pc.cast(array, options=_UNCHECKED)
+def _as_used(column: pa.Array, use: Literal["prose", "name", "kept"]) -> pa.Array:
+    """Text as string, the rest as what orjson writes; whether bytes are UTF-8 is checked later, as for strings."""
+    return kept(column) if use == "kept" else as_text(column, use)
 
 
 def _pieces(table: pa.Table) -> Iterator[pa.Table]:
@@ -155,7 +144,10 @@ def _read_jsonl(location: Location, shape: Shape, split: InputSplit) -> Iterator
     positions: list[int] = []
     bad: list[Bad] = []
     held = 0
-    folders = _of_folders(split, shape)
+    folders = {
+        name: value if name in texts or value is None else orjson.dumps(value)
+        for name, value in _of_folders(split, shape).items()
+    }
     for position, line in _lines(location, split):
         row = _parse(line, shape)
         if isinstance(row, dict) and folders:
@@ -199,7 +191,7 @@ def _first_line(stream: IO[bytes], start: int) -> int:
 
 
 def _parse(line: bytes, shape: Shape) -> dict[str, Any] | tuple[str, str]:
-    """The line's object with its text columns as text, or reason and detail of what is wrong with it."""
+    """The line's object, text columns as text and kept ones as JSON, or reason and detail of what is wrong with it."""
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -208,11 +200,37 @@ def _parse(line: bytes, shape: Shape) -> dict[str, Any] | tuple[str, str]:
         return "not_an_object", f"a {type(row).__name__}"
     for name in shape.text_columns:
         value = row.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and name not in shape.prose:
-            row[name] = str(value)
+        if name not in shape.prose and (digits := _digits(value, name, line)) is not None:
+            row[name] = digits
         elif value is not None and not isinstance(value, str):
             return "wrong_type", f"column '{name}' is a {type(value).__name__}, text is needed"
+    for name in shape.meta:
+        if (value := row.get(name)) is not None and name not in shape.text_columns:
+            row[name] = _fragment(value, name, line)
     return row
+
+
+def _digits(value: Any, name: str, line: bytes) -> str | None:
+    """A whole number as text, also one beyond 64 bits, which orjson reads as a float; None for all else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and abs(value) >= _BEYOND_64_BITS:
+        exact = json.loads(line, parse_int=str)[name]
+        return exact if isinstance(exact, str) else None
+    return None
+
+
+def _fragment(value: Any, name: str, line: bytes) -> bytes:
+    """The JSON of a kept value; whole numbers beyond 64 bits keep their digits."""
+    text = orjson.dumps(value)
+    # orjson writes a float so from 1e16 on; in a line without one no number has been rounded.
+    if b"e+" in text and not isinstance(value, str):
+        return orjson.dumps(json.loads(line, parse_int=_whole)[name])
+    return text
+
+
+def _whole(digits: str) -> Any:
+    return int(digits) if len(digits) < _SAFE_DIGITS else orjson.Fragment(digits)
 
 
 def _raw_batch(
@@ -221,7 +239,7 @@ def _raw_batch(
     columns = {
         name: pa.array([row.get(name) for row in rows], pa.string())
         if name in texts
-        else pa.array([None if (value := row.get(name)) is None else orjson.dumps(value) for row in rows], pa.binary())
+        else pa.array([row.get(name) for row in rows], pa.binary())
         for name in names
     }
     return RawBatch(columns, pa.array(positions, pa.int64()), bad)
@@ -259,7 +277,7 @@ def _quarantine_nulls(batch: RawBatch, shape: Shape) -> None:
         for index in np.flatnonzero(np.asarray(batch.columns[name].is_null()) & good):
             good[index] = False
             row = {key: _plain(column[int(index)].as_py()) for key, column in batch.columns.items()}
-            raw = orjson.dumps(row, default=str)
+            raw = orjson.dumps(row)
             batch.bad.append(
                 Bad(batch.positions[int(index)].as_py(), f"missing_{name}", "null or absent", raw[:RAW_BYTES])
             )
@@ -299,7 +317,7 @@ def to_prompt(batch: RawBatch, shape: Shape, source: str) -> pa.RecordBatch:
         "source_example_id": example,
         "license": column(shape.license),
         "language": column(shape.language),
-        "split_key": pc.coalesce(key, _hex(ids)),
+        "split_key": pc.coalesce(key, hex_text(ids)),
         "messages": messages,
         "skill_bucket": _skill_bucket(column(shape.skill_bucket.column), shape),
         "meta_json": _meta(batch, shape, size),
@@ -348,13 +366,9 @@ def _meta(batch: RawBatch, shape: Shape, size: int) -> pa.Array:
 
 
 def _json(names: list[str], row: tuple[Any, ...]) -> str:
-    kept = {
+    present = {
         name: orjson.Fragment(value) if isinstance(value, bytes) else value
         for name, value in zip(names, row, strict=True)
         if value is not None
     }
-    return orjson.dumps(kept, default=str).decode("utf-8")
-
-
-def _hex(ids: pa.Array) -> pa.Array:
-    return pa.array([value.hex() for value in ids.to_pylist()], pa.string())
+    return orjson.dumps(present).decode("utf-8")

@@ -5,10 +5,11 @@ one manifest and one footer a dataset.
 """
 
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Literal
 
 import pyarrow as pa
 
+from etl.arrow_types import FORMS, children, kind_of, plain_type, refused
 from etl.errors import DataError, SchemaError
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
@@ -17,19 +18,6 @@ from etl.storage.opened import Run
 from etl.storage.stale import stale_below
 
 Dialect = Literal["spark", "hive", "duckdb"]
-
-
-_ATOMS: Final = {
-    pa.bool_(): "BOOLEAN",
-    pa.int8(): "TINYINT",
-    pa.int16(): "SMALLINT",
-    pa.int32(): "INT",
-    pa.int64(): "BIGINT",
-    pa.float32(): "FLOAT",
-    pa.float64(): "DOUBLE",
-    pa.string(): "STRING",
-    pa.binary(): "BINARY",
-}
 
 
 def statements(root: Location, dialect: Dialect) -> Iterator[str]:
@@ -56,6 +44,8 @@ def statements(root: Location, dialect: Dialect) -> Iterator[str]:
             yield f"-- {name}: no rows, so no file says what its columns are"
         elif dialect == "duckdb":
             yield _view(name, dataset)
+        elif reason := _without_sql(dataset):
+            yield f"-- {name}: no table, since {reason}"
         else:
             yield from _table(name, dataset, dialect)
 
@@ -71,26 +61,39 @@ def partition_values(part: Part) -> dict[str, str]:
     return {name: value for name, sign, value in pairs if sign}
 
 
-def sql_type(arrow: pa.DataType) -> str:
+def sql_type(arrow: pa.DataType, dialect: Dialect = "spark") -> str:
     """The type as Spark and Hive write it.
 
     Raises:
-        SchemaError: there is none.
+        SchemaError: there is none that reads the type as it is stored.
     """
-    if pa.types.is_fixed_size_binary(arrow):
-        return "BINARY"
-    if pa.types.is_list(arrow):
-        return f"ARRAY<{sql_type(arrow.value_type)}>"
-    if pa.types.is_struct(arrow):
-        return f"STRUCT<{', '.join(f'`{field.name}`: {sql_type(field.type)}' for field in arrow)}>"
-    if arrow not in _ATOMS:
-        raise SchemaError(f"the Arrow type {arrow} has no SQL type here; known are {', '.join(map(str, _ATOMS))}")
-    return _ATOMS[arrow]
+    if (part := refused(arrow, "sql")) is not None:
+        raise SchemaError(f"the Arrow type {part} has no SQL type here; docs/arrow_types.md has what to cast it to")
+    arrow = plain_type(arrow)
+    name = str(FORMS[kind_of(arrow)].sql)
+    inner = [sql_type(child, dialect) for child in children(arrow)]
+    if name == "DECIMAL":
+        return f"DECIMAL({arrow.precision},{arrow.scale})"
+    if name == "STRUCT":
+        fields = (f"`{field.name}`: {made}" for field, made in zip(arrow, inner, strict=True))
+        return f"STRUCT<{', '.join(fields)}>"
+    if inner:
+        return f"{name}<{', '.join(inner)}>"
+    # Hive's TIMESTAMP has no zone, and not all that read its tables know another word for one.
+    return "TIMESTAMP" if name == "TIMESTAMP_NTZ" and dialect == "hive" else name
+
+
+def _without_sql(dataset: Dataset) -> str:
+    """Which column is of a type that SQL has no word for; empty when none is."""
+    for field in dataset.schema:
+        if (part := refused(field.type, "sql")) is not None:
+            return f"column '{field.name}' is {field.type}, and {part} has no SQL type that reads it as it is stored"
+    return ""
 
 
 def _table(name: str, dataset: Dataset, dialect: Dialect) -> Iterator[str]:
     partitions = partition_values(dataset.manifest.parts[0])
-    columns = ",\n".join(f"  `{field.name}` {sql_type(field.type)}" for field in dataset.schema)
+    columns = ",\n".join(f"  `{field.name}` {sql_type(field.type, dialect)}" for field in dataset.schema)
     by = [f"PARTITIONED BY ({', '.join(f'`{column}` STRING' for column in partitions)})"] if partitions else []
     storage = ["USING PARQUET", *by] if dialect == "spark" else [*by, "STORED AS PARQUET"]
     place = _place(dataset).replace("\\", "\\\\").replace("'", "\\'")

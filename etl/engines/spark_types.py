@@ -1,0 +1,56 @@
+"""Arrow and Spark types of the same columns, or an error that names the column for which there is none.
+
+What Spark makes of an Arrow type stands in etl/arrow_types.py. The other way only Spark's intervals of years and months
+have no Arrow type. Moments travel in UTC, whatever the session's time zone shows.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+from etl.arrow_types import refused
+from etl.errors import SchemaError, StillhouseError
+
+
+def arrow_schema(schema: Any, error: type[StillhouseError], where: str = "") -> pa.Schema:
+    """The Arrow types in which Spark hands columns to Python.
+
+    Args:
+        schema: a Spark StructType.
+        error: what to raise.
+        where: what the message begins with.
+
+    Raises:
+        StillhouseError: of the class `error`; a column has no Arrow type.
+    """
+    from pyspark.errors import PySparkTypeError
+    from pyspark.sql.pandas.types import to_arrow_schema
+    from pyspark.sql.types import StructType
+
+    fields = []
+    for field in schema:
+        try:
+            fields += to_arrow_schema(StructType([field]), timezone="UTC")
+        except PySparkTypeError as reason:
+            raise error(
+                f"{where}column '{field.name}' is {field.dataType.simpleString()}, which Spark cannot hand to Python; "
+                "cast it to string, or leave it out"
+            ) from reason
+    return pa.schema(fields)
+
+
+def spark_fields(schema: pa.Schema) -> dict[str, Any]:
+    """Spark's StructField of each column, by name.
+
+    Raises:
+        SchemaError: Spark has no type for a column.
+    """
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    for field in schema:
+        if (part := refused(field.type, "spark")) is not None:
+            raise SchemaError(
+                f"column '{field.name}' is {field.type}, and Spark has no type for {part}; see docs/arrow_types.md for "
+                "what to cast it to"
+            )
+    return {field.name: field for field in from_arrow_schema(schema)}
