@@ -309,6 +309,7 @@ FORMS: Final = {
     "map":               Form(None,  None,         _kept_map,      _entries,    "map",           "MAP"),
     "struct":            Form(None,  None,         _kept_struct,   _same,       "struct",        "STRUCT"),
     "union":            Form(),
+    "interval of one unit": Form(),
 }  # fmt: skip
 """By `kind_of`. docs/arrow_types.md says the same to users."""
 

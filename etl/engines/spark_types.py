@@ -30,13 +30,25 @@ def arrow_schema(schema: Any, error: type[StillhouseError], where: str = "") -> 
     fields = []
     for field in schema:
         try:
-            fields += to_arrow_schema(StructType([field]), timezone="UTC")
+            (made,) = to_arrow_schema(StructType([field]), timezone="UTC")
         except PySparkTypeError as reason:
             raise error(
                 f"{where}column '{field.name}' is {field.dataType.simpleString()}, which Spark cannot hand to Python; "
                 "cast it to string, or leave it out"
             ) from reason
+        fields.append(made.with_type(_nullable(made.type)))
     return pa.schema(fields)
+
+
+def _nullable(kind: pa.DataType) -> pa.DataType:
+    """The type with nulls allowed inside: Arrow refuses to cast a null struct to one whose fields may not be null."""
+    if pa.types.is_list(kind):
+        return pa.list_(pa.field(kind.value_field.name, _nullable(kind.value_type)))
+    if pa.types.is_map(kind):
+        return pa.map_(_nullable(kind.key_type), _nullable(kind.item_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _nullable(field.type)) for field in kind])
+    return kind
 
 
 def spark_fields(schema: pa.Schema) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import math
 import uuid
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -252,6 +253,18 @@ def test_sql(array, expected):
         return
     assert sql_type(pa.list_(array.type)) == f"ARRAY<{sql_type(array.type)}>"
     assert sql_type(array.type).split("(")[0].split("<")[0] == FORMS[kind_of(array.type)].sql
+
+
+def test_the_documentation_has_the_table():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "arrow_types.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    told = {kind: uses for kind, *uses in lines[1:]}
+    assert list(told) == list(FORMS)
+    for kind, form in FORMS.items():
+        assert [use == "—" for use in told[kind][:4]] == [
+            convert is None for convert in (form.prose, form.name, form.kept, form.hashed)
+        ], kind
+        assert told[kind][4:] == [form.spark or "—", form.sql or "—"], kind
 
 
 def test_words_of_sql():

@@ -50,6 +50,36 @@ def test_messages_are_counted_by_row(rows):
     assert messages.count_messages(batch, flags).tolist() == [sum(map(final, row)) for row in rows]
 
 
+def loose(*rows):
+    """Messages as other tables have them: any field may be null."""
+    fields = [pa.field(name, pa.string()) for name in MESSAGE.names]
+    return pa.array(rows, pa.list_(pa.struct(fields)))
+
+
+def test_whole_messages_come_out_as_they_are():
+    rows = [asked("q", "a"), [], None, asked("r", "b")]
+    column = loose(*rows)
+    for piece, expected in ((column, rows), (column.slice(1), rows[1:])):
+        whole, flaws = messages.whole_messages(piece)
+        assert (whole.type, whole.to_pylist(), flaws) == (pa.list_(MESSAGE), expected, {})
+
+
+def test_what_is_null_in_a_message_is_named_by_row():
+    no_role, no_content = say("user", "a") | {"role": None}, say("user", "a") | {"content": None}
+    whole, flaws = messages.whole_messages(loose(asked("q", "a"), [no_role], None, [no_content], [None, no_content]))
+    assert {reason: rows.to_pylist() for reason, rows in flaws.items()} == {
+        "null_message": [False, False, False, False, True],
+        "null_role": [False, True, False, False, True],
+        "null_content": [False, False, False, True, True],
+    }
+    assert whole[3].as_py() == [say("user", "")]
+
+
+def test_channel_and_recipient_may_be_absent():
+    whole, flaws = messages.whole_messages(pa.array([[{"content": "hi", "role": "user"}]]))
+    assert (whole.to_pylist(), flaws) == ([[say("user", "hi")]], {})
+
+
 def documents(*texts):
     """A `messages` column: one raw document for a text, a conversation for None."""
     rows = [asked("q", "a") if text is None else [say("text", text)] for text in texts]

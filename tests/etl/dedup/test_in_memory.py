@@ -9,6 +9,7 @@ import pytest
 
 from etl.dedup.in_memory import near_duplicates
 from etl.dedup.near import NearDedup
+from etl.errors import SchemaError
 from tests.etl.stages.dedup.toys import families
 
 
@@ -53,6 +54,21 @@ def test_estimates_lie_near_the_truth() -> None:
     assert len(errors) > 0.9 * len(truth)
     assert abs(np.mean(errors)) < 0.03
     assert np.max(np.abs(errors)) < 0.2
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int16(), pa.string())], ids=str)
+def test_any_string_type_gives_the_same_duplicates(kind: pa.DataType) -> None:
+    texts = texts_of(4)
+    expected = near_duplicates(pa.array(texts), NearDedup(threshold=0.6))
+    assert len(expected.left) > 0
+    halves = [pa.array(half, kind) for half in (texts[:50], texts[50:])]
+    for typed in (pa.array(texts, kind), pa.chunked_array(halves)):
+        assert near_duplicates(typed, NearDedup(threshold=0.6)).left.tolist() == expected.left.tolist()
+
+
+def test_what_is_no_text_is_named() -> None:
+    with pytest.raises(SchemaError, match="the texts are int64, strings are needed"):
+        near_duplicates(pa.array([1, 2]), NearDedup())
 
 
 def test_no_texts_have_no_duplicates() -> None:

@@ -365,6 +365,49 @@ def test_kept_columns_of_any_type_become_json(tmp_path, value, expected):
     assert bad == [(1, "missing_q")]
 
 
+def test_bytes_inside_lists_are_text_and_fixed_ones_are_digits(tmp_path):
+    kept = pa.array(
+        [{"x": [b"ok"], "y": bytes(range(16))}], pa.struct([("x", pa.list_(pa.binary())), ("y", pa.binary(16))])
+    )
+    pq.write_table(table(1, m=kept), tmp_path / "x.parquet")
+    (row,), _ = rows_of(tmp_path)
+    assert json.loads(row["meta_json"])["m"] == {"x": ["ok"], "y": "000102030405060708090a0b0c0d0e0f"}
+
+
+def test_names_may_be_of_any_type_that_is_exact(tmp_path):
+    ids = pa.array([bytes(range(4)), b"abcd"], pa.binary(4))
+    pq.write_table(table(2, id=ids, lang=pa.array([datetime.date(2026, 1, 2)] * 2)), tmp_path / "x.parquet")
+    rows, _ = rows_of(tmp_path)
+    assert [(row["source_example_id"], row["language"]) for row in rows] == [
+        ("00010203", "2026-01-02"), ("61626364", "2026-01-02"),
+    ]  # fmt: skip
+
+
+def test_dates_beyond_python_are_kept_and_shown_in_a_quarantine(tmp_path):
+    days = pa.array([3_000_000, -800_000], pa.int32()).cast(pa.date32())
+    pq.write_table(table(2, m=days, q=pa.array(["q", None])), tmp_path / "x.parquet")
+    (row,), bad = rows_of(tmp_path)
+    assert (json.loads(row["meta_json"])["m"], bad) == ("10183-09-21", [(1, "missing_q")])
+
+
+def test_a_kept_column_that_has_no_form_is_named(tmp_path):
+    twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["x", "x"])
+    pq.write_table(table(1, m=twice), tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=r"column 'm' is struct<.*> has no form as JSON; take it out of the source's"):
+        rows_of(tmp_path)
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, 2**64 - 1, 2**64, -(2**63) - 1, 10**40 + 1, -(10**19)])
+def test_whole_numbers_keep_their_digits(tmp_path, number):
+    line = f'{{"id": {number}, "q": "q", "a": "a", "m": [{number}, 1e300, 0.00001, "e+", {{"x": {number}}}]}}'
+    jsonl(tmp_path / "x.jsonl", line.encode() + b"\n", example(m=number))
+    (first, second), bad = rows_of(tmp_path)
+    assert bad == []
+    assert first["source_example_id"] == str(number)
+    assert first["meta_json"] == f'{{"m":[{number},1e+300,0.00001,"e+",{{"x":{number}}}]}}'
+    assert second["meta_json"] == f'{{"m":{number}}}'
+
+
 @pytest.mark.parametrize("name", ["id", "q", "a"])
 def test_a_required_column_that_a_file_lacks_is_a_source_error(tmp_path, name):
     pq.write_table(table().drop_columns([name]), tmp_path / "x.parquet")
