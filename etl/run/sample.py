@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from etl.errors import ConfigError
+from etl.errors import ConfigError, decoding
 from etl.run.recipe import Recipe
 from etl.sources.compressed import unpacked
-from etl.sources.files import InputFile, list_files, row_group_bytes
+from etl.sources.files import InputFile, list_files, row_group_shares
 from etl.sources.partitions import partition_folders
 from etl.sources.spec import Source
 from etl.storage.location import Location
@@ -127,13 +127,14 @@ def _copy_rows(location: Location, place: float, share: float, target: Path) -> 
         the share that was written.
     """
     with location.open_parquet() as file:
-        sizes = row_group_bytes(file)
-        ends = np.cumsum(sizes)
-        group = min(int(np.searchsorted(ends, place * ends[-1], "right")), len(sizes) - 1)
-        num_rows, of_file = file.metadata.row_group(group).num_rows, sizes[group] / ends[-1]
-        start = (place - ends[group] / ends[-1] + of_file) / of_file * num_rows
+        shares = row_group_shares(file)
+        ends = np.cumsum(shares)
+        group = min(int(np.searchsorted(ends, place, "right")), len(shares) - 1)
+        num_rows, of_file = file.metadata.row_group(group).num_rows, shares[group]
+        start = (place - ends[group] + of_file) / of_file * num_rows
         first, last = int(start), min(num_rows, int(start + share / of_file * num_rows))
         first = min(first, num_rows - 1)
-        table = file.read_row_group(group).slice(first, max(1, last - first))
+        with decoding(f"{location}: row group {group}"):
+            table = file.read_row_group(group).slice(first, max(1, last - first))
     pq.write_table(table, target)
     return float(of_file * len(table) / num_rows)

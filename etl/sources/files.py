@@ -16,7 +16,7 @@ import xxhash
 from pydantic import Field
 
 from etl.config import Config
-from etl.errors import DataError, SourceError
+from etl.errors import DataError, SourceError, decoding
 from etl.sources.formats import FORMATS, compression_of, format_of
 from etl.sources.listing import LeftOut, Listing, list_pattern, summary, told
 from etl.sources.partitions import partitions_of
@@ -193,15 +193,20 @@ def cut(
                 yield InputSplit(source=name, file=file, start=start, end=end)
 
 
-def row_group_bytes(parquet: pq.ParquetFile) -> list[int]:
-    """Stored bytes of each row group of a file, from its footer."""
+def row_group_shares(parquet: pq.ParquetFile) -> list[float]:
+    """Share of each row group in a file's rows as they were before compression, from its footer.
+
+    The footer says what each column of it stores, too. That is not asked for: where it is encrypted, or damaged so that
+    it seems to be, pyarrow ends the process instead of raising.
+    """
     groups = (parquet.metadata.row_group(number) for number in range(parquet.num_row_groups))
-    return [sum(group.column(number).total_compressed_size for number in range(group.num_columns)) for group in groups]
+    sizes = [max(1, group.total_byte_size) for group in groups]
+    return [size / sum(sizes) for size in sizes]
 
 
 def _cut_parquet(name: str, location: Location, file: InputFile, split_bytes: int) -> Iterator[InputSplit]:
-    with location.open_parquet() as parquet:
-        sizes = row_group_bytes(parquet)
+    with location.open_parquet() as parquet, decoding(location.url):
+        sizes = [round(share * file.bytes) for share in row_group_shares(parquet)]
     start = 0
     held = 0
     for group, size in enumerate(sizes):

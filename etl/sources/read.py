@@ -1,12 +1,15 @@
 """Reading a split of raw rows: PROMPT batches on one side, what could not be read on the other.
 
-A line that is not a JSON object, a row whose required column is null or of another kind, and text that is not UTF-8 are
-`Bad` rows with their position and reason; nothing is repaired or skipped silently. JSONL is split on LF alone (U+2028
-and its like are text), with a byte-order mark and blank lines allowed. Parquet goes column by column without a Python
-object a row, except for meta_json (about 1 µs a row); JSONL costs one orjson parse a line.
+A line that is not a JSON object, is too long or nested too deep, a row whose required column is null or of another
+kind, and text that is not UTF-8 are `Bad` rows with their position and reason; nothing is repaired or skipped silently.
+Whatever a library says of a file or a row group is a SourceError with the file and the rows. JSONL is split on LF alone
+(U+2028 and its like are text), with a byte-order mark and blank lines allowed. Parquet goes column by column without a
+Python object a row, except for meta_json (about 1 µs a row); JSONL costs one orjson parse a line.
 """
 
+import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, Literal
@@ -17,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.arrow_types import as_text, hex_text, kept, refused
-from etl.errors import DataError, SourceError, said
+from etl.errors import DataError, SourceError, decoding, said
 from etl.hashing import hash128
 from etl.schema import MESSAGE, PROMPT, TEXT_ROLE
 from etl.sources.compressed import unpacked
@@ -31,10 +34,14 @@ ROW_GROUP_BYTES = 16 << 20
 """Raw bytes after which a batch, and so a row group, is closed."""
 RAW_BYTES = 1 << 16
 """How much of a bad row a quarantine keeps."""
+MAX_LINE_BYTES = 1 << 28
+"""Lines of this length and more are bad rows. A shorter one takes about three times its length while it is read."""
+_SKIPPED_BYTES = 1 << 20
 _BEYOND_64_BITS = 2.0**63
 _SAFE_DIGITS = 19
 """Whole numbers of fewer digits, a sign among them, fit into 64 bits."""
 _BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass
@@ -83,20 +90,24 @@ def read_split(
 
 def _read_parquet(location: Location, shape: Shape, split: InputSplit) -> Iterator[RawBatch]:
     with location.open_parquet(split.file.pin) as file:
-        schema = file.schema_arrow
-        folders = {name: value for name, value in _of_folders(split, shape).items() if name not in schema.names}
-        missing = [name for name in shape.required if name not in schema.names and name not in folders]
+        with decoding(str(location)):
+            schema = file.schema_arrow
+            names = schema.names
+            counts = [file.metadata.row_group(group).num_rows for group in range(split.end)]
+        folders = {name: value for name, value in _of_folders(split, shape).items() if name not in names}
+        missing = [name for name in shape.required if name not in names and name not in folders]
         if missing:
-            raise SourceError(f"{location} lacks the columns {missing}; it has {schema.names}")
-        wanted = [name for name in shape.columns if name in schema.names]
+            raise SourceError(f"{location} lacks the columns {missing}; it has {names}")
+        wanted = [name for name in shape.columns if name in names]
+        twice = [name for name in wanted if names.count(name) > 1]
+        if twice:
+            raise SourceError(f"{location} has more than one column of each of the names {twice}; rename all but one")
         for name in wanted:
             _check_type(f"{location}: column '{name}'", schema.field(name).type, _use(name, shape))
-        row = sum(file.metadata.row_group(group).num_rows for group in range(split.start))
+        row = sum(counts[: split.start])
         for group in range(split.start, split.end):
-            try:
+            with decoding(f"{location}: row group {group} (rows {row} to {row + counts[group] - 1})"):
                 table = file.read_row_group(group, columns=wanted).combine_chunks()
-            except (OSError, pa.ArrowException) as error:
-                raise SourceError(f"{location}: row group {group} is damaged ({error}); replace the file") from error
             for piece in _pieces(table):
                 columns = {name: _as_used(piece[name].combine_chunks(), _use(name, shape)) for name in wanted}
                 for name, value in folders.items():
@@ -137,19 +148,35 @@ def _pieces(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(start, size)
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """The columns that are read of a line's object."""
+
+    texts: tuple[str, ...]
+    prose: tuple[str, ...]
+    """Those of the texts that may not be numbers."""
+    kept: tuple[str, ...]
+
+    @classmethod
+    def of(cls, shape: Shape) -> "_Wanted":
+        texts = shape.text_columns
+        kept = dict.fromkeys(name for name in shape.meta if name not in texts)
+        return cls(texts, shape.prose, tuple(kept))
+
+
 def _read_jsonl(location: Location, shape: Shape, split: InputSplit) -> Iterator[RawBatch]:
-    names = list(shape.columns)
-    texts = set(shape.text_columns)
+    wanted = _Wanted.of(shape)
     rows: list[dict[str, Any]] = []
     positions: list[int] = []
     bad: list[Bad] = []
     held = 0
     folders = {
-        name: value if name in texts or value is None else orjson.dumps(value)
+        name: orjson.dumps(value) if name in wanted.kept and value is not None else value
         for name, value in _of_folders(split, shape).items()
     }
-    for position, line in _lines(location, split):
-        row = _parse(line, shape)
+    lines = _lines(location, split)
+    for position, line in lines if split.start else _lines_of_objects(location, lines):
+        row = _parse(line, wanted)
         if isinstance(row, dict) and folders:
             row = {**folders, **row}
         if isinstance(row, tuple):
@@ -159,10 +186,11 @@ def _read_jsonl(location: Location, shape: Shape, split: InputSplit) -> Iterator
             positions.append(position)
         held += len(line)
         if held >= ROW_GROUP_BYTES:
-            yield _raw_batch(names, texts, rows, positions, bad)
+            batch = _raw_batch(wanted, rows, positions, bad)
             rows, positions, bad, held = [], [], [], 0
+            yield batch
     if rows or bad:
-        yield _raw_batch(names, texts, rows, positions, bad)
+        yield _raw_batch(wanted, rows, positions, bad)
 
 
 def _lines(location: Location, split: InputSplit) -> Iterator[tuple[int, bytes]]:
@@ -170,43 +198,79 @@ def _lines(location: Location, split: InputSplit) -> Iterator[tuple[int, bytes]]
     try:
         with location.open(split.file.pin) as stored:
             stream = unpacked(compression_of(location.name), location.url, stored)
-            position = _first_line(stream, split.start)
+            position = _first_line(stream, split)
             # The last split of a file goes to its end: a compressed file is longer than its stored size.
             end = None if split.end >= split.file.bytes else split.end
-            while (end is None or position < end) and (line := stream.readline()):
-                text = line.removeprefix(_BOM) if position == 0 else line
-                if text.strip():
-                    yield position, text.removesuffix(b"\n")
-                position += len(line)
+            while (end is None or position < end) and (line := stream.readline(MAX_LINE_BYTES)):
+                start, position = position, position + len(line)
+                if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    position += _skip_line(stream)
+                line = line.removesuffix(b"\n")
+                if start == 0:
+                    line = line.removeprefix(_BOM)
+                if line and not line.isspace():
+                    yield start, line
     except OSError as error:
         raise SourceError(f"{location} cannot be read to its end ({said(error)}); replace or remove it") from error
 
 
-def _first_line(stream: IO[bytes], start: int) -> int:
-    """Move to the first line that begins at or after `start`, and say where that is."""
-    if start == 0:
+def _first_line(stream: IO[bytes], split: InputSplit) -> int:
+    """Move to the first line that begins inside the split, and say where that is; its end or later where none does."""
+    if split.start == 0:
         return 0
-    stream.seek(start - 1)
-    return start - 1 + len(stream.readline())
+    position = split.start - 1
+    stream.seek(position)
+    return position + _skip_line(stream, split.end - position)
 
 
-def _parse(line: bytes, shape: Shape) -> dict[str, Any] | tuple[str, str]:
+def _skip_line(stream: IO[bytes], wanted: float = math.inf) -> int:
+    """Read on to the end of a line, but no further than that many bytes take; the number of bytes read."""
+    count = 0
+    while count < wanted and (piece := stream.readline(_SKIPPED_BYTES)):
+        count += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return count
+
+
+def _lines_of_objects(location: Location, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """All lines of a file, unless the first one shows that they cannot be objects.
+
+    Raises:
+        SourceError: the file is a JSON array of objects, or UTF-16.
+    """
+    for position, line in lines:
+        if line.startswith(_UTF16_BOMS) and b"\0" in line:
+            raise SourceError(f"{location} is UTF-16; convert it to UTF-8, for example with iconv")
+        begin = line.lstrip()[:_SKIPPED_BYTES]
+        if begin.startswith(b"[") and begin[1:].lstrip()[:1] in (b"", b"{"):
+            raise SourceError(f"{location} is a JSON array; write one object a line, for example with jq -c '.[]'")
+        return itertools.chain([(position, line)], lines)
+    return lines
+
+
+def _parse(line: bytes, wanted: _Wanted) -> dict[str, Any] | tuple[str, str]:
     """The line's object, text columns as text and kept ones as JSON, or reason and detail of what is wrong with it."""
+    if len(line) >= MAX_LINE_BYTES:
+        return "too_long", f"{MAX_LINE_BYTES} bytes or more without a line feed"
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         return "invalid_json", str(error)
     if not isinstance(row, dict):
         return "not_an_object", f"a {type(row).__name__}"
-    for name in shape.text_columns:
+    for name in wanted.texts:
         value = row.get(name)
-        if name not in shape.prose and (digits := _digits(value, name, line)) is not None:
+        if name not in wanted.prose and (digits := _digits(value, name, line)) is not None:
             row[name] = digits
         elif value is not None and not isinstance(value, str):
             return "wrong_type", f"column '{name}' is a {type(value).__name__}, text is needed"
-    for name in shape.meta:
-        if (value := row.get(name)) is not None and name not in shape.text_columns:
-            row[name] = _fragment(value, name, line)
+    for name in wanted.kept:
+        if (value := row.get(name)) is not None:
+            try:
+                row[name] = _fragment(value, name, line)
+            except (orjson.JSONEncodeError, RecursionError) as error:
+                return "too_deep", f"column '{name}': {error}"
     return row
 
 
@@ -233,15 +297,9 @@ def _whole(digits: str) -> Any:
     return int(digits) if len(digits) < _SAFE_DIGITS else orjson.Fragment(digits)
 
 
-def _raw_batch(
-    names: list[str], texts: set[str], rows: list[dict[str, Any]], positions: list[int], bad: list[Bad]
-) -> RawBatch:
-    columns = {
-        name: pa.array([row.get(name) for row in rows], pa.string())
-        if name in texts
-        else pa.array([row.get(name) for row in rows], pa.binary())
-        for name in names
-    }
+def _raw_batch(wanted: _Wanted, rows: list[dict[str, Any]], positions: list[int], bad: list[Bad]) -> RawBatch:
+    kinds = dict.fromkeys(wanted.texts, pa.string()) | dict.fromkeys(wanted.kept, pa.binary())
+    columns = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()}
     return RawBatch(columns, pa.array(positions, pa.int64()), bad)
 
 

@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar, cast
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from etl.errors import DataError, SourceError
+from etl.errors import DataError, SourceError, StillhouseError, said
 from etl.storage.local_files import link_local, local_stamp, temporary_beside
 from etl.storage.remote import (
     Options,
@@ -380,15 +380,20 @@ class Location:
             if self.is_local:
                 if stamp is not None and local_stamp(Path(self.path).stat()) != stamp:
                     raise _changed(self.url)
-                with self.explained("read"):
-                    return pq.ParquetFile(self.path, metadata=footer, memory_map=True, page_checksum_verification=True)
+                return pq.ParquetFile(self.path, metadata=footer, memory_map=True, page_checksum_verification=True)
             return pq.ParquetFile(
                 _RangeReader(self, stamp), metadata=footer, pre_buffer=True, page_checksum_verification=True
             )
         except FileNotFoundError as error:
             raise DataError(f"{self.url} is gone; run `stillhouse verify` on its dataset") from error
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{self.url} is not a readable Parquet file ({error}); replace or remove it") from error
+        except (StillhouseError, MemoryError):
+            raise
+        except Exception as error:
+            # An error of the disk has a number; one of the library, of whatever class, is about what is in the file.
+            told = explain(error, self.url, self.options, "read") if getattr(error, "errno", None) else error
+            if told is error:
+                told = SourceError(f"{self.url} is not a readable Parquet file ({said(error)}); replace or remove it")
+            raise told from error
 
 
 class _RangeReader(io.RawIOBase):

@@ -147,7 +147,7 @@ def test_jsonl_is_cut_at_byte_ranges_and_a_compressed_file_is_not_cut(tmp_path):
 def test_parquet_is_cut_at_row_groups(tmp_path):
     table = pa.table({"n": list(range(100))})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10, compression="none", use_dictionary=False)
-    group = pq.read_metadata(tmp_path / "a.parquet").row_group(0).column(0).total_compressed_size
+    group = round((tmp_path / "a.parquet").stat().st_size / 10)
     assert splits(tmp_path, 1) == [("a.parquet", n, n + 1) for n in range(10)]
     assert splits(tmp_path, 3 * group) == [("a.parquet", *ends) for ends in ((0, 3), (3, 6), (6, 9), (9, 10))]
     assert splits(tmp_path, 3 * group - 1)[0] == ("a.parquet", 0, 2)

@@ -1,18 +1,22 @@
 """Raw rows to PROMPT: the same rows however a file is cut, and every bad row with its place and reason."""
 
+import base64
 import bz2
 import datetime
 import decimal
 import gzip
 import json
 import lzma
+import tracemalloc
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as encryption
 import pytest
 from backports import zstd
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.errors import SourceError
@@ -20,7 +24,7 @@ from etl.schema import PROMPT
 from etl.sources import read
 from etl.sources.files import cut, list_files
 from etl.sources.read import read_split
-from etl.sources.spec import ColumnsShape, Source
+from etl.sources.spec import ColumnsShape, Source, TextShape
 from tests.etl.rows import asked
 
 SHAPE = ColumnsShape(
@@ -223,6 +227,92 @@ def test_batches_are_closed_at_the_size_of_a_row_group(tmp_path, monkeypatch):
     source = Source(spec="toy", path=str(tmp_path))
     (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
     assert [batch.num_rows for batch, _ in read_split(source, SHAPE, split, {})] == [4, 4, 2]
+
+
+# --- lines and files that are no rows --------------------------------------------------------------------------------
+
+
+def test_what_is_kept_and_nested_too_deep_is_a_bad_row(tmp_path):
+    line = b'{"id": "e", "q": "q", "a": "a", "m": %s}\n'
+    deep = {depth: line % (b"[" * depth + b"]" * depth) for depth in (200, 300, 1200)}
+    jsonl(tmp_path / "x.jsonl", example(1), *deep.values(), example(2))
+    rows, bad = rows_of(tmp_path)
+    first = len(json.dumps(example(1))) + 1
+    places = [first + len(deep[200]), first + len(deep[200]) + len(deep[300])]
+    assert [row["source_example_id"] for row in rows] == ["e1", "e", "e2"]
+    assert bad == list(zip(places, ["too_deep", "invalid_json"], strict=True))
+
+
+LONG = st.lists(st.tuples(st.integers(0, 99), st.sampled_from(["", "long " * 9, "longer " * 60])), max_size=8)
+
+
+@settings(max_examples=40)
+@given(rows=LONG, ended=st.booleans(), split_bytes=st.integers(1, 700))
+def test_lines_that_are_too_long_are_bad_rows_in_any_cut(scratch, rows, ended, split_bytes):
+    lines = [json.dumps(example(n, q=text)).encode() for n, text in rows]
+    (scratch / "x.jsonl").write_bytes(b"\n".join(lines) + b"\n" * ended)
+    offsets = [sum(len(line) + 1 for line in lines[:count]) for count in range(len(lines))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read, "MAX_LINE_BYTES", 100)
+        patch.setattr(read, "_SKIPPED_BYTES", 64)
+        good, bad = rows_of(scratch / "x.jsonl", split_bytes=split_bytes)
+    assert [row["source_example_id"] for row in good] == [f"e{n}" for n, text in rows if len(text) < 100]
+    assert bad == [(at, "too_long") for at, (_, text) in zip(offsets, rows, strict=True) if len(text) > 100]
+
+
+def test_a_line_that_never_ends_is_held_three_times_at_most(tmp_path, monkeypatch):
+    size = 16 << 20
+    monkeypatch.setattr(read, "MAX_LINE_BYTES", size)
+    with (tmp_path / "x.jsonl").open("wb") as file:
+        for _ in range(6):
+            file.write(b"x" * size)
+    tracemalloc.start()
+    assert rows_of(tmp_path, split_bytes=size) == ([], [(0, "too_long")])
+    assert tracemalloc.get_traced_memory()[1] < 3.2 * size
+    tracemalloc.stop()
+
+
+ARRAYS = {
+    "one line": json.dumps([example(1), example(2)]),
+    "an object a line": f"[\n{json.dumps(example(1))},\n{json.dumps(example(2))}\n]\n",
+    "indented": json.dumps([example(1), example(2)], indent=2),
+    "spaced": f"\n  [ {json.dumps(example(1))}",
+    "with a mark": "\ufeff" + json.dumps([example(1)]),
+}
+
+
+@pytest.mark.parametrize("text", ARRAYS.values(), ids=ARRAYS)
+def test_an_array_of_objects_is_a_source_error(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    (tmp_path / "y.json.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("x.json", "y.json.gz"):
+        with pytest.raises(SourceError, match=rf"{name} is a JSON array; write one object a line"):
+            rows_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_is_a_source_error(tmp_path, name):
+    text = json.dumps(example(1)) + "\n"
+    (tmp_path / "x.jsonl").write_bytes((text if name == "utf-16" else "\ufeff" + text).encode(name))
+    with pytest.raises(SourceError, match=r"x\.jsonl is UTF-16; convert it to UTF-8"):
+        rows_of(tmp_path)
+
+
+def test_bytes_that_are_zero_are_bad_and_written_ones_are_text(tmp_path):
+    jsonl(tmp_path / "x.jsonl", example(1, q="a\0b"), b"\0" * 9 + b"\n", b'{"id": "e2", "q": "\0", "a": ""}\n')
+    rows, bad = rows_of(tmp_path)
+    assert [row["messages"][0]["content"] for row in rows] == ["a\0b"]
+    assert [reason for _, reason in bad] == ["invalid_json"] * 2
+
+
+def test_a_mistake_of_our_own_is_not_the_files(tmp_path, monkeypatch):
+    jsonl(tmp_path / "x.jsonl", example(1))
+    pq.write_table(table(), tmp_path / "x.parquet")
+    for name in ("x.jsonl", "x.parquet"):
+        for mistake in (AssertionError, KeyError, MemoryError, KeyboardInterrupt):
+            monkeypatch.setattr(read, "_messages", Mock(side_effect=mistake))
+            with pytest.raises(mistake):
+                rows_of(tmp_path / name)
 
 
 PACKERS = {".gz": gzip.compress, ".zst": zstd.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
@@ -446,7 +536,67 @@ def test_a_damaged_row_group_is_a_source_error(tmp_path):
     data = bytearray((tmp_path / "x.parquet").read_bytes())
     data[10:2000] = b"\xff" * 1990
     (tmp_path / "x.parquet").write_bytes(data)
-    with pytest.raises(SourceError, match="row group 0 is damaged"):
+    with pytest.raises(SourceError, match=r"x\.parquet: row group 0 \(rows 0 to 1999\) cannot be read"):
+        rows_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["q", "m"])
+def test_columns_of_one_name_are_a_source_error(tmp_path, name):
+    doubled = table(2)
+    doubled = pa.Table.from_arrays([*doubled.columns, doubled[name]], names=[*doubled.column_names, name])
+    pq.write_table(doubled, tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=rf"x\.parquet has more than one column of each of the names \['{name}'\]"):
+        rows_of(tmp_path)
+
+
+def test_columns_of_one_name_that_are_not_read_do_no_harm(tmp_path):
+    doubled = table(2)
+    extra = pa.array([1, 2])
+    pq.write_table(
+        pa.Table.from_arrays([*doubled.columns, extra, extra], names=[*doubled.column_names, "else", "else"]),
+        tmp_path / "x.parquet",
+    )
+    assert len(rows_of(tmp_path)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pa.FixedSizeListArray.from_arrays(pa.array(range(6)), 2, mask=pa.array([False, True, False])),
+        pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), unchecked(b"ok", b"\xff")),
+    ],
+    ids=["a null of a fixed-size list", "a dictionary that is not UTF-8"],
+)
+def test_what_the_library_cannot_read_is_a_source_error(tmp_path, kept):
+    """Limits of pyarrow: both files are written without complaint and cannot be read again."""
+    pq.write_table(table(3, m=kept), tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=r"x\.parquet: row group 0 \(rows 0 to 2\) cannot be read \(Arrow|\(OSError"):
+        rows_of(tmp_path)
+
+
+class KeysInClear(encryption.KmsClient):  # type: ignore[misc]  # it is Any to mypy
+    """What stands for a key service: keys are packed as they are."""
+
+    def wrap_key(self, key_bytes, master_key_identifier):
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key, master_key_identifier):
+        return base64.b64decode(wrapped_key)
+
+
+@pytest.mark.parametrize(
+    ("plain", "told"),
+    [(False, "is not a readable Parquet file"), (True, r"row group 0 \(rows 0 to 6\) cannot be read")],
+)
+def test_an_encrypted_file_is_a_source_error(tmp_path, plain, told):
+    factory = encryption.CryptoFactory(lambda _: KeysInClear())
+    settings = encryption.EncryptionConfiguration(
+        footer_key="k", column_keys={"c": ["q"]}, plaintext_footer=plain, double_wrapping=False
+    )
+    keys = factory.file_encryption_properties(encryption.KmsConnectionConfig(), settings)
+    with pq.ParquetWriter(tmp_path / "x.parquet", table().schema, encryption_properties=keys) as writer:
+        writer.write_table(table())
+    with pytest.raises(SourceError, match=rf"x\.parquet:? {told} \(.*crypt"):
         rows_of(tmp_path)
 
 
@@ -484,3 +634,27 @@ def test_real_text_with_line_separators_of_unicode(shared_data, tmp_path):
     assert len(text.decode().splitlines()) == 7475
     (tmp_path / "plain.jsonl").write_bytes(text)
     assert rows_of(tmp_path / "plain.jsonl", shape, 100_003) == (rows, [])
+
+
+@pytest.mark.parametrize("case", ["array", "arrayl", "pretty"])
+def test_field_case_of_an_array(shared_data, case):
+    with pytest.raises(SourceError, match=r"a\.json is a JSON array"):
+        rows_of(shared_data / "field_cases" / case, documents())
+
+
+@pytest.mark.parametrize("case", ["zst_cut", "zst_plain"])
+def test_field_case_of_a_compressed_file(shared_data, case):
+    with pytest.raises(SourceError, match=r"a\.jsonl\.zst cannot be read"):
+        rows_of(shared_data / "field_cases" / case, documents())
+
+
+def documents() -> TextShape:
+    return TextShape(shape="text", example_id="id", text="text", skill_bucket={"default": "B1"})
+
+
+@pytest.mark.parametrize("case", ["deep"])
+def test_field_case_of_a_value_that_json_cannot_hold(shared_data, case):
+    """Each row is there, or quarantined for what is wrong with it."""
+    source = Source(spec="synth", path=str(shared_data / "field_cases" / case))
+    rows, bad = rows_of(shared_data / "field_cases" / case, source.shape())
+    assert (len(rows), [reason for _, reason in bad]) == (1, ["too_deep"])
