@@ -1,12 +1,14 @@
 """A seeded sample of a recipe's input: the same recipe over some dozens of pieces of it.
 
-Each piece is a stretch of one file at a random place; of a compressed file only the start can be read. Costs one
-listing of the input and the reading of the pieces.
+Each piece is a stretch of one file at a random place. The middle of a compressed file cannot be reached: it is read
+once, from its start, as far as the pieces that fall into it are long together, and cut into as many. Costs one listing
+of the input and the reading of the pieces, of which one is held in memory.
 """
 
-from collections.abc import Iterator
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +24,9 @@ from etl.storage.remote import Storage
 
 MAX_PIECES = 48
 MIN_PIECE_BYTES = 1 << 16
+_STORED_BYTES = 1 << 10
+"""Of a compressed file that are read at a time: how exactly it is known which of them a text stands for."""
+_TEXT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,12 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
     for name, source in recipe.sources.items():
         wanted = sample_bytes * sum(file.bytes for file in files[name]) / total
         pieces = max(1, min(MAX_PIECES, int(wanted // MIN_PIECE_BYTES)))
-        size = int(wanted / pieces)
-        for number, (file, offset) in enumerate(_places(files[name], pieces, size, rng)):
+        size = max(1, int(wanted / pieces))
+        for number, (file, offsets) in enumerate(_places(files[name], pieces, size, rng).items()):
             location = source.locate(file.url, recipe.storage)
             place = folder.joinpath(name, *partition_folders(file.relative))
             place.mkdir(parents=True, exist_ok=True)
-            taken += _copy_piece(location, file, offset, size, place / f"{number:03d}")
+            taken += _copy_pieces(location, file, offsets, size, place / f"{number:03d}")
         sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
     changed = {
         "sources": sources,
@@ -83,20 +88,70 @@ def _listed(name: str, source: Source, storage: Storage) -> list[InputFile]:
     return list_files(name, source, storage)
 
 
-def _places(
-    files: list[InputFile], pieces: int, size: int, rng: np.random.Generator
-) -> Iterator[tuple[InputFile, int]]:
-    """Files and byte offsets of pieces that do not overlap, drawn evenly from all files laid end to end.
+def _places(files: list[InputFile], pieces: int, size: int, rng: np.random.Generator) -> dict[InputFile, list[int]]:
+    """Byte offsets, by file, of pieces that do not overlap, drawn evenly from all files laid end to end.
 
     Drawn at random, not one in each stretch: else two rows of one stretch could never come from two pieces, and the
     pairs that lie near each other would be missed.
     """
     ends = np.cumsum([file.bytes for file in files])
     slots = max(pieces, int(ends[-1]) // size)
+    found: dict[InputFile, list[int]] = {}
     for slot in np.sort(rng.choice(slots, pieces, replace=False)).tolist():
         at = slot * size
         place = min(int(np.searchsorted(ends, at, "right")), len(files) - 1)
-        yield files[place], at - int(ends[place] - files[place].bytes)
+        found.setdefault(files[place], []).append(at - int(ends[place] - files[place].bytes))
+    return found
+
+
+def _copy_pieces(location: Location, file: InputFile, offsets: list[int], size: int, target: Path) -> int:
+    """Write pieces of a file, each as one whose name begins with that of the target; the stored bytes of them all."""
+    places = [target.with_name(f"{target.name}-{number:03d}") for number in range(len(offsets))]
+    if file.compression is not None:
+        return _copy_start(location, file, size, places)
+    return sum(_copy_piece(location, file, offset, size, place) for offset, place in zip(offsets, places, strict=True))
+
+
+def _copy_start(location: Location, file: InputFile, size: int, targets: list[Path]) -> int:
+    """Cut the start of a compressed file into pieces of whole lines, each of about `size` stored bytes.
+
+    A decompressor gives nothing before it has a block (of bz2, up to 900 kB of text), so a piece ends only where it has
+    asked for more of the file: what it has given by then is what the stored bytes so far stand for.
+
+    Returns:
+        the stored bytes of the pieces. They are fewer than there are targets where blocks are longer than `size`.
+    """
+    with location.open() as raw:
+        stored = _Counted(raw)
+        text = cast(io.BufferedReader, unpacked(file.compression, file.url, cast("IO[bytes]", stored)))
+        left, held, written, given, goal = list(targets), bytearray(), 0, 0, size
+        while data := text.read1(_TEXT_BYTES):
+            if stored.num_bytes > given >= goal and (end := held.rfind(b"\n") + 1):
+                left.pop(0).with_suffix(".jsonl").write_bytes(held[:end])
+                written += end
+                del held[:end]
+                # A block may be as long as several pieces.
+                del left[: (given - goal) // size]
+                if not left:
+                    return round(given * written / (written + len(held)))
+                goal += size * (1 + (given - goal) // size)
+            held += data
+            given = stored.num_bytes
+        left[0].with_suffix(".jsonl").write_bytes(held)
+        return file.bytes
+
+
+class _Counted:
+    """A file that is read little by little, so that what was read is little more than what was needed."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self.num_bytes = 0
+
+    def read(self, num_bytes: int) -> bytes:
+        data = self._raw.read(min(num_bytes, _STORED_BYTES))
+        self.num_bytes += len(data)
+        return data
 
 
 def _copy_piece(location: Location, file: InputFile, offset: int, size: int, target: Path) -> int:
@@ -105,10 +160,6 @@ def _copy_piece(location: Location, file: InputFile, offset: int, size: int, tar
         share = _copy_rows(location, offset / file.bytes, size / file.bytes, target.with_suffix(".parquet"))
         return round(share * file.bytes)
     with location.open() as raw:
-        if file.compression is not None:
-            data = unpacked(file.compression, file.url, raw).read(size)
-            target.with_suffix(".jsonl").write_bytes(data[: data.rfind(b"\n") + 1])
-            return int(raw.tell())
         raw.seek(max(0, offset - 1))
         if offset:
             raw.readline()

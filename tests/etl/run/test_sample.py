@@ -1,9 +1,13 @@
 """Samples of a recipe's input: pieces that do not overlap, whole rows, and their share of the input."""
 
+import bz2
 import gzip
+import lzma
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from backports import zstd
 
 from etl.errors import ConfigError
 from etl.run.recipe import Recipe
@@ -53,15 +57,56 @@ def test_lines_are_whole_and_come_once(tmp_path):
     assert sample.sample_bytes == sum(len(line) + 1 for line in lines)
 
 
-def test_the_start_of_a_compressed_file_is_sampled(tmp_path):
-    path = write_jsonl(tmp_path / "in.jsonl", plain_rows(4000))
-    packed = tmp_path / "in.jsonl.gz"
-    packed.write_bytes(gzip.compress(path.read_bytes()))
+PACK = {"gz": gzip.compress, "zst": zstd.compress, "bz2": bz2.compress, "xz": lzma.compress}
+
+
+def sampled_lines(folder):
+    return [line for piece in sorted(folder.rglob("*.jsonl")) for line in piece.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_the_start_of_a_compressed_file_is_sampled_once_and_names_its_share(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("etl.run.sample.MIN_PIECE_BYTES", 1 << 12)
+    path = write_jsonl(tmp_path / "in.jsonl", plain_rows(5000))
+    packed = tmp_path / f"in.jsonl.{suffix}"
+    packed.write_bytes(PACK[suffix](path.read_bytes()))
     recipe = make_recipe(tmp_path / "out", {"toy": packed})
-    sample = write_sample(recipe, tmp_path / "sample", 1 << 14, 0)
-    lines = [line for piece in (tmp_path / "sample").rglob("*.jsonl") for line in piece.read_text().splitlines()]
+    sample = write_sample(recipe, tmp_path / "sample", packed.stat().st_size // 4, 0)
+    lines = sampled_lines(tmp_path / "sample")
     assert lines == path.read_text().splitlines()[: len(lines)]
-    assert 0 < sample.sample_bytes <= packed.stat().st_size
+    assert len(lines) < 5000 / 2
+    assert len(lines) / 5000 == pytest.approx(1 / sample.scale, rel=0.1)
+    if suffix != "bz2":  # one block is more than a quarter
+        assert len(list((tmp_path / "sample").rglob("*.jsonl"))) > 2, "cut into pieces"
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_of_compressed_files_that_are_smaller_than_a_piece_many_are_sampled_whole(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("etl.run.sample.MIN_PIECE_BYTES", 1 << 12)
+    for number in range(40):
+        path = write_jsonl(tmp_path / "in.jsonl", plain_rows(50, number, 50 * number))
+        (tmp_path / f"part-{number:02d}.jsonl.{suffix}").write_bytes(PACK[suffix](path.read_bytes()))
+    recipe = make_recipe(tmp_path / "out", {"toy": tmp_path / f"*.{suffix}"})
+    stored = [path.stat().st_size for path in tmp_path.glob(f"*.{suffix}")]
+    sample = write_sample(recipe, tmp_path / "sample", sum(stored) // 2, 1)
+    lines = sampled_lines(tmp_path / "sample")
+    assert len(lines) == len(set(lines))
+    assert len(lines) / 2000 == pytest.approx(1 / sample.scale, rel=0.1)
+
+
+def test_a_row_that_is_longer_than_its_piece_is_whole(tmp_path, monkeypatch):
+    """As is the last line of a file that no line feed ends."""
+    monkeypatch.setattr("etl.run.sample.MIN_PIECE_BYTES", 1 << 10)
+    rows = ['{"text": "' + np.random.default_rng(seed).bytes(6000).hex() + '"}' for seed in range(3)]
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+    recipe = make_recipe(tmp_path / "out", {"toy": tmp_path / "in.jsonl.gz"})
+    size = (tmp_path / "in.jsonl.gz").stat().st_size
+    sample = write_sample(recipe, tmp_path / "few", 1 << 10, 0)
+    assert [rows.index(line) for line in sampled_lines(tmp_path / "few")] == [0]
+    assert sample.scale == pytest.approx(3, rel=0.1)
+    sample = write_sample(recipe, tmp_path / "most", size - 1, 0)
+    assert [rows.index(line) for line in sampled_lines(tmp_path / "most")] == [0, 1, 2]
+    assert sample.sample_bytes == size
 
 
 def test_tables_of_a_catalog_are_refused(tmp_path):
