@@ -98,6 +98,7 @@ FLAT = [
         counted(pa.timestamp("s"), 253_402_300_800, -62_135_596_801, 2**62),
         ["10000-01-01T00:00:00", "0000-12-31T23:59:59", "<value out of range: 4611686018427387904>"],
     ),
+    (counted(pa.timestamp("s", "Europe/Berlin"), 2**62), ["<value out of range: 4611686018427387904>"]),
     (
         counted(pa.duration("s"), 0, 90061, -1, 2**62),
         ["0:00:00", "1 day, 1:01:01", "-1 day, 23:59:59", "53375995583650 days, 7:45:04"],
@@ -231,7 +232,7 @@ def test_stored_and_read_again_a_column_has_the_same_digest(array, expected, tmp
             "struct<>",
             "decimal128(5, -3)",
             "fixed_s",
-            "s]",
+            "[s",
             "int64, ord",
         )
         assert any(word in str(array.type) for word in unstored)
@@ -306,6 +307,15 @@ def test_hexadecimal(values, start):
 @given(st.lists(st.datetimes(datetime.datetime(1, 1, 1), datetime.datetime(9999, 12, 31)), max_size=6))
 def test_moments_are_written_as_orjson_writes_datetimes(values):
     assert kept(pa.array(values, pa.timestamp("us"))).to_pylist() == [orjson.loads(orjson.dumps(v)) for v in values]
+
+
+@given(
+    st.lists(st.datetimes(datetime.datetime(1970, 1, 1), datetime.datetime(2037, 12, 31)), max_size=6),
+    st.sampled_from(["UTC", "Europe/Berlin", "America/St_Johns", "-05:30"]),
+)
+def test_moments_in_a_zone_are_written_as_orjson_writes_them(values, zone):
+    array = pa.array(values, pa.timestamp("us", zone))
+    assert kept(array).to_pylist() == [orjson.loads(orjson.dumps(value)) for value in array.to_pylist()]
 
 
 @given(st.lists(st.timedeltas(), max_size=6))
