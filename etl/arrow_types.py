@@ -77,6 +77,11 @@ def plain(array: pa.Array) -> pa.Array:
     wanted = plain_type(kind)
     if wanted == kind:
         return array
+    if kind.id in (pa.lib.Type_LIST_VIEW, pa.lib.Type_LARGE_LIST_VIEW):
+        # pyarrow 25's own cast of a view gives lists of other lengths, even negative ones.
+        return pa.LargeListArray.from_arrays(
+            _offsets(pc.list_value_length(array)), array.flatten(), type=wanted, mask=array.is_null()
+        )
     return plain(array.storage) if isinstance(kind, pa.BaseExtensionType) else array.cast(wanted)
 
 

@@ -259,6 +259,15 @@ def _parse(line: bytes, wanted: _Wanted) -> dict[str, Any] | tuple[str, str]:
         return "invalid_json", str(error)
     if not isinstance(row, dict):
         return "not_an_object", f"a {type(row).__name__}"
+    try:
+        return _columns(row, line, wanted)
+    except RecursionError as error:
+        # Of Python's own parser, which reads lines with whole numbers of more than 64 bits.
+        return "too_deep", str(error)
+
+
+def _columns(row: dict[str, Any], line: bytes, wanted: _Wanted) -> dict[str, Any] | tuple[str, str]:
+    """The object with its columns as they are kept, in place."""
     for name in wanted.texts:
         value = row.get(name)
         if name not in wanted.prose and (digits := _digits(value, name, line)) is not None:
@@ -269,7 +278,7 @@ def _parse(line: bytes, wanted: _Wanted) -> dict[str, Any] | tuple[str, str]:
         if (value := row.get(name)) is not None:
             try:
                 row[name] = _fragment(value, name, line)
-            except (orjson.JSONEncodeError, RecursionError) as error:
+            except orjson.JSONEncodeError as error:
                 return "too_deep", f"column '{name}': {error}"
     return row
 

@@ -127,6 +127,11 @@ FLAT = [
         (of(kind, [1, None], []), [[1, None], []])
         for kind in (make(pa.int16()) for make in (pa.list_, pa.large_list, pa.list_view, pa.large_list_view))
     ],
+    *[
+        (of(kind, ["a"], None, [], ["b"], ["c", "d"]), [["a"], None, [], ["b"], ["c", "d"]])
+        for kind in (make(pa.binary()) for make in (pa.list_view, pa.large_list_view))
+    ],
+    (pa.ListViewArray.from_arrays([2, 0, 1, None], [2, 1, 2, 0], pa.array([1, 2, 3, 4])), [[3, 4], [1], [2, 3]]),
     (of(pa.list_(pa.binary(1), 2), [b"a", None]), [["61", None]]),
     (
         of(pa.struct([("x", pa.date32()), ("y", pa.string())]), {"x": datetime.date(2026, 1, 2), "y": None}),

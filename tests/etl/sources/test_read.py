@@ -243,6 +243,17 @@ def test_what_is_kept_and_nested_too_deep_is_a_bad_row(tmp_path):
     assert bad == list(zip(places, ["too_deep", "invalid_json"], strict=True))
 
 
+def test_a_long_number_beside_what_is_nested_deep_is_read_or_a_bad_row(tmp_path):
+    """Such a number is read by another parser, whose depth is less than the first one's."""
+    for name in ("id", "m"):
+        line = json.dumps(example(1, **{name: 2**70}))[:-1].encode()
+        lines = [line + b', "other": ' + b"[" * depth + b"]" * depth + b"}\n" for depth in (500, 1010)]
+        jsonl(tmp_path / "x.jsonl", *lines)
+        rows, bad = rows_of(tmp_path)
+        assert (len(rows), bad) == (1, [(len(lines[0]), "too_deep")])
+        assert str(2**70) in rows[0]["source_example_id"] + rows[0]["meta_json"]
+
+
 LONG = st.lists(st.tuples(st.integers(0, 99), st.sampled_from(["", "long " * 9, "longer " * 60])), max_size=8)
 
 
@@ -652,9 +663,16 @@ def documents() -> TextShape:
     return TextShape(shape="text", example_id="id", text="text", skill_bucket={"default": "B1"})
 
 
-@pytest.mark.parametrize("case", ["deep"])
-def test_field_case_of_a_value_that_json_cannot_hold(shared_data, case):
-    """Each row is there, or quarantined for what is wrong with it."""
-    source = Source(spec="synth", path=str(shared_data / "field_cases" / case))
-    rows, bad = rows_of(shared_data / "field_cases" / case, source.shape())
-    assert (len(rows), [reason for _, reason in bad]) == (1, ["too_deep"])
+def field_case_of_synth(folder):
+    return rows_of(folder, Source(spec="synth", path=str(folder)).shape())
+
+
+def test_field_case_of_a_value_that_is_nested_too_deep(shared_data):
+    rows, bad = field_case_of_synth(shared_data / "field_cases" / "deep")
+    assert (len(rows), bad) == (1, [(0, "too_deep")])
+
+
+def test_field_case_of_a_date_beyond_the_year_9999(shared_data):
+    rows, bad = field_case_of_synth(shared_data / "field_cases" / "date")
+    dates = [json.loads(row["meta_json"])["constraints"] for row in rows]
+    assert (dates, bad) == (["29349-01-26", "1970-01-02", "1970-01-03"], [])
