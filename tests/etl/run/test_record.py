@@ -1,6 +1,8 @@
 """The record that a run leaves: the same bytes wherever things lie, without what must not be told, never in the way."""
 
 import json
+from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 
@@ -8,6 +10,7 @@ from etl.errors import DataError, SourceError
 from etl.run.recipe import Recipe
 from etl.run.record import record_of, stage_records
 from etl.run.run import run_stage
+from etl.stages.stage import Stage
 from etl.storage.location import Location
 from etl.storage.manifest import to_json
 from etl.storage.opened import Run
@@ -132,3 +135,30 @@ def test_it_does_not_decide_what_runs(tmp_path):
     write_record(Location.of(tmp_path / "out"), record_of(recipe).model_copy(update={"name": "other"}))
     run(recipe, IdleEngine())
     assert Run.open(tmp_path / "out").record == record_of(recipe)
+
+
+def test_folders_that_hang_on_the_rows_are_in_it_apart(tmp_path):
+    """Those of stages that know them: a folder that a configuration never writes is in neither list."""
+    stages = ["filter", "dedup", {"kind": "dedup", "name": "late", "near": None}, "tokenize"]
+    filtered = {"steps": [], "cuts": FILTER["cuts"]}
+    recipe = make_recipe(tmp_path, {"a": tmp_path / "a.jsonl"}, stages=stages, filter=filtered)
+    record = record_of(recipe)
+    by_label = {stage.label: stage for stage in record.stages}
+    assert by_label["dedup"].folders_by_rows == {"candidate_components": "LABEL"}
+    assert {stage.label for stage in record.stages if stage.folders_by_rows} == {"dedup"}
+    assert not any(map(record.owns, ("filter", "late-near", "late-candidate_components", "paragraph")))
+    assert all(map(record.owns, ("rounds/candidate_components-3", "rounds/edges-ends", "rounds/english_share-9")))
+
+
+class Sometimes(Stage):
+    """A stage from outside that is not sure of one of its folders."""
+
+    kind: str = "toys:Sometimes"
+    tables: ClassVar[Mapping[str, str]] = {"always": "A", "at_times": "B", "rounds/always": "C"}
+
+    def folders(self) -> dict[str, str]:
+        return {self.named("always"): "A"}
+
+
+def test_a_stage_from_outside_may_be_unsure_of_a_folder():
+    assert Sometimes(name="late").folders_by_rows() == {"late-at_times": "B"}

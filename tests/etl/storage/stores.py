@@ -2,11 +2,17 @@
 
 import time
 
+import pyarrow as pa
 import pytest
 
 from etl.errors import DataError, SourceError
 from etl.storage.location import Location
 from etl.storage.lock import LOCK, RunLock, live_holder
+from etl.storage.opened import Run
+from etl.storage.record import RunRecord, StageRecord, write_record
+from etl.storage.stale import stale_below
+from etl.storage.sweep import find_stale, remove_leftovers
+from tests.datasets import write_dataset
 
 
 def check_create_never_overwrites(folder: Location) -> None:
@@ -48,3 +54,16 @@ def check_lock_is_told_when_it_is_lost(folder: Location) -> None:
         with pytest.raises(DataError, match="no longer holds"):
             lock.check()
     assert list(folder.walk()) == []
+
+
+def check_stale_is_found_and_swept(folder: Location) -> None:
+    """What no stage of the record owns, at both depths, and nothing else of the output."""
+    for name in ("ingest", "near", "rounds/near-0", "inner/near"):
+        write_dataset(folder / name, name, "WORDS", {"": pa.table({"word": ["a"]})})
+    stage = StageRecord(label="ingest", kind="ingest", folders={"ingest": "PROMPT"})
+    for output in (folder, folder / "inner"):
+        write_record(output, RunRecord(name="toy", stages=(stage,), recipe={}))
+    assert stale_below(Run.open(folder)) == ("near", "rounds/near-0")
+    remove_leftovers(folder, find_stale(folder, time.time()))
+    assert Run.open(folder).committed == ("ingest", "inner/near")
+    assert stale_below(Run.open(folder)) == ()

@@ -17,6 +17,7 @@ from tests.etl.storage.stores import (
     check_create_never_overwrites,
     check_lock_is_told_when_it_is_lost,
     check_read_sees_one_version,
+    check_stale_is_found_and_swept,
 )
 from tests.services.gcs import gcs_server
 
@@ -48,6 +49,10 @@ def test_a_read_sees_one_version(folder):
 
 def test_a_lock_is_told_when_it_is_lost(folder):
     check_lock_is_told_when_it_is_lost(folder)
+
+
+def test_stale_is_found_and_swept(folder):
+    check_stale_is_found_and_swept(folder)
 
 
 def test_one_of_many_wins_a_race(folder):

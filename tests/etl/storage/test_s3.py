@@ -29,6 +29,7 @@ from tests.etl.storage.stores import (
     check_create_never_overwrites,
     check_lock_is_told_when_it_is_lost,
     check_read_sees_one_version,
+    check_stale_is_found_and_swept,
 )
 from tests.services.proxy import Fault, Harm, fault_proxy
 
@@ -285,6 +286,10 @@ def test_of_two_processes_that_start_at_once_one_gets_the_lock(folder):
 
 def test_a_lock_is_told_when_it_is_lost(folder):
     check_lock_is_told_when_it_is_lost(folder)
+
+
+def test_stale_is_found_and_swept(folder):
+    check_stale_is_found_and_swept(folder)
 
 
 def test_a_dataset_is_verified_and_swept(folder):
