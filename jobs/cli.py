@@ -11,6 +11,7 @@ from etl.console import AllowCode, Overrides, command, report, run_app
 from etl.storage.catalog import Dialect, statements
 from etl.storage.location import Location
 from etl.storage.opened import Run
+from etl.storage.stale import remedy
 from etl.storage.sweep import find_leftovers, find_stale, parse_age, remove_leftovers
 from etl.storage.verify import verify
 from jobs import cli_training
@@ -109,7 +110,8 @@ def verify_command(path: Annotated[str, typer.Argument(help="A run's output or o
     for item in differences:
         report(f"{item.kind:>11}  {item.dataset}/{item.path}: {item.detail.splitlines()[0]}")
     damages = sum(item.is_damage for item in differences)
-    stale = f", {len(differences) - damages:,} stale" if damages < len(differences) else ""
+    num_stale = len(differences) - damages
+    stale = f", {num_stale:,} stale; {remedy(run.root)} removes what is stale" if num_stale else ""
     report(f"{_counted(len(run.committed), 'dataset')}, {_counted(damages, 'difference')}{stale}")
     return 1 if damages else 0
 

@@ -24,7 +24,7 @@ from etl.storage.manifest import Manifest, Part, accounting_gaps
 from etl.storage.opened import Run, dataset_folders
 from etl.storage.parts import file_content
 from etl.storage.record import RECORD, read_record
-from etl.storage.stale import remedy, stale_folders
+from etl.storage.stale import stale_folders
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -77,7 +77,7 @@ def _check_records(run: Run) -> Iterator[Difference]:
             yield Difference(output.url, RECORD, "changed", str(error))
             continue
         for folder in stale_folders(output, record) if record else ():
-            detail = f"an earlier recipe left it, no stage of the last one writes it; {remedy(output)} removes it"
+            detail = "an earlier recipe left it, and no stage of the last one writes it"
             yield Difference((output / folder).url, MANIFEST, "stale", detail)
 
 
