@@ -1,8 +1,9 @@
 """What every entry point shares: the two streams, errors that become one line and an exit code, and typer commands.
 
-A command is a function that returns its exit code, or None for 0. `@command` turns bad input into one line and exit
-code 2. `run_app` and `run_command` do the same for bad options, and return the code where typer would end the process.
-Anything that is not one of our errors keeps its traceback. Costs the import of typer and rich, 0.1 s.
+A command is a function that returns its exit code, or None for 0. `@command` turns bad input, and a package that is
+not installed, into one line and exit code 2. `run_app` and `run_command` do the same for bad options, turn Ctrl-C into
+one line and exit code 130, and return the code where typer would end the process. Anything else keeps its traceback.
+Costs the import of typer and rich, 0.1 s.
 """
 
 import functools
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 
 from etl.errors import ConfigError, StillhouseError
+from etl.extras import without_package
 
 P = ParamSpec("P")
 
@@ -55,12 +57,21 @@ def warn(line: str) -> None:
 
 
 def main_of(run: Callable[[], int | None]) -> int:
-    """The exit code of a job: its own, or 2 after one line about bad input."""
+    """The exit code of a job: its own, or 2 after one line about bad input or a package that is not installed."""
     try:
         return run() or 0
     except StillhouseError as error:
-        ERR.print(error.to_text(), markup=False, style="red" if sys.stderr.isatty() else None)
-        return 2
+        return _refused(error)
+    except ModuleNotFoundError as error:
+        refusal = without_package(str(error))
+        if refusal is None:
+            raise
+        return _refused(refusal)
+
+
+def _refused(error: StillhouseError) -> int:
+    ERR.print(error.to_text(), markup=False, style="red" if sys.stderr.isatty() else None)
+    return 2
 
 
 def command(function: Callable[P, int | None]) -> Callable[P, None]:
@@ -88,8 +99,6 @@ def run_app(app: typer.Typer, argv: Sequence[str], program: str) -> int:
                 context.command.invoke(context)
         except typer.Exit as ended:
             return ended.exit_code
-        except KeyboardInterrupt:
-            return 128 + signal.SIGINT
         except typer.TyperException as error:
             message = " ".join(error.format_message().replace("Value error, ", "").split())
             if not message:
@@ -98,7 +107,20 @@ def run_app(app: typer.Typer, argv: Sequence[str], program: str) -> int:
             raise ConfigError(f"{message.rstrip('.')}; `{program} --help` shows what there is") from error
         return 0
 
-    return main_of(run)
+    try:
+        return main_of(run)
+    except BaseException as error:
+        if not _is_ctrl_c(error):
+            raise
+        ERR.print("stopped by Ctrl-C; run the same command again to go on", markup=False)
+        return 128 + signal.SIGINT
+
+
+def _is_ctrl_c(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C, or what failed while a library or we cleaned up after it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def run_command(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from etl.console import AllowCode, Overrides, command, report, run_app
+from etl.library_log import libraries_aside
 from etl.storage.catalog import Dialect, statements
 from etl.storage.location import Location
 from etl.storage.opened import Run
@@ -79,7 +80,9 @@ def plan_command(
     if sample:
         from etl.run.estimate import estimate
 
-        for line in estimate(loaded, sample_mb << 20).lines():
+        with libraries_aside():
+            found = estimate(loaded, sample_mb << 20)
+        for line in found.lines():
             report(line)
 
 

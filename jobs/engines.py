@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from etl.console import report
 from etl.errors import ConfigError
+from etl.library_log import libraries_aside
 
 if TYPE_CHECKING:
     from etl.run.run import RunResult
@@ -81,5 +82,6 @@ def _run_locally(name_or_path: str, overrides: list[str], processes: int | None,
     from etl.run.run import run_recipe
 
     recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
-    with contextlib.closing(LocalEngine(usable_cpus() if processes is None else processes)) as engine:
+    at_once = usable_cpus() if processes is None else processes
+    with libraries_aside(), contextlib.closing(LocalEngine(at_once)) as engine:
         return run_recipe(recipe, engine, report)

@@ -16,6 +16,7 @@ from etl import conf
 from etl.console import ConfFlag, Overrides, command, report, run_command, warn
 from etl.engine import Engine
 from etl.engines.local import LocalEngine
+from etl.library_log import libraries_aside
 from etl.storage.stale import outdated
 from jobs.engines import require_package
 from training.teacher.rescore import RescoreConfig, rescore, summary
@@ -28,7 +29,7 @@ def run(name: str, overrides: list[str], engine_name: EngineName = "local") -> N
     config = conf.load(RescoreConfig, name, "rescore", overrides)
     if line := outdated(config.corpus):
         warn(line)
-    with contextlib.closing(_engine(engine_name, config.workers)) as engine:
+    with libraries_aside(), contextlib.closing(_engine(engine_name, config.workers)) as engine:
         dataset = rescore(config, engine)
     for line in summary(dataset):
         report(line)

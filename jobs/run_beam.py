@@ -4,15 +4,15 @@ Every flag that is not ours is one of Beam's; without --runner the jobs run in t
 it runs on Dataflow.
 """
 
+import contextlib
 import sys
 
 import typer
 
 from etl import conf
 from etl.console import AllowCode, ConfFlag, Overrides, command, report, run_command
-from etl.engines.beam import BeamEngine, JobNotRun
-from etl.engines.beam_options import pipeline_options, runs_here
 from etl.errors import ConfigError
+from etl.library_log import libraries_aside
 from etl.run.recipe import Recipe
 from etl.run.run import RunResult, run_recipe
 from etl.sources.files import SAMPLE
@@ -25,15 +25,15 @@ def run(name_or_path: str, overrides: list[str], flags: list[str], allow_code: b
         ConfigError: a flag of Beam's is wrong, or the recipe names a place that workers elsewhere do not reach.
         JobNotRun: the flags say that jobs are described only.
     """
+    from etl.engines.beam import BeamEngine
+    from etl.engines.beam_options import pipeline_options, runs_here
+
     recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
     options = pipeline_options(flags)
     if not runs_here(options):
         _check_reach(recipe)
-    engine = BeamEngine(options, report, recipe.place)
-    try:
+    with libraries_aside(), contextlib.closing(BeamEngine(options, report, recipe.place)) as engine:
         return run_recipe(recipe, engine, report)
-    finally:
-        engine.close()
 
 
 def _check_reach(recipe: Recipe) -> None:
@@ -61,6 +61,8 @@ def main(argv: list[str]) -> int:
 @command
 def _job(context: typer.Context, name: ConfFlag, set_: Overrides, allow_code: AllowCode = False) -> None:
     """Run a recipe on Beam. Every other flag is one of Beam's; they may stand after `--`."""
+    from etl.engines.beam import JobNotRun
+
     try:
         run(name, set_, context.args, allow_code)
     except JobNotRun as described:

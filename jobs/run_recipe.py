@@ -14,6 +14,7 @@ import typer
 from etl import conf
 from etl.console import AllowCode, ConfFlag, Overrides, command, report, run_command
 from etl.engines.spark import SparkEngine
+from etl.library_log import libraries_aside
 from etl.run.recipe import Recipe
 from etl.run.run import RunResult, label_of, run_recipe, run_stage
 
@@ -36,11 +37,8 @@ def run(name_or_path: str, overrides: list[str], allow_code: bool = False) -> Ru
 @contextlib.contextmanager
 def _ready(name_or_path: str, overrides: list[str], allow_code: bool) -> Iterator[tuple[Recipe, SparkEngine]]:
     recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
-    engine = SparkEngine(report=report)
-    try:
+    with libraries_aside(), contextlib.closing(SparkEngine(report=report)) as engine:
         yield recipe, engine
-    finally:
-        engine.close()
 
 
 def main(argv: list[str]) -> int:

@@ -11,7 +11,6 @@ and peaks at about four times the bytes of the rows' keys and values, that of a 
 import contextlib
 import copy
 import re
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,11 +30,12 @@ from apache_beam.options.pipeline_options import (
     TestOptions,
 )
 from apache_beam.runners.runner import PipelineState
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
 from etl.engines.beam_options import WorkerOptions, pipeline_options, runner_name, runner_of, runs_here
 from etl.engines.bucket_slices import bucket_slices
+from etl.engines.progress import progress_of
 from etl.errors import ConfigError, DataError, SchemaError, StillhouseError
 from etl.pipeline import open_steps
 from etl.schema import PROMPT, VERDICT
@@ -167,7 +167,7 @@ class BeamEngine(Engine):
 @contextlib.contextmanager
 def _spinner(text: str) -> Iterator[None]:
     columns = (SpinnerColumn(), TextColumn("{task.description:>24}"), TimeElapsedColumn())
-    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as progress:
+    with progress_of(*columns) as progress:
         progress.add_task(text, total=None)
         yield
 

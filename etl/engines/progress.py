@@ -1,19 +1,26 @@
 """What people see of a job while it runs: a bar on a terminal, and at its end one line in the log."""
 
-import sys
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 from etl.engine import Counts
+from etl.library_log import screen
 
 
 def progress_bar() -> Progress:
     """A bar for jobs with a field `counts`; it goes when the job ends, and there is none without a terminal."""
-    columns = (
+    return progress_of(
         TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.fields[counts]}"),
     )  # fmt: skip
-    return Progress(*columns, transient=True, disable=not sys.stderr.isatty())
+
+
+def progress_of(*columns: ProgressColumn) -> Progress:
+    """Progress on the screen, gone at its end; none without a terminal. What libraries write is not drawn into it."""
+    stream = screen()
+    return Progress(
+        *columns, console=Console(file=stream), transient=True, redirect_stderr=False, disable=not stream.isatty()
+    )
 
 
 def counts_line(counts: Counts) -> str:

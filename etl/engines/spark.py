@@ -16,7 +16,6 @@ import functools
 import itertools
 import logging
 import os
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +27,10 @@ import pyarrow as pa
 from rich.progress import Progress
 
 from etl.engine import Counts, Engine, Exchange, Reduce, Table, Task, Work
-from etl.engines.java import find_java
 from etl.engines.progress import counts_line, progress_bar
 from etl.engines.spark_frames import apply, read
 from etl.engines.spark_resources import Ask, ask
+from etl.engines.spark_session import active_session, make_session, workers_fault
 from etl.engines.spark_tables import land_partition, open_table
 from etl.errors import StillhouseError
 from etl.storage.build import Build
@@ -42,22 +41,6 @@ __all__ = ["SparkEngine", "apply", "read"]
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.3
-_SHUFFLE_BATCH_BYTES = 64 << 20
-_DEFAULTS = {
-    "spark.master": "local[*]",
-    "spark.app.name": "stillhouse",
-    "spark.log.level": "ERROR",
-    "spark.ui.showConsoleProgress": "false",
-    "spark.sql.execution.arrow.maxBytesPerBatch": str(_SHUFFLE_BATCH_BYTES),
-    "spark.sql.session.timeZone": "UTC",
-}
-_SUBMIT_ARGS = "--name stillhouse --driver-memory 2g --conf spark.ui.showConsoleProgress=false pyspark-shell"
-"""For a JVM that we start ourselves; its memory cannot be changed once it runs."""
-_LOCAL_DEFAULTS = {
-    "spark.driver.host": "127.0.0.1",
-    "spark.driver.bindAddress": "127.0.0.1",
-    "spark.ui.enabled": "false",
-}
 
 
 class SparkEngine(Engine):
@@ -79,9 +62,9 @@ class SparkEngine(Engine):
     @property
     def session(self) -> Any:
         if self._session is None:
-            self._session = _active_session()
+            self._session = active_session()
         if self._session is None:
-            self._session = _make_session(self._report)
+            self._session = make_session(self._report)
             self._is_ours = True
         return self._session
 
@@ -230,6 +213,11 @@ class _Job:
             watcher.start()
             try:
                 failures = [row["error"] for row in frame.collect() if row["error"] is not None]
+            except Exception as error:
+                fault = workers_fault(str(error))
+                if fault is None:
+                    raise
+                raise fault from error
             finally:
                 done.set()
                 watcher.join()
@@ -315,33 +303,3 @@ def _without_notes(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             raise StillhouseError.from_text(told[0])
         rows = rows.filter(notes.is_null())
     return rows.drop_columns([_TARGET, _NOTE]).cast(schema)
-
-
-def _active_session() -> Any:
-    from pyspark.sql import SparkSession
-
-    return SparkSession.getActiveSession()
-
-
-def _make_session(report: Callable[[str], None]) -> Any:
-    """A new session; the user's master and settings win over every default."""
-    from pyspark import SparkConf, SparkContext
-    from pyspark.sql import SparkSession
-
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:
-        java = find_java()
-        os.environ["JAVA_HOME"] = str(java.home)
-        os.environ.setdefault("PYSPARK_SUBMIT_ARGS", _SUBMIT_ARGS)
-        report(java.line)
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    # Only the JVM knows what spark-submit and spark-defaults.conf say; a SparkConf made before it runs is empty, and
-    # what is then set in it would win over them.
-    SparkContext._ensure_initialized()
-    conf = SparkConf()
-    defaults = dict(_DEFAULTS)
-    if conf.get("spark.master", _DEFAULTS["spark.master"]).startswith("local"):
-        defaults |= _LOCAL_DEFAULTS
-    for key, value in defaults.items():
-        if not conf.contains(key):
-            conf.set(key, value)
-    return SparkSession.builder.config(conf=conf).getOrCreate()

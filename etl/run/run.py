@@ -15,6 +15,7 @@ from etl.engine import Engine, nothing, reader, sole_writer
 from etl.errors import ConfigError, DataError, StillhouseError
 from etl.laws import Growth, With
 from etl.rows import Rows, RowsRef
+from etl.run.funnel import last_lines
 from etl.run.places import check_places
 from etl.run.recipe import DROPPED_FOLDER, Recipe
 from etl.run.record import record_of
@@ -71,13 +72,16 @@ def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) ->
     Raises:
         StillhouseError: one of its four classes, for what a user can mend.
     """
-    context = context_of(recipe, engine, report)
+    lines = _Lines(report)
+    context = context_of(recipe, engine, lines)
     with storage_options(recipe.storage):
         check(recipe)
-        with _held(recipe, context):
+        with _held(recipe, context, lines, "this recipe"):
             result = run_stages(recipe, context)
-            tell_stale(recipe, report)
-            return result
+        tell_stale(recipe, report)
+    for line in last_lines(result.accounting, record_of(recipe).steps, result.corpus, context.output):
+        report(line)
+    return result
 
 
 def tell_stale(recipe: Recipe, report: Callable[[str], None]) -> None:
@@ -92,8 +96,14 @@ def tell_stale(recipe: Recipe, report: Callable[[str], None]) -> None:
 
 
 @contextlib.contextmanager
-def _held(recipe: Recipe, context: Context) -> Iterator[None]:
+def _held(recipe: Recipe, context: Context, lines: "_Lines", maker: str) -> Iterator[None]:
     """Hold the output and leave the run's record; one that may not be written is taken as it is if the run is done.
+
+    Args:
+        recipe: the run's.
+        context: of the run.
+        lines: of the run; when they are still held at the end, the user is told that there was nothing to do.
+        maker: what makes all that is there, for that line.
 
     Raises:
         DataError: another run holds it, or something is to be done and it may not be written.
@@ -106,19 +116,48 @@ def _held(recipe: Recipe, context: Context) -> Iterator[None]:
                 raise
             refusal = error
         else:
-            held.enter_context(_recorded(recipe, context.engine))
+            held.enter_context(_recorded(recipe, context.engine, lines))
             yield
+            lines.tell_nothing(f"{context.output} holds all that {maker} makes")
             return
     with reader(context.engine, refusal):
         yield
-    context.report(f"nothing to do: {context.output}, which may not be written, holds all that this recipe makes")
+    lines.tell_nothing(f"{context.output}, which may not be written, holds all that {maker} makes")
+
+
+class _Lines:
+    """The lines of a run, held back until it has something to do: what is there already is no news."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._held: list[str] = []
+        self.are_held = True
+
+    def __call__(self, line: str) -> None:
+        if self.are_held:
+            self._held.append(line)
+        else:
+            self._report(line)
+
+    def tell_nothing(self, why: str) -> None:
+        """In the place of the lines, if there was nothing to do."""
+        if self.are_held:
+            self._report(f"nothing to do: {why}")
+
+    def release(self) -> None:
+        """There is something to do."""
+        self.are_held = False
+        for line in self._held:
+            self._report(line)
+        self._held = []
 
 
 @contextlib.contextmanager
-def _recorded(recipe: Recipe, engine: Engine) -> Iterator[None]:
-    """Leave the run's record before its first dataset is begun, and at the latest when all of them are there.
+def _recorded(recipe: Recipe, engine: Engine, lines: _Lines) -> Iterator[None]:
+    """Leave the run's record, and release its lines, before its first dataset is begun; the lines by an error, too.
 
-    Not at once: what fails before it has written anything, such as for want of input, leaves the output as it was.
+    Not at once: what fails before it has written anything, such as for want of input, leaves the output as it was. A
+    run that has nothing to do leaves its record at the end.
     """
     guard, record = engine.guard, record_of(recipe)
 
@@ -127,9 +166,17 @@ def _recorded(recipe: Recipe, engine: Engine) -> Iterator[None]:
         write_record(recipe.place, record)
         engine.guard = guard
 
-    engine.guard = guard_and_record
-    yield
-    if engine.guard is guard_and_record:
+    def begin() -> None:
+        guard_and_record()
+        lines.release()
+
+    engine.guard = begin
+    try:
+        yield
+    except StillhouseError:
+        lines.release()
+        raise
+    if engine.guard is begin:
         guard_and_record()
 
 
@@ -146,7 +193,8 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
     """
     if label not in recipe.labels:
         raise ConfigError(f"the recipe '{recipe.name}' has no stage '{label}'; it has {', '.join(recipe.labels)}")
-    context = context_of(recipe, engine, report)
+    lines = _Lines(report)
+    context = context_of(recipe, engine, lines)
     reached = False
 
     def enter(name: str) -> None:
@@ -159,7 +207,7 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
 
     with storage_options(recipe.storage):
         check(recipe)
-        with _held(recipe, context), contextlib.suppress(_Done):
+        with _held(recipe, context, lines, f"the stage '{label}'"), contextlib.suppress(_Done):
             run_stages(recipe, context, enter)
 
 

@@ -16,6 +16,7 @@ from etl.step import Offer, prefixed
 from etl.storage.build import Job, SplitWriter
 from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.location import Location
+from etl.storage.manifest import totals
 from etl.storage.remote import Storage
 from etl.text import UNICODE_VERSION
 
@@ -147,4 +148,8 @@ class Context:
 
     def _tell(self, dataset: Dataset) -> None:
         manifest = dataset.manifest
-        self.report(f"{manifest.stage:>24}  {manifest.rows_out:>10,} rows  {dataset.folder}")
+        told = f"{manifest.rows_out:>10,} rows"
+        if manifest.accounts_rows and manifest.accounting:
+            entered, lost, left = totals(manifest.accounting)
+            told = f"{entered:>10,} in {lost:>10,} lost {left:>10,} left"
+        self.report(f"{manifest.stage:>24}  {told}  {dataset.folder}")

@@ -108,6 +108,11 @@ class Manifest(Config):
         return any(not part.is_table for part in self.parts)
 
     @property
+    def accounts_rows(self) -> bool:
+        """Whether its accounts are those of the steps that made it; a corpus repeats those of the whole run."""
+        return bool(self.base) or self.table == "PROMPT"
+
+    @property
     def num_tokens(self) -> int:
         return sum(part.tokens or 0 for part in self.parts)
 
@@ -143,6 +148,18 @@ def sum_counts(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def _sorted(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: _sorted(value) if isinstance(value, dict) else value for key, value in sorted(tree.items())}
+
+
+def totals(accounting: Accounting) -> tuple[int, int, int]:
+    """Rows that came in, that were lost, and that are left, over all sources, of steps that follow one another."""
+    entered = lost = left = 0
+    for steps in accounting.values():
+        # Rows only become fewer, so the first step is the one that got the most.
+        came = max((counts["in"] for counts in steps.values()), default=0)
+        made = sum(counts["made"] for counts in steps.values())
+        gone = sum(rows for counts in steps.values() for reason, rows in counts.items() if reason not in FLOW)
+        entered, lost, left = entered + came, lost + gone, left + came + made - gone
+    return entered, lost, left
 
 
 def accounting_gaps(accounting: Accounting) -> list[str]:

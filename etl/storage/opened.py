@@ -214,7 +214,7 @@ class Run:
         else:
             found = {}
             for dataset in self.own.values():
-                if dataset.manifest.base or dataset.manifest.table == "PROMPT":
+                if dataset.manifest.accounts_rows:
                     for source, steps in dataset.manifest.accounting.items():
                         found = {**found, source: {**found.get(source, {}), **steps}}
         order = self.record.steps if self.record else _by_rows(found)

@@ -228,6 +228,8 @@ def explain(error: Exception, url: str, options: Options, verb: str) -> Exceptio
     ):
         return no_bucket(url)
     if isinstance(error, FileNotFoundError):
+        if verb == "write" and scheme == "file":
+            return DataError(f"cannot write {url} ({reason}); name a folder that can be made")
         return error
     if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
         return (

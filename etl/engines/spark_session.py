@@ -1,0 +1,200 @@
+"""The Spark session of a run: made where there is none, with the user's master and settings before every default.
+
+What Spark writes while it starts goes where libraries write (etl.library_log), unless the user has a log4j
+configuration. A Spark that cannot start, and workers whose Python cannot work, are a ConfigError with the reason that
+the JVM gives; its stack trace is in the log. A cold local session costs about 10 s.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from etl.engines.java import find_java
+from etl.errors import ConfigError
+from etl.extras import without_package
+from etl.library_log import libraries_on_screen, log_path, stdout_aside
+
+_SHUFFLE_BATCH_BYTES = 64 << 20
+_DEFAULTS = {
+    "spark.master": "local[*]",
+    "spark.app.name": "stillhouse",
+    "spark.log.level": "ERROR",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.execution.arrow.maxBytesPerBatch": str(_SHUFFLE_BATCH_BYTES),
+    "spark.sql.session.timeZone": "UTC",
+}
+_SUBMIT_ARGS = "--name stillhouse --driver-memory 2g --conf spark.ui.showConsoleProgress=false pyspark-shell"
+"""For a JVM that we start ourselves; its memory cannot be changed once it runs."""
+_LOCAL_DEFAULTS = {
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.ui.enabled": "false",
+}
+_PYTHON = "PYSPARK_PYTHON"
+_ASK_TIMEOUT_S = 60
+_JVM_OPTIONS = ("PYSPARK_SUBMIT_ARGS", "SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS")
+
+
+_EMPTY_WORDS = (
+    "at ",
+    "An error occurred",
+    "Error occurred during initialization",
+    "WARNING",
+    "NOTE: Picked up",
+    "Picked up",
+    "Using Spark's",
+)
+"""How lines of a JVM begin that say that something is wrong, or nothing, and not what."""
+
+
+def active_session() -> Any:
+    """The session of this thread, if there is one."""
+    from pyspark.sql import SparkSession
+
+    return SparkSession.getActiveSession()
+
+
+def make_session(report: Callable[[str], None]) -> Any:
+    """A new session.
+
+    Args:
+        report: gets a line about the Java that was found, and where Spark's own lines are.
+
+    Raises:
+        ConfigError: Spark does not start with these settings, or its local workers would not.
+    """
+    from pyspark import SparkConf, SparkContext
+    from pyspark.sql import SparkSession
+
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+        java = find_java()
+        os.environ["JAVA_HOME"] = str(java.home)
+        os.environ.setdefault("PYSPARK_SUBMIT_ARGS", _SUBMIT_ARGS)
+        log = None if _has_own_log4j() else log_path()
+        report(f"{java.line}; Spark's log: {log}" if log else java.line)
+    os.environ.setdefault(_PYTHON, sys.executable)
+    with _explained(), _ctrl_c_is_pythons():
+        # Only the JVM knows what spark-submit and spark-defaults.conf say; a SparkConf made before it runs is empty,
+        # and what is then set in it would win over them.
+        with _where_the_jvm_writes():
+            SparkContext._ensure_initialized()
+        conf = SparkConf()
+        defaults = dict(_DEFAULTS)
+        if conf.get("spark.master", _DEFAULTS["spark.master"]).startswith("local"):
+            check_python(os.environ[_PYTHON])
+            defaults |= _LOCAL_DEFAULTS
+        for key, value in defaults.items():
+            if not conf.contains(key):
+                conf.set(key, value)
+        return SparkSession.builder.config(conf=conf).getOrCreate()
+
+
+def check_python(executable: str) -> None:
+    """Ask the Python that workers on this machine would run for its version; costs a start of it where it is not ours.
+
+    Raises:
+        ConfigError: it is not there, does not answer, or is of another minor version than this one.
+    """
+    if executable == sys.executable:
+        return
+    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
+    advice = f"unset {_PYTHON}, or name a Python {mine} that has this project"
+    if shutil.which(executable) is None:
+        raise ConfigError(f"{_PYTHON}={executable}: there is no such program; {advice}")
+    command = [executable, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"{_PYTHON}={executable} does not start ({error}); {advice}") from error
+    version = answer.stdout.strip()
+    if answer.returncode != 0 or not re.fullmatch(r"\d+\.\d+", version):
+        raise ConfigError(f"{_PYTHON}={executable} does not say its version (exit code {answer.returncode}); {advice}")
+    if version != mine:
+        raise ConfigError(f"{_PYTHON}={executable} is Python {version}, and the driver is {mine}; {advice}")
+
+
+def workers_fault(text: str) -> ConfigError | None:
+    """Of the failure of a job, what is wrong with the Python of its workers; None where that is not the reason."""
+    if "PYTHON_VERSION_MISMATCH" in text or "Cannot run program" in text or "Error from python worker" in text:
+        found = re.search(r"\[PYTHON_VERSION_MISMATCH\][^\n]*|Cannot run program[^\n]*", text)
+        reason = found.group(0) if found else _told(text.partition("Error from python worker")[2])
+        return ConfigError(
+            f"the workers' Python cannot work ({reason}); set {_PYTHON} (or spark.pyspark.python) to a Python "
+            f"{sys.version_info.major}.{sys.version_info.minor} that is there on every worker and has this project"
+        )
+    return without_package(text)
+
+
+# --- a start that fails --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What Spark raises while it starts, as one line with the reason; the whole of it goes to the log."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    log = None if _has_own_log4j() else log_path()
+    begin = log.stat().st_size if log else 0
+    try:
+        yield
+    except (Py4JError, PySparkException) as error:
+        said = str(error)
+        if log is not None:
+            with log.open("r+", encoding="utf-8", errors="replace") as file:
+                file.seek(begin)
+                said = f"{file.read()}\n{said}" if "JAVA_GATEWAY_EXITED" in said else said
+                file.seek(0, os.SEEK_END)
+                file.write(f"{error}\n")
+        raise ConfigError(
+            f"Spark does not start: {_told(said)}; correct it in spark-defaults.conf, PYSPARK_SUBMIT_ARGS or the "
+            "flags of spark-submit"
+        ) from error
+
+
+def _told(text: str) -> str:
+    """The line of what a JVM said that tells the reason."""
+    lines = [line.strip(" :\t") for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_EMPTY_WORDS)]
+    named = [line for line in lines if re.search("exception|error|invalid|could not", line, re.IGNORECASE)]
+    line = next(iter(named), lines[0] if lines else "it does not say why")
+    # The class of an exception says less than its message.
+    return re.sub(r"^(Exception in thread \"[^\"]*\" )?([\w$]+\.)+[\w$]+(Exception|Error): ", "", line).rstrip(".")
+
+
+def _where_the_jvm_writes() -> AbstractContextManager[None]:
+    return libraries_on_screen() if _has_own_log4j() else stdout_aside()
+
+
+def _has_own_log4j() -> bool:
+    """Whether the user says where Spark's lines go: by a log4j file among its settings, or an option of the JVM."""
+    from pyspark.find_spark_home import _find_spark_home
+
+    if any("log4j" in os.environ.get(name, "") for name in _JVM_OPTIONS):
+        return True
+    folder = Path(os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home()) / "conf")
+    defaults = folder / "spark-defaults.conf"
+    if defaults.is_file() and "log4j" in defaults.read_text("utf-8", errors="replace"):
+        return True
+    return any(path.suffix != ".template" for path in folder.glob("log4j*"))
+
+
+@contextmanager
+def _ctrl_c_is_pythons() -> Iterator[None]:
+    """Keep the handler of SIGINT: pyspark's asks the JVM to cancel jobs, in the middle of whatever it was asked."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

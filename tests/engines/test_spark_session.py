@@ -1,0 +1,72 @@
+"""A Spark that cannot start: the workers' Python, what a JVM says, and one that does not start."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from etl.engines.spark_session import _told, check_python, workers_fault
+from etl.errors import ConfigError
+
+PY4J = """An error occurred while calling None.org.apache.spark.api.java.JavaSparkContext.
+: org.apache.spark.SparkException: Could not parse Master URL: 'x'
+\tat org.apache.spark.Error.f(Some.scala:1)
+"""
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_python_that_is_absent_of_another_version_or_none_is_refused(tmp_path):
+    check_python(sys.executable)
+    check_python(script(tmp_path / "same", f'exec {sys.executable} "$@"'))
+    with pytest.raises(ConfigError, match=r"/absent: there is no such program; unset PYSPARK_PYTHON"):
+        check_python("/absent")
+    with pytest.raises(ConfigError, match=r"older is Python 3\.7, and the driver is 3\.\d+"):
+        check_python(script(tmp_path / "older", "echo 3.7"))
+    with pytest.raises(ConfigError, match=r"does not say its version \(exit code 3\)"):
+        check_python(script(tmp_path / "broken", "exit 3"))
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (PY4J, "Could not parse Master URL: 'x'"),
+        ("Error occurred during initialization of VM\nToo small maximum heap\n", "Too small maximum heap"),
+        ("WARNING: Using incubator modules\nInvalid heap size: -Xmx1x\nError: x", "Invalid heap size: -Xmx1x"),
+        ('Exception in thread "main" a.b.IllegalArgumentException: bad flag', "bad flag"),
+        ("", "it does not say why"),
+    ],
+)
+def test_the_reason_among_what_a_jvm_says(said, reason):
+    assert _told(said) == reason
+
+
+def test_a_job_whose_workers_have_no_python_is_told_apart_from_a_bug():
+    told = workers_fault('java.io.IOException: Cannot run program "/absent": error=2, No such file\n\tat x')
+    assert 'Cannot run program "/absent": error=2, No such file' in str(told)
+    assert "python3: no pyspark" in str(workers_fault("Error from python worker:\n  python3: no pyspark\n"))
+    assert "stillhouse[score]" in str(workers_fault("ModuleNotFoundError: No module named 'kenlm'"))
+    assert workers_fault("ZeroDivisionError") is None
+
+
+@pytest.mark.spark
+def test_a_jvm_that_does_not_start_is_one_line_with_its_reason():
+    # In a process of its own, since one has a single JVM for all of its sessions.
+    code = (
+        "import sys\n"
+        "from etl.console import main_of\n"
+        "from etl.engines.spark_session import make_session\n"
+        "from etl.library_log import libraries_aside\n"
+        "sys.exit(main_of(libraries_aside()(lambda: make_session(print))))"
+    )
+    environment = {**os.environ, "PYSPARK_SUBMIT_ARGS": "--driver-memory 1m pyspark-shell"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch("ConfigError: Spark does not start: Too small maximum heap; .*; log: /.*\n", done.stderr)
+    assert re.fullmatch("Java .*; Spark's log: /.*\n", done.stdout)
