@@ -6,7 +6,7 @@ A stage whose dataset is there with the same fingerprint is not run again; when 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -73,7 +73,7 @@ def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) ->
         StillhouseError: one of its four classes, for what a user can mend.
     """
     lines = _Lines(report)
-    context = context_of(recipe, engine, lines)
+    context = replace(context_of(recipe, engine, lines), always=report)
     with storage_options(recipe.storage):
         check(recipe)
         with _held(recipe, context, lines, "this recipe"):
@@ -194,7 +194,7 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
     if label not in recipe.labels:
         raise ConfigError(f"the recipe '{recipe.name}' has no stage '{label}'; it has {', '.join(recipe.labels)}")
     lines = _Lines(report)
-    context = context_of(recipe, engine, lines)
+    context = replace(context_of(recipe, engine, lines), always=report)
     reached = False
 
     def enter(name: str) -> None:

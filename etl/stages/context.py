@@ -62,6 +62,8 @@ class Context:
     """What stages of this run have made for steps after them, such as a model, by the name after `run:`."""
     outputs: dict[str, Dataset] = field(default_factory=dict)
     """The datasets that a run is for, by their folder: the corpus."""
+    always: Callable[[str], None] | None = None
+    """Gets the lines that a run says even where it has nothing to do; None for `report`, which may hold lines back."""
 
     def of_stage(self, name: str | None, identity: dict[str, Any]) -> "Context":
         """The same run for the stage of a name, and of an identity where it is from outside the package."""
@@ -145,6 +147,10 @@ class Context:
     def tell(self, what: str, line: str) -> None:
         """One line for the user about a folder or step of the stage at work."""
         self.report(f"{self.folder(what):>24}  {line}")
+
+    def tell_always(self, what: str, line: str) -> None:
+        """As `tell`, also in a run that has nothing to do."""
+        (self.always or self.report)(f"{what:>24}  {line}")
 
     def _tell(self, dataset: Dataset) -> None:
         manifest = dataset.manifest

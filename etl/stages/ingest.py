@@ -127,7 +127,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
     listed = {name: _listed(name, source, landed.get(name), storage) for name, source in sources.items()}
     for name, found in listed.items():
         for line in told(found.left_out):
-            context.tell(name, line)
+            context.tell_always(name, line)
     files = {name: found.files for name, found in listed.items()}
     roots = tuple(dict.fromkeys(_root(file) for found in files.values() for file in found))
     stamps = {file.url: file.stamp for found in files.values() for file in found if file.stamp}
@@ -158,7 +158,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
             rows = ingested.manifest.accounting[name][STEP]["in"]
             count = len(one.files)
             size = f"{count:,} file{'s' * (count != 1)}, {_bytes(one.files):,} bytes"
-            context.tell(name, f"{rows:>10,} rows in {size}")
+            context.tell_always(name, f"{rows:>10,} rows in {size}")
         _quarantine(context, raw, max_bad_fraction, ingested)
 
     return Rows.of(context.map(job, splits, WritePrompts(raw), then=committed))

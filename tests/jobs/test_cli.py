@@ -223,7 +223,7 @@ def test_run_then_run_again_then_verify(tmp_path):
     again = in_a_process(empty, *arguments)
     assert again.returncode == 0, again.stderr
     assert "Java" not in again.stdout
-    assert again.stdout.startswith("nothing to do: ")
+    assert again.stdout.splitlines()[1].startswith("nothing to do: ")
     assert (first.stderr, again.stderr) == ("", "")
     assert call("verify", tmp_path / "out").exit_code == 0
     assert list(empty.iterdir()) == []

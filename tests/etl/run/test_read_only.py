@@ -40,7 +40,8 @@ def test_a_finished_run_says_so_and_writes_nothing(made, read_only, tmp_path):
     again = run_recipe(recipe, IdleEngine(), lines.append)
     assert again.accounting == result.accounting
     assert again.corpus.manifest == result.corpus.manifest
-    assert lines[-1].startswith(f"nothing to do: {tmp_path / 'out'}, which may not be written,")
+    told = [line for line in lines if line.startswith(f"nothing to do: {tmp_path / 'out'}, which may not be written,")]
+    assert len(told) == 1
     assert files(tmp_path) == before
     run_stage(recipe, IdleEngine(), lines.append, "tokenize")
 
