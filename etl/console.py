@@ -61,6 +61,8 @@ def main_of(run: Callable[[], int | None]) -> int:
     try:
         return run() or 0
     except StillhouseError as error:
+        if _is_ctrl_c(error):
+            raise
         return _refused(error)
     except ModuleNotFoundError as error:
         refusal = without_package(str(error))

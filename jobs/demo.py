@@ -17,7 +17,6 @@ from rich.table import Table
 from etl import conf
 from etl.console import OUT, command, report, run_command
 from etl.run.run import RunResult
-from etl.storage.manifest import FLOW, Accounting
 from jobs.engines import EngineName, run_on
 
 
@@ -54,7 +53,6 @@ def _train_and_show(result: RunResult, output: Path) -> None:
         shutil.rmtree(output / "student", ignore_errors=True)
     trained = train(conf.load(TrainConfig, "demo", "training", overrides))
     digest.write_text(result.corpus.manifest.content_digest)
-    _show_rows(result.accounting)
     _show_cells(result)
     OUT.print(
         f"loss {trained.first_loss:.3f} -> {trained.last_loss:.3f}   held-out {trained.first_held_out:.3f} -> "
@@ -70,25 +68,6 @@ def _train_and_show(result: RunResult, output: Path) -> None:
     }
     for name, place in where.items():
         report(f"{name:>14}  {place}")
-
-
-def _show_rows(accounting: Accounting) -> None:
-    table = Table("step", "reason", "rows", title="rows", title_justify="left")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    table.add_row("raw", "in", f"{_total(accounting, 'ingest', 'in'):,}")
-    losses = sorted(
-        {(step, reason) for steps in accounting.values() for step, counts in steps.items() for reason in counts}
-    )
-    for step, reason in losses:
-        if reason not in FLOW:
-            table.add_row(step, reason, f"{_total(accounting, step, reason):,}")
-    table.add_row("corpus", "kept", f"{_total(accounting, 'layout', 'kept'):,}")
-    OUT.print(table)
-
-
-def _total(accounting: Accounting, step: str, reason: str) -> int:
-    return sum(steps.get(step, {}).get(reason, 0) for steps in accounting.values())
 
 
 def _show_cells(result: RunResult) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from etl.engines.spark_session import _told, check_python, workers_fault
+from etl.engines.spark_session import _has_own_log4j, _told, check_python, workers_fault
 from etl.errors import ConfigError
 
 PY4J = """An error occurred while calling None.org.apache.spark.api.java.JavaSparkContext.
@@ -53,6 +53,20 @@ def test_a_job_whose_workers_have_no_python_is_told_apart_from_a_bug():
     assert "python3: no pyspark" in str(workers_fault("Error from python worker:\n  python3: no pyspark\n"))
     assert "stillhouse[score]" in str(workers_fault("ModuleNotFoundError: No module named 'kenlm'"))
     assert workers_fault("ZeroDivisionError") is None
+
+
+def test_a_log4j_file_or_option_of_the_users_is_seen(tmp_path, monkeypatch):
+    for name in ("PYSPARK_SUBMIT_ARGS", "SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    (tmp_path / "log4j2.properties.template").write_text("")
+    (tmp_path / "spark-defaults.conf").write_text("spark.master local[2]\n")
+    assert not _has_own_log4j()
+    (tmp_path / "log4j2.properties").write_text("")
+    assert _has_own_log4j()
+    (tmp_path / "log4j2.properties").unlink()
+    (tmp_path / "spark-defaults.conf").write_text("spark.driver.extraJavaOptions -Dlog4j2.configurationFile=x\n")
+    assert _has_own_log4j()
 
 
 @pytest.mark.spark

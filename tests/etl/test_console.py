@@ -18,6 +18,16 @@ def job(name: ConfFlag, set_: Overrides, code: Annotated[int, typer.Option(min=0
         raise KeyError(name)
     if name == "stopped":
         raise KeyboardInterrupt
+    if name == "stopped badly":
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise OSError("the JVM is gone")
+    if name == "stopped and refused":
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise DataError("the lock is gone")
     report(f"{name} {set_}")
     return code
 
@@ -58,10 +68,15 @@ def test_help_is_shown_with_exit_code_0(capsys):
     assert "--set" in said
 
 
-def test_a_bug_keeps_its_traceback_and_ctrl_c_needs_none():
+def test_a_bug_keeps_its_traceback():
     with pytest.raises(KeyError):
         call("--conf", "bug")
-    assert call("--conf", "stopped") == 130
+
+
+@pytest.mark.parametrize("name", ["stopped", "stopped badly", "stopped and refused"])
+def test_ctrl_c_is_one_line_also_where_cleaning_up_after_it_fails(capsys, name):
+    assert call("--conf", name) == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C; run the same command again to go on\n"
 
 
 def test_without_a_command_an_app_shows_its_commands(capsys):
