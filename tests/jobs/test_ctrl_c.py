@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from etl.console import run_app
+from jobs.cli import app
 from tests.etl.stages.toys import FILTER, make_recipe, mixed_rows, stage, write_parquet
 from tests.faults.recipes import write_conf
 
@@ -50,7 +52,7 @@ def _runs(process, group):
 @pytest.mark.parametrize(
     "flags", [["local", "--processes", "2"], ["beam"], pytest.param(["spark"], marks=pytest.mark.spark)]
 )
-def test_one_line_and_no_process_and_the_next_run_goes_on(tmp_path, recipe, flags):
+def test_one_line_and_no_process_and_the_next_run_goes_on(tmp_path, recipe, flags, capsys):
     process = start(recipe, tmp_path / "out", flags)
     assert any(line.split()[:1] == ["ingest"] for line in process.stdout)
     os.killpg(process.pid, signal.SIGINT)
@@ -58,8 +60,7 @@ def test_one_line_and_no_process_and_the_next_run_goes_on(tmp_path, recipe, flag
     assert (process.returncode, said) == (130, STOPPED)
     wait_for_group(process.pid)
     assert not (tmp_path / "out" / "_lock.json").exists()
-    again = start(recipe, tmp_path / "out", ["local", "--processes", "1"])
-    lines, said = again.communicate()
-    assert (again.returncode, said) == (0, "")
-    assert [line.split()[0] for line in lines.splitlines()[:2]] == ["toy", "ingest"]
+    words = [str(recipe), "--set", f"output={tmp_path / 'out'}", "--engine", "local", "--processes", "1"]
+    assert run_app(app, ["run", *words], "stillhouse") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == ["toy", "ingest"]
     assert stage(tmp_path / "out", "corpus").manifest.rows_out > 0
