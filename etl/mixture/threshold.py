@@ -59,7 +59,7 @@ class ThresholdCut(RowCut):
         if not list(self._bounds()):
             raise ValueError("nothing is asked of the column; give at least one of min, max, equals and in")
         bounds = (self.min, self.max)
-        if (_are(bounds, str) or _are(bounds, int | float)) and self.min > self.max:  # type: ignore[operator]
+        if (_are(bounds, str) or _are(bounds, int | float)) and self.min > self.max:  # type: ignore[operator]  # one kind
             raise ValueError(
                 f"min is {self.min!r} and max {self.max!r}, so no row would stay; min must not be above max"
             )

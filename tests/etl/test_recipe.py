@@ -10,6 +10,7 @@ from etl.stages.context import Cutting
 from etl.stages.kenlm import Kenlm
 from etl.stages.layout import Layout
 from tests.etl.stages.toys import FILTER, make_recipe, scores
+from tests.frozen import runs
 
 PERPLEXITY = {"steps": [{"kind": "perplexity", "model": "run:kenlm"}]}
 
@@ -149,3 +150,31 @@ def test_a_selected_source_is_one_of_the_recipe(of):
     limited = {**FILTER, of: [{**FILTER[of][0], "sources": ["wbe"]}]}
     with pytest.raises(ValidationError, match="sources names 'wbe'; did you mean 'web'"):
         recipe(sources={"web": "a.jsonl", "books": "b.jsonl"}, stages=["filter"], filter=limited)
+
+
+@pytest.mark.parametrize("name", runs.SETTINGS)
+def test_both_spellings_make_the_same_stages(tmp_path, name):
+    read = runs.load(name, tmp_path)
+    written_out = read.model_dump(mode="json", exclude_unset=True)
+    assert all(isinstance(stage, dict) for stage in written_out["stages"])
+    assert Recipe.model_validate(written_out).stages == read.stages
+
+
+@pytest.mark.parametrize(
+    ("stages", "sections", "unread"),
+    [
+        ([{"kind": "dedup"}], {"dedup": {"near": None}}, "dedup"),
+        ([{"kind": "dedup", "name": "late"}], {"dedup": {"exact": None}}, "dedup"),
+        ([{"kind": "tokenize"}, "layout"], {"harmony": {"reasoning_effort": "low"}}, "harmony"),
+    ],
+)
+def test_a_section_that_no_stage_reads_is_refused(stages, sections, unread):
+    with pytest.raises(ValidationError, match=f"the section `{unread}:` is not read, since '{stages[0]['kind']}' is"):
+        recipe(stages=stages, **sections)
+
+
+def test_a_section_is_read_by_the_kind_that_is_listed_alone():
+    found = recipe(stages=["dedup", {"kind": "dedup", "name": "late"}], dedup={"exact": None})
+    assert [stage.exact is None for stage in found.stages] == [True, False]
+    # A stage that is not listed at all does not run, whatever its section says.
+    assert recipe(stages=["tokenize"], dedup={"exact": None}).labels == ("ingest", "tokenize")
