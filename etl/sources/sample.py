@@ -11,6 +11,7 @@ The same installation gives the same bytes, and a file whose bytes would not cha
 
 import ast
 import email
+import functools
 import hashlib
 import importlib.metadata
 import importlib.resources
@@ -101,15 +102,17 @@ def write_sample(folder: Path) -> dict[str, str]:
     return {name: str(folder / name / f"*.{suffix}") for name, suffix in suffixes.items()}
 
 
-def sample_folder() -> Path:
-    """The sample of this installation in the cache folder, written on first use.
-
-    Its name is a digest of this file, of Python's version and of the packages that are installed.
-    """
+@functools.cache
+def _installation() -> str:
+    """A digest of this file, of Python's version and of the packages that are installed: half a second."""
     packages = sorted(f"{item.metadata['Name']}=={item.version}" for item in importlib.metadata.distributions())
     parts = [Path(__file__).read_text("utf-8") if Path(__file__).exists() else "", sys.version, *packages]
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    folder = cache_dir() / "sample" / digest
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def sample_folder() -> Path:
+    """The sample of this installation in the cache folder, written on first use."""
+    folder = cache_dir() / "sample" / _installation()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "_done").exists():
