@@ -118,24 +118,9 @@ class Recipe(Config):
     def _read_sections(cls, stages: Any, info: ValidationInfo) -> Any:
         if not isinstance(stages, list | tuple):
             return stages
-        cls._refuse_unread(stages, info.data)
         read = [_of_sections(stage, info.data) if isinstance(stage, str) else stage for stage in stages]
         # A section that is wrong has an error of its own.
         return [stage for stage in read if stage is not None]
-
-    @classmethod
-    def _refuse_unread(cls, stages: Iterable[Any], sections: dict[str, Any]) -> None:
-        """A section beside a stage that is written out would be lost without a word."""
-        kinds = [stage["kind"] for stage in stages if isinstance(stage, dict) and isinstance(stage.get("kind"), str)]
-        named = {section for kind in stages if isinstance(kind, str) for section in _SECTIONS.get(kind, ())}
-        for kind in kinds:
-            for section in _SECTIONS.get(kind, ()):
-                given = sections.get(section, cls.model_fields[section].default)
-                if section not in named and given != cls.model_fields[section].default:
-                    raise ValueError(
-                        f"the section `{section}:` is not read, since '{kind}' is written out here; move its keys into "
-                        f"the stage, or list the stage as '{kind}' alone"
-                    )
 
     @model_validator(mode="after")
     def _stages_make_sense(self) -> "Recipe":

@@ -160,19 +160,6 @@ def test_both_spellings_make_the_same_stages(tmp_path, name):
     assert Recipe.model_validate(written_out).stages == read.stages
 
 
-@pytest.mark.parametrize(
-    ("stages", "sections", "unread"),
-    [
-        ([{"kind": "dedup"}], {"dedup": {"near": None}}, "dedup"),
-        ([{"kind": "dedup", "name": "late"}], {"dedup": {"exact": None}}, "dedup"),
-        ([{"kind": "tokenize"}, "layout"], {"harmony": {"reasoning_effort": "low"}}, "harmony"),
-    ],
-)
-def test_a_section_that_no_stage_reads_is_refused(stages, sections, unread):
-    with pytest.raises(ValidationError, match=f"the section `{unread}:` is not read, since '{stages[0]['kind']}' is"):
-        recipe(stages=stages, **sections)
-
-
 def test_a_section_is_read_by_the_kind_that_is_listed_alone():
     found = recipe(stages=["dedup", {"kind": "dedup", "name": "late"}], dedup={"exact": None})
     assert [stage.exact is None for stage in found.stages] == [True, False]
