@@ -377,13 +377,11 @@ class Location:
             SourceError: it is not Parquet, its footer is damaged, or it was written again.
         """
         try:
-            if self.is_local:
-                if stamp is not None and local_stamp(Path(self.path).stat()) != stamp:
-                    raise _changed(self.url)
-                return pq.ParquetFile(self.path, metadata=footer, memory_map=True, page_checksum_verification=True)
-            return pq.ParquetFile(
-                _RangeReader(self, stamp), metadata=footer, pre_buffer=True, page_checksum_verification=True
-            )
+            if self.is_local and stamp is not None and local_stamp(Path(self.path).stat()) != stamp:
+                raise _changed(self.url)
+            source = self.path if self.is_local else _RangeReader(self, stamp)
+            how = {"memory_map": True} if self.is_local else {"pre_buffer": True}
+            return pq.ParquetFile(source, metadata=footer, page_checksum_verification=True, **how)
         except FileNotFoundError as error:
             raise DataError(f"{self.url} is gone; run `stillhouse verify` on its dataset") from error
         except (StillhouseError, MemoryError):

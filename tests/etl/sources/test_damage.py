@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.errors import SourceError
-from tests.etl.sources.test_read import example, lines_by_hand, rows_of
+from tests.etl.sources.test_read import lines_by_hand
+from tests.etl.sources.toysources import example, rows_of
 
 CHECKED: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
 PACK = {
