@@ -23,7 +23,7 @@ from typing import IO, Final, cast
 from filelock import FileLock
 
 from etl.digests import file_sha256
-from etl.errors import ConfigError, StillhouseError
+from etl.errors import ConfigError, StillhouseError, decoding
 from etl.storage.location import Location
 
 PACKAGE: Final = "package:"
@@ -178,7 +178,8 @@ def _copy(uri: str, url: str, target: Path, sha256: str | None) -> None:
     try:
         with _readable(uri), Location.of(url).open() as packed, temporary.open("wb") as out:
             source = gzip.GzipFile(fileobj=packed) if uri.endswith(GUNZIP) else packed
-            shutil.copyfileobj(cast("IO[bytes]", source), out, CHUNK_BYTES)
+            with decoding(url):
+                shutil.copyfileobj(cast("IO[bytes]", source), out, CHUNK_BYTES)
         if sha256 is not None and file_sha256(temporary) != sha256:
             raise _wrong_digest(uri, url, sha256, file_sha256(temporary))
         temporary.replace(target)

@@ -2,10 +2,10 @@
 
 A benchmark is small (GSM8K's test set has 1,319 items, MATH's 5,000), so its files are read whole as Python objects,
 about 50,000 items a second; this happens once for each change of the files, see `etl.filters.contamination`. A path is
-whatever `etl.artefacts` takes (a local file, any fsspec URL, `package:NAME/path`), or a glob or a folder.
+whatever `etl.artefacts` takes (a local file, any fsspec URL, `package:NAME/path`), or a glob or a folder; those are
+listed as sources are, links followed and endings in any letter case (`etl.sources.listing`).
 """
 
-import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -19,6 +19,7 @@ from etl.config import Config
 from etl.errors import ConfigError, DataError, SourceError, decoding
 from etl.sources.compressed import unpacked
 from etl.sources.formats import COMPRESSIONS, FORMATS, compression_of, format_of
+from etl.sources.listing import list_pattern, pattern_of, summary, told
 from etl.storage.location import Location
 from etl.storage.remote import check_url
 
@@ -63,36 +64,33 @@ def benchmark_files(name: str, benchmark: Benchmark) -> list[Path]:
 
     Raises:
         ConfigError: nothing is there, or a file has a suffix that we cannot read.
-        SourceError: the store cannot be asked.
+        SourceError: the store cannot be asked, or a link is broken.
     """
     key = f"benchmarks.{name}.path"
     try:
         urls = sorted({url for pattern in benchmark.path for url in _expand(pattern)})
-        if not urls:
-            raise ConfigError(f"no file of {FORMATS} matches {', '.join(benchmark.path)}; correct the path")
         return [fetch(url, None) for url in urls]
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from error
-    except DataError as error:
+    except (DataError, SourceError) as error:
         raise SourceError(f"{key}: {error}") from error
 
 
 def _expand(pattern: str) -> Iterator[str]:
-    """The URLs that a path, glob or folder names."""
+    """The URLs that a path, glob or folder names, as a source's are found."""
     if pattern.startswith(PACKAGE):
         yield _readable(pattern)
         return
     place = Location.of(pattern)
-    if any(sign in pattern for sign in "*?["):
-        found = place.ask("list", lambda: place.fs.glob(place.path))
-    elif place.ask("list", lambda: place.fs.isdir(place.path)):
-        found = place.ask("list", lambda: place.fs.find(place.path))
-    else:
+    if place.ask("list", lambda: pattern_of(place)) is None:
         yield _readable(place.url)
         return
-    for item in found:
-        if format_of(item) is not None and not posixpath.basename(item).startswith(("_", ".")):
-            yield place.fs.unstrip_protocol(item) if "://" in place.url else item
+    listing = place.ask("list", lambda: list_pattern(place))
+    if not listing.files:
+        there = "".join(f" ({line})" for line in told(summary(listing.left_out.values())))
+        raise ConfigError(f"no file of {FORMATS} matches {pattern}; correct the path{there}")
+    for found in listing.files:
+        yield place.fs.unstrip_protocol(found.path) if "://" in place.url else found.path
 
 
 def _readable(url: str) -> str:

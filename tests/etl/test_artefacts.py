@@ -162,8 +162,11 @@ def test_a_wrong_digest_names_both_and_leaves_nothing(tmp_path, memory, cache):
     assert [p.name for p in cache.rglob("*") if p.is_file()] == ["a.lock"]
 
 
-def test_a_file_that_is_not_gzip_is_named(tmp_path):
-    (tmp_path / "a.gz").write_bytes(TEXT)
+@pytest.mark.parametrize("damage", ["none of it", "cut", "a byte of the stream"])
+def test_a_file_that_is_not_whole_gzip_is_named(tmp_path, damage):
+    packed = gzip.compress(TEXT, mtime=0)
+    changed = packed[:12] + bytes([packed[12] ^ 0xFF]) + packed[13:]
+    (tmp_path / "a.gz").write_bytes({"none of it": TEXT, "cut": packed[:-9]}.get(damage, changed))
     with pytest.raises(ConfigError, match="cannot be read"):
         fetch(f"{tmp_path}/a.gz#gunzip", SHA256)
 

@@ -55,6 +55,28 @@ def test_files_of_all_paths_are_read_once_in_the_order_of_their_names(tmp_path):
     ]  # fmt: skip
 
 
+def test_links_and_endings_are_those_of_sources(tmp_path):
+    """As a hub's cache has them: names that are links to blobs; any letter case; what is not read is not in the way."""
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    folder.mkdir()
+    (blobs / "0a1b").write_bytes(orjson.dumps({"q": "linked?"}))
+    (folder / "a.jsonl").symlink_to(blobs / "0a1b")
+    (folder / "B.JSONL.GZ").write_bytes(gzip.compress(orjson.dumps({"q": "loud?"})))
+    (folder / "readme.md").write_text("x")
+    for path in (folder, folder / "*"):
+        files = benchmark_files("toy", Benchmark(path=str(path), question_columns="q"))
+        assert files == [folder / "B.JSONL.GZ", folder / "a.jsonl"]
+    assert [q for _, q, _ in items_of(Benchmark(path=str(folder), question_columns="q"))] == ["loud?", "linked?"]
+    (folder / "a.jsonl").unlink()
+    (folder / "B.JSONL.GZ").unlink()
+    with pytest.raises(ConfigError, match=r"toy\.path: no file .*1 left out \(unknown ending\): readme\.md"):
+        benchmark_files("toy", Benchmark(path=str(folder), question_columns="q"))
+    (folder / "a.jsonl").symlink_to(blobs / "gone")
+    with pytest.raises(SourceError, match=r"toy\.path: .*a\.jsonl is a link to .*gone"):
+        benchmark_files("toy", Benchmark(path=str(folder), question_columns="q"))
+
+
 @pytest.mark.parametrize(
     ("suffix", "pack"),
     [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstd.compress)],
@@ -149,3 +171,13 @@ def test_a_damaged_file_is_told(tmp_path, name):
     (tmp_path / name).write_bytes(b"not this")
     with pytest.raises(SourceError, match=rf"benchmarks\.toy: .*{name} cannot be read"):
         items_of(Benchmark(path=str(tmp_path / name), question_columns="q"))
+
+
+@pytest.mark.parametrize("at", [2, 20, 60, 61, -8, -1])
+def test_a_file_that_is_cut_or_has_another_byte_is_told(tmp_path, at):
+    lines = b"".join(orjson.dumps({"q": f"What is {n} times {n * n}?"}) + b"\n" for n in range(400))
+    packed = gzip.compress(lines, mtime=0)
+    for data in (packed[:at], packed[:at] + bytes([packed[at] ^ 0xFF]) + packed[at:][1:]):
+        (tmp_path / "t.jsonl.gz").write_bytes(data)
+        with pytest.raises(SourceError, match=r"benchmarks\.toy: .*t\.jsonl\.gz cannot be read"):
+            items_of(Benchmark(path=str(tmp_path / "t.jsonl.gz"), question_columns="q"))
