@@ -96,20 +96,20 @@ class _Lookahead(Engine):
         self, job: Job, splits: Iterable[Any], fn: MapFn, resources: Resources = DEFAULT, then: _Then = nothing
     ) -> DatasetLike:
         splits = list(splits)
-        dataset = self._look(job)
+        dataset = self._look(job, splits)
         if isinstance(fn, WritePrompts):
             self.inputs = input_sizes(job, fn.raw, splits, dataset if self._is_kept(job) else None)
         if dataset is None:
             build = Build(job)
-            return Pending(build.ref(build.resumable() or build.fresh_plan(splits)), _end)
+            return Pending(build.ref(build.resumable(splits) or build.fresh_plan(splits)), _end)
         then(dataset)
         return dataset
 
     def shuffle(self, job: Job, exchange: Exchange, fn: ReduceFn) -> Dataset:
-        return self._look(job.with_buckets(exchange.num_buckets)) or _end()
+        return self._look(job.with_buckets(exchange.num_buckets), range(exchange.num_buckets)) or _end()
 
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
-        return self._look(job) or _end()
+        return self._look(job, [0]) or _end()
 
     def land(self, table: Table, folder: Location) -> Dataset:
         """Only the catalog knows whether the table has changed."""
@@ -127,22 +127,22 @@ class _Lookahead(Engine):
     def _is_kept(self, job: Job) -> bool:
         return self._actions[job.folder.url] == "keep"
 
-    def _look(self, job: Job) -> Dataset | None:
-        """Note what would happen to a dataset; what is committed in its folder."""
+    def _look(self, job: Job, splits: Iterable[Any]) -> Dataset | None:
+        """Note what would happen to a dataset that is cut so; what is committed in its folder."""
         self.jobs[job.stage] = job
         state = self.run.state(job.stage)
         if state == "absent":
             self._note(job.folder, job.stage, "run", _NOTHING)
         elif state == "started":
-            self._look_at_build(job)
+            self._look_at_build(job, splits)
         else:
             self._look_at_dataset(job, self.run.dataset(job.stage).manifest)
         return self.run.dataset(job.stage) if state == "committed" else None
 
-    def _look_at_build(self, job: Job) -> None:
+    def _look_at_build(self, job: Job, splits: Iterable[Any]) -> None:
         anew = [name for name, action in self._needed(job).items() if action == "run"]
         unsure = [name for name, action in self._needed(job).items() if action == "check"]
-        if Build(job).resumable() is None:
+        if Build(job).resumable(splits) is None:
             reason = "what an earlier run began there is of another recipe, input or cut"
             self._note(job.folder, job.stage, "run", reason)
         elif anew:

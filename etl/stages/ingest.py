@@ -4,15 +4,16 @@ The one stage that reads raw input, and one of the two that write row data. The 
 in which a row was bad, so a clean input costs nothing for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
+from pydantic import BaseModel, ValidationError
 
 from etl.digests import digest_of
 from etl.engine import Table
-from etl.errors import SourceError
+from etl.errors import DataError, SourceError
 from etl.laws import Growth, With
 from etl.rows import Rows
 from etl.schema import PROMPT, QUARANTINE
@@ -25,6 +26,7 @@ from etl.storage.build import Chunk
 from etl.storage.dataset import PLAN, Dataset
 from etl.storage.manifest import Plan, sum_counts
 from etl.storage.remote import Storage
+from etl.storage.untrusted import read_object
 
 INGEST_VERSION = 1
 STEP = "ingest"
@@ -54,6 +56,25 @@ class Raw:
         tree["file"]["root"] = self.roots.index(_root(piece.file))
         return tree
 
+    def is_piece(self, files: dict[str, list[InputFile]]) -> Callable[[Any], bool]:
+        """Whether a split of a stored plan, which anybody may have written, reads a piece of one of these files."""
+        listed = {
+            (name, self.roots.index(_root(file)), file.relative, file.bytes, file.etag)
+            for name, found in files.items()
+            for file in found
+        }
+
+        def check(split: Any) -> bool:
+            try:
+                piece = _PlannedSplit.model_validate(split).input
+            except ValidationError:
+                return False
+            file = piece.file
+            of = (piece.source, file.root, file.relative, file.bytes, file.etag)
+            return of in listed and 0 <= piece.start <= piece.end <= max(1, file.bytes)
+
+        return check
+
     def from_plan(self, tree: Any) -> InputSplit:
         file = dict(tree["file"])
         url = f"{self.roots[file.pop('root')]}/{file['relative']}"
@@ -65,6 +86,31 @@ class Raw:
         name = piece.source
         for batch, bad in read_split(self.sources[name], self.shapes[name], piece, self.storage):
             yield name, piece, batch, bad
+
+
+class _PlannedFile(BaseModel, strict=True, extra="forbid"):
+    """A file as the plan stores it."""
+
+    root: int
+    relative: str
+    bytes: int
+    etag: str
+
+
+class _PlannedInput(BaseModel, strict=True, extra="forbid"):
+    """An InputSplit as the plan stores it."""
+
+    source: str
+    file: _PlannedFile
+    start: int
+    end: int
+
+
+class _PlannedSplit(BaseModel, strict=True, extra="forbid"):
+    """A split of ingest as the plan stores it."""
+
+    number: int
+    input: _PlannedInput
 
 
 @dataclass(frozen=True)
@@ -151,6 +197,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
         context.job("ingest", "PROMPT", PROMPT, semantic, tuple(landed.values()))
         .with_inherited(empty)
         .with_findings(findings)
+        .with_pieces(raw.is_piece(files))
     )
 
     def committed(ingested: Dataset) -> None:
@@ -159,7 +206,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
             count = len(one.files)
             size = f"{count:,} file{'s' * (count != 1)}, {_bytes(one.files):,} bytes"
             context.tell_always(name, f"{rows:>10,} rows in {size}")
-        _quarantine(context, raw, max_bad_fraction, ingested)
+        _quarantine(context, raw, max_bad_fraction, ingested, job.is_piece)
 
     return Rows.of(context.map(job, splits, WritePrompts(raw), then=committed))
 
@@ -196,14 +243,19 @@ def _listing(files: list[InputFile], shape: Shape) -> dict[str, Any]:
     }
 
 
-def _quarantine(context: Context, raw: Raw, max_bad_fraction: float, ingested: Dataset) -> None:
+def _quarantine(
+    context: Context, raw: Raw, max_bad_fraction: float, ingested: Dataset, is_piece: Callable[[Any], bool]
+) -> None:
     bad = ingested.manifest.distributions.get("quarantined", {})
     identity = {"ingest": ingested.manifest.fingerprint, "rows": sum(bad.values())}
     grows = Growth(With.INPUT, work=With.INPUT)
-    job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity, grows=grows)
+    job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity, grows=grows).with_pieces(is_piece)
     # The numbers are those of the plan that ingest was committed under; this run may cut its input in another way.
-    plan = Plan.model_validate_json((ingested.folder / PLAN).read())
-    chosen = [split for split in plan.splits if str(split["number"]) in bad]
+    remedy = f"remove {ingested.folder} and run again"
+    plan = read_object(ingested.folder / PLAN, Plan, remedy)
+    if bad and not all(map(is_piece, plan.splits)):
+        raise DataError(f"{ingested.folder / PLAN} has splits that are no pieces of the input; {remedy}")
+    chosen = [split for split in plan.splits if bad and str(split["number"]) in bad]
     context.map(job, chosen, WriteQuarantine(raw))
     for source, steps in ingested.manifest.accounting.items():
         counts = steps[STEP]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from etl.errors import DataError
 from etl.hashing import ContentDigest
@@ -34,6 +33,7 @@ from etl.storage.dataset import (
     read_receipts,
     receipt_path,
 )
+from etl.storage.local_files import linked_folder
 from etl.storage.location import Location
 from etl.storage.manifest import (
     Accounting,
@@ -48,6 +48,7 @@ from etl.storage.manifest import (
     to_json,
 )
 from etl.storage.parts import PartWriter, file_content, upload_files
+from etl.storage.untrusted import MAX_OBJECT_BYTES, NotOursError, parse_object, read_object
 
 _HASHED_TABLES = {"TOKENIZED": "TOKENIZE"}
 """What fingerprints hash in the place of a table's name. TOKENIZED was TOKENIZE in the first manifests: by another
@@ -65,6 +66,10 @@ class Chunk:
     distributions: dict[str, Any] = field(default_factory=dict)
     partition: str = ""
     """Hive folders below the dataset's, e.g. split=train/skill_bucket=B1/ctx_bucket=C1."""
+
+
+def _is_no_piece(_: Any) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,9 @@ class Job:
     """Of the shuffle that writes it, 0 for a map. Rows are dealt by it, so a plan of another number is not resumed."""
     grows: Growth = LIVE_ROWS
     """How it grows with the input; no part of the fingerprint."""
+    is_piece: Callable[[Any], bool] = _is_no_piece
+    """Whether a split of a stored plan, which anybody may have written, is a piece of this work, where the work may be
+    cut in more than one way. Where it may not, only this run's own splits are resumed."""
 
     def with_thresholds(self, thresholds: dict[str, Any]) -> "Job":
         """The same job, its manifest recording the thresholds that were applied."""
@@ -107,6 +115,10 @@ class Job:
     def with_findings_of(self, fn: Callable[[dict[str, Any]], dict[str, Any]]) -> "Job":
         """The same job, its manifest stating what `fn` makes of the distributions of all splits."""
         return replace(self, findings_of=fn)
+
+    def with_pieces(self, is_piece: Callable[[Any], bool]) -> "Job":
+        """The same job, which may have been cut in another way when a build of it was interrupted."""
+        return replace(self, is_piece=is_piece)
 
     def with_buckets(self, num_buckets: int) -> "Job":
         """The same job as a shuffle into so many buckets."""
@@ -276,8 +288,8 @@ class Build:
         good and must not be cleared.
         """
         try:
-            manifest = Manifest.model_validate_json((self.folder / MANIFEST).read())
-        except (FileNotFoundError, NotADirectoryError, ValidationError):
+            manifest = parse_object((self.folder / MANIFEST).read_at_most(MAX_OBJECT_BYTES), Manifest)
+        except (FileNotFoundError, NotADirectoryError, NotOursError):
             return None
         if (manifest.fingerprint, manifest.base) != (self.job.fingerprint, self.job.base_cut):
             return None
@@ -287,6 +299,7 @@ class Build:
         """The committed dataset, without the parts that a late attempt left beside it when it was killed."""
         dataset = self.committed()
         if dataset is not None:
+            self._refuse_links()
             self._remove_losers(dataset.manifest)
         return dataset
 
@@ -300,11 +313,12 @@ class Build:
         Raises:
             DataError: the folder holds something that no build of ours has left there.
         """
+        self._refuse_links()
+        fresh = self.fresh_plan(splits)
         stored = self._stored_plan()
-        if self._resumes(stored):
+        if self._resumes(stored, fresh):
             return stored
         self._clear(stored)
-        fresh = self.fresh_plan(splits)
         (self.folder / CLOSED / fresh.name).remove()
         if not (self.folder / PLAN).create(to_json(fresh)):
             raise DataError(f"another run is writing {self.folder}; wait for it to end")
@@ -315,18 +329,30 @@ class Build:
         """The plan of a build from the beginning, not written anywhere."""
         return Plan(fingerprint=self.job.plan_fingerprint, splits=tuple(json.loads(json.dumps(list(splits)))))
 
-    def resumable(self) -> Plan | None:
-        """The plan of an interrupted build of the same work."""
-        stored = self._stored_plan()
-        return stored if self._resumes(stored) else None
+    def resumable(self, splits: Iterable[Any]) -> Plan | None:
+        """The plan of an interrupted build of the same work.
 
-    def _resumes(self, stored: Plan | None) -> TypeGuard[Plan]:
-        return stored is not None and stored.fingerprint == self.job.plan_fingerprint
+        Raises:
+            DataError: what lies in the place of a plan is none.
+        """
+        stored = self._stored_plan()
+        return stored if self._resumes(stored, self.fresh_plan(splits)) else None
+
+    def _resumes(self, stored: Plan | None, fresh: Plan) -> TypeGuard[Plan]:
+        """Whether a plan is of this work, and each of its splits a piece of it: a task does what its split says."""
+        if stored is None or stored.fingerprint != fresh.fingerprint:
+            return False
+        return stored.splits == fresh.splits or (bool(stored.splits) and all(map(self.job.is_piece, stored.splits)))
 
     def _stored_plan(self) -> Plan | None:
         try:
-            return Plan.model_validate_json((self.folder / PLAN).read())
-        except (FileNotFoundError, ValidationError):
+            return read_object(
+                self.folder / PLAN,
+                Plan,
+                "so nothing says that the folder is a run's; look at what is in it, and remove it or choose another "
+                "output",
+            )
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def give_up(self) -> None:
@@ -335,7 +361,20 @@ class Build:
         Raises:
             DataError: the folder holds something that no build of ours has left there.
         """
+        self._refuse_links()
         self._clear(self._stored_plan())
+
+    def _refuse_links(self) -> None:
+        """Raise where the folder, or one in it, leads somewhere else on this disk: nothing there is ours to change."""
+        if not self.folder.is_local:
+            return
+        path, stage = self.folder.path, self.job.stage
+        below = stage if path.endswith(f"/{stage}") else self.folder.name
+        if (link := linked_folder(path.removesuffix(f"/{below}"), below)) is not None:
+            raise DataError(
+                f"{link} is a link to a folder, and a run writes and removes nothing behind one; remove the link, or "
+                "name the place that it leads to as the output"
+            )
 
     def _clear(self, old: Plan | None) -> None:
         """Empty the folder of an earlier build.
@@ -345,7 +384,7 @@ class Build:
         known to be ours.
         """
         names = [name for name, _ in self.folder.walk()]
-        if names and not {PLAN, CLOSED}.intersection(name.split("/")[0] for name in names):
+        if old is None and any(name.split("/")[0] != CLOSED for name in names):
             raise DataError(
                 f"{self.folder} holds files (such as {names[0]}) but no {PLAN}, so no run of ours wrote it; "
                 "choose another output, or remove that folder yourself"

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from etl.errors import DataError
 from etl.storage.location import Location
 from etl.storage.manifest import Manifest, Part, Receipt
+from etl.storage.untrusted import read_object
 
 MANIFEST = "_manifest.json"
 PLAN = "_plan.json"
@@ -167,13 +167,11 @@ DatasetLike = Dataset | Pending
 
 def _read_manifest(folder: Location) -> Manifest:
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read())
+        return read_object(folder / MANIFEST, Manifest, "remove it and run the recipe")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{folder} is not a committed dataset (no {MANIFEST}); run the recipe that writes it"
         ) from error
-    except ValidationError as error:
-        raise DataError(f"{folder / MANIFEST} is damaged: {error}; remove it and run the recipe") from error
 
 
 def receipt_path(receipts: str, split: int) -> str:
@@ -187,13 +185,14 @@ def read_receipt(folder: Location, receipts: str, split: int) -> Receipt | None:
     Raises:
         DataError: the receipt is damaged.
     """
-    location = folder / receipt_path(receipts, split)
+    location, remedy = folder / receipt_path(receipts, split), "remove it and run the recipe again"
     try:
-        return Receipt.model_validate_json(location.read())
-    except FileNotFoundError:
+        receipt = read_object(location, Receipt, remedy)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValidationError as error:
-        raise DataError(f"{location} is damaged: {error}; remove it and run the recipe again") from error
+    if receipt.split != split:
+        raise DataError(f"{location} is damaged: it is of split {receipt.split}; {remedy}")
+    return receipt
 
 
 def read_receipts(folder: Location, receipts: str, num_splits: int) -> list[Receipt | None]:

@@ -1,7 +1,9 @@
 """Files of the local disk that are whole as soon as they are visible, and what tells two versions of one apart."""
 
 import contextlib
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,42 @@ def temporary_beside(path: str) -> Iterator[str]:
         yield temporary
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def read_regular(path: str, limit: int) -> bytes:
+    """At most `limit` bytes of a file from its start.
+
+    Raises:
+        OSError: there is none, or what is there is a folder, a pipe or a device, which may never end.
+    """
+    # A pipe that nobody writes to does not hold up a reader that opens it so.
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(errno.EINVAL, "no regular file", path)
+    with open(opened, "rb") as file:
+        return file.read(limit)
+
+
+def link_above(folder: str, relative: str) -> str | None:
+    """The first link among the folders between a folder and a path below it; None where there is none."""
+    place = folder
+    for piece in relative.split("/")[:-1]:
+        place = f"{place}/{piece}"
+        if Path(place).is_symlink():
+            return place
+    return None
+
+
+def linked_folder(root: str, below: str) -> str | None:
+    """The first link to a folder on the way from a folder to one below it, or anywhere in that; None where none is."""
+    if (link := link_above(root, f"{below}/")) is not None:
+        return link
+    for folder, names, _ in os.walk(f"{root}/{below}"):
+        for name in names:
+            if Path(folder, name).is_symlink():
+                return f"{folder}/{name}"
+    return None
 
 
 def link_local(path: str, data: bytes) -> bool:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from etl.errors import DataError, SourceError, StillhouseError, said
-from etl.storage.local_files import link_local, local_stamp, temporary_beside
+from etl.storage.local_files import link_above, link_local, local_stamp, read_regular, temporary_beside
 from etl.storage.remote import (
     Options,
     ambient_options,
@@ -130,6 +130,13 @@ class Location:
         self.__dict__.update(state)
 
     def __truediv__(self, relative: str) -> "Location":
+        """A place below this one.
+
+        Raises:
+            DataError: the path has a `.` or `..` piece, which would lead somewhere else.
+        """
+        if not _leads_down(relative):
+            raise DataError(f"{relative!r} is no place below {self.url}: it has a piece '.' or '..'")
         return Location(f"{self.url}/{relative}", self.options, self.single_writer)
 
     def __str__(self) -> str:
@@ -206,6 +213,31 @@ class Location:
         """
         options = _READ.get(self.scheme, {})
         return cast(bytes, self.ask("read", lambda: self.fs.cat_file(self.path, **options)))
+
+    def read_at_most(self, limit: int) -> bytes:
+        """All bytes of an object that anybody may have put there.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            DataError: it has more than `limit` bytes, or is no object but a folder, a pipe or a device.
+        """
+        if self.is_local:
+            with self.explained("read"):
+                data = read_regular(self.path, limit + 1)
+        else:
+            data = self.ask("read", lambda: self._first_bytes(limit + 1))
+        if len(data) > limit:
+            raise DataError(f"{self.url} has more than {limit:,} bytes, too many for what it is called; remove it")
+        return data
+
+    def _first_bytes(self, size: int) -> bytes:
+        """One ranged GET."""
+        try:
+            return cast(bytes, self.fs.cat_file(self.path, start=0, end=size))
+        except Exception as error:
+            if status_of(error) == 416:  # an empty object has no first byte
+                return b""
+            raise
 
     def create(self, data: bytes) -> bool:
         """Write the object if none is there yet; False (and nothing written) when another one is.
@@ -319,7 +351,14 @@ class Location:
             self.remove_all([path for path, _ in self.walk() if path.partition("/")[0] not in keep])
 
     def remove_all(self, paths: list[str]) -> None:
-        """Delete objects below this folder, several at a time."""
+        """Delete objects below this folder, several at a time.
+
+        Raises:
+            DataError: a path leads out of the folder, by its pieces or through a link.
+        """
+        for path in paths if self.is_local else ():
+            if (link := link_above(self.path, path)) is not None:
+                raise DataError(f"{link} is a link, and what it leads to is not ours to remove; remove the link")
         # One request each: s3fs does not tell which objects of a bulk delete stayed.
         with ThreadPoolExecutor(_DELETE_THREADS) as pool:
             list(pool.map(lambda path: (self / path).remove(), paths))
@@ -330,15 +369,20 @@ class Location:
             yield entry.path, entry.bytes
 
     def entries(self) -> Iterator[Entry]:
-        """Every object below this folder, sorted by path, as the store lists it now."""
+        """Every object below this folder, sorted by path, as the store lists it now.
+
+        Keys of a store with a piece `.` or `..` are left out: no run writes them, and some readers would follow them.
+        """
         try:
             found = self.ask("list", self._find)
         except FileNotFoundError:
             return
         prefix = self.path.rstrip("/") + "/"
         for path, info in sorted(found.items()):
-            if path.startswith(prefix) and not path.endswith("/") and info.get("type") != "directory":
-                yield Entry(path.removeprefix(prefix), int(info["size"]), _modified(info))
+            relative = path.removeprefix(prefix)
+            is_object = path.startswith(prefix) and not path.endswith("/") and info.get("type") != "directory"
+            if is_object and _leads_down(relative):
+                yield Entry(relative, int(info["size"]), _modified(info))
 
     def _find(self) -> dict[str, Any]:
         self.fs.invalidate_cache(self.path)
@@ -475,6 +519,10 @@ class _RangeReader(io.RawIOBase):
         data = self.read(len(view))
         view[: len(data)] = data
         return len(data)
+
+
+def _leads_down(relative: str) -> bool:
+    return "." not in relative or not {".", ".."}.intersection(relative.split("/"))
 
 
 def stamp_of(info: dict[str, Any]) -> str:

@@ -5,6 +5,10 @@ A lock is a chain. `_lock.json` names the run that made it; a run that finds a d
 carries its name. The last link is the holder. Whoever ends removes the first link, then the others, so a chain is cut
 at its head and never revived by halves. A kill leaves at most dead links, which `stillhouse sweep` removes.
 
+An object in the place of a link that no run has written (etl/storage/untrusted.py), or that leads back into the chain,
+is nobody's. It holds up nobody and leads nowhere: its successor is called after the digest of its bytes. Nobody removes
+it either; `stillhouse verify` tells of it.
+
 A holder is dead when it was on this machine and its process is gone, or when its heartbeat is silent: older than
 `STALE_S` by the clocks, and then unchanged for `STALE_S` while we watch, since two hosts' clocks may differ. A run that
 lost its lock stops at its next `check`. Costs a small PUT every `BEAT_S`, and two or three GETs a check; on an object
@@ -13,64 +17,84 @@ store also four requests at the start, which prove that it creates an object onl
 
 import contextlib
 import hashlib
-import json
 import os
+import re
 import socket
 import threading
 import time
 import uuid
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from etl.errors import ConfigError, DataError, StillhouseError
 from etl.storage.location import Location
+from etl.storage.manifest import to_json
 from etl.storage.retry import status_of
+from etl.storage.untrusted import Hex32, NotOursError, Seconds, Text, parse_object
 
 LOCK = "_lock.json"
+LINK = re.compile(r"_lock(-[0-9a-f]{32})?\.json")
+"""Names of all links."""
 BEAT_S = 10.0
 STALE_S = 60.0
 """Silence after which a holder may be dead; several beats, each of which may be tried again for a while."""
 _LOOK_S = 2.0
 """How often a silent lock is looked at."""
 _TRIES = 10
+_MAX_LINKS = 1000
+"""Of a chain: as many runs that died before anybody swept."""
+_MAX_BYTES = 1 << 16
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(BaseModel, frozen=True, extra="forbid"):
     """What a link of the chain says."""
 
-    run: str
-    host: str
-    machine: str
-    pid: int
-    started: str
-    since_unix_s: float
-    beat_unix_s: float
+    run: Hex32
+    host: Text
+    machine: Text
+    """Empty for nobody."""
+    pid: Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+    started: Text
+    since_unix_s: Seconds
+    beat_unix_s: Seconds
 
     @classmethod
     def me(cls) -> "Holder":
         """This process, now."""
         now = time.time()
         pid = os.getpid()
-        return cls(uuid.uuid4().hex, socket.gethostname(), _machine(), pid, _start_of(pid), now, now)
+        return cls(
+            run=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=pid,
+            started=_start_of(pid),
+            since_unix_s=now,
+            beat_unix_s=now,
+        )
 
     @classmethod
-    def parse(cls, data: bytes) -> "Holder":
-        """What a link says; what no run has written is held by nobody, under a name that follows from its bytes."""
-        try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError):
-            return cls(hashlib.sha256(data).hexdigest()[:32], "nowhere", "", 0, "", 0.0, 0.0)
+    def nobody(cls, data: bytes) -> "Holder":
+        """Who holds an object that is no link of ours: its name follows from its bytes."""
+        run = hashlib.sha256(data).hexdigest()[:32]
+        return cls(run=run, host="nowhere", machine="", pid=0, started="", since_unix_s=0, beat_unix_s=0)
+
+    @property
+    def is_somebody(self) -> bool:
+        """Whether a run has written the link, which may then be removed once it is dead."""
+        return bool(self.machine)
 
     def body(self) -> bytes:
         """The link's content, its heartbeat now."""
-        return json.dumps({**vars(self), "beat_unix_s": time.time()}, sort_keys=True).encode()
+        return to_json(self.model_copy(update={"beat_unix_s": time.time()}))
 
     def is_gone(self) -> bool:
         """True when this machine knows that the process has ended."""
-        if not self.machine:
+        if not self.is_somebody:
             return True
         if self.machine != _machine():
             return False
@@ -102,8 +126,8 @@ class RunLock:
     def __init__(self, output: Location) -> None:
         self._output = output
         self._me = Holder.me()
-        self._links: list[tuple[Location, str]] = []
-        """The chain up to our own link, each with the run that it names."""
+        self._links: list[tuple[Location, Holder]] = []
+        """The chain up to our own link, each with what it says."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="stillhouse-lock")
 
@@ -123,8 +147,9 @@ class RunLock:
         # A store that fails now must not hide what ended the run; the lock it leaves is dead.
         with contextlib.suppress(StillhouseError) if kind else contextlib.nullcontext():
             if self._is_mine():
-                for place, _ in self._links:
-                    place.remove()
+                for place, holder in self._links:
+                    if holder.is_somebody:
+                        place.remove()
 
     @property
     def links(self) -> frozenset[str]:
@@ -149,31 +174,31 @@ class RunLock:
             if self._links and self._is_mine():
                 return
             # The chain was cut while we looked along it: a run ended, and another one may hold a new first link.
-            for place, run in self._links:
-                if run == self._me.run:
+            for place, holder in self._links:
+                if holder.run == self._me.run:
                     place.remove()
         raise DataError(f"other runs come and go at {self._output / LOCK}; start again when they are done")
 
-    def _join(self) -> list[tuple[Location, str]]:
+    def _join(self) -> list[tuple[Location, Holder]]:
         """The chain with our link at its end; empty when it was cut meanwhile."""
         place = self._output / LOCK
-        chain: list[tuple[Location, str]] = []
+        chain: list[tuple[Location, Holder]] = []
         while not place.create(self._me.body()):
-            holder = _read(place)
+            holder = _next(place, chain)
             if holder is None:
                 return []
             successor = self._output / _link(holder.run)
             if not successor.exists():
                 _refuse_if_alive(self._output, place, holder)
-            chain.append((place, holder.run))
+            chain.append((place, holder))
             place = successor
-        return [*chain, (place, self._me.run)]
+        return [*chain, (place, self._me)]
 
     def _is_mine(self) -> bool:
         """Whether the chain still begins where it did, our link is in it, and nobody has taken over from us."""
-        for place, run in {self._links[0], self._links[-1]}:
+        for place, then in (self._links[0], self._links[-1]):
             holder = _read(place)
-            if holder is None or holder.run != run:
+            if holder is None or holder.run != then.run:
                 return False
         return not (self._output / _link(self._me.run)).exists()
 
@@ -190,11 +215,11 @@ class RunLock:
 
 def last_holder(folder: Location) -> tuple[Location, Holder] | None:
     """The last link of a folder's lock, dead or alive; None where there is no lock."""
-    place, last = folder / LOCK, None
-    while (holder := _read(place)) is not None:
-        last = (place, holder)
+    place, chain = folder / LOCK, list[tuple[Location, Holder]]()
+    while (holder := _next(place, chain)) is not None:
+        chain.append((place, holder))
         place = folder / _link(holder.run)
-    return last
+    return chain[-1] if chain else None
 
 
 def live_holder(folder: Location) -> Holder | None:
@@ -207,12 +232,42 @@ def _link(run: str) -> str:
     return f"_lock-{run}.json"
 
 
+def _next(place: Location, chain: list[tuple[Location, Holder]]) -> Holder | None:
+    """What the link after a chain says; None when it is gone. One that leads back into the chain is nobody's.
+
+    Raises:
+        DataError: the chain has no end in sight.
+    """
+    if len(chain) > _MAX_LINKS:
+        raise DataError(f"{place} is one of more than {_MAX_LINKS:,} links of a lock; remove {chain[0][0]}")
+    holder = _read(place)
+    if holder is not None and any(holder.run == before.run for _, before in chain):
+        return Holder.nobody(f"{place.name} {holder.run}".encode())
+    return holder
+
+
 def _read(place: Location) -> Holder | None:
     """What a link says; None when it is gone."""
     try:
-        return Holder.parse(place.read())
+        data = place.read_at_most(_MAX_BYTES)
     except FileNotFoundError:
         return None
+    try:
+        holder = parse_object(data, Holder)
+    except NotOursError:
+        return Holder.nobody(data)
+    return holder if holder.is_somebody else Holder.nobody(data)
+
+
+def why_not_a_link(place: Location) -> str:
+    """What is wrong with an object that has the name of a link; empty where a run has written it, or it is gone."""
+    try:
+        parse_object(place.read_at_most(_MAX_BYTES), Holder)
+    except FileNotFoundError:
+        return ""
+    except (NotOursError, DataError) as error:
+        return str(error)
+    return ""
 
 
 def _refuse_if_alive(output: Location, place: Location, holder: Holder) -> None:

@@ -10,10 +10,14 @@ None of them holds a time, a host or an absolute path: equal inputs and configur
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
 
 from etl.config import Config
 from etl.digests import canonical_json
+from etl.errors import DataError
+from etl.storage.untrusted import MAX_SPLITS, Count, Counts, Hex32, RelativePath, Sha256, SplitNumber, Text
 
 Accounting = dict[str, dict[str, dict[str, int]]]
 """source → step → reason → rows. Every step has `in`, `made` and `kept`; each other reason is one of loss, with the
@@ -26,15 +30,15 @@ TABLE_SUFFIX = ".parquet"
 class Part(Config):
     """One committed file: Parquet, or one that storage keeps as it is (an opaque file, which has no rows)."""
 
-    split: int
-    path: str
+    split: SplitNumber
+    path: RelativePath
     """Relative to the dataset's folder, partition folders included."""
-    rows: int
-    bytes: int
-    tokens: int | None = None
+    rows: Count
+    bytes: Count
+    tokens: Count | None = None
     """Sum of n_tokens where the table has that column."""
-    sha256: str
-    row_groups: tuple[int, ...]
+    sha256: Sha256
+    row_groups: tuple[Count, ...]
     """Rows of each row group."""
 
     @property
@@ -46,9 +50,9 @@ class Part(Config):
 class Plan(Config):
     """The splits of a dataset under construction."""
 
-    fingerprint: str
+    fingerprint: Hex32
     """Of the work: the configuration, and for each input the name of the build that writes it."""
-    splits: tuple[Any, ...]
+    splits: tuple[Any, ...] = Field(max_length=MAX_SPLITS)
     """What each split reads, in JSON; its position is the split's number."""
 
     @property
@@ -60,41 +64,53 @@ class Plan(Config):
 class Receipt(Config):
     """What the winning attempt of one split wrote."""
 
-    split: int
-    rows_in: int
-    rows_out: int
-    content_digest: str
+    split: SplitNumber
+    rows_in: Count
+    rows_out: Count
+    content_digest: Hex32
     parts: tuple[Part, ...]
-    accounting: Accounting = {}
-    distributions: dict[str, Any] = {}
+    accounting: dict[str, dict[str, dict[str, Count]]] = {}
+    distributions: Counts = {}
+
+    @model_validator(mode="after")
+    def _parts_are_of_the_split(self) -> "Receipt":
+        if any(part.split != self.split for part in self.parts):
+            raise ValueError(f"parts: not all are of the split {self.split}")
+        return self
 
 
 class Manifest(Config):
     """A committed dataset."""
 
     format: int = 1
-    stage: str
-    table: str
-    fingerprint: str
-    base: str = ""
+    stage: RelativePath
+    table: Text
+    fingerprint: Hex32
+    base: Hex32 | Literal[""] = ""
     """Digest of the parts that the dataset is aligned with; empty for a dataset that stands alone."""
-    receipts: str
+    receipts: Hex32
     """Name of the build that wrote it: its receipts are in _receipts/<name>."""
     made_from: dict[str, Any]
     """The fields under the fingerprint, so that a change can be named."""
-    content_digest: str
-    rows_in: int
-    rows_out: int
-    accounting: Accounting
+    content_digest: Hex32
+    rows_in: Count
+    rows_out: Count
+    accounting: dict[str, dict[str, dict[str, Count]]]
     thresholds: dict[str, Any] = {}
-    distributions: dict[str, Any] = {}
+    distributions: Counts = {}
     """Counts, summed over the splits."""
     findings: dict[str, Any] = {}
     """What the run found out from the counts of its datasets: recall, overlaps, shares."""
-    splits: int
+    splits: int = Field(ge=0, le=MAX_SPLITS, strict=True)
     parts: tuple[Part, ...]
     adopted: tuple[dict[str, Any], ...] = ()
     """What `stillhouse adopt` accepted: the fingerprint that it replaced, and the fields that differ."""
+
+    @model_validator(mode="after")
+    def _parts_are_of_the_splits(self) -> "Manifest":
+        if any(part.split >= self.splits for part in self.parts):
+            raise ValueError(f"parts: one is of a split beyond the {self.splits} that there are")
+        return self
 
     @property
     def cut(self) -> str:
@@ -122,15 +138,21 @@ def fingerprint_of(semantic: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(semantic).encode()).hexdigest()[:32]
 
 
-def to_json(model: Config) -> bytes:
+def to_json(model: BaseModel) -> bytes:
     """The model as canonical JSON, one trailing newline."""
     return (canonical_json(model.model_dump(mode="json")) + "\n").encode()
 
 
 def add_counts(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Sum of two nested dictionaries of counts."""
+    """Sum of two nested dictionaries of counts.
+
+    Raises:
+        DataError: what is a count in one is a dictionary in the other, so one of them was changed.
+    """
     out = dict(total)
     for key, value in more.items():
+        if isinstance(out.get(key, value), dict) != isinstance(value, dict):
+            raise DataError(f"'{key}' is a count in one receipt and counts by name in another; remove both, run again")
         if isinstance(value, dict):
             out[key] = add_counts(out.get(key, {}), value)
         else:
@@ -155,8 +177,8 @@ def totals(accounting: Accounting) -> tuple[int, int, int]:
     entered = lost = left = 0
     for steps in accounting.values():
         # Rows only become fewer, so the first step is the one that got the most.
-        came = max((counts["in"] for counts in steps.values()), default=0)
-        made = sum(counts["made"] for counts in steps.values())
+        came = max((counts.get("in", 0) for counts in steps.values()), default=0)
+        made = sum(counts.get("made", 0) for counts in steps.values())
         gone = sum(rows for counts in steps.values() for reason, rows in counts.items() if reason not in FLOW)
         entered, lost, left = entered + came, lost + gone, left + came + made - gone
     return entered, lost, left

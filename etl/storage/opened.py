@@ -21,13 +21,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ValidationError
-
 from etl.errors import DataError
 from etl.storage.dataset import MANIFEST, NUM_READERS, PLAN, RECEIPTS, Dataset
 from etl.storage.location import Entry, Location
 from etl.storage.manifest import Accounting, Plan
 from etl.storage.record import RECORD, RunRecord, StageRecord, read_record
+from etl.storage.untrusted import read_object
 
 CORPUS = "CORPUS"
 """The table of a corpus, which repeats the accounts of all stages before it."""
@@ -172,11 +171,9 @@ class Run:
         """
         place = self.place(folder) / PLAN
         try:
-            return Plan.model_validate_json(place.read())
+            return read_object(place, Plan, "look at what lies beside it, and remove the folder if nobody needs it")
         except FileNotFoundError as error:
             raise DataError(f"there is no {place}; run the recipe") from error
-        except ValidationError as error:
-            raise DataError(f"{place} is damaged: {error}; remove it and run the recipe") from error
 
     def progress(self, folder: str) -> Progress:
         """How far a build came that did not end, by the names of its receipts.

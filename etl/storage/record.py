@@ -9,28 +9,19 @@ the run's lock before the first dataset, and only where it differs from what is 
 recipe. Nothing that it says is ever opened: the folders that it names are compared with those that are there.
 """
 
-from typing import Annotated, Any
-
-import orjson
-from pydantic import AfterValidator, ValidationError
+from typing import Any
 
 from etl.config import Config
-from etl.config_errors import lines
 from etl.errors import DataError
 from etl.storage.location import Location
 from etl.storage.manifest import to_json
+from etl.storage.untrusted import MAX_OBJECT_BYTES, NotOursError, RelativePath, Text, parse_object, parse_tree, shown
 
 RECORD = "_run.json"
 FORMAT = 1
 
 
-def _is_name(text: str) -> str:
-    if not text.isprintable() or "\\" in text or any(piece in ("", ".", "..") for piece in text.split("/")):
-        raise ValueError("is no name of a stage, folder or step")
-    return text
-
-
-SafeName = Annotated[str, AfterValidator(_is_name)]
+SafeName = RelativePath
 """Of a stage, a folder below the output, a table or a step."""
 
 
@@ -52,7 +43,7 @@ class RunRecord(Config):
     """The whole of `_run.json`."""
 
     format: int = FORMAT
-    name: str
+    name: Text
     stages: tuple[StageRecord, ...]
     recipe: dict[str, Any]
     """In JSON types; fields at their default, and those that are `located`, are left out."""
@@ -81,36 +72,30 @@ def read_record(place: Location) -> RunRecord | None:
         DataError: it is damaged, or of a format that this version does not know.
     """
     try:
-        data = place.read()
+        data = place.read_at_most(MAX_OBJECT_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        tree = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise _damaged(place, "it is no JSON") from error
-    if not isinstance(tree, dict):
-        raise _damaged(place, "it is no JSON object")
-    if tree.get("format", FORMAT) != FORMAT:
+        # First of all, since what another format holds is not known here.
+        version = parse_tree(data).get("format", FORMAT)
+        if version != FORMAT:
+            raise DataError(
+                f"{place} has the format {shown(version)}, this version of Stillhouse reads format {FORMAT}; use the "
+                "version that wrote it"
+            )
+        return parse_object(data, RunRecord)
+    except NotOursError as error:
         raise DataError(
-            f"{place} has the format {tree['format']!r}, this version of Stillhouse reads format {FORMAT}; use the "
-            "version that wrote it"
-        )
-    try:
-        return RunRecord.model_validate(tree)
-    except ValidationError as error:
-        raise _damaged(place, "; ".join(lines(error, RunRecord, tree, settable=False))) from error
+            f"{place} is damaged: {error}; remove it, and the next run of the recipe writes it again"
+        ) from error
 
 
 def write_record(output: Location, record: RunRecord) -> None:
     """Leave the record in an output, unless it is there already."""
     place, data = output / RECORD, to_json(record)
     try:
-        if place.read() == data:
+        if place.read_at_most(MAX_OBJECT_BYTES) == data:
             return
     except FileNotFoundError:
         pass
     place.replace(data)
-
-
-def _damaged(place: Location, what: str) -> DataError:
-    return DataError(f"{place} is damaged: {what}; remove it, and the next run of the recipe writes it again")

@@ -2,11 +2,12 @@
 
 Left over are, when they are older than a given age: objects that no manifest names in a committed dataset; receipts and
 checkpoints of builds other than the one that the manifest or plan names; checkpoints of a committed dataset; parts that
-no receipt names in a build that did not end; marks of builds that were given up; unfinished files (`_*.tmp`) and
-errors that were not delivered (`_failure-*.txt`); links of dead locks; and on S3 uploads in pieces that were never
-finished. Objects outside every dataset are touched only when they have such a name. A live lock anywhere on the way to
-the folder or below it stops the sweep. Datasets that an earlier recipe left (etl/storage/stale.py) go only when they
-alone are asked for. Costs one LIST of the folder, one GET a dataset, and one a receipt of a build that did not end.
+no receipt names in a build that did not end; marks of builds that were given up; unfinished files (`_*.tmp`) and errors
+that were not delivered (`_failure-*.txt`); links of dead locks that a run has written; and on S3 uploads in pieces that
+were never finished. Objects outside every dataset are touched only when they have such a name. A live lock anywhere on
+the way to the folder or below it stops the sweep. Datasets that an earlier recipe left (etl/storage/stale.py) go only
+when they alone are asked for. Costs one LIST of the folder, one GET a dataset, and one a receipt of a build that did
+not end.
 """
 
 import contextlib
@@ -20,14 +21,13 @@ from typing import Any
 from etl.errors import ConfigError, DataError
 from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, is_ours, read_receipts
 from etl.storage.location import Entry, Location
-from etl.storage.lock import LOCK, RunLock, live_holder
+from etl.storage.lock import LINK, LOCK, RunLock, live_holder, why_not_a_link
 from etl.storage.opened import Run
 from etl.storage.stale import stale_below
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TEMPORARY = re.compile(r"_.*\.tmp|_failure-[0-9a-f]{32}\.txt")
 """Files on their way into place, and errors on their way from a Beam worker to the driver."""
-_LINK = re.compile(r"_lock(-[0-9a-f]+)?\.json")
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ class _Reasons:
         name = posixpath.basename(entry.path)
         if _TEMPORARY.fullmatch(name):
             return "a file that was never finished"
-        if _LINK.fullmatch(name):
-            return "the lock of a run that died"
+        if LINK.fullmatch(name):
+            return "" if why_not_a_link(self._run.root / entry.path) else "the lock of a run that died"
         folder = self._run.dataset_of(entry.path)
         return "" if folder is None else self._inside(folder, _within(folder, entry.path))
 

@@ -9,6 +9,7 @@ records of runs that are damaged. Datasets that an earlier recipe left are told,
 import contextlib
 import functools
 import hashlib
+import posixpath
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,9 @@ from typing import TypeVar
 
 from etl.errors import DataError, SourceError
 from etl.hashing import ContentDigest
-from etl.storage.dataset import MANIFEST, PLAN, Dataset, is_ours, read_part, read_receipt, receipt_path
+from etl.storage.dataset import MANIFEST, PLAN, RECEIPTS, Dataset, is_ours, read_part, read_receipt, receipt_path
 from etl.storage.location import Location
+from etl.storage.lock import LINK, why_not_a_link
 from etl.storage.manifest import Manifest, Part, accounting_gaps
 from etl.storage.opened import Run, dataset_folders
 from etl.storage.parts import file_content
@@ -30,6 +32,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _BLOCK = 1 << 22
+_MOST_MISSING = 100
+"""Receipts that are named one by one; a forged manifest may say that there were a million."""
 _THREADS = 4
 """Parts that are read at a time: as many row groups in memory, as many copies of remote parts on disk."""
 
@@ -41,7 +45,7 @@ class Difference:
     dataset: str
     path: str
     kind: str
-    """missing, short, changed, orphan, rows, content, account, receipt, uncommitted or stale."""
+    """missing, short, changed, orphan, rows, content, account, receipt, lock, uncommitted or stale."""
     detail: str
 
     @property
@@ -60,11 +64,20 @@ def verify(place: Location | Run) -> Iterator[Difference]:
     if not run.committed and not run.started:
         run.root.check_bucket()
         raise DataError(f"there is no dataset at or below {run.root}")
+    yield from _check_locks(run)
     yield from _check_records(run)
     for folder in run.started:
         yield Difference(run.place(folder).url, PLAN, "uncommitted", "a build that did not end; run its recipe again")
     for folder in run.committed:
         yield from _check_dataset(run, folder)
+
+
+def _check_locks(run: Run) -> Iterator[Difference]:
+    """What has the name of a lock and was written by no run: it holds up nobody, and nobody removes it."""
+    for entry in run.entries:
+        folder, name = posixpath.split(entry.path)
+        if LINK.fullmatch(name) and (why := why_not_a_link(run.root / entry.path)):
+            yield Difference(run.place(folder).url, name, "lock", f"no run has written it ({why}); remove it")
 
 
 def _check_records(run: Run) -> Iterator[Difference]:
@@ -92,7 +105,7 @@ def _check_dataset(run: Run, name: str) -> Iterator[Difference]:
     for gap in accounting_gaps(manifest.accounting):
         yield Difference(folder.url, MANIFEST, "account", gap)
     sizes = run.sizes(name)
-    yield from _check_receipts(dataset)
+    yield from _check_receipts(dataset, sizes)
     digests = []
     for found, digest in _parallel(functools.partial(_check_part, dataset, sizes), list(manifest.parts)):
         digests.append(digest)
@@ -121,7 +134,7 @@ def _parallel(check: Callable[[T], R], items: list[T]) -> Iterator[R]:
         yield from pool.map(check, items)
 
 
-def _check_receipts(dataset: Dataset) -> Iterator[Difference]:
+def _check_receipts(dataset: Dataset, sizes: dict[str, int]) -> Iterator[Difference]:
     manifest = dataset.manifest
     parts: dict[int, list[Part]] = {}
     for part in manifest.parts:
@@ -136,9 +149,16 @@ def _check_receipts(dataset: Dataset) -> Iterator[Difference]:
             return "it is missing"
         return "" if list(receipt.parts) == parts.get(split, []) else "it names other parts than the manifest"
 
-    for split, detail in enumerate(_parallel(wrong, list(range(manifest.splits)))):
+    there = [split for split in range(manifest.splits) if receipt_path(manifest.receipts, split) in sizes]
+    missing = sorted(set(range(manifest.splits)).difference(there))
+    details = dict(zip(there, _parallel(wrong, there), strict=True))
+    details |= dict.fromkeys(missing[:_MOST_MISSING], "it is missing")
+    for split, detail in sorted(details.items()):
         if detail:
             yield Difference(dataset.folder.url, receipt_path(manifest.receipts, split), "receipt", detail)
+    if len(missing) > _MOST_MISSING:
+        detail = f"{len(missing):,} of {manifest.splits:,} are missing"
+        yield Difference(dataset.folder.url, f"{RECEIPTS}/{manifest.receipts}", "receipt", detail)
 
 
 def _check_part(dataset: Dataset, sizes: dict[str, int], part: Part) -> tuple[list[Difference], ContentDigest | None]:

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from etl.config import Config
 from etl.errors import DataError, StillhouseError
 from etl.storage.location import Location
+from etl.storage.untrusted import Count, FileName, Sha256, read_object
 from training.checkpoint.universal import ShardLayout
 
 MANIFEST = "manifest.json"
@@ -37,15 +36,15 @@ _log = logging.getLogger(__name__)
 class CheckpointFile(Config):
     """One object of a checkpoint."""
 
-    name: str
-    bytes: int
-    sha256: str
+    name: FileName
+    bytes: Count
+    sha256: Sha256
 
 
 class CheckpointReceipt(Config):
     """What one rank has uploaded."""
 
-    rank: int
+    rank: Count
     files: tuple[CheckpointFile, ...]
 
 
@@ -53,7 +52,7 @@ class CheckpointManifest(Config):
     """A complete checkpoint."""
 
     version: int = 1
-    step: int
+    step: Count
     payload: dict[str, Any]
     """The run's state, JSON types."""
     score: float | None
@@ -102,13 +101,9 @@ def read_manifest(folder: Location) -> CheckpointManifest:
         DataError: it is gone or damaged.
     """
     try:
-        return CheckpointManifest.model_validate_json((folder / MANIFEST).read())
+        return read_object(folder / MANIFEST, CheckpointManifest, "remove it to resume from an earlier one")
     except FileNotFoundError as error:
         raise DataError(f"{folder / MANIFEST} went while it was read; run again") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        told = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
-        raise DataError(f"{folder / MANIFEST} is damaged ({told}); remove it to resume from an earlier one") from error
 
 
 def retain(root: Location, current: str, retention: Retention) -> None:
@@ -257,7 +252,7 @@ class Commit:
         pause_s = _FIRST_POLL_S
         while True:
             with contextlib.suppress(FileNotFoundError):
-                return CheckpointReceipt.model_validate_json(place.read())
+                return read_object(place, CheckpointReceipt, "another run writes to this root; give this run another")
             if time.monotonic() > deadline:
                 raise DataError(f"rank {rank} has left no receipt within commit_timeout_s = {self._timeout_s:g}")
             if self.is_given_up.wait(pause_s):

@@ -21,6 +21,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -43,8 +44,8 @@ class ShardLayout(Config):
     Checkpoints of equal layouts exchange files as they are; others go through `convert`.
     """
 
-    world: int
-    zero_stage: int
+    world: int = Field(ge=1, le=1 << 20)
+    zero_stage: int = Field(ge=0, le=3)
     bf16: bool
     groups: str
     """Digest of names and shapes in the order in which they lie in the flat groups."""

@@ -33,8 +33,10 @@ from etl.errors import ConfigError
 from etl.harmony.step import HarmonyStep
 from etl.harmony.vocabulary import VOCAB_SIZE
 from etl.storage.location import Location
+from etl.storage.untrusted import read_object
 from training.checkpoint import store, universal
 from training.checkpoint.store import CheckpointManifest
+from training.data.stream.decisions import Record
 from training.export import harmony_tokenizer
 from training.models.config import ModelConfig
 from training.models.factory import Student, build_student, export_model, export_state
@@ -281,7 +283,8 @@ def _decisions(folder: Location) -> dict[str, list[Any]]:
     for path, _ in folder.walk():
         stream, _, name = path.rpartition("/")
         if name.endswith(".json"):
-            streams.setdefault(stream, []).append(json.loads((folder / path).read()))
+            record = read_object(folder / path, Record, "put the old one back, or remove the log to export without it")
+            streams.setdefault(stream, []).append(record.model_dump(mode="json"))
     return streams
 
 

@@ -11,9 +11,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from etl.errors import ConfigError
+from etl.errors import ConfigError, DataError
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
+from etl.storage.untrusted import MAX_OBJECT_BYTES, NotOursError, parse_tree
 
 NAME = "run.json"
 
@@ -51,12 +52,14 @@ def read(output: Location) -> dict[str, Any]:
 
     Raises:
         ConfigError: there is none.
+        DataError: it is damaged.
     """
     try:
-        found: dict[str, Any] = json.loads((output / NAME).read())
+        return parse_tree((output / NAME).read_at_most(MAX_OBJECT_BYTES))
     except FileNotFoundError as error:
         raise ConfigError(f"{output} has no {NAME}; give the `output` of a training run") from error
-    return found
+    except NotOursError as error:
+        raise DataError(f"{output / NAME} is damaged: {error}; the next start of the run writes it again") from error
 
 
 def _manifests(urls: Iterable[str]) -> dict[str, Any]:

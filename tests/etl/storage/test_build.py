@@ -1,14 +1,17 @@
 """The protocol that commits a dataset: resumed, raced, and read by strangers; tests/faults kills it."""
 
 import hashlib
+import json
+from pathlib import Path
 
 import pytest
 
 from etl.errors import DataError
 from etl.hashing import ContentDigest
 from etl.storage.build import Build, Chunk
-from etl.storage.dataset import MANIFEST, PLAN, Dataset
+from etl.storage.dataset import CLOSED, MANIFEST, PLAN, Dataset, receipt_path
 from etl.storage.location import Location
+from etl.storage.manifest import to_json
 from tests.etl.storage.builds import (
     NUMBERS,
     SPLITS,
@@ -90,7 +93,20 @@ def to_bytes(dataset: Dataset) -> bytes:
 
 def test_a_resumed_build_keeps_the_plan_that_it_began_with(folder):
     begin(job(folder), SPLITS)
-    build(folder, splits=[[[9]]])
+    build(folder, splits=[[[9]]], is_piece=lambda split: split in SPLITS)
+    assert values(Dataset.open(folder)) == ALL
+
+
+@pytest.mark.parametrize("splits", [[], [*SPLITS, [[9]]], [[[9]]]])
+def test_a_plan_of_the_same_work_with_foreign_splits_is_not_resumed(folder, splits):
+    begin(job(folder), splits)
+    build(folder, splits=SPLITS, is_piece=lambda split: split in SPLITS)
+    assert values(Dataset.open(folder)) == ALL
+
+
+def test_splits_that_the_work_decides_are_those_of_this_run(folder):
+    begin(job(folder), SPLITS[:1])
+    build(folder, splits=SPLITS)
     assert values(Dataset.open(folder)) == ALL
 
 
@@ -194,20 +210,76 @@ def test_an_interrupted_build_on_another_base_is_not_gone_on_with(folder, bases)
     assert engine.asked == [[0, 1, 2]]
 
 
-def test_a_damaged_plan_is_made_again(folder):
-    _, _, writer = begin(job(folder), SPLITS)
-    writer.write(0, chunks_of(SPLITS[0]))
-    (folder / PLAN).replace(b"{")
-    engine = InLine()
-    assert values(build(folder, engine)) == ALL
-    assert engine.asked == [[0, 1, 2]]
+@pytest.mark.parametrize(
+    "plan", [b"", b"{", b"{}", b'{"fingerprint":"x","splits":[]}', b'{"fingerprint":"' + b"0" * 32 + b'","splits":{}}']
+)
+def test_a_folder_whose_plan_is_none_belongs_to_nobody(folder, plan):
+    (folder / "precious.txt").create(b"precious")
+    (folder / PLAN).create(plan)
+    with pytest.raises(DataError, match=r"_plan.json is damaged: .*; so nothing says that the folder is a run's"):
+        build(folder)
+    with pytest.raises(DataError, match=r"_plan.json is damaged"):
+        Build(job(folder)).give_up()
+    assert [path for path, _ in folder.walk()] == [PLAN, "precious.txt"]
+
+
+def test_a_mark_of_a_build_that_was_given_up_makes_nothing_ours(folder):
+    (folder / CLOSED / ("0" * 32)).create(b"")
+    (folder / "precious.txt").create(b"precious")
+    with pytest.raises(DataError, match="so no run of ours wrote it"):
+        build(folder)
+    assert (folder / "precious.txt").exists()
+
+
+HOSTILE = ["../victim/x.txt", "..", "a/../../victim/x.txt", "/{victim}/x.txt", "file:///{victim}/x.txt", "./x", "a//x"]
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+def test_a_receipt_that_names_what_lies_elsewhere_removes_nothing(tmp_path, path):
+    """security.md S2."""
+    victim, folder = tmp_path / "victim/x.txt", Location.of(tmp_path / "out")
+    victim.parent.mkdir()
+    victim.write_text("precious")
+    _, plan, writer = begin(job(folder, semantic={"version": 0}), SPLITS)
+    receipt = json.loads(to_json(writer.write(0, chunks_of(SPLITS[0]))))
+    receipt["parts"][0]["path"] = path.format(victim=victim.parent)
+    place = folder / receipt_path(plan.name, 0)
+    place.replace(json.dumps(receipt).encode())
+    with pytest.raises(DataError, match=r"00000.json is damaged: parts.0.path: must be a path inside the folder"):
+        build(folder)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("below", ["", "_receipts", "_closed", "split=train"])
+def test_nothing_is_written_or_removed_behind_a_link(tmp_path, below):
+    victim, folder = tmp_path / "victim", Location.of(tmp_path / "out/toy")
+    victim.mkdir()
+    (victim / "x.txt").write_text("precious")
+    link = Path(folder.path) / below
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(victim)
+    for changes in ({}, {"semantic": {"version": 0}}):
+        with pytest.raises(DataError, match=r"is a link to a folder, and a run writes and removes nothing behind one"):
+            build(folder, **changes)
+    assert [path.name for path in victim.iterdir()] == ["x.txt"]
+
+
+def test_a_part_behind_a_link_is_not_removed(tmp_path):
+    victim, folder = tmp_path / "victim", Location.of(tmp_path / "out")
+    victim.mkdir()
+    (victim / "x").write_text("precious")
+    Path(folder.path).mkdir()
+    (Path(folder.path) / "link").symlink_to(victim)
+    with pytest.raises(DataError, match="link is a link, and what it leads to is not ours to remove"):
+        folder.remove_all(["link/x"])
+    assert (victim / "x").exists()
 
 
 def test_a_plan_that_was_written_just_now_has_no_receipts_to_read(folder, monkeypatch):
     begun = Build(job(folder))
     plan = begun.plan(SPLITS)
     with monkeypatch.context() as patch:
-        patch.setattr(Location, "read", lambda location: pytest.fail(f"{location} was read"))
+        patch.setattr(Location, "read_at_most", lambda location, _: pytest.fail(f"{location} was read"))
         assert begun.missing(plan) == [0, 1, 2]
     begun.writer(plan).write(1, chunks_of(SPLITS[1]))
     assert begun.missing(plan) == [0, 2]

@@ -80,7 +80,7 @@ def test_one_dataset_alone_is_called_as_its_folder(output):
 
 
 def test_partition_values_come_from_the_path():
-    part = Part(split=0, path="a=1/b=x=y/part-0.parquet", rows=1, bytes=1, sha256="", row_groups=(1,))
+    part = Part(split=0, path="a=1/b=x=y/part-0.parquet", rows=1, bytes=1, sha256="0" * 64, row_groups=(1,))
     assert partition_values(part) == {"a": "1", "b": "x=y"}
 
 

@@ -14,14 +14,18 @@ import pytest
 from etl.errors import ConfigError, DataError
 from etl.storage import lock
 from etl.storage.location import Location
-from etl.storage.lock import LOCK, STALE_S, Holder, RunLock, last_holder, live_holder
+from etl.storage.lock import LOCK, STALE_S, Holder, RunLock, last_holder, live_holder, why_not_a_link
+from etl.storage.manifest import to_json
 from tests.etl.storage.races import race_for_locks
+
+R, S, T = ("a" * 32, "b" * 32, "c" * 32)
+"""Names of runs."""
 
 
 def held_by(folder: Location, **changes) -> Holder:
     """A lock that someone has left: this process, a moment ago, unless told otherwise."""
-    someone = replace(Holder.me(), run="r", **changes)
-    (folder / LOCK).create(json.dumps(vars(someone)).encode())
+    someone = Holder.me().model_copy(update={"run": R, **changes})
+    (folder / LOCK).create(to_json(someone))
     return someone
 
 
@@ -97,14 +101,14 @@ def test_a_dead_process_of_this_machine_loses_its_lock(folder, dead_pid):
 def test_a_process_number_that_is_used_again_is_no_sign_of_life(folder):
     held_by(folder, started="1")
     with RunLock(folder):
-        assert holder(folder).run != "r"
+        assert holder(folder).run != R
 
 
 def test_a_chain_of_dead_takeovers_is_followed_to_its_end(folder, dead_pid):
     held_by(folder, pid=dead_pid)
-    for run, before in (("s", "r"), ("t", "s")):
-        link = replace(Holder.me(), run=run, pid=dead_pid)
-        (folder / f"_lock-{before}.json").create(json.dumps(vars(link)).encode())
+    for run, before in ((S, R), (T, S)):
+        link = Holder.me().model_copy(update={"run": run, "pid": dead_pid})
+        (folder / f"_lock-{before}.json").create(to_json(link))
     with RunLock(folder) as held:
         assert len(links(folder)) == 4
         with pytest.raises(DataError, match="is held by process"), RunLock(folder):
@@ -125,7 +129,7 @@ def test_a_process_of_another_machine_keeps_its_lock_while_its_heart_beats(folde
 def test_a_silent_lock_of_another_machine_is_watched_and_then_taken_over(folder, impatient, late_s):
     held_by(folder, machine="m", beat_unix_s=time.time() - late_s)
     with RunLock(folder):
-        assert holder(folder).run != "r"
+        assert holder(folder).run != R
     assert links(folder) == []
 
 
@@ -135,21 +139,88 @@ def test_a_clock_that_is_wrong_takes_no_lock_from_the_living(folder, monkeypatch
     monkeypatch.setattr(lock, "STALE_S", 60)
 
     def beat(_: float) -> None:
-        later = replace(someone, beat_unix_s=someone.beat_unix_s + 10)
-        (folder / LOCK).replace(json.dumps(vars(later)).encode())
+        later = someone.model_copy(update={"beat_unix_s": someone.beat_unix_s + 10})
+        (folder / LOCK).replace(to_json(later))
 
     monkeypatch.setattr(lock.time, "sleep", beat)
     with pytest.raises(DataError, match="is held by"), RunLock(folder):
         pass
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b'{"run": "r", "host": "h"}', b"\xff\xfe\xff"])
-def test_a_lock_that_says_nothing_is_taken_over(folder, text):
-    (folder / LOCK).create(text)
-    with RunLock(folder) as held:
-        assert holder(folder).pid == os.getpid()
-        held.check()
-    assert links(folder) == []
+NOBODY = {"run": R, "host": "h", "machine": "m", "pid": 1, "started": "1", "since_unix_s": 0.0, "beat_unix_s": 0.0}
+"""A link as it should be."""
+
+
+def forged(**changes) -> bytes:
+    return json.dumps({**NOBODY, **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"null",
+        b"\xff\xfe\xff",
+        b"[" * 300,
+        b'{"run": "r", "host": "h"}',
+        forged(run="x/../../victim/package"),
+        forged(run="r"),
+        forged(run="A" * 32),
+        forged(pid="x"),
+        forged(pid=2**70),
+        forged(pid=-1),
+        forged(beat_unix_s="x"),
+        forged(beat_unix_s=float("nan")),
+        forged(beat_unix_s=float("inf")),
+        forged(since_unix_s=1e30),
+        forged(since_unix_s="x"),
+        forged(host="\x1b]0;owned\x07"),
+        forged(more=1),
+        forged().replace(b"0.0", b"1e400", 1),
+        forged().replace(b"{", b'{"pid": 2, ', 1),
+    ],
+)
+def test_what_no_run_has_written_holds_up_nobody_leads_nowhere_and_stays(folder, text):
+    victim = folder / "victim/package.json"
+    victim.create(b"precious")
+    output = folder / "out"
+    (output / LOCK).create(text)
+    for _ in range(2):
+        with RunLock(output) as held:
+            assert holder(output).pid == os.getpid()
+            held.check()
+        assert links(output) == [LOCK]
+    assert live_holder(output) is None
+    assert (output / LOCK).read() == text
+    assert why_not_a_link(output / LOCK)
+    assert sorted(path for path, _ in folder.walk()) == ["out/_lock.json", "victim/package.json"]
+    assert victim.read() == b"precious"
+
+
+@pytest.mark.parametrize("runs", [[R, R], [R, S, R], [R, S, S]])
+def test_links_that_lead_back_are_nobodys(folder, impatient, runs):
+    names = [LOCK, *(f"_lock-{run}.json" for run in runs)]
+    for name, run in zip(names, runs, strict=False):
+        (folder / name).create(forged(run=run))
+    assert live_holder(folder) is None
+    for _ in range(2):
+        with RunLock(folder) as held:
+            assert holder(folder).pid == os.getpid()
+            held.check()
+    assert len(links(folder)) < len(runs)
+
+
+def test_a_chain_without_an_end_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(lock, "_MAX_LINKS", 5)
+    before = LOCK
+    for number in range(10):
+        (folder / before).create(forged(run=f"{number:032x}"))
+        before = f"_lock-{number:032x}.json"
+    with pytest.raises(DataError, match="more than 5 links of a lock; remove"), RunLock(folder):
+        pass
 
 
 def beaten(monkeypatch) -> threading.Event:
@@ -199,8 +270,8 @@ def test_a_heart_goes_on_when_a_beat_fails(folder, monkeypatch):
 
 def take_over(folder: Location) -> None:
     """What another run does when it takes this one for dead."""
-    other = replace(Holder.me(), run="other", machine="m")
-    (folder / f"_lock-{holder(folder).run}.json").create(json.dumps(vars(other)).encode())
+    other = Holder.me().model_copy(update={"run": S, "machine": "m"})
+    (folder / f"_lock-{holder(folder).run}.json").create(to_json(other))
 
 
 def replace_head(folder: Location) -> None:

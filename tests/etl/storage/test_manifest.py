@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,26 +19,24 @@ from etl.storage.manifest import (
     to_json,
 )
 
-PART = Part(split=0, path="part-00000-aa.parquet", rows=3, bytes=99, tokens=7, sha256="aa", row_groups=(2, 1))
+PART = Part(split=0, path="part-00000-aa.parquet", rows=3, bytes=99, tokens=7, sha256="a" * 64, row_groups=(2, 1))
 
 
 def manifest(**changes) -> Manifest:
-    return Manifest(
-        **{
-            "stage": "toy",
-            "table": "TOY",
-            "fingerprint": "f",
-            "receipts": "b",
-            "made_from": {},
-            "content_digest": "c",
-            "rows_in": 3,
-            "rows_out": 3,
-            "accounting": {},
-            "splits": 1,
-            "parts": (PART,),
-        }
-        | changes
-    )
+    known: dict[str, Any] = {
+        "stage": "toy",
+        "table": "TOY",
+        "fingerprint": "f" * 32,
+        "receipts": "b" * 32,
+        "made_from": {},
+        "content_digest": "c" * 32,
+        "rows_in": 3,
+        "rows_out": 3,
+        "accounting": {},
+        "splits": 1,
+        "parts": (PART,),
+    }
+    return Manifest(**(known | changes))
 
 
 def test_json_is_canonical_and_reads_back():
@@ -47,13 +46,15 @@ def test_json_is_canonical_and_reads_back():
     assert Manifest.model_validate_json(text) == whole
 
 
-@pytest.mark.parametrize("model", [Plan(fingerprint="f", splits=({"a": 1}, [2], 3)), PART])
+@pytest.mark.parametrize("model", [Plan(fingerprint="f" * 32, splits=({"a": 1}, [2], 3)), PART])
 def test_the_others_read_back(model):
     assert type(model).model_validate_json(to_json(model)) == model
 
 
 def test_a_receipt_reads_back():
-    receipt = Receipt(split=1, rows_in=4, rows_out=3, content_digest="c", parts=(PART,), distributions={"x": {"1": 2}})
+    receipt = Receipt(
+        split=0, rows_in=4, rows_out=3, content_digest="c" * 32, parts=(PART,), distributions={"x": {"1": 2}}
+    )
     assert Receipt.model_validate_json(to_json(receipt)) == receipt
 
 
@@ -64,14 +65,16 @@ def test_fingerprint_is_of_the_canonical_json():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("splits", 2), ("content_digest", "d"), ("parts", (PART.model_copy(update={"row_groups": (3,)}),))],
+    [("splits", 2), ("content_digest", "d" * 32), ("parts", (PART.model_copy(update={"row_groups": (3,)}),))],
 )
 def test_the_cut_changes_with_how_rows_lie(field, value):
     assert manifest(**{field: value}).cut != manifest().cut
 
 
 def test_the_cut_does_not_change_with_names_of_files():
-    assert manifest(parts=(PART.model_copy(update={"path": "x", "sha256": "bb", "bytes": 1}),)).cut == manifest().cut
+    assert (
+        manifest(parts=(PART.model_copy(update={"path": "x", "sha256": "b" * 64, "bytes": 1}),)).cut == manifest().cut
+    )
 
 
 def test_tokens_are_summed_where_a_part_has_some():

@@ -42,6 +42,7 @@ def changed(**changes):
     return json.dumps({**TOY.model_dump(mode="json"), **changes}).encode()
 
 
+OUTSIDE = "must be a path inside the folder"
 BAD = {
     "half": (b'{"format":1,', "is damaged: it is no JSON"),
     "list": (b"[]", "is damaged: it is no JSON object"),
@@ -49,10 +50,19 @@ BAD = {
     "newer": (changed(format=2), "has the format 2, this version of Stillhouse reads format 1"),
     "key": (changed(owner="x"), "unknown key 'owner'"),
     "missing": (b'{"format":1,"name":"toy","recipe":{}}', "stages: is missing"),
-    "up": (changed(stages=[STAGE.model_dump() | {"folders": {"../elsewhere": "VERDICT"}}]), "is no name"),
-    "absolute": (changed(stages=[STAGE.model_dump() | {"folders": {"/etc": "VERDICT"}}]), "is no name"),
-    "url": (changed(stages=[STAGE.model_dump() | {"folders": {"s3://b/x": "VERDICT"}}]), "is no name"),
-    "escape": (changed(stages=[STAGE.model_dump() | {"label": "\x1b[2Jdedup"}]), "is no name"),
+    "up": (
+        changed(stages=[STAGE.model_dump() | {"folders": {"../elsewhere": "VERDICT"}}]),
+        OUTSIDE,
+    ),
+    "absolute": (
+        changed(stages=[STAGE.model_dump() | {"folders": {"/etc": "VERDICT"}}]),
+        OUTSIDE,
+    ),
+    "url": (
+        changed(stages=[STAGE.model_dump() | {"folders": {"s3://b/x": "VERDICT"}}]),
+        OUTSIDE,
+    ),
+    "escape": (changed(stages=[STAGE.model_dump() | {"label": "\x1b[2Jdedup"}]), OUTSIDE),
 }
 
 

@@ -1,6 +1,5 @@
 """Everything that commits rest on, on a real S3 server: conditions, faults, pieces, locks, errors, secrets."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +17,7 @@ from etl.run.run import run_recipe
 from etl.storage import location, retry
 from etl.storage.location import Location
 from etl.storage.lock import LOCK, Holder, RunLock
+from etl.storage.manifest import to_json
 from etl.storage.sweep import find_leftovers, remove_leftovers
 from etl.storage.verify import verify
 from tests.engines.inprocess import InProcessEngine
@@ -277,9 +276,9 @@ def test_a_missing_bucket_is_told_and_not_made(server):
 
 def test_of_two_processes_that_start_at_once_one_gets_the_lock(folder):
     folders = [folder / str(lap) for lap in range(8)]
-    dead = replace(Holder.me(), run="r", started="1")
+    dead = Holder.me().model_copy(update={"started": "1"})
     for place in folders[::2]:
-        (place / LOCK).create(json.dumps(vars(dead)).encode())
+        (place / LOCK).create(to_json(dead))
     assert race_for_locks(folders) == [Counter(held=1, refused=1)] * len(folders)
     assert list(folder.walk()) == []
 

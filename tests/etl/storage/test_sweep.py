@@ -2,7 +2,6 @@
 
 import json
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -10,6 +9,7 @@ from etl.errors import ConfigError, DataError
 from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, Dataset
 from etl.storage.location import Location
 from etl.storage.lock import LOCK, Holder, RunLock
+from etl.storage.manifest import to_json
 from etl.storage.sweep import find_leftovers, parse_age, remove_leftovers
 from etl.storage.verify import verify
 from tests.etl.storage.builds import InLine, begin, chunks_of, job
@@ -49,9 +49,11 @@ def test_a_clean_output_has_no_leftovers(output):
     assert swept(output / "ingest") == []
 
 
+DEAD = Holder.me().model_copy(update={"started": "1"})
+"""A run that died."""
 LEFTOVERS = [
     "_probe-1.tmp",
-    "_lock-aa.json",
+    f"_lock-{'a' * 32}.json",
     f"ingest/_{MANIFEST}.1.tmp",
     f"ingest/{CHECKPOINTS}/any/00000/0000000000.arrow",
     f"ingest/{CLOSED}/any",
@@ -71,7 +73,7 @@ def test_every_kind_of_leftover_goes_and_nothing_else(output):
     (output / checkpoint).create(b"x")
     before[checkpoint] = b"x"
     for path in LEFTOVERS:
-        (output / path).create(b"x")
+        (output / path).create(to_json(DEAD) if "_lock" in path else b"x")
     assert swept(output) == sorted(LEFTOVERS)
     assert everything(output).keys() == before.keys() | set(LEFTOVERS)
     remove_leftovers(output, find_leftovers(output, 0.0, time.time() + 10))
@@ -115,9 +117,8 @@ def test_a_live_lock_stops_a_sweep(output, inside):
 
 
 def test_a_dead_lock_goes(output):
-    dead = replace(Holder.me(), started="1")
-    (output / LOCK).create(json.dumps(vars(dead)).encode())
-    (output / "ingest" / LOCK).create(json.dumps(vars(dead)).encode())
+    (output / LOCK).create(to_json(DEAD))
+    (output / "ingest" / LOCK).create(to_json(DEAD))
     assert swept(output) == [LOCK, f"ingest/{LOCK}"]
     remove_leftovers(output, find_leftovers(output, 0.0, time.time() + 10))
     assert swept(output) == []

@@ -1,5 +1,6 @@
 """Receipts, manifests and retention, and whole checkpoints on a real S3 server."""
 
+import json
 import os
 
 import pytest
@@ -14,8 +15,10 @@ from tests.training.checkpoint_ranks import digests, engine_of, launch, make_eng
 from training.checkpoint.checkpoints import Checkpoints
 from training.checkpoint.config import CheckpointConfig
 from training.checkpoint.store import (
+    MANIFEST,
     CheckpointFile,
     CheckpointManifest,
+    CheckpointReceipt,
     Commit,
     Retention,
     Upload,
@@ -102,7 +105,7 @@ def test_two_writers_of_one_checkpoint_are_told(root, tmp_path):
 def test_a_damaged_manifest_is_told(root, tmp_path):
     tag = new_tag(1)
     (root / tag / "manifest.json").replace(b'{"step": 1}')
-    with pytest.raises(DataError, match=r"manifest\.json is damaged .* remove it to resume from an earlier one"):
+    with pytest.raises(DataError, match=r"manifest\.json is damaged: .* remove it to resume from an earlier one"):
         read_manifest(root / tag)
 
 
@@ -206,3 +209,15 @@ def test_a_store_that_cannot_be_reached_is_told_and_the_files_stay(server, here,
     assert len([path for path in (tmp_path / "scratch" / "saves").rglob("*") if path.is_file()]) >= 2
     checkpoints.root = place
     assert checkpoints.newest().payload == {"step": 1}
+
+
+@pytest.mark.parametrize("name", ["../victim", "/etc/x", "a/b", "..", "", "x\0y", "\x1b[2J"])
+def test_a_manifest_whose_files_lie_elsewhere_is_refused(root, name):
+    """security.md S8: `download` writes a file under the name that the manifest gives it."""
+    whole = manifest().model_copy(update={"receipts": (CheckpointReceipt(rank=0, files=()),)})
+    tree = json.loads(whole.model_dump_json())
+    tree["receipts"][0]["files"] = [{"name": name, "bytes": 1, "sha256": "0" * 64}]
+    place = root / new_tag(1)
+    (place / MANIFEST).create(json.dumps(tree).encode())
+    with pytest.raises(DataError, match=r"manifest\.json is damaged: receipts\.0\.files\.0\.name: must "):
+        read_manifest(place)

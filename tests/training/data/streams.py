@@ -1,5 +1,7 @@
 """Toy indexes, parts and corpora for tests of the stream."""
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 
@@ -17,8 +19,8 @@ SEED = 7
 
 def part(path, row_groups, tokens=None):
     """A part with the row counts of its row groups."""
-    rows = sum(row_groups)
-    return Part(split=0, path=path, rows=rows, bytes=1, tokens=tokens, sha256=path, row_groups=tuple(row_groups))
+    rows, sha256 = sum(row_groups), hashlib.sha256(path.encode()).hexdigest()
+    return Part(split=0, path=path, rows=rows, bytes=1, tokens=tokens, sha256=sha256, row_groups=tuple(row_groups))
 
 
 def stream(**changes):

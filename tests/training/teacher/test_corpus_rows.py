@@ -139,7 +139,7 @@ def test_cells_are_numbered_as_they_come_and_no_value_is_no_token(corpus):
 
 
 def part_of(row_groups, tokens):
-    known = {"split": 0, "path": "split=train/a.parquet", "bytes": 1, "sha256": ""}
+    known = {"split": 0, "path": "split=train/a.parquet", "bytes": 1, "sha256": "0" * 64}
     return Part(**known, rows=sum(row_groups), tokens=tokens, row_groups=row_groups)
 
 

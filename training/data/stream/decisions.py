@@ -12,18 +12,18 @@ it. Cost: one small object a segment.
 
 import difflib
 import hashlib
-import json
 import threading
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from pydantic import field_validator
+from pydantic import BaseModel, ValidationError, field_validator
 
 from etl.conf import check
 from etl.config import Config
 from etl.digests import canonical_json
 from etl.errors import ConfigError, DataError
 from etl.storage.location import Location
+from etl.storage.untrusted import MAX_OBJECT_BYTES, Count, Hex32, NotOursError, parse_object
 from training.data.stream.plan import StreamConfig, check_shares
 from training.data.stream.shares import Groups
 
@@ -55,13 +55,21 @@ class Policy(Config):
         return check_shares(shares)
 
 
+class Initial(BaseModel):
+    """What the value of the first record has at least."""
+
+    cells: dict[str, Count]
+    """Rows of each cell of the corpus."""
+    recipe: dict[str, Any]
+
+
 class Record(Config):
     """One decision."""
 
     segment: int
     kind: str
     value: dict[str, Any]
-    digest: str
+    digest: Hex32
     """Of the three other fields."""
 
     @classmethod
@@ -99,7 +107,7 @@ class FolderStore:
 
     def read(self, segment: int) -> bytes | None:
         try:
-            return self._object(segment).read()
+            return self._object(segment).read_at_most(MAX_OBJECT_BYTES)
         except FileNotFoundError:
             return None
 
@@ -266,12 +274,17 @@ def _read(store: Store, segment: int) -> Record | None:
     data = store.read(segment)
     if data is None:
         return None
-    record = check(Record, json.loads(data), f"{store}, segment {segment}")
-    if record != Record.of(segment, record.kind, record.value):
-        raise DataError(
-            f"the record of segment {segment} in {store} was changed after it was written; put the old one back, or go "
-            "on from a checkpoint before it in another `output`"
-        )
+    remedy = "put the old one back, or go on from a checkpoint before it in another `output`"
+    try:
+        record = parse_object(data, Record)
+        if segment == 0:
+            Initial.model_validate(record.value)
+    except ValidationError as error:
+        raise DataError(f"the first record in {store} begins no stream: it lacks cells or recipe; {remedy}") from error
+    except NotOursError as error:
+        raise DataError(f"the record of segment {segment} in {store} is damaged: {error}; {remedy}") from error
+    if record.segment != segment or record != Record.of(segment, record.kind, record.value):
+        raise DataError(f"the record of segment {segment} in {store} was changed after it was written; {remedy}")
     return record
 
 

@@ -7,7 +7,7 @@ import pytest
 from etl.errors import ConfigError, DataError
 from etl.storage.location import Location
 from tests.training.data.streams import part, stream
-from training.data.stream.decisions import DecisionLog, Policy
+from training.data.stream.decisions import INITIAL, DecisionLog, Policy, Record
 from training.data.stream.plan import initial_value
 
 PARTS = [part(f"split=train/skill_bucket={skill}/ctx_bucket=C1/part-0-x", [20, 20]) for skill in ("B1", "B2")]
@@ -173,3 +173,20 @@ def test_of_an_operator_and_many_ranks_at_one_segment_one_wins_and_all_agree(tmp
         assert len(found) == 1
         assert {weights for _, weights in found} == {won}
         assert names(folder) == ["000000.json", "000001.json"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"{", b"[]", b"{}", b'{"segment": 0, "kind": "initial", "value": {}, "digest": NaN}', b"[" * 10_000]
+)
+def test_a_record_that_is_none_is_told(tmp_path, data):
+    place = Location.of(tmp_path)
+    (place / "000000.json").create(data)
+    with pytest.raises(DataError, match=r"the record of segment 0 in .* is damaged: .*; put the old one back"):
+        DecisionLog.existing(place)
+
+
+def test_a_first_record_that_begins_no_stream_is_told(tmp_path):
+    place = Location.of(tmp_path)
+    (place / "000000.json").create(Record.of(0, INITIAL, {"cells": {"a": -1}, "recipe": {}}).to_json())
+    with pytest.raises(DataError, match="begins no stream"):
+        DecisionLog.existing(place)
