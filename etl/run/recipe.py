@@ -21,6 +21,7 @@ from etl.errors import ConfigError
 from etl.foreign import Foreign
 from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
+from etl.sources.row_groups import MAX_ROW_BYTES
 from etl.sources.spec import Source
 from etl.stages import ingest
 from etl.stages.context import Cutting
@@ -72,6 +73,9 @@ class Recipe(Config):
     sources: dict[str, Source] = Field(min_length=1)
     max_bad_fraction: float = Field(default=1.0, ge=0, le=1)
     """Share of a source's rows that may be quarantined before the run fails; 1 never fails."""
+    max_row_bytes: int = Field(default=MAX_ROW_BYTES, ge=1, lt=1 << 30)
+    """Bytes of a line, or of the text columns of a Parquet row, above which a row is quarantined as `too_long`. Reading
+    a row takes about four times its length in memory."""
     run: Cutting = Cutting()
 
     # What the names in `stages` stand for. `stages` comes after them: it takes what they are.

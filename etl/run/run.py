@@ -251,7 +251,7 @@ def _job_of(recipe: Recipe, label: str) -> str:
 def run_stages(recipe: Recipe, context: Context, enter: Callable[[str], None] = nothing) -> RunResult:
     """Every stage in its order, through the engine of the context; `enter` is called with the label of each before."""
     enter(ingest.STEP)
-    rows = ingest.ingest(context, recipe.sources, recipe.max_bad_fraction)
+    rows = ingest.ingest(context, recipe.sources, recipe.max_bad_fraction, recipe.max_row_bytes)
     dropped: DatasetLike | None = None
     for stage in recipe.stages:
         enter(stage.label)

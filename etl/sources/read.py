@@ -5,6 +5,8 @@ kind, and text that is not UTF-8 are `Bad` rows with their position and reason; 
 Whatever a library says of a file or a row group is a SourceError with the file and the rows. JSONL is split on LF alone
 (U+2028 and its like are text), with a byte-order mark and blank lines allowed. Parquet goes column by column without a
 Python object a row, except for meta_json (about 1 µs a row); JSONL costs one orjson parse a line.
+
+Of a line that is too long no more than `Limits.row_bytes` is held; etl/sources/row_groups.py bounds what Parquet takes.
 """
 
 import itertools
@@ -26,6 +28,7 @@ from etl.schema import MESSAGE, PROMPT, TEXT_ROLE
 from etl.sources.compressed import unpacked
 from etl.sources.files import InputSplit
 from etl.sources.formats import compression_of
+from etl.sources.row_groups import Limits, decoded, tables
 from etl.sources.spec import Shape, Source, TextShape
 from etl.storage.location import Location
 from etl.storage.remote import Storage
@@ -34,9 +37,8 @@ ROW_GROUP_BYTES = 16 << 20
 """Raw bytes after which a batch, and so a row group, is closed."""
 RAW_BYTES = 1 << 16
 """How much of a bad row a quarantine keeps."""
-MAX_LINE_BYTES = 1 << 28
-"""Lines of this length and more are bad rows. A shorter one takes about three times its length while it is read."""
-_SKIPPED_BYTES = 1 << 20
+_LINE_BYTES = 1 << 20
+"""How much of a line is asked for at once."""
 _BEYOND_64_BITS = 2.0**63
 _SAFE_DIGITS = 19
 """Whole numbers of fewer digits, a sign among them, fit into 64 bits."""
@@ -64,7 +66,7 @@ class RawBatch:
 
 
 def read_split(
-    source: Source, shape: Shape, split: InputSplit, storage: Storage
+    source: Source, shape: Shape, split: InputSplit, storage: Storage, limits: Limits
 ) -> Iterator[tuple[pa.RecordBatch, list[Bad]]]:
     """PROMPT rows and bad rows of a split, one pair for each row group to be written.
 
@@ -73,14 +75,15 @@ def read_split(
         shape: its description.
         split: what is read.
         storage: the recipe's options by scheme.
+        limits: of a row, above which it is bad, and of a row group, above which the file is not read.
 
     Raises:
-        SourceError: the file cannot be opened, is cut short, or lacks a required column.
+        SourceError: the file cannot be opened, is cut short, lacks a required column, or has too large a row group.
     """
     location = source.locate(split.file.url, storage)
     raw = _read_parquet if split.file.format == "parquet" else _read_jsonl
     try:
-        for batch in raw(location, shape, split):
+        for batch in raw(location, shape, split, limits):
             _quarantine_bad_text(batch, shape)
             _quarantine_nulls(batch, shape)
             yield to_prompt(batch, shape, split.source), sorted(batch.bad, key=lambda bad: bad.position)
@@ -88,7 +91,7 @@ def read_split(
         raise SourceError(f"source '{split.source}': {error}") from error
 
 
-def _read_parquet(location: Location, shape: Shape, split: InputSplit) -> Iterator[RawBatch]:
+def _read_parquet(location: Location, shape: Shape, split: InputSplit, limits: Limits) -> Iterator[RawBatch]:
     with location.open_parquet(split.file.pin) as file:
         with decoding(str(location)):
             schema = file.schema_arrow
@@ -106,13 +109,14 @@ def _read_parquet(location: Location, shape: Shape, split: InputSplit) -> Iterat
             _check_type(f"{location}: column '{name}'", schema.field(name).type, _use(name, shape))
         row = sum(counts[: split.start])
         for group in range(split.start, split.end):
-            with decoding(f"{location}: row group {group} (rows {row} to {row + counts[group] - 1})"):
-                table = file.read_row_group(group, columns=wanted).combine_chunks()
-            for piece in _pieces(table):
+            place = f"{location}: row group {group} (rows {row} to {row + counts[group] - 1})"
+            for piece in tables(place, decoded(place, file, group, wanted, limits), ROW_GROUP_BYTES, limits):
                 columns = {name: _as_used(piece[name].combine_chunks(), _use(name, shape)) for name in wanted}
                 for name, value in folders.items():
                     columns[name] = pa.repeat(pa.scalar(value, pa.string()), len(piece))
-                yield RawBatch(columns, pa.array(range(row, row + len(piece)), pa.int64()))
+                batch = RawBatch(columns, pa.array(range(row, row + len(piece)), pa.int64()))
+                _quarantine_long(batch, shape, limits)
+                yield batch
                 row += len(piece)
 
 
@@ -140,12 +144,27 @@ def _as_used(column: pa.Array, use: Literal["prose", "name", "kept"]) -> pa.Arra
     return kept(column) if use == "kept" else as_text(column, use)
 
 
-def _pieces(table: pa.Table) -> Iterator[pa.Table]:
-    """The table in slices of about ROW_GROUP_BYTES."""
-    count = max(1, -(-table.nbytes // ROW_GROUP_BYTES))
-    size = max(1, -(-len(table) // count))
-    for start in range(0, len(table), size):
-        yield table.slice(start, size)
+def _quarantine_long(batch: RawBatch, shape: Shape, limits: Limits) -> None:
+    """Take out the rows whose text columns are too long together."""
+    texts = {name: batch.columns[name] for name in shape.text_columns if name in batch.columns}
+    sizes = np.zeros(len(batch.positions), np.int64)
+    for column in texts.values():
+        sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+    good = sizes <= limits.row_bytes
+    for index in map(int, np.flatnonzero(~good)):
+        longest = max((column[index] for column in texts.values() if column[index].is_valid), key=_num_bytes)
+        raw = bytes(memoryview(longest.as_buffer())[:RAW_BYTES])
+        batch.bad.append(Bad(batch.positions[index].as_py(), *_too_long(int(sizes[index]), limits), raw))
+    _keep(batch, good)
+
+
+def _num_bytes(text: pa.Scalar) -> int:
+    return len(text.as_buffer())
+
+
+def _too_long(size: int, limits: Limits) -> tuple[str, str]:
+    """Reason and detail of a row that is not read for its length."""
+    return "too_long", f"{size:,} bytes, above max_row_bytes={limits.row_bytes}"
 
 
 @dataclass(frozen=True)
@@ -164,7 +183,7 @@ class _Wanted:
         return cls(texts, shape.prose, tuple(kept))
 
 
-def _read_jsonl(location: Location, shape: Shape, split: InputSplit) -> Iterator[RawBatch]:
+def _read_jsonl(location: Location, shape: Shape, split: InputSplit, limits: Limits) -> Iterator[RawBatch]:
     wanted = _Wanted.of(shape)
     rows: list[dict[str, Any]] = []
     positions: list[int] = []
@@ -174,9 +193,9 @@ def _read_jsonl(location: Location, shape: Shape, split: InputSplit) -> Iterator
         name: orjson.dumps(value) if name in wanted.kept and value is not None else value
         for name, value in _of_folders(split, shape).items()
     }
-    lines = _lines(location, split)
-    for position, line in lines if split.start else _lines_of_objects(location, lines):
-        row = _parse(line, wanted)
+    lines = _lines(location, split, limits)
+    for position, line, size in lines if split.start else _lines_of_objects(location, lines):
+        row = _parse(line, wanted) if size <= limits.row_bytes else _too_long(size, limits)
         if isinstance(row, dict) and folders:
             row = {**folders, **row}
         if isinstance(row, tuple):
@@ -193,25 +212,46 @@ def _read_jsonl(location: Location, shape: Shape, split: InputSplit) -> Iterator
         yield _raw_batch(wanted, rows, positions, bad)
 
 
-def _lines(location: Location, split: InputSplit) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, line without its LF) for the lines that begin inside the split; blank lines are no rows."""
+_Line = tuple[int, bytes, int]
+"""Byte offset, the line without its LF, and its length; of a line that is too long only the start is held."""
+
+
+def _lines(location: Location, split: InputSplit, limits: Limits) -> Iterator[_Line]:
+    """The lines that begin inside the split; blank ones are no rows."""
     try:
         with location.open(split.file.pin) as stored:
             stream = unpacked(compression_of(location.name), location.url, stored)
             position = _first_line(stream, split)
             # The last split of a file goes to its end: a compressed file is longer than its stored size.
             end = None if split.end >= split.file.bytes else split.end
-            while (end is None or position < end) and (line := stream.readline(MAX_LINE_BYTES)):
-                start, position = position, position + len(line)
-                if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                    position += _skip_line(stream)
-                line = line.removesuffix(b"\n")
-                if start == 0:
-                    line = line.removeprefix(_BOM)
-                if line and not line.isspace():
-                    yield start, line
+            while end is None or position < end:
+                line, size, num_read = _next_line(stream, limits.row_bytes)
+                if not num_read:
+                    return
+                start, position = position, position + num_read
+                if start == 0 and line.startswith(_BOM):
+                    line, size = line[len(_BOM) :], size - len(_BOM)
+                if size > limits.row_bytes or (line and not line.isspace()):
+                    yield start, line, size
     except OSError as error:
         raise SourceError(f"{location} cannot be read to its end ({said(error)}); replace or remove it") from error
+
+
+def _next_line(stream: IO[bytes], max_bytes: int) -> tuple[bytes, int, int]:
+    """The next line without its LF, its length, and the bytes read: no more when the file has ended.
+
+    Of a line that is longer than `max_bytes`, a byte-order mark aside, only the start is held and the rest read away.
+    """
+    pieces: list[bytes] = []
+    num_read, is_ended = 0, False
+    while not is_ended and (piece := stream.readline(_LINE_BYTES)):
+        num_read += len(piece)
+        is_ended = piece.endswith(b"\n")
+        if num_read <= max_bytes + len(_BOM) + 1 or not pieces:
+            pieces.append(piece)
+        else:
+            del pieces[1:]
+    return b"".join(pieces).removesuffix(b"\n"), num_read - is_ended, num_read
 
 
 def _first_line(stream: IO[bytes], split: InputSplit) -> int:
@@ -226,33 +266,31 @@ def _first_line(stream: IO[bytes], split: InputSplit) -> int:
 def _skip_line(stream: IO[bytes], wanted: float = math.inf) -> int:
     """Read on to the end of a line, but no further than that many bytes take; the number of bytes read."""
     count = 0
-    while count < wanted and (piece := stream.readline(_SKIPPED_BYTES)):
+    while count < wanted and (piece := stream.readline(_LINE_BYTES)):
         count += len(piece)
         if piece.endswith(b"\n"):
             break
     return count
 
 
-def _lines_of_objects(location: Location, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+def _lines_of_objects(location: Location, lines: Iterator[_Line]) -> Iterator[_Line]:
     """All lines of a file, unless the first one shows that they cannot be objects.
 
     Raises:
         SourceError: the file is a JSON array of objects, or UTF-16.
     """
-    for position, line in lines:
+    for position, line, size in lines:
         if line.startswith(_UTF16_BOMS) and b"\0" in line:
             raise SourceError(f"{location} is UTF-16; convert it to UTF-8, for example with iconv")
-        begin = line.lstrip()[:_SKIPPED_BYTES]
+        begin = line.lstrip()[:_LINE_BYTES]
         if begin.startswith(b"[") and begin[1:].lstrip()[:1] in (b"", b"{"):
             raise SourceError(f"{location} is a JSON array; write one object a line, for example with jq -c '.[]'")
-        return itertools.chain([(position, line)], lines)
+        return itertools.chain([(position, line, size)], lines)
     return lines
 
 
 def _parse(line: bytes, wanted: _Wanted) -> dict[str, Any] | tuple[str, str]:
     """The line's object, text columns as text and kept ones as JSON, or reason and detail of what is wrong with it."""
-    if len(line) >= MAX_LINE_BYTES:
-        return "too_long", f"{MAX_LINE_BYTES} bytes or more without a line feed"
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:

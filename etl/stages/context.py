@@ -12,6 +12,7 @@ from etl.engine import DEFAULT, Engine, Exchange, MapFn, ReduceFn, Resources, no
 from etl.laws import LIVE_ROWS, Growth, Law, Pieces, With
 from etl.rows import Rows
 from etl.schema import REMOVED
+from etl.sources.row_groups import MAX_ROW_GROUP_BYTES
 from etl.step import Offer, prefixed
 from etl.storage.build import Job, SplitWriter
 from etl.storage.dataset import Dataset, DatasetLike
@@ -28,6 +29,9 @@ class Cutting(Config):
     """Input bytes that one task reads."""
     bucket_bytes: int = Field(default=256 << 20, ge=1 << 10)
     """Bytes that one bucket of a shuffle holds."""
+    max_row_group_bytes: int = Field(default=MAX_ROW_GROUP_BYTES, ge=1 << 10)
+    """Decoded bytes of a row group of Parquet input above which its file is an error. Some tens of MB of a row group
+    are held at a time; the limit keeps a small file from filling the disk."""
     max_component_edges: int = Field(default=50_000_000, ge=0, lt=1 << 30)
     """Pairs of duplicates whose components one task finds, in at most 4 GB at the default; more are contracted in
     rounds of shuffles, to the same components."""

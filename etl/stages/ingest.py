@@ -20,6 +20,7 @@ from etl.schema import PROMPT, QUARANTINE
 from etl.sources.files import InputFile, InputSplit, Listed, cut, list_source, part_files
 from etl.sources.listing import told
 from etl.sources.read import Bad, read_split
+from etl.sources.row_groups import Limits
 from etl.sources.spec import Shape, Source
 from etl.stages.context import Context
 from etl.storage.build import Chunk
@@ -28,7 +29,7 @@ from etl.storage.manifest import Plan, sum_counts
 from etl.storage.remote import Storage
 from etl.storage.untrusted import read_object
 
-INGEST_VERSION = 1
+INGEST_VERSION = 2
 STEP = "ingest"
 TABLES: Final = {"ingest": "PROMPT", "quarantine": "QUARANTINE"}
 """The folders that are always written -> the word of the table; a source that is a table of a catalog adds
@@ -48,6 +49,7 @@ class Raw:
     """By URL, what a hashed file must still look like when it is read."""
     storage: Storage
     """The recipe's options by scheme."""
+    limits: Limits
 
     def to_plan(self, piece: InputSplit) -> dict[str, Any]:
         """A split as the plan stores it."""
@@ -84,7 +86,7 @@ class Raw:
         """The batches of a split as the plan stores it."""
         piece = self.from_plan(split)
         name = piece.source
-        for batch, bad in read_split(self.sources[name], self.shapes[name], piece, self.storage):
+        for batch, bad in read_split(self.sources[name], self.shapes[name], piece, self.storage, self.limits):
             yield name, piece, batch, bad
 
 
@@ -156,13 +158,14 @@ def _root(file: InputFile) -> str:
     return file.url.removesuffix(f"/{file.relative}")
 
 
-def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float) -> Rows:
+def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float, max_row_bytes: int) -> Rows:
     """Write DIR/ingest and, for what could not be read, DIR/quarantine.
 
     Args:
         context: of the run.
         sources: of the recipe, by name.
         max_bad_fraction: share of a source's rows that may be quarantined before the run fails.
+        max_row_bytes: length of a row above which it is quarantined.
 
     Raises:
         SourceError: an input is absent or damaged, or more than max_bad_fraction of a source was quarantined.
@@ -177,7 +180,8 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
     files = {name: found.files for name, found in listed.items()}
     roots = tuple(dict.fromkeys(_root(file) for found in files.values() for file in found))
     stamps = {file.url: file.stamp for found in files.values() for file in found if file.stamp}
-    raw = Raw(sources, {name: source.shape() for name, source in sources.items()}, roots, stamps, storage)
+    limits = Limits(max_row_bytes, context.cutting.max_row_group_bytes)
+    raw = Raw(sources, {name: source.shape() for name, source in sources.items()}, roots, stamps, storage, limits)
     identity = {
         name: {"shape": shape.fingerprinted(), **({} if name in landed else _listing(files[name], shape))}
         for name, shape in raw.shapes.items()
@@ -190,7 +194,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
             for piece in cut(name, source, files[name], context.cutting.split_bytes, storage)
         )
     ]
-    semantic = {"version": INGEST_VERSION, "sources": identity}
+    semantic = {"version": INGEST_VERSION, "max_row_bytes": max_row_bytes, "sources": identity}
     empty = {name: {STEP: {"in": 0, "made": 0, "kept": 0}} for name in sources}
     findings = {"inputs": {name: _findings(one) for name, one in listed.items() if name not in landed}}
     job = (

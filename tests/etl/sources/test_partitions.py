@@ -10,6 +10,7 @@ from etl.errors import SourceError
 from etl.sources.files import cut, list_files
 from etl.sources.partitions import partitions_of
 from etl.sources.read import read_split
+from etl.sources.row_groups import Limits
 from etl.sources.spec import Source, TextShape
 from tests.etl.stages.toys import read, run, stage, text_recipe
 
@@ -63,7 +64,12 @@ def write(path, rows):
 def rows_of(path, shape=SHAPE):
     source = Source(spec="text", path=str(path))
     splits = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
-    return [row for split in splits for batch, _ in read_split(source, shape, split, {}) for row in batch.to_pylist()]
+    return [
+        row
+        for split in splits
+        for batch, _ in read_split(source, shape, split, {}, Limits())
+        for row in batch.to_pylist()
+    ]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])

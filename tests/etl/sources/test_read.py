@@ -4,7 +4,6 @@ import bz2
 import gzip
 import json
 import lzma
-import tracemalloc
 from unittest.mock import Mock
 
 import pyarrow.parquet as pq
@@ -17,6 +16,7 @@ from etl.errors import SourceError
 from etl.sources import read
 from etl.sources.files import cut, list_files
 from etl.sources.read import read_split
+from etl.sources.row_groups import Limits
 from etl.sources.spec import ColumnsShape, Source
 from tests.etl.rows import asked
 from tests.etl.sources.toysources import SHAPE, documents, example, jsonl, rows_of, table
@@ -160,7 +160,7 @@ def test_a_bad_line_says_why_and_what_stood_there(tmp_path, line, reason, detail
     jsonl(tmp_path / "x.jsonl", example(1), line + b"\n", example(2))
     source = Source(spec="toy", path=str(tmp_path))
     (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
-    ((batch, (bad,)),) = read_split(source, SHAPE, split, {})
+    ((batch, (bad,)),) = read_split(source, SHAPE, split, {}, Limits())
     assert batch.column("source_example_id").to_pylist() == ["e1", "e2"]
     assert (bad.position, bad.reason) == (len(json.dumps(example(1))) + 1, reason)
     assert detail in bad.detail
@@ -171,7 +171,7 @@ def test_a_quarantine_keeps_the_start_of_a_long_line(tmp_path):
     jsonl(tmp_path / "x.jsonl", b'{"id": "' + b"x" * 200_000)
     source = Source(spec="toy", path=str(tmp_path))
     (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
-    ((batch, (bad,)),) = read_split(source, SHAPE, split, {})
+    ((batch, (bad,)),) = read_split(source, SHAPE, split, {}, Limits())
     assert batch.num_rows == 0
     assert bad.raw == b'{"id": "' + b"x" * (read.RAW_BYTES - 8)
 
@@ -188,7 +188,7 @@ def test_batches_are_closed_at_the_size_of_a_row_group(tmp_path, monkeypatch):
     monkeypatch.setattr(read, "ROW_GROUP_BYTES", 4 * len(json.dumps(example())))
     source = Source(spec="toy", path=str(tmp_path))
     (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
-    assert [batch.num_rows for batch, _ in read_split(source, SHAPE, split, {})] == [4, 4, 2]
+    assert [batch.num_rows for batch, _ in read_split(source, SHAPE, split, {}, Limits())] == [4, 4, 2]
 
 
 # --- lines and files that are no rows --------------------------------------------------------------------------------
@@ -226,23 +226,22 @@ def test_lines_that_are_too_long_are_bad_rows_in_any_cut(scratch, rows, ended, s
     (scratch / "x.jsonl").write_bytes(b"\n".join(lines) + b"\n" * ended)
     offsets = [sum(len(line) + 1 for line in lines[:count]) for count in range(len(lines))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read, "MAX_LINE_BYTES", 100)
-        patch.setattr(read, "_SKIPPED_BYTES", 64)
-        good, bad = rows_of(scratch / "x.jsonl", split_bytes=split_bytes)
+        patch.setattr(read, "_LINE_BYTES", 64)
+        good, bad = rows_of(scratch / "x.jsonl", split_bytes=split_bytes, limits=Limits(row_bytes=100))
     assert [row["source_example_id"] for row in good] == [f"e{n}" for n, text in rows if len(text) < 100]
     assert bad == [(at, "too_long") for at, (_, text) in zip(offsets, rows, strict=True) if len(text) > 100]
 
 
-def test_a_line_that_never_ends_is_held_three_times_at_most(tmp_path, monkeypatch):
-    size = 16 << 20
-    monkeypatch.setattr(read, "MAX_LINE_BYTES", size)
-    with (tmp_path / "x.jsonl").open("wb") as file:
-        for _ in range(6):
-            file.write(b"x" * size)
-    tracemalloc.start()
-    assert rows_of(tmp_path, split_bytes=size) == ([], [(0, "too_long")])
-    assert tracemalloc.get_traced_memory()[1] < 3.2 * size
-    tracemalloc.stop()
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a mark"])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"], ids=["cut", "ended", "blank"])
+@pytest.mark.parametrize("block", [7, 1 << 20])
+def test_a_line_of_the_limit_is_a_row_and_one_byte_more_is_not(tmp_path, monkeypatch, mark, end, block):
+    monkeypatch.setattr(read, "_LINE_BYTES", block)
+    line = json.dumps(example(1)).encode()
+    (tmp_path / "x.jsonl").write_bytes(mark + line + end)
+    for row_bytes, expected in ((len(line), (1, [])), (len(line) - 1, (0, [(0, "too_long")]))):
+        rows, bad = rows_of(tmp_path, limits=Limits(row_bytes=row_bytes))
+        assert (len(rows), bad) == expected
 
 
 ARRAYS = {
@@ -307,7 +306,7 @@ def test_a_file_that_goes_away_is_a_source_error(tmp_path):
     (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
     (tmp_path / "x.jsonl").unlink()
     with pytest.raises(SourceError, match=r"x\.jsonl cannot be read"):
-        list(read_split(source, SHAPE, split, {}))
+        list(read_split(source, SHAPE, split, {}, Limits()))
 
 
 # --- real files ------------------------------------------------------------------------------------------------------

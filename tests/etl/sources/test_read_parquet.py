@@ -15,6 +15,7 @@ from etl.errors import SourceError
 from etl.sources import read
 from etl.sources.files import cut, list_files
 from etl.sources.read import read_split
+from etl.sources.row_groups import Limits
 from etl.sources.spec import Source
 from tests.etl.rows import asked
 from tests.etl.sources.toysources import SHAPE, example, jsonl, rows_of, table
@@ -37,7 +38,7 @@ def test_a_large_row_group_becomes_several_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(read, "ROW_GROUP_BYTES", 500)
     source = Source(spec="toy", path=str(tmp_path))
     (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
-    sizes = [batch.num_rows for batch, _ in read_split(source, SHAPE, split, {})]
+    sizes = [batch.num_rows for batch, _ in read_split(source, SHAPE, split, {}, Limits())]
     assert len(sizes) > 5
     assert sum(sizes) == 99
     rows, bad = rows_of(tmp_path)

@@ -7,8 +7,10 @@ import pyarrow as pa
 from etl.schema import PROMPT
 from etl.sources.files import cut, list_files
 from etl.sources.read import read_split
+from etl.sources.row_groups import Limits
 from etl.sources.spec import ColumnsShape, Source, TextShape
 
+LIMITS = Limits()
 SHAPE = ColumnsShape(
     shape="columns",
     example_id="id",
@@ -21,12 +23,12 @@ SHAPE = ColumnsShape(
 )
 
 
-def rows_of(path, shape=SHAPE, split_bytes=1 << 30, name="toy"):
+def rows_of(path, shape=SHAPE, split_bytes=1 << 30, name="toy", limits=LIMITS):
     """(PROMPT rows, [(position, reason)] of the bad ones) of all splits of a source."""
     source = Source(spec="toy", path=str(path))
     good, bad = [], []
     for split in cut(name, source, list_files(name, source, {}), split_bytes, {}):
-        for batch, lost in read_split(source, shape, split, {}):
+        for batch, lost in read_split(source, shape, split, {}, limits):
             assert batch.schema == PROMPT
             good.extend(batch.to_pylist())
             bad.extend((row.position, row.reason) for row in lost)

@@ -98,7 +98,7 @@ def ingested(tmp_path):
     source = write_parquet(tmp_path / "a.parquet", rows, row_group_size=900)
     recipe = make_recipe(tmp_path / "out", {"toy": source}, run={"split_bytes": 1 << 30})
     context = context_of(recipe, InProcessEngine(), nothing)
-    rows = ingest(context, recipe.sources, recipe.max_bad_fraction)
+    rows = ingest(context, recipe.sources, recipe.max_bad_fraction, recipe.max_row_bytes)
     context.engine.settle()
     return context, rows
 
