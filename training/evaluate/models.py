@@ -6,6 +6,7 @@ transformers with its own attention. Decoding is greedy, so the same folder give
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from etl.errors import ConfigError
 from training.models.causal_lm import DTYPES, TransformersNetwork, from_weights
 from training.models.factory import Student
 
-_FINAL = "<|channel|>final<|message|>"
+_CHANNEL, _MESSAGE = "<|channel|>", "<|message|>"
 
 
 class Models:
@@ -84,12 +85,35 @@ class Generator:
         turn = [{"role": "user", "content": question}]
         return list(self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
 
-    def answer(self, tokens: list[int]) -> str:
-        """The text of a completion; of one in Harmony the final message only."""
-        text: str = self.tokenizer.decode(tokens)
-        if _FINAL in text:
-            return text.rpartition(_FINAL)[2].partition("<|")[0]
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+    def answer(self, tokens: list[int]) -> str | None:
+        """The text of a completion; of a model of Harmony its last final message, None where it wrote none.
+
+        The marks of a message are control ids, not what text of the same letters is encoded to.
+        """
+        if not {_CHANNEL, _MESSAGE} <= self._controls.keys():
+            return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        final = self._final_message(tokens)
+        return None if final is None else str(self.tokenizer.decode(final))
+
+    def _final_message(self, tokens: list[int]) -> list[int] | None:
+        """The ids from the last <|message|> of the channel `final` up to the next control id."""
+        controls = set(self._controls.values())
+        places = [place for place, token in enumerate(tokens) if token in controls] + [len(tokens)]
+        final, channel = None, ""
+        for place, end in pairwise(places):
+            inner = tokens[place + 1 : end]
+            if tokens[place] == self._controls[_CHANNEL]:
+                channel = str(self.tokenizer.decode(inner)).strip()
+            elif tokens[place] == self._controls[_MESSAGE]:
+                final = inner if channel.split(" ")[0] == "final" else final
+                channel = ""
+        return final
+
+    @cached_property
+    def _controls(self) -> dict[str, int]:
+        """Ids by name of the tokens that no text is encoded to."""
+        added = self.tokenizer.added_tokens_decoder
+        return {token.content: number for number, token in added.items() if token.special}
 
     def complete(self, prompts: list[list[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
         """What the model says after each prompt, up to and with the token that ends it."""

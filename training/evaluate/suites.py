@@ -3,7 +3,7 @@
 held_out     loss of a corpus's split by cell and span kind; with a teacher, KL(teacher || student), too (canaries are
              a corpus of their own)
 format       the share of greedy completions of validation prompts that are well-formed Harmony
-reasoning    the share of questions of a JSONL file whose final answer is right
+reasoning    the share of questions of a JSONL file whose final answer is right (etl.answers)
 lm_eval      tasks of the LM Evaluation Harness from a local folder of task files
 
 Sums are float64. Memory: one pack, or one batch of completions, beside the model (and the teacher).
@@ -22,17 +22,18 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from etl.answers.final import final_answer, stated_answer
+from etl.answers.judge import Judge
 from etl.config import Config
 from etl.errors import ConfigError, DataError
 from etl.harmony.parse import parse
-from etl.harmony.vocabulary import CALL, RETURN, START
+from etl.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, START
 from etl.schema import SPAN_KINDS
 from etl.storage.location import Location
 from training.data.cell_packs import packs_by_cell
 from training.data.collate import Pack, collate
 from training.data.reader import CorpusReader
 from training.data.stream.plan import StreamConfig, uniform
-from training.evaluate.answers import given_answer, is_same, stated_answer
 from training.evaluate.models import Models
 from training.losses.objective import CrossEntropy, Divergence, StepContext
 from training.losses.spans import KINDS
@@ -135,7 +136,7 @@ class HeldOutSuite(Config):
 
 
 class FormatSuite(Config):
-    """How often a greedy completion is: analysis, then one final message, then <|return|>."""
+    """How often a greedy completion is well-formed: analysis or preambles or neither, one final message, <|return|>."""
 
     needs_harmony: ClassVar[bool] = True
 
@@ -150,7 +151,7 @@ class FormatSuite(Config):
     batch_size: int = Field(default=8, ge=1)
 
     def run(self, models: Models, folder: str, seed: int) -> Metrics:
-        """Shares that sum to 1: `valid`, `call` (a tool call), `truncated` (no end), `malformed`; and `prompts`.
+        """Shares that sum to 1, those of VERDICTS; `analysis`, the share with analysis before that; `prompts`.
 
         Raises:
             DataError: the split has no such row.
@@ -160,7 +161,9 @@ class FormatSuite(Config):
             raise DataError(f"{self.corpus} has no conversation in the split {self.split}; name another corpus")
         said = models.generator(folder).complete(prompts, self.max_new_tokens, self.batch_size)
         judged = [judge(tokens) for tokens in said]
-        return {**{name: judged.count(name) / len(judged) for name in VERDICTS}, "prompts": float(len(judged))}
+        shares = {name: sum(found.verdict == name for found in judged) / len(judged) for name in VERDICTS}
+        thinks = sum(found.thinks for found in judged) / len(judged)
+        return {**shares, "analysis": thinks, "prompts": float(len(judged))}
 
     def _prompts(self, seed: int) -> Iterator[list[int]]:
         """Token ids, <|start|>assistant included."""
@@ -176,23 +179,42 @@ class FormatSuite(Config):
                         yield ids[: speaks + 2].tolist()
 
 
-VERDICTS = ("valid", "call", "truncated", "malformed")
+VERDICTS = ("valid", "call", "empty", "truncated", "malformed")
+"""An answer; a tool call; a final message of white space; no end within the allowed tokens; everything else."""
 
 
-def judge(completion: list[int]) -> str:
-    """What a completion after <|start|>assistant is: one of VERDICTS."""
-    if not completion or completion[-1] not in (RETURN, CALL):
-        return "truncated"
+class Judged(NamedTuple):
+    """A completion."""
+
+    verdict: str
+    """One of VERDICTS."""
+    thinks: bool = False
+    """Whether a well-formed one has analysis."""
+
+
+def judge(completion: list[int]) -> Judged:
+    """What a completion after <|start|>assistant is.
+
+    Before the final message or the call stand messages of the channels analysis and commentary (preambles), or none. A
+    completion that <|endoftext|> ends is not cut short, it ends as raw text does: malformed.
+    """
+    if not completion or completion[-1] not in (RETURN, CALL, ENDOFTEXT):
+        return Judged("truncated")
     try:
         messages = parse(completion, next_role="assistant")
     except DataError:
-        return "malformed"
-    channels = [message["channel"] for message in messages]
+        return Judged("malformed")
+    if not messages or completion[-1] == ENDOFTEXT or any(message["role"] != "assistant" for message in messages):
+        return Judged("malformed")
+    *before, last = messages
+    if any(message["recipient"] or message["channel"] not in ("analysis", "commentary") for message in before):
+        return Judged("malformed")
+    thinks = any(message["channel"] == "analysis" and message["content"].strip() for message in before)
     if completion[-1] == CALL:
-        return "call" if messages and messages[-1]["recipient"] else "malformed"
-    thinks = len(channels) > 1 and set(channels[:-1]) == {"analysis"} and channels[-1] == "final"
-    speaks = all(message["role"] == "assistant" and message["recipient"] is None for message in messages)
-    return "valid" if thinks and speaks else "malformed"
+        return Judged("call", thinks) if last["recipient"] else Judged("malformed")
+    if last["channel"] != "final" or last["recipient"]:
+        return Judged("malformed")
+    return Judged("valid" if last["content"].strip() else "empty", thinks)
 
 
 class ReasoningSuite(Config):
@@ -215,23 +237,34 @@ class ReasoningSuite(Config):
     batch_size: int = Field(default=8, ge=1)
 
     def run(self, models: Models, folder: str, seed: int) -> Metrics:
-        """`exact_match`, `answered` (the share with any answer), `questions`.
+        """Shares of the questions, and `questions`: their number.
+
+        `exact_match` is right; `answered` has any answer; `guessed` states none, so its last number was taken;
+        `unparseable` could not be compared, which counts as wrong; `no_final` has no final message in Harmony.
 
         Raises:
-            ConfigError: there is no such file.
+            ConfigError: there is no such file, or math-verify is not installed.
             DataError: a line is not JSON or lacks a key.
         """
         rows = list(islice(self._rows(), self.questions))
         model = models.generator(folder)
         prompts = [model.prompt(f"{question}\n\n{self.instruction}".strip()) for question, _ in rows]
         said = [model.answer(tokens) for tokens in model.complete(prompts, self.max_new_tokens, self.batch_size)]
-        answers = [given_answer(text) for text in said]
-        right = [answer is not None and is_same(answer, gold) for answer, (_, gold) in zip(answers, rows, strict=True)]
-        return {
-            "exact_match": sum(right) / len(rows),
-            "answered": sum(answer is not None for answer in answers) / len(rows),
-            "questions": float(len(rows)),
+        answers = [None if text is None else final_answer(text) for text in said]
+        with Judge() as judge:
+            verdicts = [
+                judge.compare(answer.text, gold).outcome
+                for answer, (_, gold) in zip(answers, rows, strict=True)
+                if answer is not None
+            ]
+        counts = {
+            "exact_match": verdicts.count("equal"),
+            "answered": len(verdicts),
+            "guessed": sum(answer is not None and answer.where == "last_number" for answer in answers),
+            "unparseable": verdicts.count("unparseable"),
+            "no_final": said.count(None),
         }
+        return {**{name: count / len(rows) for name, count in counts.items()}, "questions": float(len(rows))}
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         """Question and right answer."""
@@ -251,7 +284,8 @@ class ReasoningSuite(Config):
                     f"line {number} of {self.file} has no '{self.question}' and '{self.answer}' ({error!r}); set "
                     "question and answer to the keys that it has"
                 ) from error
-            yield question, stated_answer(answer) or answer.strip()
+            stated = stated_answer(answer)
+            yield question, stated.text if stated else answer.strip()
 
 
 class LmEvalSuite(Config):

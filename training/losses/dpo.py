@@ -24,13 +24,16 @@ from training.losses.spans import KINDS, Counts, LossOutput, Objective, StepCont
 from training.losses.token_nll import TokenNll
 
 CHOSEN, REJECTED = 0, 1
+_FLOAT32_STEP = 2.0**-23
+"""Relative distance of two neighbouring float32."""
 
 
 class Dpo(Objective):
     """`kind: dpo`. Counts: pairs, tokens by span kind, chosen tokens by span kind.
 
-    Sums: loss, pairs with a positive margin, margins, rewards of the chosen and of the rejected side (beta * (S - R)),
-    -ln p of the chosen side by span kind.
+    Sums: loss, pairs with a positive margin, ties, margins, rewards of the chosen and of the rejected side
+    (beta * (S - R)), -ln p of the chosen side by span kind. A pair is a tie, and no win, where its margin is less than
+    float32, in which the reference's ln p come, can tell from 0: so all pairs of a student that is its reference are.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "reference_logp"})
@@ -82,25 +85,28 @@ class Dpo(Objective):
         rejected = of_side[REJECTED].index_add(0, pair, reward * (side == REJECTED))
         is_pair = of_side[CHOSEN].index_add(0, pair, (side == CHOSEN).double())
         margin = chosen - rejected
+        size = self.beta * (logp.detach().abs() + reference.abs())
+        is_tie = is_pair * (margin.abs() <= _FLOAT32_STEP * size.new_zeros(len(pair)).index_add(0, pair, size))
         smoothing = self.label_smoothing
         losses = is_pair * -((1 - smoothing) * logsigmoid(margin) + smoothing * logsigmoid(-margin))
         of_chosen = nll.detach().double() * (side[document] == CHOSEN)
         by_kind = reward.new_zeros(KINDS).index_add(0, batch.target_kind[rows], of_chosen)
-        found = [losses, is_pair * (margin > 0), margin, chosen, rejected]
+        found = [losses, (is_pair - is_tie) * (margin > 0), is_tie, margin, chosen, rejected]
         sums = torch.cat([torch.stack([values.detach().sum() for values in found]), by_kind])
         return LossOutput(losses.sum() / step.counts[0].clamp(min=1), sums)
 
     def report(self, counts: torch.Tensor, sums: torch.Tensor) -> dict[str, Any]:
         """The loss, what it is made of, and the chosen side's mean -ln p by span kind as `span_loss`."""
         num_pairs = max(float(counts[0]), 1.0)
-        loss, accuracy, margin, chosen, rejected = (sums[:5] / num_pairs).tolist()
-        of_chosen = zip(SPAN_KINDS, sums[5:].tolist(), counts[1 + KINDS :].tolist(), strict=True)
+        loss, accuracy, ties, margin, chosen, rejected = (sums[:6] / num_pairs).tolist()
+        of_chosen = zip(SPAN_KINDS, sums[6:].tolist(), counts[1 + KINDS :].tolist(), strict=True)
         return {
             "loss": loss,
             "span_loss": {kind: total / count for kind, total, count in of_chosen if count > 0},
             "span_tokens": dict(zip(SPAN_KINDS, counts[1 : 1 + KINDS].int().tolist(), strict=True)),
             "pairs": int(counts[0]),
             "accuracy": accuracy,
+            "ties": ties,
             "margin": margin,
             "reward_chosen": chosen,
             "reward_rejected": rejected,

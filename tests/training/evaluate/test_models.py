@@ -42,7 +42,7 @@ def test_prompts_of_unequal_length_are_completed_greedily(model, models):
         assert tokens == ids[len(prompt) :]
 
 
-def test_a_completion_ends_with_its_first_stop_token_and_the_answer_is_the_final_message(model, models):
+def test_a_completion_ends_with_its_first_stop_token(model, models):
     generator = models.generator(model)
     fixed = SimpleNamespace(
         device="cpu",
@@ -50,9 +50,38 @@ def test_a_completion_ends_with_its_first_stop_token_and_the_answer_is_the_final
         generate=lambda ids, **_: torch.cat([ids, torch.tensor([[4, 200_012, 200_002, 9]])], dim=1),
     )
     assert Generator(generator.folder, fixed).complete([[1]], 4, 1) == [[4, 200_012]]
-    tokens = generator.tokenizer("<|channel|>analysis<|message|>1<|end|><|start|>assistant<|channel|>final<|message|>2")
-    assert generator.answer([*tokens.input_ids, 200_002]) == "2"
     assert generator.tokenizer.decode(generator.prompt("hi")).endswith("user<|message|>hi<|end|><|start|>assistant")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<|channel|>analysis<|message|>1<|end|><|start|>assistant<|channel|>final<|message|>2<|return|>", "2"),
+        ("<|channel|>final<|message|>a <| b and <|x|> c<|return|>", "a <| b and <|x|> c"),
+        ("<|channel|>final<|message|>1<|end|><|start|>assistant<|channel|>final<|message|>2<|return|>", "2"),
+        ("<|channel|>final<|message|>2<|end|><|start|>assistant<|channel|>analysis<|message|>3<|return|>", "2"),
+        ("<|channel|>final <|constrain|>json<|message|>{}<|return|>", "{}"),
+        ("<|channel|>final<|message|>2<|endoftext|>and 3", "2"),
+        ("<|channel|>final<|message|>2", "2"),
+        ("<|channel|>final<|message|><|return|>", ""),
+        ("<|channel|>analysis<|message|>\\boxed{1}<|return|>", None),
+        ("<|channel|>final", None),
+        ("the answer is 4<|return|>", None),
+        ("", None),
+    ],
+)
+def test_the_answer_in_harmony_is_the_last_final_message_up_to_a_control_id(model, models, text, answer):
+    generator = models.generator(model)
+    assert generator.answer(generator.tokenizer(text).input_ids) == answer
+
+
+def test_letters_of_a_mark_are_no_mark(model, models):
+    generator = models.generator(model)
+    letters = [number for mark in "<|channel|>final<|message|>9" for number in generator.tokenizer(mark).input_ids]
+    assert generator.tokenizer.decode(letters) == "<|channel|>final<|message|>9"
+    assert generator.answer(letters) is None
+    opened = generator.tokenizer("<|channel|>final<|message|>2 ").input_ids
+    assert generator.answer([*opened, *letters, 200_002]) == "2 <|channel|>final<|message|>9"
 
 
 def total(ids, attention_mask, **_):

@@ -76,24 +76,38 @@ def test_documents_that_fit_in_no_pack_are_an_error(corpus, model, models):
         HeldOutSuite(corpus=corpus, pack_tokens=8).run(models, model, 0)
 
 
+START = "<|start|>assistant"
+THINKS = f"<|channel|>analysis<|message|>hm<|end|>{START}"
+PREAMBLE = f"<|channel|>commentary<|message|>I look.<|end|>{START}"
+FINAL = "<|channel|>final<|message|>4"
+CALL = " to=f.g<|channel|>commentary<|message|>{}<|call|>"
+
+
 @pytest.mark.parametrize(
-    ("text", "verdict"),
+    ("text", "verdict", "thinks"),
     [
-        ("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>", "valid"),
-        ("<|channel|>final<|message|>4<|return|>", "malformed"),
-        ("<|channel|>analysis<|message|>hm<|return|>", "malformed"),
-        ("<|channel|>analysis<|message|>hm<|end|><|start|>user<|message|>4<|return|>", "malformed"),
-        ("<|channel|>commentary<|message|><|end|><|start|>assistant<|channel|>final<|message|><|return|>", "malformed"),
-        ("four<|return|>", "malformed"),
-        ("<|channel|>analysis<|message|>hm<|end|>", "truncated"),
-        ("", "truncated"),
-        ("<|channel|>commentary<|message|>a<|end|><|start|>assistant to=f.g<|channel|>commentary<|message|>{}<|call|>",
-         "call"),
-        ("<|channel|>commentary<|message|>{}<|call|>", "malformed"),
+        (f"{THINKS}{FINAL}<|return|>", "valid", True),
+        (f"{FINAL}<|return|>", "valid", False),
+        (f"{PREAMBLE}{FINAL}<|return|>", "valid", False),
+        (f"{THINKS}{PREAMBLE}{THINKS}{FINAL}<|return|>", "valid", True),
+        (f"{THINKS}<|channel|>final<|message|><|return|>", "empty", True),
+        ("<|channel|>final<|message|> \n<|return|>", "empty", False),
+        ("<|channel|>analysis<|message|>hm<|return|>", "malformed", False),
+        (f"{FINAL}<|end|>{START}{FINAL}<|return|>", "malformed", False),
+        ("<|channel|>analysis<|message|>hm<|end|><|start|>user<|message|>4<|return|>", "malformed", False),
+        ("four<|return|>", "malformed", False),
+        (f"{FINAL}<|endoftext|>", "malformed", False),
+        ("four<|endoftext|>", "malformed", False),
+        ("<|channel|>analysis<|message|>hm<|end|>", "truncated", False),
+        (FINAL, "truncated", False),
+        ("", "truncated", False),
+        (f"{PREAMBLE}{CALL}", "call", False),
+        (f"{THINKS}{CALL}", "call", True),
+        ("<|channel|>commentary<|message|>{}<|call|>", "malformed", False),
     ],
 )  # fmt: skip
-def test_a_completion_is_judged(text, verdict):
-    assert judge(load_encoding().encode(text, allowed_special="all")) == verdict
+def test_a_completion_is_judged(text, verdict, thinks):
+    assert judge(load_encoding().encode(text, allowed_special="all")) == (verdict, thinks)
 
 
 class Actor:
@@ -122,7 +136,9 @@ def test_format_is_the_share_of_valid_completions_of_real_prompts(corpus):
     valid = "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>"
     actor = Actor([encode(text, allowed_special="all") for text in (valid, valid, "<|return|>", "on and on")])
     found = FormatSuite(corpus=corpus, prompts=8).run(actor, "", 0)
-    assert found == {"valid": 0.5, "call": 0.0, "truncated": 0.25, "malformed": 0.25, "prompts": 8.0}
+    assert found == {
+        "valid": 0.5, "call": 0.0, "empty": 0.0, "truncated": 0.25, "malformed": 0.25, "analysis": 0.5, "prompts": 8.0
+    }  # fmt: skip
     for prompt in actor.asked:
         text = load_encoding().decode(prompt)
         assert text.startswith("<|start|>system<|message|>")
@@ -137,11 +153,12 @@ def test_a_split_without_a_prompt_that_is_short_enough_is_an_error(corpus):
 
 def test_questions_are_answered_and_compared(tmp_path):
     rows = [{"q": "1+1?", "a": "so #### 2"}, {"q": "2+2?", "a": "4"}, {"q": "?", "a": "7"}, {"q": "??", "a": "7"}]
+    shares = {"exact_match": 0.25, "answered": 0.75, "guessed": 0.25, "unparseable": 0.25, "no_final": 0.25}
     path = tmp_path / "questions.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    actor = Actor(["\\boxed{2.0}", "It is 5", "None.", "7"])
+    actor = Actor(["\\boxed{2.0}", "It is 5", None, "\\boxed{\\frac{}"])
     suite = ReasoningSuite(file=str(path), question="q", answer="a", instruction="Think.")
-    assert suite.run(actor, "", 0) == {"exact_match": 0.5, "answered": 0.75, "questions": 4.0}
+    assert suite.run(actor, "", 0) == {**shares, "questions": 4.0}
     assert actor.prompts[0] == "1+1?\n\nThink."
     with pytest.raises(DataError, match=r"line 1 of .* has no 'question' and 'a'"):
         ReasoningSuite(file=str(path), answer="a").run(actor, "", 0)
@@ -155,7 +172,8 @@ def test_only_the_first_questions_are_asked_of_a_plain_file(tmp_path):
     path.write_text("\n\n".join(map(json.dumps, rows)) + "\n")
     actor = Actor(["0"])
     suite = ReasoningSuite(file=str(path), instruction="", questions=2)
-    assert suite.run(actor, "", 0) == {"exact_match": 0.5, "answered": 1.0, "questions": 2.0}
+    found = suite.run(actor, "", 0)
+    assert (found["exact_match"], found["answered"], found["questions"]) == (0.5, 1.0, 2.0)
     assert actor.prompts == ["0?", "1?"]
 
 
@@ -165,7 +183,8 @@ def test_real_questions_have_answers(shared_data):
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
     golds = [json.loads(line)["answer"] for line in lines[:500]]
     actor = Actor([gold.rpartition("####")[0] + f"The answer is {gold.rpartition('####')[2]}." for gold in golds])
-    assert suite.run(actor, "", 0) == {"exact_match": 1.0, "answered": 1.0, "questions": 500.0}
+    found = suite.run(actor, "", 0)
+    assert (found["exact_match"], found["answered"], found["questions"]) == (1.0, 1.0, 500.0)
 
 
 def task_folder(folder):

@@ -48,7 +48,7 @@ def test_two_pairs_by_hand():
     assert found.total == pytest.approx((math.log(3 / 2) + math.log(3)) / 2, **FLOAT32)
     report = found.report
     assert report["loss"] == pytest.approx(found.total, rel=1e-12)
-    assert (report["pairs"], report["accuracy"]) == (2, 0.5)
+    assert (report["pairs"], report["accuracy"], report["ties"]) == (2, 0.5, 0.0)
     assert report["margin"] == pytest.approx(0.0, **FLOAT32)
     assert report["reward_chosen"] == pytest.approx(LN2 / 4, **FLOAT32)
     assert report["reward_rejected"] == pytest.approx((-LN2 / 2 + LN2) / 2, **FLOAT32)
@@ -83,7 +83,7 @@ def test_a_student_that_is_its_reference_has_the_loss_ln_2():
     )
     report = run(Dpo(beta=3.0), [same], [states_giving([0.5, 0.5])]).report
     assert report["loss"] == pytest.approx(LN2, rel=1e-12)
-    assert report["accuracy"] == 0.0
+    assert (report["accuracy"], report["ties"]) == (0.0, 1.0)
     assert (report["margin"], report["reward_chosen"]) == pytest.approx((0.0, 0.0), abs=1e-15)
 
 

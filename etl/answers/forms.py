@@ -1,0 +1,58 @@
+"""The forms that an answer may have, as data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from etl.answers.units import Unit
+
+Kind = Literal["list", "set", "round", "interval", "matrix", "range", "ratio"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number or an expression."""
+
+    latex: str
+    name: str = ""
+    """Left of the equals sign: x of x = 5."""
+    unit: Unit | None = None
+    scale: int = 1
+    """Of `1.5 million`."""
+    percent: bool = False
+    is_relation: bool = False
+    """An equation or inequality that is not the naming of a value."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """Text, in lower case."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """A letter of a multiple choice, with what stands behind it."""
+
+    letter: str
+    rest: "Reading | None" = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Several readings."""
+
+    kind: Kind
+    items: "tuple[Reading, ...]"
+    ends: str = ""
+    """The brackets of an interval."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Of no form that is compared."""
+
+    reason: str
+
+
+Reading = Value | Words | Option | Group | Unreadable
