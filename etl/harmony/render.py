@@ -2,7 +2,7 @@
 
 openai-harmony makes every header, once: the constant system and developer messages, and one template for each
 distinct (role, author, recipient, channel), so recipients, tool calls (closed by <|call|>) and tool results
-are its own rendering. Bodies are encoded in one batch by a fast exact BPE as ordinary text, so text that
+are its own rendering. Bodies are encoded in one batch as ordinary text (etl/harmony/encode.py), so text that
 looks like a control token stays text; a kernel then copies headers, bodies and closing tokens into one flat
 buffer. Analysis is kept in every turn (openai-harmony's `auto_drop_analysis=False`). Eight tenths of the
 time and more is the BPE's; no Python object is made per row but the strings that it reads.
@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.arrays import I32, I64
-from etl.harmony.vocabulary import ENDOFTEXT, RETURN, load_bpe, load_encoding
+from etl.harmony.encode import TextEncoder
+from etl.harmony.vocabulary import ENDOFTEXT, RETURN, load_encoding
 from etl.jit import njit
 from etl.schema import ROLES, SPAN_KINDS, TEXT_ROLE
 
@@ -165,7 +166,7 @@ class Renderer:
 
     def __init__(self, preamble: Preamble, vocabulary: str) -> None:
         self._encoding = load_encoding(vocabulary)
-        self._bpe = load_bpe(vocabulary)
+        self._encoder = TextEncoder(vocabulary)
         constant = [np.array(self._encoding.render(m), np.int32) for m in preamble_messages(preamble)]
         self._preamble = np.concatenate(constant)
         self._templates: dict[MessageKey, _Template] = {}
@@ -203,8 +204,7 @@ class Renderer:
         if instructs.any():
             prefixed = pc.binary_join_element_wise(INSTRUCTIONS, content, "")
             content = pc.if_else(pa.array(instructs), prefixed, content)
-        tokens, offsets = self._bpe.encode_batch(content.to_pylist(), threads=1)
-        return tokens.view(np.int32), offsets
+        return self._encoder.encode_batch(content)
 
     def _template(self, key: MessageKey) -> _Template:
         if key.role == TEXT_ROLE:

@@ -40,6 +40,7 @@ class HarmonyStep(Step):
     """
 
     kind: Literal["harmony"] = "harmony"
+    version: ClassVar[int] = 2
     reads: ClassVar[tuple[str, ...]] = ("messages",)
     adds: ClassVar[pa.Schema] = TOKENIZED_COLUMNS
     located: ClassVar[frozenset[str]] = frozenset({"vocabulary"})

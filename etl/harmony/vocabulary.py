@@ -2,8 +2,8 @@
 
 The ranks come inside the package bpe-openai (or from a file that the recipe names) and must have the digest
 of OpenAI's own file. `load_encoding` gives openai-harmony's renderer and parser, which is told where the file
-lies only while it loads; `load_bpe` gives quicktok, a fast exact BPE that carries the ranks itself: they are
-checked against the same digest. Both together cost about 1.2 CPU seconds, once a process.
+lies only while it loads; `load_bpe` gives quicktok, a fast BPE that carries the ranks itself: they are
+checked against the same digest. etl/harmony/encode.py says which of the two encodes what. Both together cost about 1.2 CPU seconds, once a process.
 """
 
 import base64
@@ -102,6 +102,9 @@ def _encodings_base(path: Path) -> Iterator[None]:
 @functools.cache
 def load_bpe(uri: str = DEFAULT_VOCABULARY) -> "Tokenizer":
     """quicktok's o200k_base, whose ranks are those of the vocabulary file.
+
+    For tokens back to text. Text is encoded by etl/harmony/encode.py, since quicktok cuts the code points of the newest
+    Unicode otherwise than openai-harmony does.
 
     Raises:
         ConfigError: the installed quicktok carries other ranks.

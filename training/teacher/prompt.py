@@ -10,18 +10,15 @@ are kept: a row costs one dictionary look-up.
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, get_args
+from typing import Final, get_args
 
 import numpy as np
 
 from etl.arrays import I32
 from etl.errors import DataError
+from etl.harmony.encode import TextEncoder
 from etl.harmony.render import Effort
 from etl.harmony.vocabulary import DEFAULT_VOCABULARY, END, MESSAGE, START, load_bpe
-
-if TYPE_CHECKING:
-    from quicktok import Tokenizer
-
 
 EFFORTS: Final[tuple[Effort, ...]] = get_args(Effort)
 _LINE = re.compile(r"^Reasoning: (low|medium|high)$", re.MULTILINE)
@@ -58,8 +55,8 @@ class PromptRenderer:
         self._known: dict[bytes, SystemMessage | None] = {}
 
     @cached_property
-    def _bpe(self) -> "Tokenizer":
-        return load_bpe(self._vocabulary)
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self._vocabulary)
 
     def system(self, input_ids: I32) -> SystemMessage | None:
         """The system message of a row; None where it has none, or none with one line that names the effort.
@@ -80,16 +77,16 @@ class PromptRenderer:
 
     def _read(self, tokens: I32) -> SystemMessage | None:
         body = int(np.argmax(tokens == MESSAGE)) + 1
-        if self._bpe.decode(tokens[1 : body - 1].tolist()) != "system":
+        bpe = load_bpe(self._vocabulary)
+        if bpe.decode(tokens[1 : body - 1].tolist()) != "system":
             return None
-        text = self._bpe.decode(tokens[body:-1].tolist())
+        text = bpe.decode(tokens[body:-1].tolist())
         found = _LINE.findall(text)
         if len(found) != 1:
             return None
 
         def around(content: str) -> I32:
-            encoded = np.array(self._bpe.encode_ordinary(content), np.int32)
-            return np.concatenate([tokens[:body], encoded, tokens[-1:]])
+            return np.concatenate([tokens[:body], self._encoder.encode(content), tokens[-1:]])
 
         rendered = {effort: around(_LINE.sub(f"Reasoning: {effort}", text)) for effort in EFFORTS}
         if not np.array_equal(rendered[found[0]], tokens):
