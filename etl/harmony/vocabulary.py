@@ -3,7 +3,8 @@
 The ranks come inside the package bpe-openai (or from a file that the recipe names) and must have the digest
 of OpenAI's own file. `load_encoding` gives openai-harmony's renderer and parser, which is told where the file
 lies only while it loads; `load_bpe` gives quicktok, a fast BPE that carries the ranks itself: they are
-checked against the same digest. etl/harmony/encode.py says which of the two encodes what. Both together cost about 1.2 CPU seconds, once a process.
+checked against the same digest. etl/harmony/encode.py says which of the two encodes what. Both together cost about
+1.2 CPU seconds, once a process.
 """
 
 import base64

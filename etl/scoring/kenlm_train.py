@@ -1,17 +1,21 @@
 """An n-gram model from lines of ours, in the format that KenLM scores with; the same bytes for the same lines.
 
-Two backends. `lmplz` and `build_binary` of KenLM, when both are on PATH (`make kenlm-tools` builds them): modified
-interpolated Kneser-Ney, sorts on disk in 1 GB of memory, 1.4 million words a second for a trigram, writes a
-memory-mapped binary. Otherwise kaldingram: unmodified back-off Kneser-Ney in pure Python, 120,000 words a second and
-0.45 GB a million words for a trigram, writes ARPA text; a corpus above a stated size is refused.
+Two backends, both modified interpolated Kneser-Ney (Chen and Goodman 1999). `lmplz` and `build_binary` of KenLM, when
+both are on PATH (`make kenlm-tools` builds them): sorts on disk in 1 GB of memory, 1.4 million words a second for a
+trigram, writes a memory-mapped binary. Otherwise Python: kaldingram counts, and probabilities are made of the counts as
+lmplz does; 0.45 GB a million words for a trigram, writes ARPA text; a corpus above a stated size is refused.
 
-kaldingram takes every word for known: it writes no `<unk>`, and KenLM then gives an unknown word probability 0. Here
-its unigrams are discounted like every other order and interpolated with the uniform distribution over the vocabulary
-and `<unk>`, as lmplz does (Chen and Goodman 1999, with D = n1 / (n1 + 2 n2) of the continuation counts):
+For an n-gram that occurs c times (a shorter one that does not begin a line: behind c different words)
 
-    p(w) = (c(w) − D) / C + g / (V + 1),   p(<unk>) = g / (V + 1),   g = D · V / C
+    p(w | h) = (c(h w) - D(c(h w))) / C(h) + g(h) p(w | h without its first word)
 
-for continuation counts c(w) with sum C over V words; they sum to 1.
+where C(h) is the sum of c(h w) and g(h) that of D(c(h w)) / C(h). The empty history goes on with 1 / (V + 1), for V
+words and `<unk>`. Each order has three discounts, for counts of 1, of 2, and of 3 and more:
+
+    D(k) = k - (k + 1) Y t(k + 1) / t(k),   Y = t(1) / (t(1) + 2 t(2)),   t(k) n-grams have the count k
+
+Where t(1), t(2) or t(3) is 0, as in small corpora, or a discount is not above 0, they are 0.5, 1 and 1.5 (lmplz's
+`--discount_fallback`). So p sums to 1 in every context, and is above 0 for every word and `<unk>`.
 """
 
 import contextlib
@@ -28,7 +32,7 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from kaldingram.train import NgramCounts
+from kaldingram.train import CountsForHistory, NgramCounts
 
 from etl.digests import file_sha256
 from etl.errors import ConfigError
@@ -40,6 +44,9 @@ ORDERS: Final = range(2, 6)
 MAX_WORDS: Final = 2_000_000
 """Default size up to which kaldingram is used."""
 LMPLZ_MEMORY: Final = "1G"
+DISCOUNT_FALLBACK: Final = (0.0, 0.5, 1.0, 1.5)
+MODEL_VERSIONS: Final = {"lmplz": 1, "kaldingram": 2}
+"""By backend; raised when the same lines would give another model."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +158,12 @@ def _with_kaldingram(lines: Iterable[str], order: int, scratch: Path, max_words:
             )
         counts.add_raw_counts_from_line(line)
     _refuse_empty(words)
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars cannot be turned off
-        counts.cal_discounting_constants()
-        counts.cal_f()
-        _add_unknown(counts)
-        counts.cal_bow()
-        with open(scratch / "model", "w", encoding="utf-8", newline="\n") as file:
-            counts.print_as_arpa(file)
+    _estimate(counts)
+    with (
+        contextlib.redirect_stderr(io.StringIO()),  # its progress bars cannot be turned off
+        open(scratch / "model", "w", encoding="utf-8", newline="\n") as file,
+    ):
+        counts.print_as_arpa(file)
     return words
 
 
@@ -166,16 +172,46 @@ def _refuse_empty(words: int) -> None:
         raise ConfigError("the sample has no words; raise the fraction, or check that the dataset has rows")
 
 
-def _add_unknown(counts: NgramCounts) -> None:
-    """Smooth the unigrams and give `<unk>` its share; the formula is at the head of the file."""
+def _estimate(counts: NgramCounts) -> None:
+    """Fill in probabilities and back-off weights, shortest n-grams first; the formulas are at the head of the file."""
     unigrams = counts.counts[0][()]
-    continuations = {word: len(unigrams.word_to_context[word]) for word in unigrams.word_to_count}
-    del continuations["<s>"]  # never predicted: its probability stays 0
-    spectrum = Counter(continuations.values())
-    discount = max(0.1, spectrum[1]) / max(1, spectrum[1] + 2 * spectrum[2])
-    total = sum(continuations.values())
-    uniform = discount * len(continuations) / total / (len(continuations) + 1)
-    for word, count in continuations.items():
-        unigrams.word_to_f[word] = (count - discount) / total + uniform
-    unigrams.word_to_f["<unk>"] = uniform
     unigrams.word_to_count["<unk>"] = 0
+    vocabulary = unigrams.word_to_count.keys() - {"<s>"}
+    shorter = dict.fromkeys(vocabulary, 1 / len(vocabulary))
+    for length, histories in enumerate(counts.counts):
+        counted = {history: _kneser_ney_counts(ngrams) for history, ngrams in histories.items()}
+        discounts = _discounts(Counter(count for of_history in counted.values() for count in of_history.values()))
+        for history, of_history in counted.items():
+            ngrams = histories[history]
+            total = sum(of_history.values())
+            taken = {word: discounts[min(count, 3)] for word, count in of_history.items()}
+            weight = sum(taken.values()) / total
+            if length:
+                shorter = counts.counts[length - 1][history[1:]].word_to_f
+                counts.counts[length - 1][history[:-1]].word_to_bow[history[-1]] = weight
+            ngrams.word_to_f = {
+                word: (count - taken[word]) / total + weight * shorter[word] for word, count in of_history.items()
+            }
+            ngrams.word_to_bow = dict.fromkeys(ngrams.word_to_count)
+    # Never predicted; written as the smallest number there is.
+    unigrams.word_to_f["<s>"] = 0
+
+
+def _kneser_ney_counts(ngrams: CountsForHistory) -> dict[str, int]:
+    """By the last word: contexts of n-grams that have one before them, times that they occur for the others."""
+    contexts = ngrams.word_to_context
+    return {
+        word: len(contexts[word]) if contexts.get(word) else count
+        for word, count in ngrams.word_to_count.items()
+        if word != "<s>"
+    }
+
+
+def _discounts(num_with: Counter[int]) -> tuple[float, ...]:
+    """What is taken from counts of 0, 1, 2, and 3 or more, given the number of n-grams with each count."""
+    if num_with[1] and num_with[2] and num_with[3]:
+        share = num_with[1] / (num_with[1] + 2 * num_with[2])
+        found = [k - (k + 1) * share * num_with[k + 1] / num_with[k] for k in (1, 2, 3)]
+        if min(found) > 0:
+            return (0.0, *found)
+    return DISCOUNT_FALLBACK

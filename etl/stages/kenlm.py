@@ -19,7 +19,7 @@ from etl.messages import full_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.rows import Rows, RowsRef
 from etl.schema import ID
-from etl.scoring.kenlm_train import backend, backend_line, sample_lines, train
+from etl.scoring.kenlm_train import MODEL_VERSIONS, backend, backend_line, sample_lines, train
 from etl.scoring.perplexity import SAMPLE_PURPOSE
 from etl.stages.context import Context
 from etl.stages.stage import Stage
@@ -81,7 +81,8 @@ def _write_model(context: Context, rows: Rows, config: Kenlm) -> Dataset:
     job = context.job("kenlm_sample", "TEXT", TEXT, semantic, rows.tables(["messages", "verdict"]))
     sample = context.map(job, rows.splits, SampleText(rows.ref, config.fraction, config.seed))
     training = {"order": config.order, "backend": backend()}
-    job = context.job("kenlm", "MODEL", pa.schema([]), training, (sample,), grows=Growth(tasks=With.NOTHING))
+    version, grows = MODEL_VERSIONS[backend()], Growth(tasks=With.NOTHING)
+    job = context.job("kenlm", "MODEL", pa.schema([]), training, (sample,), version=version, grows=grows)
     return context.drive(job, functools.partial(_train, context, config, sample.result()))
 
 

@@ -1,12 +1,17 @@
 """Training: probabilities that sum to one, the unknown word, the same bytes for the same lines, limits."""
 
+import json
 import random
 import shutil
+import tempfile
+from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import kenlm
 import pyarrow as pa
 import pytest
+from hypothesis import strategies as st
 
 from etl.errors import ConfigError
 from etl.schema import ID
@@ -58,13 +63,90 @@ def test_kaldingram_gives_distributions(tmp_path, no_lmplz, order):
         assert total == pytest.approx(1.0, abs=2e-5), history
 
 
-def test_the_unknown_word_has_the_documented_share(tmp_path, no_lmplz):
-    trained = train(CORPUS, 2, tmp_path / "model.arpa")
-    bigrams = {pair for line in CORPUS for pair in zip(("<s> " + line).split(), (line + " </s>").split(), strict=True)}
-    counts = [sum(after == word for _, after in bigrams) for word in [*VOCABULARY, "</s>"]]
-    discount = counts.count(1) / (counts.count(1) + 2 * counts.count(2))
-    expected = discount * len(counts) / sum(counts) / (len(counts) + 1)
-    assert probability(load(str(trained.path)), (), "~") == pytest.approx(expected, rel=1e-5)
+class Oracle:
+    """Modified interpolated Kneser-Ney over all n-grams of some lines, by the formulas of Chen and Goodman."""
+
+    def __init__(self, lines, order):
+        sentences = [("<s>", *line.split(), "</s>") for line in lines]
+        grams = [s[i : i + n] for s in sentences for n in range(1, order + 1) for i in range(len(s) - n + 1)]
+        raw = Counter(gram for gram in grams if gram != ("<s>",))
+        before = Counter(gram[1:] for gram in raw if len(gram) > 1)
+        self.counts = {g: c if len(g) == order or g[0] == "<s>" else before[g] for g, c in raw.items()}
+        self.words = {gram[-1] for gram in raw}
+        self.discounts = {
+            n: self.discount([c for g, c in self.counts.items() if len(g) == n]) for n in range(1, order + 1)
+        }
+
+    def discount(self, counts):
+        t1, t2, t3, t4 = (counts.count(k) for k in (1, 2, 3, 4))
+        if not (t1 and t2 and t3):
+            return 0.5, 1, 1.5
+        y = t1 / (t1 + 2 * t2)
+        found = 1 - 2 * y * t2 / t1, 2 - 3 * y * t3 / t2, 3 - 4 * y * t4 / t3
+        return found if min(found) > 0 else (0.5, 1, 1.5)
+
+    def probability(self, history, word):
+        lower = self.probability(history[1:], word) if history else 1 / (len(self.words) + 1)
+        after = {g: c for g, c in self.counts.items() if g[:-1] == history}
+        if not after:
+            return lower
+        taken = [self.discounts[len(history) + 1][min(c, 3) - 1] for c in after.values()]
+        count, total = after.get((*history, word), 0), sum(after.values())
+        own = count - self.discounts[len(history) + 1][min(count, 3) - 1] if count else 0
+        return own / total + sum(taken) / total * lower
+
+
+def histories(lines, order):
+    """Contexts that occur, of every length, and some that do not."""
+    seen = {()}
+    for line in lines:
+        words = ("<s>", *line.split())
+        seen |= {words[i:j] for j in range(1, len(words) + 1) for i in range(max(0, j - order + 1), j)}
+    return [*seen, ("~",), ("b", "~")][-40:]
+
+
+SMALL = st.lists(st.lists(st.sampled_from("abcd."), min_size=1, max_size=7).map(" ".join), min_size=1, max_size=12)
+
+
+@hypothesis.settings(max_examples=60, derandomize=True, deadline=None)
+@hypothesis.example(["a"], 5)
+@hypothesis.example(["a a a a a a a"], 3)
+@hypothesis.example(["a b c d ."] * 7, 4)
+@hypothesis.example(["a b", "b c", "c d", "d ."], 2)
+@hypothesis.given(SMALL, st.integers(2, 5))
+def test_any_small_corpus_gives_finite_ordered_distributions(lines, order):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        model = load(str(train(lines, order, Path(folder) / "model").path))
+    oracle = Oracle(lines, order)
+    assert model.order == order
+    for history in histories(lines, order):
+        found = [probability(model, history, word) for word in [*sorted(oracle.words), "~"]]
+        assert sum(found) == pytest.approx(1.0, abs=2e-5), history
+        known = history[history.index("~") + 1 :] if "~" in history else history
+        assert found == pytest.approx([oracle.probability(known, w) for w in [*sorted(oracle.words), "~"]], rel=1e-4)
+    foreign = ["\n".join(" ".join("~" * (line.count(" ") + 1)) for line in lines)]
+    seen, unseen = perplexities(model, pa.array(["\n".join(lines), *foreign])).to_pylist()
+    assert 1 <= seen < unseen < 1e6
+
+
+def test_estimated_discounts_are_those_of_the_formula(tmp_path, no_lmplz):
+    """A corpus that is large enough: no fallback at any order."""
+    lines = prose()
+    model, oracle = load(str(train(lines, 3, tmp_path / "model").path)), Oracle(lines, 3)
+    assert all(found != (0.5, 1, 1.5) for found in oracle.discounts.values())
+    for history in [(), ("<s>",), ("of",), ("of", "the"), ("any", "such"), ("<s>", "the")]:
+        for word in ("the", "work", "</s>", "~"):
+            assert probability(model, history, word) == pytest.approx(oracle.probability(history, word), rel=1e-4)
+
+
+def test_rows_that_the_model_was_trained_on_are_less_surprising_than_foreign_ones(tmp_path, no_lmplz, shared_data):
+    lines = (shared_data / "field_cases/kenlm_tiny/a.jsonl").read_text("utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    rows = pa.table({"id": pa.array([bytes([n] * 16) for n in range(len(texts))], ID), "text": pa.array(texts)})
+    model = load(str(train(sample_lines(rows.to_batches(), 0, 1.0), 3, tmp_path / "model").path))
+    found = perplexities(model, pa.array([*texts, "Der Hund schläft unter dem alten Tisch."])).to_pylist()
+    assert max(found[:-1]) < found[-1] < 1e4
 
 
 def test_fluent_text_is_less_surprising_than_shuffled(tmp_path, no_lmplz):
