@@ -20,8 +20,9 @@ from etl.extras import without_package
 
 P = ParamSpec("P")
 
-OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+OUT = Console(highlight=False, soft_wrap=True, emoji=False)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+"""Lines are printed as they are: not cut or wrapped, and `:on:` in a name is no emoji."""
 
 ConfFlag = Annotated[
     str, typer.Option("--conf", metavar="CONF", help="A shipped configuration's name, a path or a URI.")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from etl.columns import left, width
 from etl.engine import nothing
 from etl.engines.local import LocalEngine
 from etl.laws import CandidatePairs, VerifiedPairs
@@ -72,13 +73,13 @@ class Estimate:
         """A table for a terminal."""
         yield f"{self.sample_bytes / 1e6:,.1f} MB sampled of {self.input_bytes / 1e6:,.1f} MB"
         names = ("rows", "written MB", "shuffled MB", "tasks", "objects", "CPU s")
-        width = max(len("total"), *(len(cost.stage) for cost in self.stages))
-        yield f"{'job':<{width}}" + "".join(f"{name:>14}" for name in names)
+        widest = max(width(name) for name in ("total", *(cost.stage for cost in self.stages)))
+        yield f"{'job':<{widest}}" + "".join(f"{name:>14}" for name in names)
         sums = [self.total(name) for name in ("written_bytes", "shuffle_bytes", "tasks", "objects", "cpu_s")]
         total = StageCost("total", 0, int(sums[0]), int(sums[1]), int(sums[2]), int(sums[3]), sums[4])
         for cost in (*self.stages, total):
             yield (
-                f"{cost.stage:<{width}}{cost.rows:>14,}{cost.written_bytes / 1e6:>14,.1f}"
+                f"{left(cost.stage, widest)}{cost.rows:>14,}{cost.written_bytes / 1e6:>14,.1f}"
                 f"{cost.shuffle_bytes / 1e6:>14,.1f}{cost.tasks:>14,}{cost.objects:>14,}{cost.cpu_s:>14,.1f}"
             )
         yield (

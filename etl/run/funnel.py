@@ -6,13 +6,16 @@
     …
 
 A line is a step in the order of the run. Its columns are the sources, largest first; those that 80 columns do not hold
-are one column. What the step dropped is summed over the sources. Made from the accounts of manifests: no row is read.
+are one column. What the step dropped is summed over the sources. No name is cut: a long one of a step has a line for
+itself, and sources with long names, or in a column with others, are named below the table. Made from the accounts of
+manifests: no row is read.
 """
 
 import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from etl.columns import left, right, width
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.manifest import FLOW, Accounting
@@ -20,6 +23,8 @@ from etl.storage.manifest import FLOW, Accounting
 _WIDTH = 80
 _MIN_REASONS = 20
 _MAX_NAME = 18
+_NO_BREAK = "\xa0"
+"""Keeps a name, or a reason and its rows, on one line."""
 _TITLE, _READ, _ALL, _LOST = "rows left after", "(read)", "all", "lost to"
 
 
@@ -35,18 +40,21 @@ def funnel(accounting: Accounting, order: Sequence[str]) -> list[str]:
         return []
     columns = {source: _left(of_source, steps) for source, of_source in accounting.items()}
     by_size = dict(sorted(columns.items(), key=lambda item: (-item[1][0], item[0])))
-    names = [_READ, *(_cut(step) for step in steps)]
-    first = max(map(len, (_TITLE, *names)))
-    cells = _folded(by_size, _WIDTH - first - _MIN_REASONS)
-    widths = [max(len(title), *(len(f"{rows:,}") for rows in column)) for title, column in cells]
-    head = "  ".join([f"{_TITLE:<{first}}", *(f"{title:>{n}}" for (title, _), n in zip(cells, widths, strict=True))])
+    names = [_READ, *steps]
+    first = max(width(name) for name in (_TITLE, *names) if width(name) <= _MAX_NAME)
+    cells, legend = _folded(by_size, _WIDTH - first - _MIN_REASONS)
+    widths = [max(width(title), *(len(f"{rows:,}") for rows in column)) for title, column in cells]
+    head = "  ".join([left(_TITLE, first), *(right(title, n) for (title, _), n in zip(cells, widths, strict=True))])
     lines = [f"{head}  {_LOST}"]
     for row, name in enumerate(names):
+        if width(name) > _MAX_NAME:
+            lines.append(name)
+            name = ""
         numbers = (f"{column[row]:>{n},}" for (_, column), n in zip(cells, widths, strict=True))
-        text = "  ".join([f"{name:<{first}}", *numbers])
+        text = "  ".join([left(name, first), *numbers])
         reasons = _reasons(accounting, steps[row - 1]) if row else ""
         lines += _beside(text, reasons)
-    return lines
+    return [*lines, *legend]
 
 
 def _left(of_source: dict[str, dict[str, int]], steps: Sequence[str]) -> list[int]:
@@ -57,22 +65,37 @@ def _left(of_source: dict[str, dict[str, int]], steps: Sequence[str]) -> list[in
     return left
 
 
-def _folded(columns: dict[str, list[int]], width: int) -> list[tuple[str, list[int]]]:
-    """(title, rows) of each column that is shown: sources as far as they fit, the others together, and all of them."""
+def _folded(columns: dict[str, list[int]], num_columns: int) -> tuple[list[tuple[str, list[int]]], list[str]]:
+    """(title, rows) of each column that is shown: sources as far as they fit, the others together, and all of them.
+
+    And the lines that say which sources a title stands for, where it is not the name of one.
+    """
     total = [sum(rows) for rows in zip(*columns.values(), strict=True)]
-    if len(columns) == 1:
-        return [(_cut(source), rows) for source, rows in columns.items()]
     sources = list(columns)
+    titles = [name if width(name) <= _MAX_NAME else f"({n})" for n, name in enumerate(sources, 1)]
+    legend = [f"{title} {name}" for title, name in zip(titles, sources, strict=True)]
+    if len(sources) == 1:
+        return [(titles[0], total)], [legend[0]] if titles != sources else []
     for shown in range(len(sources), 0, -1):
-        cells = [(_cut(source), columns[source]) for source in sources[:shown]]
-        rest = [columns[source] for source in sources[shown:]]
+        cells = [(title, columns[source]) for title, source in zip(titles[:shown], sources, strict=False)]
+        said = [legend[n] for n in range(shown) if titles[n] != sources[n]]
+        rest = sources[shown:]
         if rest:
             title = f"{len(rest)} other{'' if len(rest) == 1 else 's'}"
-            cells.append((title, [sum(rows) for rows in zip(*rest, strict=True)]))
+            cells.append((title, [sum(rows) for rows in zip(*(columns[source] for source in rest), strict=True)]))
+            said += _listed(title, rest)
         cells.append((_ALL, total))
-        if sum(2 + max(len(title), len(f"{max(rows):,}")) for title, rows in cells) <= width:
-            return cells
-    return [(f"{len(sources)} sources", total)]
+        if sum(2 + max(width(title), len(f"{max(rows):,}")) for title, rows in cells) <= num_columns:
+            return cells, said
+    title = f"{len(sources)} sources"
+    return [(title, total)], _listed(title, sources)
+
+
+def _listed(title: str, names: Sequence[str]) -> list[str]:
+    """Names as lines of words, none of them broken."""
+    text = f"{title}: {', '.join(name.replace(' ', _NO_BREAK) for name in names)}"
+    wrapped = textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return [line.replace(_NO_BREAK, " ") for line in wrapped]
 
 
 def _reasons(accounting: Accounting, step: str) -> str:
@@ -90,15 +113,12 @@ def _beside(text: str, reasons: str) -> list[str]:
     """A line with reasons behind it, which go on below where they do not fit."""
     if not reasons:
         return [text]
-    # A no-break space keeps a reason and its rows on one line.
-    bound = ", ".join(reason.replace(" ", "\xa0") for reason in reasons.split(", "))
-    wrapped = textwrap.wrap(bound, max(_MIN_REASONS - 2, _WIDTH - len(text) - 2), break_long_words=False)
-    shown = [line.replace("\xa0", " ") for line in wrapped]
-    return [f"{text}  {shown[0]}", *(f"{'':{len(text)}}  {line}" for line in shown[1:])]
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
+    at = width(text)
+    bound = ", ".join(reason.replace(" ", _NO_BREAK) for reason in reasons.split(", "))
+    room = max(_MIN_REASONS - 2, _WIDTH - at - 2)
+    wrapped = textwrap.wrap(bound, room, break_long_words=False, break_on_hyphens=False)
+    shown = [line.replace(_NO_BREAK, " ") for line in wrapped]
+    return [f"{text}  {shown[0]}", *(f"{'':{at}}  {line}" for line in shown[1:])]
 
 
 def last_lines(accounting: Accounting, order: Sequence[str], corpus: Dataset | None, output: Location) -> Iterator[str]:

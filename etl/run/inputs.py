@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from etl.columns import left, width
 from etl.sources.files import InputFile
 from etl.sources.listing import LeftOut, told
 from etl.stages.ingest import STEP, Raw
@@ -72,12 +73,12 @@ def _rows_of_footers(name: str, raw: Raw, files: Sequence[InputFile]) -> int | N
 
 def lines(sizes: Sequence[InputSize]) -> Iterator[str]:
     """A table for a terminal: a line for each source, and below it one for each reason to leave files out."""
-    width = max(len("source"), *(len(size.source) for size in sizes))
-    yield f"{'source':<{width}}{'files':>10}{'rows':>16}{'bytes':>20}"
+    widest = max(width(name) for name in ("source", *(size.source for size in sizes)))
+    yield f"{'source':<{widest}}{'files':>10}{'rows':>16}{'bytes':>20}"
     for size in sizes:
-        yield f"{size.source:<{width}}{_shown(size.files):>10}{_shown(size.rows):>16}{_shown(size.bytes):>20}"
+        yield f"{left(size.source, widest)}{_shown(size.files):>10}{_shown(size.rows):>16}{_shown(size.bytes):>20}"
     for size in sizes:
-        yield from (f"{size.source:<{width}}  {line}" for line in told(size.left_out))
+        yield from (f"{left(size.source, widest)}  {line}" for line in told(size.left_out))
     if any(size.rows is None for size in sizes):
         yield f"?: not known before the input is read; rows of Parquet are, up to {MAX_FOOTERS} files a source"
 

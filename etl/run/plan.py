@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
+from etl.columns import left, width
 from etl.digests import canonical_json
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, Reduce, ReduceFn, Resources, Table, Task, Work, nothing
 from etl.errors import DataError
@@ -320,16 +321,16 @@ def describe(plan: RunPlan) -> Iterator[str]:
     """Lines for the user: a table of the input, then each stage with its folders, what would happen to them and why."""
     yield from inputs.lines(plan.inputs)
     yield ""
-    labels = max(len(one.label) for one in plan.stages)
-    folders = max(len(one.stage) for one in (*plan.stages, *plan.stale))
+    labels = max(width(one.label) for one in plan.stages)
+    folders = max(width(one.stage) for one in (*plan.stages, *plan.stale))
     before = ""
     for one in plan.stages:
         label = "" if one.label == before else one.label
         first, *more = one.reasons or ("",)
-        yield f"{label:<{labels}}  {one.stage:<{folders}}  {one.action:<6}  {first}".rstrip()
+        yield f"{left(label, labels)}  {left(one.stage, folders)}  {one.action:<6}  {first}".rstrip()
         yield from (f"{'':<{labels + folders + 12}}{reason}" for reason in more)
         before = one.label
     if plan.stale:
         yield ""
         yield f"left by an earlier recipe; once this one has run, {plan.remedy} removes it"
-        yield from (f"{'':<{labels}}  {one.stage:<{folders}}  {one.action}" for one in plan.stale)
+        yield from (f"{'':<{labels}}  {left(one.stage, folders)}  {one.action}" for one in plan.stale)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.columns import right
 from etl.engine import Engine, nothing, reader, sole_writer
 from etl.errors import ConfigError, DataError, StillhouseError
 from etl.laws import Growth, With
@@ -92,7 +93,7 @@ def tell_stale(recipe: Recipe, report: Callable[[str], None]) -> None:
         # All is committed: a store that lists nothing, or the damage of another's dataset, does not undo that.
         lines = [("stale", f"not looked for: {error}")]
     for what, line in lines:
-        report(f"{what:>24}  {line}")
+        report(f"{right(what, 24)}  {line}")
 
 
 @contextlib.contextmanager

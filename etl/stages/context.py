@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
+from etl.columns import right
 from etl.config import Config
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, ReduceFn, Resources, nothing
 from etl.laws import LIVE_ROWS, Growth, Law, Pieces, With
@@ -150,11 +151,11 @@ class Context:
 
     def tell(self, what: str, line: str) -> None:
         """One line for the user about a folder or step of the stage at work."""
-        self.report(f"{self.folder(what):>24}  {line}")
+        self.report(f"{right(self.folder(what), 24)}  {line}")
 
     def tell_always(self, what: str, line: str) -> None:
         """As `tell`, also in a run that has nothing to do."""
-        (self.always or self.report)(f"{what:>24}  {line}")
+        (self.always or self.report)(f"{right(what, 24)}  {line}")
 
     def _tell(self, dataset: Dataset) -> None:
         manifest = dataset.manifest
@@ -162,4 +163,4 @@ class Context:
         if manifest.accounts_rows and manifest.accounting:
             entered, lost, left = totals(manifest.accounting)
             told = f"{entered:>10,} in {lost:>10,} lost {left:>10,} left"
-        self.report(f"{manifest.stage:>24}  {told}  {dataset.folder}")
+        self.report(f"{right(manifest.stage, 24)}  {told}  {dataset.folder}")

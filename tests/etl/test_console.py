@@ -61,6 +61,12 @@ def test_bad_input_and_bad_options_are_one_line_and_exit_code_2(capsys, argv, li
     assert (said.err.count("\n"), said.out) == (1, "")
 
 
+def test_a_name_is_printed_as_it_is(capsys):
+    name = f"a:on:b [bold]{'x' * 200}[/bold] 维基"
+    assert call("--conf", name) == 0
+    assert capsys.readouterr().out == f"{name} []\n"
+
+
 def test_help_is_shown_with_exit_code_0(capsys):
     assert call("--help") == 0
     said = capsys.readouterr().out

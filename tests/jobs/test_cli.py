@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from jobs.cli import app
@@ -240,3 +241,40 @@ def test_plan_with_a_sample_predicts_and_writes_nothing(tmp_path):
     assert "shuffled MB" in result.output
     assert "corpus" in result.output
     assert not (tmp_path / "out").exists()
+
+
+LONG = "source-" + "x" * 70
+WIDE = "维基百科的文章"
+NAMES_RECIPE = """
+name: names
+sources: {%s: {spec: text}, %s: {spec: text}}
+stages: [{kind: dedup, name: %s, near: null}]
+"""
+
+
+def test_names_are_whole_in_every_table_of_80_columns(tmp_path, monkeypatch):
+    """Of plan with a sample, run, plan of a later recipe, and verify, into a pipe."""
+    monkeypatch.setenv("COLUMNS", "80")
+    late = "a-late-" + "y" * 60
+    (tmp_path / "names.yaml").write_text(NAMES_RECIPE % (LONG, WIDE, late), "utf-8")
+    (tmp_path / "in.jsonl").write_text('{"id": "a", "text": "Some text."}\n{"id": "b", "text": "More of it."}\n')
+    paths = [f"sources.{name}.path={tmp_path / 'in.jsonl'}" for name in (LONG, WIDE)]
+    sets = [word for item in (f"output={tmp_path / ':on:'}", *paths) for word in ("--set", item)]
+    planned = call("plan", tmp_path / "names.yaml", *sets, "--sample", "--sample-mb", 1)
+    assert planned.exit_code == 0, planned.output
+    for name in (LONG, WIDE, f"{late}-dedup", f"{late}-exact"):
+        assert name in planned.output
+    assert "…" not in planned.output
+    first, second, third = planned.output.splitlines()[:3]
+    assert [first[:7], second[: len(LONG)], third[: len(WIDE)]] == ["source ", LONG, WIDE]
+    assert cell_len(first) == cell_len(second) == cell_len(third)
+    ran = call("run", tmp_path / "names.yaml", *sets, "--engine", "local", "--processes", 1)
+    assert ran.exit_code == 0, ran.output
+    assert f"(1) {LONG}" in ran.output
+    assert f"{late}-exact\n" in ran.output
+    assert f"{tmp_path}/:on:" in ran.output
+    (tmp_path / "names.yaml").write_text(NAMES_RECIPE % (LONG, WIDE, "other"), "utf-8")
+    assert f"  {late}-exact " in call("plan", tmp_path / "names.yaml", *sets).output
+    (tmp_path / ":on:" / f"{late}-exact" / "_manifest.json").write_text("{}")
+    checked = call("verify", tmp_path / ":on:")
+    assert f"{tmp_path}/:on:/{late}-exact/_manifest.json" in checked.output
