@@ -31,6 +31,7 @@ from etl.arrays import U64
 from etl.arrow_types import hashed, refused
 from etl.errors import SchemaError
 from etl.jit import njit
+from etl.schema import Digested
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -255,14 +256,35 @@ def ordered_bits(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
 
 
+BY_VALUE = Digested()
+"""Every column counts by its value."""
+
+
+def _row_hashes(batch: pa.RecordBatch, num_rows: int, seed: int) -> U64:
+    """One hash a row; of rows without a column, the seed."""
+    return hash_columns(batch.columns, seed) if batch.columns else np.full(num_rows, np.uint64(seed))
+
+
+def _sum(halves: U64, times: U64 | None) -> int:
+    """The sum of 32-bit numbers, each as often as `times` says."""
+    return int((halves if times is None else halves * times).sum(dtype=np.uint64))
+
+
 class ContentDigest:
     """Sum modulo 2^128 of a 128-bit hash of every row: free of order, parts and engine.
 
-    A row's hash covers the column names and the values; adding the digests of two parts gives that of both.
+    A row's hash covers the names and the values of the columns that are no places; a row with a count is added so many
+    times. Adding the digests of two parts gives that of both.
+
+    Args:
+        value: of the rows so far.
+        digested: which columns are places, and which one is a count.
     """
 
-    def __init__(self, value: int = 0) -> None:
+    def __init__(self, value: int = 0, digested: Digested = BY_VALUE) -> None:
         self.value = value
+        self._digested = digested
+        self._sequence = xxhash.xxh3_128()
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Add the rows of a batch.
@@ -270,16 +292,27 @@ class ContentDigest:
         Raises:
             SchemaError: a column is of a type that has no hash.
         """
+        num_rows, times = batch.num_rows, None
+        if self._digested.count is not None:
+            times = batch.column(self._digested.count).to_numpy().astype(np.uint64)
+        left_out = {*self._digested.places, self._digested.count}
+        batch = batch.select([name for name in batch.schema.names if name not in left_out])
         for field in batch.schema:
             if (kind := refused(field.type, "hashed")) is not None:
                 raise SchemaError(f"column '{field.name}' cannot be stored: {_of(field.type, kind)} has no hash")
         names = int(xxh64("\0".join(batch.schema.names).encode()))
         for half in (0, 1):
-            hashes = hash_columns(batch.columns, (names + half) % 2**64)
-            low = int((hashes & np.uint64(0xFFFFFFFF)).sum(dtype=np.uint64))
-            high = int((hashes >> np.uint64(32)).sum(dtype=np.uint64))
-            self.value += (low + (high << 32)) << (64 * half)
+            hashes = _row_hashes(batch, num_rows, (names + half) % 2**64)
+            if half == 0:
+                self._sequence.update(hashes.astype("<u8").tobytes())
+            low, high = hashes & np.uint64(0xFFFFFFFF), hashes >> np.uint64(32)
+            self.value += (_sum(low, times) + (_sum(high, times) << 32)) << (64 * half)
         self.value %= 2**128
+
+    @property
+    def sequence(self) -> str:
+        """32 hex digits that tell the order of the rows as well: the XXH3 of their hashes."""
+        return self._sequence.hexdigest()
 
     def __str__(self) -> str:
         return f"{self.value:032x}"

@@ -63,7 +63,7 @@ class GroupRows:
 
 @dataclass(frozen=True)
 class CandidatePairs:
-    """Pairs of rows that share a band: int64 `a` and `b`, their row keys, the smaller one first.
+    """Pairs of rows that share a band: int64 `a` and `b`, their row keys.
 
     The map side sends int64 `band`, `key` and `row` of each live row; a band's rows are paired in the order of `key`,
     then `row`. Those that are canaries (etl.dedup.canaries) grow with the input.

@@ -6,6 +6,7 @@ Beam, DuckDB and pyarrow all read: no float16, no uint64, no Parquet UUID. Insid
 CORPUS it is the 36-character UUID text.
 """
 
+from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 import pyarrow as pa
@@ -28,11 +29,12 @@ Encoding = Literal["dictionary", "byte_stream_split", "plain"]
 """How a column lies in a file: `dictionary` for most; `byte_stream_split` for token ids (1.31 bytes a token against
 1.67, and faster to read); `plain`, without compression, for hashes, in which there is nothing to pack."""
 _ENCODING: Final = b"stillhouse.encoding"
+_ROLE: Final = b"stillhouse.role"
 
 
 def encoded(field: pa.Field, encoding: Encoding) -> pa.Field:
     """The field with the encoding that a part stores it in; readers of the part see nothing of it."""
-    return field.with_metadata({_ENCODING: encoding.encode()})
+    return field.with_metadata({**(field.metadata or {}), _ENCODING: encoding.encode()})
 
 
 def encoding_of(field: pa.Field) -> Encoding:
@@ -40,10 +42,57 @@ def encoding_of(field: pa.Field) -> Encoding:
     return cast(Encoding, (field.metadata or {}).get(_ENCODING, b"dictionary").decode())
 
 
+def place(field: pa.Field) -> pa.Field:
+    """The field as a place: where a row lies (a row key, a file, a position), which is no part of what the row says.
+
+    It is stored and left out of the content digest, so rows that are cut in another way have the same one.
+    """
+    return field.with_metadata({**(field.metadata or {}), _ROLE: b"place"})
+
+
+def count(field: pa.Field) -> pa.Field:
+    """The int64 field as a count: the row stands for so many equal ones, and counts so often in the content digest."""
+    return field.with_metadata({**(field.metadata or {}), _ROLE: b"count"})
+
+
+@dataclass(frozen=True)
+class Digested:
+    """Which columns of a table its content digest takes in another way than by value."""
+
+    places: frozenset[str] = frozenset()
+    """Left out."""
+    count: str | None = None
+    """How often a row counts."""
+
+    @classmethod
+    def of(cls, schema: pa.Schema) -> "Digested":
+        """What `place` and `count` said of the columns of a table."""
+        roles = {field.name: (field.metadata or {}).get(_ROLE) for field in schema}
+        counts = [name for name, role in roles.items() if role == b"count"]
+        assert len(counts) <= 1, counts
+        return cls(frozenset(name for name, role in roles.items() if role == b"place"), *counts)
+
+    @classmethod
+    def stored(cls, metadata: dict[bytes, bytes] | None) -> "Digested":
+        """What the metadata of a part's schema say."""
+        found = metadata or {}
+        places = found.get(b"stillhouse.places", b"").decode().split(",")
+        counted = found.get(b"stillhouse.count", b"").decode()
+        return cls(frozenset(places) - {""}, counted or None)
+
+    def to_store(self) -> dict[str, str]:
+        """For the metadata of a part's schema; nothing where every column counts by value."""
+        told = {"stillhouse.places": ",".join(sorted(self.places)), "stillhouse.count": self.count or ""}
+        return {key: value for key, value in told.items() if value}
+
+
 SKILL_BUCKETS: Final = tuple(SKILLS)
 
 CTX_BUCKETS: Final = {"C1": 4096, "C2": 8192, "C3": 16384, "C4": 32768}
 """Largest number of tokens of a rendered example in each context bucket."""
+
+ROW_KEY: Final = place(pa.field("row", pa.int64(), nullable=False))
+"""Split << 32 | row (`etl.rows.ROW_BITS`): where a row lies in the cut of a run."""
 
 SPAN_KINDS: Final = ("analysis", "commentary", "final", "text")
 """What a supervised run of tokens can be. `text` is a raw document without turns."""
@@ -98,6 +147,9 @@ PROMPT: Final = pa.schema(
         pa.field("meta_json", pa.string()),
     ]
 )
+
+PROMPT_CONTENT: Final = tuple(field.name for field in PROMPT if field.name not in Digested.of(PROMPT).places)
+"""The columns of PROMPT that are no places."""
 
 QUARANTINE: Final = pa.schema(
     [

@@ -71,7 +71,8 @@ def _pair_up(
                 tally[0] += not mine
             stranger = (mine or other) and (mine == other or base_row(row[i]) != base_row(row[j]))
             if not stranger and disagreement(sketch[i], sketch[j], 1) <= most:
-                a, b = (i, j) if row[i] < row[j] else (j, i)
+                # The one that came first has the smaller key; a canary is second.
+                a, b = (i, j) if other else (j, i)
                 pairs[count, 0], pairs[count, 1] = row[a], row[b]
                 pairs[count, 2], pairs[count, 3] = key[a], key[b]
                 count += 1
@@ -176,7 +177,8 @@ class CandidateStream:
             rows: ascending strictly by (band, key, row) within a chunk and from chunk to chunk.
 
         Returns:
-            int64 [pairs, 4] of the pairs that end in this chunk: both row keys, the smaller one first, and their keys.
+            int64 [pairs, 4] of the pairs that end in this chunk: both row keys, the row of the smaller key first and a
+            canary second, and their keys.
         """
         carried = len(self._open)
         rows = rows.after(self._open)

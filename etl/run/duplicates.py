@@ -153,7 +153,7 @@ class Found:
         assert isinstance(law, CandidatePairs), f"{name} does not say how its rows were paired"
         a, b = self._run.columns(name, "a", "b")
         real = ~which_canaries(b)
-        left, right = distinct(a[real], b[real])
+        left, right = distinct(np.minimum(a, b)[real], np.maximum(a, b)[real])
         found = CandidateGrowth.of(self._run.emitted[name], (left, right), law.max_partners, scale)
         alone = np.setdiff1d(bases(b[~real]), np.concatenate([left, right]))
         return Candidates(

@@ -157,9 +157,10 @@ class _Lookahead(Engine):
     def _look_at_dataset(self, job: Job, old: Manifest) -> None:
         # As JSON, which is what is stored: it knows lists alone.
         reasons = differences(old.made_from, json.loads(canonical_json(_made_from(job, old))))
-        if job.base is not None and job.base.done() and old.base != job.base_cut:
-            reasons.append("the rows that it is aligned with are cut in another way")
-        unsure = [dataset.ref.stage for dataset in _inputs(job) if self._action(dataset) != "keep"]
+        if _places_known(job) and not job.is_base_of(old):
+            of = "the rows that it is aligned with are cut in another way"
+            reasons.append(of if job.places_of is None else "files and positions that it repeats are of another ingest")
+        unsure = [dataset.ref.stage for dataset in job.needed if self._action(dataset) != "keep"]
         if reasons:
             self._note(job.folder, job.stage, "run", *reasons)
         elif unsure:
@@ -169,7 +170,7 @@ class _Lookahead(Engine):
 
     def _needed(self, job: Job) -> dict[str, Action]:
         """Those of a job's inputs of which something old was handed on: what would happen to them."""
-        return {dataset.ref.stage: self._action(dataset) for dataset in _inputs(job) if dataset.done()}
+        return {dataset.ref.stage: self._action(dataset) for dataset in job.needed if dataset.done()}
 
     def _action(self, dataset: DatasetLike) -> Action:
         """What would happen to a dataset; nothing to one that this run does not write."""
@@ -208,9 +209,9 @@ class _Lookahead(Engine):
         """Nothing is held."""
 
 
-def _inputs(job: Job) -> tuple[DatasetLike, ...]:
-    """What decides whether a dataset is current: what it is made from, and what it is aligned with."""
-    return (*job.inputs, *((job.base,) if job.base is not None else ()))
+def _places_known(job: Job) -> bool:
+    """Whether what a dataset is aligned with, or repeats the places of, is committed."""
+    return all(dataset.done() for dataset in (job.base, job.places_of) if dataset is not None)
 
 
 def _made_from(job: Job, old: Manifest) -> dict[str, Any]:
@@ -298,14 +299,14 @@ def _refuse_what_is_not_old(job: Job, stage_plan: PlannedStage, lookahead: _Look
         raise DataError(f"{job.folder} holds no committed dataset; run the recipe")
     if stage_plan.action in ("keep", "check"):
         raise DataError(f"{job.folder} is what this recipe makes already; there is nothing to adopt")
-    needed = {dataset.ref.stage for dataset in _inputs(job)}
+    needed = {dataset.ref.stage for dataset in job.needed}
     undecided = [one.stage for one in lookahead.planned if one.stage in needed and one.action != "keep"]
     if undecided:
         raise DataError(f"{job.folder} is made from {', '.join(undecided)}, to run again; adopt or run that first")
 
 
 def _refuse_rows_that_do_not_fit(job: Job, old: Dataset) -> None:
-    if old.manifest.base != job.base_cut:
+    if not job.is_base_of(old.manifest):
         raise DataError(f"{job.folder} is aligned with rows that are cut in another way; it has to run again")
     if old.manifest.parts and not old.schema.equals(job.schema):
         raise DataError(f"{job.folder} has the columns {old.schema.names}, this recipe makes {job.schema.names}")

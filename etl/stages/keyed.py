@@ -6,7 +6,7 @@ whatever those batches were. Everything streams: a worker holds one batch of wha
 split, however many rows share a key.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from etl.arrays import I64, Bools
-from etl.hashing import fixed_binary, hash_array, hash_columns
+from etl.hashing import fixed_binary, hash_array, hash_columns, signed
 from etl.rows import ROW_BITS, RowsRef
-from etl.schema import ID
+from etl.schema import ID, place
 from etl.step import live
 from etl.storage.build import Chunk
 from etl.storage.dataset import DatasetRef
@@ -82,6 +82,18 @@ class EmitInputs:
         given = self.inputs[name]
         for batch in given.dataset.read_split(number, given.columns):
             yield from given.lines(batch, self.num_buckets)
+
+
+REST_OF_ID = ("split_key", "license", "language", "meta_json")
+"""Columns of PROMPT that are neither in the id nor places."""
+
+
+def rest_digest(batch: pa.RecordBatch) -> pa.Array:
+    """A hash of what rows of one id can differ in, REST_OF_ID: int64 [rows].
+
+    Where one of some rows is chosen it is the last but the row key to decide, so which one does not follow the cut.
+    """
+    return signed(hash_columns([batch.column(name) for name in REST_OF_ID]))
 
 
 def source_places(batch: pa.RecordBatch, sources: tuple[str, ...]) -> pa.Array:
@@ -264,9 +276,10 @@ def rows_with_found(
 # --- tables of int64 columns ---------------------------------------------------------------------------------------
 
 
-def int64_schema(*names: str) -> pa.Schema:
-    """int64 columns without nulls."""
-    return pa.schema([pa.field(name, pa.int64(), nullable=False) for name in names])
+def int64_schema(*names: str, places: Sequence[str] = ()) -> pa.Schema:
+    """int64 columns without nulls, some of them places (row keys, and what is numbered by them)."""
+    fields = (pa.field(name, pa.int64(), nullable=False) for name in names)
+    return pa.schema([place(field) if field.name in places else field for field in fields])
 
 
 def to_batch(columns: Iterable[npt.NDArray[Any]], schema: pa.Schema) -> pa.RecordBatch:
@@ -281,13 +294,19 @@ def to_numpy(batch: pa.RecordBatch | pa.Table, names: Iterable[str]) -> list[I64
 
 def distinct(*columns: I64) -> list[I64]:
     """The distinct rows of some columns, sorted."""
+    return counted_distinct(*columns)[:-1]
+
+
+def counted_distinct(*columns: I64) -> list[I64]:
+    """The distinct rows of some columns, sorted, and how often each one came."""
     order = np.lexsort(columns[::-1])
     ranked = [column[order] for column in columns]
     fresh = np.zeros(len(order), np.bool_)
     fresh[:1] = True
     for column in ranked:
         fresh[1:] |= column[1:] != column[:-1]
-    return [column[fresh] for column in ranked]
+    times = np.diff(np.flatnonzero(fresh), append=len(order))
+    return [*(column[fresh] for column in ranked), times]
 
 
 # --- ids as text ---------------------------------------------------------------------------------------------------

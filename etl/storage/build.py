@@ -19,6 +19,7 @@ import pyarrow as pa
 from etl.errors import DataError
 from etl.hashing import ContentDigest
 from etl.laws import LIVE_ROWS, Growth
+from etl.schema import Digested
 from etl.storage.dataset import (
     CHECKPOINTS,
     CLOSED,
@@ -86,6 +87,9 @@ class Job:
     base: DatasetLike | None = None
     """The dataset that it is aligned with or whose row keys it holds. Its cut is not in the fingerprint, which says
     what the rows are and not how they are cut; but a dataset of another cut is none of ours."""
+    places_of: DatasetLike | None = None
+    """In the place of a base, the dataset whose files and positions it repeats. They are no content either, so it is
+    made again where that is made from other files."""
     thresholds: dict[str, Any] = field(default_factory=dict)
     inherited: Accounting = field(default_factory=dict)
     """Accounts of earlier stages that the manifest repeats, so that the last one tells the whole story."""
@@ -127,8 +131,12 @@ class Job:
     @property
     def waits(self) -> bool:
         """True while an input is not committed, so that the fingerprint is not known."""
-        needed = (*self.inputs, *((self.base,) if self.base else ()))
-        return not all(dataset.done() for dataset in needed)
+        return not all(dataset.done() for dataset in self.needed)
+
+    @property
+    def needed(self) -> tuple[DatasetLike, ...]:
+        """What decides whether a committed dataset is this one."""
+        return (*self.inputs, *(dataset for dataset in (self.base, self.places_of) if dataset is not None))
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -145,14 +153,24 @@ class Job:
         return _HASHED_TABLES.get(self.table, self.table)
 
     @property
-    def base_cut(self) -> str:
-        return self.base.result().manifest.cut if self.base else ""
+    def belongs_to(self) -> str:
+        """`Manifest.base` of the dataset."""
+        if self.places_of is not None:
+            return self.places_of.result().manifest.fingerprint
+        return self.base.result().manifest.cut if self.base is not None else ""
+
+    def is_base_of(self, old: Manifest) -> bool:
+        """Whether a committed dataset has the row keys, the order of rows or the places that this one is to have."""
+        if self.base is not None:
+            return old.is_cut_as(self.base.result().manifest)
+        return old.base == self.belongs_to
 
     @property
     def plan_fingerprint(self) -> str:
         """What a plan is resumed by: inputs by the build that writes them, so it is known before they are committed."""
         inputs = {dataset.ref.stage: dataset.ref.receipts for dataset in self.inputs}
-        base = self.base.ref.receipts if self.base else ""
+        of = self.base or self.places_of
+        base = of.ref.receipts if of is not None else ""
         return fingerprint_of(
             {
                 "stage": self.stage,
@@ -168,9 +186,9 @@ class Job:
 class _Tally:
     """What the chunks of a split add up to."""
 
-    def __init__(self) -> None:
+    def __init__(self, digested: Digested) -> None:
         self.rows_in = 0
-        self.digest = ContentDigest()
+        self.digest = ContentDigest(digested=digested)
         self.accounting: Accounting = {}
         self.distributions: dict[str, Any] = {}
 
@@ -201,7 +219,7 @@ class SplitWriter:
         Raises:
             DataError: the build was given up meanwhile.
         """
-        tally = _Tally()
+        tally = _Tally(Digested.of(self.schema))
         parts = []
         for partition, rows in itertools.groupby(tally.batches(chunks), key=operator.itemgetter(0)):
             with PartWriter(self.folder, split, self.schema, self.table, partition, self.name) as writer:
@@ -213,6 +231,7 @@ class SplitWriter:
             rows_in=tally.rows_in,
             rows_out=sum(part.rows for part in parts),
             content_digest=str(tally.digest),
+            sequence=tally.digest.sequence,
             parts=tuple(parts),
             accounting=sum_counts([tally.accounting]),
             distributions=sum_counts([tally.distributions]),
@@ -291,7 +310,7 @@ class Build:
             manifest = parse_object((self.folder / MANIFEST).read_at_most(MAX_OBJECT_BYTES), Manifest)
         except (FileNotFoundError, NotADirectoryError, NotOursError):
             return None
-        if (manifest.fingerprint, manifest.base) != (self.job.fingerprint, self.job.base_cut):
+        if manifest.fingerprint != self.job.fingerprint or not self.job.is_base_of(manifest):
             return None
         return Dataset.of(self.folder, manifest)
 
@@ -456,10 +475,11 @@ class Build:
             stage=self.job.stage,
             table=self.job.table,
             fingerprint=self.job.fingerprint,
-            base=self.job.base_cut,
+            base=self.job.belongs_to,
             receipts=plan.name,
             made_from=self.job.made_from,
             content_digest=ContentDigest.total(receipt.content_digest for receipt in receipts),
+            sequence=fingerprint_of({"splits": [receipt.sequence for receipt in receipts]}),
             rows_in=sum(receipt.rows_in for receipt in receipts),
             rows_out=sum(receipt.rows_out for receipt in receipts),
             accounting=accounting,

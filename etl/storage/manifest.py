@@ -68,6 +68,8 @@ class Receipt(Config):
     rows_in: Count
     rows_out: Count
     content_digest: Hex32
+    sequence: Hex32 | Literal[""] = ""
+    """Of its rows in their order (`ContentDigest.sequence`); empty for opaque files and before format 2."""
     parts: tuple[Part, ...]
     accounting: dict[str, dict[str, dict[str, Count]]] = {}
     distributions: Counts = {}
@@ -82,17 +84,21 @@ class Receipt(Config):
 class Manifest(Config):
     """A committed dataset."""
 
-    format: int = 1
+    format: int = 2
+    """1 had no `sequence`."""
     stage: RelativePath
     table: Text
     fingerprint: Hex32
     base: Hex32 | Literal[""] = ""
-    """Digest of the parts that the dataset is aligned with; empty for a dataset that stands alone."""
+    """What the dataset belongs to: `cut` of the rows that it is aligned with or whose row keys it holds, fingerprint of
+    those whose files and positions it repeats; empty for a dataset that stands alone."""
     receipts: Hex32
     """Name of the build that wrote it: its receipts are in _receipts/<name>."""
     made_from: dict[str, Any]
     """The fields under the fingerprint, so that a change can be named."""
     content_digest: Hex32
+    sequence: Hex32 | Literal[""] = ""
+    """Digest of the rows in their order, split by split."""
     rows_in: Count
     rows_out: Count
     accounting: dict[str, dict[str, dict[str, Count]]]
@@ -114,9 +120,21 @@ class Manifest(Config):
 
     @property
     def cut(self) -> str:
-        """Digest of how the rows are cut into parts and row groups."""
+        """Digest of which row lies where: of the rows in their order, and their cut into parts and row groups."""
+        return fingerprint_of({**self._shape, "sequence": self.sequence})
+
+    @property
+    def _shape(self) -> dict[str, Any]:
         shape = [[part.split, *part.row_groups] for part in self.parts]
-        return fingerprint_of({"splits": self.splits, "parts": shape, "content": self.content_digest})
+        return {"splits": self.splits, "parts": shape, "content": self.content_digest}
+
+    def is_cut_as(self, base: "Manifest") -> bool:
+        """Whether the dataset belongs to a base that is cut in this way.
+
+        Before format 2 the order of the rows was not told. What is aligned repeats their ids, which every read
+        compares, and what holds row keys has had another fingerprint since.
+        """
+        return self.base == base.cut or (self.format == 1 and self.base == fingerprint_of(base._shape))
 
     @property
     def holds_files(self) -> bool:

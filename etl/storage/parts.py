@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from etl.digests import file_sha256
 from etl.hashing import ContentDigest
-from etl.schema import SCHEMA_VERSION, encoding_of
+from etl.schema import SCHEMA_VERSION, Digested, encoding_of
 from etl.storage.location import Location
 from etl.storage.manifest import TABLE_SUFFIX, Part
 
@@ -48,11 +48,9 @@ class PartWriter:
         self._partition = partition
         self._spool = tempfile.TemporaryDirectory(prefix="stillhouse-part-")
         self._file = Path(self._spool.name) / "part.parquet"
-        # How a column is stored is no part of what readers see.
-        self._schema = pa.schema(
-            [field.remove_metadata() for field in schema],
-            {"stillhouse.table": table, "stillhouse.schema": str(SCHEMA_VERSION), "stillhouse.build": build},
-        )
+        # How a column is stored is no part of what readers see; what the content digest leaves out is told by name.
+        told = {"stillhouse.table": table, "stillhouse.schema": str(SCHEMA_VERSION), "stillhouse.build": build}
+        self._schema = pa.schema([field.remove_metadata() for field in schema], told | Digested.of(schema).to_store())
         encodings = {path: encoding_of(field) for field in schema for path in _leaves(field)}
         self._writer = pq.ParquetWriter(
             self._file,

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from etl.errors import DataError, SourceError
 from etl.hashing import ContentDigest
+from etl.schema import Digested
 from etl.storage.dataset import MANIFEST, PLAN, RECEIPTS, Dataset, is_ours, read_part, read_receipt, receipt_path
 from etl.storage.location import Location
 from etl.storage.lock import LINK, why_not_a_link
@@ -171,13 +172,14 @@ def _check_part(dataset: Dataset, sizes: dict[str, int], part: Part) -> tuple[li
         return wrong("missing", "the manifest names it")
     if sizes[part.path] != part.bytes:
         return wrong("short", f"{sizes[part.path]} bytes, the manifest says {part.bytes}")
-    digest, row_groups = ContentDigest(), []
+    row_groups = []
     try:
         with _on_disk(dataset.part_location(part)) as (copy, sha256):
             if sha256 != part.sha256:
                 return wrong("changed", "another SHA-256 than the manifest's")
             if not part.is_table:
                 return [], ContentDigest(int(file_content([part]), 16))
+            digest = ContentDigest(digested=_digested(copy))
             for batch in read_part(copy):
                 row_groups.append(batch.num_rows)
                 digest.add(batch)
@@ -188,6 +190,11 @@ def _check_part(dataset: Dataset, sizes: dict[str, int], part: Part) -> tuple[li
     if tuple(row_groups) != part.row_groups:
         return wrong("rows", f"row groups {row_groups}, the manifest says {part.row_groups}")
     return [], digest
+
+
+def _digested(part: Location) -> Digested:
+    with part.open_parquet() as file:
+        return Digested.stored(file.schema_arrow.metadata)
 
 
 @contextlib.contextmanager

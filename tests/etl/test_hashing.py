@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.hashing import ContentDigest, hash128, hash_array, hash_columns, signed
+from etl.schema import Digested, count, place
 
 SEED = 7
 
@@ -94,3 +95,40 @@ def test_content_digest_sees_values_names_and_multiplicity():
 
     base = digest(a=["x", "y"])
     assert len({base, digest(a=["x", "z"]), digest(b=["x", "y"]), digest(a=["x", "y", "y"]), digest(a=["x"])}) == 5
+
+
+def test_a_place_is_no_content_and_a_count_says_how_often_a_row_counts():
+    fields = [place(pa.field("row", pa.int64())), pa.field("word", pa.string()), count(pa.field("times", pa.int64()))]
+    schema = pa.schema(fields)
+
+    def digest(rows):
+        found = ContentDigest(digested=Digested.of(schema))
+        found.add(pa.RecordBatch.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema))
+        return str(found)
+
+    plain = ContentDigest()
+    plain.add(pa.record_batch({"word": ["a", "b", "b", "b"]}))
+    assert digest([(1, "a", 1), (2, "b", 3)]) == digest([(9, "b", 2), (7, "b", 1), (8, "a", 1)]) == str(plain)
+    assert digest([(1, "a", 1), (2, "b", 2)]) != str(plain)
+    assert Digested.stored(pa.schema([], Digested.of(schema).to_store()).metadata) == Digested.of(schema)
+    assert Digested.stored(None) == Digested.of(pa.schema([("a", pa.string())])) == Digested()
+
+
+def test_of_places_alone_a_digest_tells_the_number_of_rows():
+    rows = pa.schema([place(pa.field("row", pa.int64()))])
+    found = []
+    for values in ([1, 2], [3, 4], [1]):
+        digest = ContentDigest(digested=Digested.of(rows))
+        digest.add(pa.record_batch([pa.array(values)], schema=rows))
+        found.append(str(digest))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_sequence_tells_the_order_of_rows_and_no_batches():
+    def sequence(*batches):
+        digest = ContentDigest()
+        for values in batches:
+            digest.add(pa.record_batch({"a": values}))
+        return digest.sequence
+
+    assert sequence([1, 2, 3]) == sequence([1], [2, 3]) != sequence([2, 1, 3])

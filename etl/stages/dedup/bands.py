@@ -24,7 +24,8 @@ from etl.hashing import hash_array
 from etl.messages import full_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.rows import RowsRef
-from etl.stages.keyed import OUT_ROWS, Counted, buckets_of, distinct, int64_schema, live_rows, slices
+from etl.schema import count
+from etl.stages.keyed import OUT_ROWS, Counted, buckets_of, counted_distinct, int64_schema, live_rows, slices
 from etl.storage.build import Chunk
 
 PAIR_BLOCK = 1 << 20
@@ -36,8 +37,16 @@ _PUSH_ROWS = 1 << 11
 """Rows that are paired at once: in a hot band each gives up to max_partners pairs of 32 bytes."""
 _CHARS_PER_WORD = 6.0
 
-CANDIDATE = int64_schema("a", "b", "a_key", "b_key")
-"""Row keys of a candidate pair, and the keys by which their bands were sorted."""
+CANDIDATE = pa.schema(
+    [
+        *int64_schema("a", "b", "a_key", "b_key", places=("a", "b")),
+        count(pa.field("bands", pa.int64(), nullable=False)),
+    ]
+)
+"""Row keys of a candidate pair, the keys by which their bands were sorted, the smaller one first (a canary second), and
+how many bands they met in: of those in PAIR_BLOCK, since a pair is stored once only in there."""
+CANDIDATE_VERSION = 2
+"""1 had the smaller row key first and no `bands`."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,8 @@ class PairUp:
         counted = Counted(batches)
         stream = self.near.candidate_stream()
         for pairs in _blocks((stream.push(rows_of(batch)) for batch in slices(counted, _PUSH_ROWS)), PAIR_BLOCK):
-            found = pa.Table.from_arrays([pa.array(column) for column in distinct(*pairs.T)], schema=CANDIDATE)
+            columns = [pa.array(column) for column in counted_distinct(*pairs.T)]
+            found = pa.Table.from_arrays(columns, schema=CANDIDATE)
             yield from (Chunk(batch) for batch in found.to_batches(max_chunksize=OUT_ROWS))
         yield Chunk(None, counted.rows, {}, _distributions(stream.finish()))
 

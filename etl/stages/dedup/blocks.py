@@ -1,13 +1,14 @@
 """Candidate pairs cut at blocks of bounded bytes (etl.dedup.blocks), in one task or by shuffles.
 
-`CutCandidates` does it in one task that holds the rows of the pairs. By shuffles, from the component of each row:
+`CutCandidates` does it in one task that holds the rows of the pairs, and 8 bytes for each line of a pair. By shuffles,
+from the component of each row:
 
     rounds/edges-nodes   NODE   component and stream key of each row         by row        join_keys
     rounds/edges-chunks  CHUNK  place in the component, in chunks of bytes   by component  CutComponents
     rounds/edges-ends    END    pairs with the chunk of `a`                  by row `a`    join_first_chunk
     edges                EDGE   pairs with their block                       by row `b`    join_second_chunk
 
-37 bytes cross a shuffle for each end of a pair; a reducer holds one batch.
+45 bytes cross a shuffle for each end of a pair; a reducer holds one batch. Either way each pair comes once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,12 +35,16 @@ from etl.stages.keyed import (
 from etl.storage.build import Chunk
 from etl.storage.dataset import DatasetRef
 
-EDGE = int64_schema("block", "a", "b")
-"""A candidate pair and the block that verifies it."""
-NODE = int64_schema("row", "component", "key")
-CHUNK = int64_schema("row", "component", "chunk")
-END = int64_schema("a", "b", "component", "chunk")
-"""A candidate pair, its component, and the chunk of `a`."""
+EDGE = int64_schema("block", "a", "b", "a_key", "b_key", places=("block", "a", "b"))
+"""A candidate pair, the block that verifies it, and the stream keys of its rows, by which its digest knows them."""
+EDGE_VERSION = 2
+"""1 had no stream keys, and a pair several times."""
+NODE = int64_schema("row", "component", "key", places=("row", "component"))
+CHUNK = int64_schema("row", "component", "chunk", "key", places=("row", "component", "chunk"))
+END = int64_schema("a", "b", "component", "chunk", "key", places=("a", "b", "component", "chunk"))
+"""A candidate pair, its component, and the chunk and stream key of `a`."""
+_CUT_PAIRS = 1 << 20
+"""Pairs whose block is found at once."""
 
 KEY_COLUMNS = ["a", "b", "a_key", "b_key"]
 """Those of candidates that tell the stream key of a row."""
@@ -56,15 +61,25 @@ class CutCandidates:
         candidates = self.candidates.open()
         max_nodes = 2 * candidates.manifest.rows_out
         graph, keys = Components(max_nodes), np.empty(max_nodes, np.int64)
+        pairs, num_pairs = np.empty(candidates.manifest.rows_out, np.int64), 0
         for batch in candidates.read(KEY_COLUMNS):
             a, b, a_key, b_key = to_numpy(batch, KEY_COLUMNS)
             left, right = graph.number(a), graph.number(b)
             keys[left], keys[right] = a_key, b_key
             graph.join(left, right)
-        blocks = Blocks.of(graph.nodes, graph.roots(), keys[: len(graph.nodes)], self.block_bytes)
-        for batch in candidates.read(["a", "b"]):
-            a, b = to_numpy(batch, batch.schema.names)
-            yield Chunk(to_batch(distinct(blocks.of_pairs(graph.number(a), graph.number(b)), a, b), EDGE), len(a))
+            pairs[num_pairs : num_pairs + len(a)] = left.astype(np.int64) << 32 | right
+            num_pairs += len(a)
+        nodes, keys = graph.nodes, keys[: len(graph.nodes)]
+        blocks = Blocks.of(nodes, graph.roots(), keys, self.block_bytes)
+        pairs.sort()
+        last = np.int64(-1)
+        for start in range(0, num_pairs, _CUT_PAIRS):
+            some = pairs[start : start + _CUT_PAIRS]
+            fresh = some[np.diff(some, prepend=last) != 0]
+            last = some[-1]
+            left, right = (fresh >> 32).astype(np.int32), (fresh & np.int64(0xFFFFFFFF)).astype(np.int32)
+            columns = [blocks.of_pairs(left, right), nodes[left], nodes[right], keys[left], keys[right]]
+            yield Chunk(to_batch(distinct(*columns), EDGE), len(some))
 
 
 KEYED = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("is_key", pa.bool_()), ("value", pa.int64())])
@@ -132,7 +147,7 @@ class CutComponents:
         stream = ChunkStream(self.block_bytes)
         for batch in batches:
             component, key, row = to_numpy(batch, ("component", "key", "row"))
-            yield to_batch([row, component, stream.push(component, key)], CHUNK)
+            yield to_batch([row, component, stream.push(component, key), key], CHUNK)
 
 
 AT_END = pa.schema(
@@ -143,33 +158,35 @@ AT_END = pa.schema(
         ("other", pa.int64()),
         ("component", pa.int64()),
         ("chunk", pa.int64()),
+        ("key", pa.int64()),
     ]
 )
-"""A row's chunk, or a pair at one of its ends with what is known of the `other`; the chunk sorts first."""
-AT_END_BYTES = 37
+"""A row's chunk and key, or a pair at one of its ends with what is known of the `other`; the chunk sorts first."""
+AT_END_BYTES = 45
 AT_END_ORDER = ("row", "is_pair", "other")
 
 
 def chunk_lines(chunks: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
     """Each row's chunk to the bucket of the row."""
-    row, component, chunk = to_numpy(chunks, CHUNK.names)
-    yield _at_end(num_buckets, row, None, component, chunk)
+    row, *known = to_numpy(chunks, CHUNK.names)
+    yield _at_end(num_buckets, row, None, *known)
 
 
 def first_end_lines(pairs: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
     """Pairs to the bucket of `a`."""
     a, b = to_numpy(pairs, ("a", "b"))
-    yield _at_end(num_buckets, a, b, None, None)
+    yield _at_end(num_buckets, a, b)
 
 
 def second_end_lines(ends: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
     """Pairs to the bucket of `b`, with the chunk of `a`."""
-    yield _at_end(num_buckets, *to_numpy(ends, ("b", "a", "component", "chunk")))
+    yield _at_end(num_buckets, *to_numpy(ends, ("b", "a", "component", "chunk", "key")))
 
 
-def _at_end(num_buckets: int, row: I64, other: I64 | None, component: I64 | None, chunk: I64 | None) -> pa.RecordBatch:
+def _at_end(num_buckets: int, row: I64, other: I64 | None, *known: I64) -> pa.RecordBatch:
+    """AT_END rows; `known` are component, chunk and key, or nothing."""
     nothing = pa.nulls(len(row), pa.int64())
-    tail = [nothing if column is None else pa.array(column) for column in (other, component, chunk)]
+    tail = [nothing if other is None else pa.array(other), *(map(pa.array, known) if known else [nothing] * 3)]
     head = [hashed_buckets(row, num_buckets), pa.array(row), pa.repeat(other is not None, len(row))]
     return pa.RecordBatch.from_arrays([*head, *tail], schema=AT_END)
 
@@ -185,8 +202,7 @@ def _first_ends(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         taken = np.flatnonzero(table["is_pair"].to_numpy())
         pairs = np.stack(to_numpy(table.select(["row", "other"]).take(pa.array(taken)), ("row", "other")))
         fresh = changes.push(pairs).any(axis=0)
-        component, chunk = _heads(table, first[taken[fresh]])
-        yield to_batch([*pairs[:, fresh], component, chunk], END)
+        yield to_batch([*pairs[:, fresh], *_heads(table, first[taken[fresh]])], END)
 
 
 def join_second_chunk(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
@@ -198,12 +214,13 @@ def _edges(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for table, first in first_of_groups(batches, "row"):
         taken = np.flatnonzero(table["is_pair"].to_numpy())
         pairs = table.take(pa.array(taken))
-        b, a, component, one = to_numpy(pairs, ("row", "other", "component", "chunk"))
-        _, other = _heads(table, first[taken])
+        b, a, component, one, a_key = to_numpy(pairs, ("row", "other", "component", "chunk", "key"))
+        _, other, b_key = _heads(table, first[taken])
         block = [pa.array(column) for column in (component, np.minimum(one, other), np.maximum(one, other))]
-        yield to_batch([signed(hash_columns(block)).to_numpy(), a, b], EDGE)
+        yield to_batch([signed(hash_columns(block)).to_numpy(), a, b, a_key, b_key], EDGE)
 
 
 def _heads(table: pa.Table, places: I64) -> list[I64]:
-    """Component and chunk of some rows, which are those of chunks."""
-    return to_numpy(table.select(["component", "chunk"]).take(pa.array(places)), ("component", "chunk"))
+    """Component, chunk and key of some rows, which are those of chunks."""
+    names = ["component", "chunk", "key"]
+    return to_numpy(table.select(names).take(pa.array(places)), names)

@@ -34,7 +34,7 @@ from etl.rows import ROW_BITS, Rows, RowsRef
 from etl.schema import CLUSTER_COLUMNS, ID, KEPT
 from etl.stages.context import Context
 from etl.stages.dedup.components import label_components
-from etl.stages.dedup.marks import HIT, ClusterMark, mark_hits
+from etl.stages.dedup.marks import HIT, HIT_VERSION, ClusterMark, mark_hits
 from etl.stages.dedup.near import NearPairs, find_pairs
 from etl.stages.dedup.verify import unpacked
 from etl.stages.keyed import RowFeed, buckets_of, reduced, slices, uuid_texts
@@ -50,7 +50,7 @@ _SLICE_ROWS = 1 << 12
 CLUSTER_ROW = pa.schema(
     [
         ("bucket", pa.int32()), ("component", pa.int64()), ("preference", pa.int64()), ("id", pa.binary()),
-        ("row", pa.int64()), ("source", pa.int32()), ("shingles", pa.binary()),
+        ("digest", pa.int64()), ("row", pa.int64()), ("source", pa.int32()), ("shingles", pa.binary()),
     ]
 )  # fmt: skip
 
@@ -62,9 +62,11 @@ def cluster(context: Context, rows: Rows, near: NearDedup, survivor: Survivor) -
     tasks = context.buckets(2 * sum(part.bytes for part in found.sets.manifest.parts), SameAs(found.sets.ref.stage))
     buckets = tasks.count()
     emit = EmitClusterRows(labels.ref, found.sets.ref, buckets)
-    order = ("component", "preference", "id", "row")
+    order = ("component", "preference", "id", "digest", "row")
     grows = Growth.all_by(PairRows(found.pairs.ref.stage), tasks)
-    job = context.job("near_hits", "HIT", HIT, {"threshold": near.threshold}, (labels, found.sets), rows, grows=grows)
+    # Labels hold places alone: the pairs tell what they are.
+    semantic, inputs = {"threshold": near.threshold}, (found.pairs, labels, found.sets)
+    job = context.job("near_hits", "HIT", HIT, semantic, inputs, rows, version=HIT_VERSION, grows=grows)
     exchange = Exchange(tuple(rows.splits), emit, CLUSTER_ROW, order, buckets)
     hits = context.shuffle(job, exchange, RankComponents(near, context.sources))
     drop_below = 0.0 if near.clusters == "components" else near.threshold
@@ -103,8 +105,8 @@ class EmitClusterRows:
             component = labels["component"].combine_chunks()
             columns = [
                 buckets_of(hash_array(component), self.num_buckets), component, found.column("preference"),
-                found.column("id").cast(pa.binary()), found.column("row"), found.column("source"),
-                found.column("shingles"),
+                found.column("id").cast(pa.binary()), found.column("digest"), found.column("row"),
+                found.column("source"), found.column("shingles"),
             ]  # fmt: skip
             table = pa.RecordBatch.from_arrays(columns, names=CLUSTER_ROW.names).cast(CLUSTER_ROW)
             yield from slices([table], _SLICE_ROWS)
@@ -232,13 +234,16 @@ def _ranked(members: _Members, counts: _ClusterCounts) -> pa.RecordBatch:
     """HIT rows of whole components."""
     _, first, place, size = np.unique(members.component, return_index=True, return_inverse=True, return_counts=True)
     counts.add_sizes(size)
-    survivors = np.ascontiguousarray(members.ids[first[place]])
     columns = [
-        pa.array(members.row), pa.FixedSizeBinaryArray.from_buffers(ID, len(place), [None, pa.py_buffer(survivors)]),
+        pa.array(members.row), _ids(members.ids), _ids(members.ids[first[place]]),
         pa.array(size[place].astype(np.int32)), pa.array((np.arange(len(place)) - first[place]).astype(np.int32)),
         pa.array(members.jaccard),
     ]  # fmt: skip
     return pa.RecordBatch.from_arrays(columns, schema=HIT)
+
+
+def _ids(ids: U8) -> pa.Array:
+    return pa.FixedSizeBinaryArray.from_buffers(ID, len(ids), [None, pa.py_buffer(np.ascontiguousarray(ids))])
 
 
 # --- what a run found out --------------------------------------------------------------------------------------------

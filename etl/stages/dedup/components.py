@@ -2,12 +2,18 @@
 
 Up to `run.max_component_edges` pairs, one task holds the rows that are in pairs, never the pairs. Above it, star
 contraction (etl.stages.dedup.stars) labels the rows and shuffles cut the pairs (etl.stages.dedup.blocks); a reducer
-holds one batch. Both give the same labels. The path is part of a dataset's fingerprint, so a run that was killed is
-never resumed on the other one.
+holds one batch. Both give the same labels, and pairs that differ in their block alone. The path is part of a dataset's
+fingerprint, so a run that was killed is never resumed on the other one.
+
+What lies between pairs and labels, or between candidates and edges, holds row keys: its digest does not tell what is in
+it. So everything here is fingerprinted by the pairs or candidates that it comes from.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
 
 from etl.dedup.components import Components
 from etl.engine import Exchange
@@ -20,6 +26,7 @@ from etl.stages.dedup.blocks import (
     AT_END_ORDER,
     CHUNK,
     EDGE,
+    EDGE_VERSION,
     END,
     KEY_COLUMNS,
     KEYED,
@@ -38,9 +45,18 @@ from etl.stages.dedup.blocks import (
     key_lines,
     second_end_lines,
 )
-from etl.stages.dedup.stars import ARC, ARC_BYTES, ARC_ORDER, LABEL, EmitLabels, contract, first_labels
+from etl.stages.dedup.stars import (
+    ARC,
+    ARC_BYTES,
+    ARC_ORDER,
+    LABEL,
+    LABEL_VERSION,
+    EmitLabels,
+    contract,
+    first_labels,
+)
 from etl.stages.keyed import OUT_ROWS, EmitInputs, Input, to_batch, to_numpy
-from etl.storage.build import Chunk
+from etl.storage.build import Chunk, Job
 from etl.storage.dataset import Dataset, DatasetLike, DatasetRef
 
 
@@ -80,33 +96,37 @@ def label_components(context: Context, rows: Rows, name: str, pairs: Dataset, en
     """
     if _fits_one_task(context, pairs):
         grows = Growth.all_by(PairRows(pairs.ref.stage), With.NOTHING)
-        job = context.job(name, "LABEL", LABEL, {"path": "one_task", "ends": list(ends)}, (pairs,), rows, grows=grows)
+        job = _label_job(context, rows, name, pairs, {"path": "one_task", "ends": list(ends)}, grows)
         return context.map(job, [0], LabelRows(pairs.ref, ends))
     ties = contract(context, rows, name, pairs, ends)
     buckets = len(rows.splits)
     exchange = Exchange(tuple(range(ties.ref.num_splits)), EmitLabels(ties.ref, buckets), ARC, ARC_ORDER, buckets)
     grows = Growth.all_by(PairRows(pairs.ref.stage))
-    job = context.job(name, "LABEL", LABEL, {"path": "stars", "ends": list(ends)}, (ties,), rows, grows=grows)
+    job = _label_job(context, rows, name, pairs, {"path": "stars", "ends": list(ends)}, grows)
     return context.shuffle(job, exchange, first_labels)
+
+
+def _label_job(context: Context, rows: Rows, name: str, pairs: Dataset, semantic: dict[str, Any], grows: Growth) -> Job:
+    return context.job(name, "LABEL", LABEL, semantic, (pairs,), rows, version=LABEL_VERSION, grows=grows)
 
 
 def cut_blocks(context: Context, rows: Rows, candidates: Dataset, block_bytes: int) -> DatasetLike:
     """Write DIR/edges, table EDGE: the block that verifies each candidate pair.
 
-    When one task cuts, pairs of a component whose shingle sets fit `block_bytes` share a block. By shuffles such a
-    component may be cut in two chunks, so its pairs are in up to three blocks, and each pair comes once.
+    Each pair comes once. When one task cuts, pairs of a component whose shingle sets fit `block_bytes` share a block.
+    By shuffles such a component may be cut in two chunks, so its pairs are in up to three blocks.
 
     Args:
         context: the run.
         rows: whose row keys the pairs hold.
-        candidates: row keys `a` < `b` and stream keys `a_key`, `b_key` of pairs, which may come several times.
+        candidates: row keys `a`, `b` and stream keys `a_key`, `b_key` of pairs, which may come several times.
         block_bytes: most bytes of the sets of a block, but for two sets more.
     """
     semantic = {"block_bytes": block_bytes}
     as_pairs = SameAs(candidates.ref.stage)
     if _fits_one_task(context, candidates):
         grows = Growth.all_by(as_pairs, With.NOTHING)
-        job = context.job("edges", "EDGE", EDGE, {**semantic, "path": "one_task"}, (candidates,), rows, grows=grows)
+        job = _cut_job(context, rows, "edges", "EDGE", EDGE, {**semantic, "path": "one_task"}, candidates, grows)
         return context.map(job, [0], CutCandidates(candidates.ref, block_bytes))
     labels = label_components(context, rows, "candidate_components", candidates, ("a", "b"))
     chunks = _cut_chunks(context, rows, labels, candidates, block_bytes)
@@ -118,14 +138,27 @@ def cut_blocks(context: Context, rows: Rows, candidates: Dataset, block_bytes: i
     pairs = Input(candidates.ref, ["a", "b"], first_end_lines)
     emit = EmitInputs({"chunks": chunk_input, "pairs": pairs}, buckets)
     exchange = Exchange(emit.splits, emit, AT_END, AT_END_ORDER, buckets)
-    job = context.job("rounds/edges-ends", "END", END, {}, (chunks, candidates), rows, grows=grows)
+    job = _cut_job(context, rows, "rounds/edges-ends", "END", END, semantic, candidates, grows)
     ends = context.shuffle(job, exchange, join_first_chunk)
 
     pairs = Input(ends.ref, END.names, second_end_lines)
     emit = EmitInputs({"chunks": chunk_input, "pairs": pairs}, buckets)
     exchange = Exchange(emit.splits, emit, AT_END, AT_END_ORDER, buckets)
-    job = context.job("edges", "EDGE", EDGE, {**semantic, "path": "stars"}, (chunks, ends), rows, grows=grows)
+    job = _cut_job(context, rows, "edges", "EDGE", EDGE, {**semantic, "path": "stars"}, candidates, grows)
     return context.shuffle(job, exchange, join_second_chunk)
+
+
+def _cut_job(
+    context: Context,
+    rows: Rows,
+    name: str,
+    table: str,
+    schema: pa.Schema,
+    semantic: dict[str, Any],
+    candidates: Dataset,
+    grows: Growth,
+) -> Job:
+    return context.job(name, table, schema, semantic, (candidates,), rows, version=EDGE_VERSION, grows=grows)
 
 
 def _cut_chunks(context: Context, rows: Rows, labels: DatasetLike, candidates: Dataset, block_bytes: int) -> Dataset:
@@ -138,7 +171,7 @@ def _cut_chunks(context: Context, rows: Rows, labels: DatasetLike, candidates: D
     emit = EmitInputs({"labels": Input(labels.ref, LABEL.names, component_lines), "pairs": pairs}, buckets)
     keyed = Exchange(emit.splits, emit, KEYED, ("row", "is_key", "value"), buckets)
     grows = Growth(of_pairs, crosses=as_pairs, work=as_pairs, tasks=tasks)
-    job = context.job("rounds/edges-nodes", "NODE", NODE, {}, (labels, candidates), rows, grows=grows)
+    job = _cut_job(context, rows, "rounds/edges-nodes", "NODE", NODE, {}, candidates, grows)
     nodes = context.shuffle(job, keyed, join_keys)
 
     tasks = context.buckets(nodes.manifest.rows_out * RANKED_BYTES, of_pairs)
@@ -146,5 +179,6 @@ def _cut_chunks(context: Context, rows: Rows, labels: DatasetLike, candidates: D
     ranked = Exchange(
         tuple(range(nodes.ref.num_splits)), EmitNodes(nodes.ref, buckets), RANKED, ("component", "key", "row"), buckets
     )
-    job = context.job("rounds/edges-chunks", "CHUNK", CHUNK, {"block_bytes": block_bytes}, (nodes,), rows, grows=grows)
+    semantic = {"block_bytes": block_bytes}
+    job = _cut_job(context, rows, "rounds/edges-chunks", "CHUNK", CHUNK, semantic, candidates, grows)
     return context.shuffle(job, ranked, CutComponents(block_bytes))

@@ -26,9 +26,9 @@ from etl.hashing import hash128, hash_array, hash_columns, signed
 from etl.laws import GroupCopies, Growth
 from etl.messages import instruction_text, response_text
 from etl.rows import Rows, RowsRef
-from etl.schema import PROMPT
+from etl.schema import PROMPT_CONTENT
 from etl.stages.context import Context
-from etl.stages.dedup.marks import LOSER, LoserMark, losers, mark_hits
+from etl.stages.dedup.marks import LOSER, LOSER_VERSION, LoserMark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced, source_places
 from etl.storage.build import Chunk
 from etl.text import TEXT_VERSION, normalise
@@ -62,10 +62,10 @@ class EmitContent:
     num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
-        wanted = list(dict.fromkeys([*PROMPT.names, *self.survivor.reads]))
+        wanted = list(dict.fromkeys([*PROMPT_CONTENT, *self.survivor.reads]))
         for batch, keys in live_rows(self.rows, split, wanted):
             content = self._content(batch)
-            digest = signed(hash_columns([batch.column(name) for name in PROMPT.names]))
+            digest = signed(hash_columns([batch.column(name) for name in PROMPT_CONTENT]))
             columns = [
                 bucket_of_hash128(content, self.num_buckets), content.cast(pa.binary()),
                 pa.array(self.survivor.preference(batch)), digest, batch.column("id").cast(pa.binary()), pa.array(keys),
@@ -138,9 +138,9 @@ def exact(context: Context, rows: Rows, config: ExactDedup, survivor: Survivor) 
     tasks = context.buckets(rows.num_rows * CONTENT_BYTES)
     num_buckets = tasks.count()
     semantic = {"text": TEXT_VERSION, **config.fingerprinted(), **survivor.fingerprinted()}
-    inputs = rows.tables([*PROMPT.names, *survivor.reads, "verdict"])
+    inputs = rows.tables([*PROMPT_CONTENT, *survivor.reads, "verdict"])
     grows = Growth(GroupCopies("content"), tasks=tasks)
-    job = context.job("exact_hits", "LOSER", LOSER, semantic, inputs, rows, grows=grows)
+    job = context.job("exact_hits", "LOSER", LOSER, semantic, inputs, rows, version=LOSER_VERSION, grows=grows)
     order = ("content", "preference", "digest", "id", "row")
     emit = EmitContent(rows.ref, config, survivor, sources, num_buckets)
     hits = context.shuffle(job, Exchange(tuple(rows.splits), emit, CONTENT, order, num_buckets), FindLosers(sources))

@@ -19,7 +19,7 @@ from etl.arrays import I64, Bools
 from etl.engine import Exchange
 from etl.laws import Growth, Law, SameAs
 from etl.rows import Rows, RowsRef
-from etl.schema import CLUSTER_COLUMNS, ID, aligned
+from etl.schema import CLUSTER_COLUMNS, ID, PROMPT, ROW_KEY, aligned
 from etl.stages.context import Context
 from etl.stages.keyed import routed, rows_with_found, splits_of, uuid_texts
 from etl.step import append, drop, live
@@ -28,7 +28,8 @@ from etl.storage.dataset import Dataset, DatasetRef
 
 HIT = pa.schema(
     [
-        pa.field("row", pa.int64(), nullable=False),
+        ROW_KEY,
+        PROMPT.field("id"),
         pa.field("cluster_id", ID, nullable=False),
         pa.field("cluster_size", pa.int32(), nullable=False),
         pa.field("cluster_rank", pa.int32(), nullable=False),
@@ -36,9 +37,18 @@ HIT = pa.schema(
     ]
 )
 """A row that has duplicates; rank 0 survives."""
+HIT_VERSION = 2
+"""1 had no `id`, and a content digest that covered the row keys."""
 
-LOSER = pa.schema([HIT.field("row"), pa.field("survivor", ID, nullable=False)])
+LOSER = pa.schema([ROW_KEY, PROMPT.field("id"), pa.field("survivor", ID, nullable=False)])
 """A row that is dropped because another one stays."""
+LOSER_VERSION = 2
+"""Of every job that writes LOSER; 1 had no `id`, and a digest that covered the row keys."""
+
+
+def sent(hits: pa.Schema) -> pa.Schema:
+    """A schema of hits without `id`, by which their content digest knows the row: the split that they go to has it."""
+    return pa.schema([field for field in hits if field.name != "id"])
 
 
 def losers(table: pa.Table, first: I64, lost: Bools) -> pa.RecordBatch:
@@ -49,8 +59,10 @@ def losers(table: pa.Table, first: I64, lost: Bools) -> pa.RecordBatch:
         first: place of the first row of each row's group, int64 [rows].
         lost: bool [rows].
     """
-    survivor = table["id"].combine_chunks().take(pa.array(first[lost])).cast(ID)
-    return pa.RecordBatch.from_arrays([table["row"].combine_chunks().filter(pa.array(lost)), survivor], schema=LOSER)
+    ids = table["id"].combine_chunks()
+    row, own = (column.filter(pa.array(lost)) for column in (table["row"].combine_chunks(), ids))
+    survivor = ids.take(pa.array(first[lost]))
+    return pa.RecordBatch.from_arrays([row, own.cast(ID), survivor.cast(ID)], schema=LOSER)
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Mark(ABC):
     """Whose verdicts they are, and the folder of the table."""
     table: ClassVar[str]
     hits: ClassVar[pa.Schema]
-    """Of what the search wrote; `row` comes first and is a row key."""
+    """Of what is sent of the search's hits; `row` comes first and is a row key."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Columns of the rows, beside id, source_dataset and verdict."""
 
@@ -113,7 +125,7 @@ class LoserMark(Mark):
 
     reason: str
     table: ClassVar[str] = "VERDICT"
-    hits: ClassVar[pa.Schema] = LOSER
+    hits: ClassVar[pa.Schema] = sent(LOSER)
 
     def judge(self, batch: pa.RecordBatch, found: pa.Table) -> pa.RecordBatch:
         """As `Mark.judge`; the verdict names the survivor."""
@@ -129,7 +141,7 @@ class ClusterMark(Mark):
     drop_below: float
     """A row stays, whatever its rank, when it is less similar to the survivor."""
     table: ClassVar[str] = "CLUSTER"
-    hits: ClassVar[pa.Schema] = HIT
+    hits: ClassVar[pa.Schema] = sent(HIT)
 
     @property
     def columns(self) -> pa.Schema:
@@ -185,7 +197,7 @@ def mark_hits(
     Args:
         context: of the run.
         rows: what is marked.
-        hits: rows that were found, of the schema `mark.hits`.
+        hits: rows that were found, with the columns of `mark.hits`.
         mark: what becomes of them.
         findings: what the manifest says of the search.
         drops: how the rows grow that are lost; None where every hit is one.

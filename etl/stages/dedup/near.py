@@ -24,13 +24,23 @@ from etl.engine import Exchange
 from etl.laws import CandidatePairs, Growth, MoreRows, PairRows, SameAs, VerifiedPairs
 from etl.rows import Rows
 from etl.stages.context import Context
-from etl.stages.dedup.bands import CANDIDATE, PAIR_BLOCK, EmitBands, MakeCanaries, PairUp, band_bytes, band_schema
-from etl.stages.dedup.blocks import EDGE
+from etl.stages.dedup.bands import (
+    CANDIDATE,
+    CANDIDATE_VERSION,
+    PAIR_BLOCK,
+    EmitBands,
+    MakeCanaries,
+    PairUp,
+    band_bytes,
+    band_schema,
+)
 from etl.stages.dedup.components import cut_blocks
 from etl.stages.dedup.verify import (
     BLOCK_MEMBER,
     NEAR_PAIR,
+    PAIR_VERSION,
     SET,
+    SET_VERSION,
     WANTED_SET,
     EmitWantedSets,
     Verify,
@@ -82,7 +92,7 @@ def _find_candidates(
     exchange = Exchange(tuple(rows.splits), emit, band_schema(near.num_words), ("band", "key", "row"), buckets)
     inputs = rows.tables(["id", "messages", "verdict"])
     grows = Growth(CandidatePairs(near.max_partners, PAIR_BLOCK), tasks=tasks)
-    job = context.job("candidates", "MET", CANDIDATE, banding, inputs, rows, grows=grows)
+    job = context.job("candidates", "MET", CANDIDATE, banding, inputs, rows, version=CANDIDATE_VERSION, grows=grows)
     return context.shuffle(job, exchange, PairUp(near))
 
 
@@ -95,7 +105,8 @@ def _write_sets(
         compared |= {"minhash": MINHASH_VERSION, "num_perm": near.num_perm, "seed": near.seed}
     of_pairs = PairRows(candidates.ref.stage)
     grows = Growth(of_pairs, crosses=of_pairs, work=MoreRows(like=candidates.ref.stage))
-    job = context.job("sets", "SET", SET, compared, (edges, *rows.tables(write.columns)), rows, grows=grows)
+    of = (edges, *rows.tables(write.columns))
+    job = context.job("sets", "SET", SET, compared, of, rows, version=SET_VERSION, grows=grows)
     splits = tuple(range(edges.ref.num_splits))
     exchange = Exchange(splits, EmitWantedSets(edges.ref), WANTED_SET, ("row", "node", "block"), len(rows.splits))
     return context.shuffle(job, exchange, write)
@@ -107,9 +118,13 @@ def _verify(
     as_sets = SameAs(sets.ref.stage)
     tasks = context.buckets(2 * sum(part.bytes for part in sets.manifest.parts), as_sets)
     buckets = tasks.count()
-    inputs = {"sets": Input(sets.ref, SET.names, set_lines), "edges": Input(edges.ref, EDGE.names, edge_lines)}
+    inputs = {
+        "sets": Input(sets.ref, SET.names, set_lines),
+        "edges": Input(edges.ref, ["block", "a", "b"], edge_lines),
+    }
     emit = EmitInputs(inputs, buckets)
     exchange = Exchange(emit.splits, emit, BLOCK_MEMBER, ("block", "is_edge", "a", "b"), buckets)
     grows = Growth(VerifiedPairs(candidates.ref.stage), crosses=as_sets, work=as_sets, tasks=tasks)
-    job = context.job("pairs", "PAIR", NEAR_PAIR, {"threshold": near.threshold}, (sets, edges), rows, grows=grows)
+    semantic = {"threshold": near.threshold}
+    job = context.job("pairs", "PAIR", NEAR_PAIR, semantic, (sets, edges), rows, version=PAIR_VERSION, grows=grows)
     return context.shuffle(job, exchange, Verify(near, context.sources))

@@ -26,7 +26,7 @@ from etl.errors import SchemaError
 from etl.laws import FamilyCopies
 from etl.rows import Rows
 from etl.stages.context import Context
-from etl.stages.dedup.marks import Mark, mark_hits, one_a_row
+from etl.stages.dedup.marks import Mark, mark_hits, one_a_row, sent
 from etl.stages.dedup.semantic_cells import STEP, Cells, cluster_name, count_cells, name_of
 from etl.stages.dedup.semantic_centroids import find_centroids
 from etl.stages.dedup.semantic_compare import COSINE_ONE, SEMANTIC_HIT, compare_clusters
@@ -92,7 +92,7 @@ class SemanticMark(Mark):
     """The rows of SEMANTIC_HIT that have a survivor go."""
 
     table: ClassVar[str] = "SEMANTIC"
-    hits: ClassVar[pa.Schema] = SEMANTIC_HIT
+    hits: ClassVar[pa.Schema] = sent(SEMANTIC_HIT)
 
     @property
     def columns(self) -> pa.Schema:

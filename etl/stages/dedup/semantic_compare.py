@@ -25,7 +25,7 @@ from etl.engine import Exchange
 from etl.hashing import hash_array
 from etl.laws import Growth
 from etl.rows import Rows, RowsRef
-from etl.schema import ID
+from etl.schema import ID, PROMPT, ROW_KEY
 from etl.stages.context import Context
 from etl.stages.dedup.semantic_cells import (
     SEMANTIC_VERSION,
@@ -35,7 +35,7 @@ from etl.stages.dedup.semantic_cells import (
     cluster_numbers,
     name_of,
 )
-from etl.stages.keyed import buckets_of, live_rows, reduced, slices
+from etl.stages.keyed import REST_OF_ID, buckets_of, live_rows, reduced, rest_digest, slices
 from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset, DatasetRef
 
@@ -45,7 +45,8 @@ _ASSIGN_ROWS: Final = 4096
 
 SEMANTIC_HIT = pa.schema(
     [
-        pa.field("row", pa.int64(), nullable=False),
+        ROW_KEY,
+        PROMPT.field("id"),
         pa.field("cluster", pa.int64(), nullable=False),
         pa.field("size", pa.int32(), nullable=False),
         pa.field("rank", pa.int32()),
@@ -56,7 +57,7 @@ SEMANTIC_HIT = pa.schema(
 CLUSTER_MEMBER = pa.schema(
     [
         ("bucket", pa.int32()), ("cluster", pa.int64()), ("order", pa.int64()), ("id", pa.binary()),
-        ("row", pa.int64()), ("cosine", pa.int32()), ("vector", pa.binary()),
+        ("digest", pa.int64()), ("row", pa.int64()), ("cosine", pa.int32()), ("vector", pa.binary()),
     ]
 )  # fmt: skip
 """`order` is the survivor's preference; `cosine` that to the centroid in units of 1 / COSINE_ONE."""
@@ -75,7 +76,8 @@ class EmitClusterMembers:
         # One row group a cell, in the order of its places.
         found = self.centroids.open().read()
         centroids = {int(cell_of(batch)[0]): from_binary(batch.column("centroid")) for batch in found}
-        columns = ["id", "skill_bucket", "ctx_bucket", *EMBEDDING.names, *self.config.survivor.reads]
+        reads = ["id", "skill_bucket", "ctx_bucket", *EMBEDDING.names, *REST_OF_ID, *self.config.survivor.reads]
+        columns = list(dict.fromkeys(reads))
         for batch, keys in live_rows(self.rows, split, columns):
             for start in range(0, batch.num_rows, _ASSIGN_ROWS):
                 piece = batch.slice(start, _ASSIGN_ROWS)
@@ -93,7 +95,8 @@ class EmitClusterMembers:
         columns = [
             buckets_of(hash_array(cluster), self.num_buckets), cluster,
             pa.array(self.config.survivor.preference(batch)), batch.column("id").cast(pa.binary()),
-            pa.array(keys), pa.array(np.rint(cosine * COSINE_ONE).astype(np.int32)), batch.column("embedding_int8"),
+            rest_digest(batch), pa.array(keys), pa.array(np.rint(cosine * COSINE_ONE).astype(np.int32)),
+            batch.column("embedding_int8"),
         ]  # fmt: skip
         return pa.RecordBatch.from_arrays(columns, schema=CLUSTER_MEMBER)
 
@@ -200,23 +203,27 @@ class CompareClusters:
         tally.add(cluster, len(records), kept, cosine)
         for start in range(0, len(records), BLOCK_ROWS):
             piece = slice(start, start + BLOCK_ROWS)
-            yield _hit_rows(records["row"][piece], cluster, kept, rank[piece], _survivor_ids(records, found[piece]))
+            yield _hit_rows(records[piece], cluster, kept, rank[piece], _survivor_ids(records, found[piece]))
 
 
 def _survivor_ids(records: npt.NDArray[Any], found: I64) -> pa.Array:
     """The id of each row's survivor, null where `found` is negative: the row stays."""
     lost = found >= 0
-    ids = np.ascontiguousarray(records["id"][np.where(lost, found, 0)])
     bits = pa.py_buffer(np.packbits(lost, bitorder="little"))
-    return pa.FixedSizeBinaryArray.from_buffers(ID, len(found), [bits, pa.py_buffer(ids.tobytes())])
+    return _ids(records["id"][np.where(lost, found, 0)], bits)
 
 
-def _hit_rows(rows: I64, cluster: int, kept: int, rank: I64, survivor: pa.Array) -> pa.RecordBatch:
+def _ids(ids: npt.NDArray[Any], valid: pa.Buffer | None = None) -> pa.Array:
+    return pa.FixedSizeBinaryArray.from_buffers(ID, len(ids), [valid, pa.py_buffer(ids.tobytes())])
+
+
+def _hit_rows(records: npt.NDArray[Any], cluster: int, kept: int, rank: I64, survivor: pa.Array) -> pa.RecordBatch:
     """SEMANTIC_HIT of rows of one cluster."""
     columns = [
-        pa.array(np.ascontiguousarray(rows)),
-        pa.repeat(pa.scalar(cluster, pa.int64()), len(rows)),
-        pa.repeat(pa.scalar(kept, pa.int32()), len(rows)),
+        pa.array(np.ascontiguousarray(records["row"])),
+        _ids(records["id"]),
+        pa.repeat(pa.scalar(cluster, pa.int64()), len(records)),
+        pa.repeat(pa.scalar(kept, pa.int32()), len(records)),
         pa.array(rank.astype(np.int32), mask=survivor.is_valid().to_numpy(zero_copy_only=False)),
         survivor,
     ]
@@ -225,13 +232,16 @@ def _hit_rows(rows: I64, cluster: int, kept: int, rank: I64, survivor: pa.Array)
 
 def compare_clusters(context: Context, rows: Rows, centroids: Dataset, config: SemanticDedup) -> Dataset:
     """Write DIR/semantic_hits: each live row's cluster, the size of that, and the row's rank there or its survivor."""
-    tasks = context.buckets(rows.num_rows * (64 + (384 if config.embedder == "minilm" else config.dim)))
+    tasks = context.buckets(rows.num_rows * (72 + (384 if config.embedder == "minilm" else config.dim)))
     num_buckets = tasks.count()
-    columns = ["skill_bucket", "ctx_bucket", *EMBEDDING.names, *config.survivor.reads, "verdict"]
+    columns = ["skill_bucket", "ctx_bucket", *EMBEDDING.names, *REST_OF_ID, *config.survivor.reads, "verdict"]
     identity = {"version": SEMANTIC_VERSION, "threshold": config.threshold, "survivor": config.survivor.fingerprinted()}
     inputs = (centroids, *rows.tables(columns))
     grows = Growth(tasks=tasks)
-    job = context.job("semantic_hits", "SEMANTIC_HIT", SEMANTIC_HIT, {"removal": identity}, inputs, rows, grows=grows)
+    semantic = {"removal": identity}
+    job = context.job("semantic_hits", "SEMANTIC_HIT", SEMANTIC_HIT, semantic, inputs, rows, version=2, grows=grows)
     emit = EmitClusterMembers(rows.ref, centroids.ref, config, num_buckets)
-    exchange = Exchange(tuple(rows.splits), emit, CLUSTER_MEMBER, ("cluster", "order", "id", "row"), num_buckets)
+    exchange = Exchange(
+        tuple(rows.splits), emit, CLUSTER_MEMBER, ("cluster", "order", "id", "digest", "row"), num_buckets
+    )
     return context.shuffle(job, exchange, CompareClusters(config))

@@ -21,7 +21,7 @@ from etl.messages import instruction_text
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.rows import Rows, RowsRef
 from etl.stages.context import Context
-from etl.stages.dedup.marks import LOSER, LoserMark, losers, mark_hits
+from etl.stages.dedup.marks import LOSER, LOSER_VERSION, LoserMark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced
 from etl.stages.stage import Stage
 from etl.storage.build import Chunk
@@ -100,7 +100,8 @@ class Split(Sides, Stage):
         num_buckets = tasks.count()
         inputs = rows.tables(["messages", "split_key", "verdict"])
         grows = Growth(GroupRows("prompt"), tasks=tasks)
-        job = context.job("split_hits", "LOSER", LOSER, {"layout": self.sides()}, inputs, rows, grows=grows)
+        semantic = {"layout": self.sides()}
+        job = context.job("split_hits", "LOSER", LOSER, semantic, inputs, rows, version=LOSER_VERSION, grows=grows)
         order = ("prompt", "validation", "id", "row")
         emit = EmitPrompts(rows.ref, self, num_buckets)
         exchange = Exchange(tuple(rows.splits), emit, PROMPT_KEY, order, num_buckets)

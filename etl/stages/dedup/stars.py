@@ -7,6 +7,7 @@ batch. When every component is a star round its smallest row, `first_labels` mak
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +19,18 @@ from etl.laws import Growth, SameAs
 from etl.rows import ROW_BITS, Rows
 from etl.stages.context import Context
 from etl.stages.keyed import Changes, buckets_of, hashed_buckets, int64_schema, reduced, to_batch, to_numpy
-from etl.storage.build import Chunk
+from etl.storage.build import Chunk, Job
 from etl.storage.dataset import Dataset, DatasetRef
 
-LABEL = int64_schema("row", "component")
+LABEL = int64_schema("row", "component", places=("row", "component"))
 """A row key, and the smallest row key of its component."""
-TIE = int64_schema("node", "smaller")
-"""A row key, and a smaller one (or itself) of the same component."""
+TIE = int64_schema("node", "smaller", places=("node", "smaller"))
+"""A row key, and a smaller one (or itself) of the same component.
+
+Both hold places alone, so their content digests tell how many rows they have. What is made from them is fingerprinted
+by the pairs that they come from."""
+LABEL_VERSION = 2
+"""Of every job that writes LABEL or TIE; 1 had a digest that covered the row keys."""
 
 ARC = pa.schema([("bucket", pa.int32()), ("node", pa.int64()), ("neighbour", pa.int64())])
 ARC_BYTES = 20
@@ -129,14 +135,18 @@ def contract(context: Context, rows: Rows, name: str, pairs: Dataset, ends: tupl
         buckets, grows = tasks.count(), Growth.all_by(as_pairs, tasks)
         emit = EmitBothWays(ties.ref, ends, buckets)
         semantic = {"star": "large", "ends": list(ends)}
-        job = context.job(f"rounds/{name}-{number}", "TIE", TIE, semantic, (ties,), rows, grows=grows)
+        job = _round(context, rows, f"{name}-{number}", semantic, pairs, grows)
         ties = context.shuffle(job, Exchange(splits, emit, ARC, ARC_ORDER, buckets), large_stars)
         if ties.manifest.distributions["unsettled"] == 0:
             return ties
         ends = ("node", "smaller")
         splits, tasks = tuple(range(ties.ref.num_splits)), context.buckets(ties.manifest.rows_out * ARC_BYTES, as_pairs)
         buckets, grows = tasks.count(), Growth.all_by(as_pairs, tasks)
-        job = context.job(f"rounds/{name}-{number + 1}", "TIE", TIE, {"star": "small"}, (ties,), rows, grows=grows)
+        job = _round(context, rows, f"{name}-{number + 1}", {"star": "small"}, pairs, grows)
         exchange = Exchange(splits, EmitTies(ties.ref, buckets), ARC, ARC_ORDER, buckets)
         ties = context.shuffle(job, exchange, small_stars)
     raise AssertionError(f"{pairs.folder}: edges still move after {bound} rounds of star contraction")
+
+
+def _round(context: Context, rows: Rows, name: str, semantic: dict[str, Any], pairs: Dataset, grows: Growth) -> Job:
+    return context.job(f"rounds/{name}", "TIE", TIE, semantic, (pairs,), rows, version=LABEL_VERSION, grows=grows)

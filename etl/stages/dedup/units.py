@@ -23,21 +23,25 @@ from etl.arrays import I64
 from etl.dedup.survivor import Survivor
 from etl.dedup.units import UNITS_VERSION, UnitDedup, Units, cut, hash_units, lost_ranges
 from etl.engine import Exchange
-from etl.hashing import hash_columns, signed
 from etl.laws import GroupCopies, Growth
 from etl.messages import raw_documents
 from etl.rows import Rows, RowsRef
-from etl.schema import REMOVED
+from etl.schema import PROMPT, REMOVED, ROW_KEY
 from etl.stages.context import Context
-from etl.stages.dedup.marks import Mark, mark_hits
-from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced, source_places
+from etl.stages.dedup.marks import Mark, mark_hits, sent
+from etl.stages.keyed import (
+    REST_OF_ID,
+    bucket_of_hash128,
+    first_of_groups,
+    live_rows,
+    reduced,
+    rest_digest,
+    source_places,
+)
 from etl.step import append, drop
 from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset
 from etl.text import TEXT_VERSION
-
-_NOT_IN_THE_ID = ("split_key", "license", "language", "meta_json")
-"""In what rows of one id can differ: with these it does not depend on arrival which of them keeps a unit."""
 
 UNIT = pa.schema(
     [
@@ -49,9 +53,7 @@ UNIT = pa.schema(
 """`place` is that of the unit among those of its row, `source` among the sources of the recipe."""
 _ORDER = ("unit", "preference", "id", "digest", "row", "place")
 
-UNIT_HIT = pa.schema(
-    [pa.field("row", pa.int64(), nullable=False), pa.field("place", pa.int32(), nullable=False)],
-)
+UNIT_HIT = pa.schema([ROW_KEY, PROMPT.field("id"), pa.field("place", pa.int32(), nullable=False)])
 """A unit that goes because it stands elsewhere."""
 
 
@@ -67,7 +69,7 @@ class EmitUnits:
 
     @property
     def reads(self) -> list[str]:
-        return list(dict.fromkeys(["id", "messages", *_NOT_IN_THE_ID, "source_dataset", *self.survivor.reads]))
+        return list(dict.fromkeys(["id", "messages", *REST_OF_ID, "source_dataset", *self.survivor.reads]))
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         for batch, keys in live_rows(self.rows, split, self.reads):
@@ -80,13 +82,12 @@ class EmitUnits:
         of = units.text[chosen]
         row = pa.array(of)
         hashes = hash_units(texts, units, chosen)
-        digest = signed(hash_columns([batch.column(name) for name in _NOT_IN_THE_ID]))
         columns = [
             bucket_of_hash128(hashes, self.num_buckets),
             hashes.cast(pa.binary()),
             pa.array(self.survivor.preference(batch)[of]),
             batch.column("id").cast(pa.binary()).take(row),
-            digest.take(row),
+            rest_digest(batch).take(row),
             pa.array(keys[of]),
             pa.array((chosen - units.offsets[of]).astype(np.int32)),
             source_places(batch, self.sources).take(row),
@@ -158,8 +159,7 @@ class FindUnits:
             lost = np.flatnonzero(np.arange(len(first)) > first)
             gone = table.take(pa.array(lost))
             counts.removed(gone, table["source"].take(pa.array(first[lost])))
-            columns = [gone[name].combine_chunks() for name in UNIT_HIT.names]
-            yield pa.RecordBatch.from_arrays(columns, schema=UNIT_HIT)
+            yield from gone.select(UNIT_HIT.names).cast(UNIT_HIT).combine_chunks().to_batches()
 
 
 def unit_counts(config: UnitDedup) -> pa.Field:
@@ -173,7 +173,7 @@ class UnitMark(Mark):
 
     config: UnitDedup
     table: ClassVar[str] = "UNITS"
-    hits: ClassVar[pa.Schema] = UNIT_HIT
+    hits: ClassVar[pa.Schema] = sent(UNIT_HIT)
     reads: ClassVar[tuple[str, ...]] = ("messages",)
 
     @property
@@ -224,7 +224,7 @@ def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survi
     }
     inputs = rows.tables([*emit.reads, "verdict"])
     grows = Growth(GroupCopies("unit"), tasks=tasks)
-    job = context.job(f"{config.unit}_hits", "UNIT_HIT", UNIT_HIT, semantic, inputs, rows, grows=grows)
+    job = context.job(f"{config.unit}_hits", "UNIT_HIT", UNIT_HIT, semantic, inputs, rows, version=2, grows=grows)
     exchange = Exchange(tuple(rows.splits), emit, UNIT, _ORDER, num_buckets)
     hits = context.shuffle(job, exchange, FindUnits(sources))
 

@@ -21,13 +21,15 @@ from etl.dedup.survivor import Survivor
 from etl.hashing import binary_buffers, hash_array
 from etl.messages import full_text
 from etl.rows import RowsRef
-from etl.schema import ID, PAIR, encoded
+from etl.schema import ID, PAIR, ROW_KEY, encoded, place
 from etl.stages.dedup.bands import MakeCanaries
 from etl.stages.keyed import (
+    REST_OF_ID,
     Changes,
     buckets_of,
     distinct,
     recut,
+    rest_digest,
     rows_with_found,
     slices,
     source_places,
@@ -45,23 +47,29 @@ _MEMBER_BYTES = 8 << 20
 
 SET = pa.schema(
     [
-        pa.field("row", pa.int64(), nullable=False),
+        ROW_KEY,
         pa.field("id", ID, nullable=False),
         pa.field("source", pa.int32(), nullable=False),
         pa.field("example", pa.string(), nullable=False),
         pa.field("preference", pa.int64(), nullable=False),
-        pa.field("blocks", pa.list_(pa.int64()), nullable=False),
+        pa.field("digest", pa.int64(), nullable=False),
+        place(pa.field("blocks", pa.list_(pa.int64()), nullable=False)),
         encoded(pa.field("shingles", pa.binary(), nullable=False), "plain"),
     ]
 )
-"""Sorted by the row that it is of or, a canary, copies. `source` is a place among the recipe's sources."""
+"""Sorted by the row that it is of or, a canary, copies. `source` is a place among the recipe's sources, `digest` tells
+rows of one id apart (`rest_digest`)."""
+SET_VERSION = 2
+"""1 had no `digest`, and a content digest that covered row keys and blocks."""
 NEAR_PAIR = pa.schema(
     [
         *PAIR,
-        pa.field("a_row", pa.int64(), nullable=False),
-        pa.field("b_row", pa.int64(), nullable=False),
+        place(pa.field("a_row", pa.int64(), nullable=False)),
+        place(pa.field("b_row", pa.int64(), nullable=False)),
     ]
 )
+PAIR_VERSION = 2
+"""1 had a content digest that covered the row keys."""
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------
@@ -102,15 +110,15 @@ class WriteSets:
             chosen = batch.take(pa.array(places[first]))
             columns = [
                 pa.array(nodes), chosen.column("id"), source_places(chosen, self.sources),
-                chosen.column("source_example_id"), pa.array(self.survivor.preference(chosen)), lists,
-                packed(self._compared(chosen, canaries.which_canaries(nodes))),
+                chosen.column("source_example_id"), pa.array(self.survivor.preference(chosen)), rest_digest(chosen),
+                lists, packed(self._compared(chosen, canaries.which_canaries(nodes))),
             ]  # fmt: skip
             yield Chunk(pa.RecordBatch.from_arrays(columns, names=SET.names).cast(SET), batch.num_rows)
 
     @property
     def columns(self) -> list[str]:
         """What is read of each row."""
-        return list(dict.fromkeys(["id", "messages", "source_example_id", *self.survivor.reads]))
+        return list(dict.fromkeys(["id", "messages", "source_example_id", *REST_OF_ID, *self.survivor.reads]))
 
     def _compared(self, chosen: pa.RecordBatch, copies: Bools) -> Sets:
         texts = full_text(chosen)

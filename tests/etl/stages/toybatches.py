@@ -5,6 +5,7 @@ import itertools
 import pyarrow as pa
 
 from etl.schema import ID, VERDICT
+from etl.stages.keyed import REST_OF_ID
 
 EARLIER = {"step": "earlier", "reason": "x", "value": None}
 
@@ -36,6 +37,13 @@ def ids(numbers):
 def verdict_column(num_rows, dropped=()):
     """Verdicts of a batch; the rows numbered in `dropped` have one already."""
     return pa.array([EARLIER if row in dropped else None for row in range(num_rows)], VERDICT)
+
+
+def with_rest_of_id(batch):
+    """The rows with the columns that tell rows of one id apart, the same in all of them."""
+    for name in REST_OF_ID:
+        batch = batch.append_column(name, pa.array(["x"] * batch.num_rows))
+    return batch
 
 
 def cut_at(table, cuts):

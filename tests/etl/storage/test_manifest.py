@@ -109,3 +109,13 @@ def test_accounts_that_do_not_close_are_named():
         "web/a: in + made exceeds kept + lost by 1 rows",
         "books/a: in + made exceeds kept + lost by -2 rows",
     ]
+
+
+def test_a_cut_tells_the_order_of_rows_which_format_1_did_not():
+    one, other = manifest(sequence="1" * 32), manifest(sequence="2" * 32)
+    assert one.cut != other.cut
+    assert manifest(base=one.cut).is_cut_as(one)
+    assert not manifest(base=one.cut).is_cut_as(other)
+    shape = {"splits": 1, "parts": [[0, 2, 1]], "content": "c" * 32}
+    assert manifest(base=fingerprint_of(shape), format=1).is_cut_as(one)
+    assert not manifest(base=fingerprint_of(shape)).is_cut_as(one)

@@ -35,7 +35,7 @@ members = st.tuples(st.frozensets(st.integers(0, 5), min_size=1), st.integers(0,
 def test_rows_are_ranked_and_compared_with_the_first_of_their_component(components, cuts):
     flat = [(10 * number, *member) for number, group in enumerate(components) for member in group]
     lines = [
-        (0, component, 3, identity(100 + n), n, source, packed_set(values))
+        (0, component, 3, identity(100 + n), 7, n, source, packed_set(values))
         for n, (component, values, source) in enumerate(flat)
     ]
     names = [dict(zip(CLUSTER_ROW.names, line, strict=True)) for line in lines]
@@ -47,7 +47,7 @@ def test_rows_are_ranked_and_compared_with_the_first_of_their_component(componen
         for rank, n in enumerate(rows):
             one, other = flat[rows[0]][1], flat[n][1]
             jaccard = len(one & other) / len(one | other)
-            expected.append((n, identity(100 + rows[0]), len(rows), rank, jaccard))
+            expected.append((n, identity(100 + n), identity(100 + rows[0]), len(rows), rank, jaccard))
             removed[SOURCES[flat[n][2]]] += rank > 0
             below[SOURCES[flat[n][2]]] += rank > 0 and jaccard < 0.5
     assert [tuple(row.values()) for row in rows_of(chunks)] == expected
@@ -71,7 +71,7 @@ def test_sets_of_labelled_rows_go_to_the_bucket_of_their_component_and_canaries_
             pa.RecordBatch.from_pylist(
                 [
                     {"row": key, "id": identity(key % 100), "source": 0, "example": "e", "preference": key % 5,
-                     "blocks": [1], "shingles": packed_set([key % 100])}
+                     "digest": 7, "blocks": [1], "shingles": packed_set([key % 100])}
                     for key in split
                 ],
                 SET,

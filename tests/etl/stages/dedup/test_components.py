@@ -168,7 +168,7 @@ def candidates(num_splits):
     pairs = np.sort(toy_pairs(num_splits), axis=1)
     pairs = np.concatenate([pairs, pairs[::3], pairs[::5]])
     keys = KEYS[numbers_of(pairs, num_splits)]
-    return [*pairs.T, *keys.T]
+    return [*pairs.T, *keys.T, np.ones(len(pairs), np.int64)]
 
 
 def cut(output, max_edges, block_bytes, num_splits=1, engine=None):
@@ -193,6 +193,8 @@ def test_every_pair_is_in_one_block_of_bounded_bytes(tmp_path, num_splits, block
     edges = cut(tmp_path, 0, block_bytes, num_splits)
     assert edges.schema.equals(EDGE)
     pairs = [(row["a"], row["b"]) for row in read(edges)]
+    one_task = cut(tmp_path / "one_task", 10**6, block_bytes, num_splits).manifest
+    assert one_task.content_digest == edges.manifest.content_digest
     assert sorted(pairs) == sorted(set(map(tuple, np.sort(toy_pairs(num_splits), axis=1).tolist())))
     label = expected_labels(toy_pairs(num_splits))
     for block in by_names(edges, num_splits):

@@ -93,7 +93,7 @@ def test_all_but_the_first_of_a_content_are_losers_however_the_stream_is_cut(sou
     contents = [content for content, _ in flat]
     firsts = [contents.index(content) for content in contents]
     lost = [n for n in range(len(flat)) if firsts[n] != n]
-    assert rows_of(chunks) == [{"row": 100 + n, "survivor": identity(firsts[n])} for n in lost]
+    assert rows_of(chunks) == [{"row": 100 + n, "id": identity(n), "survivor": identity(firsts[n])} for n in lost]
     assert rows_in(chunks) == len(flat)
     counts = distributions_of(chunks)
     for code, name in enumerate(("a", "b", "c")):

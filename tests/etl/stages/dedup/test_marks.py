@@ -15,7 +15,18 @@ from etl.engine import nothing
 from etl.rows import Rows
 from etl.run.run import context_of
 from etl.schema import ID, PROMPT, aligned
-from etl.stages.dedup.marks import HIT, LOSER, ClusterMark, EmitHits, LoserMark, Mark, losers, mark_hits, one_a_row
+from etl.stages.dedup.marks import (
+    HIT,
+    LOSER,
+    ClusterMark,
+    EmitHits,
+    LoserMark,
+    Mark,
+    losers,
+    mark_hits,
+    one_a_row,
+    sent,
+)
 from etl.stages.keyed import routed
 from etl.step import append, drop
 from etl.storage.location import Location
@@ -156,21 +167,24 @@ def test_losers_name_the_first_row_of_their_group():
     table = pa.table({"row": pa.array([10, 11, 12, 13]), "id": pa.array([identity(n) for n in range(4)], pa.binary())})
     found = losers(table, np.array([0, 0, 2, 2]), np.array([False, True, False, True]))
     assert found.schema == LOSER
-    assert found.to_pylist() == [{"row": 11, "survivor": identity(0)}, {"row": 13, "survivor": identity(2)}]
+    assert found.to_pylist() == [
+        {"row": 11, "id": identity(1), "survivor": identity(0)},
+        {"row": 13, "id": identity(3), "survivor": identity(2)},
+    ]
 
 
 def test_hits_go_to_the_split_that_holds_their_row(tmp_path):
     rows = [5, (1 << 32) + 1, (7 << 32) + 3]
     batch = pa.record_batch(
         [
-            pa.array(rows), ids(range(3)), pa.array([1] * 3, pa.int32()), pa.array([0] * 3, pa.int32()),
-            pa.array([1.0] * 3),
+            pa.array(rows), ids(range(5, 8)), ids(range(3)), pa.array([1] * 3, pa.int32()),
+            pa.array([0] * 3, pa.int32()), pa.array([1.0] * 3),
         ],
         schema=HIT,
     )  # fmt: skip
     hits = commit(Location.of(str(tmp_path / "hits")), HIT, [[batch.slice(0, 1)], [batch.slice(1)]]).ref
-    found = [list(EmitHits(hits, HIT)(split)) for split in range(2)]
+    found = [list(EmitHits(hits, sent(HIT))(split)) for split in range(2)]
     assert [piece.column("bucket").to_pylist() for pieces in found for piece in pieces] == [[0], [1, 7]]
-    assert all(piece.schema == routed(HIT) for pieces in found for piece in pieces)
+    assert all(piece.schema == routed(sent(HIT)) for pieces in found for piece in pieces)
     assert [row for pieces in found for piece in pieces for row in piece.column("row").to_pylist()] == rows
     assert found[0][0].column("cluster_id").cast(ID).to_pylist() == [identity(0)]

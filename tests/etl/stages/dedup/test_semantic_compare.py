@@ -29,6 +29,7 @@ from tests.etl.stages.toybatches import (
     rows_in,
     rows_of,
     verdict_column,
+    with_rest_of_id,
 )
 from tests.etl.storage.builds import commit
 
@@ -59,13 +60,14 @@ def test_each_live_row_goes_with_the_nearest_centroid_of_its_cell(tmp_path):
     ]  # fmt: skip
     stored = commit(Location.of(str(tmp_path / "centroids")), CENTROID, [groups[:1], groups[1:]], "centroids").ref
     names = ["id", "skill_bucket", "ctx_bucket", "embedding_int8", "source_dataset", "verdict"]
-    batch = pa.record_batch(
+    bare = pa.record_batch(
         [
             ids(range(20)), pa.array(skills), pa.array([CTX[1]] * 20), to_binary(vectors), pa.array(["a"] * 20),
             verdict_column(20, dropped=[4]),
         ],
         names,
     )  # fmt: skip
+    batch = with_rest_of_id(bare)
     found = [row for piece in EmitClusterMembers(ToyRows([batch]), stored, CONFIG, 3)(0) for row in piece.to_pylist()]
     assert [row["row"] for row in found] == [n for n in range(20) if n != 4]
     for row in found:
@@ -111,7 +113,8 @@ def expected_hits(numbers, vectors, threshold):
 def compared(numbers, vectors, config, cuts):
     columns = [
         pa.array([0] * len(numbers), pa.int32()), pa.array(numbers), pa.array(range(len(numbers))),
-        ids(range(len(numbers))).cast(pa.binary()), pa.array(range(500, 500 + len(numbers))),
+        ids(range(len(numbers))).cast(pa.binary()), pa.array(range(len(numbers))),
+        pa.array(range(500, 500 + len(numbers))),
         pa.array([7] * len(numbers), pa.int32()), to_binary(vectors),
     ]  # fmt: skip
     return list(CompareClusters(config)(0, cut_at(pa.table(columns, schema=CLUSTER_MEMBER), cuts)))
@@ -124,7 +127,7 @@ def test_a_row_goes_that_is_similar_to_a_better_row_that_stays(sizes, cuts):
     found = rows_of(chunks)
     expected = expected_hits(numbers, vectors, 0.8)
     assert [tuple(row.values()) for row in found] == [
-        (500 + n, cluster, kept, rank, None if survivor is None else identity(survivor))
+        (500 + n, identity(n), cluster, kept, rank, None if survivor is None else identity(survivor))
         for n, (cluster, kept, rank, survivor) in enumerate(expected)
     ]
     assert rows_in(chunks) == len(numbers)

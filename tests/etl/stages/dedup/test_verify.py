@@ -26,7 +26,7 @@ from etl.stages.dedup.verify import (
 from etl.storage.location import Location
 from etl.text import shingles
 from tests.etl.rows import asked, conversations
-from tests.etl.stages.toybatches import ToyRows, cut_at, distributions_of, identity, rows_in, rows_of
+from tests.etl.stages.toybatches import ToyRows, cut_at, distributions_of, identity, rows_in, rows_of, with_rest_of_id
 from tests.etl.storage.builds import commit
 
 NEAR = NearDedup(threshold=0.5)
@@ -50,7 +50,7 @@ def test_packed_sets_are_unpacked_wherever_a_slice_begins(members, start):
 
 def test_both_ends_of_a_pair_are_wanted_with_its_block(tmp_path):
     """A canary's set is made where the row is that it copies."""
-    rows = [(7, 5, 9), (7, 5, CANARY), (8, 5, 9)]
+    rows = [(7, 5, 9, 50, 90), (7, 5, CANARY, 50, 91), (8, 5, 9, 50, 90)]
     batch = pa.RecordBatch.from_pylist([dict(zip(EDGE.names, row, strict=True)) for row in rows], EDGE)
     (found,) = EmitWantedSets(commit(Location.of(str(tmp_path / "edges")), EDGE, [[batch]]).ref)(0)
     assert found.schema == WANTED_SET
@@ -65,7 +65,8 @@ def test_sets_are_written_of_the_rows_that_are_wanted(cuts):
     texts = ["the first text of this batch", LONG, "a text that nobody wants", "the last text of them all"]
     messages = [conversations([asked(text, "yes") for text in texts[at : at + 2]]) for at in (0, 2)]
     groups = [
-        batch.append_column("source_example_id", pa.array([f"e{at}", f"e{at + 1}"]))
+        with_rest_of_id(batch)
+        .append_column("source_example_id", pa.array([f"e{at}", f"e{at + 1}"]))
         .append_column("source_dataset", pa.array(["b", "a"]))
         .set_column(0, "id", pa.array([identity(at), identity(at + 1)], ID))
         for at, batch in zip((0, 2), messages, strict=True)
@@ -91,9 +92,9 @@ def test_sets_are_written_of_the_rows_that_are_wanted(cuts):
 
 
 def test_a_set_goes_to_each_of_its_blocks_and_a_pair_to_its_own():
-    row = {"row": 5, "id": identity(5), "source": 1, "example": "e", "preference": 3, "blocks": [7, 8]}
-    sets = pa.RecordBatch.from_pylist([row | {"shingles": b"12345678"}], SET)
-    edges = pa.RecordBatch.from_pylist([{"block": 8, "a": 5, "b": 9}], EDGE)
+    row = {"row": 5, "id": identity(5), "source": 1, "example": "e", "preference": 3, "digest": 2}
+    sets = pa.RecordBatch.from_pylist([row | {"blocks": [7, 8], "shingles": b"12345678"}], SET)
+    edges = pa.RecordBatch.from_pylist([{"block": 8, "a": 5, "b": 9, "a_key": 50, "b_key": 90}], EDGE)
     (members,) = set_lines(sets, 3)
     assert [(row["block"], row["is_edge"], row["a"], row["shingles"]) for row in members.to_pylist()] == [
         (7, False, 5, b"12345678"), (8, False, 5, b"12345678"),

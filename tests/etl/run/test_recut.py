@@ -1,0 +1,102 @@
+"""The same rows in another cut: equal fingerprints and digests of all datasets; no row key of the old cut is used."""
+
+import shutil
+
+import pytest
+
+from etl.storage.location import Location
+from etl.storage.verify import verify
+from tests.etl.stages.dedup.toys import NEAR, families
+from tests.etl.stages.toys import make_recipe, read, row, run, stage, write_jsonl
+
+FOLDERS = (
+    "ingest", "exact_hits", "exact", "candidates", "edges", "sets", "pairs", "components", "near_hits", "near",
+    "clusters", "split_hits", "split", "dropped",
+)  # fmt: skip
+
+
+def recipe_of(folder, output, **settings):
+    return make_recipe(
+        output,
+        {"toy": folder / "*.jsonl"},
+        stages=["dedup", "split"],
+        dedup={"near": NEAR},
+        layout={"validation_fraction": 0.3},
+        run=settings,
+    )
+
+
+@pytest.fixture
+def rows():
+    texts = families(4, count=25)
+    copies = [one | {"synth_id": f"copy-{n}"} for n, one in enumerate(texts[::4])]
+    return [*texts, *copies, row(900, "alone", "yes")]
+
+
+def identity(output):
+    """Folder -> fingerprint and content digest."""
+    manifests = {name: stage(output, name).manifest for name in FOLDERS}
+    return {name: (manifest.fingerprint, manifest.content_digest) for name, manifest in manifests.items()}
+
+
+def left(output):
+    """The example ids of the rows that no step has dropped."""
+    alive = {item["id"] for item in read(stage(output, "split")) if item["verdict"] is None}
+    return sorted(item["source_example_id"] for item in read(stage(output, "ingest")) if item["id"] in alive)
+
+
+def test_another_cut_in_the_same_output_has_the_same_fingerprints_and_marks_the_right_rows(tmp_path, rows):
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    out = tmp_path / "out"
+    run(recipe_of(tmp_path, out, split_bytes=1 << 30))
+    before, stayed = identity(out), left(out)
+    assert len(rows) - len(stayed) > 20
+    shutil.rmtree(out / "ingest")
+    result = run(recipe_of(tmp_path, out, split_bytes=3000, bucket_bytes=2048))
+    assert len(result.rows.splits) > 4
+    assert identity(out) == before
+    assert left(out) == stayed
+    assert list(verify(Location.of(str(out)))) == []
+
+
+def test_rows_in_another_order_are_another_cut_though_all_else_is_equal(tmp_path, rows):
+    """As many rows in as many splits and row groups, with the same content: row keys are of other rows."""
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    out = tmp_path / "out"
+    run(recipe_of(tmp_path, out))
+    old, stayed = stage(out, "ingest").manifest, left(out)
+    write_jsonl(tmp_path / "in.jsonl", rows[::-1])
+    run(recipe_of(tmp_path, out))
+    new = stage(out, "ingest").manifest
+    assert (new.content_digest, [part.row_groups for part in new.parts]) == (
+        old.content_digest, [part.row_groups for part in old.parts],
+    )  # fmt: skip
+    assert new.cut != old.cut
+    assert stage(out, "exact_hits").manifest.base == new.cut
+    assert left(out) == stayed
+    assert list(verify(Location.of(str(out)))) == []
+
+
+def test_which_of_two_rows_of_one_id_stays_does_not_follow_the_cut(tmp_path):
+    """Copies of one id that differ in their metadata, without exact dedup before near."""
+    text = "a text that stands here twice with another licence each time it is told to anybody at all"
+    copies = [row(1, text, "yes") | {"model": model} for model in ("one", "two")]
+    kept = []
+    for number, found in enumerate((copies, copies[::-1])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_jsonl(folder / "in.jsonl", found)
+        recipe = make_recipe(
+            folder / "out", {"toy": folder / "in.jsonl"}, stages=["dedup"], dedup={"exact": None, "near": NEAR}
+        )
+        result = run(recipe)
+        alive = [
+            item
+            for split in result.rows.splits
+            for batch in result.rows.ref.read(split, ["meta_json", "verdict"])
+            for item in batch.to_pylist()
+            if item["verdict"] is None
+        ]
+        kept += [item["meta_json"] for item in alive]
+    assert len(kept) == 2
+    assert kept[0] == kept[1]
