@@ -31,6 +31,13 @@ TEXT_VERSION: Final = 1
 UNICODE_VERSION: Final = unicodedata.unidata_version
 """Version of Python's Unicode tables; another one can tokenise newly assigned characters differently."""
 
+ALONE_RANGES: Final = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF),
+)  # fmt: skip
+"""Thai and Lao, Myanmar, Khmer, ideographic marks, kana, Han: scripts without spaces, so that a letter there is a word
+of its own."""
+
 _TABLE_SIZE: Final = 1 << 21  # what four UTF-8 bytes can address, so that no byte sequence leaves the table
 _FINAL_SIGMA: Final = "Σ"  # the one letter whose lower case depends on its neighbours
 _TOKEN_START: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio

@@ -32,7 +32,7 @@ from etl.config import Config
 from etl.hashing import binary_buffers, hash128
 from etl.jit import njit
 from etl.schema import RANGE
-from etl.text import decode, normalise
+from etl.text import ALONE_RANGES, decode, normalise
 
 UNITS_VERSION: Final = 1
 """Raised when a text would be cut in another way or a unit would get another hash; part of the fingerprint."""
@@ -83,11 +83,6 @@ _QUOTE: Final = 256  # the same, unless the sentence ended without white space: 
 
 _ENDS: Final = ".!?…։؝؞؟۔܀܁܂߹।॥၊။።፧፨᙮។៕᠃᠉‼‽⁇⁈⁉⸮．﹒﹖﹗"
 _WIDE_ENDS: Final = "。！？｡"
-_ALONE_RANGES: Final = (
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF),
-    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF),
-)  # fmt: skip
-"""Thai and Lao, Myanmar, Khmer, ideographic marks, kana, Han."""
 
 
 @functools.cache
@@ -106,7 +101,7 @@ def _classes() -> U16:
                 table[code] = _CLOSING
             elif kind == "Pi":
                 table[code] = _QUOTE
-    for first, last in _ALONE_RANGES:
+    for first, last in ALONE_RANGES:
         table[first : last + 1] |= (table[first : last + 1] == _WORD) * np.uint16(_ALONE)
     for char in "\n\v\f\r\x1c\x1d\x1e\x85\u2028":
         table[ord(char)] |= _BREAK

@@ -6,11 +6,16 @@ document. A row is hit by an item
 
     ngram_N   when it holds at least `min_ratio` of the item's distinct word N-grams, wherever they stand in it;
               an item of fewer than N words is one n-gram of all its words
+    numbers   when one number of it is another: when it holds at least `min_ratio` of the item's distinct N-grams, every
+              number read as the same, and all of the item's numbers but one between the same words
     near      when the sets of word n-grams of the item and of the whole field have at least that Jaccard similarity
 
-Both are exact (`etl.filters.ngram_index`): recall by these definitions is 1, nothing is sampled or estimated, and only
-two different n-grams with one 64-bit hash could add a hit. An item of fewer than `min_words` words is hit only by a
+All are exact (`etl.filters.ngram_index`): recall by these definitions is 1, nothing is sampled or estimated, and only
+two different n-grams with one 64-bit hash could add a hit. An item worth fewer than `min_words` words is hit only by a
 prompt or answer that says nothing else, and as a reference answer never.
+
+In scripts without spaces each character is a word, whatever stands beside it; an ideograph is worth 0.7 words, a letter
+of kana, Thai, Lao, Khmer or Burmese 0.25 (`etl.filters.ngram_words`).
 
 The index is one memory-mapped file in the cache folder, named by the digests of the benchmark files and by what decides
 its content. The driver makes it when it checks the recipe, a worker on another machine when it opens the step: once a
@@ -96,6 +101,16 @@ class NearRule(Config):
     """Least Jaccard similarity of the two sets of n-grams."""
 
 
+class NumbersRule(Config):
+    """A question in which one number may be another."""
+
+    n: int = Field(default=8, ge=1, le=LONGEST_NGRAM)
+    """Words in an n-gram."""
+    min_ratio: float = Field(default=0.9, gt=0, le=1)
+    """Least share of the item's distinct n-grams that a row holds, every number read as the same; it must also have all
+    numbers of the item but one between the same words."""
+
+
 class ContaminationStep(Step):
     """Adds `contamination`; verdict `contaminated`, whose value is benchmark/item, match and ratio of the best hit.
 
@@ -114,8 +129,11 @@ class ContaminationStep(Step):
     """Shares of n-grams; a row is hit when one of them is reached."""
     near: NearRule | None = NearRule()
     """Likeness of item and field; null leaves it out."""
+    numbers: NumbersRule | None = NumbersRule()
+    """Questions in which one number is another; null leaves it out, and so does `mask_numbers`."""
     min_words: int = Field(default=5, ge=1)
-    """An item of fewer words is hit only by a text that says nothing else."""
+    """An item worth fewer words is hit only by a text that says nothing else. An ideograph is worth 0.7 words, a letter
+    of another script without spaces 0.25; for `numbers` an item must be worth one more."""
     latex: bool = True
     """Words are the same however LaTeX is spaced and dressed: `$x ^ 2$`, `x^{2}`, `\\left( 2x \\right)` and `(2 x)`."""
     mask_numbers: bool = False
@@ -132,8 +150,8 @@ class ContaminationStep(Step):
         sizes = [rule.n for rule in self.ngrams]
         if len(set(sizes)) < len(sizes):
             raise ValueError(f"ngrams names n more than once: {sizes}; keep one ratio for each")
-        if not self.ngrams and self.near is None:
-            raise ValueError("ngrams is empty and near is null, so nothing would be found; give one of them")
+        if not self.rules:
+            raise ValueError("ngrams is empty, numbers and near are null, so nothing would be found; give one of them")
         if len(set(self.fields)) < len(self.fields):
             raise ValueError(f"fields names a field more than once: {list(self.fields)}")
         return self
@@ -143,6 +161,8 @@ class ContaminationStep(Step):
         """The rules, the most telling first."""
         ngrams = sorted(self.ngrams, key=lambda rule: -rule.n)
         rules = [Rule(f"ngram_{rule.n}", rule.n, rule.min_ratio, near=False) for rule in ngrams]
+        if self.numbers is not None and not self.mask_numbers:
+            rules.append(Rule("numbers", self.numbers.n, self.numbers.min_ratio, near=False, masked=True))
         if self.near is not None:
             rules.append(Rule("near", self.near.n, self.near.threshold, near=True))
         return tuple(rules)

@@ -17,13 +17,15 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from etl.arrays import F64, I32, I64, U8, U64
-from etl.filters.ngram_scan import Rules, Tables, fill_slots, keys_of_texts, scan_texts
-from etl.filters.ngram_words import Words, hash_words, read_only, splitter_of
+from etl.arrays import F64, I32, I64, U8, U64, Bools
+from etl.filters.ngram_fold import fold, places_before, rows_to_fold
+from etl.filters.ngram_scan import Rules, Tables, fill_slots, keys_of_texts, place_keys, scan_texts
+from etl.filters.ngram_words import CONTENT, NUMBER, Split, Words, masked, read_only, split_texts, splitter_of
 from etl.jit import njit
 
-INDEX_VERSION: Final = 1
+INDEX_VERSION: Final = 2
 """Raised when the same items would give another index, or the same index other hits."""
 
 LONGEST_NGRAM: Final = 64
@@ -45,6 +47,8 @@ class Rule:
     n: int
     threshold: float
     near: bool
+    masked: bool = False
+    """The n-grams are those with every number read as the same; a text must hold all numbers of the item but one."""
 
 
 def rules_as_arrays(rules: Sequence[Rule]) -> Rules:
@@ -53,6 +57,7 @@ def rules_as_arrays(rules: Sequence[Rule]) -> Rules:
         np.array([rule.n for rule in rules], np.int64),
         np.array([rule.threshold for rule in rules], np.float64),
         np.array([rule.near for rule in rules], np.bool_),
+        np.array([rule.masked for rule in rules], np.bool_),
     )
 
 
@@ -82,27 +87,55 @@ class Hits:
     """Bytes of the row's text: the shortest stretch with every n-gram that counted."""
 
 
-def _set_lengths(rule: Rule, words: I64, part: I32, min_words: int) -> I64:
+def _set_lengths(rule: Rule, split: Split, part: I32, min_words: int) -> I64:
     """Words of an n-gram of each text under a rule; 0 where the rule does not look for the text."""
-    wanted = (words >= min_words) | ((words > 0) & (part == QUESTION) & rule.near)
-    return np.where(wanted, np.minimum(words, rule.n), 0)
+    num_words = np.diff(split.bounds)
+    worth = CONTENT[split.classes]
+    if rule.masked:
+        # What is the same when one number is another must be worth as much.
+        has_number = _sums(split.classes == NUMBER, split.bounds) > 0
+        wanted = has_number & (part == QUESTION) & (_sums(worth, split.bounds) - 1 >= min_words)
+    else:
+        wanted = (_sums(worth, split.bounds) >= min_words) | ((num_words > 0) & (part == QUESTION) & rule.near)
+    return np.where(wanted, np.minimum(num_words, rule.n), 0)
+
+
+def _sums(values: NDArray[Any], bounds: I64) -> F64:
+    """The sum of the values of each text, to a billionth: [texts]."""
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return np.round(sums[bounds[1:]] - sums[bounds[:-1]], 9)
+
+
+def _mostly_numbers(split: Split, lengths: I64, text: I64) -> Bools:
+    """Whether more than half the words of an n-gram are numbers, for the n-grams of each text: [n-grams]."""
+    before = np.concatenate([[0], np.cumsum(split.classes == NUMBER)])
+    start = split.bounds[text] + np.arange(len(text)) - np.searchsorted(text, text)
+    return 2 * (before[start + lengths[text]] - before[start]) > lengths[text]
 
 
 def build(items: Items, rules: Sequence[Rule], words: Words, min_words: int) -> Tables:
     """The tables of some items.
 
-    A text of fewer words than a rule's n is one whole n-gram of its own length. One of fewer than `min_words` words is
-    left to the near rule, which finds it only where it is all that a text says; as an answer it is not looked for.
+    A text of fewer words than a rule's n is one whole n-gram of its own length. One worth fewer than `min_words` words
+    (`CONTENT`) is left to the near rule, which finds it only where it is all that a text says; as an answer it is not
+    looked for.
 
     Returns:
         Tables without any set when no text can be found by any rule.
     """
-    tokens, bounds = hash_words(items.text, words)
-    num_words = np.diff(bounds)
+    split = split_texts(items.text, words)
+    num_words = np.diff(split.bounds)
+    without_numbers = masked(split.tokens, split.classes)
     keys, owners, found = [], [], []
+    masked_lengths = np.zeros(len(num_words), np.int64)
     for number, rule in enumerate(rules):
-        lengths = _set_lengths(rule, num_words, items.part, min_words)
-        rule_keys, text = keys_of_texts(tokens, bounds, lengths)
+        lengths = _set_lengths(rule, split, items.part, min_words)
+        rule_keys, text = keys_of_texts(without_numbers if rule.masked else split.tokens, split.bounds, lengths)
+        if rule.masked:
+            telling = ~_mostly_numbers(split, lengths, text)
+            rule_keys, text = rule_keys[telling], text[telling]
+            lengths = np.where(np.isin(np.arange(len(lengths)), text), lengths, 0)
+            masked_lengths = np.maximum(masked_lengths, lengths)
         keys.append(rule_keys)
         owners.append(text * len(rules) + number)
         # A near rule looks for a text of fewer words than n where it ends a row's text, not at every word.
@@ -119,9 +152,12 @@ def build(items: Items, rules: Sequence[Rule], words: Words, min_words: int) -> 
     lengths = np.unique(np.concatenate(found))
     if len(lengths) == 0:
         lengths = np.array([min(rule.n for rule in rules)], np.int64)
+    place_offsets, places = _places(split)
     return Tables(
         lengths=lengths,
-        bitmap=_bitmap(keys_of_texts(tokens, bounds, np.full(len(num_words), lengths[0]))[0]),
+        bitmap=_bitmap(keys_of_texts(split.tokens, split.bounds, np.full(len(num_words), lengths[0]))[0]),
+        masked_lengths=_above_zero(masked_lengths),
+        masked_bitmap=_bitmap(_ends_of_masked(without_numbers, split.bounds, masked_lengths)),
         keys=ngrams,
         slots=fill_slots(ngrams, _power_of_two(2 * len(ngrams) + 1)),
         anchor_offsets=anchor_offsets,
@@ -133,7 +169,32 @@ def build(items: Items, rules: Sequence[Rule], words: Words, min_words: int) -> 
         set_needed=needed,
         text_part=items.part,
         text_words=num_words.astype(np.int32),
+        place_offsets=place_offsets,
+        places=places,
     )
+
+
+def _above_zero(lengths: I64) -> I64:
+    return np.unique(lengths[lengths > 0])
+
+
+def _ends_of_masked(tokens: U64, bounds: I64, lengths: I64) -> U64:
+    """The shortest n-grams of the texts of which masked ones are looked for; each of those ends with one of them."""
+    sought = lengths > 0
+    return keys_of_texts(tokens, bounds, np.where(sought, np.min(lengths[sought], initial=LONGEST_NGRAM), 0))[0]
+
+
+@njit
+def _places(split: Split) -> tuple[I64, U64]:
+    """`place_keys` of each text: offsets [texts + 1], keys."""
+    offsets = np.zeros(len(split.bounds), np.int64)
+    keys = np.empty(len(split.tokens), np.uint64)
+    for text in range(len(offsets) - 1):
+        begin, end = split.bounds[text], split.bounds[text + 1]
+        own = place_keys(split.tokens[begin:end], split.classes[begin:end])
+        offsets[text + 1] = offsets[text] + len(own)
+        keys[offsets[text] : offsets[text + 1]] = own
+    return offsets, keys[: offsets[-1]].copy()
 
 
 def _offsets(sizes: I64) -> I64:
@@ -211,11 +272,15 @@ class Index:
         Returns:
             Hits by row, in no order within a row.
         """
-        data, offsets = read_only(texts)
+        folded = rows_to_fold(texts)
+        data, offsets = read_only(fold(texts, folded))
         found, ratio = scan_texts(data, offsets, parts, self._whole_words, self.tables, self._rules, self._splitter)
         row, chosen, start, end = found.T
-        begin = offsets[row]
-        return Hits(row, self.tables.set_text[chosen], self.tables.set_rule[chosen], ratio, start - begin, end - begin)
+        start, end = start - offsets[row], end - offsets[row]
+        for number in np.intersect1d(row, folded):
+            here = row == number
+            start[here], end[here] = places_before(texts[int(number)].as_py(), start[here], end[here])
+        return Hits(row, self.tables.set_text[chosen], self.tables.set_rule[chosen], ratio, start, end)
 
 
 def write(path: Path, items: Items, tables: Tables) -> None:

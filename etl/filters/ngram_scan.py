@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from etl.arrays import F64, I32, I64, U8, U64, Bools
-from etl.filters.ngram_words import ROOM, Int, Row, Splitter, empty_row, split_text
+from etl.filters.ngram_words import NUMBER, ROOM, Int, Row, Splitter, empty_row, masked_token, split_text
 from etl.hashing import xxh64_u64
 from etl.jit import njit
 
@@ -27,6 +27,9 @@ class Tables(NamedTuple):
     """Words of the n-grams that are looked for, ascending; the bitmap holds those of lengths[0]."""
     bitmap: U8
     """One bit for each value of a key's leading bits."""
+    masked_lengths: I64
+    """The same of n-grams in which every number is read as the same; empty if none is looked for."""
+    masked_bitmap: U8
     keys: U64
     """The n-grams, ascending; an n-gram's number is its place here."""
     slots: I32
@@ -45,6 +48,9 @@ class Tables(NamedTuple):
     """Part of the item: QUESTION or ANSWER of `etl.filters.ngram_index`."""
     text_words: I32
     """Words of the text."""
+    place_offsets: I64
+    places: U64
+    """`place_keys` of each text: places[place_offsets[t]:place_offsets[t + 1]]."""
 
 
 class Rules(NamedTuple):
@@ -54,6 +60,8 @@ class Rules(NamedTuple):
     threshold: F64
     """Share of a set's n-grams that a text must hold; of a near rule, the least Jaccard similarity."""
     near: Bools
+    masked: Bools
+    """Numbers are read as the same, and all of an item's but one must stand between the same words."""
 
 
 @njit
@@ -143,6 +151,56 @@ def _count_shared(ngrams: I32, numbers: I64) -> int:
 
 
 @njit
+def _place_key(left: np.uint64, number: np.uint64, right: np.uint64) -> np.uint64:
+    """The hash of a number between two words; 0 stands for no word."""
+    return xxh64_u64((left * _NGRAM_BASE + number) * _NGRAM_BASE + right, np.uint64(0))
+
+
+@njit
+def place_keys(tokens: U64, classes: U8) -> U64:
+    """Each number of a text between its neighbours, every number there read as the same; ascending."""
+    keys = np.empty(len(tokens), np.uint64)
+    size = 0
+    for i in range(len(tokens)):
+        if classes[i] == NUMBER:
+            left = masked_token(tokens[i - 1], classes[i - 1]) if i > 0 else np.uint64(0)
+            right = masked_token(tokens[i + 1], classes[i + 1]) if i + 1 < len(tokens) else np.uint64(0)
+            keys[size] = _place_key(left, tokens[i], right)
+            size += 1
+    return np.unique(keys[:size])
+
+
+@njit
+def _held_places(row: Row, num_words: int) -> U64:
+    """What `place_keys` may give for a part of a row's text: ascending, with repeats."""
+    keys = np.empty(4 * num_words, np.uint64)
+    size = 0
+    for i in range(num_words):
+        if row.classes[i] == NUMBER:
+            left = masked_token(row.tokens[i - 1], row.classes[i - 1]) if i > 0 else np.uint64(0)
+            right = masked_token(row.tokens[i + 1], row.classes[i + 1]) if i + 1 < num_words else np.uint64(0)
+            for k in range(4):
+                # A part of the text may begin or end with the number.
+                keys[size] = _place_key(
+                    left if k & 1 else np.uint64(0), row.tokens[i], right if k & 2 else np.uint64(0)
+                )
+                size += 1
+    keys = keys[:size]
+    keys.sort()
+    return keys
+
+
+@njit
+def _num_lacking(wanted: U64, held: U64) -> int:
+    """How many of some keys are not among those that are held, which are ascending."""
+    count = 0
+    for key in wanted:
+        at = np.searchsorted(held, key)
+        count += at == len(held) or held[at] != key
+    return count
+
+
+@njit
 def _stretch(ngrams: I32, numbers: I64, order: I64, met: I64, shared: int) -> tuple[Int, Int]:
     """Bytes [start, end) of the shortest stretch with all of a set's n-grams that were met, the first of such.
 
@@ -198,7 +256,16 @@ class HitBuffer(NamedTuple):
 
 @njit
 def _judge(
-    row: int, tokens: U64, met: I64, tables: Tables, rules: Rules, parts: int, marks: I64, found: HitBuffer, size: int
+    number: int,
+    row: Row,
+    num_words: int,
+    met: I64,
+    tables: Tables,
+    rules: Rules,
+    parts: int,
+    marks: I64,
+    found: HitBuffer,
+    size: int,
 ) -> tuple[HitBuffer, int]:
     """Add the sets that a row passes to the first `size` of `found`.
 
@@ -207,6 +274,7 @@ def _judge(
     order = np.argsort(met[:, 0], kind="mergesort")
     numbers = met[order, 0]
     distinct = -1
+    held_places = np.empty(0, np.uint64)
     places, ratios = found.places, found.ratios
     for i in range(len(numbers)):
         if i > 0 and numbers[i] == numbers[i - 1]:
@@ -214,29 +282,39 @@ def _judge(
         for p in range(tables.anchor_offsets[numbers[i]], tables.anchor_offsets[numbers[i] + 1]):
             candidate = np.int64(tables.anchors[p])
             text = tables.set_text[candidate]
-            if marks[candidate] == row or tables.text_part[text] & parts == 0:
+            if marks[candidate] == number or tables.text_part[text] & parts == 0:
                 continue
-            marks[candidate] = row
+            marks[candidate] = number
             rule = tables.set_rule[candidate]
             ngrams = tables.set_ngrams[tables.set_offsets[candidate] : tables.set_offsets[candidate + 1]]
             shared = _count_shared(ngrams, numbers)
             if shared < tables.set_needed[candidate]:
                 continue
             ratio = shared / len(ngrams)
+            if rules.masked[rule]:
+                if len(held_places) == 0:
+                    held_places = _held_places(row, num_words)
+                if (
+                    _num_lacking(
+                        tables.places[tables.place_offsets[text] : tables.place_offsets[text + 1]], held_places
+                    )
+                    > 1
+                ):
+                    continue
             if rules.near[rule]:
                 if tables.text_words[text] < rules.n[rule]:
-                    if tables.text_words[text] != len(tokens):
+                    if tables.text_words[text] != num_words:
                         continue
                 else:
                     if distinct < 0:
-                        distinct = _count_distinct(tokens, rules.n[rule])
+                        distinct = _count_distinct(row.tokens[:num_words], rules.n[rule])
                     ratio = shared / (distinct + len(ngrams) - shared)
                     if ratio < rules.threshold[rule]:
                         continue
             if size == len(ratios):
                 places = _grown(places)
                 ratios = np.concatenate((ratios, np.empty_like(ratios)))
-            places[size, 0], places[size, 1] = row, candidate
+            places[size, 0], places[size, 1] = number, candidate
             places[size, 2], places[size, 3] = _stretch(ngrams, numbers, order, met, shared)
             ratios[size] = ratio
             size += 1
@@ -244,12 +322,20 @@ def _judge(
 
 
 @njit
-def _write_met(row: Row, num_words: int, whole_words: int, tables: Tables, shift: int, met: I64) -> int:
+def _power(n: int) -> np.uint64:
+    """The weight that a word has n words later."""
+    weight = np.uint64(1)
+    for _ in range(n):
+        weight *= _NGRAM_BASE
+    return weight
+
+
+@njit
+def _write_met(row: Row, num_words: int, whole_words: int, tables: Tables, met: I64) -> int:
     """Write the n-grams of items that a text has into `met`, as many as there is room for; how many there are."""
+    shift = _shift_of(tables.bitmap)
     shortest = tables.lengths[0]
-    oldest_weight = np.uint64(1)
-    for _ in range(shortest):
-        oldest_weight *= _NGRAM_BASE
+    oldest_weight = _power(shortest)
     tokens = row.tokens
     rolling = np.uint64(0)
     size = 0
@@ -285,13 +371,78 @@ def _write_met(row: Row, num_words: int, whole_words: int, tables: Tables, shift
 
 
 @njit
-def _meet(row: Row, num_words: int, whole_words: int, tables: Tables, shift: int, met: I64) -> tuple[I64, int]:
+def _write_masked(row: Row, num_words: int, tables: Tables, met: I64, size: int) -> int:
+    """Write the n-grams with a number, read as any number, into `met` from `size` on; how many there are then.
+
+    Those without a number are what `_write_met` writes; those of more than half numbers are in no set.
+    """
+    lengths, bitmap, classes = tables.masked_lengths, tables.masked_bitmap, row.classes
+    if len(lengths) == 0 or not _has_number(classes, num_words):
+        return size
+    tokens = np.empty(num_words, np.uint64)
+    before = np.empty(num_words + 1, np.int64)  # how many numbers are before a word
+    before[0] = 0
+    for i in range(num_words):
+        tokens[i] = masked_token(row.tokens[i], classes[i])
+        before[i + 1] = before[i] + (classes[i] == NUMBER)
+    shift = _shift_of(bitmap)
+    shortest, longest = lengths[0], lengths[-1]
+    oldest_weight = _power(shortest)
+    rolling = np.uint64(0)
+    for i in range(num_words):
+        rolling = rolling * _NGRAM_BASE + tokens[i]
+        if i + 1 < shortest:
+            continue
+        if i >= shortest:
+            rolling -= tokens[i - shortest] * oldest_weight
+        if before[i + 1] == before[max(i + 1 - longest, 0)]:
+            continue
+        bit = np.int64(xxh64_u64(rolling, np.uint64(shortest)) >> np.uint64(shift))
+        if not (bitmap[bit >> 3] >> (bit & 7)) & 1:
+            continue
+        for length in lengths:
+            if length > i + 1:
+                break
+            num_numbers = before[i + 1] - before[i + 1 - length]
+            if num_numbers == 0 or 2 * num_numbers > length:
+                continue
+            number = _look_up(_ngram_key(tokens, i + 1 - length, length), tables.keys, tables.slots)
+            if number >= 0:
+                if size < len(met):
+                    met[size, 0], met[size, 1], met[size, 2] = number, row.starts[i + 1 - length], row.ends[i]
+                size += 1
+    return size
+
+
+@njit
+def _has_number(classes: U8, num_words: int) -> bool:
+    for i in range(num_words):  # noqa: SIM110  # a generator would not compile
+        if classes[i] == NUMBER:
+            return True
+    return False
+
+
+@njit
+def _meet(row: Row, num_words: int, whole_words: int, tables: Tables, met: I64) -> tuple[I64, int]:
     """The n-grams of items that a text has, (number, start, end) by end, in `met` or a larger array; how many."""
-    size = _write_met(row, num_words, whole_words, tables, shift, met)
+    num_exact = _write_met(row, num_words, whole_words, tables, met)
+    size = _write_masked(row, num_words, tables, met, num_exact)
     if size > len(met):
         met = np.empty((2 * size, 3), np.int64)
-        _write_met(row, num_words, whole_words, tables, shift, met)
+        _write_met(row, num_words, whole_words, tables, met)
+        _write_masked(row, num_words, tables, met, num_exact)
+    if size > num_exact:
+        met[:size] = met[np.argsort(met[:size, 2], kind="mergesort")]
     return met, size
+
+
+@njit
+def _shift_of(bitmap: U8) -> int:
+    """How far to shift a key so that its leading bits remain, as many as address a bit."""
+    shift = 64
+    while (8 * len(bitmap)) >> (64 - shift) > 1:
+        shift -= 1
+    return shift
 
 
 @njit
@@ -302,9 +453,6 @@ def scan_texts(
 
     A text of fewer than `whole_words` words is also looked up whole.
     """
-    shift = 64  # leaves the leading bits of a key, as many as address a bit
-    while (8 * len(tables.bitmap)) >> (64 - shift) > 1:
-        shift -= 1
     words = empty_row(ROOM)
     met = np.empty((ROOM, 3), np.int64)
     marks = np.full(len(tables.set_text), -1, np.int64)
@@ -312,7 +460,7 @@ def scan_texts(
     size = 0
     for row in range(len(offsets) - 1):
         words, num_words = split_text(data, offsets[row], offsets[row + 1], splitter, words)
-        met, num_met = _meet(words, num_words, whole_words, tables, shift, met)
+        met, num_met = _meet(words, num_words, whole_words, tables, met)
         if num_met > 0:
-            found, size = _judge(row, words.tokens[:num_words], met[:num_met], tables, rules, parts, marks, found, size)
+            found, size = _judge(row, words, num_words, met[:num_met], tables, rules, parts, marks, found, size)
     return found.places[:size].copy(), found.ratios[:size].copy()

@@ -39,6 +39,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "NearDedup": ("candidates", "sets", "pairs"),
     "NearRule": ("ContaminationStep",),
     "NgramRule": ("ContaminationStep",),
+    "NumbersRule": ("ContaminationStep",),
     "Part": ("Manifest",),
     "Plan": ("Manifest",),
     "Receipt": ("Manifest",),

@@ -6,7 +6,9 @@ import pickle
 import random
 import re
 import sys
+import unicodedata
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
@@ -15,6 +17,7 @@ from etl.errors import ConfigError
 from etl.filters import contamination
 from etl.filters.benchmarks import Benchmark, benchmark_files, read_items
 from etl.filters.contamination import HIT, ContaminationStep
+from etl.filters.ngram_words import Words, split_texts
 from etl.schema import TEXT_ROLE
 from tests.etl.rows import asked, conversations, say, verdicts
 from tests.etl.stages.toys import make_recipe, plain_rows, read, row, run, stage, write_jsonl
@@ -131,9 +134,71 @@ def test_changed_numbers_survive_when_they_are_masked(toy):
     assert changed[hit["start"] : hit["end"]] == changed.removesuffix("?")
 
 
+CHINESE = [
+    "小明有15个苹果，给了小红7个，还剩多少个？",
+    "一辆汽车3小时行驶240千米，照这样计算，5小时行驶多少千米？",
+    "学校买来25盒粉笔，每盒48支，一共有多少支？",
+    "若x=3，y=12，则x+2y的值是多少？",
+    "計算圓的面積，半徑為6公分，圓周率取3.14。",
+    "りんごが12個あります。3個食べました。残りは何個ですか。",
+    "1本80円のえんぴつを6本買いました。代金はいくらですか。",
+    "มีแอปเปิล 12 ผล กินไป 5 ผล เหลือแอปเปิลกี่ผล",
+    "사과가 12개 있습니다. 5개를 먹으면 몇 개가 남습니까?",
+]
+WRAPPERS = [
+    ("请回答下面的问题：", "。请一步一步思考"),
+    ("问题", "解答"),
+    ("宿題で", "がわかりません"),
+    ("", "เท่าไร"),
+    ("\n", "\n"),
+]
+
+
+def full_width(text):
+    return "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text)
+
+
+def decomposed(text):
+    return unicodedata.normalize("NFD", text)
+
+
+def first_number_changed(text):
+    return re.sub(r"\d+", lambda found: str(int(found.group()) * 7 + 1), text, count=1)
+
+
+@pytest.mark.parametrize("around", WRAPPERS)
+@pytest.mark.parametrize("change", [str, full_width, decomposed, first_number_changed])
+def test_items_without_spaces_are_found_where_nothing_parts_them(tmp_path, around, change):
+    path = write_jsonl(tmp_path / "zh.jsonl", [{"q": text} for text in CHINESE])
+    step = step_of({"path": str(path), "question_columns": "q"})
+    rows = [around[0] + change(text) + around[1] for text in CHINESE]
+    found = hits_of(step, [asked(row, "") for row in rows])
+    assert [[hit["item"] for hit in hits] for hits in found] == [[str(n)] for n in range(len(CHINESE))]
+    for asks, text, (hit,) in zip(rows, CHINESE, found, strict=True):
+        if change is not first_number_changed:
+            assert (hit["match"], hit["ratio"]) == ("ngram_13", 1.0)
+            assert asks[hit["start"] : hit["end"]] == change(text).rstrip("？?。．")
+
+
+def test_items_of_one_template_are_told_apart(tmp_path):
+    items = [f"商店有{a}箱苹果，每箱{b}千克，卖出{c}千克，还剩多少千克？" for a, b, c in [(12, 25, 80), (31, 18, 45)]]
+    path = write_jsonl(tmp_path / "zh.jsonl", [{"q": text} for text in items])
+    step = step_of({"path": str(path), "question_columns": "q"})
+    rows = [
+        items[0].replace("25", "26"),
+        items[0].replace("25", "26").replace("80", "90"),
+        items[1].replace("31", "1.5"),
+    ]
+    assert [[hit["item"] for hit in hits] for hits in hits_of(step, [asked(row, "") for row in rows])] == [
+        ["0"],
+        [],
+        ["1"],
+    ]
+
+
 def test_an_edited_question_is_near(toy):
     edited = "A farmer has 12 hens and sells 5 of them at the market. How many hens does he still keep?"
-    step = step_of(toy, ngrams=[], near={"n": 3, "threshold": 0.7})
+    step = step_of(toy, ngrams=[], numbers=None, near={"n": 3, "threshold": 0.7})
     (hit,) = hits_of(step, [asked(edited, "")])[0]
     assert hit["match"] == "near"
     # 17 trigrams and 18: the new word takes one away and brings two.
@@ -198,7 +263,8 @@ def test_a_benchmark_of_which_nothing_could_be_found_is_refused(toy):
     ("fields", "told"),
     [
         ({"benchmarks": {}}, "at least 1"),
-        ({"ngrams": [], "near": None}, "nothing would be found"),
+        ({"ngrams": [], "numbers": None, "near": None}, "nothing would be found"),
+        ({"ngrams": [], "mask_numbers": True, "near": None}, "nothing would be found"),
         ({"ngrams": [{"n": 8, "min_ratio": 0.5}, {"n": 8, "min_ratio": 0.7}]}, "more than once"),
         ({"ngrams": [{"n": 99, "min_ratio": 0.5}]}, "64"),
         ({"fields": ["prompt", "prompt"]}, "more than once"),
@@ -299,7 +365,8 @@ def test_every_shared_item_is_found_however_it_is_written(shared_data, search):
     for write in (str, spaced):
         batch = search(conversations([asked(write(text), "") for _, _, text in items]))
         assert missed(keys, batch.column("contamination").to_pylist()) == [], write
-    long_enough = [(key, text) for key, (_, _, text) in zip(keys, items, strict=True) if len(text.split()) >= 5]
+    num_words = np.diff(split_texts(pa.array([text for _, _, text in items]), Words(True, False)).bounds)
+    long_enough = [(key, item[2]) for key, item, n in zip(keys, items, num_words, strict=True) if n >= 5]
     assert len(long_enough) > 7200
     rows = [[say(TEXT_ROLE, embedded(text))] for _, text in long_enough]
     batch = search(conversations(rows))
