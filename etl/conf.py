@@ -125,13 +125,13 @@ def read(model: type[C], name_or_path: str, folder: str) -> C:
     return _checked(model, _tree(name_or_path, folder), name_or_path, settable=False, allow_code=False)
 
 
-def check(model: type[C], tree: Any, origin: str) -> C:
-    """The tree as a model.
+def check(model: type[C], tree: Any, origin: str, allow_code: bool = True) -> C:
+    """The tree as a model; `allow_code` is whether it may name classes and functions from outside the package.
 
     Raises:
         ConfigError: one line for each key or value that the model refuses.
     """
-    return _checked(model, tree, origin, settable=True, allow_code=True)
+    return _checked(model, tree, origin, settable=True, allow_code=allow_code)
 
 
 def _has_uri(name_or_path: str, overrides: list[str]) -> bool:

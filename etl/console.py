@@ -42,7 +42,8 @@ AllowCode = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        help="Let a configuration from a URI name classes from outside the package, which run here.",
+        help="Let a configuration from a URI, or the files of a run, name code from outside the package, which runs "
+        "here.",
     ),
 ]
 

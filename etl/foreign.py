@@ -87,7 +87,7 @@ class Foreign:
             return known(value)
         try:
             if not allowed(info.context):
-                raise ConfigError(_refusal(kind))
+                raise ConfigError(refusal(kind))
             found = load(kind, self.base, self.defines)
         except ConfigError as error:
             said = PydanticCustomError("value_error", "{said}", {"said": str(error)})
@@ -101,10 +101,12 @@ def allowed(context: Mapping[str, Any] | None) -> bool:
     return context is None or bool(context.get(ALLOW_CODE, True))
 
 
-def _refusal(kind: str) -> str:
+def refusal(kind: str) -> str:
+    """What is said of code that is not allowed."""
     return (
         f"{kind} is code from outside the package, which would run as soon as this configuration is read, and the "
-        "configuration, or a value of it, comes from a URI; look at both, then add --allow-code, or read a local copy"
+        "configuration, or a value of it, comes from a URI or from the files of a run; look at the code, then add "
+        "--allow-code (a configuration of a URI may also be read from a local copy)"
     )
 
 

@@ -178,11 +178,12 @@ def rescore_command(name: ConfName, set_: Overrides) -> None:
 def export_command(
     run: Annotated[str, typer.Argument(help="A training run's output, or one checkpoint in it.")],
     target: Annotated[str, typer.Argument(help="Folder or URL to write.")],
+    allow_code: AllowCode = False,
 ) -> None:
     """Write a trained student as a folder that transformers loads, with tokenizer, template and data manifest."""
     from training.export.export import export
 
-    report(f"exported to {export(run, target)}")
+    report(f"exported to {export(run, target, allow_code)}")
 
 
 @app.command("evaluate")

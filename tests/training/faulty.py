@@ -12,11 +12,13 @@ import threading
 import torch
 
 from training.models import gpt_oss
+from training.models.config import student_factory
 
 FACTORY = "model.factory=tests.training.faulty:build"
 FAULT = "STILLHOUSE_TEST_FAULT"
 
 
+@student_factory
 def build(params):
     """A GptOss network of these sizes."""
     network = gpt_oss.build(params)

@@ -28,7 +28,7 @@ from filelock import FileLock
 from etl.errors import ConfigError, DataError, SourceError, StillhouseError
 from etl.hashing import xxh64
 from etl.storage.location import Location
-from training.checkpoint import universal
+from training.checkpoint import tensors_only, universal
 from training.checkpoint.config import CheckpointConfig
 from training.checkpoint.store import (
     CheckpointManifest,
@@ -243,13 +243,14 @@ class Checkpoints:
         with _same_hyperparameters(engine):
             if found.manifest.layout == ShardLayout.of(engine.deepspeed):
                 folder = self._local_files(found, {0, rank})
-                engine.deepspeed.load_checkpoint(str(folder.parent), tag=found.tag)
+                with tensors_only.tensors_only():
+                    engine.deepspeed.load_checkpoint(str(folder.parent), tag=found.tag)
             else:
                 universal.check_optimizer(found.manifest.optimizer)
                 universal.load(engine.deepspeed, self._universal(found))
         if found.world == self.world.size:
             file = self._local_files(found, {rank}) / _random_file(rank)
-            _set_random_states(torch.load(file, weights_only=False))
+            _set_random_states(tensors_only.load(file))
         else:
             seed_generators(seed, found.manifest.step, rank)
         self.world.barrier()
@@ -300,9 +301,12 @@ def _random_file(rank: int) -> str:
 
 
 def _random_states() -> dict[str, Any]:
+    """Tensors and plain values, so that they can be read as such."""
+    states: Any = np.random.get_state()  # noqa: NPY002  # libraries draw from the global generator
+    kind, key, *more = states
     return {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002  # libraries draw from the global generator
+        "numpy": (kind, torch.from_numpy(key.astype(np.int64)), *more),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
@@ -310,7 +314,8 @@ def _random_states() -> dict[str, Any]:
 
 def _set_random_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
-    np.random.set_state(states["numpy"])  # noqa: NPY002  # as above
+    kind, key, *more = states["numpy"]
+    np.random.set_state((kind, np.asarray(key).astype(np.uint32), *more))  # noqa: NPY002  # as above
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from etl.config import Config
 from etl.errors import ConfigError, DataError
 from etl.storage.location import Location
+from training.checkpoint import tensors_only
 
 MASTER = "fp32"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -155,7 +156,7 @@ def convert(files: Path, layout: ShardLayout, target: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    found: dict[str, Any] = tensors_only.load(path, map_location="cpu", mmap=True)
     return found
 
 

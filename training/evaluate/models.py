@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from etl.errors import ConfigError
+from etl.models.pretrained import load_model, load_tokenizer
 from training.models.causal_lm import DTYPES, TransformersNetwork, from_weights
 from training.models.factory import Student
 
@@ -57,10 +57,7 @@ class Models:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=self.dtype)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{folder} is not a causal LM that transformers loads: {error}") from error
+        model = load_model(AutoModelForCausalLM, "a causal LM", folder, dtype=self.dtype)
         return Generator(Path(folder), model.eval().to(self.device))
 
 
@@ -74,9 +71,7 @@ class Generator:
     @cached_property
     def tokenizer(self) -> Any:
         """Of the folder."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        return load_tokenizer(self.folder)
 
     def prompt(self, question: str) -> list[int]:
         """A user's question by the chat template, or as plain text where the folder has none."""

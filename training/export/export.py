@@ -29,6 +29,7 @@ from safetensors import safe_open
 from transformers import GenerationConfig
 from transformers.utils import logging
 
+from etl import conf
 from etl.errors import ConfigError
 from etl.harmony.step import HarmonyStep
 from etl.harmony.vocabulary import VOCAB_SIZE
@@ -103,18 +104,21 @@ class TrainedRun:
         return scratch
 
 
-def export(source: str, target: str) -> str:
+def export(source: str, target: str, allow_code: bool = False) -> str:
     """Write the newest complete checkpoint of a run for transformers.
 
     Args:
         source: folder or URL of a run's output, or of one checkpoint in it.
         target: folder or URL; an earlier export there is replaced.
+        allow_code: whether the factory of the student, which the run's files name, may be code from outside the
+            package.
 
     Returns:
         The URL of the target.
 
     Raises:
-        ConfigError: there is no complete checkpoint, or something else lies at the target.
+        ConfigError: there is no complete checkpoint, something else lies at the target, or the student is not of this
+            package and allow_code is not given.
         DataError: the checkpoint is damaged.
     """
     found, place = TrainedRun.of(source), Location.of(target)
@@ -122,9 +126,10 @@ def export(source: str, target: str) -> str:
     with _scratch(place) as scratch:
         folder = scratch / "export"
         folder.mkdir()
-        student = _student(found)
-        _write_model(student, _weights(found, student, scratch), found, folder)
-        tokenizer = _write_tokenizer(student, ModelConfig.model_validate(found.manifest.identity), folder)
+        config = _model_config(found, allow_code)
+        student = _student(config, found.record["config"]["seed"])
+        _write_model(student, _weights(found, student, scratch), config, folder)
+        tokenizer = _write_tokenizer(student, config, folder)
         (folder / MANIFEST).write_bytes(_json(_manifest(found, tokenizer)))
         for path in folder.iterdir():
             # safetensors makes files that nobody else may read.
@@ -154,11 +159,18 @@ def _scratch(target: Location) -> Iterator[Path]:
 # --- weights
 
 
-def _student(found: TrainedRun) -> Student:
+def _model_config(found: TrainedRun, allow_code: bool) -> ModelConfig:
+    """What the run's files say of its student.
+
+    Raises:
+        ConfigError: it is not the section of a model, or names code that is not allowed.
+    """
+    return conf.check(ModelConfig, found.manifest.identity, f"the student of {found.folder}", allow_code)
+
+
+def _student(config: ModelConfig, seed: int) -> Student:
     """The run's student with initial weights, for its names and its configuration."""
-    config = ModelConfig.model_validate(found.manifest.identity)
-    plain = config.model_copy(update={"compile": False, "gradient_checkpointing": False})
-    return build_student(plain, found.record["config"]["seed"])
+    return build_student(config.model_copy(update={"compile": False, "gradient_checkpointing": False}), seed)
 
 
 def _weights(found: TrainedRun, student: Student, scratch: Path) -> dict[str, torch.Tensor]:
@@ -186,12 +198,11 @@ def _tensor(file: Path, key: str) -> torch.Tensor:
         return tensor
 
 
-def _write_model(student: Student, weights: dict[str, torch.Tensor], found: TrainedRun, folder: Path) -> None:
+def _write_model(student: Student, weights: dict[str, torch.Tensor], config: ModelConfig, folder: Path) -> None:
     merged = export_state(student, weights)
     if student.hf_class is None:
         rounded = {name: _rounded(value) for name, value in merged.items()}
         save_torch_state_dict(rounded, folder, max_shard_size=SHARD_SIZE)
-        config = ModelConfig.model_validate(found.manifest.identity)
         (folder / "config.json").write_bytes(_json({"factory": config.factory, "params": config.params}))
         return
     model = export_model(student, weights)

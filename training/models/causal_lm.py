@@ -36,8 +36,10 @@ from transformers.utils.quantization_config import Mxfp4Config
 from etl.conf import check, read_text
 from etl.config import Config
 from etl.errors import ConfigError
+from etl.models.pretrained import load_model
 from training.models import attention
 from training.models.attention import Packing, Window
+from training.models.config import student_factory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -174,6 +176,7 @@ def _checkpoint_compiled(run: "functools.partial[Any]", *args: Any) -> Any:
     return checkpoint(functools.partial(compiled, *run.args, **run.keywords), *args, use_reentrant=False)
 
 
+@student_factory
 def build(params: dict[str, Any]) -> nn.Module:
     """The network that the parameters describe.
 
@@ -221,18 +224,9 @@ def from_weights(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     if getattr(config, "quantization_config", None) is not None:
         more["quantization_config"] = _dequantizing(config, folder)
     logging.disable_progress_bar()
-    try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **more,
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} is not a causal LM that transformers loads: {error}") from error
-    model, loaded = found
+    model, loaded = load_model(
+        AutoModelForCausalLM, "a causal LM", path, output_loading_info=True, ignore_mismatched_sizes=True, **more
+    )
     wrong = sorted(loaded["missing_keys"]) + sorted(str(key) for key in loaded["mismatched_keys"])
     if wrong:
         raise ConfigError(

@@ -1,10 +1,34 @@
-"""The model's section of a training configuration: which student and which adapters. Loads neither torch nor peft."""
+"""The model's section of a training configuration: which student and which adapters. Loads neither torch nor peft.
 
-from typing import Any, ClassVar
+A factory is code that a configuration names, so two things are asked of it. It must be marked as one
+(`student_factory`), because any other function that can be imported would take what the configuration gives it, and
+some of the standard library start programs. And one from outside this package is called only if the user trusts where
+the configuration comes from.
+"""
 
-from pydantic import Field
+from collections.abc import Callable
+from typing import Any, ClassVar, Final, TypeVar
 
+from pydantic import Field, ValidationInfo, field_validator
+
+from etl import foreign
 from etl.config import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK: Final = "is_student_factory"
+_OURS: Final = "training.models."
+
+
+def student_factory(function: F) -> F:
+    """Mark a function as one that `model.factory` may name: params (a mapping) -> torch Module."""
+    setattr(function, _MARK, True)
+    return function
+
+
+def is_student_factory(value: Any) -> bool:
+    """Whether a value was marked by `student_factory`; what a marked function is wrapped in is not."""
+    return callable(value) and getattr(value, _MARK, None) is True
 
 
 class LoraConfig(Config):
@@ -28,7 +52,7 @@ class ModelConfig(Config):
     located: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing", "compile"})
 
     factory: str
-    """module:function"""
+    """module:function, marked by `student_factory`"""
     params: dict[str, Any]
     """What the function takes; it checks them."""
     gradient_checkpointing: bool = False
@@ -37,3 +61,11 @@ class ModelConfig(Config):
     """torch.compile, layer by layer for the built-in factories. Needs a C++ compiler."""
     lora: LoraConfig | None = None
     """Train low-rank adapters beside frozen weights; null for full fine-tuning."""
+
+    @field_validator("factory")
+    @classmethod
+    def _trusted(cls, name: str, info: ValidationInfo) -> str:
+        """Refused before anything is imported."""
+        if not name.startswith(_OURS) and not foreign.allowed(info.context):
+            raise ValueError(foreign.refusal(name))
+        return name

@@ -2,10 +2,11 @@
 
     model: {factory: package.module:function, params: {…}}
 
-The function takes `params` and returns a module with `forward(input_ids, position_ids, cu_seqlens)` -> (hidden, router
-logits) and an attribute `head_weight`, the dotted name of the parameter that the head multiplies by (the embedding's
-where they are tied); optional are `experts_per_token` and `gradient_checkpointing_enable()`. The wrapper adds nothing
-to the parameters: the head holds the same Parameter object, so names are the module's own after "network.".
+The function is marked (`@student_factory`). It takes `params` and returns a module with `forward(input_ids,
+position_ids, cu_seqlens)` -> (hidden, router logits) and an attribute `head_weight`, the dotted name of the parameter
+that the head multiplies by (the embedding's where they are tied); optional are `experts_per_token` and
+`gradient_checkpointing_enable()`. The wrapper adds nothing to the parameters: the head holds the same Parameter object,
+so names are the module's own after "network.".
 """
 
 import copy
@@ -21,7 +22,7 @@ from torch import nn
 from etl.errors import ConfigError
 from training.losses.chunked_head import LmHead
 from training.models import lora
-from training.models.config import ModelConfig
+from training.models.config import ModelConfig, is_student_factory
 
 StudentOutput = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
 """Hidden states [T, H] after the last norm, and the router logits [T, experts] of each mixture-of-experts layer (none
@@ -100,12 +101,18 @@ def build_student(config: ModelConfig, seed: int) -> Student:
 def _imported(name: str) -> Any:
     module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"model.factory '{name}' cannot be imported ({error}); "
             "write module:function, e.g. training.models.gpt_oss:build"
         ) from error
+    if not is_student_factory(found):
+        raise ConfigError(
+            f"model.factory '{name}' is not marked as a factory, so it is not called; put @student_factory of "
+            "training.models.config above the function"
+        )
+    return found
 
 
 def _enable_checkpointing(network: nn.Module, factory: str) -> None:

@@ -15,6 +15,7 @@ from etl.conf import check
 from etl.config import Config
 from etl.harmony.vocabulary import VOCAB_SIZE
 from training.models.causal_lm import CausalLmParams, TransformersNetwork, from_config, load
+from training.models.config import student_factory
 
 
 class GptOssParams(Config):
@@ -37,6 +38,7 @@ class GptOssParams(Config):
     """One matrix for embedding and head."""
 
 
+@student_factory
 def build(params: dict[str, Any]) -> nn.Module:
     """The network of some sizes (see GptOssParams), or of `weights`, a local folder (see CausalLmParams).
 

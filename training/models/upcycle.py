@@ -26,6 +26,7 @@ from etl.conf import check
 from etl.config import Config
 from etl.errors import ConfigError
 from training.models.causal_lm import CausalLmParams, TransformersNetwork, from_config, load
+from training.models.config import student_factory
 
 PARENTS = ("llama", "mistral", "qwen2", "qwen3")
 """model_types whose layers differ from the target's in nothing but the MLP."""
@@ -45,6 +46,7 @@ class UpcycleParams(Config):
     """Of the router's random weights."""
 
 
+@student_factory
 def build(params: dict[str, Any]) -> nn.Module:
     """The network, with the parent's logits.
 

@@ -1,6 +1,8 @@
 import hashlib
 import json
+import shutil
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from tests.training.corpora import VOCAB, write_corpus
 from tests.training.teachers import documents
 from training.config import TrainConfig
 from training.export.export import MANIFEST, export
+from training.models.config import student_factory
 from training.train import train
 
 # DeepSpeed, peft and what they import late use deprecated parts of torch.
@@ -50,6 +53,7 @@ class Tied(nn.Module):
         return torch.tanh(self.two(self.one(self.embed(input_ids)[0]))), ()
 
 
+@student_factory
 def build_tied(params):
     return Tied()
 
@@ -243,3 +247,55 @@ def test_a_damaged_checkpoint_leaves_no_trace(harmony_run, tmp_path):
     finally:
         path.write_bytes(data)
     assert not list(tmp_path.iterdir())
+
+
+def gadget(tmp_path):
+    """A function of the standard library that runs what its argument says."""
+    started = {"()": "subprocess.Popen", "args": ["touch", str(tmp_path / "ran")]}
+    return {"factory": "logging.config:dictConfig", "params": {"version": 1, "formatters": {"x": started}}}
+
+
+@pytest.mark.parametrize(
+    ("factory", "allow_code", "said"),
+    [
+        ("logging.config:dictConfig", False, "add --allow-code"),
+        ("logging.config:dictConfig", True, "is not marked as a factory"),
+        ("acme_absent:build", False, "add --allow-code"),
+        (f"{__name__}:build_tied", False, "add --allow-code"),
+        ("training.models.factory:copy", False, "is not marked as a factory"),
+    ],
+)
+def test_what_the_files_of_a_run_name_is_not_run(harmony_run, tmp_path, factory, allow_code, said):
+    shutil.copytree(harmony_run[0], tmp_path / "run")
+    (path,) = (tmp_path / "run/checkpoints").glob("step-*/manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["identity"] |= {**gadget(tmp_path), "factory": factory}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=said):
+        export(str(tmp_path / "run"), str(tmp_path / "model"), allow_code)
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "model").exists()
+
+
+def test_pickles_among_the_files_of_a_run_are_not_run(harmony_run, tmp_path):
+    shutil.copytree(harmony_run[0], tmp_path / "run")
+    (folder,) = (tmp_path / "run/checkpoints").glob("step-*")
+    path = folder / "mp_rank_00_model_states.pt"
+    torch.save({"module": Touch(tmp_path / "ran")}, path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (entry,) = [f for receipt in manifest["receipts"] for f in receipt["files"] if f["name"] == path.name]
+    entry |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="could run code"):
+        export(str(tmp_path / "run"), str(tmp_path / "model"))
+    assert not (tmp_path / "ran").exists()
+
+
+class Touch:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)

@@ -1,4 +1,6 @@
+import contextlib
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,3 +36,21 @@ def test_deterministic_kernels_are_asked_for_inside_only(monkeypatch, wanted):
     with deterministic_kernels(wanted):
         assert torch.are_deterministic_algorithms_enabled() == wanted
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def listening():
+    """Addresses at which this process listens, as the kernel writes them."""
+    links = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(link.readlink()))
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/self/net/{name}").read_text().splitlines()
+    ]
+    return [words[1].partition(":")[0] for words in lines if words[3] == "0A" and f"socket:[{words[9]}]" in links]
+
+
+def test_ranks_of_one_machine_meet_on_loopback_alone(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with world(timeout_s=60):
+        assert set(listening()) == {"0100007F"}

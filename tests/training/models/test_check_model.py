@@ -8,7 +8,7 @@ from torch import nn
 from tests.training.models import test_factory
 from tests.training.models.toys import family
 from training.models.check_model import check_model, report
-from training.models.config import ModelConfig
+from training.models.config import ModelConfig, student_factory
 
 # peft imports deprecated parts of torch.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -62,6 +62,7 @@ class Unseeded(Averager):
         nn.init.constant_(self.mix.bias, Unseeded.builds)
 
 
+@student_factory
 def build(params):
     return globals()[params["kind"]](8)
 

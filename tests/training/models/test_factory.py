@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from etl import conf
 from etl.errors import ConfigError
 from tests.training.models.toys import VOCAB, logits_of, pack, student_of
-from training.models.config import ModelConfig
+from training.models.config import ModelConfig, student_factory
 from training.models.factory import build_student, export_model, export_names, export_state
 
 # peft imports deprecated parts of torch.
@@ -36,16 +37,19 @@ class Averager(nn.Module):
         return torch.tanh(self.mix(shares.to(embedded.dtype) @ embedded)), ()
 
 
+@student_factory
 def build(params):
     return Averager(**params)
 
 
+@student_factory
 def build_without_head(params):
     network = Averager(**params)
     network.head_weight = "output.bias"
     return network
 
 
+@student_factory
 def build_nothing(params):
     return None
 
@@ -110,3 +114,19 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
 
 def test_a_users_module_gives_logits_over_the_vocabulary():
     assert logits_of(build_student(config_of(), 1)).shape == (64, VOCAB)
+
+
+def test_a_function_that_is_no_factory_is_not_called(tmp_path):
+    started = {"()": "subprocess.Popen", "args": ["touch", str(tmp_path / "ran")]}
+    gadget = {"factory": "logging.config:dictConfig", "params": {"version": 1, "formatters": {"x": started}}}
+    with pytest.raises(ConfigError, match="put @student_factory"):
+        build_student(ModelConfig.model_validate(gadget), seed=0)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_factory_of_a_configuration_that_is_not_trusted_is_not_imported():
+    section = {"factory": "acme_absent:build", "params": {}}
+    with pytest.raises(ConfigError, match="add --allow-code"):
+        conf.check(ModelConfig, section, "far.yaml", allow_code=False)
+    ours = {**section, "factory": "training.models.gpt_oss:build"}
+    assert conf.check(ModelConfig, ours, "far.yaml", allow_code=False).factory == ours["factory"]

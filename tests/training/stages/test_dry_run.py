@@ -8,7 +8,7 @@ from etl.errors import ConfigError, DataError
 from tests.training.data.streams import small_stream
 from training.data.reader import ReadConfig
 from training.engine.optimizer import OptimizerConfig
-from training.models.config import ModelConfig
+from training.models.config import ModelConfig, student_factory
 from training.stages import dry_run as dry_run_module
 from training.stages.dry_run import dry_run, plan_arm, plan_stage
 from training.stages.schedule import ArmConfig, StageConfig
@@ -28,6 +28,7 @@ class Users(nn.Module):
         self.embed = nn.Embedding(97, 8)
 
 
+@student_factory
 def build(params):
     return Users()
 

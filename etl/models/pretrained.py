@@ -1,0 +1,45 @@
+"""Model folders of others, read as data: the one place that calls transformers' `from_pretrained`.
+
+A folder may name code of its own (`auto_map` in its config.json), and weights may be pickles. Both would run what the
+folder's author wrote, so neither is read: no remote code, no file but safetensors, nothing that is not on this machine.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from etl.errors import ConfigError
+
+
+def load_tokenizer(folder: str | Path, **more: Any) -> Any:
+    """The tokenizer of a local folder; `more` goes to transformers.
+
+    Raises:
+        ConfigError: there is none that transformers knows without the folder's own code.
+    """
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer, "a tokenizer", folder, more)
+
+
+def load_model(auto: Any, what: str, folder: str | Path, **more: Any) -> Any:
+    """A model of a local folder, from safetensors alone (or the GGUF file that `more` names).
+
+    Args:
+        auto: the class of transformers that chooses the architecture, such as AutoModelForCausalLM.
+        what: what is sought, with its article, for the error.
+        folder: holds config.json and the weights.
+        **more: goes to transformers.
+
+    Raises:
+        ConfigError: there is none that transformers knows without the folder's own code, or its weights are pickles.
+    """
+    return _load(auto, what, folder, {"use_safetensors": True, **more})
+
+
+def _load(auto: Any, what: str, folder: str | Path, more: dict[str, Any]) -> Any:
+    try:
+        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **more)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder} is not {what} that transformers loads from safetensors and without code of its own: {error}"
+        ) from error
