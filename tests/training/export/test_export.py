@@ -160,7 +160,7 @@ def test_an_object_store_gets_the_manifest_last(tmp_path, monkeypatch):
     order = []
     upload = Location.upload
     monkeypatch.setattr(Location, "upload", lambda self, file: (order.append(self.name), upload(self, file)))
-    export(str(tmp_path / "run"), target.url)
+    export(str(tmp_path / "run"), target.url, allow_code=True)
     assert order == ["config.json", "model.safetensors", MANIFEST]
     assert sorted(path for path, _ in target.walk()) == order
 
@@ -168,7 +168,7 @@ def test_an_object_store_gets_the_manifest_last(tmp_path, monkeypatch):
 def test_a_users_factory_keeps_its_names_and_says_how_to_build_it(tmp_path):
     write_corpus(tmp_path / "corpus", 24)
     checkpoint = run(tmp_path / "corpus", tmp_path / "run", {"factory": f"{__name__}:build_tied", "params": {}})
-    export(str(tmp_path / "run"), str(tmp_path / "model"))
+    export(str(tmp_path / "run"), str(tmp_path / "model"), allow_code=True)
     written, masters = load_file(tmp_path / "model" / "model.safetensors"), trained(checkpoint)
     network = Tied().bfloat16()
     network.load_state_dict(written)
@@ -187,7 +187,7 @@ def test_every_zero_stage_is_exported(tmp_path, deepspeed):
     found = {}
     for name in ("zero1_fp32", deepspeed):
         run(tmp_path / "corpus", tmp_path / name, {"factory": f"{__name__}:build_tied", "params": {}}, name)
-        export(str(tmp_path / name), str(tmp_path / f"{name}-model"))
+        export(str(tmp_path / name), str(tmp_path / f"{name}-model"), allow_code=True)
         found[name] = load_file(tmp_path / f"{name}-model" / "model.safetensors")
     reference, other = found.values()
     assert reference.keys() == other.keys() == initial.keys()
