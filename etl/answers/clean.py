@@ -79,6 +79,7 @@ _WRAPPED: Final = (
     ("$$", "$$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("`", "`"), ('"', '"'), ("'", "'"),
     ("*", "*"),
 )  # fmt: skip
+_IN_DOLLARS: Final = re.compile(r"\$((?:[^$\\]|\\.)+)\$", re.DOTALL)
 _SPACE: Final = re.compile(r"(?<![\w.,)]) | (?![\w.,(])")
 
 
@@ -159,8 +160,8 @@ def _unwrap(text: str) -> str:
             inner = text[len(opened) : -len(closed)]
             if text.startswith(opened) and text.endswith(closed) and inner.strip() and opened not in inner:
                 text = inner
-        if text.startswith("$") and text.endswith("$") and text.count("$") == 2 and len(text) > 2:
-            text = text[1:-1]
+        if (maths := _IN_DOLLARS.fullmatch(text)) is not None:
+            text = maths[1]
         found = re.match(r"\\(?:boxed|fbox|text|mbox|mathrm|mathbf|textbf|boldsymbol|bm)\s*\{", text)
         if found is not None and "text" not in found[0] and closing_brace(text, found.end()) == len(text) - 1:
             text = text[found.end() : -1]

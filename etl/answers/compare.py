@@ -307,7 +307,7 @@ def _rounds(latex: str, number: Fraction, value: Fraction) -> bool:
 def _parse(latex: str) -> Any:
     """By math-verify; None for what is no mathematics to it."""
     text = _prepared(latex)
-    if not text or "$" in text or text.count("{") != text.count("}"):
+    if not text or "$" in text or re.search(r"\d\s*_", text) or text.count("{") != text.count("}"):
         return None
     try:
         found = parse(f"${text}$", _LATEX, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)

@@ -29,6 +29,12 @@ _NUMBER_WORDS: Final = {
     **{word: 10 * value for value, word in enumerate(_WORDS[1].split(), 2)},
     **{word: value for value, word in enumerate(_WORDS[2].split(), 1)},
 }
+_PARTS: Final = {
+    "half": 2,
+    "halve": 2,
+    "quarter": 4,
+    **{word: place for place, word in enumerate(_WORDS[2].split(), 1) if place > 2},
+}
 _SCALES: Final = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 
 
@@ -53,8 +59,11 @@ def rational(latex: str) -> Fraction | None:
     return None if unsigned is None else sign * unsigned
 
 
-def spelled(words: list[str]) -> int | None:
-    """The number that words spell: twenty five, one hundred and two."""
+def spelled(words: list[str]) -> Fraction | None:
+    """The number that words spell: twenty five, one hundred and two, three quarters."""
+    if len(words) == 2 and words[1].removesuffix("s") in _PARTS:
+        above = 1 if words[0] in ("a", "one") else _NUMBER_WORDS.get(words[0], 0)
+        return Fraction(above, _PARTS[words[1].removesuffix("s")]) if above else None
     total, part = 0, 0
     if not words or words[0] == "and" or words[-1] == "and":
         return None
@@ -67,7 +76,7 @@ def spelled(words: list[str]) -> int | None:
             total, part = total + part * _SCALES[word], 0
         elif word != "and":
             return None
-    return total + part
+    return Fraction(total + part)
 
 
 def _unsigned(text: str) -> Fraction | None:

@@ -54,10 +54,10 @@ _ORDINAL: Final = re.compile(
     r"(\d+)\s*(?:\^?\s*\{?\s*\\text\{\s*(?:st|nd|rd|th)\s*\}\s*\}?|\^\s*\{(?:st|nd|rd|th)\}|st|nd|rd|th)"
 )
 _BASE: Final = re.compile(
-    r"\(?\s*(?:\\text\{)?([0-9A-Fa-f]+)\}?\s*\)?_\s*\{?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\s*\}?"
+    r"(-?)\(?\s*(?:\\text\{)?([0-9A-Fa-f]+)\}?\s*\)?_\s*\{?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\s*\}?"
 )
 _NAMING: Final = re.compile(
-    r"(?:[A-Za-z]|\\[a-z]+|\\text\{[^{}]*\}|[A-Z]{2,3})(?:_(?:\w|\{[^{}]*\}))?'*"
+    r"(?:[A-Za-z]|\\[a-z]+|\\text\{[^{}]*\}|[A-Z]{2,3})(?:_(?:\w|\{[^{}]*\})|\^\{-1\})?'*"
     r"(?:\((?:[A-Za-z0-9](?:\s*[,|]\s*[A-Za-z0-9])*)\))?"
     r"|\|\s*[A-Za-z]{1,3}\s*\||m?\\angle\s*\{?[A-Z]{1,3}\}?"
     r"|\\(?:overline|vec|overrightarrow|hat|bar|mathbf|mathcal)\{?\s*[A-Za-z]{1,3}\s*\}?"
@@ -137,6 +137,8 @@ def _read(answer: str) -> Reading:
         return Value(text)
     if (found := _LEAD.match(text)) is not None and found.end() < len(text):
         return _read(clean(text[found.end() :]))
+    if (found := _TEXT.fullmatch(text)) is not None and re.match(r"[\s(\[$-]*\d", found[1]):
+        return _read(clean(found[1]))
     for reader in _READERS:
         reading = reader(text)
         if reading is not None:
@@ -187,7 +189,7 @@ def _read_words(text: str) -> Reading | None:
         return Value("\\infty") if _SYNONYM[key] == "\\infty" else Words(_SYNONYM[key])
     number = spelled(words)
     if number is not None:
-        return Value(str(number))
+        return Value(f"\\frac{{{number.numerator}}}{{{number.denominator}}}")
     if "\\text" not in text:
         # xy and abc are products; four letters without a space are a word.
         if any(word in _BARE_FUNCTIONS for word in words) or max(map(len, words), default=0) < 4:
@@ -329,16 +331,19 @@ def _read_naming(text: str) -> Reading | None:
     if re.fullmatch(r"\(\s*[a-z](?:_\w)?(?:\s*,\s*[a-z](?:_\w)?)+\s*\)", sides[0]):
         return _read(sides[-1])
     named = _is_name(sides[0])
+    # Of 2/3 \\approx 0.67 the exact side counts.
+    is_rounded = "approx" in text[slice(*edges[-1])] and not (named and len(sides) == 2)
+    last = sides[-2] if is_rounded else sides[-1]
     if named and len(sides) == 2 and _is_name(sides[1]) and rational(sides[1]) is None:
         return Value(text, is_relation=True)
     if named:
-        value = _read(sides[-1])
+        value = _read(last)
         return replace(value, name=_name(sides[0])) if isinstance(value, Value) else value
     if len(sides) == 2 and _is_name(sides[1]) and re.fullmatch(r"\\?[A-Za-z]+(?:_\w)?", sides[1]):
         value = _read(sides[0])
         return replace(value, name=_name(sides[1])) if isinstance(value, Value) else value
     if not re.search(r"[A-Za-z]", re.sub(r"\\[a-zA-Z]+", "", _TEXT.sub("", text))):
-        return _read(sides[-1])
+        return _read(last)
     return Value(text, is_relation=True)
 
 
@@ -359,14 +364,16 @@ def _read_quantity(text: str) -> Reading | None:
     """A value with a unit, a scale, a percent sign, a base, an ordinal; a range or a ratio."""
     found = _BASE.fullmatch(text)
     if found is not None:
-        base = int(found[2]) if found[2].isdigit() else spelled([found[2]])
-        if base is not None and 2 <= base <= 36 and all(int(digit, 36) < base for digit in found[1]):
-            return Value(found[1].upper(), unit=Unit((), Fraction(1), f"base {base}", base))
+        base = int(found[3]) if found[3].isdigit() else int(spelled([found[3]]) or 0)
+        if 2 <= base <= 36 and all(int(digit, 36) < base for digit in found[2]):
+            return Value(found[1] + found[2].upper(), unit=Unit((), Fraction(1), f"base {base}", base))
     found = _RANGE.fullmatch(text)
     if found is not None:
         low, high = rational(found[1]), rational(found[3])
         if low is not None and high is not None and (low < high or not found[2]):
             return Group("range", (_read(found[1]), _read(found[3])))
+    if (found := re.fullmatch(r"(\d+)\s+out\s+of\s+(\d+)", text)) is not None:
+        return Value(f"\\frac{{{found[1]}}}{{{found[2]}}}")
     if _RATIO.fullmatch(text):
         return Group("ratio", tuple(Value(part) for part in re.findall(r"\d+", text)))
     if (found := _ORDINAL.fullmatch(text)) is not None:
@@ -377,7 +384,12 @@ def _read_quantity(text: str) -> Reading | None:
         return _with(found[1], percent=True)
     if (found := _LEADING_UNIT.fullmatch(text)) is not None:
         inner = _read(found[1] + found[4])
-        unit = read_unit((found[2] or found[3]).lower())
+        sign, amount = (found[2] or found[3]).lower(), found[4]
+        per = re.fullmatch(r"([\d.,]+)\s*((?:/|per\b|a\b|an\b|each\b).*)", amount)
+        if per is not None:
+            unit, inner = read_unit(f"{sign} {per[2]}"), _read(found[1] + per[1])
+            return replace(inner, unit=unit) if isinstance(inner, Value) else None
+        unit = read_unit(sign)
         return replace(inner, unit=unit) if isinstance(inner, Value) else inner if isinstance(inner, Group) else None
     if (found := _SCALED.fullmatch(text)) is not None:
         behind = found[3].strip(" }")

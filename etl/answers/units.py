@@ -47,11 +47,12 @@ _UNITS: Final = {
 _SPEEDS: Final = {"mph": "mi/h", "kmph": "km/h", "kph": "km/h", "kmh": "km/h", "mps": "m/s"}
 _NEUTRAL: Final = frozenset({"unit", "units", "of", "the", "a", "an", "total", "in", "u", "each"})
 """Words that say nothing about the quantity; `in` alone is inches."""
-_POWERS: Final = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
+_SPEED: Final = re.compile(rf"\b(?:{'|'.join(_SPEEDS)})\b")
+_POWERS: Final = frozenset({"square", "sq", "cubic", "cu"})
 SCALES: Final = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
 }  # fmt: skip
-_WORD: Final = re.compile(r"(°[cf]?|[^\W\d_]+|[$€£¥₹¢元])(?:\s*\^\s*\{?\s*(-?\d)\s*\}?)?")
+_PIECE: Final = re.compile(r"(°[cf]?|[^\W\d_]+|[$€£¥₹¢元])(?:\s*\^\s*\{?\s*(-?\d)\s*\}?)?|/")
 
 
 @dataclass(frozen=True)
@@ -70,57 +71,41 @@ class Unit:
 
 def read_unit(text: str) -> Unit | None:
     """The unit of some words; None for words that say nothing, such as `units`."""
-    words = text.lower().replace("^{\\circ}", "°").replace("\\text{", " ").replace("}^", "^").strip()
+    words = _one_spelling(text)
+    powers: dict[str, int] = {}
+    factor, sign = Fraction(1), 1
+    unknown, counted = False, []
+    for piece in _PIECE.finditer(words):
+        if piece[0] == "/":
+            sign = -1
+        elif piece[1] not in _NEUTRAL or words == "in":
+            counted.append(_singular(piece[1]))
+            found = _find(piece[1])
+            if found is None:
+                unknown = True
+                continue
+            exponent = sign * int(piece[2] or 1)
+            powers[found[0]] = powers.get(found[0], 0) + exponent
+            factor *= found[1] ** exponent
+    if not counted:
+        return None
+    return Unit((), Fraction(1), " ".join(counted)) if unknown else Unit(tuple(sorted(powers.items())), factor)
+
+
+def _one_spelling(text: str) -> str:
+    """Lower-case words with powers as ^2 and / for `per`."""
+    words = text.lower().replace("^{\\circ}", "°").replace("\\text{", " ").replace("}^", "^")
     words = re.sub(r"\}(?=\s|$|/|\^)|\\cdot|\\times|\*", " ", words)
     words = re.sub(r"°\s*([cf])\b", r"°\1", words)
     words = re.sub(r"(?<=[a-z])\.(?=\s|$|[a-z])", "", words)
-    words = " / ".join(_SPEEDS.get(part, part) for part in re.split(r"\s*/\s*|\bper\b", words))
-    for short, full in _SPEEDS.items():
-        words = re.sub(rf"\b{short}\b", full, words)
-    powers: dict[str, int] = {}
-    factor, sign, power, known = Fraction(1), 1, 1, True
-    counted: list[str] = []
-    for piece in re.finditer(rf"{_WORD.pattern}|/", words):
-        if piece[0] == "/":
-            sign = -1
-            continue
-        word = piece[1]
-        if word in _POWERS and piece[2] is None:
-            if word in ("squared", "cubed") and powers:
-                last = next(reversed(powers))
-                factor *= _known(counted[-1])[1] ** (sign * (_POWERS[word] - 1)) if counted else 1
-                powers[last] += sign * (_POWERS[word] - 1)
-            else:
-                power = _POWERS[word]
-            continue
-        if word in _NEUTRAL and words.strip() != "in":
-            power = 1
-            continue
-        found = _find(word)
-        counted.append(word)
-        if found is None:
-            known = False
-            continue
-        exponent = sign * power * int(piece[2] or 1)
-        powers[found[0]] = powers.get(found[0], 0) + exponent
-        factor *= found[1] ** exponent
-        power = 1
-    if not counted:
-        return None
-    if not known:
-        return Unit((), Fraction(1), " ".join(_singular(word) for word in counted))
-    return Unit(tuple(sorted(powers.items())), factor)
+    words = _SPEED.sub(lambda found: _SPEEDS[found[0]], re.sub(r"\bper\b", "/", words))
+    words = re.sub(r"\b(?:square|sq)\s+([a-z]+)|\b([a-z]+)\s+squared\b", r"\1\2^2", words)
+    return re.sub(r"\b(?:cubic|cu)\s+([a-z]+)|\b([a-z]+)\s+cubed\b", r"\1\2^3", words).strip()
 
 
 def is_known(word: str) -> bool:
     """Whether a word is a unit of a table."""
     return _find(word.lower()) is not None or word.lower() in _SPEEDS or word.lower() in _POWERS
-
-
-def _known(word: str) -> tuple[str, Fraction]:
-    found = _find(word)
-    assert found is not None
-    return found
 
 
 def _find(word: str) -> tuple[str, Fraction] | None:
