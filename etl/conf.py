@@ -24,6 +24,7 @@ from etl.config_errors import PRIVATE, lines
 from etl.errors import ConfigError, DataError
 from etl.foreign import ALLOW_CODE
 from etl.storage.location import Location
+from etl.terminal import shown
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -40,7 +41,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 def _parsed(load: Callable[[str], Any], text: str, origin: str) -> Any:
     try:
         return load(text)
-    except yaml_text.GivenTwiceError as error:
+    except yaml_text.RefusedError as error:
         raise ConfigError(f"{origin}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin} is not valid YAML: {_problem(error)}") from error
@@ -158,7 +159,7 @@ def _checked(model: type[C], tree: Any, origin: str, settable: bool, allow_code:
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set takes KEY=VALUE, got {override!r}")
+        raise ConfigError(f"--set takes KEY=VALUE, got {shown(override)}")
     value = read_text(text[1:]) if text.startswith("@") else _parsed(yaml_text.load_argument, text, f"--set {key}")
     node: Any = tree
     *parents, last = key.split(".")
@@ -176,7 +177,7 @@ def _child(node: Any, name: str, key: str) -> Any:
         node[name] = {}
     child = node[place] = yaml_text.unwrapped(node[place])
     if not isinstance(child, dict | list):
-        value = "a value" if name in PRIVATE or not PRIVATE.isdisjoint(key.split(".")) else f"the value {child!r}"
+        value = "a value" if name in PRIVATE or not PRIVATE.isdisjoint(key.split(".")) else f"the value {shown(child)}"
         raise ConfigError(f"--set {key}: '{name}' is {value}, it has no keys below it")
     return child
 

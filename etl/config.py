@@ -4,17 +4,23 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from etl.errors import ConfigError
+from etl.terminal import shown
+from etl.urls import check_url, is_url
 from etl.yaml_text import fit
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 """What tells steps or stages of one kind apart: the beginning of a column's name or of a folder's."""
 
 
+_MAX_NAME = 100
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """`did you mean 'x'? ` for the known name that is most like one; nothing where none is known."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(name[:_MAX_NAME], known, n=1, cutoff=0.0)
     return f"did you mean '{near[0]}'? " if near else ""
 
 
@@ -31,7 +37,14 @@ def _fitted(model: type[BaseModel], key: str, value: Any) -> Any:
 class Config(BaseModel):
     """Base of everything that is read from YAML: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, use_attribute_docstrings=True)
+    # A value may be a secret, or lie below one: errors come from etl/config_errors.py alone.
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        coerce_numbers_to_str=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
 
     located: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where something lies or how fast to work: they never change the output, so they are not in
@@ -44,10 +57,23 @@ class Config(BaseModel):
             valid = [field.alias or name for name, field in cls.model_fields.items()]
             for key in values:
                 if key not in valid and key not in cls.model_fields:
-                    raise ValueError(f"unknown key '{key}'; {nearest(str(key), valid)}valid keys: {', '.join(valid)}")
+                    raise ValueError(
+                        f"unknown key {shown(str(key))}; {nearest(str(key), valid)}valid keys: {', '.join(valid)}"
+                    )
             if info.context and info.context.get(FROM_YAML):
                 return {key: _fitted(cls, key, value) for key, value in values.items()}
         return values
+
+    @field_validator("*")
+    @classmethod
+    def _urls_can_be_printed(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and is_url(text):
+                try:
+                    check_url(text)
+                except ConfigError as error:
+                    raise ValueError(str(error)) from error
+        return value
 
     def fingerprinted(self) -> dict[str, Any]:
         """The fields that decide the output, those at their default left out, in JSON types."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from etl.config import FROM_YAML, nearest
 from etl.foreign import ALLOW_CODE
+from etl.terminal import shown
 from etl.yaml_text import unwrapped
 
 PRIVATE = frozenset({"options", "storage"})
@@ -95,8 +96,8 @@ def _line(where: tuple[Any, ...], items: list[Any], model: type[BaseModel], tree
     if item["type"].startswith("union_tag"):
         return _about_tag(where, item, model, tree)
     says = " or ".join(dict.fromkeys(_says(one, where) for one in items)).replace(" or must be ", " or ")
-    shown = item["type"] in ("value_error", "literal_error") or not PRIVATE.isdisjoint(where)
-    return f"{_joined(where)}: {says}" + ("" if shown else f" (got {item['input']!r})")
+    is_said = item["type"] in ("value_error", "literal_error") or not PRIVATE.isdisjoint(where)
+    return f"{_joined(where)}: {says}" + ("" if is_said else f" (got {shown(item['input'])})")
 
 
 def _says(item: Any, where: tuple[Any, ...]) -> str:
@@ -106,7 +107,7 @@ def _says(item: Any, where: tuple[Any, ...]) -> str:
         known = _quoted(item["ctx"]["expected"])
         if not PRIVATE.isdisjoint(where):
             return f"must be one of {', '.join(known)}"
-        return f"{item['input']!r} is not known; {nearest(str(item['input']), known)}known: {', '.join(known)}"
+        return f"{shown(item['input'])} is not known; {nearest(str(item['input']), known)}known: {', '.join(known)}"
     words = _WORDS.get(item["type"])
     if words is None:
         return str(item["msg"].replace("Input should be", "must be"))
@@ -119,13 +120,13 @@ def _about_tag(where: tuple[Any, ...], item: Any, model: type[BaseModel], tree: 
     full = _joined((*where, key))
     if item["type"] == "union_tag_not_found":
         if not isinstance(item["input"], dict):
-            return f"{_joined(where)}: must be a mapping of keys (got {item['input']!r})"
+            return f"{_joined(where)}: must be a mapping of keys (got {shown(item['input'])})"
         return f"{full}: is missing; known: {', '.join(_tags_at(where, key, model, tree))}"
     known = _quoted(item["ctx"]["expected_tags"])
     tag = item["ctx"]["tag"]
     lists = [name for name in where if isinstance(name, str)]
     noun = lists[-1].removesuffix("s") if lists and isinstance(where[-1], int) else key
-    return f"{full}: there is no {noun} '{tag}'; {nearest(tag, known)}known: {', '.join(known)}"
+    return f"{full}: there is no {noun} {shown(tag)}; {nearest(tag, known)}known: {', '.join(known)}"
 
 
 def _tags_at(where: tuple[Any, ...], key: str, model: type[BaseModel], tree: Any) -> list[str]:

@@ -7,22 +7,23 @@ Costs the import of typer and rich, 0.1 s.
 """
 
 import functools
+import logging
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ParamSpec
 
 import typer
-from rich.console import Console
 
 from etl.errors import ConfigError, StillhouseError
 from etl.extras import without_package
+from etl.terminal import PrintableFormatter, Terminal, message, one_line
 
 P = ParamSpec("P")
 
-OUT = Console(highlight=False, soft_wrap=True, emoji=False)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-"""Lines are printed as they are: not cut or wrapped, and `:on:` in a name is no emoji."""
+OUT = Terminal(soft_wrap=True)
+ERR = Terminal(stderr=True, soft_wrap=True)
+"""Lines are printed as they are: not cut or wrapped; etl/terminal.py says what text may do."""
 
 ConfFlag = Annotated[
     str, typer.Option("--conf", metavar="CONF", help="A shipped configuration's name, a path or a URI.")
@@ -49,13 +50,13 @@ AllowCode = Annotated[
 
 
 def report(line: str) -> None:
-    """One line for the user."""
-    OUT.print(line, markup=False)
+    """One line for the user; whatever it holds, it stays one."""
+    OUT.print(one_line(line))
 
 
 def warn(line: str) -> None:
     """One line for the user about what is not wrong, but may not be what was meant; on standard error."""
-    ERR.print(f"warning: {line}", markup=False, style="yellow" if sys.stderr.isatty() else None)
+    ERR.print(one_line(f"warning: {line}"), style="yellow" if sys.stderr.isatty() else None)
 
 
 def main_of(run: Callable[[], int | None]) -> int:
@@ -74,7 +75,7 @@ def main_of(run: Callable[[], int | None]) -> int:
 
 
 def _refused(error: StillhouseError) -> int:
-    ERR.print(error.to_text(), markup=False, style="red" if sys.stderr.isatty() else None)
+    ERR.print(message(error.to_text()), style="red" if sys.stderr.isatty() else None)
     return 2
 
 
@@ -111,12 +112,14 @@ def run_app(app: typer.Typer, argv: Sequence[str], program: str) -> int:
             raise ConfigError(f"{message.rstrip('.')}; `{program} --help` shows what there is") from error
         return 0
 
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PrintableFormatter())
     try:
         return main_of(run)
     except BaseException as error:
         if not _is_ctrl_c(error):
             raise
-        ERR.print("stopped by Ctrl-C; run the same command again to go on", markup=False)
+        ERR.print("stopped by Ctrl-C; run the same command again to go on")
         return 128 + signal.SIGINT
 
 

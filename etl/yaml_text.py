@@ -13,6 +13,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+from etl.terminal import shown
+
+MAX_DEPTH = 100
+"""Of lists and mappings in each other, with aliases resolved."""
+MAX_VALUES = 100_000
+"""Keys, scalars, lists and mappings of one text, with aliases resolved."""
+_MAX_DIGITS = 1000
+
 
 class Plain(str):
     """Text that YAML reads as something else.
@@ -35,12 +43,58 @@ class Plain(str):
         return repr(self.value)
 
 
-class GivenTwiceError(yaml.YAMLError):
+class RefusedError(yaml.YAMLError):
+    """YAML that is not read; says why, with nothing of its text but keys."""
+
+
+class GivenTwiceError(RefusedError):
     """A mapping has a key twice."""
+
+
+class TooLargeError(RefusedError):
+    """Values are nested too deep, or too many when aliases stand for what they name."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML without timestamps, with text as keys, in which `1e6` is a number."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._measures: dict[yaml.Node, tuple[int, int]] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        is_alias = self.check_event(yaml.AliasEvent)
+        if self._depth >= MAX_DEPTH:
+            raise TooLargeError(f"values are nested deeper than {MAX_DEPTH}; write them flatter")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is not None and not is_alias:
+            self._measures[node] = self._measure(node)
+        elif is_alias and node not in self._measures:
+            raise TooLargeError("an alias stands inside of what it names; write the value out")
+        return node
+
+    def _measure(self, node: yaml.Node | None) -> tuple[int, int]:
+        """How many values a node comes to with its aliases resolved, and how deep; all below it have been measured.
+
+        Raises:
+            TooLargeError: more than the limits.
+        """
+        children = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            children = [one for pair in node.value for one in pair]
+        # A key has been made anew as text.
+        measures = [self._measures.get(child, (1, 1)) for child in children]
+        num_values = 1 + sum(num for num, _ in measures)
+        depth = 1 + max((deep for _, deep in measures), default=0)
+        if num_values > MAX_VALUES or depth > MAX_DEPTH:
+            raise TooLargeError(
+                f"with its aliases it has more than {MAX_VALUES:,} values, or nests them deeper than {MAX_DEPTH}; "
+                "write fewer"
+            )
+        return num_values, depth
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -50,13 +104,16 @@ class _Loader(yaml.SafeLoader):
                 line = key.start_mark.line + 1
                 if key.value in lines:
                     raise GivenTwiceError(
-                        f"the key '{key.value}' is given twice, in lines {lines[key.value]} and {line}; remove one"
+                        f"the key {shown(key.value)} is given twice, in lines {lines[key.value]} and {line}; remove one"
                     )
                 lines[key.value] = line
         node.value = [(_as_text(key), value) for key, value in node.value]
         return node
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if isinstance(node, yaml.ScalarNode) and len(node.value) > _MAX_DIGITS:
+            # Python does not write a whole number of that many digits.
+            return node.value
         value = super().construct_object(node, deep)
         is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
         return Plain.of(node.value, value) if is_plain and isinstance(value, bool | int | float) else value
@@ -84,7 +141,7 @@ def load(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: it is not YAML.
-        GivenTwiceError: a key is given twice.
+        RefusedError: a key is given twice, or the values are too many or nested too deep.
     """
     return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
 
@@ -95,11 +152,11 @@ def load_argument(text: str) -> Any:
     Text is also what is no YAML, and what YAML would cut at a comment.
 
     Raises:
-        GivenTwiceError: a key is given twice.
+        RefusedError: a key is given twice, or the values are too many or nested too deep.
     """
     try:
         node, value = yaml.compose(text, _Loader), load(text)
-    except GivenTwiceError:
+    except RefusedError:
         raise
     except yaml.YAMLError:
         return text

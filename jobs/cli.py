@@ -149,7 +149,8 @@ def catalog_command(
 ) -> None:
     """Print the SQL that makes every dataset below a folder a table: `stillhouse catalog DIR > tables.sql`."""
     for statement in statements(Location.of(path), dialect):
-        report(statement)
+        for line in statement.splitlines():
+            report(line)
 
 
 @app.command("sample")

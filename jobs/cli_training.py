@@ -194,4 +194,5 @@ def evaluate_command(name: ConfName, set_: Overrides) -> None:
     from training.evaluate.report import EvaluateConfig, evaluate_conf
 
     found = evaluate_conf(conf.load(EvaluateConfig, name, "evaluate", set_))
-    report(found.to_markdown())
+    for line in found.to_markdown().splitlines():
+        report(line)

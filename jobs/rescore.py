@@ -20,6 +20,7 @@ from etl.library_log import libraries_aside
 from etl.storage.stale import outdated
 from jobs.engines import require_package
 from training.teacher.rescore import RescoreConfig, rescore, summary
+from training.teacher.server import ServerTeacherConfig
 
 EngineName = Literal["local", "spark"]
 
@@ -28,6 +29,8 @@ def run(name: str, overrides: list[str], engine_name: EngineName = "local") -> N
     """Rescore by a configuration (a shipped name, a path or a URI), and report the result."""
     config = conf.load(RescoreConfig, name, "rescore", overrides)
     if line := outdated(config.corpus):
+        warn(line)
+    for line in config.teacher.warnings() if isinstance(config.teacher, ServerTeacherConfig) else []:
         warn(line)
     with libraries_aside(), contextlib.closing(_engine(engine_name, config.workers)) as engine:
         dataset = rescore(config, engine)

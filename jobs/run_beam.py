@@ -66,7 +66,8 @@ def _job(context: typer.Context, name: ConfFlag, set_: Overrides, allow_code: Al
     try:
         run(name, set_, context.args, allow_code)
     except JobNotRun as described:
-        report(str(described))
+        for line in str(described).splitlines():
+            report(line)
 
 
 if __name__ == "__main__":

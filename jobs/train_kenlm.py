@@ -44,13 +44,15 @@ def _job(
     if seed < 0:
         raise ConfigError(f"--seed {seed} is negative; seeds are 0 or more")
     lines = sample_lines(_texts(Dataset.open(dataset), text), seed, fraction)
-    ERR.print(backend_line(max_words), markup=False)
+    ERR.print(backend_line(max_words))
     with tempfile.TemporaryDirectory(prefix="stillhouse-kenlm-") as folder, ERR.status("training"):
         model = train(lines, order, Path(folder) / "model", max_words)
         Location.of(output).upload(model.path)
-    ERR.print(f"{model.words:,} words, order {order}, written to {output}", markup=False)
-    report(f"- kind: perplexity\n  model: {Location.of(output)}\n  sha256: {model.sha256}")
-    report(f"  text: {text}\n  sample_fraction: {fraction}\n  sample_seed: {seed}")
+    ERR.print(f"{model.words:,} words, order {order}, written to {output}")
+    report("- kind: perplexity")
+    step = {"model": Location.of(output), "sha256": model.sha256, "text": text}
+    for key, value in {**step, "sample_fraction": fraction, "sample_seed": seed}.items():
+        report(f"  {key}: {value}")
 
 
 def _texts(dataset: Dataset, text: str) -> Iterator[pa.RecordBatch]:

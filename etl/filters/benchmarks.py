@@ -21,7 +21,6 @@ from etl.sources.compressed import unpacked
 from etl.sources.formats import COMPRESSIONS, FORMATS, compression_of, format_of
 from etl.sources.listing import list_pattern, pattern_of, summary, told
 from etl.storage.location import Location
-from etl.storage.remote import check_url
 
 
 class Benchmark(Config):
@@ -47,16 +46,6 @@ class Benchmark(Config):
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
-
-    @field_validator("path")
-    @classmethod
-    def _path_can_be_printed(cls, path: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            for pattern in path:
-                check_url(pattern)
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        return path
 
 
 def benchmark_files(name: str, benchmark: Benchmark) -> list[Path]:

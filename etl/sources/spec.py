@@ -13,7 +13,7 @@ from etl.config import Config
 from etl.errors import ConfigError
 from etl.schema import SKILLS
 from etl.storage.location import Location
-from etl.storage.remote import Storage, check_url, scheme_of
+from etl.storage.remote import Storage, check_places, scheme_of
 
 
 def _absolute(path: str) -> str:
@@ -143,15 +143,14 @@ class Source(Config):
     text_column: str | None = Field(default=None, min_length=1)
     """In place of what the description of raw text names: the column of the document."""
 
-    @field_validator("path")
+    @field_validator("options")
     @classmethod
-    def _path_can_be_printed(cls, path: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    def _places_can_be_printed(cls, options: dict[str, Any]) -> dict[str, Any]:
         try:
-            for pattern in [path] if isinstance(path, str) else path or ():
-                check_url(pattern)
+            check_places("options", options)
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        return path
+        return options
 
     @model_validator(mode="after")
     def _is_in_one_place(self) -> "Source":

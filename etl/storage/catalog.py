@@ -1,10 +1,11 @@
 """SQL that makes committed datasets tables of a catalog: external tables for Spark or Hive, views for DuckDB.
 
-Columns and types come from the first part's footer, partition columns from the folders in the paths of the parts. Cost:
-one manifest and one footer a dataset.
+Columns and types come from the first part's footer, partition columns from the folders in the paths of the parts. All
+of them may be somebody else's: every name is quoted as its dialect quotes names, every place as a string, and a dataset
+whose names or place hold control characters gets a comment. Cost: one manifest and one footer a dataset.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from etl.storage.location import Location
 from etl.storage.manifest import Part
 from etl.storage.opened import Run
 from etl.storage.stale import stale_below
+from etl.terminal import one_line
 
 Dialect = Literal["spark", "hive", "duckdb"]
 
@@ -39,13 +41,15 @@ def statements(root: Location, dialect: Dialect) -> Iterator[str]:
         if folder in stale:
             yield f"-- {name}: left out, since an earlier recipe left it and no stage of the last one writes it"
         elif dataset.manifest.holds_files:
-            yield f"-- {name}: no table, but files such as {dataset.manifest.parts[0].path}"
+            yield f"-- {name}: no table, but files such as {one_line(dataset.manifest.parts[0].path)}"
         elif not dataset.manifest.parts:
             yield f"-- {name}: no rows, so no file says what its columns are"
+        elif unseen := _unseen(dataset):
+            yield f"-- {name}: no table, since {unseen} has control characters"
         elif dialect == "duckdb":
             yield _view(name, dataset)
         elif reason := _without_sql(dataset):
-            yield f"-- {name}: no table, since {reason}"
+            yield f"-- {name}: no table, since {one_line(reason)}"
         else:
             yield from _table(name, dataset, dialect)
 
@@ -75,7 +79,7 @@ def sql_type(arrow: pa.DataType, dialect: Dialect = "spark") -> str:
     if name == "DECIMAL":
         return f"DECIMAL({arrow.precision},{arrow.scale})"
     if name == "STRUCT":
-        fields = (f"`{field.name}`: {made}" for field, made in zip(arrow, inner, strict=True))
+        fields = (f"{_quoted(field.name)}: {made}" for field, made in zip(arrow, inner, strict=True))
         return f"STRUCT<{', '.join(fields)}>"
     if inner:
         return f"{name}<{', '.join(inner)}>"
@@ -93,23 +97,49 @@ def _without_sql(dataset: Dataset) -> str:
 
 def _table(name: str, dataset: Dataset, dialect: Dialect) -> Iterator[str]:
     partitions = partition_values(dataset.manifest.parts[0])
-    columns = ",\n".join(f"  `{field.name}` {sql_type(field.type, dialect)}" for field in dataset.schema)
-    by = [f"PARTITIONED BY ({', '.join(f'`{column}` STRING' for column in partitions)})"] if partitions else []
+    columns = ",\n".join(f"  {_quoted(field.name)} {sql_type(field.type, dialect)}" for field in dataset.schema)
+    by = [f"PARTITIONED BY ({', '.join(f'{_quoted(column)} STRING' for column in partitions)})"] if partitions else []
     storage = ["USING PARQUET", *by] if dialect == "spark" else [*by, "STORED AS PARQUET"]
     place = _place(dataset).replace("\\", "\\\\").replace("'", "\\'")
-    head = f"CREATE EXTERNAL TABLE IF NOT EXISTS `{name}` (\n{columns}\n)"
+    head = f"CREATE EXTERNAL TABLE IF NOT EXISTS {_quoted(name)} (\n{columns}\n)"
     yield "\n".join([head, *storage, f"LOCATION '{place}';"])
     if partitions:
-        yield f"MSCK REPAIR TABLE `{name}`;"
+        yield f"MSCK REPAIR TABLE {_quoted(name)};"
 
 
 def _view(name: str, dataset: Dataset) -> str:
     """A pattern, not the list of parts: after a commit the folder holds nothing else, and DuckDB prunes folders."""
     partitions = partition_values(dataset.manifest.parts[0])
     pattern = f"{_place(dataset)}/{'*/' * len(partitions)}part-*.parquet".replace("'", "''")
-    types = ", ".join(f"'{column}': VARCHAR" for column in partitions)
+    types = ", ".join(f"{_double_quoted(column)}: VARCHAR" for column in partitions)
     options = f"hive_partitioning = true, hive_types = {{{types}}}" if partitions else "hive_partitioning = false"
-    return f"CREATE OR REPLACE VIEW \"{name}\" AS\nSELECT * FROM read_parquet('{pattern}', {options});"
+    return f"CREATE OR REPLACE VIEW {_double_quoted(name)} AS\nSELECT * FROM read_parquet('{pattern}', {options});"
+
+
+def _quoted(name: str) -> str:
+    """A name in Spark and Hive."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _double_quoted(name: str) -> str:
+    """A name in DuckDB."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _unseen(dataset: Dataset) -> str:
+    """Which name of a dataset cannot stand in a line; empty when none is."""
+    names = {"its place": [_place(dataset)], "a part": [part.path for part in dataset.manifest.parts]}
+    names["a column"] = list(_names(dataset.schema))
+    found = (what for what, texts in names.items() if any(one_line(text) != text for text in texts))
+    return next(found, "")
+
+
+def _names(fields: Iterable[pa.Field]) -> Iterator[str]:
+    """Of fields and of all that is inside of them."""
+    for field in fields:
+        yield field.name
+        inner = [field.type.field(number) for number in range(field.type.num_fields)]
+        yield from _names(inner)
 
 
 def _place(dataset: Dataset) -> str:

@@ -29,13 +29,13 @@ from etl.storage.local_files import link_above, link_local, local_stamp, read_re
 from etl.storage.remote import (
     Options,
     ambient_options,
-    check_url,
     explain,
     no_bucket,
     open_file_system,
     scheme_of,
 )
 from etl.storage.retry import persist, status_of
+from etl.urls import check_url
 
 T = TypeVar("T")
 

@@ -23,6 +23,7 @@ from fsspec.registry import known_implementations
 
 from etl.errors import ConfigError, DataError, StillhouseError
 from etl.storage.retry import BUDGET_S, causes, code_of, is_passing, is_unreached, status_of, type_names
+from etl.urls import check_url
 
 Options = dict[str, Any]
 """fsspec options of one file system."""
@@ -50,8 +51,15 @@ _DEFAULTS: dict[str, Options] = {
     "gs": {"use_listings_cache": False},
     "az": {"use_listings_cache": False},
 }
-_SECRET = re.compile(r"key|secret|token|password|credential|connection_string|sas|user", re.IGNORECASE)
-_SIGNED = re.compile(r"[?&](sig|signature|x-amz-signature|x-goog-signature|access_token|token)=", re.IGNORECASE)
+_SECRET = re.compile(
+    r"key|secret|token|passw|passphrase|credential|connection_string|sas|user|authorization|cookie|headers",
+    re.IGNORECASE,
+)
+_PLACE = re.compile(r"endpoint|url|uri|host", re.IGNORECASE)
+"""Options that say where a store is, which is told to users."""
+_SHORTEST_SECRET = 3
+_AUTHORITY = re.compile(r"://([^/@]*:)?([^/@]+)@")
+"""The secret of a URL among the options, such as a proxy's."""
 _REFUSED_CODES = frozenset({
     "AuthenticationFailed", "AuthorizationHeaderMalformed", "ExpiredToken", "InvalidAccessKeyId", "InvalidSecurity",
     "InvalidToken", "NotSignedUp", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired",
@@ -118,27 +126,25 @@ def check_storage(storage: Storage) -> Storage:
         for option, value in options.items():
             if _SECRET.search(option) and isinstance(value, int | float) and not isinstance(value, bool):
                 raise ConfigError(f"{name}.{option} must be text, YAML has read a number; put it in quotes")
+        check_places(name, options)
         checked.setdefault(check_scheme(name), {}).update(options)
     return checked
 
 
-def check_url(url: str) -> None:
-    """Refuse what must not be written down: a URL is printed, stored in plans and compared.
+def check_places(where: str, options: Mapping[str, Any]) -> None:
+    """Whether the URLs among options, such as an endpoint, are free of credentials.
 
     Raises:
-        ConfigError: the URL holds credentials; they are not repeated.
+        ConfigError: one holds some; they are not repeated.
     """
-    scheme, separator, rest = url.partition("://")
-    place = rest.partition("/")[0]
-    user, at, host = ("", "", "") if place.startswith(("arn:", "[")) else place.rpartition("@")
-    named = bool(at) and (":" in user or scheme_of(url) in ("s3", "gs"))
-    # A secret may hold a slash, so that what stands before it shows no @ but a port that is none.
-    cut = ":" in host and (scheme_of(url) in BUCKETS or not host.partition(":")[2].isdigit())
-    if separator and (named or cut or _SIGNED.search(rest)):
-        raise ConfigError(
-            f"a {scheme}:// URL holds credentials; take them out of it and give them under "
-            f"`storage: {{{scheme_of(url)}: …}}`, in the environment or in the store's own files"
-        )
+    for option, value in options.items():
+        if isinstance(value, Mapping):
+            check_places(f"{where}.{option}", value)
+        elif isinstance(value, str) and _PLACE.search(option):
+            try:
+                check_url(value)
+            except ConfigError as error:
+                raise ConfigError(f"{where}.{option}: {error}") from error
 
 
 def open_file_system(url: str, options: Options) -> Any:
@@ -193,12 +199,18 @@ def redact(text: str, options: Options) -> str:
 def _secrets(options: Mapping[str, Any], inside: bool = False) -> set[str]:
     found: set[str] = set()
     for name, value in options.items():
-        secret = inside or _SECRET.search(name) is not None
+        secret = inside or _SECRET.search(str(name)) is not None
         if isinstance(value, Mapping):
             found |= _secrets(value, secret)
-        elif secret and isinstance(value, str) and len(value) > 3:
-            found.add(value)
-    return found
+        elif isinstance(value, list | tuple):
+            for item in value:
+                found |= _secrets({name: item}, secret)
+        elif isinstance(value, str):
+            found.update(pair[1] for pair in _AUTHORITY.findall(value))
+            if secret:
+                # `Bearer KEY` may be repeated without its first word.
+                found.update({value, *value.split()})
+    return {value for value in found if len(value) > _SHORTEST_SECRET}
 
 
 def _reason(error: BaseException, options: Options) -> str:

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import IO
 
 from etl.errors import ConfigError
+from etl.terminal import message
 
 KILLED = 128 + signal.SIGKILL
 """Exit code when ranks had to be killed after the grace period."""
@@ -125,7 +126,7 @@ def _watch(children: "_Children", signals: "_Signals", grace_s: float) -> int:
 
 
 def _tell(text: str) -> None:
-    sys.stderr.write(f"stillhouse: {text}\n")
+    sys.stderr.write(f"stillhouse: {message(text)}\n")
     sys.stderr.flush()
 
 

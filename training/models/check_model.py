@@ -17,6 +17,7 @@ from itertools import pairwise
 
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -250,5 +251,5 @@ def report(findings: list[Finding]) -> Table:
     """The findings for a terminal."""
     table = Table("check", "", "found")
     for finding in findings:
-        table.add_row(finding.name, "[green]pass" if finding.passed else "[red]FAIL", finding.measured)
+        table.add_row(finding.name, Text("pass", "green") if finding.passed else Text("FAIL", "red"), finding.measured)
     return table

@@ -18,10 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from etl.errors import ConfigError
+from etl.terminal import Terminal
 from training.record.metrics import MetricsConfig, Record
 
 
@@ -159,7 +159,7 @@ class ProgressLine:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Terminal(stderr=True),
         )
         self._task = self._progress.add_task("", total=total, completed=done)
         self._progress.start()

@@ -6,6 +6,7 @@ time-outs, 408, 429 and 5xx are tried again; other refusals and wrong answers en
 for by `concurrency` threads.
 """
 
+import ipaddress
 import itertools
 import math
 import os
@@ -13,6 +14,7 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -20,8 +22,9 @@ import tenacity
 from pydantic import Field
 
 from etl.config import Config
-from etl.errors import ConfigError, DataError, SourceError, StillhouseError
+from etl.errors import ConfigError, DataError, SourceError, StillhouseError, said
 from etl.harmony.vocabulary import NUM_TEXT_TOKENS, VOCAB_SIZE, load_bpe
+from etl.terminal import shown
 from training.teacher.teacher import Request, Scores
 
 LEAST_LOGP = -65504.0
@@ -53,6 +56,15 @@ class ServerTeacherConfig(Config):
     """Rows that are asked for at the same time by one process."""
     batch_tokens: int = Field(default=262_144, ge=1)
     """Tokens of rows that are asked for before the next checkpoint can be due."""
+
+    def warnings(self) -> list[str]:
+        """What may not be meant, a line each: a key that everybody on the way to the server can read."""
+        place = urlsplit(self.url)
+        if self.api_key_env is None or place.scheme == "https" or _is_here(place.hostname or ""):
+            return []
+        return [
+            f"teacher.url={self.url} has no TLS, so the key in {self.api_key_env} is sent for all to read; use https"
+        ]
 
 
 class _AgainError(Exception):
@@ -100,8 +112,8 @@ class ServerTeacher:
             ours = bpe.decode_single_token_bytes(token).decode("utf-8", "replace")
             if theirs is not None and "\ufffd" not in ours + theirs and theirs != ours:
                 raise ConfigError(
-                    f"teacher.model={self._config.model}: token {token} is {theirs!r} on the server and {ours!r} in "
-                    f"the corpus (o200k_harmony, {VOCAB_SIZE:,} tokens); a teacher must share the student's tokenizer"
+                    f"teacher.model={self._config.model}: token {token} is {shown(theirs)} on the server and "
+                    f"{ours!r} in the corpus (o200k_harmony, {VOCAB_SIZE:,} tokens); a teacher must share the student's tokenizer"
                 )
 
     def _score(self, request: Request) -> Scores:
@@ -128,7 +140,7 @@ class ServerTeacher:
         value = found.get("logprob") if isinstance(found, dict) else None
         if not isinstance(value, int | float) or math.isnan(value) or value > 0.001:
             raise DataError(
-                f"{self._place} returned the log-probability {value!r} for token {at} of a row; {_SERVER_HINT}"
+                f"{self._place} returned the log-probability {shown(value)} for token {at} of a row; {_SERVER_HINT}"
             )
         return max(min(float(value), 0.0), LEAST_LOGP)
 
@@ -154,10 +166,15 @@ class ServerTeacher:
             answer = retrying(self._post, ids)
         except (_AgainError, httpx.TransportError) as error:
             raise SourceError(
-                f"{self._place} gave no answer in {self._config.attempts} attempts ({type(error).__name__}: {error}); "
+                f"{self._place} gave no answer in {self._config.attempts} attempts ({self._without_key(said(error))}); "
                 "see to the server and run again, which resumes from here"
             ) from error
         return self._checked(answer, ids)
+
+    def _without_key(self, text: str) -> str:
+        """What a server or a library says, which may repeat the header."""
+        key = self._client.headers.get("Authorization", "").removeprefix("Bearer ")
+        return text.replace(key, "***") if key else text
 
     def _post(self, ids: list[int]) -> Any:
         body = {
@@ -173,7 +190,8 @@ class ServerTeacher:
         if response.status_code != 200:
             raise ConfigError(
                 f"{self._place} refused a row of {len(ids)} tokens with status {response.status_code}: "
-                f"{response.text[:300]}; see teacher.url, teacher.model, teacher.max_tokens and teacher.api_key_env"
+                f"{self._without_key(response.text)[:300]}; see teacher.url, teacher.model, teacher.max_tokens and "
+                "teacher.api_key_env"
             )
         try:
             return response.json()
@@ -206,10 +224,32 @@ def _close(pool: ThreadPoolExecutor, client: httpx.Client) -> None:
     client.close()
 
 
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def _headers(config: ServerTeacherConfig) -> dict[str, str]:
     if config.api_key_env is None:
         return {}
     key = os.environ.get(config.api_key_env)
     if not key:
         raise ConfigError(f"teacher.api_key_env names {config.api_key_env}, which is not set; export the key there")
-    return {"Authorization": f"Bearer {key}"}
+    return {"Authorization": f"Bearer {_checked_key(key, config.api_key_env)}"}
+
+
+def _checked_key(key: str, name: str) -> str:
+    """The key without spaces and line feeds around it, such as the last one of a file.
+
+    Raises:
+        ConfigError: it has signs that no header may hold; none of it is repeated.
+    """
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(
+            f"teacher.api_key_env: the key in {name} is empty, or holds a space, a line feed or a character beyond "
+            "ASCII; export the key alone"
+        )
+    return key

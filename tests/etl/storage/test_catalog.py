@@ -1,5 +1,7 @@
 """SQL for datasets: types and names as the three engines want them; the DuckDB views are run here."""
 
+import re
+
 import duckdb
 import pyarrow as pa
 import pytest
@@ -87,3 +89,52 @@ def test_partition_values_come_from_the_path():
 def test_a_folder_without_datasets_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no committed dataset at or below"):
         list(statements(Location.of(tmp_path), "spark"))
+
+
+EVIL = [
+    "k': VARCHAR}); COPY (SELECT 42 AS x) TO 'pwn.csv'; --",
+    'k"; DROP VIEW x; --',
+    "k`) ; DROP TABLE x; --",
+    "-- k",
+    "a'b\"c`d",
+    "/* k",
+    "k\\",
+]
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_s12_names_of_columns_folders_and_datasets_are_names_alone(tmp_path, monkeypatch, evil):
+    monkeypatch.chdir(tmp_path)
+    folder = evil.replace("/", "").replace("\\", "")
+    root = Location.of(tmp_path / "out")
+    words = pa.table({evil: ["x"], "in": pa.array([{evil: 1}], pa.struct([(evil, pa.int32())]))})
+    write_dataset(root / folder, folder, "WORDS", {f"p {folder}=1": words})
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with duckdb.connect() as connection:
+        (statement,) = statements(root, "duckdb")
+        assert len(connection.extract_statements(statement)) == 1
+        connection.execute(statement)
+        found = connection.execute(f'SELECT * FROM "{table_name(root, folder)}"').fetchall()
+        assert found == [("x", {evil: 1}, "1")]
+        assert connection.execute("SELECT count(*) FROM duckdb_views() WHERE NOT internal").fetchone() == (1,)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    for dialect in ("spark", "hive"):
+        made = "\n".join(statements(root, dialect))
+        assert "`" + evil.replace("`", "``") + "`" in made
+        assert _outside_of_quotes(made).count(";") == 2
+        assert "DROP" not in _outside_of_quotes(made)
+        assert "COPY" not in _outside_of_quotes(made)
+
+
+def _outside_of_quotes(sql: str) -> str:
+    """What of Spark's SQL is neither a name nor a string."""
+    return re.sub(r"`(?:[^`]|``)*`|'(?:[^'\\]|\\.)*'", "", sql)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb"])
+def test_s12_names_with_control_characters_make_a_comment_of_one_line(tmp_path, name):
+    root = Location.of(tmp_path / "out")
+    write_dataset(root / "corpus", "corpus", "WORDS", {"": pa.table({"x": pa.array([{name: 1}])})})
+    for dialect in ("spark", "hive", "duckdb"):
+        made = list(statements(root, dialect))
+        assert made == ["-- corpus: no table, since a column has control characters"]

@@ -12,7 +12,8 @@ from etl.errors import ConfigError, DataError, StillhouseError
 from etl.run.recipe import Recipe
 from etl.storage import remote
 from etl.storage.location import Location
-from etl.storage.remote import check_url, explain, redact, scheme_of, storage_options
+from etl.storage.remote import explain, redact, scheme_of, storage_options
+from etl.urls import check_url
 from tests.etl.stages.toys import make_recipe
 
 SECRET = "s3cr3t/Zx+9w8e7"

@@ -1,0 +1,68 @@
+"""One check of every URL that a user gives: none may hold credentials, since URLs are printed, stored and compared.
+
+Refused are `user:password@` of any scheme, a name before `@` where the scheme means a token by it, and parameters that
+are called as secrets are, in any URL of a chain (`zip://a::https://…`). The error never repeats what was found. Every
+field of a `Config` and every `Location` comes through here.
+"""
+
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+from etl.errors import ConfigError
+
+_NEXT_OF_CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*(?:://|::|$))")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)\S*")
+_PARAMETER = re.compile(r"[?&;#]([^=?&;#/]*)=")
+_SECRET_NAME = re.compile(
+    r"(^|[-_.])(sig|signature|key|apikey|accesskey|accesskeyid|awsaccesskeyid|token|password|passwd|passphrase|pwd|pass|"
+    r"secret|credentials?|auth|authorization|sas|jwt|bearer|googleaccessid)$"
+    r"|^x-(amz|goog)-|token|secret|passw|api[-_.]?key",
+    re.IGNORECASE,
+)
+_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+_NAMES_A_USER = frozenset({"hdfs", "webhdfs", "ssh", "sftp", "scp", "ftp", "smb", "az", "abfs", "abfss"})
+"""Schemes in which what stands alone before `@` is a user's name, or a container's."""
+
+
+def check_url(url: str) -> None:
+    """Refuse what must not be written down.
+
+    Raises:
+        ConfigError: the URL holds credentials; they are not repeated.
+    """
+    for piece in _NEXT_OF_CHAIN.split(url):
+        for scheme, rest in _urls(piece):
+            if _names_somebody(scheme.lower(), rest) or _has_secret(rest):
+                name = scheme if len(scheme) <= 20 else "…"
+                raise ConfigError(
+                    f"a {name}:// URL holds credentials; take them out of it and give them under "
+                    f"`storage: {{{name}: …}}`, in the environment or in the store's own files"
+                )
+
+
+def is_url(text: str) -> bool:
+    """Whether the whole of a text is a URL, or a chain of some."""
+    return _URL.fullmatch(text) is not None
+
+
+def _urls(text: str) -> Iterator[tuple[str, str]]:
+    """Scheme and the rest of each URL in a text; one may be a parameter of another."""
+    for found in _SCHEME.finditer(text):
+        yield found.group(1), text[found.end() :]
+
+
+def _names_somebody(scheme: str, rest: str) -> bool:
+    place = rest.partition("/")[0]
+    if place.startswith(("arn:", "[")):
+        return False
+    user, at, host = unquote(place).rpartition("@")
+    named = bool(at) and (":" in user or scheme not in _NAMES_A_USER)
+    # A secret may hold a slash, so that what stands before it shows no @ but a port that is none.
+    port = host.partition(":")[2]
+    return named or (":" in host and (scheme in _BUCKETS or not re.match(r"\d+([?#]|$)", port)))
+
+
+def _has_secret(rest: str) -> bool:
+    return any(_SECRET_NAME.search(name) for name in _PARAMETER.findall(unquote(rest)))
