@@ -113,7 +113,8 @@ class ServerTeacher:
             if theirs is not None and "\ufffd" not in ours + theirs and theirs != ours:
                 raise ConfigError(
                     f"teacher.model={self._config.model}: token {token} is {shown(theirs)} on the server and "
-                    f"{ours!r} in the corpus (o200k_harmony, {VOCAB_SIZE:,} tokens); a teacher must share the student's tokenizer"
+                    f"{ours!r} in the corpus (o200k_harmony, {VOCAB_SIZE:,} tokens); a teacher must share the "
+                    "student's tokenizer"
                 )
 
     def _score(self, request: Request) -> Scores:

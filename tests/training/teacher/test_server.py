@@ -2,6 +2,7 @@
 
 import json
 import time
+import traceback
 
 import numpy as np
 import pytest
@@ -190,3 +191,39 @@ def test_a_teacher_that_nobody_holds_closes_its_threads(server):
     del teacher
     with pytest.raises(RuntimeError, match="after shutdown"):
         pool.submit(int)
+
+
+KEY = "sk-s3cr3tZx9w8e7"
+
+
+@pytest.mark.parametrize("key", [f"bad\n{KEY}", f"{KEY}\r\nX-A: b", f"{KEY}\u00e9", f"{KEY} more", " \n", f"{KEY}\x1b"])
+def test_s7_a_key_that_no_header_can_hold_is_one_error_without_it(server, monkeypatch, key):
+    monkeypatch.setenv("TEACHER_KEY", key)
+    with pytest.raises(ConfigError, match=r"the key in TEACHER_KEY is empty, or holds") as raised:
+        ask(server, api_key_env="TEACHER_KEY")
+    assert KEY not in "".join(traceback.format_exception(raised.value))
+    assert server.asked == []
+
+
+def test_s7_the_last_line_feed_of_a_key_is_no_part_of_it(server, monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", f"{KEY}\n")
+    assert ask(server, api_key_env="TEACHER_KEY")[0].logp.size
+    assert set(server.keys) == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    ("url", "count"),
+    [
+        ("http://teacher:8000/v1", 1),
+        ("http://10.0.0.1/v1", 1),
+        ("https://teacher/v1", 0),
+        ("http://localhost:8000/v1", 0),
+        ("http://127.0.0.2/v1", 0),
+        ("http://[::1]:80/v1", 0),
+    ],
+)
+def test_s7_a_key_without_tls_to_another_machine_is_warned_of(server, url, count):
+    said = config(server, url=url, api_key_env="TEACHER_KEY").warnings()
+    assert len(said) == count
+    assert all("TEACHER_KEY" in line and "https" in line for line in said)
+    assert config(server, url=url).warnings() == []
