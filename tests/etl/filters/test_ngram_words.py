@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +47,8 @@ PIECES = [
 
 
 def oracle_words(text, latex, mask):
-    """What a text is made of, by regular expressions."""
+    """What a text in form NFKC is made of, by regular expressions."""
+    text = unicodedata.normalize("NFKC", text)
 
     def fold(word):
         return word.replace("İ", "i").lower().replace("ς", "σ")
