@@ -3,7 +3,7 @@
 A table is its parent plus columns: SCORE and TOKENIZED are *aligned* with PROMPT (same parts, row counts and
 row-group boundaries) and repeat only `id`, which is how a zip of the two is checked. Types are those that Spark,
 Beam, DuckDB and pyarrow all read: no float16, no uint64, no Parquet UUID. Inside stages an id is binary(16); in
-CORPUS it is the 36-character UUID text.
+CORPUS, DROPPED and KEPT it is the 36-character UUID text.
 """
 
 from dataclasses import dataclass
@@ -145,8 +145,13 @@ PROMPT: Final = pa.schema(
         pa.field("messages", pa.list_(MESSAGE), nullable=False),
         pa.field("skill_bucket", pa.string(), nullable=False),
         pa.field("meta_json", pa.string()),
+        place(pa.field("file", pa.string())),
+        place(pa.field("position", pa.int64())),
     ]
 )
+"""`file` and `position` say where the row was read: the file's path below the folder that the source's pattern starts
+with, and the byte offset of the line (JSONL, after decompression) or the row number (Parquet); of a table its name, and
+the number of the row as it was landed."""
 
 PROMPT_CONTENT: Final = tuple(field.name for field in PROMPT if field.name not in Digested.of(PROMPT).places)
 """The columns of PROMPT that are no places."""
@@ -154,25 +159,30 @@ PROMPT_CONTENT: Final = tuple(field.name for field in PROMPT if field.name not i
 QUARANTINE: Final = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
-        pa.field("file", pa.string(), nullable=False),
-        pa.field("position", pa.int64(), nullable=False),
+        pa.field("source_example_id", pa.string()),
+        place(pa.field("file", pa.string(), nullable=False)),
+        place(pa.field("position", pa.int64(), nullable=False)),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("detail", pa.string()),
         pa.field("raw", pa.binary()),
     ]
 )
-"""`position` is the byte offset of the line (JSONL, after decompression) or the row number (Parquet)."""
+"""`file` and `position` as in PROMPT; `source_example_id` is null where the row's name could not be read."""
 
 DROPPED: Final = pa.schema(
     [
-        pa.field("id", ID, nullable=False),
+        pa.field("id", pa.string(), nullable=False),
         pa.field("source_dataset", pa.string(), nullable=False),
+        pa.field("source_example_id", pa.string(), nullable=False),
         pa.field("stage", pa.string(), nullable=False),
         pa.field("step", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("value", pa.string()),
+        PROMPT.field("file"),
+        PROMPT.field("position"),
     ]
 )
+"""A row that a step dropped; `id` is a 36-character text, as in CORPUS."""
 
 TOKENIZED_COLUMNS: Final = pa.schema(
     [
@@ -193,7 +203,7 @@ TOKENIZED_COLUMNS: Final = pa.schema(
 CORPUS: Final = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        *[PROMPT.field(name) for name in PROMPT.names if name not in ("id", "skill_bucket")],
+        *[PROMPT.field(name) for name in PROMPT_CONTENT if name not in ("id", "skill_bucket")],
         ("prompt_text", pa.string()),
         ("prompt_tokens_est", pa.int32()),
         ("embedding", pa.list_(pa.float32())),

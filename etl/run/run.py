@@ -23,6 +23,7 @@ from etl.run.record import record_of
 from etl.schema import DROPPED, PROMPT, aligned
 from etl.stages import ingest
 from etl.stages.context import Context
+from etl.stages.keyed import uuid_texts
 from etl.storage.build import Chunk, Job
 from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.manifest import Accounting
@@ -267,6 +268,12 @@ def run_stages(recipe: Recipe, context: Context, enter: Callable[[str], None] = 
     return RunResult(rows, dropped.result(), corpus, accounting)
 
 
+_DROPPED_COLUMNS = ("id", "source_dataset", "source_example_id", "file", "position")
+"""What DIR/dropped repeats of a row."""
+_DROPPED_VERSION = 2
+"""1 had ids of 16 bytes, and neither the example's id nor its file and position."""
+
+
 @dataclass(frozen=True)
 class WriteDropped:
     """The rows of one split that a step dropped, with the stage that it stood in."""
@@ -277,13 +284,14 @@ class WriteDropped:
     def __call__(self, split: int) -> Iterator[Chunk]:
         steps = pa.array(list(self.stages), pa.string())
         names = pa.array(list(self.stages.values()), pa.string())
-        for batch in self.rows.read(split, ["id", "source_dataset", "verdict"]):
+        for batch in self.rows.read(split, [*_DROPPED_COLUMNS, "verdict"]):
             lost = batch.filter(batch.column("verdict").is_valid())
             step, reason, value = (
                 pc.struct_field(lost.column("verdict"), name) for name in ("step", "reason", "value")
             )
             stage = names.take(pc.index_in(step, value_set=steps))
-            columns = [lost.column("id"), lost.column("source_dataset"), stage, step, reason, value]
+            ids, dataset, example, file, position = (lost.column(name) for name in _DROPPED_COLUMNS)
+            columns = [uuid_texts(ids), dataset, example, stage, step, reason, value, file, position]
             yield Chunk(pa.RecordBatch.from_arrays(columns, schema=DROPPED), batch.num_rows)
 
 
@@ -294,5 +302,5 @@ def _write_dropped(recipe: Recipe, context: Context, rows: Rows) -> DatasetLike:
             stages |= dict.fromkeys(stage.step_labels(), stage.label)
     semantic = {"stages": dict(sorted(stages.items()))}
     inputs, grows = rows.tables(["source_dataset", "verdict"]), Growth(With.DROPPED, work=With.INPUT)
-    job = context.job(DROPPED_FOLDER, "DROPPED", DROPPED, semantic, inputs, grows=grows)
-    return context.map(job, rows.splits, WriteDropped(rows.ref, stages))
+    job = context.job(DROPPED_FOLDER, "DROPPED", DROPPED, semantic, inputs, version=_DROPPED_VERSION, grows=grows)
+    return context.map(job.with_places_of(rows.base), rows.splits, WriteDropped(rows.ref, stages))

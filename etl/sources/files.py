@@ -7,6 +7,7 @@ those of a hashed file for the size and the time in nanoseconds that the listing
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -37,16 +38,25 @@ class InputFile(Config):
 
     url: str
     relative: str
-    """Path below the folder that the source's pattern starts with: what the file is called in a quarantine."""
+    """Path below the folder that the source's pattern starts with."""
     bytes: int
     etag: str
     stamp: str = Field(default="", exclude=True)
     """What changes when a hashed file is written again; of this listing alone, so that no plan holds a time."""
+    table: str = ""
+    """Name of the catalog's table that it is a part of."""
+    first_row: int = Field(default=0, ge=0)
+    """Of such a part: rows in the parts before it."""
 
     @property
     def pin(self) -> str | None:
         """What `Location.open` compares; None where the store tells nothing that would change."""
         return None if self.stamp == _UNKNOWN else self.stamp or self.etag
+
+    @property
+    def called(self) -> str:
+        """The `file` of its rows, good and bad."""
+        return self.table or self.relative
 
     @property
     def format(self) -> str:
@@ -125,13 +135,21 @@ def source_places(source: Source, storage: Storage) -> list[Location]:
     return [source.locate(pattern, storage) for pattern in patterns]
 
 
-def part_files(dataset: Dataset) -> list[InputFile]:
-    """The parts of a dataset as input; their names follow from their content, so they are not looked at again."""
+def part_files(dataset: Dataset, table: str) -> list[InputFile]:
+    """The parts of a landed table as input; their names follow from their content, so they are not looked at again."""
+    parts = dataset.manifest.parts
+    first_rows = itertools.accumulate((part.rows for part in parts), initial=0)
     return [
         InputFile(
-            url=dataset.part_location(part).url, relative=part.path, bytes=part.bytes, etag=part.sha256, stamp=_UNKNOWN
+            url=dataset.part_location(part).url,
+            relative=part.path,
+            bytes=part.bytes,
+            etag=part.sha256,
+            stamp=_UNKNOWN,
+            table=table,
+            first_row=first_row,
         )
-        for part in dataset.manifest.parts
+        for part, first_row in zip(parts, first_rows, strict=False)
     ]
 
 

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -35,8 +35,8 @@ from etl.storage.remote import Storage
 
 ROW_GROUP_BYTES = 16 << 20
 """Raw bytes after which a batch, and so a row group, is closed."""
-RAW_BYTES = 1 << 16
-"""How much of a bad row a quarantine keeps."""
+RAW_BYTES = 16 << 20
+"""How much of a bad row a quarantine keeps; of a line that is too long, no more than _LINE_BYTES are there."""
 _LINE_BYTES = 1 << 20
 """How much of a line is asked for at once."""
 _BEYOND_64_BITS = 2.0**63
@@ -54,6 +54,9 @@ class Bad:
     reason: str
     detail: str
     raw: bytes
+    """Of JSONL the line as it was; of Parquet the text at fault, or the columns that are read as JSON."""
+    example_id: str | None = None
+    """The row's name, where that could be read."""
 
 
 @dataclass
@@ -86,7 +89,7 @@ def read_split(
         for batch in raw(location, shape, split, limits):
             _quarantine_bad_text(batch, shape)
             _quarantine_nulls(batch, shape)
-            yield to_prompt(batch, shape, split.source), sorted(batch.bad, key=lambda bad: bad.position)
+            yield to_prompt(batch, shape, split), sorted(batch.bad, key=lambda bad: bad.position)
     except DataError as error:
         raise SourceError(f"source '{split.source}': {error}") from error
 
@@ -114,7 +117,8 @@ def _read_parquet(location: Location, shape: Shape, split: InputSplit, limits: L
                 columns = {name: _as_used(piece[name].combine_chunks(), _use(name, shape)) for name in wanted}
                 for name, value in folders.items():
                     columns[name] = pa.repeat(pa.scalar(value, pa.string()), len(piece))
-                batch = RawBatch(columns, pa.array(range(row, row + len(piece)), pa.int64()))
+                start = split.file.first_row + row
+                batch = RawBatch(columns, pa.array(range(start, start + len(piece)), pa.int64()))
                 _quarantine_long(batch, shape, limits)
                 yield batch
                 row += len(piece)
@@ -154,17 +158,35 @@ def _quarantine_long(batch: RawBatch, shape: Shape, limits: Limits) -> None:
     for index in map(int, np.flatnonzero(~good)):
         longest = max((column[index] for column in texts.values() if column[index].is_valid), key=_num_bytes)
         raw = bytes(memoryview(longest.as_buffer())[:RAW_BYTES])
-        batch.bad.append(Bad(batch.positions[index].as_py(), *_too_long(int(sizes[index]), limits), raw))
+        lost = _too_long(int(sizes[index]), limits)
+        batch.bad.append(
+            Bad(batch.positions[index].as_py(), lost.reason, lost.detail, raw, _name_of(batch, shape, index))
+        )
     _keep(batch, good)
+
+
+def _name_of(batch: RawBatch, shape: Shape, index: int) -> str | None:
+    """The example id of a row; None where there is none or it is not UTF-8."""
+    name = batch.columns[shape.example_id][index]
+    return None if _not_utf8(name) is not None else name.as_py()
 
 
 def _num_bytes(text: pa.Scalar) -> int:
     return len(text.as_buffer())
 
 
-def _too_long(size: int, limits: Limits) -> tuple[str, str]:
-    """Reason and detail of a row that is not read for its length."""
-    return "too_long", f"{size:,} bytes, above max_row_bytes={limits.row_bytes}"
+@dataclass(frozen=True)
+class _Lost:
+    """Why a line is a bad row."""
+
+    reason: str
+    detail: str
+    example_id: str | None = None
+
+
+def _too_long(size: int, limits: Limits) -> _Lost:
+    """A row that is not read for its length."""
+    return _Lost("too_long", f"{size:,} bytes, above max_row_bytes={limits.row_bytes}")
 
 
 @dataclass(frozen=True)
@@ -175,12 +197,15 @@ class _Wanted:
     prose: tuple[str, ...]
     """Those of the texts that may not be numbers."""
     kept: tuple[str, ...]
+    required: tuple[str, ...]
+    example_id: str
+    """The first of the texts."""
 
     @classmethod
     def of(cls, shape: Shape) -> "_Wanted":
         texts = shape.text_columns
         kept = dict.fromkeys(name for name in shape.meta if name not in texts)
-        return cls(texts, shape.prose, tuple(kept))
+        return cls(texts, shape.prose, tuple(kept), shape.required, shape.example_id)
 
 
 def _read_jsonl(location: Location, shape: Shape, split: InputSplit, limits: Limits) -> Iterator[RawBatch]:
@@ -195,11 +220,10 @@ def _read_jsonl(location: Location, shape: Shape, split: InputSplit, limits: Lim
     }
     lines = _lines(location, split, limits)
     for position, line, size in lines if split.start else _lines_of_objects(location, lines):
-        row = _parse(line, wanted) if size <= limits.row_bytes else _too_long(size, limits)
-        if isinstance(row, dict) and folders:
-            row = {**folders, **row}
-        if isinstance(row, tuple):
-            bad.append(Bad(position, *row, line[:RAW_BYTES]))
+        text = _without_bom(position, line)
+        row = _parse(text, wanted, folders) if size <= limits.row_bytes else _too_long(size, limits)
+        if isinstance(row, _Lost):
+            bad.append(Bad(position, row.reason, row.detail, line[:RAW_BYTES], row.example_id))
         else:
             rows.append(row)
             positions.append(position)
@@ -213,7 +237,8 @@ def _read_jsonl(location: Location, shape: Shape, split: InputSplit, limits: Lim
 
 
 _Line = tuple[int, bytes, int]
-"""Byte offset, the line without its LF, and its length; of a line that is too long only the start is held."""
+"""Byte offset, the line without its LF, and its length without a byte-order mark; of a line that is too long only the
+start is held."""
 
 
 def _lines(location: Location, split: InputSplit, limits: Limits) -> Iterator[_Line]:
@@ -229,12 +254,17 @@ def _lines(location: Location, split: InputSplit, limits: Limits) -> Iterator[_L
                 if not num_read:
                     return
                 start, position = position, position + num_read
-                if start == 0 and line.startswith(_BOM):
-                    line, size = line[len(_BOM) :], size - len(_BOM)
-                if size > limits.row_bytes or (line and not line.isspace()):
+                text = _without_bom(start, line)
+                size -= len(line) - len(text)
+                if size > limits.row_bytes or (text and not text.isspace()):
                     yield start, line, size
     except OSError as error:
         raise SourceError(f"{location} cannot be read to its end ({said(error)}); replace or remove it") from error
+
+
+def _without_bom(position: int, line: bytes) -> bytes:
+    """The line at a byte offset; the first of a file may begin with a byte-order mark."""
+    return line.removeprefix(_BOM) if position == 0 else line
 
 
 def _next_line(stream: IO[bytes], max_bytes: int) -> tuple[bytes, int, int]:
@@ -282,43 +312,54 @@ def _lines_of_objects(location: Location, lines: Iterator[_Line]) -> Iterator[_L
     for position, line, size in lines:
         if line.startswith(_UTF16_BOMS) and b"\0" in line:
             raise SourceError(f"{location} is UTF-16; convert it to UTF-8, for example with iconv")
-        begin = line.lstrip()[:_LINE_BYTES]
+        begin = _without_bom(position, line).lstrip()[:_LINE_BYTES]
         if begin.startswith(b"[") and begin[1:].lstrip()[:1] in (b"", b"{"):
             raise SourceError(f"{location} is a JSON array; write one object a line, for example with jq -c '.[]'")
         return itertools.chain([(position, line, size)], lines)
     return lines
 
 
-def _parse(line: bytes, wanted: _Wanted) -> dict[str, Any] | tuple[str, str]:
-    """The line's object, text columns as text and kept ones as JSON, or reason and detail of what is wrong with it."""
+def _parse(line: bytes, wanted: _Wanted, folders: dict[str, Any]) -> dict[str, Any] | _Lost:
+    """The line's object with the columns of its folders, or what is wrong with it.
+
+    Text columns are text, kept ones JSON, and every required one is there.
+    """
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return "invalid_json", str(error)
+        return _Lost("invalid_json", str(error))
     if not isinstance(row, dict):
-        return "not_an_object", f"a {type(row).__name__}"
+        return _Lost("not_an_object", f"a {type(row).__name__}")
     try:
-        return _columns(row, line, wanted)
+        lost = _make_columns(row, line, wanted)
     except RecursionError as error:
         # Of Python's own parser, which reads lines with whole numbers of more than 64 bits.
-        return "too_deep", str(error)
+        lost = _Lost("too_deep", str(error))
+    row = {**folders, **row}
+    missing = next((name for name in wanted.required if row.get(name) is None), None)
+    if lost is None and missing is not None:
+        lost = _Lost(f"missing_{missing}", "null or absent")
+    if lost is None:
+        return row
+    name = row.get(wanted.example_id)
+    return replace(lost, example_id=name if isinstance(name, str) else None)
 
 
-def _columns(row: dict[str, Any], line: bytes, wanted: _Wanted) -> dict[str, Any] | tuple[str, str]:
-    """The object with its columns as they are kept, in place."""
+def _make_columns(row: dict[str, Any], line: bytes, wanted: _Wanted) -> _Lost | None:
+    """Make the columns of an object what they are kept as, in place; what is wrong with the first that cannot be."""
     for name in wanted.texts:
         value = row.get(name)
         if name not in wanted.prose and (digits := _digits(value, name, line)) is not None:
             row[name] = digits
         elif value is not None and not isinstance(value, str):
-            return "wrong_type", f"column '{name}' is a {type(value).__name__}, text is needed"
+            return _Lost("wrong_type", f"column '{name}' is a {type(value).__name__}, text is needed")
     for name in wanted.kept:
         if (value := row.get(name)) is not None:
             try:
                 row[name] = _fragment(value, name, line)
             except orjson.JSONEncodeError as error:
-                return "too_deep", f"column '{name}': {error}"
-    return row
+                return _Lost("too_deep", f"column '{name}': {error}")
+    return None
 
 
 def _digits(value: Any, name: str, line: bytes) -> str | None:
@@ -362,7 +403,8 @@ def _quarantine_bad_text(batch: RawBatch, shape: Shape) -> None:
                 if text is not None:
                     good[index] = False
                     position = batch.positions[index].as_py()
-                    batch.bad.append(Bad(position, "invalid_utf8", f"column '{name}'", text[:RAW_BYTES]))
+                    named = _name_of(batch, shape, index)
+                    batch.bad.append(Bad(position, "invalid_utf8", f"column '{name}'", text[:RAW_BYTES], named))
     _keep(batch, good)
 
 
@@ -376,16 +418,15 @@ def _not_utf8(value: pa.Scalar) -> bytes | None:
 
 
 def _quarantine_nulls(batch: RawBatch, shape: Shape) -> None:
-    """Take out the rows that lack a required value."""
+    """Take out the rows that lack a required value (of Parquet: a line is looked at as it is parsed)."""
     good = np.ones(len(batch.positions), bool)
     for name in shape.required:
         for index in np.flatnonzero(np.asarray(batch.columns[name].is_null()) & good):
             good[index] = False
             row = {key: _plain(column[int(index)].as_py()) for key, column in batch.columns.items()}
-            raw = orjson.dumps(row)
-            batch.bad.append(
-                Bad(batch.positions[int(index)].as_py(), f"missing_{name}", "null or absent", raw[:RAW_BYTES])
-            )
+            position, raw = batch.positions[int(index)].as_py(), orjson.dumps(row)[:RAW_BYTES]
+            named = _name_of(batch, shape, int(index))
+            batch.bad.append(Bad(position, f"missing_{name}", "null or absent", raw, named))
     _keep(batch, good)
 
 
@@ -400,7 +441,7 @@ def _keep(batch: RawBatch, good: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
         batch.positions = batch.positions.filter(mask)
 
 
-def to_prompt(batch: RawBatch, shape: Shape, source: str) -> pa.RecordBatch:
+def to_prompt(batch: RawBatch, shape: Shape, split: InputSplit) -> pa.RecordBatch:
     """Raw columns as PROMPT rows; the id is the hash of source, subset, example id and messages."""
     size = len(batch.positions)
 
@@ -411,7 +452,7 @@ def to_prompt(batch: RawBatch, shape: Shape, source: str) -> pa.RecordBatch:
         messages = _documents(column(shape.text))
     else:
         messages = _messages(column(shape.user), column(shape.analysis), column(shape.final))
-    dataset = pa.repeat(pa.scalar(source), size)
+    dataset = pa.repeat(pa.scalar(split.source), size)
     example = column(shape.example_id)
     ids = hash128([dataset, column(shape.subset), example, messages])
     key = column(shape.split_key)
@@ -426,6 +467,8 @@ def to_prompt(batch: RawBatch, shape: Shape, source: str) -> pa.RecordBatch:
         "messages": messages,
         "skill_bucket": _skill_bucket(column(shape.skill_bucket.column), shape),
         "meta_json": _meta(batch, shape, size),
+        "file": pa.repeat(pa.scalar(split.file.called), size),
+        "position": batch.positions,
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in PROMPT.names], schema=PROMPT)
 

@@ -29,7 +29,11 @@ from etl.storage.manifest import Plan, sum_counts
 from etl.storage.remote import Storage
 from etl.storage.untrusted import read_object
 
-INGEST_VERSION = 2
+INGEST_VERSION = 3
+"""1 and 2 had no file and position. While it was 1, meta_json got another form for times in nanoseconds, durations,
+nested bytes and whole numbers beyond 64 bits."""
+QUARANTINE_VERSION = 2
+"""1 had no source_example_id; `raw` of a line without a required value was what had been read of it."""
 STEP = "ingest"
 TABLES: Final = {"ingest": "PROMPT", "quarantine": "QUARANTINE"}
 """The folders that are always written -> the word of the table; a source that is a table of a catalog adds
@@ -61,7 +65,7 @@ class Raw:
     def is_piece(self, files: dict[str, list[InputFile]]) -> Callable[[Any], bool]:
         """Whether a split of a stored plan, which anybody may have written, reads a piece of one of these files."""
         listed = {
-            (name, self.roots.index(_root(file)), file.relative, file.bytes, file.etag)
+            (name, self.roots.index(_root(file)), file.relative, file.bytes, file.etag, file.table, file.first_row)
             for name, found in files.items()
             for file in found
         }
@@ -72,7 +76,7 @@ class Raw:
             except ValidationError:
                 return False
             file = piece.file
-            of = (piece.source, file.root, file.relative, file.bytes, file.etag)
+            of = (piece.source, file.root, file.relative, file.bytes, file.etag, file.table, file.first_row)
             return of in listed and 0 <= piece.start <= piece.end <= max(1, file.bytes)
 
         return check
@@ -97,6 +101,8 @@ class _PlannedFile(BaseModel, strict=True, extra="forbid"):
     relative: str
     bytes: int
     etag: str
+    table: str
+    first_row: int
 
 
 class _PlannedInput(BaseModel, strict=True, extra="forbid"):
@@ -132,7 +138,7 @@ class WritePrompts:
 
 @dataclass(frozen=True)
 class WriteQuarantine:
-    """The bad rows of one split, with file, position, reason and the start of what stood there."""
+    """The bad rows of one split, with file, position, reason and what stood there."""
 
     raw: Raw
 
@@ -141,7 +147,8 @@ class WriteQuarantine:
             rows = [
                 {
                     "source": name,
-                    "file": piece.file.relative,
+                    "source_example_id": row.example_id,
+                    "file": piece.file.called,
                     "position": row.position,
                     "reason": row.reason,
                     "detail": row.detail,
@@ -216,7 +223,10 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
 
 
 def _listed(name: str, source: Source, landed: Dataset | None, storage: Storage) -> Listed:
-    return list_source(name, source, storage) if landed is None else Listed(part_files(landed), {})
+    if landed is None:
+        return list_source(name, source, storage)
+    assert source.table is not None
+    return Listed(part_files(landed, source.table), {})
 
 
 def _land(context: Context, name: str, source: Source) -> Dataset:
@@ -253,7 +263,8 @@ def _quarantine(
     bad = ingested.manifest.distributions.get("quarantined", {})
     identity = {"ingest": ingested.manifest.fingerprint, "rows": sum(bad.values())}
     grows = Growth(With.INPUT, work=With.INPUT)
-    job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity, grows=grows).with_pieces(is_piece)
+    job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity, version=QUARANTINE_VERSION, grows=grows)
+    job = job.with_pieces(is_piece)
     # The numbers are those of the plan that ingest was committed under; this run may cut its input in another way.
     remedy = f"remove {ingested.folder} and run again"
     plan = read_object(ingested.folder / PLAN, Plan, remedy)

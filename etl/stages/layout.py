@@ -24,7 +24,7 @@ from etl.errors import SchemaError
 from etl.hashing import hash_array
 from etl.laws import Growth, Pieces, With
 from etl.rows import Rows, RowsRef
-from etl.schema import CORPUS, CTX_BUCKETS, ID, PROMPT, RANGE, SKILL_BUCKETS
+from etl.schema import CORPUS, CTX_BUCKETS, ID, PROMPT, RANGE, SKILL_BUCKETS, Digested
 from etl.sorting import SortedRows
 from etl.stages.context import Context
 from etl.stages.dedup.split import Sides, split_of
@@ -182,7 +182,8 @@ class EmitRows:
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         held = Held(self.schema)
-        columns = [name for name in self.rows.schema.names if name != "verdict"]
+        left_out = {"verdict", *Digested.of(PROMPT).places}
+        columns = [name for name in self.rows.schema.names if name not in left_out]
         for batch, _ in live_rows(self.rows, split, columns):
             if batch.num_rows == 0:
                 continue

@@ -124,6 +124,10 @@ class Job:
         """The same job, which may have been cut in another way when a build of it was interrupted."""
         return replace(self, is_piece=is_piece)
 
+    def with_places_of(self, dataset: DatasetLike) -> "Job":
+        """The same job, its dataset repeating the files and positions of another one."""
+        return replace(self, places_of=dataset)
+
     def with_buckets(self, num_buckets: int) -> "Job":
         """The same job as a shuffle into so many buckets."""
         return replace(self, num_buckets=num_buckets)

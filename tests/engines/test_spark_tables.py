@@ -45,6 +45,8 @@ def test_a_table_gives_the_rows_that_its_files_give(rows, spark, tmp_path):
     assert set(landed.schema.names) <= set(COLUMNS)
     ours, theirs = (stage(tmp_path / name, "tokenize").manifest for name in ("out", "files"))
     assert ours.content_digest == theirs.content_digest
+    places = [(item["file"], item["position"]) for item in read(stage(tmp_path / "out", "ingest"))]
+    assert sorted(places) == [("toys.rows", number) for number in range(30)]
     assert list(verify(Location.of(tmp_path / "out"))) == []
 
 

@@ -17,9 +17,8 @@ SENTENCES = [asked(f"Who saw the {animal}?", f"The {animal} was seen by Ann.") f
 def dataset(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     batch = conversations(SENTENCES).drop_columns(["verdict"])
-    columns = {
-        field.name: pa.array(["x"] * len(batch), field.type) for field in PROMPT if field.name not in batch.schema.names
-    }
+    columns = {field.name: pa.array(["x"] * len(batch), field.type) for field in PROMPT if field.type == pa.string()}
+    columns["position"] = pa.array(range(len(batch)), pa.int64())
     table = pa.table({**columns, "id": batch["id"], "messages": batch["messages"]}).select(PROMPT.names).cast(PROMPT)
     write_dataset(
         str(tmp_path / "ingest"), "ingest", "PROMPT", {"part-0.parquet": table[:7], "part-1.parquet": table[7:]}

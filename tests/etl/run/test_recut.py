@@ -4,10 +4,13 @@ import shutil
 
 import pytest
 
+from etl.run.plan import plan_recipe
+from etl.stages import ingest
 from etl.storage.location import Location
 from etl.storage.verify import verify
+from tests.etl.run.test_plan import IdleEngineBut
 from tests.etl.stages.dedup.toys import NEAR, families
-from tests.etl.stages.toys import make_recipe, read, row, run, stage, write_jsonl
+from tests.etl.stages.toys import make_recipe, plain_rows, read, row, run, stage, write_jsonl
 
 FOLDERS = (
     "ingest", "exact_hits", "exact", "candidates", "edges", "sets", "pairs", "components", "near_hits", "near",
@@ -100,3 +103,31 @@ def test_which_of_two_rows_of_one_id_stays_does_not_follow_the_cut(tmp_path):
         kept += [item["meta_json"] for item in alive]
     assert len(kept) == 2
     assert kept[0] == kept[1]
+
+
+def test_renamed_files_leave_all_but_the_places_that_rows_were_read_at(tmp_path, rows):
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    out = tmp_path / "out"
+    run(recipe_of(tmp_path, out))
+    before = {item["id"]: item for item in read(stage(out, "dropped"))}
+    (tmp_path / "in.jsonl").rename(tmp_path / "other.jsonl")
+    plan = {one.stage: one.action for one in plan_recipe(recipe_of(tmp_path, out)).stages}
+    assert (plan["ingest"], plan["dropped"]) == ("run", "check")
+    run(recipe_of(tmp_path, out), IdleEngineBut({"ingest", "dropped"}))
+    after = {item["id"]: item for item in read(stage(out, "dropped"))}
+    assert {key: item | {"file": "in.jsonl"} for key, item in after.items()} == before
+    assert {item["file"] for item in after.values()} == {"other.jsonl"}
+
+
+def test_an_output_of_an_earlier_version_is_planned_by_that_and_run_again_from_ingest_alone(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "in.jsonl", plain_rows(20))
+    out = tmp_path / "out"
+    recipe = make_recipe(out, {"toy": tmp_path / "in.jsonl"}, stages=["filter"], filter={"steps": [{"kind": "answer"}]})
+    with monkeypatch.context() as old:
+        old.setattr(ingest, "INGEST_VERSION", 2)
+        run(recipe)
+    planned = {one.stage: one for one in plan_recipe(recipe).stages}
+    assert planned["ingest"].reasons == ("version: 2 -> 3",)
+    assert planned["filter"].action == "check"
+    run(recipe, IdleEngineBut({"ingest", "dropped"}))
+    assert {one.action for one in plan_recipe(recipe).stages} == {"keep"}

@@ -18,7 +18,7 @@ from etl.sources.read import read_split
 from etl.sources.row_groups import Limits
 from etl.sources.spec import Source
 from tests.etl.rows import asked
-from tests.etl.sources.toysources import SHAPE, example, jsonl, rows_of, table
+from tests.etl.sources.toysources import SHAPE, example, jsonl, rows_of, table, without_places
 
 
 def unchecked(*texts: bytes) -> pa.Array:
@@ -30,7 +30,8 @@ def unchecked(*texts: bytes) -> pa.Array:
 def test_parquet_gives_the_rows_of_jsonl_in_any_cut(tmp_path, split_bytes):
     jsonl(tmp_path / "x.jsonl", *table().to_pylist())
     pq.write_table(table(), tmp_path / "x.parquet", row_group_size=2)
-    assert rows_of(tmp_path / "x.parquet", split_bytes=split_bytes) == rows_of(tmp_path / "x.jsonl")
+    found = rows_of(tmp_path / "x.parquet", split_bytes=split_bytes)
+    assert without_places(found) == without_places(rows_of(tmp_path / "x.jsonl"))
 
 
 def test_a_large_row_group_becomes_several_batches(tmp_path, monkeypatch):
@@ -55,7 +56,8 @@ def test_text_may_be_stored_in_any_text_type(tmp_path, kind):
     columns = {name: table()[name].cast(kind) for name in ("q", "a", "task")}
     pq.write_table(table(), tmp_path / "plain.parquet")
     pq.write_table(table(**columns), tmp_path / "other.parquet")
-    assert rows_of(tmp_path / "other.parquet") == rows_of(tmp_path / "plain.parquet")
+    found = rows_of(tmp_path / "other.parquet")
+    assert without_places(found) == without_places(rows_of(tmp_path / "plain.parquet"))
 
 
 def test_a_column_of_nulls_is_text_too(tmp_path):

@@ -35,6 +35,13 @@ def rows_of(path, shape=SHAPE, split_bytes=1 << 30, name="toy", limits=LIMITS):
     return good, bad
 
 
+def without_places(found):
+    """What `rows_of` gives, but for the files and positions of the good rows and the positions of the bad ones."""
+    good, bad = found
+    places = ("file", "position")
+    return [{name: row[name] for name in row if name not in places} for row in good], [reason for _, reason in bad]
+
+
 def jsonl(path, *rows) -> None:
     path.write_bytes(b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows))
 

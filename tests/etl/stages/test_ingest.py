@@ -42,8 +42,36 @@ def test_what_cannot_be_read_is_in_the_quarantine_with_its_place(tmp_path):
     rows = sorted(read(stage(tmp_path / "out", "quarantine")), key=lambda item: item["position"])
     assert [(item["position"], item["reason"]) for item in rows] == expected
     assert {(item["source"], item["file"]) for item in rows} == {("toy", "flawed.jsonl")}
+    assert [item["source_example_id"] for item in rows] == [None, "r1", None]
     text = (tmp_path / "flawed.jsonl").read_bytes()
-    assert all(text[item["position"] :].startswith(item["raw"]) for item in rows if item["reason"] == "invalid_json")
+    assert [text[item["position"] :].split(b"\n")[0] for item in rows] == [item["raw"] for item in rows]
+
+
+def test_a_row_says_where_it_was_read(tmp_path):
+    """The line at the position in the file, and the row number of Parquet, are the row's, in any cut."""
+    lines = [json.dumps(item) for item in plain_rows(9)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("\n\n".join(lines))
+    (tmp_path / "in" / "b.jsonl.gz").write_bytes(gzip.compress("\r\n".join(lines).encode()))
+    write_parquet(tmp_path / "in" / "c.parquet", plain_rows(9), row_group_size=2)
+    texts = {
+        "a.jsonl": (tmp_path / "in" / "a.jsonl").read_bytes(),
+        "b.jsonl.gz": gzip.decompress((tmp_path / "in" / "b.jsonl.gz").read_bytes()),
+    }
+    digests = set()
+    for split_bytes in (1024, 1 << 20):
+        out = tmp_path / str(split_bytes)
+        run(make_recipe(out, {"toy": tmp_path / "in"}, run={"split_bytes": split_bytes}))
+        digests.add(stage(out, "ingest").manifest.content_digest)
+        rows = read(stage(out, "ingest"))
+        assert len(rows) == 27
+        for item in rows:
+            if item["file"] == "c.parquet":
+                assert item["source_example_id"] == plain_rows(9)[item["position"]]["synth_id"]
+            else:
+                line = texts[item["file"]][item["position"] :].split(b"\n")[0]
+                assert json.loads(line)["synth_id"] == item["source_example_id"]
+    assert len(digests) == 1
 
 
 def test_what_was_read_and_what_was_not_is_told_and_kept(tmp_path):

@@ -162,9 +162,14 @@ def test_dropped_is_what_is_not_in_the_corpus(made):
               "strange": "score", "split": "split"}  # fmt: skip
     told = read(stage(made, "dropped"))
     assert len(told) == len(lost)
-    assert {item["id"].hex(): tuple(item.values())[1:] for item in told} == {
-        key: (rows[key]["source_dataset"], stages[verdict["step"]], *verdict.values()) for key, verdict in lost.items()
-    }
+    names = ("source_dataset", "source_example_id", "file", "position")
+    assert {item["id"].replace("-", ""): item for item in told} == {
+        key: {
+            "id": str(uuid.UUID(key)), "stage": stages[verdict["step"]], **verdict,
+            **{name: rows[key][name] for name in names},
+        }
+        for key, verdict in lost.items()
+    }  # fmt: skip
     assert {"filter", "dedup", "score"} <= {item["stage"] for item in told}
     assert len(told) + stage(made, "corpus").manifest.rows_out == stage(made, "ingest").manifest.rows_out
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.hashing import hash_columns, signed
-from etl.schema import PROMPT
+from etl.schema import PROMPT_CONTENT
 from etl.stages.dedup.exact import CONTENT, FindLosers
 from tests.etl.stages.dedup.toys import dedup
 from tests.etl.stages.toybatches import cut_at, distributions_of, identity, rows_in, rows_of
@@ -20,7 +20,7 @@ from tests.etl.stages.toys import plain_rows, read, row, stage, verdicts
 def row_digests(dataset):
     """Row digest by id, as a signed integer."""
     table = pa.Table.from_batches(dataset.read()).combine_chunks()
-    digests = signed(hash_columns([table[name].combine_chunks() for name in PROMPT.names]))
+    digests = signed(hash_columns([table[name].combine_chunks() for name in PROMPT_CONTENT]))
     return dict(zip(table["id"].to_pylist(), digests.to_pylist(), strict=True))
 
 
