@@ -4,7 +4,8 @@ quicktok and openai-harmony cut alike where they agree on what a letter, a mark,
 tables of different versions of Unicode, so a text with a code point that the older has no class for
 (etl/harmony/unassigned.py) goes another way, text by text: it is cut into stretches at places where both end a piece
 of their own whatever stands around, and the stretches that hold such a code point are openai-harmony's.
-Other texts cost one look at their bytes more. A text that consists of such code points runs at openai-harmony's speed.
+Other texts cost one look at their bytes more, 1.5 to 2.5 % of the time. A text of such code points alone is encoded at
+6 MB a CPU-second, one of 3.5 kB with one of them at 8, others at 13 (mixed scripts) to 60 (code).
 """
 
 from typing import Final
