@@ -160,7 +160,7 @@ class _Lookahead(Engine):
         if _places_known(job) and not job.is_base_of(old):
             of = "the rows that it is aligned with are cut in another way"
             reasons.append(of if job.places_of is None else "files and positions that it repeats are of another ingest")
-        unsure = [dataset.ref.stage for dataset in job.needed if self._action(dataset) != "keep"]
+        unsure = dict.fromkeys(dataset.ref.stage for dataset in job.needed if self._action(dataset) != "keep")
         if reasons:
             self._note(job.folder, job.stage, "run", *reasons)
         elif unsure:

@@ -101,8 +101,9 @@ class _PlannedFile(BaseModel, strict=True, extra="forbid"):
     relative: str
     bytes: int
     etag: str
-    table: str
-    first_row: int
+    # Plans before format 2 of the manifests do not name them.
+    table: str = ""
+    first_row: int = 0
 
 
 class _PlannedInput(BaseModel, strict=True, extra="forbid"):

@@ -1,5 +1,6 @@
 """The same rows in another cut: equal fingerprints and digests of all datasets; no row key of the old cut is used."""
 
+import json
 import shutil
 
 import pytest
@@ -126,6 +127,12 @@ def test_an_output_of_an_earlier_version_is_planned_by_that_and_run_again_from_i
     with monkeypatch.context() as old:
         old.setattr(ingest, "INGEST_VERSION", 2)
         run(recipe)
+    plan = out / "ingest" / "_plan.json"
+    tree = json.loads(plan.read_text())
+    for split in tree["splits"]:
+        # It told neither of these.
+        del split["input"]["file"]["table"], split["input"]["file"]["first_row"]
+    plan.write_text(json.dumps(tree))
     planned = {one.stage: one for one in plan_recipe(recipe).stages}
     assert planned["ingest"].reasons == ("version: 2 -> 3",)
     assert planned["filter"].action == "check"
