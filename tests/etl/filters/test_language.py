@@ -13,7 +13,10 @@ from pydantic import ValidationError
 from etl.artefacts import fetch
 from etl.errors import ConfigError
 from etl.filters import language
-from etl.filters.language import LABELS, MODEL_SHA256, MODEL_URI, NUM_CHARACTERS, LanguageStep
+from etl.filters.language import MODEL_SHA256, MODEL_URI, LanguageStep
+from etl.filters.language_names import LABELS, UNDETERMINED
+from etl.filters.language_scores import ALL_LABELS, SCORES, min_score_of
+from etl.filters.language_text import NUM_CHARACTERS
 from tests.etl.rows import asked, conversations, say, verdicts
 
 ENGLISH = asked("What does the lighthouse keeper do at night?", "He keeps the lamp burning for the ships.")
@@ -59,7 +62,55 @@ def test_text_without_letters_is_undetermined(text):
     batch = run([asked(text, "")], keep=["en"])
     assert batch.column("detected_language").to_pylist() == ["und"]
     assert verdicts(batch) == [("language", "language_not_kept", "und 0")]
-    assert verdicts(run([asked(text, "")], keep=["und"])) == [None]
+    for kept in (["und"], ["en", "Undetermined"]):
+        assert verdicts(run([asked(text, "")], keep=kept)) == [None]
+
+
+@pytest.mark.parametrize("text", ["ẍ", "xq"])
+def test_the_answer_to_nothing_is_no_answer(model, text):
+    assert model.predict(text) == model.predict("")
+    batch = run([asked(text, "")])
+    assert batch.column("detected_language").to_pylist() == ["und"]
+    assert batch.column("language_score").to_pylist() == [0]
+
+
+def test_languages_of_one_group_are_kept_together():
+    cantonese = asked("佢哋話我知嗰個人唔喺度，你哋聽日再嚟搵佢啦。", "")
+    label = run([cantonese]).column("detected_language").to_pylist()
+    assert label == ["yue"]
+    for code in ("zh", "yue", "wuu", "Chinese"):
+        assert verdicts(run([cantonese], keep=[code])) == [None]
+
+
+def test_without_a_smallest_score_each_label_has_its_own():
+    rows = [asked("Banana pizza", ""), asked("ΑΒΓ", ""), ENGLISH, GERMAN]
+    labels, scores = (run(rows).column(name).to_pylist() for name in ("detected_language", "language_score"))
+    assert labels[1:] == ["el", "en", "de"]
+    expected = [
+        None if round(score, 4) >= min_score_of(label) else ("language", "language_score_below_min")
+        for label, score in zip(labels, scores, strict=True)
+    ]
+    assert expected[0] is not None
+    got = verdicts(run(rows, keep=sorted(LABELS)))
+    assert [verdict and verdict[:2] for verdict in got] == expected
+
+
+def test_a_smallest_score_that_is_written_holds_and_without_a_keep_list_there_is_none():
+    row = asked("Banana pizza", "")
+    (label,), (score,) = (run([row]).column(name).to_pylist() for name in ("detected_language", "language_score"))
+    assert score < min_score_of(label)
+    assert verdicts(run([row])) == [None]
+    assert verdicts(run([row], keep=[label], min_score=0.0)) == [None]
+    assert verdicts(run([row], min_score=1.0)) == [("language", "language_score_below_min", f"{label} {score:.4f}")]
+
+
+def test_every_label_has_a_smallest_score():
+    assert set(SCORES) <= LABELS | {ALL_LABELS}
+    assert all(0 <= min_score_of(label) <= 1 for label in LABELS)
+    assert SCORES["en"] == 0.65
+    assert SCORES["yue"] == SCORES["zh"]
+    assert min_score_of("xmf") == SCORES[ALL_LABELS]
+    assert min_score_of(UNDETERMINED) == 0
 
 
 def test_keep_list_and_smallest_score():
@@ -88,7 +139,10 @@ def test_an_empty_batch():
     assert batch.schema.names == ["id", "messages", "verdict", "detected_language", "language_score"]
 
 
-@pytest.mark.parametrize(("keep", "near"), [(["eng"], "'en'"), (["zu"], "'zh'"), ([], "null")])
+@pytest.mark.parametrize(
+    ("keep", "near"),
+    [(["eng"], "'en'"), (["zu"], "'zh'"), (["Germann"], "'german'"), (["Zulu"], "no language"), ([], "null")],
+)
 def test_a_keep_list_that_could_keep_nothing_is_refused(keep, near):
     with pytest.raises(ValidationError, match=near):
         LanguageStep(keep=keep)
@@ -122,6 +176,26 @@ def test_every_label_of_the_model_is_known(model):
     labels, _ = model.predict("Hello, 你好, привет", k=176)
     assert {label.removeprefix("__label__") for label in labels} <= LABELS
     assert len(LABELS) == 176
+
+
+@pytest.mark.shared
+def test_end_marks_hide_nothing_in_the_field_case(shared_data):
+    lines = (shared_data / "field_cases" / "eos" / "a.jsonl").read_text(encoding="utf-8").splitlines()
+    batch = run([asked(json.loads(line)["text"], "") for line in lines], keep=["de"], min_score=0.3)
+    assert batch.column("detected_language").to_pylist() == ["de"] * 6
+    assert verdicts(batch) == [None] * 6
+
+
+@pytest.mark.shared
+def test_scripts_without_a_label_are_undetermined(shared_data):
+    with gzip.open(shared_data / "langid_udhr" / "udhr.jsonl.gz", "rt", encoding="utf-8") as file:
+        documents = [json.loads(line) for line in file]
+    codes = ["chr_cased", "chr_uppercase", "fuf_adlm", "tzm_tfng", "iii", "ike", "csw", "vai", "ccp", "blt", "kkh_lana",
+             "khk_mong", "jav_java", "san_gran", "tgl_tglg", "aii"]  # fmt: skip
+    rows = [asked(part, "") for document in documents if document["code"] in codes for part in document["paragraphs"]]
+    assert len(rows) > 500
+    labels = run(rows).column("detected_language").to_pylist()
+    assert labels.count("und") >= 0.99 * len(rows)
 
 
 @pytest.mark.shared
