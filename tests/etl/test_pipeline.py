@@ -120,7 +120,7 @@ def test_the_digest_changes_with_what_decides_the_output():
         Pipeline(steps=(AnswerStep(failure_phrases=("no",)), LanguageStep())),
     ]
     assert len({read.digest() for read in [base, *others]}) == len(others) + 1
-    assert Pipeline(steps=(AnswerStep(), LanguageStep(min_score=0.0))).digest() == base.digest()
+    assert Pipeline(steps=(AnswerStep(), LanguageStep(min_score=None))).digest() == base.digest()
 
 
 def test_the_digest_does_not_change_with_where_something_lies(tmp_path):
