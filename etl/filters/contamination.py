@@ -19,7 +19,7 @@ of kana, Thai, Lao, Khmer or Burmese 0.25 (`etl.filters.ngram_words`).
 
 The index is one memory-mapped file in the cache folder, named by the digests of the benchmark files and by what decides
 its content. The driver makes it when it checks the recipe, a worker on another machine when it opens the step: once a
-node, under a lock. A row without a hit costs the kernels alone, about 130 MB of text a CPU-second.
+node, under a lock. A row without a hit costs the kernels alone, about 70 MB of text a CPU-second.
 """
 
 import hashlib

@@ -3,8 +3,8 @@
 A *set* is the distinct n-grams of one text of an item (its question or its answer) under one rule. Texts are split by
 `etl.filters.ngram_words` and scanned by `etl.filters.ngram_scan`.
 
-Measured with an index of 7,457 items and their answers (4.7 MB of text): one core passes 130 MB a second of text that
-has nothing of them, 16 to 66 MB of their own domain; the index takes 84 MB on disk, which all processes of a machine
+Measured with an index of 7,457 items and their answers (4.7 MB of text): one core passes 70 MB a second of text that
+has nothing of them, 12 to 39 MB of their own domain; the index takes 90 MB on disk, which all processes of a machine
 share, and 3 CPU-seconds to build.
 """
 
