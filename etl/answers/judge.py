@@ -49,7 +49,13 @@ class Judge:
     """
 
     def __init__(self, cpu_s: float = 5.0, memory_bytes: int = 2 << 30) -> None:
-        """Starts nothing."""
+        """Starts nothing.
+
+        Raises:
+            ConfigError: math-verify is not installed.
+        """
+        if importlib.util.find_spec("math_verify") is None:
+            raise without_package("No module named 'math_verify'") or AssertionError("math_verify is of an extra")
         self._cpu_s, self._memory_bytes = cpu_s, memory_bytes
         self._lock = threading.Lock()
         self._owner = 0
@@ -59,7 +65,7 @@ class Judge:
         """Whether an answer is the expected one.
 
         Raises:
-            ConfigError: math-verify is not installed, or its process does not start.
+            ConfigError: the process of math-verify does not start.
         """
         ours, theirs = clean(answer[: MAX_LETTERS + 1]), clean(expected[: MAX_LETTERS + 1])
         if len(answer) > MAX_LETTERS or len(expected) > MAX_LETTERS:
@@ -106,8 +112,6 @@ class _Child:
     """A running process."""
 
     def __init__(self, cpu_s: float, memory_bytes: int) -> None:
-        if importlib.util.find_spec("math_verify") is None:
-            raise without_package("No module named 'math_verify'") or AssertionError("math_verify is of an extra")
         # -P and this path give the child the packages of its parent, also those of a zip that an engine shipped.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         self._process = subprocess.Popen(

@@ -246,12 +246,13 @@ class ReasoningSuite(Config):
             ConfigError: there is no such file, or math-verify is not installed.
             DataError: a line is not JSON or lacks a key.
         """
+        judge = Judge()
         rows = list(islice(self._rows(), self.questions))
         model = models.generator(folder)
         prompts = [model.prompt(f"{question}\n\n{self.instruction}".strip()) for question, _ in rows]
         said = [model.answer(tokens) for tokens in model.complete(prompts, self.max_new_tokens, self.batch_size)]
         answers = [None if text is None else final_answer(text) for text in said]
-        with Judge() as judge:
+        with judge:
             verdicts = [
                 judge.compare(answer.text, gold).outcome
                 for answer, (_, gold) in zip(answers, rows, strict=True)

@@ -19,16 +19,13 @@ def outcome(answer, expected):
     return (plain_verdict(ours, theirs) or compare(ours, theirs)).outcome
 
 
-def test_pairs_are_judged_as_a_person_judges_them_in_both_directions():
+def test_pairs_are_judged_as_a_person_judges_them_also_the_other_way_round():
     table = hand_decided()
-    assert len(table) > 400
-    misjudged = [
-        (verdict, answer, expected, found)
-        for verdict, answer, expected in table
-        for found in (outcome(answer, expected), outcome(expected, answer))
-        if found != verdict
-    ]
-    assert misjudged == []
+    assert len(table) > 500
+    # Twice all of them takes 4 seconds more.
+    turned = [(verdict, expected, answer) for verdict, answer, expected in table[::3]]
+    judged = [(outcome(answer, expected), answer, expected) for _, answer, expected in table + turned]
+    assert judged == table + turned
 
 
 def test_the_spelling_of_a_clean_answer_is_final():
