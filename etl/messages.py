@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.arrays import I32, I64, U8
+from etl.arrays import I32, I64, U8, Bools
 from etl.hashing import binary_buffers
 from etl.jit import njit
-from etl.schema import MESSAGE, TEXT_ROLE
+from etl.schema import FORMAL_SKILLS, MESSAGE, TEXT_ROLE
 
 SEPARATOR: Final = "\n"
 
@@ -49,6 +49,12 @@ def full_text(batch: pa.RecordBatch) -> pa.StringArray:
     """All contents, whoever says them: string [rows], no nulls."""
     messages = batch.column("messages")
     return _joined(messages, pa.repeat(pa.scalar(True), len(_items(messages))))
+
+
+def is_formal(batch: pa.RecordBatch) -> Bools:
+    """Which rows are code or maths, by their skill bucket: bool [rows]."""
+    found = pc.is_in(batch.column("skill_bucket"), value_set=pa.array(FORMAL_SKILLS))
+    return found.to_numpy(zero_copy_only=False)
 
 
 def whole_messages(messages: pa.Array) -> tuple[pa.ListArray, dict[str, pa.BooleanArray]]:

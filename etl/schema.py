@@ -22,6 +22,9 @@ SKILLS: Final = {
 }
 """What is in each skill bucket."""
 
+FORMAL_SKILLS: Final = ("B2", "B3")
+"""Maths and code: what is said by signs and layout."""
+
 Skill = Literal["B1", "B2", "B3", "B4", "B5"]
 """A key of SKILLS."""
 

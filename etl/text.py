@@ -25,7 +25,7 @@ from etl.arrays import I64, U8, U32, U64
 from etl.hashing import binary_buffers, xxh64_u64
 from etl.jit import njit
 
-TEXT_VERSION: Final = 1
+TEXT_VERSION: Final = 2
 """Raised when `normalise` or `shingles` would give another result; part of the fingerprint."""
 
 UNICODE_VERSION: Final = unicodedata.unidata_version
@@ -38,7 +38,7 @@ ALONE_RANGES: Final = (
 """Thai and Lao, Myanmar, Khmer, ideographic marks, kana, Han: scripts without spaces, so that a letter there is a word
 of its own."""
 
-_TABLE_SIZE: Final = 1 << 21  # what four UTF-8 bytes can address, so that no byte sequence leaves the table
+TABLE_SIZE: Final = 1 << 21  # what four UTF-8 bytes can address, so that no byte sequence leaves the table
 _FINAL_SIGMA: Final = "Σ"  # the one letter whose lower case depends on its neighbours
 _TOKEN_START: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 _TOKEN_MULTIPLIER: Final = np.uint64(0xD6E8FEB86659FD93)  # odd, with well spread bits
@@ -58,7 +58,7 @@ def word_table() -> tuple[U32, str]:
     exceptions = "".join(longer) + _FINAL_SIGMA
     lower = re.sub(f"[{exceptions}]", "\0", every).lower()
     codes = np.frombuffer(lower.encode("utf-32-le", "surrogatepass"), "<u4")
-    table = np.zeros(_TABLE_SIZE, np.uint32)
+    table = np.zeros(TABLE_SIZE, np.uint32)
     for run in re.finditer(r"\w+", lower):
         table[run.start() : run.end()] = codes[run.start() : run.end()]
     return table, exceptions
@@ -67,7 +67,7 @@ def word_table() -> tuple[U32, str]:
 @functools.cache
 def _space_table() -> U8:
     """uint8 [2^21]: 1 for the characters at which `str.split()` splits."""
-    table = np.zeros(_TABLE_SIZE, np.uint8)
+    table = np.zeros(TABLE_SIZE, np.uint8)
     table[[code for code in range(sys.maxunicode + 1) if chr(code).isspace()]] = 1
     return table
 
@@ -162,8 +162,17 @@ def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
     return pa.Array.from_buffers(array.type, len(array), buffers)
 
 
+def normalise_layout(texts: pa.Array) -> pa.Array:
+    """The form in which code is called an exact duplicate: NFD, `\\n` line ends, no space at the end of a line or text.
+
+    Indentation, inner space and blank lines stay: in code they tell two programs apart.
+    """
+    ends = pc.replace_substring(pc.replace_substring(_decompose(texts), "\r\n", "\n"), "\r", "\n")
+    return pc.utf8_rtrim_whitespace(pc.replace_substring_regex(ends, r"[ \t]+\n", "\n"))
+
+
 @njit
-def _letters(data: U8, at: int, end: int, word: U32, out: U32) -> int:
+def read_letters(data: U8, at: int, end: int, word: U32, out: U32) -> int:
     """Write the entry of `word` for each character of a text; how many there are."""
     count = 0
     while at < end:
@@ -181,7 +190,7 @@ def _next_space(letters: U32, at: int) -> int:
 
 
 @njit
-def _tokens(letters: U32, out: U64) -> int:
+def token_hashes(letters: U32, out: U64) -> int:
     """Write the hash of every word of a text; how many there are.
 
     Each step of a hash waits for the one before, so four quarters of the text are hashed side by side, and without
@@ -198,10 +207,10 @@ def _tokens(letters: U32, out: U64) -> int:
     together = min(min(len(a), len(b)), min(len(c), len(d)))
     for i in range(together):
         out_a[num_a], out_b[num_b], out_c[num_c], out_d[num_d] = token_a, token_b, token_c, token_d
-        token_a, ended_a = _step(token_a, a[i])
-        token_b, ended_b = _step(token_b, b[i])
-        token_c, ended_c = _step(token_c, c[i])
-        token_d, ended_d = _step(token_d, d[i])
+        token_a, ended_a = step(token_a, a[i])
+        token_b, ended_b = step(token_b, b[i])
+        token_c, ended_c = step(token_c, c[i])
+        token_d, ended_d = step(token_d, d[i])
         num_a, num_b, num_c, num_d = num_a + ended_a, num_b + ended_b, num_c + ended_c, num_d + ended_d
     count = _tokens_of_rest(a[together:], token_a, out_a, num_a)
     count = _moved(out_b, _tokens_of_rest(b[together:], token_b, out_b, num_b), out, count)
@@ -210,7 +219,7 @@ def _tokens(letters: U32, out: U64) -> int:
 
 
 @njit
-def _step(token: np.uint64, letter: np.uint32) -> tuple[np.uint64, bool]:
+def step(token: np.uint64, letter: np.uint32) -> tuple[np.uint64, bool]:
     """The hash with one more letter, or a new one after a word; and whether a word ended here.
 
     One word in 2^64 has the hash that a new one starts with, and is taken for none.
@@ -225,7 +234,7 @@ def _tokens_of_rest(letters: U32, token: np.uint64, out: U64, count: int) -> int
     """Go on with one quarter from a hash that has begun; how many words it has."""
     for i in range(len(letters)):
         out[count] = token
-        token, ended = _step(token, letters[i])
+        token, ended = step(token, letters[i])
         count += ended
     if token != _TOKEN_START:
         out[count] = token
@@ -256,8 +265,8 @@ def _hash_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out: U64,
         out_offsets[row] = size
         if valid[row] == 0:
             continue
-        num_letters = _letters(data, offsets[row], offsets[row + 1], word, letters)
-        num_tokens = _tokens(letters[:num_letters], tokens)
+        num_letters = read_letters(data, offsets[row], offsets[row + 1], word, letters)
+        num_tokens = token_hashes(letters[:num_letters], tokens)
         ngram = np.uint64(0)
         for k in range(n):
             ngram = ngram * _NGRAM_BASE + (tokens[k] if k < num_tokens else np.uint64(0))
@@ -359,7 +368,7 @@ def ngram_hashes(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
     Returns:
         offsets int64 [rows + 1] and hashes uint64 [offsets[-1]].
     """
-    array = _lowered(texts)
+    array = lowered(texts)
     most = _num_bytes(array) // 2 + 2 * len(array)  # a word takes two bytes with its separator
     return _run_hashing(_hash_ngrams, array, n, most)
 
@@ -378,12 +387,13 @@ def char_ngram_hashes(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U
     Returns:
         offsets int64 [rows + 1] and hashes uint64 [offsets[-1]].
     """
-    array = _lowered(texts)
+    array = lowered(texts)
     # Each byte of a word gives at most one character, each separator one space.
     return _run_hashing(_hash_char_ngrams, array, n, _num_bytes(array) + len(array))
 
 
-def _lowered(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+def lowered(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Texts for kernels that read letters from `word_table`: those that it cannot lower are in lower case."""
     return _lower_contextual(_one_array(texts), word_table()[1])
 
 

@@ -11,7 +11,7 @@ A canary has the row key of its row with the highest bits set: 2^62 and, from bi
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from random import Random
 from typing import Final
 
@@ -23,6 +23,7 @@ from etl.arrays import I64, U64
 from etl.dedup.verify import jaccard_pairs
 from etl.hashing import hash_array
 from etl.jit import njit
+from etl.text import ALONE_RANGES
 
 CANARY_BIT: Final = np.int64(62)
 LEVEL_BIT: Final = np.int64(57)
@@ -31,6 +32,17 @@ _SEED: Final = 0x63616E617279
 _TOLERANCE: Final = 1e-12
 _LEAST_WORDS: Final = 24
 """A shorter text has too few n-grams to be edited to a level."""
+
+
+CANARIES_VERSION: Final = 2
+"""Raised when a row would get another copy; part of the fingerprint."""
+
+
+@cache
+def _token_pattern() -> re.Pattern[str]:
+    """Words as near dedup cuts them: each character of a script without spaces is one."""
+    alone = "".join(f"{chr(first)}-{chr(last)}" for first, last in ALONE_RANGES)
+    return re.compile(rf"(?=\w)[{alone}]|[^\W{alone}]+")
 
 
 @njit
@@ -108,7 +120,7 @@ def edited(text: str, damage: float, seed: int) -> str | None:
         damage: share of the words to replace; 0 changes only case and white space.
         seed: decides which ones.
     """
-    words = [match.span() for match in re.finditer(r"\w+", text)]
+    words = [match.span() for match in _token_pattern().finditer(text)]
     if len(words) < _LEAST_WORDS:
         return None
     if damage == 0:
@@ -118,7 +130,7 @@ def edited(text: str, damage: float, seed: int) -> str | None:
     pieces, at = [], 0
     for number in range(count):
         start, end = words[int((number + random.random()) * len(words) / count)]
-        pieces += [text[at:start], f"x{random.getrandbits(48):012x}"]
+        pieces += [text[at:start], f" x{random.getrandbits(48):012x} "]
         at = end
     return "".join([*pieces, text[at:]])
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from etl.arrays import I64, U64
+from etl.arrays import I64, U64, Bools
 from etl.arrow_types import as_text, kind_of
 from etl.dedup.candidates import Rows
 from etl.dedup.components import Components
@@ -42,19 +42,20 @@ class NearDuplicates:
     label: I64
 
 
-def near_duplicates(texts: pa.Array | pa.ChunkedArray, near: NearDedup) -> NearDuplicates:
+def near_duplicates(texts: pa.Array | pa.ChunkedArray, near: NearDedup, formal: Bools | None = None) -> NearDuplicates:
     """Pairs of texts whose similarity reaches the threshold, and the connected components of them.
 
     Args:
         texts: of any string type (string, large_string, string_view, a dictionary of one) [rows], no nulls.
         near: as in a recipe; canaries, and which row stays, are no matter of this.
+        formal: bool [rows], which texts are code or maths and cut with their signs by `unit: auto`; null: none.
 
     Raises:
         SchemaError: they are of another type.
     """
     if kind_of(texts.type) not in ("string", "null"):
         raise SchemaError(f"the texts are {texts.type}, strings are needed; cast them, for example to pa.string()")
-    sets, bands, words = _hashed(texts, near)
+    sets, bands, words = _hashed(texts, near, formal)
     pairs = _candidates(bands, words, near)
     left, right = pairs // len(texts), pairs % len(texts)
     jaccard = near.similarity(sets, left, right)
@@ -63,12 +64,13 @@ def near_duplicates(texts: pa.Array | pa.ChunkedArray, near: NearDedup) -> NearD
     return NearDuplicates(left, right, jaccard[good], _labels(len(texts), left, right))
 
 
-def _hashed(texts: pa.Array | pa.ChunkedArray, near: NearDedup) -> tuple[Sets, I64, U64]:
+def _hashed(texts: pa.Array | pa.ChunkedArray, near: NearDedup, formal: Bools | None) -> tuple[Sets, I64, U64]:
     """What is compared of each text, its band hashes [rows, bands] and its sketch [rows, words]."""
     offsets, hashes = [np.zeros(1, np.int64)], [np.empty(0, np.uint64)]
     bands, words = [], []
     for start in range(0, len(texts), _TEXTS):
-        sets = near.shingles(_strings(texts.slice(start, _TEXTS)))
+        mine = None if formal is None else formal[start : start + _TEXTS]
+        sets = near.shingles(_strings(texts.slice(start, _TEXTS)), mine)
         signed = signatures(*sets, near.num_perm, near.seed)
         bands.append(near.bands_of(signed))
         words.append(sketches(signed, 1))

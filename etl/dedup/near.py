@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from etl.arrays import I64, U32, U64
+from etl.arrays import I64, U32, U64, Bools
 from etl.config import Config
 from etl.dedup.candidates import CandidateStream
 from etl.dedup.minhash import (
@@ -22,9 +22,9 @@ from etl.dedup.minhash import (
     signatures,
     sketches,
 )
+from etl.dedup.shingles import plain_shingles, token_shingles
 from etl.dedup.verify import jaccard_pairs
 from etl.errors import ConfigError
-from etl.text import char_shingles, shingles
 
 Sets = tuple[I64, U64]
 """Offsets int64 [rows + 1] and hashes uint64: the set of row r is hashes[offsets[r] : offsets[r + 1]]."""
@@ -40,9 +40,12 @@ class NearDedup(Config):
     """
 
     threshold: float = Field(default=0.8, gt=0, le=1)
-    unit: Literal["word", "char"] = "word"
-    """What an n-gram is made of: words, or the characters of the words joined by single spaces."""
+    unit: Literal["auto", "word", "char", "token"] = "auto"
+    """What an n-gram is made of. auto: characters in scripts without spaces, tokens with their signs in code and maths,
+    words elsewhere. word: `\\w+`. char: the characters of the words joined by single spaces. token: words, characters
+    of scripts without spaces, and each visible sign."""
     ngram: int = Field(default=5, ge=1)
+    """With auto and token shorter in a short text (etl.dedup.shingles)."""
     num_perm: int = Field(default=128, ge=1)
     bands: int | None = Field(default=None, ge=1)
     rows: int | None = Field(default=None, ge=1)
@@ -71,9 +74,17 @@ class NearDedup(Config):
         """64-bit words of a one-bit sketch."""
         return -(-self.num_perm // 64)
 
-    def shingles(self, texts: pa.Array) -> Sets:
-        """The shingle set of each text."""
-        return (char_shingles if self.unit == "char" else shingles)(texts, self.ngram)
+    def shingles(self, texts: pa.Array, formal: Bools | None = None) -> Sets:
+        """The shingle set of each text.
+
+        Args:
+            texts: string or large_string [rows].
+            formal: bool [rows], which texts are code or maths; null: none. `auto` alone asks.
+        """
+        if self.unit in ("word", "char"):
+            return plain_shingles(texts, self.ngram, self.unit == "char")
+        signed = np.full(len(texts), self.unit == "token")
+        return token_shingles(texts, self.ngram, signed if formal is None else signed | formal)
 
     def compared(self, sets: Sets) -> Sets:
         """What verification compares of each shingle set: the set, or the sketch that tells about it."""

@@ -21,7 +21,7 @@ from etl.dedup.canaries import Levels
 from etl.dedup.minhash import signatures, sketches
 from etl.dedup.near import NearDedup, Sets
 from etl.hashing import hash_array
-from etl.messages import full_text
+from etl.messages import full_text, is_formal
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.rows import RowsRef
 from etl.schema import count
@@ -72,7 +72,7 @@ class MakeCanaries:
 
     def edited(self, ids: pa.Array, texts: pa.Array) -> pa.Array:
         """The copies of some rows that were chosen, null where the text is too short: string [rows]."""
-        words = float(self.near.ngram) if self.near.unit == "word" else 1 + self.near.ngram / _CHARS_PER_WORD
+        words = float(self.near.ngram) if self.near.unit != "char" else 1 + self.near.ngram / _CHARS_PER_WORD
         return canaries.edit_all(ids, texts, self.levels, words)
 
 
@@ -100,18 +100,24 @@ class EmitBands:
     num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
-        for batch, keys in live_rows(self.rows, split, ["id", "messages"]):
+        for batch, keys in live_rows(self.rows, split, ["id", "messages", "skill_bucket"]):
             for start in range(0, batch.num_rows, _HASH_ROWS):
                 yield from self._piece(batch.slice(start, _HASH_ROWS), keys[start : start + _HASH_ROWS])
 
     def _piece(self, batch: pa.RecordBatch, keys: I64) -> Iterator[pa.RecordBatch]:
         ids, texts = batch.column("id"), full_text(batch)
-        sets = self.near.shingles(texts)
-        yield self._bands(sets, stream_keys(hash_array(ids, _KEY_SEED), sets), keys)
+        formal = is_formal(batch)
+        sets = self.near.shingles(texts, formal)
+        # A text without a visible character resembles nothing.
+        filled = np.diff(sets[0]) > 0
+        some = pick(sets, filled)
+        yield self._bands(some, stream_keys(hash_array(ids.filter(pa.array(filled)), _KEY_SEED), some), keys[filled])
         chosen = self.canaries.chosen(ids)
         if chosen.any():
             mask = pa.array(chosen)
-            yield from self._canaries(ids.filter(mask), texts.filter(mask), keys[chosen], pick(sets, chosen))
+            yield from self._canaries(
+                ids.filter(mask), texts.filter(mask), keys[chosen], pick(sets, chosen), formal[chosen]
+            )
 
     def _bands(self, sets: Sets, order: I64, rows: I64) -> pa.RecordBatch:
         near = self.near
@@ -121,10 +127,12 @@ class EmitBands:
         words = np.repeat(sketches(signed, 1), num_bands, axis=0)
         return _band_batch(flat, np.repeat(order, num_bands), np.repeat(rows, num_bands), words, self.num_buckets)
 
-    def _canaries(self, ids: pa.Array, texts: pa.Array, rows: I64, sets: Sets) -> Iterator[pa.RecordBatch]:
+    def _canaries(
+        self, ids: pa.Array, texts: pa.Array, rows: I64, sets: Sets, formal: Bools
+    ) -> Iterator[pa.RecordBatch]:
         edited = self.canaries.edited(ids, texts)
         made = np.flatnonzero(edited.is_valid().to_numpy(zero_copy_only=False))
-        copies = self.near.shingles(edited.drop_null())
+        copies = self.near.shingles(edited.drop_null(), formal[made])
         levels = self.canaries.levels.of(canaries.similarities(pick(sets, made), copies))
         useful = levels >= 0
         copies, made = pick(copies, useful), made[useful]

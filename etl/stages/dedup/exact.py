@@ -11,10 +11,11 @@ many rows share a content.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from etl.arrays import I64
 from etl.config import Config
@@ -24,21 +25,25 @@ from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
 from etl.hashing import hash128, hash_array, hash_columns, signed
 from etl.laws import GroupCopies, Growth
-from etl.messages import instruction_text, response_text
+from etl.messages import instruction_text, is_formal, response_text
 from etl.rows import Rows, RowsRef
 from etl.schema import PROMPT_CONTENT
 from etl.stages.context import Context
 from etl.stages.dedup.marks import LOSER, LOSER_VERSION, LoserMark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced, source_places
 from etl.storage.build import Chunk
-from etl.text import TEXT_VERSION, normalise
+from etl.text import TEXT_VERSION, normalise, normalise_layout
+
+CONTENT_VERSION: Final = 1
+"""Raised when other rows would count as equal; part of the fingerprint."""
 
 
 class ExactDedup(Config):
     """Rows whose content is equal; `survivor` says which one stays, then the smallest row digest."""
 
     by: Literal["content", "row"] = "content"
-    """content: prompt and answer after normalisation. row: all messages as they are."""
+    """content: prompt and answer after normalisation, in code and maths with their layout. row: all messages as they
+    are."""
 
 
 CONTENT = pa.schema(
@@ -76,7 +81,9 @@ class EmitContent:
     def _content(self, batch: pa.RecordBatch) -> pa.Array:
         if self.exact.by == "row":
             return hash128([batch.column("messages")])
-        return hash128([normalise(instruction_text(batch)), normalise(response_text(batch))])
+        texts = [instruction_text(batch), response_text(batch)]
+        formal = pa.array(is_formal(batch))
+        return hash128([pc.if_else(formal, normalise_layout(text), normalise(text)) for text in texts])
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ def exact(context: Context, rows: Rows, config: ExactDedup, survivor: Survivor) 
     sources = context.sources
     tasks = context.buckets(rows.num_rows * CONTENT_BYTES)
     num_buckets = tasks.count()
-    semantic = {"text": TEXT_VERSION, **config.fingerprinted(), **survivor.fingerprinted()}
+    semantic = {"text": TEXT_VERSION, "content": CONTENT_VERSION, **config.fingerprinted(), **survivor.fingerprinted()}
     inputs = rows.tables([*PROMPT_CONTENT, *survivor.reads, "verdict"])
     grows = Growth(GroupCopies("content"), tasks=tasks)
     job = context.job("exact_hits", "LOSER", LOSER, semantic, inputs, rows, version=LOSER_VERSION, grows=grows)

@@ -17,10 +17,13 @@ A worker holds one batch of what came to it and BLOCK_BYTES of shingle sets, how
 from dataclasses import dataclass
 from typing import Any
 
+from etl.dedup.canaries import CANARIES_VERSION
 from etl.dedup.minhash import MINHASH_VERSION, candidate_probability
 from etl.dedup.near import NearDedup
+from etl.dedup.shingles import SHINGLES_VERSION
 from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
+from etl.fold import FOLD_VERSION
 from etl.laws import CandidatePairs, Growth, MoreRows, PairRows, SameAs, VerifiedPairs
 from etl.rows import Rows
 from etl.stages.context import Context
@@ -68,7 +71,10 @@ class NearPairs:
 def find_pairs(context: Context, rows: Rows, near: NearDedup, survivor: Survivor) -> NearPairs:
     """Write DIR/candidates, DIR/edges, DIR/sets and DIR/pairs."""
     making = MakeCanaries(near, near.num_canaries / max(1, rows.num_rows))
-    shingling = {"text": TEXT_VERSION, "unit": near.unit, "ngram": near.ngram, "canaries": near.num_canaries}
+    shingling = {
+        "text": TEXT_VERSION, "unit": near.unit, "ngram": near.ngram, "canaries": near.num_canaries,
+        "shingles": SHINGLES_VERSION, "fold": FOLD_VERSION, "edits": CANARIES_VERSION,
+    }  # fmt: skip
     candidates = _find_candidates(context, rows, near, making, shingling)
     edges = cut_blocks(context, rows, candidates, BLOCK_BYTES)
     write = WriteSets(rows.ref, near, making, survivor, context.sources)
@@ -90,7 +96,7 @@ def _find_candidates(
     buckets = tasks.count()
     emit = EmitBands(rows.ref, near, making, buckets)
     exchange = Exchange(tuple(rows.splits), emit, band_schema(near.num_words), ("band", "key", "row"), buckets)
-    inputs = rows.tables(["id", "messages", "verdict"])
+    inputs = rows.tables(["id", "messages", "skill_bucket", "verdict"])
     grows = Growth(CandidatePairs(near.max_partners, PAIR_BLOCK), tasks=tasks)
     job = context.job("candidates", "MET", CANDIDATE, banding, inputs, rows, version=CANDIDATE_VERSION, grows=grows)
     return context.shuffle(job, exchange, PairUp(near))

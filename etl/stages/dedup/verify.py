@@ -19,7 +19,7 @@ from etl.dedup import canaries
 from etl.dedup.near import NearDedup, Sets
 from etl.dedup.survivor import Survivor
 from etl.hashing import binary_buffers, hash_array
-from etl.messages import full_text
+from etl.messages import full_text, is_formal
 from etl.rows import RowsRef
 from etl.schema import ID, PAIR, ROW_KEY, encoded, place
 from etl.stages.dedup.bands import MakeCanaries
@@ -118,7 +118,8 @@ class WriteSets:
     @property
     def columns(self) -> list[str]:
         """What is read of each row."""
-        return list(dict.fromkeys(["id", "messages", "source_example_id", *REST_OF_ID, *self.survivor.reads]))
+        named = ("id", "messages", "skill_bucket", "source_example_id")
+        return list(dict.fromkeys([*named, *REST_OF_ID, *self.survivor.reads]))
 
     def _compared(self, chosen: pa.RecordBatch, copies: Bools) -> Sets:
         texts = full_text(chosen)
@@ -126,7 +127,7 @@ class WriteSets:
             mask = pa.array(copies)
             edited = self.canaries.edited(chosen.column("id").filter(mask), texts.filter(mask))
             texts = pc.replace_with_mask(texts, mask, edited)
-        return self.near.compared(self.near.shingles(texts))
+        return self.near.compared(self.near.shingles(texts, is_formal(chosen)))
 
 
 def _runs(values: I64) -> tuple[I64, I64]:

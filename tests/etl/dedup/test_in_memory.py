@@ -23,7 +23,9 @@ def grams(text: str, near: NearDedup) -> set[object]:
     return {tuple(parts[n : n + near.ngram]) for n in range(max(1, len(parts) - near.ngram + 1))}
 
 
-@pytest.mark.parametrize("near", [NearDedup(threshold=0.6), NearDedup(threshold=0.7, unit="char", ngram=7)])
+@pytest.mark.parametrize(
+    "near", [NearDedup(unit="word", threshold=0.6), NearDedup(threshold=0.7, unit="char", ngram=7)]
+)
 def test_pairs_and_clusters_are_those_of_the_sets(near: NearDedup) -> None:
     texts = texts_of(4)
     found = near_duplicates(pa.array(texts), near)
@@ -46,8 +48,8 @@ def test_pairs_and_clusters_are_those_of_the_sets(near: NearDedup) -> None:
 
 def test_estimates_lie_near_the_truth() -> None:
     texts = pa.array(texts_of(5))
-    exact = near_duplicates(texts, NearDedup(threshold=0.5))
-    estimated = near_duplicates(texts, NearDedup(threshold=0.5, verify="estimate"))
+    exact = near_duplicates(texts, NearDedup(unit="word", threshold=0.5))
+    estimated = near_duplicates(texts, NearDedup(unit="word", threshold=0.5, verify="estimate"))
     truth = dict(zip(zip(exact.left, exact.right, strict=True), exact.jaccard, strict=True))
     pairs = zip(estimated.left, estimated.right, strict=True)
     errors = [j - truth[pair] for pair, j in zip(pairs, estimated.jaccard, strict=True) if pair in truth]
@@ -59,11 +61,11 @@ def test_estimates_lie_near_the_truth() -> None:
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int16(), pa.string())], ids=str)
 def test_any_string_type_gives_the_same_duplicates(kind: pa.DataType) -> None:
     texts = texts_of(4)
-    expected = near_duplicates(pa.array(texts), NearDedup(threshold=0.6))
+    expected = near_duplicates(pa.array(texts), NearDedup(unit="word", threshold=0.6))
     assert len(expected.left) > 0
     halves = [pa.array(half, kind) for half in (texts[:50], texts[50:])]
     for typed in (pa.array(texts, kind), pa.chunked_array(halves)):
-        assert near_duplicates(typed, NearDedup(threshold=0.6)).left.tolist() == expected.left.tolist()
+        assert near_duplicates(typed, NearDedup(unit="word", threshold=0.6)).left.tolist() == expected.left.tolist()
 
 
 def test_what_is_no_text_is_named() -> None:

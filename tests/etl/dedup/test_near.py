@@ -49,7 +49,7 @@ def test_bands_that_are_given_are_taken() -> None:
         ({"threshold": 1.01}, "less than or equal to 1"),
         ({"recall": 1}, "less than 1"),
         ({"max_partners": 0}, "greater than or equal to 1"),
-        ({"unit": "line"}, "'word' or 'char'"),
+        ({"unit": "line"}, "'auto', 'word', 'char' or 'token'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(fields: dict[str, object], told: str) -> None:

@@ -17,13 +17,14 @@ from etl.text import shingles
 from tests.etl.rows import asked, conversations
 from tests.etl.stages.toybatches import ToyRows, cut_at, distributions_of, rows_in, rows_of
 
-NEAR = NearDedup(bands=16, rows=8)
+NEAR = NearDedup(unit="word", bands=16, rows=8)
 WORDS = [f"w{number}" for number in range(60)]
 TEXTS = [" ".join(WORDS[start : start + 40]) for start in (0, 5, 10)] + ["short"]
 
 
 def emitted(fraction, dropped=()):
     batch = conversations([asked(text, "yes") for text in TEXTS], dropped)
+    batch = batch.append_column("skill_bucket", pa.array(["B1"] * len(TEXTS)))
     making = MakeCanaries(NEAR, fraction)
     return pa.Table.from_batches(EmitBands(ToyRows([], [batch]), NEAR, making, 5)(1), band_schema(NEAR.num_words))
 

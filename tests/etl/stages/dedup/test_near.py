@@ -67,7 +67,7 @@ def test_pairs_and_clusters_equal_brute_force(tmp_path, seed):
 def test_hot_band_is_capped_and_counted(tmp_path):
     """Sixty equal texts share every band: each meets at most three earlier ones, and all are one cluster still."""
     rows = [row(n, "the same question for everybody in this room", "and one answer") for n in range(60)]
-    near = {"threshold": 0.8, "max_partners": 3, "num_canaries": 0}
+    near = {"unit": "word", "threshold": 0.8, "max_partners": 3, "num_canaries": 0}
     dedup(tmp_path, rows, InProcessEngine(batch_rows=5), near=near)
     manifest = stage(tmp_path / "out", "candidates").manifest
     made, possible = 3 * 60 - (1 + 2 + 3), 60 * 59 // 2
@@ -88,7 +88,7 @@ def test_threshold_counts_as_reached(tmp_path):
     for threshold, lost in ((6 / 7, 1), (6 / 7 + 1e-9, 0), (4 / 6, 2), (4 / 7, 2)):
         folder = tmp_path / str(threshold)
         folder.mkdir()
-        dedup(folder, rows, near={"threshold": threshold, "bands": 128, "rows": 1})
+        dedup(folder, rows, near={"unit": "word", "threshold": threshold, "bands": 128, "rows": 1})
         assert len(verdicts(folder / "out", "near")) == lost, threshold
 
 
@@ -98,7 +98,7 @@ def test_pairs_do_not_depend_on_the_blocks(tmp_path, monkeypatch, block_bytes):
     rng = random.Random(block_bytes)
     shared = sentence(rng, ENGLISH, 30)
     rows = [item | {"query": f"{item['query']} {shared}"} if n % 2 else item for n, item in enumerate(families(5, 30))]
-    near = {"threshold": 0.6, "bands": 40, "rows": 3, "max_partners": 5}
+    near = {"unit": "word", "threshold": 0.6, "bands": 40, "rows": 3, "max_partners": 5}
     found = {}
     for size in (1 << 20, block_bytes):
         monkeypatch.setattr("etl.stages.dedup.near.BLOCK_BYTES", size)

@@ -29,7 +29,7 @@ from tests.etl.rows import asked, conversations
 from tests.etl.stages.toybatches import ToyRows, cut_at, distributions_of, identity, rows_in, rows_of, with_rest_of_id
 from tests.etl.storage.builds import commit
 
-NEAR = NearDedup(threshold=0.5)
+NEAR = NearDedup(unit="word", threshold=0.5)
 LONG = " ".join(f"w{number}" for number in range(40))
 CANARY = int(canary_rows(np.array([(2 << 32) + 1]), np.array([4]))[0])
 """A copy of row 1 of split 2."""
@@ -68,6 +68,7 @@ def test_sets_are_written_of_the_rows_that_are_wanted(cuts):
         with_rest_of_id(batch)
         .append_column("source_example_id", pa.array([f"e{at}", f"e{at + 1}"]))
         .append_column("source_dataset", pa.array(["b", "a"]))
+        .append_column("skill_bucket", pa.array(["B1", "B3"]))
         .set_column(0, "id", pa.array([identity(at), identity(at + 1)], ID))
         for at, batch in zip((0, 2), messages, strict=True)
     ]

@@ -11,7 +11,7 @@ from etl.stages.keyed import routed
 from tests.etl.stages.toybatches import ToyRows, cut_at, ids, verdict_column
 from tests.etl.stages.toys import ENGLISH, make_recipe, row, run, sentence, stage, write_jsonl, write_parquet
 
-NEAR = {"threshold": 0.7, "bands": 20, "rows": 5}
+NEAR = {"unit": "word", "threshold": 0.7, "bands": 20, "rows": 5}
 
 
 def dedup(tmp_path, rows, engine=None, **section):

@@ -1,0 +1,152 @@
+"""Texts in one form where Unicode has several: NFKC, by a table of code points.
+
+Composed and decomposed letters, full-width and half-width forms, ligatures and presentation forms become one text, so
+that the same words typed on two systems have the same n-grams. A key to compare, not a text to keep: `x²` becomes `x2`.
+Arrow 25 has no NFKC (its form of that name gives NFKD).
+
+A kernel passes rows by in which nothing changes (all of ASCII, most text of most languages) and writes the others
+character by character. Only rows in which a mark may join the letter before it, or marks stand out of order
+(decomposed text, some Indic and Myanmar vowel signs), go through `unicodedata.normalize` one by one. Measured, one
+core passed ASCII at 500 MB a second, other text that stays at 290, wrote Chinese at 90 and decomposed text at 20. The
+tables take 0.1 s once a process. Memory: one copy of the array, none where nothing changes.
+"""
+
+import functools
+import unicodedata
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl.arrays import I64, U8, U32
+from etl.hashing import binary_buffers
+from etl.jit import njit
+from etl.text import TABLE_SIZE, decode
+
+FOLD_VERSION: Final = 1
+"""Raised when a text would fold to another one; part of the fingerprint of what folds."""
+
+_LAST_CHANGED: Final = 0x30000
+"""No character from here on has another form or a combining class (but the tags, which have neither)."""
+_JOINS: Final = 255
+"""In place of a combining class: the character may join what stands before it."""
+
+
+@functools.cache
+def _tables() -> tuple[U32, I64, U8, U8, U8]:
+    """How each code point folds.
+
+    Returns:
+        uint32 [2^21], which form a character has, 0 for itself; the forms' offsets and UTF-8 bytes; uint8 [2^21] twice,
+        the combining class of the first and the last character of the form, the first being _JOINS where it may join.
+    """
+    number = np.zeros(TABLE_SIZE, np.uint32)
+    first, last = np.zeros(TABLE_SIZE, np.uint8), np.zeros(TABLE_SIZE, np.uint8)
+    forms, joining = [b""], set(map(chr, (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))))
+    for code in (code for code in range(0x80, _LAST_CHANGED) if not 0xD800 <= code < 0xE000):
+        char = chr(code)
+        form = unicodedata.normalize("NFKC", char)
+        first[code], last[code] = unicodedata.combining(form[0]), unicodedata.combining(form[-1])
+        if form != char:
+            number[code] = len(forms)
+            forms.append(form.encode())
+        parts = unicodedata.decomposition(char)
+        if parts and parts[0] != "<" and " " in parts:
+            joining.add(chr(int(parts.split()[1], 16)))
+    for code in np.flatnonzero(number).tolist():
+        if forms[number[code]].decode()[0] in joining:
+            first[code] = _JOINS
+    first[[ord(char) for char in joining]] = _JOINS
+    offsets = np.cumsum([0, *map(len, forms)])
+    return number, offsets.astype(np.int64), np.frombuffer(b"".join(forms), np.uint8), first, last
+
+
+@njit
+def _is_ascii(data: U8, at: int, end: int) -> bool:
+    seen = np.uint8(0)
+    for i in range(at, end):
+        seen = np.uint8(seen | data[i])
+    return bool(seen < 0x80)
+
+
+@njit
+def _scan(data: U8, offsets: I64, number: U32, forms: I64, first: U8, last: U8, kinds: U8) -> int:
+    """Say of each row whether it stays (0), is written by the table (1) or by Python (2); the bytes then."""
+    size = 0
+    for row in range(len(kinds)):
+        at, end = offsets[row], offsets[row + 1]
+        size += end - at
+        if _is_ascii(data, at, end):
+            continue
+        before = 0
+        kind = 0
+        while at < end:
+            if data[at] < 0x80:
+                at += 1
+                before = 0
+                continue
+            code, after = decode(data, at, end)
+            form = number[code]
+            if form:
+                kind = max(kind, 1)
+                size += forms[form + 1] - forms[form] - (after - at)
+            combining = first[code]
+            if combining == 255 or 0 < combining < before:
+                kind = 2
+            before = last[code]
+            at = after
+        kinds[row] = kind
+    return size
+
+
+@njit
+def _write(data: U8, offsets: I64, kinds: U8, number: U32, forms: I64, letters: U8, out: U8, out_offsets: I64) -> None:
+    """Write each row as the table has it, rows of kind 0 and 2 as they are."""
+    size = 0
+    for row in range(len(kinds)):
+        out_offsets[row] = size
+        at, end = offsets[row], offsets[row + 1]
+        while at < end:
+            code, after = decode(data, at, end) if data[at] >= 0x80 else (np.int64(0), at + 1)
+            form = number[code] if kinds[row] == 1 else 0
+            if form:
+                for i in range(forms[form], forms[form + 1]):
+                    out[size] = letters[i]
+                    size += 1
+            else:
+                for i in range(at, after):
+                    out[size] = data[i]
+                    size += 1
+            at = after
+    out_offsets[len(kinds)] = size
+
+
+def fold(texts: pa.Array) -> pa.Array:
+    """Equal to `unicodedata.normalize("NFKC", text)` of each text; nulls stay null.
+
+    Args:
+        texts: string or large_string [rows], valid UTF-8.
+
+    Returns:
+        The same type and length; the array itself where nothing changes.
+    """
+    data, offsets = binary_buffers(texts)
+    number, forms, letters, first, last = _tables()
+    kinds = np.zeros(len(texts), np.uint8)
+    size = _scan(data, offsets, number, forms, first, last, kinds)
+    folded = texts
+    if (kinds == 1).any():
+        width = np.int32 if pa.types.is_string(texts.type) else np.int64
+        most = max(size, 0) + int(offsets[-1] - offsets[0])
+        out, out_offsets = np.empty(most, np.uint8), np.zeros(len(texts) + 1, np.int64)
+        _write(data, offsets, kinds, number, forms, letters, out, out_offsets)
+        valid = np.packbits(texts.is_valid().to_numpy(zero_copy_only=False), bitorder="little")
+        mask = pa.py_buffer(valid) if texts.null_count else None
+        buffers = [mask, pa.py_buffer(out_offsets.astype(width)), pa.py_buffer(out[: out_offsets[-1]].copy())]
+        folded = pa.Array.from_buffers(texts.type, len(texts), buffers)
+    joined = pc.and_(pa.array(kinds == 2), texts.is_valid())
+    if (kinds == 2).any():
+        forms_of = [unicodedata.normalize("NFKC", text) for text in texts.filter(joined).to_pylist()]
+        folded = pc.replace_with_mask(folded, joined, pa.array(forms_of, texts.type))
+    return folded
