@@ -55,7 +55,7 @@ def _size(name: str, job: Job, raw: Raw, files: Sequence[InputFile], current: Da
     found = job.findings["inputs"].get(name, {})
     num_files = found.get("files", len(files))
     num_bytes = found.get("bytes", sum(file.bytes for file in files))
-    rows = _rows_of_footers(name, raw, files) if current is None else current.manifest.accounting[name][STEP]["in"]
+    rows = _rows_of_footers(name, raw, files) if current is None else current.manifest.account(name, STEP)["in"]
     return InputSize(name, num_files, rows, num_bytes, found.get("left_out", {}))
 
 

@@ -216,7 +216,7 @@ def _places_known(job: Job) -> bool:
 
 def _made_from(job: Job, old: Manifest) -> dict[str, Any]:
     """`job.made_from`; an input that is not there yet is taken to be what it was."""
-    before = old.made_from.get("inputs", {})
+    before = old.inputs
     inputs = {
         dataset.ref.stage: dataset.result().manifest.content_digest
         if dataset.done()

@@ -214,7 +214,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
 
     def committed(ingested: Dataset) -> None:
         for name, one in listed.items():
-            rows = ingested.manifest.accounting[name][STEP]["in"]
+            rows = ingested.manifest.account(name, STEP)["in"]
             count = len(one.files)
             size = f"{count:,} file{'s' * (count != 1)}, {_bytes(one.files):,} bytes"
             context.tell_always(name, f"{rows:>10,} rows in {size}")
@@ -261,7 +261,7 @@ def _listing(files: list[InputFile], shape: Shape) -> dict[str, Any]:
 def _quarantine(
     context: Context, raw: Raw, max_bad_fraction: float, ingested: Dataset, is_piece: Callable[[Any], bool]
 ) -> None:
-    bad = ingested.manifest.distributions.get("quarantined", {})
+    bad = ingested.manifest.counts("quarantined")
     identity = {"ingest": ingested.manifest.fingerprint, "rows": sum(bad.values())}
     grows = Growth(With.INPUT, work=With.INPUT)
     job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity, version=QUARANTINE_VERSION, grows=grows)
@@ -273,8 +273,8 @@ def _quarantine(
         raise DataError(f"{ingested.folder / PLAN} has splits that are no pieces of the input; {remedy}")
     chosen = [split for split in plan.splits if bad and str(split["number"]) in bad]
     context.map(job, chosen, WriteQuarantine(raw))
-    for source, steps in ingested.manifest.accounting.items():
-        counts = steps[STEP]
+    for source in ingested.manifest.accounting:
+        counts = ingested.manifest.account(source, STEP)
         lost = counts["in"] - counts["kept"]
         if lost > max_bad_fraction * counts["in"]:
             context.engine.settle()

@@ -10,14 +10,14 @@ None of them holds a time, a host or an absolute path: equal inputs and configur
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, Field, model_validator
 
 from etl.config import Config
 from etl.digests import canonical_json
 from etl.errors import DataError
-from etl.storage.untrusted import MAX_SPLITS, Count, Counts, Hex32, RelativePath, Sha256, SplitNumber, Text
+from etl.storage.untrusted import MAX_SPLITS, Account, Count, Counts, Hex32, RelativePath, Sha256, SplitNumber, Text
 
 Accounting = dict[str, dict[str, dict[str, int]]]
 """source → step → reason → rows. Every step has `in`, `made` and `kept`; each other reason is one of loss, with the
@@ -71,7 +71,7 @@ class Receipt(Config):
     sequence: Hex32 | Literal[""] = ""
     """Of its rows in their order (`ContentDigest.sequence`); empty for opaque files and before format 2."""
     parts: tuple[Part, ...]
-    accounting: dict[str, dict[str, dict[str, Count]]] = {}
+    accounting: dict[str, dict[str, Account]] = {}
     distributions: Counts = {}
 
     @model_validator(mode="after")
@@ -101,7 +101,7 @@ class Manifest(Config):
     """Digest of the rows in their order, split by split."""
     rows_in: Count
     rows_out: Count
-    accounting: dict[str, dict[str, dict[str, Count]]]
+    accounting: dict[str, dict[str, Account]]
     thresholds: dict[str, Any] = {}
     distributions: Counts = {}
     """Counts, summed over the splits."""
@@ -146,9 +146,69 @@ class Manifest(Config):
         """Whether its accounts are those of the steps that made it; a corpus repeats those of the whole run."""
         return bool(self.base) or self.table == "PROMPT"
 
+    # What stages write and read of their own has the shape that they give it; a forged one may have another.
+
+    def account(self, source: str, step: str) -> dict[str, int]:
+        """The account of one step of one source.
+
+        Raises:
+            DataError: there is none.
+        """
+        found = self.accounting.get(source, {}).get(step)
+        return self._unlike(f"accounting has no {source!r}, {step!r}") if found is None else found
+
+    def count(self, name: str) -> int:
+        """A number of the distributions; 0 where it is not there.
+
+        Raises:
+            DataError: it is no number.
+        """
+        found = self.distributions.get(name, 0)
+        return found if isinstance(found, int) else self._unlike(f"distributions.{name} is no number")
+
+    def counts(self, name: str, levels: int = 1) -> dict[str, Any]:
+        """Counts of the distributions by name, or by names of several levels; empty where they are not there.
+
+        Raises:
+            DataError: they are of other levels.
+        """
+        found = self.distributions.get(name, {})
+        if not _has_levels(found, levels):
+            self._unlike(f"distributions.{name} is not counts by names of {levels} level{'s' * (levels > 1)}")
+        return dict(found)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Folder -> content digest of the datasets that it was made from.
+
+        Raises:
+            DataError: `made_from.inputs` is something else.
+        """
+        return self.names_in("inputs")
+
+    def names_in(self, key: str) -> dict[str, str]:
+        """The texts by name that `made_from` holds under a key; empty where it holds none.
+
+        Raises:
+            DataError: it is something else.
+        """
+        found = self.made_from.get(key, {})
+        if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+            self._unlike(f"made_from.{key} is not texts by name")
+        return dict(found)
+
+    def _unlike(self, what: str) -> NoReturn:
+        raise DataError(f"the manifest of {self.stage} is damaged: {what}; remove it and run the recipe again")
+
     @property
     def num_tokens(self) -> int:
         return sum(part.tokens or 0 for part in self.parts)
+
+
+def _has_levels(tree: Any, levels: int) -> bool:
+    if levels == 0:
+        return isinstance(tree, int)
+    return isinstance(tree, dict) and all(_has_levels(inner, levels - 1) for inner in tree.values())
 
 
 def fingerprint_of(semantic: dict[str, Any]) -> str:
@@ -195,8 +255,8 @@ def totals(accounting: Accounting) -> tuple[int, int, int]:
     entered = lost = left = 0
     for steps in accounting.values():
         # Rows only become fewer, so the first step is the one that got the most.
-        came = max((counts.get("in", 0) for counts in steps.values()), default=0)
-        made = sum(counts.get("made", 0) for counts in steps.values())
+        came = max((counts["in"] for counts in steps.values()), default=0)
+        made = sum(counts["made"] for counts in steps.values())
         gone = sum(rows for counts in steps.values() for reason, rows in counts.items() if reason not in FLOW)
         entered, lost, left = entered + came, lost + gone, left + came + made - gone
     return entered, lost, left

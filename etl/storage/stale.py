@@ -140,7 +140,7 @@ def _by_steps(run: Run, record: RunRecord) -> str:
     """DIR/dropped is written just before the corpus, and says through which steps rows had gone."""
     if run.state(_DROPPED) != "committed":
         return ""
-    before = run.dataset(_DROPPED).manifest.made_from["stages"]
+    before = run.dataset(_DROPPED).manifest.names_in("stages")
     stages = itertools.takewhile(lambda stage: stage.label != _DROPPED, record.stages)
     now = {step: stage.label for stage in stages for step in stage.steps}
     changed = sorted(step for step in before.keys() | now.keys() if before.get(step) != now.get(step))
@@ -169,7 +169,7 @@ def _by_inputs(run: Run, record: RunRecord, manifest: Manifest) -> str:
     todo = [manifest]
     with ThreadPoolExecutor(NUM_READERS) as pool:
         while todo:
-            asked = [pair for made in todo for pair in made.made_from.get("inputs", {}).items()]
+            asked = [pair for made in todo for pair in made.inputs.items()]
             new = sorted({folder for folder, _ in asked} - states.keys())
             states |= zip(new, pool.map(run.state, new), strict=True)
             todo = [made.manifest for made in pool.map(run.dataset, (one for one in new if states[one] == "committed"))]

@@ -45,6 +45,12 @@ def _is_text(text: str) -> str:
     return text
 
 
+def _flows(account: dict[str, int]) -> dict[str, int]:
+    if not {"in", "made", "kept"} <= account.keys():
+        raise ValueError("must have in, made and kept")
+    return account
+
+
 def _are_counts(tree: dict[str, Any]) -> dict[str, Any]:
     for value in tree.values():
         if isinstance(value, dict):
@@ -68,6 +74,8 @@ Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 SplitNumber = Annotated[int, Field(ge=0, lt=MAX_SPLITS, strict=True)]
 Seconds = Annotated[float, Field(ge=0, lt=253_402_300_800, allow_inf_nan=False)]
 """Since 1970, up to the year 9999."""
+Account = Annotated[dict[str, Count], AfterValidator(_flows)]
+"""Rows of one step of one source by what became of them: in, made, kept, and reasons of loss."""
 Counts = Annotated[dict[str, Any], AfterValidator(_are_counts)]
 """Nested counts by name."""
 

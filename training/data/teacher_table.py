@@ -88,9 +88,8 @@ class TeacherTable:
             raise SchemaError(
                 f"{folder} is a {manifest.table} dataset, not {TABLE}; give the one that rescoring writes"
             )
-        self.mean_logp = float(manifest.findings["mean_logp"])
-        self.temperature = float(manifest.findings["temperature"])
-        self.topk = int(manifest.findings["topk"])
+        self.mean_logp, self.temperature, topk = (self._finding(name) for name in ("mean_logp", "temperature", "topk"))
+        self.topk = int(topk)
         self._parts = manifest.parts
         keys, places = self._read_index()
         order = np.argsort(keys, kind="stable")
@@ -131,6 +130,14 @@ class TeacherTable:
             return np.full(len(wanted), -1, np.intp)
         place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
         return np.where(self._keys[place] == wanted, place, -1)
+
+    def _finding(self, name: str) -> float:
+        found = self.dataset.manifest.findings.get(name)
+        if not isinstance(found, int | float):
+            raise DataError(
+                f"the manifest of {self.dataset.folder} has no number {name} in its findings; rescore again"
+            )
+        return float(found)
 
     def _read_index(self) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int32]]:
         """Ids, S16 [rows], and places (part, row group, row), int32 [rows, 3]."""

@@ -74,13 +74,11 @@ def cluster(context: Context, rows: Rows, near: NearDedup, survivor: Survivor) -
     findings = near_findings(near, found, hits)
     rows = mark_hits(context, rows, hits, mark, findings, PairCopies(found.pairs.ref.stage))
     _report_findings(context, findings)
-    accounting = {
-        source: steps[context.folder("near")]
-        for source, steps in rows.datasets[-1].result().manifest.accounting.items()
-    }
+    manifest = rows.datasets[-1].result().manifest
+    accounting = {source: manifest.account(source, context.folder("near")) for source in manifest.accounting}
     entered = {source: counts["in"] for source, counts in accounting.items()}
     removed = {source: counts["in"] - counts["kept"] for source, counts in accounting.items()}
-    return rows, DuplicateCounts("near", entered, removed, hits.manifest.distributions.get("overlap", {}))
+    return rows, DuplicateCounts("near", entered, removed, hits.manifest.counts("overlap", levels=2))
 
 
 @dataclass(frozen=True)
@@ -251,29 +249,29 @@ def _ids(ids: U8) -> pa.Array:
 
 def near_findings(near: NearDedup, found: NearPairs, hits: Dataset) -> dict[str, Any]:
     """The findings of a run about itself: recall and precision, hot bands, clusters."""
-    met, seen, counts = (dataset.manifest.distributions for dataset in (found.candidates, found.pairs, hits))
+    met, seen, counts = (dataset.manifest for dataset in (found.candidates, found.pairs, hits))
     num_bands, num_rows = near.banding
-    removed, below = (sum(counts.get(name, {}).values()) for name in ("removed", "below_threshold"))
+    removed, below = (sum(counts.counts(name).values()) for name in ("removed", "below_threshold"))
     return {
         "bands": {
             "bands": num_bands,
             "rows": num_rows,
             "expected_recall_at_threshold": round(candidate_probability(near.threshold, num_bands, num_rows), 6),
         },
-        "canaries": by_level(Levels(near.threshold), met.get("canaries", {}), seen.get("canaries", {})),
+        "canaries": by_level(Levels(near.threshold), met.counts("canaries"), seen.counts("canaries")),
         "pairs": {
-            "compared": met.get("pairs_compared", 0),
+            "compared": met.count("pairs_compared"),
             "candidates": found.pairs.manifest.rows_in,
             "reported": found.pairs.manifest.rows_out,
         },
         "hot_bands": {
-            "groups_by_rows": met.get("hot_bands", {}),
-            "pairs_left_out": met.get("pairs_left_out", 0),
-            "similar_pairs_left_out": met.get("similar_left_out", 0),
+            "groups_by_rows": met.counts("hot_bands"),
+            "pairs_left_out": met.count("pairs_left_out"),
+            "similar_pairs_left_out": met.count("similar_left_out"),
         },
         "clusters": {
-            "by_rows": counts.get("cluster_sizes", {}),
-            "largest": _largest(counts.get("largest", {})),
+            "by_rows": counts.counts("cluster_sizes"),
+            "largest": _largest(counts.counts("largest")),
             "not_survivors": removed,
             "not_survivors_below_threshold": below,
         },
@@ -301,8 +299,9 @@ def by_level(levels: Levels, made: dict[str, int], found: dict[str, int]) -> dic
 
 def _largest(by_size: dict[str, int]) -> list[int]:
     """Rows of the largest clusters, the largest first."""
-    sizes = sorted((int(size) for size, count in by_size.items() for _ in range(min(count, LARGEST))), reverse=True)
-    return sizes[:LARGEST]
+    # A forged count may be of a size that is none.
+    sizes = (int(size[:18]) for size in by_size if size.isdecimal() for _ in range(min(by_size[size], LARGEST)))
+    return sorted(sizes, reverse=True)[:LARGEST]
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -151,8 +151,7 @@ def exact(context: Context, rows: Rows, config: ExactDedup, survivor: Survivor) 
     order = ("content", "preference", "digest", "id", "row")
     emit = EmitContent(rows.ref, config, survivor, sources, num_buckets)
     hits = context.shuffle(job, Exchange(tuple(rows.splits), emit, CONTENT, order, num_buckets), FindLosers(sources))
-    counts = DuplicateCounts(
-        "exact", *(hits.manifest.distributions.get(name, {}) for name in ("rows", "removed", "overlap"))
-    )
+    found = hits.manifest
+    counts = DuplicateCounts("exact", found.counts("rows"), found.counts("removed"), found.counts("overlap", levels=2))
     findings = {"sources": by_source([counts])}
     return mark_hits(context, rows, hits, LoserMark("exact", "exact_duplicate"), findings), counts

@@ -118,7 +118,7 @@ def _cluster_names(clusters: pa.Array) -> pa.Array:
 
 def cell_findings(hits: Dataset, cells: Cells) -> dict[str, Any]:
     """By cell: rows, clusters, removed, the mean cosine to the centroid, and the largest cluster after removal."""
-    counted, largest = (hits.manifest.distributions.get(name, {}) for name in ("cells", "largest"))
+    counted, largest = (hits.manifest.counts(name, levels=3) for name in ("cells", "largest"))
     report = {}
     for cell, rows in cells.rows.items():
         skill, ctx = name_of(cell)

@@ -137,7 +137,7 @@ def contract(context: Context, rows: Rows, name: str, pairs: Dataset, ends: tupl
         semantic = {"star": "large", "ends": list(ends)}
         job = _round(context, rows, f"{name}-{number}", semantic, pairs, grows)
         ties = context.shuffle(job, Exchange(splits, emit, ARC, ARC_ORDER, buckets), large_stars)
-        if ties.manifest.distributions["unsettled"] == 0:
+        if ties.manifest.count("unsettled") == 0:
             return ties
         ends = ("node", "smaller")
         splits, tasks = tuple(range(ties.ref.num_splits)), context.buckets(ties.manifest.rows_out * ARC_BYTES, as_pairs)
