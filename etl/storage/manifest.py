@@ -157,14 +157,16 @@ class Manifest(Config):
         found = self.accounting.get(source, {}).get(step)
         return self._unlike(f"accounting has no {source!r}, {step!r}") if found is None else found
 
-    def count(self, name: str) -> int:
-        """A number of the distributions; 0 where it is not there.
+    def count(self, *names: str) -> int:
+        """A number of the distributions, by its name at each level; 0 where it is not there.
 
         Raises:
             DataError: it is no number.
         """
-        found = self.distributions.get(name, 0)
-        return found if isinstance(found, int) else self._unlike(f"distributions.{name} is no number")
+        found: Any = self.distributions
+        for name in names:
+            found = found.get(name, 0) if isinstance(found, dict) else found
+        return found if isinstance(found, int) else self._unlike(f"distributions.{'.'.join(names)} is no number")
 
     def counts(self, name: str, levels: int = 1) -> dict[str, Any]:
         """Counts of the distributions by name, or by names of several levels; empty where they are not there.

@@ -233,11 +233,11 @@ def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survi
 
 def dedup_rates(hits: Dataset) -> dict[str, dict[str, float]]:
     """Source -> share of its units and of their bytes that go."""
-    counts = {source: hits.manifest.counts(source) for source in hits.manifest.distributions}
+    count = hits.manifest.count
     return {
         source: {
-            "units": round(of.get("removed", 0) / max(1, of.get("seen", 0)), 6),
-            "bytes": round(of.get("bytes_removed", 0) / max(1, of.get("bytes_seen", 0)), 6),
+            "units": round(count(source, "removed") / max(1, count(source, "seen")), 6),
+            "bytes": round(count(source, "bytes_removed") / max(1, count(source, "bytes_seen")), 6),
         }
-        for source, of in counts.items()
+        for source in hits.manifest.distributions
     }
