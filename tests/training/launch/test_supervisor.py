@@ -148,7 +148,7 @@ def test_a_rank_that_crashes_takes_the_others_down_and_is_named(start, tmp_path)
     assert process.returncode == 1
     last = told.partition("stillhouse: ")[2]
     assert last.startswith("rank 1 has ended with exit code 1, the others were stopped")
-    assert last.endswith("a line of progress\nthe disk of rank one is full\n")
+    assert last.endswith("  a line of progress\n  the disk of rank one is full\n")
     assert "[rank 1] the disk of rank one is full\n" in told
     assert all(map(is_gone, wait_for_ranks(tmp_path, 2)))
 
