@@ -325,11 +325,12 @@ def test_accounts_that_do_not_close_are_refused(folder):
 
 
 def test_thresholds_and_inherited_accounts_are_in_the_manifest(folder):
-    told = job(folder).with_thresholds({"cut": {"all": 1}}).with_inherited({"toy": {"earlier": {"in": 3, "kept": 3}}})
+    earlier = {"in": 3, "made": 0, "kept": 3}
+    told = job(folder).with_thresholds({"cut": {"all": 1}}).with_inherited({"toy": {"earlier": earlier}})
     assert told.fingerprint == job(folder).fingerprint
     manifest = InLine().map(told, SPLITS, chunks_of).result().manifest
     assert manifest.thresholds == {"cut": {"all": 1}}
-    assert manifest.accounting["toy"]["earlier"] == {"in": 3, "kept": 3}
+    assert manifest.accounting["toy"]["earlier"] == earlier
     assert manifest.accounting["toy"]["toy"]["in"] == 11
 
 
