@@ -114,7 +114,7 @@ def test_s10_a_row_group_that_grows_by_its_dictionary_is_an_error_while_it_is_de
     assert pq.ParquetFile(tmp_path / "x.parquet").metadata.row_group(0).total_byte_size < 2 * MB
     with Peak() as peak, pytest.raises(SourceError) as raised:
         rows_of(tmp_path, limits=Limits(row_group_bytes=20 * MB))
-    assert peak.num_bytes < 200 * MB
+    assert peak.num_bytes < 250 * MB  # three times the least batch, 64 rows; the row group has 300 MB
     said = str(raised.value)
     assert re.search(r"x\.parquet: row group 0 \(rows 0 to 299\) has \d+,\d+,\d+ bytes or more", said)
     assert "run.max_row_group_bytes=20000000; write the file with smaller row groups, or raise the limit" in said
