@@ -4,8 +4,9 @@ Both are kernels over Arrow's UTF-8 buffers; no Python string is made for a row,
 `_lower_contextual` names. What a letter, a lower case and a space are comes from Python's own tables
 (`str.lower`, `\\w` of `re`, `str.isspace`), read once a process in about 0.1 s, so that the kernels agree
 with `re.findall(r"\\w+", text.lower())` and `text.split()` on every string. One core hashes about 250 MB of
-mixed text a second into n-grams, makes sets of them at 210 MB and normalises 130 MB. Working memory is twice
-the bytes of the array for usual text, 5 times at most.
+mixed text a second into n-grams, makes sets of them at 210 MB and normalises 130 MB; what near dedup does to a text
+before and beside it is in etl.fold and etl.dedup.shingles. Working memory is twice the bytes of the array for usual
+text, 5 times at most.
 
 A text must be valid UTF-8, which ingest checks. Whatever the bytes, the kernels read nothing out of bounds.
 """

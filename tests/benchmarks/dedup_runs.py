@@ -38,7 +38,7 @@ def from_sets(texts: pa.Array) -> npt.NDArray[np.uint32]:
 
 
 def in_memory(corpus: str, found: str) -> None:
-    near = NearDedup(threshold=THRESHOLD)
+    near = NearDedup(threshold=THRESHOLD, unit="word")
     near_duplicates(first_rows(corpus)["text"], near)
     meter = Meter()
     result = near_duplicates(pq.read_table(corpus, columns=["id", "text"])["text"], near)
@@ -53,7 +53,7 @@ def in_stages(corpus: str, found: str, folder: Path) -> None:
     def recipe(name: str, path: str) -> Recipe:
         settings = {
             "output": folder / name, "sources.text.path": path, "sources.text.id_column": "id",
-            "sources.text.text_column": "text", "dedup.near.threshold": THRESHOLD,
+            "sources.text.text_column": "text", "dedup.near.threshold": THRESHOLD, "dedup.near.unit": "word",
         }  # fmt: skip
         return conf.load(Recipe, "dedup_text", "recipes", [f"{key}={value}" for key, value in settings.items()])
 

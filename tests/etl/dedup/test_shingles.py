@@ -77,17 +77,17 @@ def test_short_texts_are_sets_of_pairs_of_tokens(one: str, other: str, signed: b
 
 
 def test_long_texts_have_ngrams_and_those_between_a_mixture() -> None:
-    for num, expected in ((32, 31), (80, 76), (200, 196)):
+    for num, expected in ((48, 47), (80, 76), (200, 196)):
         text = " ".join(f"w{i}" for i in range(num))
         assert token_shingles(pa.array([text]), 5, np.zeros(1, np.bool_))[0][-1] == expected
     sizes = [
-        token_shingles(pa.array([" ".join(f"w{i}" for i in range(n))]), 5, np.zeros(1, np.bool_)) for n in (55, 56)
+        token_shingles(pa.array([" ".join(f"w{i}" for i in range(n))]), 5, np.zeros(1, np.bool_)) for n in (63, 64)
     ]
     shared = np.intersect1d(sizes[0][1], sizes[1][1])
     assert len(shared) / len(sizes[1][1]) > 0.9
 
 
-@pytest.mark.parametrize("num", [20, 25, 32, 40, 48, 56, 64, 80, 120])
+@pytest.mark.parametrize("num", [20, 32, 48, 49, 52, 60, 80, 120])
 def test_one_changed_slot_in_twenty_words_and_more_is_found(num: int) -> None:
     texts = []
     for trial in range(40):
