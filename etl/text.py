@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.arrays import I64, U8, U32, U64
+from etl.arrays import I64, U8, U32, U64, Bools
 from etl.hashing import binary_buffers, xxh64_u64
 from etl.jit import njit
 
@@ -166,10 +166,51 @@ def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
 def normalise_layout(texts: pa.Array) -> pa.Array:
     """The form in which code is called an exact duplicate: NFD, `\\n` line ends, no space at the end of a line or text.
 
-    Indentation, inner space and blank lines stay: in code they tell two programs apart.
+    Equal to `re.sub(r"[ \\t]+\\n", "\\n", re.sub(r"\\r\\n?", "\\n", nfd)).rstrip()`. Indentation, inner space and blank
+    lines stay: in code they tell two programs apart.
+
+    Args:
+        texts: string or large_string [rows]; nulls stay null.
+
+    Returns:
+        The same type and length.
     """
     ends = pc.replace_substring(pc.replace_substring(_decompose(texts), "\r\n", "\n"), "\r", "\n")
     return pc.utf8_rtrim_whitespace(pc.replace_substring_regex(ends, r"[ \t]+\n", "\n"))
+
+
+@njit
+def _mark_laid_out(data: U8, offsets: I64, space: U8, out: Bools) -> None:
+    for row in range(len(out)):
+        at, end = offsets[row], offsets[row + 1]
+        while at < end and not out[row]:
+            is_line_end = data[at] == 10 or data[at] == 13
+            at += 1
+            start = at
+            while is_line_end and at < end and data[at] != 10 and data[at] != 13:
+                code, after = decode(data, at, end)
+                if not space[code]:
+                    out[row] = at > start
+                    break
+                at = after
+
+
+def is_laid_out(texts: pa.Array) -> Bools:
+    """Which texts have a line after the first that begins with white space and then shows something.
+
+    Equal to `re.search(r"[\\r\\n][^\\S\\r\\n]+\\S", text) is not None`, white space as `str.isspace` has it. Such
+    a text says by its indentation what belongs together: code, lists, verse.
+
+    Args:
+        texts: string or large_string [rows]; a null is not laid out.
+
+    Returns:
+        bool [rows].
+    """
+    data, offsets = binary_buffers(texts)
+    found = np.zeros(len(texts), np.bool_)
+    _mark_laid_out(data, offsets, _space_table(), found)
+    return found & _valid(texts).astype(np.bool_)
 
 
 @njit

@@ -13,7 +13,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from etl import text
-from etl.text import char_ngram_hashes, char_shingles, ngram_hashes, normalise, shingles
+from etl.text import (
+    char_ngram_hashes,
+    char_shingles,
+    is_laid_out,
+    ngram_hashes,
+    normalise,
+    normalise_layout,
+    shingles,
+)
 
 START, MULTIPLIER, BASE = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xA0761D6478BD642D
 TRICKY = "aA1_ \t\n.'ΣσςİiIıßẞǅÉée\u0301\u0307\u00ad\u200d\u00a0\u2003中𝐀𐐀𞤀\x00\x1c\x85"
@@ -163,3 +171,28 @@ def test_null_row_with_bytes_under_it_has_no_ngrams() -> None:
     array = pa.Array.from_buffers(pa.string(), 2, [mask, offsets, pa.py_buffer(b"abcdef")])
     assert rows_of(*ngram_hashes(array, 1)) == [[], expected_ngrams("def", 1)]
     assert normalise(array).to_pylist() == [None, "def"]
+
+
+spaced_text = st.text(st.sampled_from("ab é\u0301\t\r\n\x0b\x1c\x85\xa0\u2028\u3000"), max_size=12)
+lines = st.lists(st.none() | spaced_text, max_size=6)
+
+
+@given(lines, st.sampled_from([pa.string(), pa.large_string()]))
+@example([" a\n b", "a\n\n \n", "a\r\u3000b", None, ""], pa.string())
+def test_a_text_is_laid_out_if_a_later_line_is_indented(values, kind):
+    array = pa.array([None, *values], kind).slice(1)
+    expected = [bool(re.search(r"[\r\n][^\S\r\n]+\S", value or "")) for value in values]
+    assert is_laid_out(array).tolist() == expected
+
+
+@given(lines, st.sampled_from([pa.string(), pa.large_string()]))
+@example(["a \t\r\n  b\r\rc \n", "cafe\u0301\n é ", None], pa.string())
+def test_layout_is_kept_but_for_line_ends_and_the_space_before_them(values, kind):
+    found = normalise_layout(pa.array([None, *values], kind).slice(1))
+    assert found.type == kind
+    for value, form in zip(values, found.to_pylist(), strict=True):
+        if value is None:
+            assert form is None
+        else:
+            ends = re.sub(r"\r\n?", "\n", unicodedata.normalize("NFD", value))
+            assert form == re.sub(r"[ \t]+\n", "\n", ends).rstrip()

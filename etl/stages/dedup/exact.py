@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.arrays import I64
+from etl.arrays import I64, Bools
 from etl.config import Config
 from etl.dedup.by_source import DuplicateCounts, by_source
 from etl.dedup.overlap import Overlap
@@ -32,9 +32,9 @@ from etl.stages.context import Context
 from etl.stages.dedup.marks import LOSER, LOSER_VERSION, LoserMark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced, source_places
 from etl.storage.build import Chunk
-from etl.text import TEXT_VERSION, normalise, normalise_layout
+from etl.text import TEXT_VERSION, is_laid_out, normalise, normalise_layout
 
-CONTENT_VERSION: Final = 1
+CONTENT_VERSION: Final = 2
 """Raised when other rows would count as equal; part of the fingerprint."""
 
 
@@ -42,8 +42,8 @@ class ExactDedup(Config):
     """Rows whose content is equal; `survivor` says which one stays, then the smallest row digest."""
 
     by: Literal["content", "row"] = "content"
-    """content: prompt and answer after normalisation, in code and maths with their layout. row: all messages as they
-    are."""
+    """content: prompt and answer after normalisation; code, maths and every text with an indented line after its first
+    keep line breaks and indentation. row: all messages as they are."""
 
 
 CONTENT = pa.schema(
@@ -82,8 +82,17 @@ class EmitContent:
         if self.exact.by == "row":
             return hash128([batch.column("messages")])
         texts = [instruction_text(batch), response_text(batch)]
-        formal = pa.array(is_formal(batch))
-        return hash128([pc.if_else(formal, normalise_layout(text), normalise(text)) for text in texts])
+        formal = is_formal(batch)
+        return hash128([content_form(text, formal) for text in texts])
+
+
+def content_form(texts: pa.Array, formal: Bools) -> pa.Array:
+    """The form in which `by: content` compares prompts or answers.
+
+    With their layout where the row is code or maths (`formal`) or the text is laid out, in single spaces elsewhere.
+    """
+    keeps = pa.array(formal | is_laid_out(texts))
+    return pc.if_else(keeps, normalise_layout(texts), normalise(texts))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Exact duplicates: what counts as equal, which copy stays, what is counted by source."""
 
 import random
+import re
 import unicodedata
 import uuid
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from etl.hashing import hash_columns, signed
 from etl.schema import PROMPT_CONTENT
-from etl.stages.dedup.exact import CONTENT, FindLosers
+from etl.stages.dedup.exact import CONTENT, FindLosers, content_form
 from tests.etl.stages.dedup.toys import dedup
 from tests.etl.stages.toybatches import cut_at, distributions_of, identity, rows_in, rows_of
 from tests.etl.stages.toys import plain_rows, read, row, stage, verdicts
@@ -44,17 +46,39 @@ def test_exact_duplicates_leave_the_smallest_row_digest(tmp_path):
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [
-        ("a  b", "a\n b ", True),
+        ("a  b", "a\nb ", True),
         (unicodedata.normalize("NFC", "café é"), unicodedata.normalize("NFD", "café é"), True),
         ("a b", "a\u00a0b", True),
         ("a b", "A b", False),
         ("x²", "x2", False),
         ("a b", "ab", False),
+        ("a  b", "a\n b ", False),
+        ("a\nb\n\nc", "a b c", True),
+        ("if a:\n  b\n  c", "if a:\n  b\nc", False),
+        ("if a:\n  b\n  c", "if a: b c", False),
+        ("if a:\n  b", "if a:  \r\n  b\n", True),
+        ("  a\nb", "a b", True),
     ],
 )
 def test_what_counts_as_equal(tmp_path, first, second, same):
     dedup(tmp_path, [row(1, first, "yes"), row(2, second, "yes"), row(3, "yes", first)], exact={})
     assert len(verdicts(tmp_path / "out", "exact")) == int(same)
+
+
+laid_out = st.lists(st.text(st.sampled_from("ab \t\r\n\u3000"), max_size=8), min_size=2, max_size=8)
+
+
+@given(laid_out, st.sampled_from(["B2", "B3", "B5"]))
+def test_content_is_equal_where_its_plain_form_is(texts, bucket):
+    """The contents of texts against the rule written down in Python."""
+
+    def form(text):
+        if bucket != "B5" or re.search(r"[\r\n][^\S\r\n]+\S", text):
+            return re.sub(r"[ \t]+\n", "\n", re.sub(r"\r\n?", "\n", text)).rstrip()
+        return " ".join(text.split())
+
+    found = content_form(pa.array(texts), np.full(len(texts), bucket != "B5")).to_pylist()
+    assert found == [form(text) for text in texts]
 
 
 def test_by_row_only_messages_that_are_the_same_are_equal(tmp_path):
