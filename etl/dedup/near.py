@@ -23,6 +23,7 @@ from etl.dedup.minhash import (
     sketches,
 )
 from etl.dedup.shingles import plain_shingles, token_shingles
+from etl.dedup.signs import sign_digests
 from etl.dedup.verify import jaccard_pairs
 from etl.errors import ConfigError
 
@@ -83,8 +84,17 @@ class NearDedup(Config):
         """
         if self.unit in ("word", "char"):
             return plain_shingles(texts, self.ngram, self.unit == "char")
-        signed = np.full(len(texts), self.unit == "token")
-        return token_shingles(texts, self.ngram, signed if formal is None else signed | formal)
+        return token_shingles(texts, self.ngram, self._signed(len(texts), formal))
+
+    def sign_digests(self, texts: pa.Array, formal: Bools | None = None) -> tuple[I64, I64]:
+        """What tells pairs of texts that differ in signs alone (etl.dedup.signs): int64 [rows] twice."""
+        return sign_digests(texts, self._signed(len(texts), formal))
+
+    def _signed(self, num_rows: int, formal: Bools | None) -> Bools:
+        """Which rows are compared with their signs, bool [rows]."""
+        if self.unit == "auto" and formal is not None:
+            return formal
+        return np.full(num_rows, self.unit == "token")
 
     def compared(self, sets: Sets) -> Sets:
         """What verification compares of each shingle set: the set, or the sketch that tells about it."""

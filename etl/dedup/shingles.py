@@ -227,3 +227,16 @@ def _replaced(sets: tuple[I64, U64], rows: I64, others: tuple[I64, U64]) -> tupl
     place[rows] = len(place) + np.arange(len(rows))
     taken = both.take(pa.array(place))
     return taken.offsets.to_numpy() - taken.offsets[0].as_py(), taken.flatten().to_numpy().copy()
+
+
+def ordered_tokens(texts: pa.Array, signed: Bools) -> tuple[I64, U64]:
+    """The hash of every token of each text, in text order and with repeats: what `token_shingles` makes n-grams of.
+
+    Args:
+        texts: string or large_string [rows]; a null has none.
+        signed: bool [rows], which texts are cut with their signs.
+
+    Returns:
+        offsets int64 [rows + 1] and hashes uint64 [offsets[-1]].
+    """
+    return _run(fold(texts), signed, 1, False)

@@ -263,6 +263,7 @@ def near_findings(near: NearDedup, found: NearPairs, hits: Dataset) -> dict[str,
             "compared": met.count("pairs_compared"),
             "candidates": found.pairs.manifest.rows_in,
             "reported": found.pairs.manifest.rows_out,
+            "differ_in_signs_alone": seen.count("in_signs"),
         },
         "hot_bands": {
             "groups_by_rows": met.counts("hot_bands"),
@@ -313,6 +314,13 @@ def _report_findings(context: Context, findings: dict[str, Any]) -> None:
     if canary["recall"] is not None:
         rates = f"recall {canary['recall']:.4f}, precision {canary['precision'] or 0:.4f}"
         context.tell("near", f"canaries: {rates}")
+    in_signs = findings["pairs"]["differ_in_signs_alone"]
+    if in_signs:
+        context.tell(
+            "near",
+            f"{in_signs:,} of the pairs differ in signs alone (C++ and C#) and count as equal; where signs matter use "
+            "unit: token, or describe the source with a skill_bucket for code (B3) or maths (B2)",
+        )
     hot = findings["hot_bands"]
     if hot["pairs_left_out"]:
         context.tell(

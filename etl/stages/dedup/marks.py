@@ -40,6 +40,9 @@ HIT = pa.schema(
 HIT_VERSION = 2
 """1 had no `id`, and a content digest that covered the row keys."""
 
+FINDINGS_VERSION = 1
+"""Raised when a search says other things of itself in `findings`: what an old output holds is then written anew."""
+
 LOSER = pa.schema([ROW_KEY, PROMPT.field("id"), pa.field("survivor", ID, nullable=False)])
 """A row that is dropped because another one stays."""
 LOSER_VERSION = 2
@@ -142,6 +145,10 @@ class ClusterMark(Mark):
     """A row stays, whatever its rank, when it is less similar to the survivor."""
     table: ClassVar[str] = "CLUSTER"
     hits: ClassVar[pa.Schema] = sent(HIT)
+
+    @property
+    def semantic(self) -> dict[str, Any]:
+        return {"mark": asdict(self), "findings": FINDINGS_VERSION}
 
     @property
     def columns(self) -> pa.Schema:

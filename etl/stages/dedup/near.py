@@ -21,6 +21,7 @@ from etl.dedup.canaries import CANARIES_VERSION
 from etl.dedup.minhash import MINHASH_VERSION, candidate_probability
 from etl.dedup.near import NearDedup
 from etl.dedup.shingles import SHINGLES_VERSION
+from etl.dedup.signs import SIGNS_VERSION
 from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
 from etl.fold import FOLD_VERSION
@@ -106,7 +107,7 @@ def _write_sets(
     context: Context, rows: Rows, write: WriteSets, shingling: dict[str, Any], candidates: Dataset, edges: DatasetLike
 ) -> Dataset:
     near = write.near
-    compared = {**shingling, "verify": near.verify, "survivor": write.survivor.fingerprinted()}
+    compared = {**shingling, "verify": near.verify, "signs": SIGNS_VERSION, "survivor": write.survivor.fingerprinted()}
     if near.verify == "estimate":
         compared |= {"minhash": MINHASH_VERSION, "num_perm": near.num_perm, "seed": near.seed}
     of_pairs = PairRows(candidates.ref.stage)

@@ -53,14 +53,16 @@ SET = pa.schema(
         pa.field("example", pa.string(), nullable=False),
         pa.field("preference", pa.int64(), nullable=False),
         pa.field("digest", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("signs", pa.int64(), nullable=False),
         place(pa.field("blocks", pa.list_(pa.int64()), nullable=False)),
         encoded(pa.field("shingles", pa.binary(), nullable=False), "plain"),
     ]
 )
 """Sorted by the row that it is of or, a canary, copies. `source` is a place among the recipe's sources, `digest` tells
-rows of one id apart (`rest_digest`)."""
-SET_VERSION = 2
-"""1 had no `digest`, and a content digest that covered row keys and blocks."""
+rows of one id apart (`rest_digest`), `tokens` and `signs` are `NearDedup.sign_digests` of its text."""
+SET_VERSION = 3
+"""1 had no `digest`, and a content digest that covered row keys and blocks; 2 had no `tokens` and `signs`."""
 NEAR_PAIR = pa.schema(
     [
         *PAIR,
@@ -68,8 +70,8 @@ NEAR_PAIR = pa.schema(
         place(pa.field("b_row", pa.int64(), nullable=False)),
     ]
 )
-PAIR_VERSION = 2
-"""1 had a content digest that covered the row keys."""
+PAIR_VERSION = 3
+"""1 had a content digest that covered the row keys; 2 did not count the pairs that differ in signs alone."""
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ class WriteSets:
             columns = [
                 pa.array(nodes), chosen.column("id"), source_places(chosen, self.sources),
                 chosen.column("source_example_id"), pa.array(self.survivor.preference(chosen)), rest_digest(chosen),
-                lists, packed(self._compared(chosen, canaries.which_canaries(nodes))),
+                *self._compared(chosen, canaries.which_canaries(nodes), lists),
             ]  # fmt: skip
             yield Chunk(pa.RecordBatch.from_arrays(columns, names=SET.names).cast(SET), batch.num_rows)
 
@@ -121,13 +123,17 @@ class WriteSets:
         named = ("id", "messages", "skill_bucket", "source_example_id")
         return list(dict.fromkeys([*named, *REST_OF_ID, *self.survivor.reads]))
 
-    def _compared(self, chosen: pa.RecordBatch, copies: Bools) -> Sets:
+    def _compared(self, chosen: pa.RecordBatch, copies: Bools, blocks: pa.Array) -> list[pa.Array]:
+        """The columns of SET from `tokens` on."""
         texts = full_text(chosen)
         if copies.any():
             mask = pa.array(copies)
             edited = self.canaries.edited(chosen.column("id").filter(mask), texts.filter(mask))
             texts = pc.replace_with_mask(texts, mask, edited)
-        return self.near.compared(self.near.shingles(texts, is_formal(chosen)))
+        formal = is_formal(chosen)
+        tokens, signs = self.near.sign_digests(texts, formal)
+        compared = self.near.compared(self.near.shingles(texts, formal))
+        return [pa.array(tokens), pa.array(signs), blocks, packed(compared)]
 
 
 def _runs(values: I64) -> tuple[I64, I64]:
@@ -153,7 +159,7 @@ def unpacked(array: pa.Array) -> Sets:
 
 # --- pairs by block ------------------------------------------------------------------------------------------------
 
-_DETAILS = ("id", "source", "example")
+_DETAILS = ("id", "source", "example", "tokens", "signs")
 BLOCK_MEMBER = pa.schema(
     [
         ("bucket", pa.int32()),
@@ -164,6 +170,8 @@ BLOCK_MEMBER = pa.schema(
         ("id", pa.binary()),
         ("source", pa.int32()),
         ("example", pa.string()),
+        ("tokens", pa.int64()),
+        ("signs", pa.int64()),
         ("shingles", pa.binary()),
     ]
 )
@@ -179,7 +187,7 @@ def set_lines(sets: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch
     for start, end in itertools.pairwise(borders):
         rows = sets.take(parents.slice(start, end - start))
         tail = [pa.nulls(end - start, pa.int64()), rows.column("id").cast(pa.binary())]
-        tail += [rows.column(name) for name in ("source", "example", "shingles")]
+        tail += [rows.column(name) for name in ("source", "example", "tokens", "signs", "shingles")]
         yield _members(blocks.slice(start, end - start), False, [rows.column("row"), *tail], num_buckets)
 
 
@@ -198,7 +206,7 @@ class HeldSets:
     """What is compared of the rows of some blocks, found by (block, row).
 
     Attributes:
-        details: id, source and example of each set.
+        details: _DETAILS of each set.
         sets: offsets and hashes.
     """
 
@@ -253,11 +261,11 @@ class Verify:
     sources: tuple[str, ...]
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        pairs_in = 0
+        pairs_in, in_signs = 0, 0
         found: dict[str, int] = {}
 
         def verified() -> Iterator[pa.RecordBatch]:
-            nonlocal pairs_in
+            nonlocal pairs_in, in_signs
             held = HeldSets()
             changes = Changes()
             for batch in slices(batches, _VERIFY_ROWS):
@@ -273,11 +281,14 @@ class Verify:
                     copies = canaries.which_canaries(pairs[2])
                     pairs_in += int((~copies).sum())
                     _count_levels(found, self._similar(held, pairs[:, copies]))
-                    yield self._verify(held, pairs[:, ~copies])
+                    reported, num_in_signs = self._verify(held, pairs[:, ~copies])
+                    in_signs += num_in_signs
+                    yield reported
                 held.keep(batch.column("block")[-1].as_py())
 
         yield from recut(verified())
-        yield Chunk(None, pairs_in, {}, {"canaries": found} if found else {})
+        counts = {"canaries": found, "in_signs": in_signs}
+        yield Chunk(None, pairs_in, {}, {name: count for name, count in counts.items() if count})
 
     def _similar(self, held: HeldSets, pairs: I64) -> I64:
         """The second ends of the pairs that are similar."""
@@ -288,7 +299,8 @@ class Verify:
         jaccard = self.near.similarity(held.sets, left, right)
         return jaccard, self.near.is_duplicate(jaccard)
 
-    def _verify(self, held: HeldSets, pairs: I64) -> pa.RecordBatch:
+    def _verify(self, held: HeldSets, pairs: I64) -> tuple[pa.RecordBatch, int]:
+        """NEAR_PAIR of the pairs that are similar, and how many of them differ in signs alone."""
         block, a, b = pairs
         left, right = held.find(block, a), held.find(block, b)
         jaccard, good = self._judge(held, left, right)
@@ -303,7 +315,9 @@ class Verify:
             pa.array(held.rows[left]), pa.array(held.rows[right]),
         ]  # fmt: skip
         table = pa.Table.from_arrays(columns, names=NEAR_PAIR.names).cast(NEAR_PAIR)
-        return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], schema=NEAR_PAIR)
+        in_signs = pc.and_(pc.equal(one["tokens"], other["tokens"]), pc.not_equal(one["signs"], other["signs"]))
+        arrays = [column.combine_chunks() for column in table.columns]
+        return pa.RecordBatch.from_arrays(arrays, schema=NEAR_PAIR), pc.sum(in_signs).as_py() or 0
 
 
 def _count_levels(found: dict[str, int], copies: I64) -> None:

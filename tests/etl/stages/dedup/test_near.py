@@ -11,10 +11,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from etl.dedup.minhash import band_hashes, signatures
+from etl.stages.run import run_recipe
 from etl.text import shingles
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.dedup.toys import NEAR, dedup, digests, families, long_rows, word_ngrams
-from tests.etl.stages.toys import ENGLISH, read, row, sentence, stage, verdicts
+from tests.etl.stages.toys import ENGLISH, make_recipe, read, row, sentence, stage, verdicts, write_jsonl
 
 WRITTEN = ("pairs", "near", "clusters", "near_hits", "dropped")
 
@@ -146,3 +147,19 @@ def test_canaries_tell_what_an_estimate_gets_wrong(tmp_path):
     assert 0.5 < found["precision"] < 0.99
     assert 0.8 < found["recall"] < 1.0
     assert 0 < found["by_jaccard"]["0.75-0.8"]["reported"] < found["by_jaccard"]["0.75-0.8"]["made"]
+
+
+def test_pairs_that_differ_in_signs_alone_are_counted_and_said(tmp_path):
+    """C++ and C#, + and −: one text without signs, as prose; none with them."""
+    texts = ["write it in C++ or leave", "write it in C# or leave", "what is 3 + 4 of these", "what is 3 − 4 of these"]
+    rows = [row(n, text, "a short answer") for n, text in enumerate(texts)]
+    sources = {"toy": write_jsonl(tmp_path / "in.jsonl", rows)}
+    found = {}
+    for unit in ("auto", "word", "token"):
+        lines = []
+        out = tmp_path / unit
+        section = {"exact": None, "near": {"unit": unit, "num_canaries": 0}}
+        run_recipe(make_recipe(out, sources, stages=["dedup"], dedup=section), InProcessEngine(), lines.append)
+        found[unit] = stage(out, "near").manifest.findings["pairs"]["differ_in_signs_alone"]
+        assert any("2 of the pairs differ in signs alone" in line for line in lines) == (unit != "token")
+    assert found == {"auto": 2, "word": 2, "token": 0}

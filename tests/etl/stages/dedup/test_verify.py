@@ -94,6 +94,7 @@ def test_sets_are_written_of_the_rows_that_are_wanted(cuts):
 
 def test_a_set_goes_to_each_of_its_blocks_and_a_pair_to_its_own():
     row = {"row": 5, "id": identity(5), "source": 1, "example": "e", "preference": 3, "digest": 2}
+    row |= {"tokens": 4, "signs": 6}
     sets = pa.RecordBatch.from_pylist([row | {"blocks": [7, 8], "shingles": b"12345678"}], SET)
     edges = pa.RecordBatch.from_pylist([{"block": 8, "a": 5, "b": 9, "a_key": 50, "b_key": 90}], EDGE)
     (members,) = set_lines(sets, 3)
@@ -124,12 +125,12 @@ def members_of(drawn, canary=frozenset()):
         keys = [10 * block + place for place in range(len(members))]
         details = zip(keys, members, strict=True)
         lines += [
-            (0, block, False, key, None, identity(key), key % 2, example_of(key), sets_of([one])[1].tobytes())
+            (0, block, False, key, None, identity(key), key % 2, example_of(key), 0, 0, sets_of([one])[1].tobytes())
             for key, one in details
         ]
         found = [tuple(sorted((a % len(keys), b % len(keys)))) for a, b in drawn_pairs]
         found = sorted((keys[a], keys[b]) for a, b in found if a != b)
-        lines += [(0, block, True, a, b, None, None, None, None) for a, b in found]
+        lines += [(0, block, True, a, b, *[None] * 6) for a, b in found]
         by_key = dict(zip(keys, members, strict=True))
         pairs |= {(a, b): (by_key[a], by_key[b]) for a, b in found}
     return lines, pairs
@@ -166,10 +167,26 @@ def test_canaries_that_are_similar_are_counted_by_level_and_left_out():
     """Row 1 with two canaries: one that shares its whole set, and one that shares nothing."""
     copies = canary_rows(np.array([1, 1]), np.array([2, 3])).tolist()
     sets = {1: {1, 2}, copies[0]: {1, 2}, copies[1]: {8, 9}}
-    lines = [(0, 4, False, key, None, identity(1), 0, "e", sets_of([sets[key]])[1].tobytes()) for key in sorted(sets)]
-    lines += [(0, 4, True, 1, copy, None, None, None, None) for copy in copies]
+    lines = [
+        (0, 4, False, key, None, identity(1), 0, "e", 1, key, sets_of([sets[key]])[1].tobytes()) for key in sorted(sets)
+    ]
+    lines += [(0, 4, True, 1, copy, *[None] * 6) for copy in copies]
     table = pa.Table.from_pylist([dict(zip(BLOCK_MEMBER.names, line, strict=True)) for line in lines], BLOCK_MEMBER)
     chunks = list(Verify(NEAR, ("one",))(0, cut_at(table, [2, 4])))
     assert rows_of(chunks) == []
     assert rows_in(chunks) == 0
     assert distributions_of(chunks) == {"canaries": {"2": 1}}
+
+
+def test_pairs_with_the_same_tokens_and_other_signs_are_counted_once_where_they_are_reported():
+    """Of the rows (tokens, signs) 0 and 1 differ in signs alone, 0 and 2 in words, 3 and 0 are not similar."""
+    rows = [(1, 10, {1, 2}), (1, 11, {1, 2}), (2, 12, {1, 2}), (1, 13, {8, 9})]
+    lines = [
+        (0, 4, False, key, None, identity(key), 0, "e", tokens, signs, sets_of([one])[1].tobytes())
+        for key, (tokens, signs, one) in enumerate(rows)
+    ]
+    lines += [(0, 4, True, a, b, *[None] * 6) for a, b in ((0, 1), (0, 1), (0, 2), (0, 3))]
+    table = pa.Table.from_pylist([dict(zip(BLOCK_MEMBER.names, line, strict=True)) for line in lines], BLOCK_MEMBER)
+    chunks = list(Verify(NEAR, ("one",))(0, cut_at(table, [3, 5])))
+    assert len(rows_of(chunks)) == 2
+    assert distributions_of(chunks) == {"in_signs": 1}
