@@ -92,7 +92,7 @@ def content_form(texts: pa.Array, formal: Bools) -> pa.Array:
     With their layout where the row is code or maths (`formal`) or the text is laid out, in single spaces elsewhere.
     """
     keeps = pa.array(formal | is_laid_out(texts))
-    return pc.if_else(keeps, normalise_layout(texts), normalise(texts))
+    return pc.replace_with_mask(normalise(texts), keeps, normalise_layout(texts.filter(keeps)))
 
 
 @dataclass(frozen=True)
