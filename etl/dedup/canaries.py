@@ -5,11 +5,15 @@ computed exactly when it is made, so the share that is reported at each level of
 this data, and what is reported below the threshold tells the precision. A canary is paired with its own row alone and
 pairs up no other rows, so it changes nothing for them and never leaves the stage.
 
-A canary has the row key of its row with the highest bits set: 2^62 and, from bit 57 on, its level. One costs about
-0.3 ms, for each of the two times that it is made.
+A canary has the row key of its row with the highest bits set: 2^62, from bit 57 on its level, and from bit 52 on
+the script of the row's letters. One costs about 0.3 ms, for each of the two times that it is made.
 """
 
 import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from random import Random
@@ -19,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from etl.arrays import I64, U64
+from etl.arrays import I64, U64, Bools
 from etl.dedup.verify import jaccard_pairs
 from etl.hashing import hash_array
 from etl.jit import njit
@@ -27,22 +31,55 @@ from etl.text import ALONE_RANGES
 
 CANARY_BIT: Final = np.int64(62)
 LEVEL_BIT: Final = np.int64(57)
-_ROW_MASK: Final = np.int64((1 << 57) - 1)
+SCRIPT_BIT: Final = np.int64(52)
+_ROW_MASK: Final = np.int64((1 << 52) - 1)
 _SEED: Final = 0x63616E617279
 _TOLERANCE: Final = 1e-12
-_LEAST_WORDS: Final = 24
+_LEAST_TOKENS: Final = 24
 """A shorter text has too few n-grams to be edited to a level."""
 
 
-CANARIES_VERSION: Final = 2
+CANARIES_VERSION: Final = 3
 """Raised when a row would get another copy; part of the fingerprint."""
 
 
+SCRIPTS: Final = (
+    "other", "latin", "cyrillic", "greek", "armenian", "georgian", "hebrew", "arabic", "syriac", "thaana", "devanagari",
+    "bengali", "gurmukhi", "gujarati", "oriya", "tamil", "telugu", "kannada", "malayalam", "sinhala", "thai", "lao",
+    "tibetan", "myanmar", "khmer", "ethiopic", "mongolian", "cherokee", "tifinagh", "han", "kana", "hangul",
+)  # fmt: skip
+"""By which recall is told apart; 32 fit into a row key."""
+_NAMED: Final = {"CJK": "han", "HIRAGANA": "kana", "KATAKANA": "kana"}
+_JUDGED_CHARACTERS: Final = 2000
+
+
 @cache
-def _token_pattern() -> re.Pattern[str]:
-    """Words as near dedup cuts them: each character of a script without spaces is one."""
+def _script(char: str) -> int | None:
+    """Place of a letter's script among SCRIPTS, by its name in Unicode; None for what is no letter."""
+    if not char.isalpha():
+        return None
+    first = unicodedata.name(char, "OTHER").split()[0]
+    name = _NAMED.get(first, first.lower())
+    return SCRIPTS.index(name) if name in SCRIPTS else 0
+
+
+def main_scripts(texts: pa.Array) -> I64:
+    """The script of most letters at the beginning of each text, a place among SCRIPTS: int64 [rows]."""
+    found = []
+    for text in texts.to_pylist():
+        letters = unicodedata.normalize("NFKC", text[:_JUDGED_CHARACTERS])
+        counts = Counter(script for script in map(_script, letters) if script is not None)
+        found.append(max(counts, key=lambda script: (counts[script], -script)) if counts else 0)
+    return np.array(found, np.int64)
+
+
+@cache
+def _token_pattern(signed: bool) -> re.Pattern[str]:
+    """Tokens as near dedup cuts them, with each visible sign where signs count."""
     alone = "".join(f"{chr(first)}-{chr(last)}" for first, last in ALONE_RANGES)
-    return re.compile(rf"(?=\w)[{alone}]|[^\W{alone}]+")
+    marks = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char)[0] == "M")
+    sign = rf"|[^\w\s{marks}]" if signed else ""
+    return re.compile(rf"(?=\w)[{alone}][{marks}]*|[^\W{alone}](?:[^\W{alone}]|[{marks}])*{sign}")
 
 
 @njit
@@ -54,7 +91,7 @@ def is_canary(row: int) -> bool:
 @njit
 def base_row(row: int) -> int:
     """The key of the row that a canary copies; a row's own key for a row."""
-    return int(row & np.int64((1 << 57) - 1))
+    return int(row & np.int64((1 << 52) - 1))
 
 
 @njit
@@ -63,10 +100,24 @@ def level_of(row: int) -> int:
     return int((row >> np.int64(57)) & np.int64(31))
 
 
-def canary_rows(rows: I64, levels: I64) -> I64:
-    """Keys of canaries: int64 [rows]."""
+@njit
+def kind_of(row: int) -> int:
+    """32 · level + script of a canary."""
+    return int((row >> np.int64(52)) & np.int64(1023))
+
+
+def canary_rows(rows: I64, levels: I64, scripts: I64 | int = 0) -> I64:
+    """Keys of canaries, whose scripts are places among SCRIPTS: int64 [rows]."""
     assert not len(rows) or int(rows.max()) <= _ROW_MASK, "more splits than row keys leave room for"
-    return rows | levels << LEVEL_BIT | np.int64(1) << CANARY_BIT
+    return rows | levels << LEVEL_BIT | np.int64(scripts) << SCRIPT_BIT | np.int64(1) << CANARY_BIT
+
+
+def by_kind(counts: I64) -> dict[str, dict[str, int]]:
+    """Level -> script -> canaries, from counts by `kind_of`: int64 [1024]."""
+    found: dict[str, dict[str, int]] = {}
+    for kind in np.flatnonzero(counts).tolist():
+        found.setdefault(str(kind // 32), {})[SCRIPTS[kind % 32]] = int(counts[kind])
+    return found
 
 
 def bases(rows: I64) -> I64:
@@ -112,35 +163,37 @@ class Levels:
         return self.edges[level] >= self.threshold - _TOLERANCE
 
 
-def edited(text: str, damage: float, seed: int) -> str | None:
-    """A copy in which some words, evenly spread, became words that stand nowhere else; None for a short text.
+def edited(text: str, target: float, span: Callable[[int], float], signed: bool, seed: int) -> str | None:
+    """A copy in which some tokens became words that stand nowhere else; None for a short text.
+
+    With r of m n-grams gone and as many new ones, J = (m - r) / (m + r). A lone edit inside the text takes as many
+    n-grams as it has tokens; one that is fewer tokens from the end takes that many, which makes up the rest.
 
     Args:
         text: of a row.
-        damage: share of the words to replace; 0 changes only case and white space.
-        seed: decides which ones.
+        target: similarity to aim at; 1 changes only case and white space.
+        span: tokens of an n-gram, on average, in a text of so many tokens.
+        signed: whether visible signs are tokens.
+        seed: decides which tokens.
     """
-    words = [match.span() for match in _token_pattern().finditer(text)]
-    if len(words) < _LEAST_WORDS:
+    tokens = [match.span() for match in _token_pattern(signed).finditer(text)]
+    if len(tokens) < _LEAST_TOKENS:
         return None
-    if damage == 0:
+    if target == 1:
         return "\n" + text.replace(" ", "  ") + " "
     random = Random(seed)  # noqa: S311  # edits, no secrets
-    count = max(1, round(damage * len(words)))
+    length = span(len(tokens))
+    ngrams = len(tokens) - length + 1
+    gone = max(1, int(ngrams * (1 - target) / (1 + target) + random.random()))
+    count, rest = int(gone / length), round(gone % length)
+    inside = len(tokens) - rest - round(length)
+    places = [int((number + random.random()) * inside / count) for number in range(count)]
     pieces, at = [], 0
-    for number in range(count):
-        start, end = words[int((number + random.random()) * len(words) / count)]
+    for place in [*places, len(tokens) - rest] if rest else places:
+        start, end = tokens[place]
         pieces += [text[at:start], f" x{random.getrandbits(48):012x} "]
         at = end
     return "".join([*pieces, text[at:]])
-
-
-def word_damage(target: float, ngram_words: float) -> float:
-    """Share of words to replace so that about the target similarity is left.
-
-    Each of k lone edits of m n-grams takes `ngram_words` away and brings as many, so J = (m - nk) / (m + nk).
-    """
-    return (1 - target) / ((1 + target) * ngram_words)
 
 
 def drawn_levels(ids: pa.Array, levels: Levels) -> I64:
@@ -148,20 +201,21 @@ def drawn_levels(ids: pa.Array, levels: Levels) -> I64:
     return (hash_array(ids, _SEED) % np.uint64(len(levels.edges))).astype(np.int64)
 
 
-def edit_all(ids: pa.Array, texts: pa.Array, levels: Levels, ngram_words: float) -> pa.Array:
+def edit_all(ids: pa.Array, texts: pa.Array, levels: Levels, span: Callable[[int], float], signed: Bools) -> pa.Array:
     """The edited copy of each text, null where it is too short: string [rows].
 
     Args:
         ids: binary(16) [rows]; with the text they decide the edits.
         texts: string [rows].
         levels: among which each canary draws one to aim at.
-        ngram_words: words that an n-gram covers, about.
+        span: as in `edited`.
+        signed: bool [rows], in which texts visible signs are tokens.
     """
     seeds = hash_array(ids, _SEED + 1)
     made = []
-    for text, level, seed in zip(texts.to_pylist(), drawn_levels(ids, levels), seeds, strict=True):
-        target = levels.target(int(level))
-        made.append(edited(text, word_damage(target, ngram_words), int(seed)))
+    rows = zip(texts.to_pylist(), drawn_levels(ids, levels), seeds, signed.tolist(), strict=True)
+    for text, level, seed, with_signs in rows:
+        made.append(edited(text, levels.target(int(level)), span, with_signs, int(seed)))
     return pa.array(made, pa.string())
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from etl.arrays import I64, U64
-from etl.dedup.canaries import base_row, is_canary, level_of
+from etl.dedup.canaries import base_row, by_kind, is_canary, kind_of
 from etl.dedup.minhash import disagreement
 from etl.jit import njit
 
@@ -59,7 +59,7 @@ def _pair_up(
                 return -1
             _close(group, max_partners, hot)
         if key[i] == -(1 << 63):
-            made[level_of(row[i])] += 1
+            made[kind_of(row[i])] += 1
             continue
         mine = is_canary(row[i])
         seen = 0
@@ -147,8 +147,8 @@ class CandidateCounts:
     """How many of those are as similar as the threshold, estimated."""
     hot_bands: dict[str, int] = field(default_factory=dict)
     """Groups in which pairs were left out, by the power of two below their rows."""
-    canaries: dict[int, int] = field(default_factory=dict)
-    """Canaries made, by level."""
+    canaries: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Canaries made, by level and script."""
 
 
 class CandidateStream:
@@ -168,7 +168,7 @@ class CandidateStream:
         self._open = Rows(none, none, none, np.empty((0, num_words), np.uint64))
         self._group = np.zeros(1, np.int64)
         self._sample = np.zeros((SAMPLE, num_words), np.uint64)
-        self._made, self._hot, self._tally = np.zeros(32, np.int64), np.zeros(64, np.int64), np.zeros(3, np.int64)
+        self._made, self._hot, self._tally = np.zeros(1024, np.int64), np.zeros(64, np.int64), np.zeros(3, np.int64)
 
     def push(self, rows: Rows) -> I64:
         """Take the next chunk.
@@ -205,7 +205,7 @@ class CandidateStream:
         _close(self._group, int(self._limits[0]), self._hot)
         compared, left_out, similar = self._tally.tolist()
         return CandidateCounts(
-            compared, left_out, similar // SAMPLE, _counts(self._hot, lambda n: str(1 << n)), _counts(self._made)
+            compared, left_out, similar // SAMPLE, _counts(self._hot, lambda n: str(1 << n)), by_kind(self._made)
         )
 
 

@@ -22,7 +22,7 @@ from etl.dedup.minhash import (
     signatures,
     sketches,
 )
-from etl.dedup.shingles import plain_shingles, token_shingles
+from etl.dedup.shingles import mean_ngram, plain_shingles, token_shingles
 from etl.dedup.signs import sign_digests
 from etl.dedup.verify import jaccard_pairs
 from etl.errors import ConfigError
@@ -32,6 +32,7 @@ Sets = tuple[I64, U64]
 
 ESTIMATE_BITS: Final = 8
 """Of a signature's entry in the sketches that `verify: estimate` compares."""
+_CHARS_PER_WORD: Final = 6.0
 
 
 class NearDedup(Config):
@@ -84,17 +85,25 @@ class NearDedup(Config):
         """
         if self.unit in ("word", "char"):
             return plain_shingles(texts, self.ngram, self.unit == "char")
-        return token_shingles(texts, self.ngram, self._signed(len(texts), formal))
+        return token_shingles(texts, self.ngram, self.signed(len(texts), formal))
 
     def sign_digests(self, texts: pa.Array, formal: Bools | None = None) -> tuple[I64, I64]:
         """What tells pairs of texts that differ in signs alone (etl.dedup.signs): int64 [rows] twice."""
-        return sign_digests(texts, self._signed(len(texts), formal))
+        return sign_digests(texts, self.signed(len(texts), formal))
 
-    def _signed(self, num_rows: int, formal: Bools | None) -> Bools:
+    def signed(self, num_rows: int, formal: Bools | None) -> Bools:
         """Which rows are compared with their signs, bool [rows]."""
         if self.unit == "auto" and formal is not None:
             return formal
         return np.full(num_rows, self.unit == "token")
+
+    def tokens_of_ngram(self, num_tokens: int) -> float:
+        """Tokens that an n-gram covers, on average, in a text of so many (etl.dedup.shingles)."""
+        if self.unit == "word":
+            return self.ngram
+        if self.unit == "char":
+            return 1 + self.ngram / _CHARS_PER_WORD
+        return mean_ngram(num_tokens, self.ngram)
 
     def compared(self, sets: Sets) -> Sets:
         """What verification compares of each shingle set: the set, or the sketch that tells about it."""

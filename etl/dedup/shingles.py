@@ -240,3 +240,11 @@ def ordered_tokens(texts: pa.Array, signed: Bools) -> tuple[I64, U64]:
         offsets int64 [rows + 1] and hashes uint64 [offsets[-1]].
     """
     return _run(fold(texts), signed, 1, False)
+
+
+def mean_ngram(num_tokens: int, n: int) -> float:
+    """Tokens of an n-gram, on average, in a text of so many: between 2 and n (see the top of this file)."""
+    if n <= 2:
+        return n
+    share = (num_tokens - SHORT) / (_LONG_FACTOR * n - SHORT) if _LONG_FACTOR * n > SHORT else 1.0
+    return 2 + min(1.0, max(0.0, share)) * (n - 2)

@@ -35,7 +35,6 @@ _HASH_ROWS = 1 << 14
 """Rows whose signatures are made at once: short texts come by the hundred thousand in a row group."""
 _PUSH_ROWS = 1 << 11
 """Rows that are paired at once: in a hot band each gives up to max_partners pairs of 32 bytes."""
-_CHARS_PER_WORD = 6.0
 
 CANDIDATE = pa.schema(
     [
@@ -45,8 +44,8 @@ CANDIDATE = pa.schema(
 )
 """Row keys of a candidate pair, the keys by which their bands were sorted, the smaller one first (a canary second), and
 how many bands they met in: of those in PAIR_BLOCK, since a pair is stored once only in there."""
-CANDIDATE_VERSION = 2
-"""1 had the smaller row key first and no `bands`."""
+CANDIDATE_VERSION = 3
+"""1 had the smaller row key first and no `bands`; 2 did not count canaries by script."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,10 @@ class MakeCanaries:
         seed = purpose_seed("canaries", self.near.seed)
         return in_sample(ids, seed, self.fraction).to_numpy(zero_copy_only=False)
 
-    def edited(self, ids: pa.Array, texts: pa.Array) -> pa.Array:
+    def edited(self, ids: pa.Array, texts: pa.Array, formal: Bools) -> pa.Array:
         """The copies of some rows that were chosen, null where the text is too short: string [rows]."""
-        words = float(self.near.ngram) if self.near.unit != "char" else 1 + self.near.ngram / _CHARS_PER_WORD
-        return canaries.edit_all(ids, texts, self.levels, words)
+        signed = self.near.signed(len(texts), formal)
+        return canaries.edit_all(ids, texts, self.levels, self.near.tokens_of_ngram, signed)
 
 
 BAND = pa.schema([("bucket", pa.int32()), ("band", pa.int64()), ("key", pa.int64()), ("row", pa.int64())])
@@ -130,13 +129,14 @@ class EmitBands:
     def _canaries(
         self, ids: pa.Array, texts: pa.Array, rows: I64, sets: Sets, formal: Bools
     ) -> Iterator[pa.RecordBatch]:
-        edited = self.canaries.edited(ids, texts)
+        edited = self.canaries.edited(ids, texts, formal)
         made = np.flatnonzero(edited.is_valid().to_numpy(zero_copy_only=False))
         copies = self.near.shingles(edited.drop_null(), formal[made])
         levels = self.canaries.levels.of(canaries.similarities(pick(sets, made), copies))
         useful = levels >= 0
         copies, made = pick(copies, useful), made[useful]
-        keys = canaries.canary_rows(rows[made], levels[useful])
+        scripts = canaries.main_scripts(texts.take(pa.array(made)))
+        keys = canaries.canary_rows(rows[made], levels[useful], scripts)
         if len(keys):
             hashes = hash_array(ids.take(pa.array(made)), _KEY_SEED + 1)
             yield self._bands(copies, stream_keys(hashes, copies), keys)
@@ -194,7 +194,7 @@ def _distributions(counts: candidates.CandidateCounts) -> dict[str, Any]:
         found["similar_left_out"] = counts.num_similar_left_out
         found["hot_bands"] = counts.hot_bands
     if counts.canaries:
-        found["canaries"] = {str(level): count for level, count in counts.canaries.items()}
+        found["canaries"] = counts.canaries
     return found
 
 

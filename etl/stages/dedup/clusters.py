@@ -258,7 +258,9 @@ def near_findings(near: NearDedup, found: NearPairs, hits: Dataset) -> dict[str,
             "rows": num_rows,
             "expected_recall_at_threshold": round(candidate_probability(near.threshold, num_bands, num_rows), 6),
         },
-        "canaries": by_level(Levels(near.threshold), met.counts("canaries"), seen.counts("canaries")),
+        "canaries": _canaries(
+            Levels(near.threshold), met.counts("canaries", levels=2), seen.counts("canaries", levels=2)
+        ),
         "pairs": {
             "compared": met.count("pairs_compared"),
             "candidates": found.pairs.manifest.rows_in,
@@ -276,6 +278,27 @@ def near_findings(near: NearDedup, found: NearPairs, hits: Dataset) -> dict[str,
             "not_survivors": removed,
             "not_survivors_below_threshold": below,
         },
+    }
+
+
+def _canaries(levels: Levels, made: dict[str, dict[str, int]], found: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """What canaries tell, from their counts by level and script: `by_level` and recall by script."""
+    flat = ({level: sum(scripts.values()) for level, scripts in counts.items()} for counts in (made, found))
+    return by_level(levels, *flat) | {"by_script": by_script(levels, made, found)}
+
+
+def by_script(
+    levels: Levels, made: dict[str, dict[str, int]], found: dict[str, dict[str, int]]
+) -> dict[str, dict[str, Any]]:
+    """Canaries at or above the threshold by the main script of their row, and the recall, the most frequent first."""
+    totals: dict[str, list[int]] = {}
+    for place, counts in enumerate((made, found)):
+        for level in range(len(levels.edges)):
+            for script, count in counts.get(str(level), {}).items() if levels.is_duplicate(level) else ():
+                totals.setdefault(script, [0, 0])[place] += count
+    return {
+        script: {"made": total, "reported": reported, "recall": _share(reported, total)}
+        for script, (total, reported) in sorted(totals.items(), key=lambda item: (-item[1][0], item[0]))
     }
 
 

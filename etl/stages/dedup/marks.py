@@ -40,7 +40,7 @@ HIT = pa.schema(
 HIT_VERSION = 2
 """1 had no `id`, and a content digest that covered the row keys."""
 
-FINDINGS_VERSION = 1
+FINDINGS_VERSION = 2
 """Raised when a search says other things of itself in `findings`: what an old output holds is then written anew."""
 
 LOSER = pa.schema([ROW_KEY, PROMPT.field("id"), pa.field("survivor", ID, nullable=False)])

@@ -70,8 +70,9 @@ NEAR_PAIR = pa.schema(
         place(pa.field("b_row", pa.int64(), nullable=False)),
     ]
 )
-PAIR_VERSION = 3
-"""1 had a content digest that covered the row keys; 2 did not count the pairs that differ in signs alone."""
+PAIR_VERSION = 4
+"""1 had a content digest that covered the row keys; 2 did not count the pairs that differ in signs alone, 3
+canaries by script."""
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------
@@ -125,12 +126,11 @@ class WriteSets:
 
     def _compared(self, chosen: pa.RecordBatch, copies: Bools, blocks: pa.Array) -> list[pa.Array]:
         """The columns of SET from `tokens` on."""
-        texts = full_text(chosen)
+        texts, formal = full_text(chosen), is_formal(chosen)
         if copies.any():
             mask = pa.array(copies)
-            edited = self.canaries.edited(chosen.column("id").filter(mask), texts.filter(mask))
+            edited = self.canaries.edited(chosen.column("id").filter(mask), texts.filter(mask), formal[copies])
             texts = pc.replace_with_mask(texts, mask, edited)
-        formal = is_formal(chosen)
         tokens, signs = self.near.sign_digests(texts, formal)
         compared = self.near.compared(self.near.shingles(texts, formal))
         return [pa.array(tokens), pa.array(signs), blocks, packed(compared)]
@@ -262,7 +262,7 @@ class Verify:
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         pairs_in, in_signs = 0, 0
-        found: dict[str, int] = {}
+        found = np.zeros(1024, np.int64)
 
         def verified() -> Iterator[pa.RecordBatch]:
             nonlocal pairs_in, in_signs
@@ -280,14 +280,15 @@ class Verify:
                     pairs = pairs[:, changes.push(pairs).any(axis=0)]
                     copies = canaries.which_canaries(pairs[2])
                     pairs_in += int((~copies).sum())
-                    _count_levels(found, self._similar(held, pairs[:, copies]))
+                    kinds = self._similar(held, pairs[:, copies]) >> canaries.SCRIPT_BIT & np.int64(1023)
+                    np.add.at(found, kinds, 1)
                     reported, num_in_signs = self._verify(held, pairs[:, ~copies])
                     in_signs += num_in_signs
                     yield reported
                 held.keep(batch.column("block")[-1].as_py())
 
         yield from recut(verified())
-        counts = {"canaries": found, "in_signs": in_signs}
+        counts = {"canaries": canaries.by_kind(found), "in_signs": in_signs}
         yield Chunk(None, pairs_in, {}, {name: count for name, count in counts.items() if count})
 
     def _similar(self, held: HeldSets, pairs: I64) -> I64:
@@ -318,11 +319,6 @@ class Verify:
         in_signs = pc.and_(pc.equal(one["tokens"], other["tokens"]), pc.not_equal(one["signs"], other["signs"]))
         arrays = [column.combine_chunks() for column in table.columns]
         return pa.RecordBatch.from_arrays(arrays, schema=NEAR_PAIR), pc.sum(in_signs).as_py() or 0
-
-
-def _count_levels(found: dict[str, int], copies: I64) -> None:
-    for level in (copies >> canaries.LEVEL_BIT & np.int64(31)).tolist():
-        found[str(level)] = found.get(str(level), 0) + 1
 
 
 def _comes_after(details: pa.Table, left: I64, right: I64) -> Bools:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.dedup.canaries import (
+    SCRIPTS,
     Levels,
     base_row,
     bases,
@@ -17,15 +18,17 @@ from etl.dedup.canaries import (
     edited,
     is_canary,
     level_of,
+    main_scripts,
     similarities,
     which_canaries,
 )
+from etl.dedup.near import NearDedup
 from etl.text import shingles
 
 TEXT = " ".join(f"word{n} is Followed by number {n * n}." for n in range(120))
 
 
-@given(st.integers(0, (1 << 25) - 1), st.integers(0, (1 << 32) - 1), st.integers(0, 31))
+@given(st.integers(0, (1 << 20) - 1), st.integers(0, (1 << 32) - 1), st.integers(0, 31))
 def test_a_key_tells_its_row_and_level(split: int, row: int, level: int) -> None:
     key = split << 32 | row
     made = canary_rows(np.array([key], np.int64), np.array([level], np.int64))
@@ -65,29 +68,66 @@ def word_set(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[n : n + 5]) for n in range(len(words) - 4)}
 
 
-@pytest.mark.parametrize("damage", [0.0, 0.004, 0.02, 0.05])
-def test_an_edit_replaces_so_many_words_and_no_more(damage: float) -> None:
-    copy = edited(TEXT, damage, seed=3)
+@pytest.mark.parametrize(("target", "changed"), [(1.0, {0}), (0.98, {2}), (0.8, {15, 16, 17})])
+def test_an_edit_replaces_words_and_no_more(target: float, changed: set[int]) -> None:
+    """So many of the 720 words that (716 - 5k) / (716 + 5k) is the target."""
+    copy = edited(TEXT, target, lambda _: 5.0, False, seed=3)
     assert copy is not None
     assert copy != TEXT
     old, new = re.findall(r"\w+", TEXT), re.findall(r"\w+", copy)
     assert len(old) == len(new)
-    assert sum(a != b for a, b in zip(old, new, strict=True)) == round(damage * len(old))
-    assert edited(TEXT, damage, seed=3) == copy
+    assert sum(a != b for a, b in zip(old, new, strict=True)) in changed
+    assert edited(TEXT, target, lambda _: 5.0, False, seed=3) == copy
 
 
 def test_a_short_text_has_no_canary() -> None:
-    assert edited("too few words to edit", 0.1, seed=1) is None
+    assert edited("too few words to edit", 0.8, lambda _: 2.0, False, seed=1) is None
 
 
 def test_canaries_come_near_their_levels_and_their_similarity_is_exact() -> None:
     levels = Levels(0.8)
     ids = pa.array([n.to_bytes(16, "little") for n in range(400)], pa.binary(16))
     texts = pa.array([f"{TEXT} and row {n} itself" for n in range(400)])
-    copies = edit_all(ids, texts, levels, 5.0)
+    copies = edit_all(ids, texts, levels, lambda _: 5.0, np.zeros(400, np.bool_))
     found = similarities(shingles(texts, 5), shingles(copies, 5))
     for text, copy, jaccard in zip(texts.to_pylist()[:40], copies.to_pylist()[:40], found[:40], strict=True):
         one, other = word_set(text), word_set(copy)
         assert jaccard == pytest.approx(len(one & other) / len(one | other), abs=1e-12)
     counts = np.bincount(levels.of(found), minlength=7)
     assert (counts > 20).all()
+
+
+def made_of(kind: str, number: int) -> str:
+    rng = np.random.default_rng(number)
+    length = int(rng.integers(24, 81))
+    if kind == "chinese":
+        return "".join(chr(code) for code in rng.integers(0x4E00, 0x9FA5, length))
+    if kind == "code":
+        return " ".join("+-*/=()[]"[code] if code < 9 else f"name{code}" for code in rng.integers(0, 300, length))
+    return " ".join(f"word{code}" for code in rng.integers(0, 3000, length))
+
+
+@pytest.mark.parametrize("kind", ["words", "chinese", "code"])
+def test_short_texts_have_canaries_at_every_level(kind: str) -> None:
+    near, levels = NearDedup(), Levels(0.8)
+    ids = pa.array([n.to_bytes(16, "little") for n in range(400)], pa.binary(16))
+    texts = pa.array([made_of(kind, n) for n in range(400)])
+    signed = np.full(400, kind == "code")
+    copies = edit_all(ids, texts, levels, near.tokens_of_ngram, signed)
+    assert copies.null_count == 0
+    found = levels.of(similarities(near.shingles(texts, signed), near.shingles(copies, signed)))
+    assert (np.bincount(found[found >= 0], minlength=7) >= 20).all()
+    assert (found < 0).mean() < 0.1
+
+
+def test_an_edit_of_code_replaces_signs_too() -> None:
+    text = "a + b - c * d / " * 10
+    copies = [edited(text, 0.8, NearDedup().tokens_of_ngram, True, seed) for seed in range(9)]
+    assert any(copy is not None and sum(map(copy.count, "+-*/")) < 40 for copy in copies)
+
+
+def test_the_main_script_is_that_of_most_letters() -> None:
+    texts = ["a word and 漢字", "漢字の中にかながある", "漢字", "слово a", "คำ", "शब्द", "12 + 3", "", "ｗｉｄｅ"]
+    found = [SCRIPTS[place] for place in main_scripts(pa.array(texts))]
+    assert found == ["latin", "kana", "han", "cyrillic", "thai", "devanagari", "other", "other", "latin"]
+    assert len(SCRIPTS) == 32

@@ -113,7 +113,7 @@ def test_canaries_that_were_made_are_counted_by_level() -> None:
     stream = CandidateStream(4, 64, 0, 1)
     called = np.full(3, MEMBERSHIP_KEY)
     assert len(stream.push(Rows(np.zeros(3, np.int64), called, made, np.zeros((3, 1), np.uint64)))) == 0
-    assert stream.finish().canaries == {0: 1, 3: 2}
+    assert stream.finish().canaries == {"0": {"other": 1}, "3": {"other": 2}}
 
 
 @pytest.mark.parametrize("later", [(0, 1, 9), (1, 2, 2), (1, 2, 1), (1, 1, 9)])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from etl.dedup.canaries import Levels, canary_rows
 from etl.dedup.near import NearDedup
-from etl.stages.dedup.clusters import CLUSTER_ROW, EmitClusterRows, RankComponents, by_level
+from etl.stages.dedup.clusters import CLUSTER_ROW, EmitClusterRows, RankComponents, by_level, by_script
 from etl.stages.dedup.stars import LABEL
 from etl.stages.dedup.verify import SET
 from etl.storage.location import Location
@@ -71,7 +71,7 @@ def test_sets_of_labelled_rows_go_to_the_bucket_of_their_component_and_canaries_
             pa.RecordBatch.from_pylist(
                 [
                     {"row": key, "id": identity(key % 100), "source": 0, "example": "e", "preference": key % 5,
-                     "digest": 7, "blocks": [1], "shingles": packed_set([key % 100])}
+                     "digest": 7, "tokens": 1, "signs": 2, "blocks": [1], "shingles": packed_set([key % 100])}
                     for key in split
                 ],
                 SET,
@@ -106,6 +106,15 @@ def test_recall_and_precision_by_level():
     assert above == {"made": 10, "reported": 8, "recall": 0.8, "precision": 1.0}
     nothing = by_level(levels, {}, {})
     assert (nothing["recall"], nothing["precision"]) == (None, None)
+
+
+def test_recall_by_script_counts_what_is_to_be_found():
+    made = {"1": {"latin": 5}, "2": {"latin": 3, "han": 4}, "3": {"latin": 3}}
+    found = by_script(Levels(0.8), made, {"1": {"latin": 1}, "2": {"latin": 2, "han": 4}, "3": {"latin": 1}})
+    assert list(found.items()) == [
+        ("latin", {"made": 6, "reported": 3, "recall": 0.5}),
+        ("han", {"made": 4, "reported": 4, "recall": 1.0}),
+    ]
 
 
 def word_jaccard(one, other):
