@@ -22,7 +22,10 @@ from etl.artefacts import cache_dir
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_CALLABLE = ("etl.hashing", "etl.text", "etl.dedup.minhash", "etl.dedup.canaries", "etl.filters.ngram_words")
+_CALLABLE = (
+    "etl.hashing", "etl.text", "etl.dedup.minhash", "etl.dedup.canaries", "etl.filters.ngram_words",
+    "etl.filters.ngram_scan",
+)  # fmt: skip
 """Modules with kernels that kernels of other modules call."""
 
 

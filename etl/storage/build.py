@@ -407,9 +407,11 @@ class Build:
         known to be ours.
         """
         names = [name for name, _ in self.folder.walk()]
-        if old is None and any(name.split("/")[0] != CLOSED for name in names):
+        # A listing may lag behind, so what it names is asked for: an object that is gone is nobody's.
+        others = (name for name in names if name.split("/")[0] != CLOSED and (self.folder / name).exists())
+        if old is None and (other := next(others, None)) is not None:
             raise DataError(
-                f"{self.folder} holds files (such as {names[0]}) but no {PLAN}, so no run of ours wrote it; "
+                f"{self.folder} holds files (such as {other}) but no {PLAN}, so no run of ours wrote it; "
                 "choose another output, or remove that folder yourself"
             )
         (self.folder / MANIFEST).remove()

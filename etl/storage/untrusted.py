@@ -12,7 +12,7 @@ import json
 import math
 import re
 import reprlib
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import pydantic_core
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, ValidationError
@@ -51,11 +51,15 @@ def _flows(account: dict[str, int]) -> dict[str, int]:
     return account
 
 
+_SIGNED: Final = "units"
+"""The name of a sum of log-probabilities, the one count below 0 (training/teacher/stats.py)."""
+
+
 def _are_counts(tree: dict[str, Any]) -> dict[str, Any]:
-    for value in tree.values():
+    for name, value in tree.items():
         if isinstance(value, dict):
             _are_counts(value)
-        elif type(value) is not int or not 0 <= value < 2**63:
+        elif type(value) is not int or not (-(2**63) if name == _SIGNED else 0) <= value < 2**63:
             raise ValueError("must be counts by name: whole numbers from 0 to 2^63")
     return tree
 

@@ -26,7 +26,8 @@ def test_pairs_and_clusters_name_rows_by_their_own_ids(tmp_path):
     texts = [text, "something else entirely, in a few words", text + " more", "", text.upper()]
     table = pa.table({"number": pa.array([10, 11, 12, 13, 14], pa.int64()), "body": texts})
     pq.write_table(table, tmp_path / "in.parquet")
-    columns = ("sources.text.id_column=number", "sources.text.text_column=body", "dedup.near.threshold=0.9")
+    columns = ("sources.text.id_column=number", "sources.text.text_column=body", "dedup.near.threshold=0.9",
+               "dedup.near.unit=word")  # fmt: skip
     pairs, clusters = dedup_text(tmp_path / "out", tmp_path / "in.parquet", *columns)
     assert sorted(pairs.project("a, b, round(jaccard, 9)").fetchall()) == [
         ("10", "12", round(56 / 57, 9)), ("10", "14", 1.0), ("12", "14", round(56 / 57, 9)),
@@ -48,7 +49,8 @@ def test_slice_of_the_benchmark_corpus(shared_data, tmp_path):
         for row in pq.read_table(folder / "exact_pairs.parquet").to_pylist()
         if row["a"] in ids and row["b"] in ids
     }
-    columns = ("sources.text.id_column=id", "sources.text.text_column=text", "dedup.near.threshold=0.8")
+    columns = ("sources.text.id_column=id", "sources.text.text_column=text", "dedup.near.threshold=0.8",
+               "dedup.near.unit=word")  # fmt: skip
     pairs, clusters = dedup_text(tmp_path / "out", tmp_path / "in.parquet", *columns)
     found = {(int(a), int(b)): round(j, 6) for a, b, j in pairs.project("a, b, jaccard").fetchall()}
     assert found.items() <= truth.items()

@@ -38,6 +38,11 @@ def test_duckdb_joins_dropped_with_an_aligned_table(output):
 
 
 def test_spark_joins_dropped_with_an_aligned_table(output, spark):
-    for name in ("dropped", "ingest"):
+    names = ("dropped", "ingest")
+    for name in names:
         spark.read.parquet(f"{output}/{name}").createOrReplaceTempView(name)
-    check([tuple(row) for row in spark.sql(NAMED).collect()], output)
+    try:
+        check([tuple(row) for row in spark.sql(NAMED).collect()], output)
+    finally:  # The session is shared, and a view goes before a table of its name.
+        for name in names:
+            spark.catalog.dropTempView(name)

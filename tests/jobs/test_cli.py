@@ -124,7 +124,7 @@ def test_verify_where_nothing_is(tmp_path):
         ("run.split_byte=5000", ["run", "unknown key 'split_byte'", "'split_bytes'"]),
         ("stages=[filtr, layout]", ["stages.0", "'filtr'", "filter"]),
         ("dedup.near.threshold=2", ["dedup.near.threshold", "2"]),
-        ("filter.steps.1.keep=[english]", ["filter.steps.1", "no language 'english'"]),
+        ("filter.steps.1.keep=[englsih]", ["filter.steps.1", "no language 'englsih'"]),
         ("filter.steps.7.keep=[en]", ["filter.steps.7.keep", "position"]),
         ("nonsense", ["KEY=VALUE"]),
     ],
