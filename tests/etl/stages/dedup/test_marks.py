@@ -16,6 +16,7 @@ from etl.rows import Rows
 from etl.run.run import context_of
 from etl.schema import ID, PROMPT, aligned
 from etl.stages.dedup.marks import (
+    FINDINGS_VERSION,
     HIT,
     LOSER,
     ClusterMark,
@@ -136,7 +137,10 @@ def test_the_only_hit_of_a_row_stands_at_its_place():
 def test_a_mark_is_fingerprinted_by_its_fields():
     assert LoserMark("exact", "copy").semantic == {"mark": {"step": "exact", "reason": "copy"}}
     near = ClusterMark("near", "near_duplicate", 0.8).semantic
-    assert near == {"mark": {"step": "near", "reason": "near_duplicate", "drop_below": 0.8}}
+    assert near == {
+        "mark": {"step": "near", "reason": "near_duplicate", "drop_below": 0.8},
+        "findings": FINDINGS_VERSION,
+    }
 
 
 def test_hits_are_marked_whatever_split_has_found_them(tmp_path):
