@@ -9,6 +9,7 @@ before and beside it is in etl.fold and etl.dedup.shingles. Working memory is tw
 text, 5 times at most.
 
 A text must be valid UTF-8, which ingest checks. Whatever the bytes, the kernels read nothing out of bounds.
+The file is long because numba compiles these kernels into one another, and those of other files (etl/jit.py names it).
 """
 
 import functools

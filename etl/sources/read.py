@@ -7,6 +7,7 @@ Whatever a library says of a file or a row group is a SourceError with the file 
 Python object a row, except for meta_json (about 1 µs a row); JSONL costs one orjson parse a line.
 
 Of a line that is too long no more than `Limits.row_bytes` is held; etl/sources/row_groups.py bounds what Parquet takes.
+The file is long because lines and columns end in the same batches and the same bad rows, by the same functions.
 """
 
 import itertools

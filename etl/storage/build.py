@@ -3,6 +3,8 @@
 A build adopts or writes the plan, workers write parts and create-only receipts, and the build commits what the receipts
 name. A killed build leaves parts, a plan and some receipts; the next one of the same plan does only the splits that
 have no receipt, another one closes it and clears the folder. Cost of a commit: a GET a split and a LIST of the folder.
+The file is long because the protocol is one: what a plan, a part, a receipt and a commit may assume of each other is
+read here from top to bottom.
 """
 
 import itertools

@@ -5,6 +5,7 @@ file, on an object store it is a conditional PUT, on HDFS a rename that fails wh
 `upload` show nothing half-written either; on HDFS, which cannot rename over a file, there is none for a moment. Remote
 operations are tried again (`etl.storage.retry`), and every failure is one of the four errors with one line that says
 what to do (`etl.storage.remote`). A Location pickles to its URL and options, so workers open their own connection.
+The file is long because one class answers for every store, and each operation says beside the others what holds where.
 """
 
 import contextlib
