@@ -42,9 +42,9 @@ of its own."""
 
 TABLE_SIZE: Final = 1 << 21  # what four UTF-8 bytes can address, so that no byte sequence leaves the table
 _FINAL_SIGMA: Final = "Σ"  # the one letter whose lower case depends on its neighbours
-_TOKEN_START: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
+TOKEN_START: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 _TOKEN_MULTIPLIER: Final = np.uint64(0xD6E8FEB86659FD93)  # odd, with well spread bits
-_NGRAM_BASE: Final = np.uint64(0xA0761D6478BD642D)  # odd, 5 modulo 8: its powers are distinct modulo 2^62
+NGRAM_BASE: Final = np.uint64(0xA0761D6478BD642D)  # odd, 5 modulo 8: its powers are distinct modulo 2^62
 
 
 @functools.cache
@@ -245,7 +245,7 @@ def token_hashes(letters: U32, out: U64) -> int:
     fourth = _next_space(letters, max(third, size // 4 * 3))
     a, b, c, d = letters[:second], letters[second:third], letters[third:fourth], letters[fourth:]
     out_a, out_b, out_c, out_d = out[:room], out[room : 2 * room], out[2 * room : 3 * room], out[3 * room :]
-    token_a = token_b = token_c = token_d = _TOKEN_START
+    token_a = token_b = token_c = token_d = TOKEN_START
     num_a = num_b = num_c = num_d = 0
     together = min(min(len(a), len(b)), min(len(c), len(d)))
     for i in range(together):
@@ -268,8 +268,8 @@ def step(token: np.uint64, letter: np.uint32) -> tuple[np.uint64, bool]:
     One word in 2^64 has the hash that a new one starts with, and is taken for none.
     """
     mixed = (token ^ np.uint64(letter)) * _TOKEN_MULTIPLIER
-    ended = (letter == 0) & (token != _TOKEN_START)
-    return _TOKEN_START if letter == 0 else mixed ^ (mixed >> np.uint64(32)), ended
+    ended = (letter == 0) & (token != TOKEN_START)
+    return TOKEN_START if letter == 0 else mixed ^ (mixed >> np.uint64(32)), ended
 
 
 @njit
@@ -279,7 +279,7 @@ def _tokens_of_rest(letters: U32, token: np.uint64, out: U64, count: int) -> int
         out[count] = token
         token, ended = step(token, letters[i])
         count += ended
-    if token != _TOKEN_START:
+    if token != TOKEN_START:
         out[count] = token
         count += 1
     return count
@@ -293,11 +293,29 @@ def _moved(quarter: U64, num: int, out: U64, count: int) -> int:
 
 
 @njit
-def _hash_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out: U64, out_offsets: I64) -> None:
-    """Write the hash of every n-gram of each text, in text order; see `ngram_hashes` for the formulas."""
+def write_ngrams(tokens: U64, n: int, out: U64, size: int) -> int:
+    """Write the hashes of all n-grams of a text into `out` from `size` on; how many it holds then.
+
+    A text of fewer tokens has one, with zeros for what it lacks; see `ngram_hashes` for the formulas.
+    """
     oldest_weight = np.uint64(1)
     for _ in range(n - 1):
-        oldest_weight *= _NGRAM_BASE
+        oldest_weight *= NGRAM_BASE
+    ngram = np.uint64(0)
+    for k in range(n):
+        ngram = ngram * NGRAM_BASE + (tokens[k] if k < len(tokens) else np.uint64(0))
+    out[size] = xxh64_u64(ngram, np.uint64(0))
+    size += 1
+    for k in range(n, len(tokens)):
+        ngram = (ngram - tokens[k - n] * oldest_weight) * NGRAM_BASE + tokens[k]
+        out[size] = xxh64_u64(ngram, np.uint64(0))
+        size += 1
+    return size
+
+
+@njit
+def _hash_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out: U64, out_offsets: I64) -> None:
+    """Write the hash of every n-gram of each text, in text order."""
     longest = 0
     for row in range(len(valid)):
         longest = max(longest, offsets[row + 1] - offsets[row])
@@ -310,15 +328,7 @@ def _hash_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out: U64,
             continue
         num_letters = read_letters(data, offsets[row], offsets[row + 1], word, letters)
         num_tokens = token_hashes(letters[:num_letters], tokens)
-        ngram = np.uint64(0)
-        for k in range(n):
-            ngram = ngram * _NGRAM_BASE + (tokens[k] if k < num_tokens else np.uint64(0))
-        out[size] = xxh64_u64(ngram, np.uint64(0))
-        size += 1
-        for k in range(n, num_tokens):
-            ngram = (ngram - tokens[k - n] * oldest_weight) * _NGRAM_BASE + tokens[k]
-            out[size] = xxh64_u64(ngram, np.uint64(0))
-            size += 1
+        size = write_ngrams(tokens[:num_tokens], n, out, size)
     out_offsets[len(valid)] = size
 
 
@@ -327,7 +337,7 @@ def _hash_char_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out:
     """Write the hash of every n consecutive characters of the words of each text, joined by single spaces."""
     oldest_weight = np.uint64(1)
     for _ in range(n - 1):
-        oldest_weight *= _NGRAM_BASE
+        oldest_weight *= NGRAM_BASE
     recent = np.empty(n, np.uint64)
     size = 0
     for row in range(len(valid)):
@@ -349,7 +359,7 @@ def _hash_char_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out:
             for value in (np.uint64(32), letter):
                 if value == 32 and not pending:
                     continue
-                ngram = (ngram - recent[slot] * oldest_weight) * _NGRAM_BASE + value
+                ngram = (ngram - recent[slot] * oldest_weight) * NGRAM_BASE + value
                 recent[slot] = value
                 slot = slot + 1 if slot + 1 < n else 0
                 num_chars += 1
@@ -359,7 +369,7 @@ def _hash_char_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out:
             pending = False
         if num_chars < n:
             for _ in range(n - num_chars):
-                ngram *= _NGRAM_BASE
+                ngram *= NGRAM_BASE
             out[size] = xxh64_u64(ngram, np.uint64(1))
             size += 1
     out_offsets[len(valid)] = size

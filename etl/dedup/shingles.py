@@ -31,6 +31,8 @@ from etl.hashing import binary_buffers, xxh64_u64
 from etl.jit import njit
 from etl.text import (
     ALONE_RANGES,
+    NGRAM_BASE,
+    TOKEN_START,
     char_ngram_hashes,
     distinct_hashes,
     lowered,
@@ -39,6 +41,7 @@ from etl.text import (
     step,
     token_hashes,
     word_table,
+    write_ngrams,
 )  # fmt: skip
 
 SHINGLES_VERSION: Final = 2
@@ -52,8 +55,6 @@ _MARK: Final = np.uint32(1 << 25)
 _SIGN: Final = np.uint32(1 << 26)
 _PASSED: Final = np.uint32(1 << 27)
 _APART: Final = np.uint32(_ALONE | _MARK | _PASSED)
-_TOKEN_START: Final = np.uint64(0x9E3779B97F4A7C15)
-_BASE: Final = np.uint64(0xA0761D6478BD642D)
 
 
 @functools.cache
@@ -78,7 +79,7 @@ def _token_tables() -> tuple[U32, U32]:
 def _tokens_apart(letters: U32, out: U64) -> int:
     """Write the hash of every token of a text; how many there are. A mark belongs to the character before it."""
     count = 0
-    token = _TOKEN_START
+    token = TOKEN_START
     is_open, in_word = False, False
     for letter in letters:
         if letter & _PASSED:
@@ -93,7 +94,7 @@ def _tokens_apart(letters: U32, out: U64) -> int:
             count += 1
             is_open = False
         if letter:
-            token, _ = step(token if is_open else _TOKEN_START, letter & np.uint32(0x1FFFFF))
+            token, _ = step(token if is_open else TOKEN_START, letter & np.uint32(0x1FFFFF))
             is_open, in_word = True, joins
     if is_open:
         out[count] = token
@@ -127,7 +128,7 @@ def _cut(data: U8, at: int, end: int, plain: U32, signs: U32, signed: bool, lett
 def _ngram(tokens: U64, at: int, n: int) -> np.uint64:
     total = np.uint64(0)
     for k in range(n):
-        total = total * _BASE + (tokens[at + k] if at + k < len(tokens) else np.uint64(0))
+        total = total * NGRAM_BASE + (tokens[at + k] if at + k < len(tokens) else np.uint64(0))
     return xxh64_u64(total, np.uint64(0))
 
 
@@ -141,9 +142,6 @@ def _hash(
         longest = max(longest, offsets[row + 1] - offsets[row])
     letters, buffer = np.empty(longest, np.uint32), np.empty(4 * (longest // 2 + 2), np.uint64)
     short, size = min(n, 2), 0
-    weight = np.uint64(1)
-    for _ in range(n - 1):
-        weight *= _BASE
     for row in range(len(valid)):
         out_offsets[row] = size
         if valid[row] == 0:
@@ -153,15 +151,7 @@ def _hash(
         if num == 0:
             continue
         if not follows or num >= _LONG_FACTOR * n or n <= 2:
-            ngram = np.uint64(0)
-            for k in range(n):
-                ngram = ngram * _BASE + (tokens[k] if k < num else np.uint64(0))
-            out[size] = xxh64_u64(ngram, np.uint64(0))
-            size += 1
-            for k in range(n, num):
-                ngram = (ngram - tokens[k - n] * weight) * _BASE + tokens[k]
-                out[size] = xxh64_u64(ngram, np.uint64(0))
-                size += 1
+            size = write_ngrams(tokens, n, out, size)
             continue
         share = max(0.0, (num - SHORT) / (_LONG_FACTOR * n - SHORT))
         bound = np.uint64(share * 4294967296.0)
