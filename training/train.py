@@ -44,7 +44,7 @@ from training.record.metrics import Record
 from training.record.recorder import Recorder
 from training.stages.held_out import HeldOut
 from training.stages.schedule import ArmConfig, StageConfig
-from training.stages.state import Evaluation, TrainState
+from training.stages.state import EndedStage, Evaluation, TrainState
 from training.stages.stream import GlobalStep, StageStream, check_corpora, outdated_corpora, over_all_ranks
 from training.teacher.frozen import FrozenTeacher
 from training.versions import versioned
@@ -210,7 +210,7 @@ class Trainer:
                 self._evaluate()
             while not self.config.is_over(self.state) and not self._run_stage(on_step, overfit, stop):
                 if self.state.stage.index < len(self.config.stages) - 1:
-                    self.state = self.state.next_stage()
+                    self.state = self.state.next_stage(self._ended())
         if self.config.is_complete(self.state) and self.state.evaluated_tokens < self.state.tokens:
             self._evaluate()
         if self.state.step > 0 and not overfit:
@@ -249,6 +249,14 @@ class Trainer:
                 if batch.stops or self.config.is_over(self.state):
                     return True
         return False
+
+    def _ended(self) -> EndedStage:
+        """The current stage, which is over, as it ended."""
+        stage, state = self.config.stages[self.state.stage.index], self.state.stage
+        reason = stage.end_reason(state)
+        assert reason is not None, "the stage is over"
+        rate = self.config.optimizer_in(stage).learning_rate(state.tokens, stage.tokens)
+        return self.state.end_of_stage(stage.name, reason, rate)
 
     def _refuse_if_empty(self, stage: StageConfig, streams: StageStream) -> None:
         if self.state.stage.tokens > 0:

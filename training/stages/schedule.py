@@ -103,8 +103,16 @@ class StageConfig(Config):
 
     def is_over(self, state: StageState) -> bool:
         """Whether the stage has nothing more to do."""
+        return self.end_reason(state) is not None
+
+    def end_reason(self, state: StageState) -> str | None:
+        """Why the stage has nothing more to do: "target", "documents" or "stop rule"; None while it has."""
+        if state.tokens >= self.tokens:
+            return "target"
+        if state.is_exhausted:
+            return "documents"
         stops = self.stop is not None and self.stop.holds(state.tokens, state.evaluations)
-        return state.is_exhausted or state.tokens >= self.tokens or stops
+        return "stop rule" if stops else None
 
     def arm_named(self, name: str | None) -> ArmConfig:
         """An arm; the first for None.

@@ -39,10 +39,28 @@ class StageState:
 
 
 @dataclass(frozen=True)
+class EndedStage:
+    """A stage that is over, as it ended."""
+
+    name: str
+    steps: int
+    """Global steps drawn in it, skipped ones included."""
+    tokens: int
+    streams: dict[str, StreamState]
+    """Where the stream of each arm that had a step stopped."""
+    reason: str
+    """"target", "documents" or "stop rule"."""
+    learning_rate: float
+    """The rate at which it ended."""
+
+
+@dataclass(frozen=True)
 class TrainState:
     """A run after some steps."""
 
     stage: StageState = StageState()
+    ended: tuple[EndedStage, ...] = ()
+    """The stages before the current one, in order; empty in a checkpoint from before they were kept."""
     step: int = 0
     """Optimizer steps taken."""
     skipped: int = 0
@@ -70,10 +88,21 @@ class TrainState:
     def from_json(cls, found: dict[str, Any]) -> "TrainState":
         """What `to_json` gave."""
         stage = found["stage"]
-        streams = {arm: StreamState(**state) for arm, state in stage["streams"].items()}
         evaluations = [Evaluation(**evaluation) for evaluation in stage["evaluations"]]
-        return cls(**{**found, "stage": StageState(**{**stage, "streams": streams, "evaluations": evaluations})})
+        stage = StageState(**{**stage, "streams": _streams(stage), "evaluations": evaluations})
+        ended = tuple(EndedStage(**{**one, "streams": _streams(one)}) for one in found.get("ended", ()))
+        return cls(**{**found, "stage": stage, "ended": ended})
 
-    def next_stage(self) -> "TrainState":
-        """The same run at the start of the next stage."""
-        return replace(self, stage=StageState(index=self.stage.index + 1), teacher_mean={})
+    def end_of_stage(self, name: str, reason: str, learning_rate: float) -> EndedStage:
+        """The current stage as it ended: its name, why it is over, and its last rate."""
+        stage = self.stage
+        return EndedStage(name, stage.steps, stage.tokens, stage.streams, reason, learning_rate)
+
+    def next_stage(self, ended: EndedStage) -> "TrainState":
+        """The same run at the start of the next stage; `ended` is the current one."""
+        here = StageState(index=self.stage.index + 1)
+        return replace(self, stage=here, ended=(*self.ended, ended), teacher_mean={})
+
+
+def _streams(found: dict[str, Any]) -> dict[str, StreamState]:
+    return {arm: StreamState(**state) for arm, state in found["streams"].items()}

@@ -3,10 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.errors import ConfigError
-from training.data.stream.plan import StreamConfig, StreamState
+from training.data.stream.plan import StreamConfig
 from training.engine.optimizer import OptimizerConfig
 from training.stages.schedule import ArmConfig, StageConfig, StopRule, check_stages, optimizer_of, stream_of
-from training.stages.state import Evaluation, StageState, TrainState
+from training.stages.state import Evaluation, StageState
 
 
 def stage(*shares):
@@ -72,9 +72,11 @@ def test_names_must_differ():
         check_stages((StageConfig(tokens=1), StageConfig(tokens=2)))
 
 
-def test_a_state_survives_json():
-    streams = {"main": StreamState("d", 2, 8)}
-    stage_state = StageState(1, 5, 77, streams, evaluations=[Evaluation(2.0, None, 1)])
-    state = TrainState(stage=stage_state, step=9, teacher_mean={"main": -1.5})
-    assert TrainState.from_json(state.to_json()) == state
-    assert state.next_stage().stage == StageState(index=2)
+def test_a_stage_ends_by_its_target_its_documents_or_its_stop_rule():
+    rule = StopRule(flat_evaluations=1)
+    stage = StageConfig(tokens=100, stop=rule)
+    flat = evaluations([2.0, 2.0])
+    assert stage.end_reason(StageState(tokens=99)) is None
+    assert stage.end_reason(StageState(tokens=100, is_exhausted=True, evaluations=flat)) == "target"
+    assert stage.end_reason(StageState(tokens=99, is_exhausted=True, evaluations=flat)) == "documents"
+    assert stage.end_reason(StageState(tokens=99, evaluations=flat)) == "stop rule"
