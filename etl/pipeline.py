@@ -101,6 +101,13 @@ class Pipeline(Config):
         """The pipeline whose steps have the artefacts that they ask for."""
         return self.model_copy(update={"steps": tuple(step.given(offered) for step in self.steps)})
 
+    def findings(self) -> dict[str, dict[str, Any]]:
+        """What the manifest tells of the steps: key -> column -> what."""
+        told: dict[str, dict[str, Any]] = {}
+        for key, columns in (item for step in self.steps for item in step.findings().items()):
+            told[key] = {**told.get(key, {}), **columns}
+        return told
+
     def identity(self) -> list[dict[str, Any]]:
         """What decides the output of the steps, for a fingerprint."""
         return [step.identity() for step in self.steps]

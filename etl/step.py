@@ -161,6 +161,10 @@ class Step(Selected, Kinded):
         """Names of the artefacts that stages of the same run make for it: what stands behind `run:`."""
         return ()
 
+    def findings(self) -> dict[str, dict[str, Any]]:
+        """What the manifest of its dataset tells under `findings`: key -> column that it adds -> what in JSON types."""
+        return {}
+
     def given(self, offered: Mapping[str, Offer]) -> Self:
         """The step with the artefacts that it asks for.
 

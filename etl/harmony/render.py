@@ -9,7 +9,8 @@ time and more is the BPE's; no Python object is made per row but the strings tha
 
 How the columns of a message are read: a `system` or `developer` message of a row holds instructions, so it is
 rendered as a developer message after the constant ones; an assistant's message without a channel is `final`,
-or `commentary` when it calls a tool; a `tool` message is written by the recipient of the last call before it.
+or `commentary` when it calls a tool; a `tool` message is written by the recipient of the last call before it. An
+empty channel or recipient is none.
 
 A raw document (one message of the role `text`) is its own tokens and <|endoftext|>, without any header or constant
 message: one span of the kind `text`, turn -1, that covers all of them.
@@ -91,6 +92,7 @@ class Messages:
         role, channel, recipient, content = (
             pc.struct_field(flat, name) for name in ("role", "channel", "recipient", "content")
         )
+        channel, recipient = _or_none(channel), _or_none(recipient)
         channel = _channels(role, channel, recipient)
         columns = (role, channel, recipient, _authors(offsets, role, recipient))
         code = np.zeros(len(flat), np.int64)
@@ -250,6 +252,11 @@ def _offsets(lengths: I64) -> I64:
     out = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=out[1:])
     return out
+
+
+def _or_none(names: pa.Array) -> pa.Array:
+    """The names, null where one is empty."""
+    return pc.if_else(pc.equal(names, ""), pa.scalar(None, names.type), names)
 
 
 def _channels(role: pa.Array, channel: pa.Array, recipient: pa.Array) -> pa.Array:

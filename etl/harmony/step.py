@@ -6,20 +6,21 @@ fresh text per CPU-second, most of it the BPE's: 5 times openai-harmony on rows 
 """
 
 import datetime
+import re
 from importlib.metadata import version
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from etl.harmony.render import Effort, Messages, Preamble, Rendered, Renderer
-from etl.harmony.vocabulary import DEFAULT_VOCABULARY, VOCABULARY_SHA256, vocabulary_file
+from etl.harmony.vocabulary import CONTROL_MARK, DEFAULT_VOCABULARY, VOCABULARY_SHA256, vocabulary_file
 from etl.hashing import hash_array, signed
 from etl.schema import SPAN, SPAN_KINDS, TOKENIZED_COLUMNS
-from etl.step import BatchFn, Step, append, drop, live
+from etl.step import BatchFn, Step, append, column, drop, live
 
 
 def _iso(value: object) -> object:
@@ -27,7 +28,38 @@ def _iso(value: object) -> object:
     return value.isoformat() if isinstance(value, datetime.date) else value
 
 
-DateText = Annotated[str, BeforeValidator(_iso)]
+def _date(text: str) -> str:
+    """A year, a month or a day."""
+    found = re.fullmatch(r"(\d{4})(-\d\d)?(-\d\d)?", text, re.ASCII)
+    try:
+        year, month, day = found.groups() if found else ("", "", "")
+        datetime.date.fromisoformat(f"{year}{month or '-01'}{day or '-01'}")
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no date; write 2025-06-28, 2025-06 or 2025, or null for none") from error
+    return text
+
+
+def _no_marks(text: str) -> str:
+    """Text that is the same tokens for the corpus and for the chat template of a model trained on it."""
+    if mark := CONTROL_MARK.search(text):
+        raise ValueError(f"{mark[0]} is a control token; write it in another way")
+    return text
+
+
+def _one_line(text: str) -> str:
+    """Lines of the system message mean something each, so its text cannot bring more of them."""
+    if text.splitlines() not in ([], [text]):
+        raise ValueError(f"{text!r} has a line break; give one line, and longer instructions as `developer`")
+    return text
+
+
+DateText = Annotated[str, BeforeValidator(_iso), AfterValidator(_date)]
+Instructions = Annotated[str, AfterValidator(_no_marks)]
+Line = Annotated[str, AfterValidator(_one_line), AfterValidator(_no_marks)]
+
+PREAMBLES: Final = "preambles"
+"""Key of `findings` in the manifests of what holds tokens: column of tokens -> the fields of PREAMBLE_FIELDS."""
+PREAMBLE_FIELDS: Final = ("system", "developer", "reasoning_effort", "conversation_start_date", "knowledge_cutoff")
 
 
 class HarmonyStep(Step):
@@ -40,18 +72,18 @@ class HarmonyStep(Step):
     """
 
     kind: Literal["harmony"] = "harmony"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reads: ClassVar[tuple[str, ...]] = ("messages",)
     adds: ClassVar[pa.Schema] = TOKENIZED_COLUMNS
     located: ClassVar[frozenset[str]] = frozenset({"vocabulary"})
 
-    system: str = "You are ChatGPT, a large language model trained by OpenAI."
+    system: Line = "You are ChatGPT, a large language model trained by OpenAI."
     """Identity: the first line of the system message."""
-    developer: str | None = None
-    """Instructions of a constant developer message; no such message when null."""
+    developer: Instructions | None = None
+    """Instructions of a constant developer message, of any number of lines; no such message when null."""
     reasoning_effort: Effort = "medium"
     conversation_start_date: DateText | None = None
-    """`Current date` of the system message; no such line when null."""
+    """`Current date` of the system message, a day, a month or a year; no such line when null."""
     knowledge_cutoff: DateText | None = "2024-06"
     vocabulary: str = DEFAULT_VOCABULARY
     """URI of o200k_base.tiktoken; any place is good, the content is checked."""
@@ -70,6 +102,11 @@ class HarmonyStep(Step):
             start_date=self.conversation_start_date,
             knowledge_cutoff=self.knowledge_cutoff,
         )
+
+    def findings(self) -> dict[str, dict[str, Any]]:
+        """What precedes its conversations, by the column of their tokens; an export needs it to speak as they do."""
+        said = self.model_dump(mode="json", include=set(PREAMBLE_FIELDS))
+        return {PREAMBLES: {column(self.name, "input_ids"): said}}
 
     def open(self) -> BatchFn:
         """Load both tokenizers (about 1.3 CPU seconds, once a process)."""

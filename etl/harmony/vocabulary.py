@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -55,6 +56,11 @@ CONTROL_TOKENS: Final = {
     CALL: "<|call|>",
 }
 """Those that a rendered row may hold, as they are written."""
+
+CONTROL_MARK: Final = re.compile(
+    r"<\|(?:startoftext|endoftext|return|constrain|channel|start|end|message|call|reserved_\d+)\|>"
+)
+"""A control token as it is written; in the text of a row these are letters like all others."""
 
 _environment_lock = threading.Lock()
 

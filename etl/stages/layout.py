@@ -7,6 +7,7 @@ a file or 32 MB hold rows for more files than that; they are ordered by that has
 of rows while it cuts or sorts them, whatever the size of a file or a cell.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ from pydantic import Field
 
 from etl.engine import Exchange
 from etl.errors import SchemaError
+from etl.harmony.step import PREAMBLES
 from etl.hashing import hash_array
 from etl.laws import Growth, Pieces, With
 from etl.rows import Rows, RowsRef
@@ -35,7 +37,8 @@ from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset
 from etl.storage.manifest import Accounting, sum_counts
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
+"""2: `findings` holds the preambles; what an old output holds is written anew."""
 SPLITS = ("train", "validation")
 BYTES_PER_TOKEN = 3.0
 """Stored bytes of a corpus row per token: 1.3 of ids, the rest text. Decides the number of files, no more."""
@@ -334,6 +337,20 @@ def corpus_counts(batch: pa.RecordBatch, folder: str) -> dict[str, Any]:
     }
 
 
+def preambles(rows: Rows) -> dict[str, Any]:
+    """Column of tokens -> what precedes its conversations, as the manifests of the stages say that rendered them."""
+    found: dict[str, Any] = {}
+    for dataset in rows.datasets:
+        found |= dataset.result().manifest.findings_by_column(PREAMBLES)
+    return found
+
+
+def _findings(told: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]:
+    """Of a corpus with these distributions; one of raw text alone has no preamble."""
+    talks = any(tokens for kind, tokens in counts.get("spans", {}).items() if kind != "text")
+    return {PREAMBLES: told} if told and talks else {}
+
+
 def _rows_and_tokens(labels: pa.Array, tokens: npt.NDArray[np.int32]) -> dict[str, dict[str, int]]:
     table = pa.table({"label": labels, "tokens": pa.array(tokens, pa.int64())})
     counts = table.group_by("label").aggregate([("tokens", "count"), ("tokens", "sum")])
@@ -377,7 +394,7 @@ class Layout(Sides, Stage):
         semantic = {"version": LAYOUT_VERSION, "layout": {**self.sides(), "files": files}}
         grows = Growth(tasks=Pieces(plan.cell_bytes, self.target_bytes, With.LIVE))
         job = context.job("corpus", "CORPUS", schema, semantic, rows.tables(rows.schema.names), grows=grows)
-        job = job.with_inherited(rows.accounting)
+        job = job.with_inherited(rows.accounting).with_findings_of(functools.partial(_findings, preambles(rows)))
         emit = EmitRows(rows.ref, self, plan, schema)
         exchange = Exchange(tuple(rows.splits), emit, SLICE, ("bucket",), plan.num_buckets)
         write = WriteFile(plan, schema, context.folder("layout"))

@@ -89,7 +89,7 @@ def _run_steps(context: Context, rows: Rows, folder: str, table: str, pipeline: 
     columns = list(dict.fromkeys([*_KEYS, *pipeline.reads()]))
     schema = aligned(pipeline.added)
     semantic = {"steps": pipeline.identity()}
-    job = context.job(folder, table, schema, semantic, rows.tables(columns), rows)
+    job = context.job(folder, table, schema, semantic, rows.tables(columns), rows).with_findings(pipeline.findings())
     work = RunSteps(rows.ref, pipeline, job.folder / CHECKPOINTS / job.plan_fingerprint, context.storage)
     resources = Resources(pipeline.task_cpus, pipeline.task_gpus, pipeline.task_memory_bytes)
     return rows.with_side(context.map(job, rows.splits, work, resources), schema)

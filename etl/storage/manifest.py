@@ -179,6 +179,17 @@ class Manifest(Config):
             self._unlike(f"distributions.{name} is not counts by names of {levels} level{'s' * (levels > 1)}")
         return dict(found)
 
+    def findings_by_column(self, name: str) -> dict[str, dict[str, Any]]:
+        """What the findings of a name say of each column; empty where there are none.
+
+        Raises:
+            DataError: they are something else.
+        """
+        found = self.findings.get(name, {})
+        if not isinstance(found, dict) or not all(isinstance(said, dict) for said in found.values()):
+            self._unlike(f"findings.{name} is not told by column")
+        return dict(found)
+
     @property
     def inputs(self) -> dict[str, str]:
         """Folder -> content digest of the datasets that it was made from.

@@ -1,12 +1,21 @@
 """What is rendered parses back to the same messages."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from etl.errors import DataError
+from etl.errors import ConfigError, DataError
 from etl.harmony.parse import parse
 from etl.harmony.render import Messages, Renderer
-from etl.harmony.vocabulary import DEFAULT_VOCABULARY, ENDOFTEXT, MESSAGE, START, load_encoding
+from etl.harmony.vocabulary import (
+    CONTROL_TOKENS,
+    DEFAULT_VOCABULARY,
+    ENDOFTEXT,
+    MESSAGE,
+    START,
+    VOCAB_SIZE,
+    load_encoding,
+)
 from tests.etl.harmony.conversations import PREAMBLE, column, conversations, message, texts
 
 NUM_CONSTANT = 2
@@ -17,30 +26,100 @@ def renderer():
     return Renderer(PREAMBLE, DEFAULT_VOCABULARY)
 
 
+def rendered(renderer, row):
+    return renderer.render(Messages.of(column([row]))).tokens.tolist()
+
+
+def without_names(parsed):
+    return [{key: value for key, value in m.items() if key != "name"} for m in parsed]
+
+
 @given(row=conversations)
 def test_round_trip(renderer, row):
-    tokens = renderer.render(Messages.of(column([row]))).tokens.tolist()
+    tokens = rendered(renderer, row)
     instructions = [m | {"role": "developer"} if m["role"] == "system" else m for m in row]
     parsed = parse(tokens)
-    assert parsed[NUM_CONSTANT:] == instructions
+    said = without_names(parsed)
+    assert said[NUM_CONSTANT:] == instructions
     assert parsed[0]["content"].startswith(PREAMBLE.identity)
-    assert parsed[1] == message("developer", PREAMBLE.developer)
+    assert said[1] == message("developer", PREAMBLE.developer)
+    called = None
+    for m in parsed:
+        assert m["name"] == (called if m["role"] == "tool" else None)
+        called = m["recipient"] if m["role"] == "assistant" else called
+    assert rendered(renderer, said[NUM_CONSTANT:]) == tokens
 
 
 def test_a_completion_begins_after_its_role(renderer):
     row = [message("assistant", "hm", "analysis"), message("assistant", "yes", "final")]
-    rendered = renderer.render(Messages.of(column([row])))
-    start = rendered.spans.start[0]
-    assert parse(rendered.tokens[start + 2 :].tolist(), "assistant") == row
+    found = renderer.render(Messages.of(column([row])))
+    start = found.spans.start[0]
+    assert without_names(parse(found.tokens[start + 2 :].tolist(), "assistant")) == row
 
 
 @given(text=texts)
 def test_a_raw_document_round_trips(renderer, text):
     row = [message("text", text)]
-    assert parse(renderer.render(Messages.of(column([row]))).tokens.tolist()) == row
+    assert without_names(parse(rendered(renderer, row))) == row
 
 
-@pytest.mark.parametrize("tokens", [[MESSAGE], [5], [2**31], [START, 5, ENDOFTEXT]])
+def of_text(text):
+    return load_encoding().encode(text, allowed_special="all")
+
+
+def test_results_of_two_calls_are_signed_as_they_are_written():
+    call = "<|start|>assistant to=functions.{}<|channel|>commentary<|message|>{{}}<|call|>"
+    result = "<|start|>functions.{0} to=assistant<|channel|>commentary<|message|>of {0}<|end|>"
+    tokens = of_text(call.format("f") + call.format("g") + result.format("g") + result.format("f"))
+    assert [(m["name"], m["content"]) for m in parse(tokens)[2:]] == [("functions.g", "of g"), ("functions.f", "of f")]
+
+
+def test_an_empty_recipient_is_none():
+    (said,) = parse(of_text("<|start|>assistant to=<|channel|>commentary<|message|>I look.<|end|>"))
+    assert said["recipient"] is None
+
+
+@settings(max_examples=300, derandomize=True)
+@given(
+    tokens=st.lists(
+        st.one_of(
+            st.sampled_from([*CONTROL_TOKENS, 200_500, VOCAB_SIZE - 1, VOCAB_SIZE, -1, 2**31, 2**40, 10**30]),
+            st.integers(0, 199_997),
+            st.sampled_from(of_text("assistant user tool functions.f to= final analysis")),
+        ),
+        max_size=12,
+    ),
+    role=st.sampled_from([None, "assistant", "tool", "user"]),
+)
+def test_any_tokens_are_messages_or_a_data_error(tokens, role):
+    try:
+        found = parse(tokens, role)
+    except DataError:
+        return
+    assert len(found) <= len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("<|start|>user<|message|>a<|message|>b<|end|>", 4),
+        ("<|start|>user<|message|>a<|start|>b<|end|>", 4),
+        ("<|start|>user<|end|>", 2),
+        ("<|start|>user<|message|>a<|endoftext|>", 4),
+        ("<|start|>user<|message|>a<|reserved_200500|><|end|>", 4),
+    ],
+)
+def test_a_control_token_in_a_wrong_place_is_no_text(text, place):
+    with pytest.raises(DataError, match=f"at position {place}$"):
+        parse(of_text(text))
+
+
+def test_an_unknown_role_is_refused():
+    with pytest.raises(ConfigError, match="next_role 'critic' is no role of Harmony; there are system, developer"):
+        parse([5], "critic")
+
+
+@pytest.mark.parametrize("tokens", [[MESSAGE], [5], [-1], [2**31], [2**70], [START], [START, 5, ENDOFTEXT]])
 def test_tokens_that_are_no_messages(tokens):
     with pytest.raises(DataError, match="not well-formed Harmony"):
         parse(tokens)
@@ -48,4 +127,4 @@ def test_tokens_that_are_no_messages(tokens):
 
 def test_tokens_that_break_off(renderer):
     tokens = load_encoding().encode("<|start|>assistant<|channel|>final<|message|>half", allowed_special="all")
-    assert parse(tokens) == [message("assistant", "half", "final")]
+    assert without_names(parse(tokens)) == [message("assistant", "half", "final")]

@@ -111,6 +111,20 @@ def test_what_cannot_be_rendered_is_said():
     ]
 
 
+def test_an_empty_recipient_or_channel_is_none(renderer):
+    said = [
+        message("user", "a", "", ""),
+        message("assistant", "b", "", ""),
+        message("assistant", "c", "commentary", ""),
+    ]
+    bare = [message("user", "a"), message("assistant", "b", "final"), message("assistant", "c", "commentary")]
+    rendered = [renderer.render(Messages.of(column([row]))) for row in (said, bare)]
+    assert rendered[0].tokens.tolist() == rendered[1].tokens.tolist()
+    assert rendered[0].tokens[-1] == END
+    answer = [message("assistant", "c", "commentary", ""), message("tool", "4", "commentary", "assistant")]
+    assert Messages.of(column([answer])).problems().to_pylist() == ["tool message with no call before it"]
+
+
 def test_a_tool_answers_the_last_call():
     tool = message("tool", "4", "commentary", "assistant")
     first, second = (message("assistant", "", "commentary", name) for name in ("python", "browser.open"))

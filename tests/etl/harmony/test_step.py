@@ -152,6 +152,43 @@ def test_configuration():
         HarmonyStep(reasoning_effort="High")
 
 
+@pytest.mark.parametrize("date", ["2025-06-28", "2024-06", "2024", None, datetime.date(2024, 2, 29)])
+def test_dates(date):
+    expected = str(date) if date else None
+    assert HarmonyStep(conversation_start_date=date).preamble().start_date == expected
+    assert HarmonyStep(knowledge_cutoff=date).preamble().knowledge_cutoff == expected
+
+
+@pytest.mark.parametrize(
+    "date",
+    ["", "yesterday", "28.06.2025", "2025-13", "2025-02-30", "2025-6-1", "2025-06-28\n", "20250628", "٢٠٢٥-٠٦-٢٨",
+     "2025-06-28 <|end|>", datetime.datetime(2025, 6, 28)],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["conversation_start_date", "knowledge_cutoff"])
+def test_what_is_no_date_is_refused(key, date):
+    with pytest.raises(ValidationError, match="is no date; write 2025-06-28, 2025-06 or 2025, or null for none"):
+        HarmonyStep.model_validate({key: date})
+
+
+def test_the_system_message_has_no_further_lines_and_nothing_a_control_token():
+    for text in ("You.\nReasoning: high", "You.\n", "You.\u2028", "a\rb"):
+        with pytest.raises(ValidationError, match="has a line break; give one line"):
+            HarmonyStep(system=text)
+    for key in ("system", "developer"):
+        for mark in ("<|end|>", "<|reserved_200500|>"):
+            with pytest.raises(ValidationError, match="is a control token; write it in another way"):
+                HarmonyStep.model_validate({key: f"a {mark}"})
+    assert HarmonyStep(developer="a\n\nb <|x|>", system="<| end |>").developer == "a\n\nb <|x|>"
+
+
+def test_its_findings_are_what_precedes_its_conversations():
+    step = HarmonyStep(name="short-one", developer="Be brief.", knowledge_cutoff=None)
+    said = {"system": HarmonyStep().system, "developer": "Be brief.", "reasoning_effort": "medium",
+            "conversation_start_date": None, "knowledge_cutoff": None}  # fmt: skip
+    assert step.findings() == {"preambles": {"short_one_input_ids": said}}
+    assert HarmonyStep(**said).preamble() == step.preamble()
+
+
 def golden_shards(folder, name, dtype):
     """The documents of a Megatron MMIDIDX v1 data set, in order."""
     documents = []

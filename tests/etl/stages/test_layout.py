@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.errors import SchemaError
+from etl.harmony.step import HarmonyStep
 from etl.hashing import hash_array
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.schema import CORPUS, CTX_BUCKETS
@@ -24,6 +25,7 @@ from tests.etl.stages.toys import (
     row,
     run,
     stage,
+    text_recipe,
     whole_recipe,
     write_jsonl,
     write_parquet,
@@ -153,6 +155,26 @@ def test_distributions_equal_what_duckdb_counts(made):
         "select (2 ** ceil(log2(n_tokens)))::bigint::varchar, count(*) from corpus group by all"
     ).fetchall()
     assert told["tokens_up_to"] == dict(lengths)
+
+
+def test_the_preamble_travels_from_tokenize_to_the_corpus(tmp_path):
+    said = {"system": "You.", "developer": "Be brief.", "reasoning_effort": "high",
+            "conversation_start_date": "2025-06-28", "knowledge_cutoff": None}  # fmt: skip
+    rows = write_jsonl(tmp_path / "rows.jsonl", plain_rows(3))
+    short = {"kind": "tokenize", "name": "short", "harmony": {"reasoning_effort": "low"}}
+    recipe = make_recipe(tmp_path / "out", {"a": rows}, stages=["tokenize", short, "layout"], harmony=said)
+    run(recipe)
+    brief = {**HarmonyStep().model_dump(include=set(said)), "reasoning_effort": "low"}
+    assert stage(tmp_path / "out", "tokenize").manifest.findings == {"preambles": {"input_ids": said}}
+    told = {"preambles": {"input_ids": said, "short_input_ids": brief}}
+    assert stage(tmp_path / "out", "corpus").manifest.findings == told
+
+
+def test_a_corpus_of_raw_text_has_no_preamble(tmp_path):
+    recipe = text_recipe(tmp_path / "out", {"a": [{"id": "1", "text": "A text."}]}, stages=["tokenize", "layout"])
+    run(recipe)
+    corpus = stage(tmp_path / "out", "corpus").manifest
+    assert (corpus.rows_out, corpus.findings) == (1, {})
 
 
 def test_dropped_is_what_is_not_in_the_corpus(made):
