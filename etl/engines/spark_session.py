@@ -5,6 +5,7 @@ configuration. A Spark that cannot start, and workers whose Python cannot work, 
 the JVM gives; its stack trace is in the log. A cold local session costs about 10 s.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -31,16 +32,23 @@ _DEFAULTS = {
     "spark.sql.execution.arrow.maxBytesPerBatch": str(_SHUFFLE_BATCH_BYTES),
     "spark.sql.session.timeZone": "UTC",
 }
-_SUBMIT_ARGS = "--name stillhouse --driver-memory 2g --conf spark.ui.showConsoleProgress=false pyspark-shell"
-"""For a JVM that we start ourselves; its memory cannot be changed once it runs."""
+_SUBMIT_ARGS = "--name stillhouse --driver-memory 2g {options}--conf spark.ui.showConsoleProgress=false pyspark-shell"
+"""For a JVM that we start ourselves; its memory and its compiler cannot be changed once it runs."""
+LIGHT_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""The JVM only moves Arrow's bytes, so that it is not worth the optimising compiler's time: it takes half the CPU of a
+run of minutes. On a cluster the executors' JVMs also sort, for hours."""
 _LOCAL_DEFAULTS = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.ui.enabled": "false",
 }
 _PYTHON = "PYSPARK_PYTHON"
+DAEMON = "etl.engines.spark_daemon"
+_DRIVER_OPTIONS = "spark.driver.extraJavaOptions"
+_DRIVER_DEFAULT_OPTIONS = "spark.driver.defaultJavaOptions"
 _ASK_TIMEOUT_S = 60
-_JVM_OPTIONS = ("PYSPARK_SUBMIT_ARGS", "SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS")
+_OPTIONS_OF_ANY_JVM = ("SPARK_SUBMIT_OPTS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
+_JVM_OPTIONS = ("PYSPARK_SUBMIT_ARGS", *_OPTIONS_OF_ANY_JVM)
 
 
 _EMPTY_WORDS = (
@@ -77,7 +85,7 @@ def make_session(report: Callable[[str], None]) -> Any:
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         java = find_java()
         os.environ["JAVA_HOME"] = str(java.home)
-        os.environ.setdefault("PYSPARK_SUBMIT_ARGS", _SUBMIT_ARGS)
+        os.environ.setdefault("PYSPARK_SUBMIT_ARGS", _submit_args())
         log = None if _has_own_log4j() else log_path()
         report(f"{java.line}; Spark's log: {log}" if log else java.line)
     os.environ.setdefault(_PYTHON, sys.executable)
@@ -90,11 +98,64 @@ def make_session(report: Callable[[str], None]) -> Any:
         defaults = dict(_DEFAULTS)
         if conf.get("spark.master", _DEFAULTS["spark.master"]).startswith("local"):
             check_python(os.environ[_PYTHON])
-            defaults |= _LOCAL_DEFAULTS
+            defaults |= _LOCAL_DEFAULTS | _daemon(os.environ[_PYTHON])
         for key, value in defaults.items():
             if not conf.contains(key):
                 conf.set(key, value)
         return SparkSession.builder.config(conf=conf).getOrCreate()
+
+
+def _submit_args() -> str:
+    """What spark-submit would be called with; a light JVM where Spark runs on this machine alone.
+
+    Flags win over spark-defaults.conf, and a JVM does not start with two garbage collectors, so options of the user's,
+    there or in the environment, leave ours out.
+    """
+    settings = _user_defaults()
+    has_own_options = settings.keys() & {_DRIVER_OPTIONS, _DRIVER_DEFAULT_OPTIONS} or any(
+        map(os.environ.get, _OPTIONS_OF_ANY_JVM)
+    )
+    master = os.environ.get("MASTER", settings.get("spark.master", _DEFAULTS["spark.master"]))
+    is_light = master.startswith("local") and not has_own_options
+    return _SUBMIT_ARGS.format(options=f'--driver-java-options "{LIGHT_JVM}" ' if is_light else "")
+
+
+def _user_defaults() -> dict[str, str]:
+    """The settings of spark-defaults.conf."""
+    file = _conf_folder() / "spark-defaults.conf"
+    text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
+    found = (re.match(r"\s*([^#\s=:]+)[\s=:]+(.*\S)", line) for line in text.splitlines())
+    return {match[1]: match[2] for match in found if match}
+
+
+def _conf_folder() -> Path:
+    from pyspark.find_spark_home import _find_spark_home
+
+    return Path(os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home()) / "conf")
+
+
+def _daemon(executable: str) -> dict[str, str]:
+    """The setting that makes local workers forks of spark_daemon.py, where they would find the same file as we do.
+
+    What `--py-files` brings reaches workers after they were forked, so a daemon cannot be in it.
+    """
+    from pyspark import SparkContext
+
+    assert SparkContext._jvm is not None, "the caller has started it"
+    environment = {**os.environ, "PYTHONPATH": SparkContext._jvm.java.lang.System.getenv("PYTHONPATH") or ""}
+    code = f"import importlib.util; print(importlib.util.find_spec({DAEMON!r}).origin)"
+    found = subprocess.run(
+        [executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd="/",
+        timeout=_ASK_TIMEOUT_S,
+        check=False,
+    )
+    own = importlib.util.find_spec(DAEMON)
+    is_same = own is not None and own.origin == found.stdout.strip()
+    return {"spark.python.daemon.module": DAEMON} if is_same else {}
 
 
 def check_python(executable: str) -> None:
@@ -176,11 +237,9 @@ def _where_the_jvm_writes() -> AbstractContextManager[None]:
 
 def _has_own_log4j() -> bool:
     """Whether the user says where Spark's lines go: by a log4j file among its settings, or an option of the JVM."""
-    from pyspark.find_spark_home import _find_spark_home
-
     if any("log4j" in os.environ.get(name, "") for name in _JVM_OPTIONS):
         return True
-    folder = Path(os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home()) / "conf")
+    folder = _conf_folder()
     defaults = folder / "spark-defaults.conf"
     if defaults.is_file() and "log4j" in defaults.read_text("utf-8", errors="replace"):
         return True

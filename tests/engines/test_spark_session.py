@@ -2,14 +2,26 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from etl.engines.spark_session import _has_own_log4j, _told, check_python, workers_fault
+from etl.engines.spark_session import (
+    _OPTIONS_OF_ANY_JVM,
+    DAEMON,
+    LIGHT_JVM,
+    _has_own_log4j,
+    _submit_args,
+    _told,
+    check_python,
+    workers_fault,
+)
 from etl.errors import ConfigError
 
+PROJECT = Path(__file__).resolve().parents[2]
 PY4J = """An error occurred while calling None.org.apache.spark.api.java.JavaSparkContext.
 : org.apache.spark.SparkException: Could not parse Master URL: 'x'
 \tat org.apache.spark.Error.f(Some.scala:1)
@@ -67,6 +79,73 @@ def test_a_log4j_file_or_option_of_the_users_is_seen(tmp_path, monkeypatch):
     (tmp_path / "log4j2.properties").unlink()
     (tmp_path / "spark-defaults.conf").write_text("spark.driver.extraJavaOptions -Dlog4j2.configurationFile=x\n")
     assert _has_own_log4j()
+
+
+@pytest.fixture
+def defaults(tmp_path, monkeypatch):
+    """spark-defaults.conf of a user who has set nothing else."""
+    for name in ("MASTER", "PYSPARK_SUBMIT_ARGS", *_OPTIONS_OF_ANY_JVM):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    return tmp_path / "spark-defaults.conf"
+
+
+@pytest.mark.parametrize("text", ["", "spark.master local[4]\n", "# spark.master yarn\nspark.app.name=x\n"])
+def test_the_jvm_of_a_local_run_is_light(defaults, text):
+    defaults.write_text(text)
+    assert f'--driver-java-options "{LIGHT_JVM}"' in _submit_args()
+
+
+@pytest.mark.parametrize(
+    ("text", "variable"),
+    [
+        ("spark.master=spark://host:7077\n", None),
+        ("spark.driver.extraJavaOptions: -XX:+UseG1GC\n", None),
+        ("", ("MASTER", "yarn")),
+        ("", ("JAVA_TOOL_OPTIONS", "-XX:+UseG1GC")),
+    ],
+)
+def test_a_cluster_or_options_of_the_users_leave_the_jvm_alone(defaults, monkeypatch, text, variable):
+    defaults.write_text(text)
+    if variable is not None:
+        monkeypatch.setenv(*variable)
+    assert "java-options" not in _submit_args()
+
+
+PRELOADED = """
+import sys
+import pyarrow as pa
+from etl.engines.spark_session import make_session
+
+def on_a_worker(batches):
+    # Before anything of ours is imported here.
+    import sys
+    for _ in batches:
+        yield pa.record_batch({"has": ["etl.run.run" in sys.modules]})
+
+session = make_session(lambda line: None)
+rows = session.range(0, 2, 1, 2).mapInArrow(on_a_worker, "has boolean").collect()
+print(session.conf.get("spark.python.daemon.module", "none"), [row["has"] for row in rows])
+session.stop()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.spark
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_executors_on_this_machine_fork_workers_that_have_our_modules_where_they_find_them(tmp_path, is_installed):
+    # The workers of a local-cluster are asked for what a plain start of their Python finds.
+    copy = tmp_path / "package"
+    shutil.copytree(PROJECT / "etl", copy / "etl", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYSPARK_SUBMIT_ARGS": "--master local-cluster[1,2,1024] pyspark-shell"}
+    (tmp_path / "job.py").write_text(
+        PRELOADED if is_installed else f"import sys\nsys.path.insert(0, {str(copy)!r})\n{PRELOADED}"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "job.py")], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == (f"{DAEMON} [True, True]" if is_installed else "none [False, False]")
 
 
 @pytest.mark.spark

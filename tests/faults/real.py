@@ -47,7 +47,7 @@ ENDING_THE_RUN = (Victim.DRIVER, Victim.LOCAL)
 
 _COMMAND_OF = {
     Victim.EXECUTOR: b"CoarseGrainedExecutorBackend",
-    Victim.PYTHON: b"pyspark.daemon",
+    Victim.PYTHON: b"daemon\0pyspark.worker",
     Victim.LOCAL: b"multiprocessing.spawn",
 }
 

@@ -1,0 +1,30 @@
+"""pyspark's daemon with our imports made once: the workers that it forks have them.
+
+    spark.python.daemon.module=etl.engines.spark_daemon
+
+A worker of pyspark's own daemon imports numpy, pyarrow, pandas, numba and our modules itself, 2 to 3 CPU-seconds for
+each core of an executor; a fork of this one starts with them, and `gc.freeze` keeps the collector from touching, and so
+from copying, what they share. What is imported starts no thread that a fork would miss. The daemon can only be this
+module where a plain start of the workers' Python finds it: on this machine, or on executors that have the package
+installed, and not with `--py-files`, whose archives reach a worker after it was forked (spark_session.py asks).
+"""
+
+import gc
+
+
+def main() -> None:
+    """Import, then serve forks until Spark closes the standard input."""
+    gc.disable()
+    import pyspark.worker  # noqa: F401  # imported for the workers, not for the daemon
+
+    import etl.stages.run  # noqa: F401  # as above: every stage and step of the package
+
+    gc.freeze()
+    gc.enable()
+    from pyspark.daemon import manager
+
+    manager()
+
+
+if __name__ == "__main__":
+    main()
