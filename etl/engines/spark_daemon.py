@@ -10,15 +10,17 @@ installed, and not with `--py-files`, whose archives reach a worker after it was
 """
 
 import gc
+from importlib import import_module
+
+SHARED = ("pyspark.worker", "etl.run.run")
+"""Modules that bring all others with them; by name, because an engine knows no stage."""
 
 
 def main() -> None:
     """Import, then serve forks until Spark closes the standard input."""
     gc.disable()
-    import pyspark.worker  # noqa: F401  # imported for the workers, not for the daemon
-
-    import etl.stages.run  # noqa: F401  # as above: every stage and step of the package
-
+    for name in SHARED:
+        import_module(name)
     gc.freeze()
     gc.enable()
     from pyspark.daemon import manager

@@ -44,6 +44,7 @@ _LOCAL_DEFAULTS = {
 }
 _PYTHON = "PYSPARK_PYTHON"
 DAEMON = "etl.engines.spark_daemon"
+_DAEMON_FILES = ("etl", DAEMON)
 _DRIVER_OPTIONS = "spark.driver.extraJavaOptions"
 _DRIVER_DEFAULT_OPTIONS = "spark.driver.defaultJavaOptions"
 _ASK_TIMEOUT_S = 60
@@ -135,7 +136,7 @@ def _conf_folder() -> Path:
 
 
 def _daemon(executable: str) -> dict[str, str]:
-    """The setting that makes local workers forks of spark_daemon.py, where they would find the same file as we do.
+    """The setting that makes local workers forks of spark_daemon.py, where they find the same files as we do.
 
     What `--py-files` brings reaches workers after they were forked, so a daemon cannot be in it.
     """
@@ -143,7 +144,9 @@ def _daemon(executable: str) -> dict[str, str]:
 
     assert SparkContext._jvm is not None, "the caller has started it"
     environment = {**os.environ, "PYTHONPATH": SparkContext._jvm.java.lang.System.getenv("PYTHONPATH") or ""}
-    code = f"import importlib.util; print(importlib.util.find_spec({DAEMON!r}).origin)"
+    code = (
+        f"import importlib.util; print(*(importlib.util.find_spec(name).origin for name in {_DAEMON_FILES}), sep='\\n')"
+    )
     found = subprocess.run(
         [executable, "-c", code],
         capture_output=True,
@@ -153,8 +156,8 @@ def _daemon(executable: str) -> dict[str, str]:
         timeout=_ASK_TIMEOUT_S,
         check=False,
     )
-    own = importlib.util.find_spec(DAEMON)
-    is_same = own is not None and own.origin == found.stdout.strip()
+    own = [importlib.util.find_spec(name) for name in _DAEMON_FILES]
+    is_same = found.stdout.splitlines() == [spec.origin for spec in own if spec is not None]
     return {"spark.python.daemon.module": DAEMON} if is_same else {}
 
 
