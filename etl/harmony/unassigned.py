@@ -1,10 +1,11 @@
 """The code points that Unicode 16.0 has not assigned, and which texts hold one.
 
 Two programs with tables of different versions of Unicode cut such texts differently. openai-harmony 0.0.8 and tiktoken
-0.14 have the tables of 16.0, quicktok 0.4 those of 17.0, in which 4,699 of these code points are letters, marks or
-numbers; another release of any may have later ones. So the whole of what 16.0 leaves open is held here, not the present
-difference. What is assigned keeps its class, but for a handful of corrections in Unicode's history; a test compares the
-two on every code point. Surrogates are in no text. 0.8 to 1.3 GB a CPU-second, ASCII many times that.
+0.14 have the tables of 16.0, gigatoken 0.10 and quicktok 0.4 those of 17.0, in which 4,699 of these code points are
+letters, marks or numbers; another release of any may have later ones. So the whole of what 16.0 leaves open is held
+here, not the present difference. What is assigned keeps its class, but for a handful of corrections in Unicode's
+history; a test compares them on every code point. Surrogates are in no text. 0.8 to 1.3 GB a CPU-second, ASCII many
+times that.
 """
 
 import functools
