@@ -59,6 +59,11 @@ def warn(line: str) -> None:
     ERR.print(one_line(f"warning: {line}"), style="yellow" if sys.stderr.isatty() else None)
 
 
+def note(line: str) -> None:
+    """One line for the user about how a long run goes on; on standard error, where it mixes with no result."""
+    ERR.print(one_line(line))
+
+
 def main_of(run: Callable[[], int | None]) -> int:
     """The exit code of a job: its own, or 2 after one line about bad input or a package that is not installed."""
     try:

@@ -15,6 +15,7 @@ from training.models.config import ModelConfig
 from training.record.metrics import MetricsConfig
 from training.record.watchdog import WatchdogConfig
 from training.stages.held_out import HeldOutConfig
+from training.stages.resume import RunOutline
 from training.stages.schedule import StageConfig, check_arm, check_stages, named, optimizer_of
 from training.stages.state import TrainState
 from training.stages.stream import RunStreams
@@ -79,6 +80,11 @@ class TrainConfig(Config):
     def _arm_data(self) -> list[StreamConfig]:
         return [self.streams.config_of(stage, arm) for stage in self.stages for arm in stage.arms]
 
+    def outline(self) -> RunOutline:
+        """What a checkpoint keeps of the stages, for the next start."""
+        settings = {"teacher": self.teacher, "router": self.router}
+        return RunOutline.of(self.stages, self.streams, self.optimizer, settings)
+
     def stage_named(self, name: str | None) -> StageConfig:
         """A stage; the first for None.
 
@@ -88,8 +94,12 @@ class TrainConfig(Config):
         return named(self.stages, name, "stage")
 
     def is_complete(self, state: TrainState) -> bool:
-        """Whether the last stage is over. A run whose last stage is given more tokens resumes."""
-        return state.stage.index == len(self.stages) - 1 and self.stages[-1].is_over(state.stage)
+        """Whether the last stage is over. A run whose last stage is given more tokens resumes.
+
+        A run that stands before a stage which was taken out of the list before it began is complete, too.
+        """
+        behind = state.stage.index - (len(self.stages) - 1)
+        return behind > 0 or (behind == 0 and self.stages[-1].is_over(state.stage))
 
     def is_over(self, state: TrainState) -> bool:
         """Whether a run in this state has nothing to do: it is complete, or has taken `max_steps`."""

@@ -23,10 +23,10 @@ import torch
 import typer
 
 from etl import conf
-from etl.console import AllowCode, ConfFlag, Overrides, command, run_command, warn
+from etl.console import AllowCode, ConfFlag, Overrides, command, note, run_command, warn
 from etl.errors import DataError
 from etl.storage.location import Location
-from training.checkpoint.checkpoints import Checkpoints
+from training.checkpoint.checkpoints import Checkpoint, Checkpoints
 from training.config import TrainConfig
 from training.data.stream.decisions import DecisionLog
 from training.data.teacher_table import TeacherTable
@@ -42,7 +42,9 @@ from training.record.flops import ModelShape
 from training.record.journal import Place
 from training.record.metrics import Record
 from training.record.recorder import Recorder
+from training.stages import resume
 from training.stages.held_out import HeldOut
+from training.stages.resume import RunOutline
 from training.stages.schedule import ArmConfig, StageConfig
 from training.stages.state import EndedStage, Evaluation, TrainState
 from training.stages.stream import GlobalStep, StageStream, check_corpora, outdated_corpora, over_all_ranks
@@ -100,7 +102,7 @@ def train(
     with deterministic_kernels(config.deterministic), world(config.watchdog.collective_timeout_s) as here:
         checkpoints = open_checkpoints(config, output, here)
         found = None if options.overfit else checkpoints.newest()
-        state = TrainState() if found is None else TrainState.from_json(found.payload)
+        state = TrainState() if found is None else _resumed(config, found, here)
         if not config.is_over(state):
             check_corpora(config.streams, config.stages[state.stage.index :])
             if here.rank == 0:
@@ -136,6 +138,34 @@ def train(
                 state = trainer.run(on_step, options.overfit)
             engine.close()
         return _result(config, output, state, checkpoints)
+
+
+def _resumed(config: TrainConfig, found: Checkpoint, here: World) -> TrainState:
+    """The state of a checkpoint that the configuration may go on with; what has changed is said.
+
+    Raises:
+        ConfigError: the stages of the configuration do not go on from those of the checkpoint.
+    """
+    now = config.outline()
+    state, was = resume.of_payload(found.payload)
+    lines = []
+    if was is None:
+        beside = here.from_rank_0(lambda: _run_json(config.output))
+        was, line = resume.adopted(state, beside, now)
+        lines = [line]
+    lines += resume.compare(was, now, state)
+    if here.rank == 0 and (lines or not config.is_over(state)):
+        for line in [resume.place(was, state), *lines]:
+            note(line)
+    return state
+
+
+def _run_json(output: str) -> RunOutline | None:
+    """What the last start of a run in `output` was made of; None where it was not written down."""
+    location = Location.of(output)
+    if not (location / run_record.NAME).exists():
+        return None
+    return RunOutline.of_run_json(run_record.read(location))
 
 
 def _check_vocabularies(config: TrainConfig, student: Student, teacher: Student) -> None:
@@ -256,7 +286,7 @@ class Trainer:
         reason = stage.end_reason(state)
         assert reason is not None, "the stage is over"
         rate = self.config.optimizer_in(stage).learning_rate(state.tokens, stage.tokens)
-        return self.state.end_of_stage(stage.name, reason, rate)
+        return self.state.end_of_stage(stage.name, reason, rate, stage.tokens)
 
     def _refuse_if_empty(self, stage: StageConfig, streams: StageStream) -> None:
         if self.state.stage.tokens > 0:
@@ -355,8 +385,10 @@ class Trainer:
         if self.state == self._saved:
             return
         with self.recorder.clock.phase("checkpoint"):
-            payload = replace(self.state, ledger=self.recorder.ledger_rows()).to_json()
-            self.checkpoints.save(self.engine, payload, self.state.last_held_out)
+            state = replace(self.state, ledger=self.recorder.ledger_rows())
+            self.checkpoints.save(
+                self.engine, resume.payload_of(state, self.config.outline()), self.state.last_held_out
+            )
         self._saved = self.state
 
 

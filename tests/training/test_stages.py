@@ -253,6 +253,33 @@ def test_preference_stages_without_pairs_or_reference_are_refused_before_the_fir
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+# --- stages that are edited between two starts ----------------------------------------------------------------------
+
+
+def test_a_run_goes_on_with_an_edited_list_and_refuses_one_that_trains_a_stage_again(corpus, tmp_path, capsys):
+    def run(*names, **changes):
+        stages = [{"name": name, "tokens": 700, **changes.get(name, {})} for name in names]
+        return train(configuration(corpus, tmp_path, *limit, stages=stages))
+
+    limit = ["max_steps=4"]
+    assert not run("a", "b", "c").complete
+    for names in (("new", "a", "b", "c"), ("b", "c"), ("b", "a", "c"), ("a", "new", "b"), ("a", "renamed", "c")):
+        with pytest.raises(ConfigError, match=r"has 'a' \(done\), 'b' \(begun: .*the configuration has '"):
+            run(*names)
+    limit.clear()
+    capsys.readouterr()
+    assert run("a", "b", "new", b={"optimizer": {"lr": 0.02}}).complete
+    said = capsys.readouterr().err
+    assert "resumed from step 4 (stage 'b', " in said
+    assert "stage 'b': optimizer.lr changed from 0.01 to 0.02" in said
+    assert "the stages that have not begun were 'c' and are 'new'" in said
+    stages = [record["stage"] for record in steps_of(tmp_path)]
+    assert list(dict.fromkeys(stages)) == ["a", "b", "new"]
+    assert stages == sorted(stages)
+    (again,) = [record["lr"] for record in steps_of(tmp_path) if record["step"] == 5]
+    assert again == 0.02
+
+
 # --- fine-tuning --------------------------------------------------------------------------------------------------
 
 

@@ -204,7 +204,9 @@ def test_overfitting_one_batch_learns_it_and_saves_nothing(corpus, tmp_path):
 
 def test_another_stream_or_student_in_the_same_output_is_refused(corpus, whole):
     output, _ = whole
-    with pytest.raises(ConfigError, match="began with another stream"):
+    with pytest.raises(ConfigError, match=r"began with another stream: data\.lanes changed from 4 to 2"):
+        train(configuration(corpus, output, "data.lanes=2", "stages.0.tokens=5000"))
+    with pytest.raises(ConfigError, match="seed was 0 and is 1"):
         train(configuration(corpus, output, "seed=1", "stages.0.tokens=5000"))
     with pytest.raises(ConfigError, match="layers"):
         train(configuration(corpus, output, "model.params.layers=1", "stages.0.tokens=5000"))

@@ -16,16 +16,16 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
 
-from etl.errors import ConfigError, DataError, SourceError, StillhouseError
+from etl.errors import ConfigError, DataError, SourceError
 from etl.hashing import xxh64
 from etl.storage.location import Location
 from training.checkpoint import tensors_only, universal
@@ -44,8 +44,6 @@ from training.checkpoint.store import (
 from training.checkpoint.universal import ShardLayout
 from training.engine.engine import Engine
 from training.launch.world import World
-
-T = TypeVar("T")
 
 _SAVES, _LOADS, _UNIVERSAL = "saves", "loads", "universal"
 _log = logging.getLogger(__name__)
@@ -105,7 +103,7 @@ class Checkpoints:
             DataError: its manifest is damaged.
             SourceError: the store does not answer.
         """
-        found = self._from_rank_0(self._newest)
+        found = self.world.from_rank_0(self._newest)
         if found is not None and found.manifest.identity != self.identity:
             raise ConfigError(
                 f"the checkpoint {self.root / found.tag} is of {found.manifest.identity}, the configuration says "
@@ -119,20 +117,6 @@ class Checkpoints:
             self.root.check_bucket()
             return None
         return Checkpoint(tags[-1], read_manifest(self.root / tags[-1]))
-
-    def _from_rank_0(self, call: Callable[[], T]) -> T:
-        """What a call on rank 0 gives, or its error, on every rank."""
-        box: list[Any] = [None, None]
-        if self.world.rank == 0:
-            try:
-                box[0] = call()
-            except StillhouseError as error:
-                box[1] = error.to_text()
-        torch.distributed.broadcast_object_list(box, src=0, device=self.world.device)
-        if box[1] is not None:
-            raise StillhouseError.from_text(box[1])
-        result: T = box[0]
-        return result
 
     def save(self, engine: Engine, payload: dict[str, Any], score: float | None = None) -> None:
         """Write a checkpoint to scratch and begin its upload, when the upload of the last one has ended.
@@ -151,7 +135,7 @@ class Checkpoints:
         failure = self._finish()
         if failure is not None and self.world.rank == 0:
             _log.warning("%s; training continues", failure)
-        tag = self._from_rank_0(lambda: new_tag(payload["step"]))
+        tag = self.world.from_rank_0(lambda: new_tag(payload["step"]))
         files = self._write(engine, tag)
         manifest = CheckpointManifest(
             step=payload["step"],

@@ -3,11 +3,16 @@
 Torch alone, so that whoever only holds a `World` loads no DeepSpeed; process_group.py beside this file makes one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+
+from etl.errors import StillhouseError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,20 @@ class World:
         values = [None] * self.size
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def from_rank_0(self, call: Callable[[], T]) -> T:
+        """What a call on rank 0 gives, or its error, on every rank; pickled."""
+        box: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                box[0] = call()
+            except StillhouseError as error:
+                box[1] = error.to_text()
+        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
+        if box[1] is not None:
+            raise StillhouseError.from_text(box[1])
+        result: T = box[0]
+        return result
 
     def barrier(self) -> None:
         """Wait for all ranks."""

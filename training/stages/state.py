@@ -52,6 +52,7 @@ class EndedStage:
     """"target", "documents" or "stop rule"."""
     learning_rate: float
     """The rate at which it ended."""
+    target_tokens: int
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ class TrainState:
         ended = tuple(EndedStage(**{**one, "streams": _streams(one)}) for one in found.get("ended", ()))
         return cls(**{**found, "stage": stage, "ended": ended})
 
-    def end_of_stage(self, name: str, reason: str, learning_rate: float) -> EndedStage:
-        """The current stage as it ended: its name, why it is over, and its last rate."""
+    def end_of_stage(self, name: str, reason: str, learning_rate: float, target_tokens: int) -> EndedStage:
+        """The current stage as it ended: its name, why it is over, its last rate, and its target."""
         stage = self.stage
-        return EndedStage(name, stage.steps, stage.tokens, stage.streams, reason, learning_rate)
+        return EndedStage(name, stage.steps, stage.tokens, stage.streams, reason, learning_rate, target_tokens)
 
     def next_stage(self, ended: EndedStage) -> "TrainState":
         """The same run at the start of the next stage; `ended` is the current one."""

@@ -12,7 +12,7 @@ STATE = TrainState(
         streams={"main": StreamState("digest", 2, 5)},
         evaluations=[Evaluation(2.5, None, 0), Evaluation(2.0, 0.5, 1)],
     ),
-    ended=(EndedStage("first", 10, 1100, {"main": StreamState("before", 1, 3)}, "target", 1e-4),),
+    ended=(EndedStage("first", 10, 1100, {"main": StreamState("before", 1, 3)}, "target", 1e-4, 1050),),
     step=17,
     tokens=2000,
     first_loss=3.0,
@@ -33,8 +33,8 @@ def test_a_state_from_before_ended_stages_were_kept_comes_back():
 
 
 def test_the_next_stage_begins_at_its_start_and_keeps_the_totals_and_what_has_ended():
-    ended = STATE.end_of_stage("second", "documents", 3e-5)
-    assert ended == EndedStage("second", 7, 900, STATE.stage.streams, "documents", 3e-5)
+    ended = STATE.end_of_stage("second", "documents", 3e-5, 950)
+    assert ended == EndedStage("second", 7, 900, STATE.stage.streams, "documents", 3e-5, 950)
     found = STATE.next_stage(ended)
     assert found.stage == StageState(index=2)
     assert (found.step, found.tokens, found.teacher_mean, found.ledger) == (17, 2000, {}, STATE.ledger)
