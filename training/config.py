@@ -14,7 +14,7 @@ from training.losses.router import RouterConfig
 from training.models.config import ModelConfig
 from training.record.metrics import MetricsConfig
 from training.record.watchdog import WatchdogConfig
-from training.stages.held_out import HeldOutConfig
+from training.stages.held_out import HeldOutConfig, HeldOutSet
 from training.stages.resume import RunOutline
 from training.stages.schedule import StageConfig, check_arm, check_stages, named, optimizer_of
 from training.stages.state import TrainState
@@ -66,6 +66,13 @@ class TrainConfig(Config):
         """Every corpus that the run trains on or evaluates with."""
         held_out = () if self.evaluate is None else self.evaluate.sets.values()
         return {self.data.corpus, *(data.corpus for data in self._arm_data()), *(one.corpus for one in held_out)}
+
+    def held_out_sets(self) -> list[tuple[str, str]]:
+        """Corpus and split of everything that is evaluated."""
+        if self.evaluate is None:
+            return []
+        sets = (HeldOutSet(corpus=self.data.corpus), *self.evaluate.sets.values())
+        return [(one.corpus, one.split) for one in sets]
 
     def teacher_tables(self) -> set[str]:
         """Every table of scores that an arm reads: a teacher's, or the reference model's of preference pairs."""

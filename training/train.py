@@ -28,6 +28,7 @@ from etl.errors import DataError
 from etl.storage.location import Location
 from training.checkpoint.checkpoints import Checkpoint, Checkpoints
 from training.config import TrainConfig
+from training.data.span_rates import SpanRates
 from training.data.stream.decisions import DecisionLog
 from training.data.teacher_table import TeacherTable
 from training.engine.deepspeed_json import is_bf16, read_deepspeed_json
@@ -35,8 +36,8 @@ from training.engine.engine import Engine, Faults, StepTaken, TrainingModule
 from training.launch.process_group import deterministic_kernels, world
 from training.launch.stop import Stop
 from training.launch.world import World
-from training.losses.objective import Divergence, StepContext, WeightedCrossEntropy
-from training.models.factory import Student, build_student
+from training.losses.objective import StepContext, WeightedCrossEntropy
+from training.models.factory import build_student
 from training.record import run_record
 from training.record.flops import ModelShape
 from training.record.journal import Place
@@ -44,6 +45,7 @@ from training.record.metrics import Record
 from training.record.recorder import Recorder
 from training.stages import resume
 from training.stages.held_out import HeldOut
+from training.stages.preflight import Heads, Preflight, expected
 from training.stages.resume import RunOutline
 from training.stages.schedule import ArmConfig, StageConfig
 from training.stages.state import EndedStage, Evaluation, TrainState
@@ -110,10 +112,12 @@ def train(
                     warn(line)
             student = build_student(config.model, config.seed)
             teacher_model = None if config.teacher is None else build_student(config.teacher, config.seed)
-            vocab_sizes = {"the student": len(student.lm_head.weight)}
-            if teacher_model is not None:
-                _check_vocabularies(config, student, teacher_model)
-                vocab_sizes["the teacher"] = len(teacher_model.lm_head.weight)
+            heads = Heads(
+                len(student.lm_head.weight), None if teacher_model is None else len(teacher_model.lm_head.weight)
+            )
+            preflight = Preflight(config.streams, config.stages[state.stage.index :], here)
+            preflight.check_sizes(heads, config.held_out_sets())
+            rates = preflight.span_rates()
             shape = ModelShape.of_model(student, student.lm_head.weight, student.experts_per_token)
             module = TrainingModule(student, config.router)
             engine = Engine(module, config.optimizer, deepspeed_json, here, config.data.micro_steps(here.size))
@@ -134,7 +138,7 @@ def train(
             place = Place(state.step, state.tokens, sum(stage.tokens for stage in config.stages))
             recorder = Recorder(engine, shape, output, config.metrics, config.watchdog, place, state)
             with recorder.start(options.json_lines, options.profile):
-                trainer = Trainer(config, here, engine, teacher, vocab_sizes, checkpoints, recorder, state)
+                trainer = Trainer(config, here, engine, teacher, heads.sizes, rates, checkpoints, recorder, state)
                 state = trainer.run(on_step, options.overfit)
             engine.close()
         return _result(config, output, state, checkpoints)
@@ -166,14 +170,6 @@ def _run_json(output: str) -> RunOutline | None:
     if not (location / run_record.NAME).exists():
         return None
     return RunOutline.of_run_json(run_record.read(location))
-
-
-def _check_vocabularies(config: TrainConfig, student: Student, teacher: Student) -> None:
-    """Refuse a teacher that an arm cannot compare the student with, before the first step."""
-    for stage in config.stages:
-        for arm in stage.arms:
-            if isinstance(arm.objective, Divergence):
-                arm.objective.check_heads(len(student.lm_head.weight), len(teacher.lm_head.weight))
 
 
 def open_checkpoints(config: TrainConfig, output: Path, here: World) -> Checkpoints:
@@ -212,6 +208,7 @@ class Trainer:
         engine: Engine,
         teacher: FrozenTeacher | None,
         vocab_sizes: Mapping[str, int],
+        rates: Mapping[str, SpanRates],
         checkpoints: Checkpoints,
         recorder: Recorder,
         state: TrainState,
@@ -221,6 +218,7 @@ class Trainer:
         self.engine = engine
         self.teacher = teacher
         self.vocab_sizes = vocab_sizes
+        self.rates = rates
         self.checkpoints = checkpoints
         self.recorder = recorder
         self.state = state
@@ -324,7 +322,14 @@ class Trainer:
         self._count(batch, taken, found["loss"])
         if not self.config.metrics.logs(self.state.step):
             return None
-        known = {"stage": stage.name, "arm": batch.arm.name, **found, **spikes, "lr": learning_rate}
+        known = {
+            "stage": stage.name,
+            "arm": batch.arm.name,
+            **found,
+            "objective": taken.objective,
+            **spikes,
+            "lr": learning_rate,
+        }
         return self.recorder.step(self.state, batch, taken, known)
 
     def _context(self, stage: StageConfig, batch: GlobalStep) -> StepContext:
@@ -335,7 +340,9 @@ class Trainer:
                 assert folder is not None, "TrainConfig.check looks"
                 self._set_teacher_mean(arm, TeacherTable(folder).mean_logp)
             mean = torch.tensor(self.state.teacher_mean[arm.name], dtype=torch.float64, device=self.world.device)
-        return StepContext(batch.counts.to(self.world.device), teacher_mean=mean, teacher=self.teacher)
+        rates = self.rates.get(self.config.streams.config_of(stage, arm).corpus)
+        floor = None if rates is None else expected(rates, batch.num_tokens).to(self.world.device)
+        return StepContext(batch.counts.to(self.world.device), mean, self.teacher, floor)
 
     def _set_teacher_mean(self, arm: ArmConfig, mean: float) -> None:
         self.state = replace(self.state, teacher_mean={**self.state.teacher_mean, arm.name: mean})

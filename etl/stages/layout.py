@@ -26,7 +26,7 @@ from etl.harmony.step import PREAMBLES
 from etl.hashing import hash_array
 from etl.laws import Growth, Pieces, With
 from etl.rows import Rows, RowsRef
-from etl.schema import CORPUS, CTX_BUCKETS, ID, PROMPT, RANGE, SKILL_BUCKETS, Digested
+from etl.schema import CORPUS, CTX_BUCKETS, ID, PROMPT, RANGE, SKILL_BUCKETS, SPAN_KINDS, Digested
 from etl.sorting import SortedRows
 from etl.stages.context import Context
 from etl.stages.dedup.split import Sides, split_of
@@ -318,19 +318,22 @@ def row_groups(batches: Iterable[pa.RecordBatch], tokens_each: int) -> Iterator[
 
 
 def corpus_counts(batch: pa.RecordBatch, folder: str) -> dict[str, Any]:
-    """Counts that the corpus manifest reports: by cell, source and language, and of lengths."""
+    """Counts that the corpus manifest reports: by cell, source, language and kind of span, and of lengths."""
     split, skill, ctx = (piece.partition("=")[2] for piece in folder.split("/"))
     tokens = batch.column("n_tokens").to_numpy()
-    supervised = sum(batch.column(name).to_numpy() for name in ("n_analysis", "n_commentary", "n_final", "n_text"))
-    total = {"rows": batch.num_rows, "tokens": int(tokens.sum()), "supervised_tokens": int(np.sum(supervised))}
+    supervised = {kind: batch.column(f"n_{kind}").to_numpy() for kind in SPAN_KINDS}
+    by_kind = {
+        kind: {"documents": int(np.count_nonzero(counts)), "tokens": int(counts.sum())}
+        for kind, counts in supervised.items()
+    }
+    num_supervised = sum(counts["tokens"] for counts in by_kind.values())
+    total = {"rows": batch.num_rows, "tokens": int(tokens.sum()), "supervised_tokens": num_supervised}
     language = batch.column("detected_language" if "detected_language" in batch.schema.names else "language")
     lengths = np.ceil(np.log2(np.maximum(tokens, 1))).astype(int)
     return {
         "cells": {split: {skill: {ctx: total}}},
-        "spans": {
-            kind: int(batch.column(f"n_{kind}").to_numpy().sum())
-            for kind in ("analysis", "commentary", "final", "text")
-        },
+        "spans": {kind: counts["tokens"] for kind, counts in by_kind.items()},
+        "supervised": {split: by_kind},
         "sources": _rows_and_tokens(batch.column("source_dataset"), tokens),
         "languages": _rows_and_tokens(pc.fill_null(language, "unknown"), tokens),
         "tokens_up_to": sum_counts({f"{1 << int(power):>7}".strip(): 1} for power in lengths),

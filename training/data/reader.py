@@ -34,6 +34,7 @@ from etl.hashing import hash_array
 from etl.storage.dataset import Dataset
 from etl.storage.manifest import Part
 from training.data.documents import Documents, TeacherSignal, ranges
+from training.data.footers import in_footer
 from training.data.row_group import (
     LABEL_COLUMNS,
     TOKEN_COLUMNS,
@@ -208,11 +209,7 @@ class CorpusReader:
         largest = self._files.largest_id(part, group)
         for model, size in self._vocab_sizes.items():
             if largest >= size:
-                raise ConfigError(
-                    f"{self._name(part, group)} holds the token id {largest:,}, so the vocabulary of "
-                    f"{self.dataset.folder} has at least {largest + 1:,} ids, but {model} has {size:,}; take a model "
-                    "with the vocabulary that the corpus was tokenised with"
-                )
+                raise beyond_vocabulary(self._name(part, group), str(self.dataset.folder), largest, model, size)
 
     def scored_mask(self, index: DocumentIndex) -> Bools:
         """[documents]: whether the document is in all side tables; false for all without one.
@@ -336,6 +333,14 @@ class CorpusReader:
         return np.array(numbers, np.int32)[taken.arrays["origin"]]
 
 
+def beyond_vocabulary(place: str, corpus: str, largest: int, model: str, size: int) -> ConfigError:
+    """The error of a corpus that holds a token id which a model has no row for."""
+    return ConfigError(
+        f"{place} holds the token id {largest:,}, so the vocabulary of {corpus} has at least {largest + 1:,} ids, but "
+        f"{model} has {size:,}; take a model with the vocabulary that the corpus was tokenised with"
+    )
+
+
 class _Files:
     """The parts, each thread with the one open that it reads; footers are read once while they fit FOOTER_BYTES.
 
@@ -370,10 +375,8 @@ class _Files:
 
     def largest_id(self, part: int, group: int) -> int:
         """The largest token id of a row group, as its footer says; -1 where there is none."""
-        row_group = self._file(part).metadata.row_group(group)
-        columns = (row_group.column(number) for number in range(row_group.num_columns))
-        (ids,) = (column for column in columns if column.path_in_schema.startswith("input_ids."))
-        return int(ids.statistics.max) if ids.statistics is not None and ids.statistics.has_min_max else -1
+        found = in_footer(self._file(part).metadata, group, "input_ids")
+        return -1 if found is None else int(found)
 
     def _file(self, part: int) -> pq.ParquetFile:
         """A part, opened by this thread."""

@@ -9,8 +9,9 @@ Supervised are the tokens of the spans, in order, but for a document's first tok
 row's log-probabilities is its sequence log-probability: a reference model's table is one of this kind.
 """
 
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -29,6 +30,9 @@ Ids: TypeAlias = Sequence[str] | npt.NDArray[np.bytes_] | pa.Array
 """Texts of 36 characters, or 16 bytes each: a numpy array of dtype S16, or Arrow strings or binary(16)."""
 
 TABLE = "TEACHER_LOGP"
+LOGP_ROUNDING = 1e-3
+"""How far above 0 rounding may bring a log-probability: about the step of float16 below 2. Up to here a value counts as
+0; one beyond, NaN and the infinities are refused (a probability of 0 is stored as -65504, the least float16)."""
 _COMPLETION_SEED = 0x636F6D706C6574
 """Fixed: digests in stored tables depend on it."""
 
@@ -112,7 +116,7 @@ class TeacherTable:
         """What the teacher said of some rows, in the order asked for.
 
         Raises:
-            DataError: the table has no row of an id.
+            DataError: the table has no row of an id, or a row's log-probability is above 0 or not finite.
         """
         found = self._find(ids)
         if (found < 0).any():
@@ -121,7 +125,30 @@ class TeacherTable:
         places = self._places[found]
         order = np.lexsort((places[:, 2], places[:, 1], places[:, 0]))
         pieces = [self._read_rows(places[numbers]) for numbers in _runs(places, order)]
-        return _scatter(pieces, order, self.topk)
+        rows = _scatter(pieces, order, self.topk)
+        logp = self._checked("logp", rows.logp, rows, found)
+        if rows.topk_ids is None or rows.topk_logp is None:
+            return replace(rows, logp=logp)
+        # An entry without an id is one that the teacher did not give.
+        given = np.where(rows.topk_ids >= 0, rows.topk_logp, 0)
+        best = self._checked("topk_logp", given, rows, found)
+        return replace(rows, logp=logp, topk_logp=np.where(rows.topk_ids >= 0, best, np.float32(np.nan)))
+
+    def _checked(
+        self, column: str, logp: npt.NDArray[np.float32], rows: TeacherRows, found: npt.NDArray[np.intp]
+    ) -> npt.NDArray[np.float32]:
+        """Log-probabilities of entries, [entries] or [entries, k], without what rounding puts above 0."""
+        good = (logp <= LOGP_ROUNDING) & (logp > -np.inf)
+        if not good.all():
+            entry = int(np.argmin(good.reshape(len(logp), -1).all(axis=1)))
+            row = int(np.searchsorted(rows.offsets, entry, side="right")) - 1
+            value = logp[entry][~good[entry]] if logp.ndim > 1 else logp[entry : entry + 1]
+            raise DataError(
+                f"{self.dataset.folder}, id {uuid.UUID(bytes=self._keys[found[row]].ljust(16, bytes(1)))}: "
+                f"the log-probability {value[0]:g} in {column} (target {entry - int(rows.offsets[row])} of the row) is "
+                "not a finite number up to 0; rescore, or write natural logarithms of probabilities"
+            )
+        return np.minimum(logp, 0)
 
     def _find(self, ids: Ids) -> npt.NDArray[np.intp]:
         """[n]: place of each id in the index, -1 where it is not there."""

@@ -43,7 +43,7 @@ class TrainingModule(nn.Module):
     def forward(
         self, batch: PackTensors, objective: Objective, step: StepContext, share: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """The loss to go back from (scalar), the objective's sums float64 [n], and the fields of RouterSums.
+        """The loss to go back from, the objective's part of it and its sums (float64), the fields of RouterSums.
 
         `share` is this micro-batch's part of the tokens of the global batch, float64 scalar. A flat tuple of tensors,
         because ZeRO-3 hangs its hooks on what it finds in tuples.
@@ -54,13 +54,15 @@ class TrainingModule(nn.Module):
         penalty, router = router_loss(
             router_logits, batch.in_document, self.student.experts_per_token, self.router, share
         )
-        return output.total + penalty, output.sums, *vars(router).values()
+        return output.total + penalty, output.total.detach().double(), output.sums, *vars(router).values()
 
 
 @dataclass(frozen=True)
 class StepTaken:
     """What all ranks together found in a pass over their packs; the same on every rank, on the CPU."""
 
+    objective: float
+    """L of the objective, without the router's losses. May be NaN where there is a fault."""
     sums: torch.Tensor
     """float64 [n]: what the objective's `report` takes. May be NaN where there is a fault."""
     router: RouterSums
@@ -125,7 +127,7 @@ class Engine:
     def _go_back(
         self, packs: Sequence[PackTensors], objective: Objective, context: StepContext
     ) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
-        """Forward and backward of each pack: the losses, and the sums of objective and router."""
+        """Forward and backward of each pack: the losses, and L with the sums of objective and router."""
         self.deepspeed.train()
         losses, found = [], []
         for number, (pack, share) in enumerate(zip(packs, self._shares(packs), strict=True), 1):
@@ -232,13 +234,15 @@ class Engine:
         torch.distributed.all_reduce(tokens)
         return tokens / tokens.sum().clamp(min=1)
 
-    def _total(self, found: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, RouterSums]:
+    def _total(self, found: Sequence[Sequence[torch.Tensor]]) -> tuple[float, torch.Tensor, RouterSums]:
         """Sums over packs and ranks, in one all-reduce. Counts below 2^53 stay exact in float64."""
         mine = [torch.stack(list(values)).sum(0) for values in zip(*found, strict=True)]
         flat = self.world.sum(torch.cat([value.double().flatten() for value in mine]))
         pieces = flat.split([value.numel() for value in mine])
-        sums, *router = [piece.reshape(value.shape).to(value.dtype) for piece, value in zip(pieces, mine, strict=True)]
-        return sums, RouterSums(*router)
+        objective, sums, *router = [
+            piece.reshape(value.shape).to(value.dtype) for piece, value in zip(pieces, mine, strict=True)
+        ]
+        return float(objective), sums, RouterSums(*router)
 
     def _fault(self, losses: Sequence[torch.Tensor]) -> str:
         """What was not finite, in the same words on every rank. Every rank must call it."""

@@ -75,7 +75,7 @@ class _Pair:
 
 
 class HeldOutSuite(Config):
-    """Loss, in nats a token, as training reports it (the sum of the span kinds' means) and by span kind."""
+    """Loss in nats a token, as training reports it: over all supervised tokens, and by span kind."""
 
     needs_harmony: ClassVar[bool] = True
 
@@ -94,15 +94,19 @@ class HeldOutSuite(Config):
         """`loss`, `loss.<kind>`, `<cell>.loss`, and with a teacher `kl` and `<cell>.kl`.
 
         Raises:
-            ConfigError: no document of the split fits in a pack, or the teacher has another tokenizer.
+            ConfigError: no document of the split fits in a pack, it holds an id that a model has no row for, or the
+                teacher has another tokenizer.
         """
         teacher = None
         if self.teacher is not None:
             check_tokenizer(Path(self.teacher).expanduser())
             teacher = FrozenTeacher(models.load_packed(self.teacher), models.device, models.dtype)
         pair = _Pair(models.packed(folder), teacher)
+        sizes = {"the model": len(pair.student.lm_head.weight)}
+        if teacher is not None:
+            sizes["the teacher"] = teacher.vocab_size
         cells: dict[str, _Found] = {}
-        for cell, pack in self._packs(seed):
+        for cell, pack in self._packs(seed, sizes):
             found = pair.sums(pack, models.device)
             cells[cell] = _Found(*map(torch.add, cells[cell], found)) if cell in cells else found
         if not cells:
@@ -119,16 +123,15 @@ class HeldOutSuite(Config):
         return metrics
 
     def _metrics(self, found: _Found) -> Metrics:
-        means = found.nll / found.tokens.clamp(min=1)
-        metrics = {"loss": float(means.sum())}
+        metrics = {"loss": float(found.nll.sum() / found.tokens.sum())}
         if self.teacher is not None:
             metrics["kl"] = float(found.divergence.sum() / found.tokens.sum())
         return metrics
 
-    def _packs(self, seed: int) -> Iterator[tuple[str, Pack]]:
+    def _packs(self, seed: int, vocab_sizes: dict[str, int]) -> Iterator[tuple[str, Pack]]:
         """Cell and pack."""
         data = StreamConfig(corpus=self.corpus, pack_tokens=self.pack_tokens, global_batch_packs=1)
-        with closing(CorpusReader(self.corpus, self.split)) as reader:
+        with closing(CorpusReader(self.corpus, self.split, vocab_sizes=vocab_sizes)) as reader:
             index = reader.read_index(reader.whole, seed)
             for cell, packs in packs_by_cell(index, reader.cells, data, self.max_packs, seed):
                 for chosen in packs:

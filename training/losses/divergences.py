@@ -5,31 +5,35 @@ With m = (1 - beta) * student + beta * teacher, everything at one temperature T:
     beta 0:  KL(teacher || student), forward        beta 1:  KL(student || teacher), reverse
     else:    beta * KL(teacher || m) + (1 - beta) * KL(student || m), generalised Jensen-Shannon (Agarwal et al. 2024)
 
+Towards an end the generalised divergence goes to 0, and only its quotient to the divergence of that end:
+beta -> 0: D ~ beta * forward KL, beta -> 1: D ~ (1 - beta) * reverse KL. So beta 0.01 has gradients a hundred times
+smaller than beta 0: raise the learning rate or a span weight with it, or take the end itself.
+
 It is the sum over the ids that both heads have: rows that pad one of them (or both, with `vocab_size`) take no part,
-and both distributions are normalised without them. A row's coefficient is known beforehand, so its gradient is made in
-the forward pass like that of cross-entropy: one product for each head and two for the gradients. To make the logits
+and both distributions are normalised without them, so mass that a teacher has there is spread over the ids that are
+compared. No supervised token may be one of those rows. A row's coefficient is known beforehand, so its gradient is made
+in the forward pass like that of cross-entropy: one product for each head and two for the gradients. To make the logits
 again in the backward pass would cost two products more for the same memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
-from etl.errors import ConfigError
-from training.data.collate import PackTensors
+from etl.errors import ConfigError, DataError
+from training.data.collate import Pack, PackTensors
 from training.losses.chunked_head import LmHead, RowLosses, project
-from training.losses.spans import LossOutput, SpanObjective, StepContext
-
-COLUMNS = 8192
-"""Ids of a chunk whose intermediate values exist beside the two buffers: few enough to stay in a cache or near it."""
+from training.losses.distillation import Anchor, DistillationObjective, columns_of
+from training.losses.spans import Counts, LossOutput, StepContext, span_counts
 
 
 @dataclass(frozen=True)
 class DivergenceRows:
-    """The divergence of each row from the teacher's distribution, in nats."""
+    """The divergence of each row from the teacher's distribution, in nats, and what is mixed with it."""
 
     teacher_hidden: torch.Tensor
     """[S, teacher's H]"""
@@ -39,28 +43,64 @@ class DivergenceRows:
     """[S]"""
     beta: float
     temperature: float
-    vocab_size: int
+    compared: int
     """Ids that are compared: at most the rows of either head."""
+    factor: float = 1.0
+    """Multiplies the divergence."""
+    anchor: Anchor | None = None
     num_buffers: int = 2
 
+    @property
+    def vocab_size(self) -> int | None:
+        """Rows of the student's head that are used: those that are compared, all of them beside cross-entropy."""
+        return self.compared if self.anchor is None else None
+
     def __call__(self, buffers: Sequence[torch.Tensor], rows: slice) -> RowLosses:
-        student, teacher = buffers
-        project(self.teacher_hidden[rows], self.teacher_weight[: self.vocab_size], teacher)
-        for logits in buffers:
-            _log_softmax_(logits, self.temperature)
+        logits = buffers[0]
+        student, teacher = (buffer[:, : self.compared] for buffer in buffers)
+        project(self.teacher_hidden[rows], self.teacher_weight[: self.compared], teacher)
+        _log_softmax_(teacher, self.temperature)
+        weights = self.coefficients[rows].to(logits.dtype)
+        if self.anchor is None:
+            _log_softmax_(student, self.temperature)
+            values, to_student = self._divergence(student, teacher)
+            for columns in columns_of(student):
+                self._gradient_(student[:, columns], teacher[:, columns], to_student)
+            return RowLosses(self.factor * values, weights, weights * (self.factor / self.temperature))
+        return RowLosses(self._mixed_(self.anchor, logits, student, teacher, rows), weights, weights / self.temperature)
+
+    def _mixed_(
+        self, anchor: Anchor, logits: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor, rows: slice
+    ) -> torch.Tensor:
+        """The values with cross-entropy mixed in; leaves their gradient in the student's logits, times T."""
+        targets, rest = anchor.targets[rows, None], logits[:, self.compared :]
+        log_z = _log_sums(logits)
+        nll = (log_z - logits.gather(1, targets))[:, 0]
+        shift = _log_softmax_(student, self.temperature)
+        values, to_student = self._divergence(student, teacher)
+        part = (1 - anchor.alpha) * self.temperature
+        for columns in columns_of(student):
+            own = student[:, columns]
+            # ln p at temperature 1, from that at T.
+            probability = torch.exp(own * self.temperature + (self.temperature * shift - log_z))
+            self._gradient_(own, teacher[:, columns], to_student)
+            own.mul_(anchor.alpha * self.factor).add_(probability, alpha=part)
+        rest.sub_(log_z).exp_().mul_(part)
+        logits.scatter_add_(1, targets, torch.full_like(log_z, -part))
+        return anchor.mixed(values, self.factor, nll, rows)
+
+    def _divergence(self, student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The divergence of each row, [n], from ln p of both sides, and KL(student || mixture), [n, 1]."""
         to_teacher, to_student = student.new_zeros(2, len(student))
-        for columns in _columns(student):
+        for columns in columns_of(student):
             log_s, log_t = student[:, columns], teacher[:, columns]
             mixture = self._log_mixture(log_s, log_t)
             if self.beta < 1:
                 to_teacher += (log_t.exp() * (log_t - mixture)).sum(dim=1)
             if self.beta > 0:
                 to_student += (log_s.exp() * (log_s - mixture)).sum(dim=1)
-        for columns in _columns(student):
-            self._gradient_(student[:, columns], teacher[:, columns], to_student[:, None])
-        weights = self.coefficients[rows].to(student.dtype)
         teacher_part, student_part = self._parts()
-        return RowLosses(teacher_part * to_teacher + student_part * to_student, weights, weights / self.temperature)
+        return teacher_part * to_teacher + student_part * to_student, to_student[:, None]
 
     def _parts(self) -> tuple[float, float]:
         """What KL(teacher || mixture) and KL(student || mixture) count."""
@@ -82,24 +122,26 @@ class DivergenceRows:
         log_s.exp_().mul_(excess).mul_(self._parts()[1])
 
 
-def _log_softmax_(logits: torch.Tensor, temperature: float) -> None:
-    """In place, without a second buffer."""
+def _log_softmax_(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """In place, without a second buffer; what was taken from the logits over the temperature, [n, 1]."""
     if temperature != 1:
         logits /= temperature
-    logits -= logits.amax(dim=1, keepdim=True)
-    sums = logits.new_zeros(len(logits))
-    for columns in _columns(logits):
-        sums += logits[:, columns].exp().sum(dim=1)
-    logits -= sums.log()[:, None]
+    shift = _log_sums(logits)
+    logits -= shift
+    return shift
 
 
-def _columns(logits: torch.Tensor) -> Iterator[slice]:
-    for start in range(0, logits.shape[1], COLUMNS):
-        yield slice(start, min(start + COLUMNS, logits.shape[1]))
+def _log_sums(logits: torch.Tensor) -> torch.Tensor:
+    """ln of the sum of exponentials of each row, [n, 1], without a second buffer."""
+    largest = logits.amax(dim=1, keepdim=True)
+    sums = torch.zeros_like(largest)
+    for columns in columns_of(logits):
+        sums += (logits[:, columns] - largest).exp_().sum(dim=1, keepdim=True)
+    return largest + sums.log()
 
 
-class Divergence(SpanObjective):
-    """`kind: kl`. Sums: the divergence by span kind."""
+class Divergence(DistillationObjective):
+    """`kind: kl`. Between beta 0 and 1 its scale is that of beta or 1 - beta, whichever is the smaller (see above)."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"teacher_model"})
 
@@ -109,10 +151,27 @@ class Divergence(SpanObjective):
     temperature: float = Field(default=1.0, gt=0)
     """Of both distributions."""
     times_temperature_squared: bool = False
-    """Multiply by T squared, so that gradients keep their size when T changes (Hinton et al. 2015)."""
+    """Multiply the divergence (not the cross-entropy that `alpha` mixes in) by T squared, so that its gradients keep
+    their size when T changes (Hinton et al. 2015)."""
     vocab_size: int | None = Field(default=None, ge=2)
     """Ids that the tokenizer uses, where a head is padded; null for the smaller head, in a run only where both heads
     have the same size."""
+
+    def counts(self, pack: Pack) -> Counts:
+        """float64 [2 * kinds].
+
+        Raises:
+            DataError: a supervised token is none of the `vocab_size` ids that are compared.
+        """
+        rows = np.flatnonzero(pack.target_kind >= 0)
+        beyond = rows[pack.targets[rows] >= (self.vocab_size or np.inf)]
+        if len(beyond):
+            raise DataError(
+                f"{len(beyond)} supervised tokens of {len(np.unique(pack.document[beyond]))} documents are ids up to "
+                f"{pack.targets[beyond].max():,}, but objective.vocab_size compares the first {self.vocab_size:,}; "
+                "set it to the tokenizer's size, or to null"
+            )
+        return span_counts(pack)
 
     def loss(self, head: LmHead, hidden: torch.Tensor, batch: PackTensors, step: StepContext) -> LossOutput:
         """Loss of a pack from its hidden states [T, H].
@@ -124,17 +183,18 @@ class Divergence(SpanObjective):
         here = self.supervised(batch, step)
         with torch.no_grad():
             teacher_hidden, teacher_weight = step.teacher(batch)
-        factor = self.temperature**2 if self.times_temperature_squared else 1.0
+        anchor = self.anchor(here)
         row_loss = DivergenceRows(
             teacher_hidden.index_select(0, here.rows),
             teacher_weight,
-            here.coefficients * factor,
+            here.coefficients,
             self.beta,
             self.temperature,
             self._compared(len(head.weight), len(teacher_weight)),
+            self.temperature**2 if self.times_temperature_squared else 1.0,
+            anchor,
         )
-        total, values = head(hidden.index_select(0, here.rows), row_loss)
-        return LossOutput(total, here.sums(values * factor))
+        return self.output(here, anchor, head(hidden.index_select(0, here.rows), row_loss))
 
     def check_heads(self, student_rows: int, teacher_rows: int) -> None:
         """Compare the rows of both heads, before the run.

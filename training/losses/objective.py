@@ -2,7 +2,8 @@
 
 An objective says what it `needs`, counts a pack on the host before the step (`counts`; the trainer sums them over packs
 and ranks), computes a pack's loss inside the engine's forward (`loss`; totals of all packs of all ranks sum to L), and
-turns the global counts and sums into what is logged (`report`: `loss`, `span_loss`, `span_tokens` and its own).
+turns the global counts and sums into what is logged (`report`: `loss` and `span_loss`, means over tokens whatever the
+weights, `span_tokens` and its own). L itself is logged as `objective`.
 """
 
 from typing import Annotated

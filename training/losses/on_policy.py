@@ -2,9 +2,9 @@
 
     a_t = ln p_teacher(t) - ln p_student(t), not differentiated;   S_k = sum over tokens of -a_t * ln p_student(t)
 
-Its value is no divergence; what falls is the estimate of KL(student || teacher) that is logged beside it, k1 (mean of
--a, unbiased) and k3 (mean of exp(a) - 1 - a, never negative; Schulman 2020). It holds for tokens sampled from this
-student at temperature 1 and for a teacher scored at temperature 1.
+Its value is no divergence. What falls is the estimate of KL(student || teacher): k1 (mean of -a, unbiased) and k3 (mean
+of exp(a) - 1 - a, never negative; Schulman 2020) are logged, and as `loss` the mean of -ln p_student. It holds for
+tokens sampled from this student at temperature 1 and for a teacher scored at temperature 1.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from pydantic import Field
 
 from training.data.collate import PackTensors
 from training.losses.chunked_head import LmHead, RowLosses
-from training.losses.spans import KINDS, LossOutput, StepContext
-from training.losses.teacher_signal import TeacherSignalObjective, token_means
+from training.losses.spans import KINDS, LossOutput, StepContext, token_means
+from training.losses.teacher_signal import TeacherSignalObjective
 from training.losses.token_nll import TokenNll
 
 
@@ -48,7 +48,7 @@ def advantages(teacher_logp: torch.Tensor, nll: torch.Tensor, clip: float) -> to
 
 
 class OnPolicy(TeacherSignalObjective):
-    """`kind: opd`. Sums by span kind: -a * ln p (under `normalise`), then plain sums of k1 and k3."""
+    """`kind: opd`. Sums by span kind: -ln p, then k1 and k3."""
 
     kind: Literal["opd"] = "opd"
     advantage_clip: float = Field(default=float("inf"), gt=0)
@@ -61,10 +61,8 @@ class OnPolicy(TeacherSignalObjective):
         row_loss = AdvantageNll(here.targets, here.coefficients, teacher_logp, self.advantage_clip)
         total, nll = head(hidden.index_select(0, here.rows), row_loss)
         difference = (teacher_logp.double() + nll.double()).clamp(max=88.0)
-        plain = torch.zeros(2, KINDS, dtype=torch.float64, device=hidden.device)
-        plain.index_add_(1, here.kind, torch.stack([-difference, difference.expm1() - difference]))
-        loss = advantages(teacher_logp, nll, self.advantage_clip) * nll
-        return LossOutput(total, torch.cat([here.sums(loss), *plain]))
+        estimates = -difference, difference.expm1() - difference
+        return LossOutput(total, torch.cat([here.sums(nll), *map(here.sums, estimates)]))
 
     def report(self, counts: torch.Tensor, sums: torch.Tensor) -> dict[str, Any]:
         """Adds the estimates of the reverse KL by span kind, `span_reverse_kl_k1` and `span_reverse_kl_k3`."""

@@ -1,4 +1,4 @@
-"""Cross-entropy to the corpus's tokens, normalised by span kind; see spans.py for what that means.
+"""Cross-entropy to the corpus's tokens, by default normalised by span kind; see spans.py for what that means.
 
 The defaults are the warm start's: every kind weighs 1, so a short answer counts as much as the long analysis before it.
 """
@@ -25,5 +25,5 @@ class CrossEntropy(SpanObjective):
         return LossOutput(total, self.sums(here, nll))
 
     def sums(self, here: Supervised, nll: torch.Tensor) -> torch.Tensor:
-        """What is summed over packs and ranks, from -log p of each supervised row: float64, S_k [kinds] first."""
+        """What is summed over packs and ranks, from -log p of each supervised row: float64, by kind [kinds] first."""
         return here.sums(nll)

@@ -1,12 +1,23 @@
-"""Losses over supervised tokens as sums and counts, each kind of span normalised on its own.
+"""Losses over supervised tokens as sums and counts, normalised over the whole global batch in one of three ways.
 
-    L = sum over kinds k of w_k * S_k / N_k
+    kind      L = sum over kinds k of w_k * S_k / max(N_k, E_k)
+    all       L = sum over kinds k of w_k * S_k / sum over kinds k of w_k * N_k
+    example   L = sum over kinds k of w_k * D_k / max(M_k, E_k)
 
 S_k is the sum of a token's loss over the supervised tokens of kind k of the whole global batch and N_k their number,
-header and closing tokens included (`normalise: token`); or S_k is the sum of documents' means over their tokens of kind
-k and N_k the number of documents that have some (`normalise: example`). A rank and a micro-batch never divide by their
-own counts: each row gets a coefficient with the global N_k, so the losses of all packs of all ranks sum to L. (Data
-parallelism takes the mean over ranks; the engine multiplies by their number.) A kind without tokens adds nothing.
+header and closing tokens included; D_k is the sum of documents' means over their tokens of kind k and M_k the number of
+documents that have some. A kind without tokens adds nothing.
+
+`all` is a weighted mean, as torch's own cross-entropy with weights: with weights of 1 it is the plain mean over tokens,
+and a kind of weight 0 is as if it were not supervised. It needs no floor, since every token counts the same.
+
+E_k is the floor: how many tokens (or documents) of kind k so many tokens of the corpus hold on average. Without it the
+one commentary token of a step would weigh as much as the step's 800 final ones together; with it a kind that happens to
+be rare in a step counts for what it is there, and one that is rare in the corpus still has its own mean over steps.
+
+A rank and a micro-batch never divide by their own counts: each row gets a coefficient with the global denominators, so
+the losses of all packs of all ranks sum to L. (Data parallelism takes the mean over ranks; the engine multiplies by
+their number.) What is logged as `loss` is another thing than L: the mean over tokens, in nats a token.
 """
 
 from dataclasses import dataclass
@@ -15,7 +26,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from etl.config import Config
 from etl.foreign import Kinded
@@ -54,6 +65,9 @@ class StepContext:
     """Scalar: m of weighted_ce, as it was after the step before."""
     teacher: TeacherModel | None = None
     """For objectives that need `teacher_model`."""
+    expected: torch.Tensor | None = None
+    """float64 [2 * kinds]: tokens of each kind, and documents that have some, in as many tokens of the corpus on
+    average; None where no floor is known (an evaluation, a loss by itself)."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +103,13 @@ class Supervised:
     """int64 [S]"""
     kind: torch.Tensor
     """int64 [S], positions in SPAN_KINDS."""
-    share: torch.Tensor
-    """float64 [S]: 1, or 1 / (tokens of this kind of the row's document) under `normalise: example`."""
     coefficients: torch.Tensor
     """float64 [S]: what the row's loss counts in L."""
 
     def sums(self, values: torch.Tensor) -> torch.Tensor:
-        """S_k of the rows' values [S]: float64 [kinds]."""
+        """Sums of the rows' values [S] over each kind: float64 [kinds]."""
         zero = torch.zeros(KINDS, dtype=torch.float64, device=values.device)
-        return zero.index_add_(0, self.kind, values.double() * self.share)
+        return zero.index_add_(0, self.kind, values.double())
 
 
 class Objective(Kinded):
@@ -120,11 +132,21 @@ class Objective(Kinded):
 
 
 class SpanObjective(Objective):
-    """Base of the losses of tokens. `counts` begins with tokens [kinds] and documents [kinds]."""
+    """Base of the losses of tokens.
+
+    `counts` begins with tokens [kinds] and documents [kinds], `sums` with the sums of the tokens' losses [kinds],
+    whatever the weights and `normalise`.
+    """
 
     span_weights: SpanWeights = SpanWeights()
-    normalise: Literal["token", "example"] = "token"
-    """Mean over all tokens of a kind, or over documents' own means."""
+    normalise: Literal["kind", "all", "example"] = "kind"
+    """Mean over the tokens of each kind, over all tokens, or over documents' own means of each kind."""
+
+    @field_validator("normalise", mode="before")
+    @classmethod
+    def _older_word(cls, given: Any) -> Any:
+        # What configurations and records of runs say since before there was `all`.
+        return "kind" if given == "token" else given
 
     def counts(self, pack: Pack) -> Counts:
         """float64: what is summed over the packs of all ranks before the step."""
@@ -134,33 +156,43 @@ class SpanObjective(Objective):
         """The pack's supervised rows and what each counts."""
         rows = torch.nonzero(batch.target_kind >= 0)[:, 0]
         kind = batch.target_kind[rows]
-        share = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+        coefficients = self._per_kind(step)[kind]
         if self.normalise == "example":
             cell = batch.document[rows].long() * KINDS + kind
             sizes = torch.zeros((len(batch.cu_seqlens) - 1) * KINDS, dtype=torch.float64, device=rows.device)
-            share = 1 / sizes.index_add_(0, cell, share)[cell]
-        counts = self._denominators(step.counts)
-        weights = self.span_weights.tensor().to(counts.device)
-        per_kind = torch.where(counts > 0, weights / counts.clamp(min=1), 0.0)
-        return Supervised(rows, batch.targets[rows], kind, share, per_kind[kind] * share)
+            coefficients = coefficients / sizes.index_add_(0, cell, torch.ones_like(coefficients))[cell]
+        return Supervised(rows, batch.targets[rows], kind, coefficients)
 
     def report(self, counts: torch.Tensor, sums: torch.Tensor) -> dict[str, Any]:
-        """The step's loss L, each kind's mean, and tokens by kind, from the global counts and sums on the CPU."""
-        spans = self.span_means(counts, sums)
-        weights = dict(self.span_weights)
+        """The mean over all supervised tokens, that of each kind, and tokens by kind, from what is on the CPU."""
         return {
-            "loss": float(sum(weights[kind] * mean for kind, mean in spans.items())),
-            "span_loss": spans,
+            "loss": token_mean(counts, sums[:KINDS]),
+            "span_loss": token_means(counts, sums[:KINDS]),
             "span_tokens": dict(zip(SPAN_KINDS, counts[:KINDS].int().tolist(), strict=True)),
         }
 
-    def span_means(self, counts: torch.Tensor, sums: torch.Tensor) -> dict[str, float]:
-        """S_k / N_k of each kind that has tokens, from the first [kinds] of `sums`."""
-        pairs = zip(SPAN_KINDS, sums[:KINDS].tolist(), self._denominators(counts).tolist(), strict=True)
-        return {kind: total / count for kind, total, count in pairs if count > 0}
+    def _per_kind(self, step: StepContext) -> torch.Tensor:
+        """What a token (or a document) of each kind counts: float64 [kinds], 0 for a kind that the step lacks."""
+        used = slice(KINDS, 2 * KINDS) if self.normalise == "example" else slice(KINDS)
+        counts = step.counts[used]
+        weights = self.span_weights.tensor().to(counts.device)
+        divisors = counts
+        if self.normalise == "all":
+            divisors = (weights * counts).sum().expand(KINDS)
+        elif step.expected is not None:
+            divisors = torch.maximum(counts, step.expected[used])
+        return torch.where(counts > 0, weights / torch.where(divisors > 0, divisors, 1.0), 0.0)
 
-    def _denominators(self, counts: torch.Tensor) -> torch.Tensor:
-        return counts[:KINDS] if self.normalise == "token" else counts[KINDS : 2 * KINDS]
+
+def token_mean(counts: torch.Tensor, sums: torch.Tensor) -> float:
+    """Mean over all supervised tokens, from plain sums [kinds] and `counts`; 0 where there is none."""
+    return float(sums.sum() / counts[:KINDS].sum().clamp(min=1))
+
+
+def token_means(counts: torch.Tensor, sums: torch.Tensor) -> dict[str, float]:
+    """Mean over tokens by span kind, from plain sums [kinds] and `counts`; kinds without tokens are left out."""
+    pairs = zip(SPAN_KINDS, sums.tolist(), counts[:KINDS].tolist(), strict=True)
+    return {kind: total / count for kind, total, count in pairs if count > 0}
 
 
 def span_counts(pack: Pack) -> Counts:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from etl.errors import DataError
-from etl.schema import SPAN_KINDS
 from training.data.collate import Pack, PackTensors
-from training.losses.spans import KINDS, Counts, SpanObjective, Supervised, span_counts
+from training.losses.spans import KINDS, Counts, SpanObjective, Supervised, span_counts, token_means
 
 TEACHER_SUMS = slice(2 * KINDS, 3 * KINDS)
 """Where `counts` has the sums of the teacher's ln p by span kind."""
@@ -43,14 +42,8 @@ class TeacherSignalObjective(SpanObjective):
 
     def teacher_logp(self, batch: PackTensors, here: Supervised) -> torch.Tensor:
         """[S]; a pack without documents may come without the array, and has no row."""
-        return here.share if batch.teacher_logp is None else batch.teacher_logp[here.rows]
+        return here.coefficients if batch.teacher_logp is None else batch.teacher_logp[here.rows]
 
     def report(self, counts: torch.Tensor, sums: torch.Tensor) -> dict[str, Any]:
         """Adds `span_teacher_logp`, the mean of each kind that has tokens."""
         return {**super().report(counts, sums), "span_teacher_logp": token_means(counts, counts[TEACHER_SUMS])}
-
-
-def token_means(counts: torch.Tensor, sums: torch.Tensor) -> dict[str, float]:
-    """Mean over tokens by span kind, from plain sums [kinds]; kinds without tokens are left out."""
-    pairs = zip(SPAN_KINDS, sums.tolist(), counts[:KINDS].tolist(), strict=True)
-    return {kind: total / count for kind, total, count in pairs if count > 0}

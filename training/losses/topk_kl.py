@@ -18,7 +18,8 @@ from pydantic import Field
 from etl.errors import ConfigError, DataError
 from training.data.collate import Pack, PackTensors
 from training.losses.chunked_head import LmHead, RowLosses
-from training.losses.spans import Counts, LossOutput, SpanObjective, StepContext, span_counts
+from training.losses.distillation import Anchor, DistillationObjective, columns_of
+from training.losses.spans import Counts, LossOutput, StepContext, span_counts
 
 SMALLEST_TAIL = 1e-30
 """Of a student's tail, as a part of its likeliest token: its logarithm and its inverse stay finite in float32."""
@@ -26,7 +27,7 @@ SMALLEST_TAIL = 1e-30
 
 @dataclass(frozen=True)
 class TopKRows:
-    """The KL of each row to the teacher's top-k, in nats."""
+    """The KL of each row to the teacher's top-k, in nats, and what is mixed with it."""
 
     ids: torch.Tensor
     """int64 [S, k]; -1 where a row has fewer."""
@@ -35,6 +36,7 @@ class TopKRows:
     coefficients: torch.Tensor
     """[S]"""
     temperature: float
+    anchor: Anchor | None = None
     num_buffers: int = 1
     vocab_size: int | None = None
 
@@ -50,6 +52,7 @@ class TopKRows:
             logits /= self.temperature
         logits -= logits.amax(dim=1, keepdim=True)
         picked = logits.gather(1, ids)
+        of_target = None if self.anchor is None else logits.gather(1, self.anchor.targets[rows, None])
         logits.exp_().scatter_(1, ids, 0.0)
         tail = logits.sum(dim=1).clamp(min=SMALLEST_TAIL)
         top = torch.where(present, picked.exp(), 0.0)
@@ -57,16 +60,55 @@ class TopKRows:
         log_sums = sums.log()
         inside = teacher * (torch.where(present, logp, 0.0) - picked + log_sums[:, None])
         outside = torch.special.xlogy(teacher_tail, teacher_tail) - teacher_tail * (tail.log() - log_sums)
+        values = inside.sum(dim=1) + outside
         # Gradient times the sum: each token's part of the student, less what the teacher gives to its bucket.
         mass = teacher.sum(dim=1) + teacher_tail
-        logits *= (mass - teacher_tail * sums / tail)[:, None]
-        logits.scatter_add_(1, ids, mass[:, None] * top - teacher * sums[:, None])
+        slope, pull = mass - teacher_tail * sums / tail, mass[:, None] * top - teacher * sums[:, None]
+        if self.anchor is None or of_target is None:
+            logits *= slope[:, None]
+            logits.scatter_add_(1, ids, pull)
+        else:
+            nll = self._mix_(self.anchor, logits, (ids, top), (slope, pull), of_target, sums, rows)
+            values = self.anchor.mixed(values, 1.0, nll, rows)
         weights = self.coefficients[rows].to(logits.dtype)
-        return RowLosses(inside.sum(dim=1) + outside, weights, weights / (sums * self.temperature))
+        return RowLosses(values, weights, weights / (sums * self.temperature))
+
+    def _mix_(
+        self,
+        anchor: Anchor,
+        powers: torch.Tensor,
+        best: tuple[torch.Tensor, torch.Tensor],
+        gradient: tuple[torch.Tensor, torch.Tensor],
+        of_target: torch.Tensor,
+        sums: torch.Tensor,
+        rows: slice,
+    ) -> torch.Tensor:
+        """-ln p of the targets; turns exp(logit / T) [n, V], 0 at the best ids, into the mixture's gradient.
+
+        Args:
+            anchor: what is mixed in.
+            powers: exponentials over the row's largest one, in place.
+            best: ids and their exponentials, [n, k].
+            gradient: of the divergence, times the sum: a factor for all ids [n], and what is added at the best ones.
+            of_target: logit over T of each target, [n, 1].
+            sums: of all exponentials, [n].
+            rows: of the call.
+        """
+        heat, part = self.temperature, (1 - anchor.alpha) * self.temperature
+        sums_at_1 = (best[1] ** heat).sum(dim=1)
+        for columns in columns_of(powers):
+            sums_at_1 += (powers[:, columns] ** heat).sum(dim=1)
+        share = (part * sums / sums_at_1)[:, None]
+        for columns in columns_of(powers):
+            own = powers[:, columns]
+            own.copy_(own * (anchor.alpha * gradient[0])[:, None] + share * own**heat)
+        powers.scatter_add_(1, best[0], anchor.alpha * gradient[1] + share * best[1] ** heat)
+        powers.scatter_add_(1, anchor.targets[rows, None], -part * sums[:, None])
+        return sums_at_1.log() - heat * of_target[:, 0]
 
 
-class TopKDivergence(SpanObjective):
-    """`kind: topk_kl`. Sums: the KL by span kind."""
+class TopKDivergence(DistillationObjective):
+    """`kind: topk_kl`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"topk"})
 
@@ -110,6 +152,6 @@ class TopKDivergence(SpanObjective):
         # A pack without documents may come without them; it has no row that would read them.
         ids = here.targets[:, None] if batch.topk_ids is None else batch.topk_ids[here.rows].long()
         logp = torch.zeros_like(ids, dtype=torch.float32) if batch.topk_logp is None else batch.topk_logp[here.rows]
-        row_loss = TopKRows(ids, logp, here.coefficients, self.temperature)
-        total, values = head(hidden.index_select(0, here.rows), row_loss)
-        return LossOutput(total, here.sums(values))
+        anchor = self.anchor(here)
+        row_loss = TopKRows(ids, logp, here.coefficients, self.temperature, anchor)
+        return self.output(here, anchor, head(hidden.index_select(0, here.rows), row_loss))

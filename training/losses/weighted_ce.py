@@ -3,6 +3,7 @@
     w_t = clip(exp((ln p_teacher(t) - m) / T), min_weight, max_weight),   S_k = sum over tokens of w_t * -ln p(t)
 
 S_k is divided by the number of tokens, not by the sum of the weights: spans that the teacher finds likely count more.
+What is logged as `loss` is -ln p without the weights, so that it compares with that of other arms.
 m is an exponential mean of the teacher's ln p over the supervised tokens of a step, so it follows the stream when its
 composition changes: m <- m + m_rate * (mean of the step - m), from sums over the whole global batch; a step uses the m
 after the step before it, the first one the mean in TEACHER_LOGP's manifest. It is one number, kept in the checkpoint.
@@ -15,13 +16,13 @@ from pydantic import Field, model_validator
 
 from training.data.collate import PackTensors
 from training.losses.chunked_head import LmHead
-from training.losses.spans import KINDS, LossOutput, StepContext
-from training.losses.teacher_signal import TEACHER_SUMS, TeacherSignalObjective, token_means
+from training.losses.spans import KINDS, LossOutput, StepContext, token_means
+from training.losses.teacher_signal import TEACHER_SUMS, TeacherSignalObjective
 from training.losses.token_nll import TokenNll
 
 
 class WeightedCrossEntropy(TeacherSignalObjective):
-    """`kind: weighted_ce`. Sums by span kind: w * -ln p (under `normalise`), then plain sums of -ln p and of w."""
+    """`kind: weighted_ce`. Sums by span kind: -ln p, then w."""
 
     kind: Literal["weighted_ce"] = "weighted_ce"
     temperature: float = Field(default=1.0, gt=0)
@@ -48,17 +49,11 @@ class WeightedCrossEntropy(TeacherSignalObjective):
         here = self.supervised(batch, step)
         weights = self.weights(self.teacher_logp(batch, here), step.teacher_mean)
         total, nll = head(hidden.index_select(0, here.rows), TokenNll(here.targets, here.coefficients * weights))
-        plain = torch.zeros(2, KINDS, dtype=torch.float64, device=hidden.device)
-        plain.index_add_(1, here.kind, torch.stack([nll.double(), weights]))
-        return LossOutput(total, torch.cat([here.sums(nll * weights), *plain]))
+        return LossOutput(total, torch.cat([here.sums(nll), here.sums(weights)]))
 
     def report(self, counts: torch.Tensor, sums: torch.Tensor) -> dict[str, Any]:
-        """Adds the unweighted `span_nll` and `span_weight`, the mean w."""
-        return {
-            **super().report(counts, sums),
-            "span_nll": token_means(counts, sums[KINDS : 2 * KINDS]),
-            "span_weight": token_means(counts, sums[2 * KINDS :]),
-        }
+        """Adds `span_weight`, the mean w of each kind that has tokens."""
+        return {**super().report(counts, sums), "span_weight": token_means(counts, sums[KINDS:])}
 
     def next_teacher_mean(self, mean: float, counts: torch.Tensor, sums: torch.Tensor) -> float:
         """m after a step with these global counts and sums; a step without tokens leaves it."""

@@ -17,6 +17,11 @@ class FrozenTeacher:
         """Moves the model. Its parameters take `dtype`'s bytes each on every rank, whatever the ZeRO stage."""
         self._model = model.to(device, dtype).eval().requires_grad_(False)
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows of its head."""
+        return len(self._model.lm_head.weight)
+
     @torch.no_grad()
     def __call__(self, batch: PackTensors) -> TeacherOutput:
         """Forward pass of a pack."""

@@ -36,7 +36,7 @@ from etl.storage.build import Build, Chunk, Job
 from etl.storage.dataset import CHECKPOINTS, Dataset
 from etl.storage.location import Location
 from etl.storage.manifest import Accounting, Part
-from training.data.teacher_table import TABLE, completion_digests, digest_bytes
+from training.data.teacher_table import LOGP_ROUNDING, TABLE, completion_digests, digest_bytes
 from training.models.tokenizer import check_tokenizer
 from training.teacher.corpus_rows import CorpusRows, choose_rows
 from training.teacher.prompt import EFFORTS, PromptRenderer, with_effort
@@ -237,10 +237,8 @@ class ScoreSplit:
         config, size = self.config, len(rows)
         top = [pa.nulls(size, TEACHER_LOGP.field(name).type) for name in ("topk_ids", "topk_logp")]
         if config.topk:
-            top = [
-                _lists([score.topk_ids.reshape(-1) for score in scores]),
-                _lists([_rounded(score.topk_logp.reshape(-1)) for score in scores]),
-            ]
+            best = [_rounded(score.topk_logp.reshape(-1), row.id) for score, row in zip(scores, rows, strict=True)]
+            top = [_lists([score.topk_ids.reshape(-1) for score in scores]), _lists(best)]
         columns = [
             pa.array([row.id for row in rows], pa.string()),
             _digests(completions),
@@ -249,7 +247,7 @@ class ScoreSplit:
             pa.array([row.mode for row in rows], pa.string()),
             pa.repeat(config.temperature, size),
             pa.array([row.positions[0] for row in rows], pa.int32()),
-            _lists([_rounded(score.logp) for score in scores]),
+            _lists([_rounded(score.logp, row.id) for score, row in zip(scores, rows, strict=True)]),
             *top,
         ]
         return pa.RecordBatch.from_arrays(columns, schema=TEACHER_LOGP)
@@ -268,16 +266,20 @@ def _slices(rows: list[ChosenRow], batch_tokens: int, max_rows: int) -> list[lis
     return out
 
 
-def _rounded(logp: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The nearest float16 values.
+def _rounded(logp: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:
+    """The nearest float16 values of the row `name`.
 
     Raises:
-        DataError: a log-probability is not finite.
+        DataError: a log-probability is above 0, or not finite.
     """
     # A sum that is rounded can pass 1 by a hair.
     rounded = np.minimum(logp, 0.0).astype(np.float16).astype(np.float32)
-    if not np.isfinite(rounded).all():
-        raise DataError(f"the teacher gives a log-probability of {logp[~np.isfinite(rounded)][0]}; it is broken")
+    bad = ~np.isfinite(rounded) | (logp > LOGP_ROUNDING)
+    if bad.any():
+        raise DataError(
+            f"row {name}: the teacher gives a log-probability of {logp[bad][0]:g}, which is not a finite number up to "
+            "0; it is broken"
+        )
     return rounded
 
 

@@ -25,6 +25,7 @@ from etl.config import Config
 from etl.errors import ConfigError, DataError, SourceError, StillhouseError, said
 from etl.harmony.vocabulary import NUM_TEXT_TOKENS, VOCAB_SIZE, load_bpe
 from etl.terminal import shown
+from training.data.teacher_table import LOGP_ROUNDING
 from training.teacher.teacher import Request, Scores
 
 LEAST_LOGP = -65504.0
@@ -139,7 +140,7 @@ class ServerTeacher:
 
     def _logp(self, found: Any, at: int) -> float:
         value = found.get("logprob") if isinstance(found, dict) else None
-        if not isinstance(value, int | float) or math.isnan(value) or value > 0.001:
+        if not isinstance(value, int | float) or math.isnan(value) or value > LOGP_ROUNDING:
             raise DataError(
                 f"{self._place} returned the log-probability {shown(value)} for token {at} of a row; {_SERVER_HINT}"
             )

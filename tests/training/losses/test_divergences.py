@@ -85,7 +85,7 @@ def test_of_distributions_that_have_nothing_in_common_it_is_ln_2():
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
 def test_a_vocabulary_of_several_parts_is_one_sum(monkeypatch, beta):
     whole = rows(random_logits(1), random_logits(2), beta)
-    monkeypatch.setattr("training.losses.divergences.COLUMNS", 5)
+    monkeypatch.setattr("training.losses.distillation.COLUMNS", 5)
     parts = rows(random_logits(1), random_logits(2), beta)
     for ours, theirs in zip(parts, whole, strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -27,6 +27,7 @@ from training.losses.objective import (
     TopKDivergence,
     WeightedCrossEntropy,
 )
+from training.losses.spans import SpanWeights
 
 EVERY = [
     CrossEntropy(),
@@ -34,29 +35,38 @@ EVERY = [
     WeightedCrossEntropy(),
     WeightedCrossEntropy(normalise="example"),
     OnPolicy(advantage_clip=1.0),
+    CrossEntropy(normalise="all", span_weights={"analysis": 0.5, "final": 3.0}),
     Divergence(beta=0.3, temperature=2.0, times_temperature_squared=True),
+    Divergence(beta=1.0, temperature=2.0, alpha=0.25),
     TopKDivergence(temperature=2.0),
+    TopKDivergence(alpha=0.5, normalise="all"),
     Dpo(label_smoothing=0.1),
 ]
 
 
 def name_of(objective):
-    return f"{objective.kind}-{getattr(objective, 'normalise', 'pair')}"
+    return f"{objective.kind}-{getattr(objective, 'normalise', 'pair')}-{getattr(objective, 'alpha', 1)}"
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=name_of)
-def test_totals_of_packs_sum_to_the_reported_loss(objective):
+def test_what_is_logged_is_by_token_and_adds_up(objective):
+    """Over all tokens it is the mean of the kinds by their tokens, whatever the weights and the normalisation."""
     packs = [pair_pack(seed) if objective.kind == "dpo" else pack_of(seed) for seed in (1, 2)]
     if objective.kind != "dpo":
         packs.append(pack_of(3, [16], {5: TEXT}))
     report, total, _ = run(objective, packs, [states(seed) for seed in range(len(packs))])
-    assert report["loss"] == pytest.approx(total, rel=1e-12)
     expected = {"analysis": 4, "final": 8, "text": 1} if objective.kind != "dpo" else {"analysis": 6, "final": 10}
     assert {kind: count for kind, count in report["span_tokens"].items() if count} == expected
-    if objective.kind != "dpo":
-        weights = objective.span_weights.model_dump()
-        by_span = sum(weights[kind] * mean for kind, mean in report["span_loss"].items())
-        assert report["loss"] == pytest.approx(by_span, rel=1e-12)
+    if objective.kind == "dpo":
+        assert report["loss"] == pytest.approx(total, rel=1e-12)
+        return
+    by_kind = sum(count * report["span_loss"][kind] for kind, count in expected.items()) / 13
+    assert report["loss"] == pytest.approx(by_kind, rel=1e-12)
+    plain = objective.model_copy(update={"span_weights": SpanWeights(), "normalise": "all"})
+    again, mean, _ = run(plain, packs, [states(seed) for seed in range(len(packs))])
+    assert again == report
+    if objective.kind in ("ce", "kl", "topk_kl"):
+        assert mean == pytest.approx(report["loss"], rel=1e-12)
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=name_of)

@@ -17,7 +17,7 @@ def test_a_short_answer_counts_as_much_as_a_long_analysis():
     pack = toy_pack([5], 5, {0: ANALYSIS, 1: ANALYSIS, 2: ANALYSIS, 4: FINAL})
     found = run(CrossEntropy(), [pack], [states_giving([0.5, 0.25, 0.125, 0.9, 0.125])])
     assert found.total == pytest.approx(2 * LN2 + 3 * LN2)
-    assert found.report["loss"] == pytest.approx(5 * LN2)
+    assert found.report["loss"] == pytest.approx((6 + 3) / 4 * LN2)
     assert found.report["span_loss"] == pytest.approx({"analysis": 2 * LN2, "final": 3 * LN2})
     assert found.report["span_tokens"] == {"analysis": 3, "commentary": 0, "final": 1, "text": 0}
 
@@ -28,7 +28,8 @@ def test_weights_of_kinds_and_means_of_documents():
     objective = CrossEntropy(normalise="example", span_weights={"analysis": 2.0, "final": 0.5})
     found = run(objective, [pack], [states_giving([0.5, 0.25, 0.0625, 0.125])])
     assert found.total == pytest.approx(2.0 * (1.5 + 3) / 2 * LN2 + 0.5 * 4 * LN2)
-    assert found.report["span_loss"] == pytest.approx({"analysis": 2.25 * LN2, "final": 4 * LN2})
+    assert found.report["span_loss"] == pytest.approx({"analysis": (1 + 2 + 3) / 3 * LN2, "final": 4 * LN2})
+    assert found.report["loss"] == pytest.approx((1 + 2 + 3 + 4) / 4 * LN2)
 
 
 def test_of_one_kind_it_is_torchs_mean_in_value_and_gradient():

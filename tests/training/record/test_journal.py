@@ -19,7 +19,8 @@ def lines(path):
 
 
 def step_record(step, loss=2.0):
-    return {"step": step, "loss": loss, "lr": 1e-4, "tokens_per_s": 12_345.6, "span_loss": {"final": loss}}
+    speed = {"lr": 1e-4, "tokens_per_s": 12_345.6}
+    return {"step": step, "loss": loss, "objective": 3 * loss, **speed, "span_loss": {"final": loss}}
 
 
 def test_a_resumed_file_ends_at_the_step_it_resumes_from(tmp_path):
@@ -84,7 +85,7 @@ def test_tensorboard_has_the_scalars_and_a_resumed_run_takes_steps_back(tmp_path
     events.Reload()
     assert [(found.step, found.value) for found in events.Scalars("loss")] == [(1, 2.0), (2, 7.0)]
     assert set(events.Tags()["scalars"]) == {
-        "loss", "lr", "tokens_per_s", "span_loss/final", "router/layer_entropy/0", "router/layer_entropy/1"
+        "loss", "objective", "lr", "tokens_per_s", "span_loss/final", "router/layer_entropy/0", "router/layer_entropy/1"
     }  # fmt: skip
 
 
@@ -111,9 +112,8 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
 
 
 def test_the_live_line_says_loss_rate_speed_mfu_and_time_left(tmp_path, capsys):
-    assert (
-        live_text({**step_record(17), "mfu": 0.4123}) == "step 17  loss 2.000  lr 1.00e-04  12,346 tokens/s  MFU 41.2%"
-    )
+    expected = "step 17  loss 2.000  lr 1.00e-04  12,346 tokens/s  MFU 41.2%"
+    assert live_text({**step_record(17), "mfu": 0.4123}) == expected
     assert "MFU" not in live_text(step_record(17))
     with open_journal(tmp_path, QUIET, Place(0, 0, 4), None) as journal:
         journal.step(step_record(1), 1)
