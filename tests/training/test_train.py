@@ -11,10 +11,12 @@ import torch
 import training.train
 from etl import conf
 from etl.errors import ConfigError, DataError
+from etl.schema import SPAN_KINDS
 from tests.datasets import write_dataset
 from tests.training import forked
 from tests.training.corpora import documents
 from tests.training.disturbed_runs import arguments
+from tests.training.teacher_tables import rows_of
 from tests.training.toy_runs import PulledPlugError, deterministic, pull_the_plug_at, records, weights
 from training.config import TrainConfig
 from training.data.reader import CorpusReader
@@ -94,10 +96,13 @@ def test_steps_equal_a_plain_torch_loop(corpus, whole):
     reader = CorpusReader(config.data.corpus, "train")
     log = DecisionLog.preview(None, initial_value(config.data, config.seed, reader.parts))
     stream = RankStream(reader, config.data, config.seed, log, rank=0, world=1)
-    objective = CrossEntropy()
+    objective, rows = CrossEntropy(), rows_of(corpus)
+    held = [sum(s["end"] - s["start"] for row in rows for s in row["spans"] if s["kind"] == k) for k in SPAN_KINDS]
+    rates = torch.tensor([*held, *[0] * 4], dtype=torch.float64) / sum(row["n_tokens"] for row in rows)
     for record in [record for record in records(whole[0]) if "loss" in record]:
         packs = stream.next_step().packs
-        context = StepContext(torch.from_numpy(sum(objective.counts(pack) for pack in packs)))
+        counts = torch.from_numpy(sum(objective.counts(pack) for pack in packs))
+        context = StepContext(counts, expected=rates * sum(pack.num_tokens for pack in packs))
         share = torch.tensor(0.0)
         losses = [module(pack.tensors(torch.device("cpu")), objective, context, share)[0] for pack in packs]
         sum(losses).backward()
