@@ -1,10 +1,12 @@
 """Tokens back to messages, by openai-harmony's own parser (about 1 MB of text per CPU-second).
 
 For completions of a model, for checks, and for people who look at a corpus; no stage runs it over every row. The parser
-takes any control token in a body, and most in a header, for letters; here that is no Harmony.
+takes any control token in a body, and most in a header, for letters; here that is no Harmony. It knows a tool by its
+recipient alone, so it is shown one where a tool's message has none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby, takewhile
 from typing import Final, TypedDict
 
 from etl.errors import ConfigError, DataError
@@ -71,8 +73,12 @@ def parse(
         return [ParsedMessage(role=TEXT_ROLE, name=None, channel=None, recipient=None, content=text)]
     _check(tokens, "between messages" if next_role is None else "in a header")
     role = None if next_role is None else Role(next_role)
+    encoding = load_encoding(vocabulary)
+    shown, of_tools = list(tokens), dict(_tools_without_recipient(tokens, next_role is not None, vocabulary))
+    for place in sorted(of_tools, reverse=True):
+        shown[place:place] = encoding.encode(" to=assistant")
     try:
-        messages = load_encoding(vocabulary).parse_messages_from_completion_tokens(tokens, role)
+        messages = encoding.parse_messages_from_completion_tokens(shown, role)
     except HarmonyError as error:
         raise _malformed(tokens, str(error)) from error
     return [
@@ -80,13 +86,29 @@ def parse(
             role=message.author.role.value,
             name=message.author.name,
             channel=message.channel,
-            recipient=message.recipient or None,
+            recipient=None if number in of_tools.values() else message.recipient or None,
             content="".join(part.text for part in message.content).removeprefix(
                 INSTRUCTIONS if message.author.role is Role.DEVELOPER else ""
             ),
         )
-        for message in messages
+        for number, message in enumerate(messages)
     ]
+
+
+def _tools_without_recipient(tokens: Sequence[int], is_begun: bool, vocabulary: str) -> Iterator[tuple[int, int]]:
+    """Where the names end that tools sign with and say no recipient behind, and the number of the message."""
+    bpe, called = load_bpe(vocabulary), set[str]()
+    starts = [place + 1 for place, token in enumerate(tokens) if token == START]
+    for number, begin in enumerate([0] * is_begun + starts):
+        header = list(takewhile(lambda token: token != MESSAGE, tokens[begin:]))
+        by_kind = groupby(header, lambda token: token < NUM_TEXT_TOKENS)
+        stretches = [list(stretch) for is_text, stretch in by_kind if is_text]
+        words = [word for stretch in stretches for word in bpe.decode(stretch).split()]
+        recipients = {word.removeprefix("to=") for word in words if word.startswith("to=")}
+        name = words[0] if words else ""
+        if not recipients and (name.startswith("functions.") or name in called):
+            yield begin + len(stretches[0]), number
+        called |= recipients
 
 
 def _is_document(tokens: Sequence[int]) -> bool:

@@ -77,18 +77,31 @@ class Generator:
         """A user's question by the chat template, or as plain text where the folder has none."""
         if self.tokenizer.chat_template is None:
             return list(self.tokenizer(f"Question: {question}\nAnswer:").input_ids)
-        turn = [{"role": "user", "content": question}]
-        return list(self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+        # A question is text, whatever its letters look like.
+        return list(
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}],
+                add_generation_prompt=True,
+                return_dict=False,
+                sanitize_control_tokens=True,
+                allow_control_tokens=True,
+            )
+        )
 
     def answer(self, tokens: list[int]) -> str | None:
         """The text of a completion; of a model of Harmony its last final message, None where it wrote none.
 
         The marks of a message are control ids, not what text of the same letters is encoded to.
         """
-        if not {_CHANNEL, _MESSAGE} <= self._controls.keys():
+        if not self.speaks_harmony:
             return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
         final = self._final_message(tokens)
         return None if final is None else str(self.tokenizer.decode(final))
+
+    @cached_property
+    def speaks_harmony(self) -> bool:
+        """Whether its tokenizer has the marks of a message as control ids."""
+        return {_CHANNEL, _MESSAGE} <= self._controls.keys()
 
     def _final_message(self, tokens: list[int]) -> list[int] | None:
         """The ids from the last <|message|> of the channel `final` up to the next control id."""

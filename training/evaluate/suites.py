@@ -323,12 +323,15 @@ class LmEvalSuite(Config):
         if unknown:
             raise ConfigError(f"{self.folder} has no task '{unknown[0]}'; it has: {', '.join(manager.all_tasks)}")
         model = models.generator(folder)
+        # No text of a corpus begins with a token of its own; what precedes one at most is the end of another.
+        bos = {"add_bos_token": False, "prefix_token_id": ENDOFTEXT} if model.speaks_harmony else {}
         found: Any = lm_eval.simple_evaluate(
             model=HFLM(
                 pretrained=model.model,
                 tokenizer=model.tokenizer,
                 batch_size=self.batch_size,
                 device=str(models.device),
+                **bos,
             ),
             tasks=list(self.tasks),
             task_manager=manager,

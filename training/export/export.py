@@ -3,6 +3,7 @@
     TARGET/model.safetensors, or model-00001-of-… and an index above 5 GB    bfloat16, names of the transformers class
     TARGET/config.json, generation_config.json
     TARGET/tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja
+    TARGET/README.md, LICENSES.md                                           model card; licences of the data
     TARGET/stillhouse_manifest.json                                         data and sampling; written last
 
 The weights are the float32 masters, adapters added, rounded to bfloat16 once. No DeepSpeed engine and no accelerator is
@@ -18,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -30,8 +31,8 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from etl import conf
+from etl.console import warn
 from etl.errors import ConfigError
-from etl.harmony.step import HarmonyStep
 from etl.harmony.vocabulary import VOCAB_SIZE
 from etl.storage.location import Location
 from etl.storage.untrusted import read_object
@@ -39,6 +40,8 @@ from training.checkpoint import store, universal
 from training.checkpoint.store import CheckpointManifest
 from training.data.stream.decisions import Record
 from training.export import harmony_tokenizer
+from training.export.card import card_files
+from training.export.preamble import Spoken, spoken
 from training.models.config import ModelConfig
 from training.models.factory import Student, build_student, export_model, export_state
 from training.models.tokenizer import check_tokenizer
@@ -46,6 +49,8 @@ from training.record import ledger, run_record
 
 MANIFEST: Final = "stillhouse_manifest.json"
 SHARD_SIZE: Final = "5GB"
+HARMONY: Final = "o200k_harmony"
+"""The tokenizer of the corpora."""
 _STUDENT: Final = "student."
 """Before each name of the student in a checkpoint."""
 _TOKENIZER_FILES: Final = (
@@ -117,8 +122,8 @@ def export(source: str, target: str, allow_code: bool = False) -> str:
         The URL of the target.
 
     Raises:
-        ConfigError: there is no complete checkpoint, something else lies at the target, or the student is not of this
-            package and allow_code is not given.
+        ConfigError: there is no complete checkpoint, something else lies at the target, the student is not of this
+            package and allow_code is not given, or the run's record has a preamble that no recipe can have.
         DataError: the checkpoint is damaged.
     """
     found, place = TrainedRun.of(source), Location.of(target)
@@ -129,8 +134,14 @@ def export(source: str, target: str, allow_code: bool = False) -> str:
         config = _model_config(found, allow_code)
         student = _student(config, found.record["config"]["seed"])
         _write_model(student, _weights(found, student, scratch), config, folder)
-        tokenizer = _write_tokenizer(student, config, folder)
-        (folder / MANIFEST).write_bytes(_json(_manifest(found, tokenizer)))
+        how = spoken(found.record) if _speaks_harmony(student) else None
+        tokenizer = _write_tokenizer(config, folder, how)
+        manifest = _manifest(found, tokenizer, how if tokenizer == HARMONY else None)
+        for name, data in card_files(manifest, student.hf_class is not None).items():
+            (folder / name).write_bytes(data)
+        (folder / MANIFEST).write_bytes(_json(manifest))
+        for note in manifest["preamble"]["notes"] if manifest["preamble"] else ():
+            warn(note)
         for path in folder.iterdir():
             # safetensors makes files that nobody else may read.
             path.chmod((folder / MANIFEST).stat().st_mode)
@@ -230,19 +241,19 @@ def _speaks_harmony(student: Student) -> bool:
     return len(student.lm_head.weight) >= VOCAB_SIZE
 
 
-def _write_tokenizer(student: Student, config: ModelConfig, folder: Path) -> str | None:
-    """The tokenizer of the model: which one it is; None where none is known."""
+def _write_tokenizer(config: ModelConfig, folder: Path, how: Spoken | None) -> str | None:
+    """The tokenizer of the model: which one it is; None where none is known. `how` is of a student of Harmony."""
     own = config.params.get("weights") or config.params.get("parent", {}).get("weights")
     if own is not None and _has_another_tokenizer(Path(own).expanduser()):
         for name in _TOKENIZER_FILES:
             if (Path(own).expanduser() / name).is_file():
                 shutil.copyfile(Path(own).expanduser() / name, folder / name)
         return "that of the weights that the run began with"
-    if not _speaks_harmony(student):
+    if how is None:
         return None
-    for name, data in harmony_tokenizer.tokenizer_files(HarmonyStep().preamble()).items():
+    for name, data in harmony_tokenizer.tokenizer_files(how.preamble).items():
         (folder / name).write_bytes(data)
-    return "o200k_harmony"
+    return HARMONY
 
 
 def _has_another_tokenizer(folder: Path) -> bool:
@@ -258,7 +269,8 @@ def _has_another_tokenizer(folder: Path) -> bool:
 # --- what it was trained on
 
 
-def _manifest(found: TrainedRun, tokenizer: str | None) -> dict[str, Any]:
+def _manifest(found: TrainedRun, tokenizer: str | None, how: Spoken | None) -> dict[str, Any]:
+    preamble = None if how is None else {"corpus": how.corpus, "notes": how.notes, **asdict(how.preamble)}
     payload = dict(found.manifest.payload)
     rows = payload.pop("ledger")
     data = (found.folder / store.MANIFEST).read()
@@ -273,6 +285,7 @@ def _manifest(found: TrainedRun, tokenizer: str | None) -> dict[str, Any]:
         },
         "model": found.manifest.identity,
         "tokenizer": tokenizer,
+        "preamble": preamble,
         "seed": found.record["config"]["seed"],
         "tokens": payload["tokens"],
         "supervised_tokens": payload["supervised_tokens"],

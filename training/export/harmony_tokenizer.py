@@ -1,19 +1,23 @@
-"""The files by which transformers encodes and renders Harmony: tokenizer.json, chat template, generation settings.
+"""The files by which transformers encodes Harmony: tokenizer.json, its configuration, generation settings.
 
 tokenizer.json is made from the o200k ranks of this installation (etl/harmony/vocabulary.py), offline: every split of a
 token into two tokens is a merge, in the order of the ranks, which is what tiktoken's search for the lowest rank does; a
 piece that is a token as a whole stays one. 12 MB, about 3 CPU-seconds, the same bytes each time.
 
 Text that looks like a control token ("<|start|>") is one for a tokenizer of transformers, unless it is called with
-`split_special_tokens=True`; openai-harmony, and the corpus, take bodies as text. The chat template therefore gives text
-that is to be encoded with control tokens, and a body that holds one would become one.
+`split_special_tokens=True`; openai-harmony, and the corpus, take bodies as text. The chat template gives text that is
+to be encoded with control tokens (training/export/chat_template.py).
+
+No corpus has <|startoftext|>. What stands before a text where a program wants something there, such as an evaluation
+harness before an empty context, is <|endoftext|>: what ends a raw document.
 """
 
 import json
 from typing import Any, Final
 
-from etl.harmony.render import CHANNELS, Preamble
+from etl.harmony.render import Preamble
 from etl.harmony.vocabulary import CALL, CONTROL_TOKENS, ENDOFTEXT, NUM_TEXT_TOKENS, RETURN, VOCAB_SIZE, load_bpe
+from training.export.chat_template import chat_template
 from training.models.tokenizer import byte_letters
 
 STARTOFTEXT: Final = NUM_TEXT_TOKENS
@@ -41,10 +45,12 @@ def control_tokens() -> dict[int, str]:
 
 def tokenizer_files(preamble: Preamble) -> dict[str, bytes]:
     """The files that AutoTokenizer reads, by name; `preamble` is what the chat template begins with by itself."""
-    special = {"bos_token": "<|startoftext|>", "eos_token": CONTROL_TOKENS[RETURN]}
-    special["pad_token"] = CONTROL_TOKENS[ENDOFTEXT]
+    text_end = CONTROL_TOKENS[ENDOFTEXT]
+    special = {"bos_token": text_end, "eos_token": CONTROL_TOKENS[RETURN], "pad_token": text_end}
     config = {
         **special,
+        "add_bos_token": False,
+        "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -104,74 +110,4 @@ def _merges(tokens: list[bytes]) -> list[tuple[int, int]]:
 
 def generation_config() -> dict[str, Any]:
     """What transformers' generate takes by itself."""
-    return {"bos_token_id": STARTOFTEXT, "eos_token_id": list(STOP_TOKENS), "pad_token_id": ENDOFTEXT}
-
-
-def chat_template(preamble: Preamble) -> str:
-    """A Jinja template that renders messages as etl/harmony/render.py does.
-
-    A message has `role`, `content`, and perhaps `channel`, `recipient` and `thinking` (an assistant's analysis before
-    its answer). Messages of the roles system and developer are instructions. Its own arguments, each with the
-    preamble's value where it is not given: model_identity, developer_instructions, reasoning_effort,
-    conversation_start_date, knowledge_cutoff. Ends in <|start|>assistant with `add_generation_prompt`, otherwise in
-    <|return|> after an assistant's final message.
-    """
-    given = {
-        "model_identity": preamble.identity,
-        "developer_instructions": preamble.developer,
-        "reasoning_effort": preamble.effort,
-        "conversation_start_date": preamble.start_date,
-        "knowledge_cutoff": preamble.knowledge_cutoff,
-    }
-    defaults = "".join(
-        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}\n"
-        for name, value in given.items()
-    )
-    return defaults + _TEMPLATE.replace("CHANNELS", ", ".join(CHANNELS))
-
-
-def _literal(value: str | None) -> str:
-    """A Jinja expression."""
-    return "none" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-_TEMPLATE = r"""
-{%- if tools %}{{- raise_exception("this template renders no tool definitions; put them into a developer message") }}
-{%- endif %}
-{{- "<|start|>system<|message|>" + model_identity }}
-{%- if knowledge_cutoff %}{{- "\nKnowledge cutoff: " + knowledge_cutoff }}{%- endif %}
-{%- if conversation_start_date %}{{- "\nCurrent date: " + conversation_start_date }}{%- endif %}
-{{- "\n\nReasoning: " + reasoning_effort + "\n\n# Valid channels: CHANNELS. " }}
-{{- "Channel must be included for every message.<|end|>" }}
-{%- if developer_instructions %}
-{{- "<|start|>developer<|message|># Instructions\n\n" + developer_instructions + "<|end|>" }}
-{%- endif %}
-{%- set last = namespace(called=none) %}
-{%- for message in messages %}
-{%- if message.role in ("system", "developer") %}
-{{- "<|start|>developer<|message|># Instructions\n\n" + message.content + "<|end|>" }}
-{%- elif message.role == "assistant" %}
-{%- if message.thinking %}
-{{- "<|start|>assistant<|channel|>analysis<|message|>" + message.thinking + "<|end|>" }}
-{%- endif %}
-{%- set channel = message.channel or ("commentary" if message.recipient else "final") %}
-{{- "<|start|>assistant" }}
-{%- if message.recipient %}{{- " to=" + message.recipient }}{%- set last.called = message.recipient %}{%- endif %}
-{{- "<|channel|>" + channel + "<|message|>" + message.content }}
-{%- if loop.last and channel == "final" and not add_generation_prompt %}{{- "<|return|>" }}
-{%- elif message.recipient %}{{- "<|call|>" }}
-{%- else %}{{- "<|end|>" }}
-{%- endif %}
-{%- elif message.role in ("user", "tool") %}
-{%- if message.role == "tool" and not last.called %}
-{{- raise_exception("a tool's message answers no call") }}
-{%- endif %}
-{{- "<|start|>" + (last.called if message.role == "tool" else "user") }}
-{%- if message.recipient %}{{- " to=" + message.recipient }}{%- endif %}
-{%- if message.channel %}{{- "<|channel|>" + message.channel }}{%- endif %}
-{{- "<|message|>" + message.content + "<|end|>" }}
-{%- else %}{{- raise_exception("role '" + message.role + "'") }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- "<|start|>assistant" }}{%- endif %}
-"""
+    return {"bos_token_id": ENDOFTEXT, "eos_token_id": list(STOP_TOKENS), "pad_token_id": ENDOFTEXT}

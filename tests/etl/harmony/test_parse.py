@@ -74,6 +74,22 @@ def test_results_of_two_calls_are_signed_as_they_are_written():
     assert [(m["name"], m["content"]) for m in parse(tokens)[2:]] == [("functions.g", "of g"), ("functions.f", "of f")]
 
 
+def test_a_tool_may_say_no_recipient(renderer):
+    row = [
+        message("user", "q"),
+        message("assistant", "{}", "commentary", "functions.f"),
+        message("tool", "4"),
+        message("assistant", "1", "commentary", "python"),
+        message("tool", "5", "commentary"),
+        message("tool", "6", "commentary", "assistant"),
+    ]
+    parsed = parse(rendered(renderer, row))[NUM_CONSTANT:]
+    assert without_names(parsed) == row
+    assert [m["name"] for m in parsed] == [None, None, "functions.f", None, "python", "python"]
+    with pytest.raises(DataError, match="Unknown role"):
+        parse(of_text("<|start|>critic<|message|>a<|end|>"))
+
+
 def test_an_empty_recipient_is_none():
     (said,) = parse(of_text("<|start|>assistant to=<|channel|>commentary<|message|>I look.<|end|>"))
     assert said["recipient"] is None

@@ -2,10 +2,14 @@
 
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import torch
 
 from etl.errors import ConfigError
+from etl.harmony.parse import parse
+from etl.harmony.step import HarmonyStep
+from etl.schema import MESSAGE, VERDICT
 from training.evaluate.models import Generator, Models
 
 
@@ -51,6 +55,21 @@ def test_a_completion_ends_with_its_first_stop_token(model, models):
     )
     assert Generator(generator.folder, fixed).complete([[1]], 4, 1) == [[4, 200_012]]
     assert generator.tokenizer.decode(generator.prompt("hi")).endswith("user<|message|>hi<|end|><|start|>assistant")
+
+
+def test_a_question_is_prompted_as_the_corpus_begins(model, models):
+    """Whatever its letters look like."""
+    question = [{"role": "user", "channel": None, "recipient": None, "content": "2+2?"}]
+    answer = [{"role": "assistant", "channel": "final", "recipient": None, "content": "4"}]
+    batch = pa.record_batch(
+        {"messages": pa.array([question + answer], pa.list_(MESSAGE)), "verdict": pa.nulls(1, VERDICT)}
+    )
+    (row,) = HarmonyStep().open()(batch).to_pylist()
+    generator = models.generator(model)
+    start = row["spans"][0]["start"]
+    assert generator.prompt("2+2?") == row["input_ids"][: start + 2]
+    (said,) = parse(generator.prompt("a <|end|> b")[:-2])[1:]
+    assert said["content"] == "a <|end|> b"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from etl.errors import ConfigError, DataError
-from etl.harmony.vocabulary import load_encoding
+from etl.harmony.vocabulary import ENDOFTEXT, load_encoding
 from etl.schema import SPAN_KINDS
 from training.evaluate.suites import FormatSuite, HeldOutSuite, LmEvalSuite, ReasoningSuite, judge
 
@@ -222,6 +222,25 @@ def test_the_harness_runs_a_local_task(model, models, tmp_path):
     assert found == {"toy.acc": right / 5}
     with pytest.raises(ConfigError, match="has no task 'tory'; it has: toy"):
         LmEvalSuite(folder=str(tmp_path), tasks=["tory"]).run(models, model, 0)
+
+
+def test_the_harness_puts_nothing_before_a_text_that_no_corpus_has(model, models, monkeypatch, tmp_path):
+    """Texts get no token; an empty context is the end of another text."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+
+    task_folder(tmp_path)
+    made = []
+    begin = HFLM.__init__
+    monkeypatch.setattr(HFLM, "__init__", lambda self, **given: (begin(self, **given), made.append(self))[0])
+    LmEvalSuite(folder=str(tmp_path), tasks=["toy"], limit=1).run(models, model, 0)
+    (harness,) = made
+    hi = load_encoding().encode("hi")
+    assert harness.tok_encode("hi") == hi
+    assert harness.tok_batch_encode(["hi"])[0].tolist() == [hi]
+    assert harness.prefix_token_id == ENDOFTEXT
+    alone = HFLM(pretrained=models.generator(model).model, tokenizer=models.generator(model).tokenizer, device="cpu")
+    assert (alone.tok_encode("hi"), alone.prefix_token_id) == (hi, ENDOFTEXT)
 
 
 def test_without_the_harness_its_suite_says_what_to_install(models, monkeypatch):

@@ -13,6 +13,7 @@ from torch import nn
 
 from etl import conf
 from etl.errors import ConfigError, DataError
+from etl.harmony.step import HarmonyStep
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from tests.datasets import write_dataset
@@ -143,6 +144,43 @@ def test_the_manifest_says_what_was_trained_on(harmony_run, exported):
     assert set(manifest["licenses"]) == {"CC-BY-4.0", "unknown"}
 
 
+def test_a_model_card_and_the_licences_lie_in_the_export(exported):
+    card = (exported / "README.md").read_text()
+    manifest = json.loads((exported / MANIFEST).read_text())
+    assert f"after {manifest['checkpoint']['step']:,} steps and {manifest['tokens']:,} tokens" in card
+    assert f"| CC-BY-4.0 | {manifest['licenses']['CC-BY-4.0']:,} |" in card
+    assert f"| unknown | {manifest['licenses']['unknown']:,} |" in (exported / "LICENSES.md").read_text()
+    assert str(exported.parent.parent) not in card
+
+
+def test_the_template_begins_as_the_corpus_does(harmony_run, exported, tmp_path, capsys):
+    """The corpus here tells no preamble; a copy of the run's record does."""
+    from transformers import AutoTokenizer
+
+    turn = [{"role": "user", "content": "hi"}]
+    assumed = json.loads((exported / MANIFEST).read_text())["preamble"]
+    assert assumed["corpus"] is None
+    assert "tells no preamble; the chat template begins as the step `harmony` does by default" in assumed["notes"][0]
+    shutil.copytree(harmony_run[0], tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    ((url, manifest),) = record["corpora"].items()
+    step = HarmonyStep(developer="Be brief.", reasoning_effort="high", conversation_start_date="2026-01-01")
+    manifest["findings"] = step.findings()
+    path.write_text(json.dumps(record))
+    capsys.readouterr()
+    export(str(tmp_path / "run"), str(tmp_path / "model"))
+    assert capsys.readouterr().err == ""
+    said = json.loads((tmp_path / "model" / MANIFEST).read_text())["preamble"]
+    assert (said["corpus"], said["notes"], said["effort"], said["developer"]) == (url, [], "high", "Be brief.")
+    made = AutoTokenizer.from_pretrained(tmp_path / "model").apply_chat_template(turn, tokenize=False)
+    assert made == AutoTokenizer.from_pretrained(exported).apply_chat_template(
+        turn, tokenize=False, developer_instructions="Be brief.", reasoning_effort="high",
+        conversation_start_date="2026-01-01",
+    )  # fmt: skip
+    assert "Current date: 2026-01-01\n\nReasoning: high" in made
+
+
 def test_an_export_of_the_checkpoint_replaces_it_with_the_same_bytes(harmony_run, exported):
     before = contents(exported)
     (exported / "stale.bin").write_bytes(b"of an older export")
@@ -161,7 +199,7 @@ def test_an_object_store_gets_the_manifest_last(tmp_path, monkeypatch):
     upload = Location.upload
     monkeypatch.setattr(Location, "upload", lambda self, file: (order.append(self.name), upload(self, file)))
     export(str(tmp_path / "run"), target.url, allow_code=True)
-    assert order == ["config.json", "model.safetensors", MANIFEST]
+    assert order == ["LICENSES.md", "README.md", "config.json", "model.safetensors", MANIFEST]
     assert sorted(path for path, _ in target.walk()) == order
 
 

@@ -2,20 +2,16 @@ import gzip
 import json
 
 import hypothesis
-import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 
 from etl.harmony.encode import TextEncoder
-from etl.harmony.render import Messages, Preamble, Renderer
-from etl.harmony.vocabulary import DEFAULT_VOCABULARY, load_encoding
-from etl.schema import MESSAGE
-from training.export.harmony_tokenizer import STOP_TOKENS, control_tokens, tokenizer_files
+from etl.harmony.vocabulary import load_encoding
+from training.export.harmony_tokenizer import STOP_TOKENS, control_tokens
 from training.models.tokenizer import check_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-PREAMBLE = Preamble('I am "Test", größer.\nLine two.', "Be brief.", "low", "2025-02-03", None)
 NUM_RANDOM = 600
 ALPHABETS = [
     st.characters(codec="utf-8"),
@@ -31,21 +27,6 @@ LOOKALIKES = [
     "<|start|",
     "<|end|>\n<|call|>",
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    for name, data in tokenizer_files(PREAMBLE).items():
-        (folder / name).write_bytes(data)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def encoded(tokenizer, texts):
@@ -122,79 +103,8 @@ def test_it_has_the_ids_of_the_corpus_and_all_control_tokens(folder, tokenizer):
         assert harmony.decode([token]) == names[token] == tokenizer.decode([token])
     assert tokenizer("<|start|>hi<|end|>").input_ids == harmony.encode("<|start|>hi<|end|>", allowed_special="all")
     assert tokenizer.eos_token_id == STOP_TOKENS[0] == 200_002
+    assert tokenizer.bos_token_id == tokenizer.pad_token_id == 199_999
+    assert tokenizer("hi").input_ids == harmony.encode("hi")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert (config["add_bos_token"], config["add_eos_token"]) == (False, False)
     assert set(harmony.stop_tokens_for_assistant_actions()) < set(STOP_TOKENS)
-
-
-def message(role, content, channel=None, recipient=None):
-    return {"role": role, "channel": channel, "recipient": recipient, "content": content}
-
-
-CONVERSATIONS = [
-    [message("user", " hi\n"), message("assistant", "so", "analysis"), message("assistant", "Hello. ", "final")],
-    [message("system", "Rhyme."), message("user", "x"), message("assistant", "y"), message("user", "z")],
-    [
-        message("user", "call"),
-        message("assistant", "hm", "analysis"),
-        message("assistant", '{"a": 1}', None, "functions.f"),
-        message("tool", "42"),
-        message("assistant", "{}", "commentary", "functions.g"),
-        message("tool", "43", "commentary", "assistant"),
-        message("assistant", "a preamble", "commentary"),
-        message("assistant", "85", "final"),
-    ],
-    [message("user", "q"), message("assistant", "to you", "final", "functions.h")],
-]
-
-
-def rendered(conversations):
-    found = Renderer(PREAMBLE, DEFAULT_VOCABULARY).render(Messages.of(pa.array(conversations, pa.list_(MESSAGE))))
-    return [found.tokens[a:b].tolist() for a, b in zip(found.offsets[:-1], found.offsets[1:], strict=True)]
-
-
-def test_the_chat_template_renders_what_the_corpus_holds(tokenizer):
-    for conversation, tokens in zip(CONVERSATIONS, rendered(CONVERSATIONS), strict=True):
-        assert tokenizer.apply_chat_template(conversation, return_dict=False) == tokens
-
-
-@pytest.mark.parametrize("turns", [CONVERSATIONS[0], CONVERSATIONS[0] + [message("user", "again")]])
-def test_the_prompt_is_openai_harmonys_for_completion(tokenizer, turns):
-    from openai_harmony import (
-        Author,
-        Conversation,
-        Message,
-        ReasoningEffort,
-        RenderConversationConfig,
-        Role,
-        SystemContent,
-        TextContent,
-    )
-
-    system = SystemContent(
-        model_identity="You.", reasoning_effort=ReasoningEffort.HIGH, knowledge_cutoff="2024-06"
-    ).with_required_channels(["analysis", "commentary", "final"])
-    said = [
-        Message(author=Author(role=Role(m["role"])), content=[TextContent(text=m["content"])], channel=m["channel"])
-        for m in turns
-    ]
-    conversation = Conversation.from_messages([Message.from_role_and_content(Role.SYSTEM, system), *said])
-    expected = load_encoding().render_conversation_for_completion(
-        conversation, Role.ASSISTANT, RenderConversationConfig(auto_drop_analysis=False)
-    )
-    own = {"model_identity": "You.", "reasoning_effort": "high", "knowledge_cutoff": "2024-06"}
-    none = {"conversation_start_date": None, "developer_instructions": None}
-    made = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False, **own, **none)
-    assert made == expected
-
-
-def test_thinking_is_the_analysis_before_the_answer(tokenizer):
-    short = [message("user", " hi\n"), {"role": "assistant", "thinking": "so", "content": "Hello. "}]
-    made = tokenizer.apply_chat_template(short, return_dict=False)
-    assert made == tokenizer.apply_chat_template(CONVERSATIONS[0], return_dict=False)
-
-
-@pytest.mark.parametrize("wrong", [[message("tool", "42")], [message("oracle", "42")]])
-def test_what_cannot_be_rendered_is_refused(tokenizer, wrong):
-    from jinja2.exceptions import TemplateError
-
-    with pytest.raises(TemplateError):
-        tokenizer.apply_chat_template(wrong)
