@@ -2,8 +2,8 @@
 
 Any runner does: the in-process one (no JVM, no network) when none is named, a portable job service, Dataflow. Each job
 is a pipeline of its own and is waited for. An element of a shuffle is an Arrow batch with rows of one bucket, so no
-Python object stands for a row. Costs here: 30 ms a job in process; the shuffle of the in-process runner is in memory
-and peaks at about four times the bytes of the rows' keys and values, that of a real cluster streams.
+Python object stands for a row. On this machine the batches lie in scratch files below TMPDIR, which take the bytes of a
+shuffle, and the elements say where; elsewhere the runner moves them. Costs here: 30 ms a job in process.
 
 `ApplySteps` runs steps inside a Beam pipeline of the user's own, without a recipe.
 """
@@ -15,7 +15,8 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import apache_beam as beam
 import numpy as np
@@ -32,20 +33,23 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.runner import PipelineState
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from etl.arrays import Bools
 from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
 from etl.engines.beam_options import WorkerOptions, pipeline_options, runner_name, runner_of, runs_here
 from etl.engines.bucket_slices import bucket_slices
 from etl.engines.progress import progress_of
+from etl.engines.spill import Spill, WriteSpill
 from etl.errors import ConfigError, DataError, SchemaError, StillhouseError
 from etl.pipeline import open_steps
 from etl.schema import PROMPT, VERDICT
-from etl.sorting import IPC_OPTIONS, SortedRows
+from etl.sorting import SortedRows
 from etl.step import BatchFn, Step
 from etl.storage.location import Location
 
 _ERROR = b"stillhouse.error"
 """Key in the schema metadata of a batch without rows that stands for an error of the map side."""
-_KEYED = tuple[int, pa.RecordBatch]
+_IPC_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
+"""Of hashes and row keys a third goes, of text two thirds; it costs less than moving the bytes over a network does."""
 
 
 # --- the engine ----------------------------------------------------------------------------------------------------
@@ -96,10 +100,27 @@ class BeamEngine(Engine):
             failure.raise_if_any()
 
     def run_buckets(self, work: Work, buckets: Sequence[int], exchange: Exchange, reduce: Reduce) -> None:
-        with self._failure() as failure:
+        wanted = np.zeros(exchange.num_buckets, np.bool_)
+        wanted[list(buckets)] = True
+        with self._failure() as failure, self._carrier(exchange, wanted) as carry:
             run = _Reduce(exchange.order, reduce, _Worker(work.stage, failure))
-            self._run(work, _ShuffleJob(exchange, buckets, run, self._hints(work.resources)))
+            self._run(
+                work,
+                _ShuffleJob(exchange, buckets, _Emit(carry, exchange.schema, wanted), run, self._hints(work.resources)),
+            )
             failure.raise_if_any()
+
+    @contextlib.contextmanager
+    def _carrier(self, exchange: Exchange, wanted: Bools) -> Iterator["_Carry"]:
+        """How rows get to their bucket: by scratch files on this machine, by the runner elsewhere.
+
+        The in-process runner would copy every byte several times and hold all of them.
+        """
+        if not runs_here(self.options):
+            yield _InBatches(exchange.emit, exchange.schema, wanted)
+            return
+        with tempfile.TemporaryDirectory(prefix="stillhouse-shuffle-") as folder:
+            yield _InSpills(WriteSpill(exchange.emit, exchange.schema, wanted, Path(folder)))
 
     @contextlib.contextmanager
     def _failure(self) -> Iterator["_Failure"]:
@@ -225,18 +246,45 @@ class _RunTask(beam.DoFn):
         self._worker.run(lambda: self._task(*element))
 
 
+@dataclass(frozen=True)
+class _InBatches:
+    """The rows of a split as the elements themselves."""
+
+    emit: EmitFn
+    schema: pa.Schema
+    wanted: Bools
+    element: ClassVar[Any] = pa.RecordBatch
+
+    def __call__(self, number: int, split: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+        return bucket_slices(self.emit, split, self.schema, self.wanted)
+
+
+@dataclass(frozen=True)
+class _InSpills:
+    """The rows of a split in a scratch file, which each of its buckets is told of."""
+
+    write: WriteSpill
+    element: ClassVar[Any] = Any
+
+    def __call__(self, number: int, split: Any) -> Iterator[tuple[int, Spill]]:
+        spill = self.write(number, split)
+        return ((bucket, spill) for bucket in np.unique(spill.buckets).tolist())
+
+
+_Carry = _InBatches | _InSpills
+
+
 class _Emit(beam.DoFn):
-    """From a split of the map side to (bucket, batch), wanted buckets only; an error goes to all of them."""
+    """From a numbered split of the map side to (bucket, rows), wanted buckets only; an error goes to all of them."""
 
-    def __init__(self, emit: EmitFn, schema: pa.Schema, buckets: Sequence[int], num_buckets: int) -> None:
-        self._emit = emit
+    def __init__(self, carry: _Carry, schema: pa.Schema, wanted: Bools) -> None:
+        self.carry = carry
         self._schema = schema
-        self._wanted = np.zeros(num_buckets, bool)
-        self._wanted[list(buckets)] = True
+        self._wanted = wanted
 
-    def process(self, split: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def process(self, element: tuple[int, Any]) -> Iterator[tuple[int, pa.RecordBatch | Spill]]:
         try:
-            yield from bucket_slices(self._emit, split, self._schema, self._wanted)
+            yield from self.carry(*element)
         except StillhouseError as error:
             note = _no_rows(self._schema.with_metadata({_ERROR: error.to_text()}))
             for bucket in np.flatnonzero(self._wanted).tolist():
@@ -254,12 +302,12 @@ class _Reduce(beam.DoFn):
         self._reduce = reduce
         self._worker = worker
 
-    def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> None:
-        bucket, batches = element
+    def process(self, element: tuple[int, Iterable[pa.RecordBatch | Spill]]) -> None:
+        bucket, items = element
 
         def work() -> Counts:
             with SortedRows(self._order) as rows:
-                for batch in batches:
+                for batch in _batches(bucket, items):
                     metadata = batch.schema.metadata or {}
                     if _ERROR in metadata:
                         raise StillhouseError.from_text(metadata[_ERROR].decode())
@@ -267,6 +315,14 @@ class _Reduce(beam.DoFn):
                 return self._reduce(bucket, rows.sorted())
 
         self._worker.run(work)
+
+
+def _batches(bucket: int, items: Iterable[pa.RecordBatch | Spill]) -> Iterator[pa.RecordBatch]:
+    for item in items:
+        if isinstance(item, Spill):
+            yield from item.read(bucket)
+        else:
+            yield item
 
 
 # --- the two jobs --------------------------------------------------------------------------------------------------
@@ -290,20 +346,23 @@ class _MapJob(beam.PTransform[Any, Any]):
 class _ShuffleJob(beam.PTransform[Any, Any]):
     """Batches of the map side grouped by bucket; every wanted bucket gets one without rows, so that it is there."""
 
-    def __init__(self, exchange: Exchange, buckets: Sequence[int], reduce: _Reduce, hints: dict[str, Any]) -> None:
+    def __init__(
+        self, exchange: Exchange, buckets: Sequence[int], emit: _Emit, reduce: _Reduce, hints: dict[str, Any]
+    ) -> None:
         super().__init__()
         self._exchange = exchange
         self._buckets = list(buckets)
+        self._emit = emit
         self._reduce = reduce
         self._hints = hints
 
     def expand(self, begin: Any) -> Any:
-        exchange = self._exchange
-        emit = beam.ParDo(_Emit(exchange.emit, exchange.schema, self._buckets, exchange.num_buckets))
-        empty = _no_rows(exchange.schema)
-        opened = beam.Map(lambda bucket: (bucket, empty)).with_output_types(_KEYED)
+        keyed = tuple[int, self._emit.carry.element]  # type: ignore[name-defined]
+        empty = _no_rows(self._exchange.schema)
+        opened = beam.Map(lambda bucket: (bucket, empty)).with_output_types(keyed)
         seeds = begin | "buckets" >> beam.Create(self._buckets) | "open" >> opened
-        rows = begin | "splits" >> beam.Create(list(exchange.splits)) | "emit" >> emit.with_output_types(_KEYED)
+        splits = list(enumerate(self._exchange.splits))
+        rows = begin | "splits" >> beam.Create(splits) | "emit" >> beam.ParDo(self._emit).with_output_types(keyed)
         reduce = beam.ParDo(self._reduce).with_resource_hints(**self._hints)
         return (rows, seeds) | "rows" >> beam.Flatten() | "group" >> beam.GroupByKey() | "reduce" >> reduce
 
@@ -320,7 +379,7 @@ class _ArrowCoder(Coder):
 
     def encode(self, value: pa.RecordBatch | pa.Table) -> bytes:
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, value.schema, options=IPC_OPTIONS) as writer:
+        with pa.ipc.new_stream(sink, value.schema, options=_IPC_OPTIONS) as writer:
             writer.write(value)
         data: bytes = sink.getvalue().to_pybytes()
         return data

@@ -3,28 +3,26 @@
 A shuffle goes over local scratch files below TMPDIR. The map side of a split writes one Arrow file, its rows in slices
 of one bucket each; a bucket then reads its slices from all of them and sorts them (etl.sorting). So nobody holds a
 shuffle: a worker holds some 130 MB on the map side and some 200 MB on the other, whatever the size. Scratch takes the
-bytes of the shuffle, compressed, and is removed when the shuffle ends, also by an error or Ctrl-C.
+bytes of the shuffle and is removed when the shuffle ends, also by an error or Ctrl-C.
 
 Costs nothing to start in this process. A pool costs a second of imports a worker, once (etl.engines.pool).
 """
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from etl.arrays import I32, Bools
-from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Task, Work
-from etl.engines.bucket_slices import bucket_slices
+from etl.engine import Counts, Engine, Exchange, Reduce, Task, Work
 from etl.engines.pool import WorkerPool
 from etl.engines.progress import counts_line, progress_bar
+from etl.engines.spill import Spill, WriteSpill
 from etl.errors import ConfigError
-from etl.sorting import IPC_OPTIONS, SortedRows
+from etl.sorting import SortedRows
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,13 +65,13 @@ class LocalEngine(Engine):
                 prefix="stillhouse-shuffle-", dir=pool_folder, ignore_cleanup_errors=True
             ) as folder,
         ):
-            spills: list[_Spill] = []
+            spills: list[Spill] = []
 
-            def spilled(spill: _Spill) -> None:
+            def spilled(spill: Spill) -> None:
                 spills.append(spill)
                 job.count(Counts())
 
-            write = _WriteSpill(exchange.emit, exchange.schema, wanted, Path(folder))
+            write = WriteSpill(exchange.emit, exchange.schema, wanted, Path(folder))
             self._run(work, write, list(enumerate(exchange.splits)), spilled)
             read = _ReduceSpills(sorted(spills, key=lambda spill: spill.path), exchange.order, reduce)
             self._run(work, read, [(bucket,) for bucket in buckets], job.count)
@@ -117,50 +115,10 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Spill:
-    """The rows that the map side made of one split: an Arrow file whose batches hold one bucket each."""
-
-    path: Path
-    buckets: I32
-    """The bucket of each batch of the file, int32 [num_batches]."""
-
-    def read(self, bucket: int) -> Iterator[pa.RecordBatch]:
-        """The batches of a bucket."""
-        places = np.flatnonzero(self.buckets == bucket)
-        if len(places):
-            with pa.OSFile(str(self.path)) as file, pa.ipc.open_file(file) as reader:
-                for place in places.tolist():
-                    yield reader.get_batch(place)
-
-
-@dataclass(frozen=True)
-class _WriteSpill:
-    """The map side of one split."""
-
-    emit: EmitFn
-    schema: pa.Schema
-    wanted: Bools
-    """Whether a bucket is to be reduced, bool [num_buckets]."""
-    folder: Path
-
-    def __call__(self, number: int, split: Any) -> _Spill:
-        path = self.folder / f"{number:05d}.arrow"
-        buckets: list[int] = []
-        with (
-            pa.OSFile(str(path), "wb") as file,
-            pa.ipc.new_file(file, self.schema, options=IPC_OPTIONS) as writer,
-        ):
-            for bucket, rows in bucket_slices(self.emit, split, self.schema, self.wanted):
-                writer.write_batch(rows)
-                buckets.append(bucket)
-        return _Spill(path, np.array(buckets, np.int32))
-
-
-@dataclass(frozen=True)
 class _ReduceSpills:
     """One bucket: its slices of all spills, sorted, to the reducer."""
 
-    spills: list[_Spill]
+    spills: list[Spill]
     order: tuple[str, ...]
     reduce: Reduce
 
