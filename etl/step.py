@@ -220,6 +220,8 @@ def append(batch: pa.RecordBatch, columns: pa.Schema, arrays: list[pa.Array]) ->
 def drop(batch: pa.RecordBatch, step: str, mask: pa.BooleanArray, reason: str, value: pa.Array) -> pa.RecordBatch:
     """Give the live rows where `mask` is true (null counts as false) the verdict (step, reason, value)."""
     hit = pc.and_(live(batch), pc.fill_null(mask, False))
+    if not hit.true_count:
+        return batch
     size = batch.num_rows
     fresh = pa.StructArray.from_arrays(
         [pa.repeat(pa.scalar(step), size), pa.repeat(pa.scalar(reason), size), value.cast(pa.string())],

@@ -4,7 +4,6 @@ import hashlib
 import os
 
 import pytest
-import tiktoken
 
 from etl.errors import ConfigError
 from etl.harmony import vocabulary
@@ -24,6 +23,7 @@ from etl.harmony.vocabulary import (
     vocabulary_file,
 )
 from tests.etl.harmony.conversations import LOOKALIKES
+from tests.etl.harmony.oracles import load_tiktoken
 
 
 @pytest.fixture
@@ -92,38 +92,20 @@ def test_control_tokens_are_openai_harmonys():
         assert load_encoding().encode(text, allowed_special="all") == [token]
 
 
-@pytest.fixture(scope="module")
-def tiktoken_o200k():
-    """tiktoken's own encoder over the same ranks."""
-    bpe = load_bpe()
-    ranks = {bpe.decode_single_token_bytes(i): i for i in range(NUM_TEXT_TOKENS)}
-    pattern = tiktoken_pattern()
-    return tiktoken.Encoding("o200k", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-
-
-def tiktoken_pattern():
-    """The o200k_base split pattern, taken from tiktoken's constructor without its download."""
-    from tiktoken_ext import openai_public
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: {})
-        return openai_public.o200k_base()["pat_str"]
-
-
 @pytest.mark.parametrize(
     "text", ["", *LOOKALIKES, "".join(LOOKALIKES) * 3, "\ufeffa\ud7ff\ue000\U0010ffff", "日本語" * 999]
 )
-def test_the_fast_bpe_equals_both_oracles(text, tiktoken_o200k):
+def test_quicktok_equals_both_oracles(text):
     tokens, offsets = load_bpe().encode_batch([text, text], threads=1)
     ours = tokens[: offsets[1]].tolist()
     assert ours == load_encoding().encode(text, disallowed_special=())
-    assert ours == tiktoken_o200k.encode_ordinary(text)
+    assert ours == load_tiktoken().encode_ordinary(text)
     assert max(ours, default=0) < NUM_TEXT_TOKENS
 
 
 @pytest.mark.filterwarnings("ignore:open_binary is deprecated")
 @pytest.mark.parametrize("character", [" ", "a", "\n", "é"])
-def test_the_fast_bpe_takes_a_megabyte_without_a_space_to_split_at(character):
+def test_quicktok_takes_a_megabyte_without_a_space_to_split_at(character):
     """On which tiktoken and openai-harmony overflow their stack; bpe-openai is the oracle."""
     from bpe_openai._bindings import tokenizer_for_encoding
 
