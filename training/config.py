@@ -17,7 +17,7 @@ from training.record.watchdog import WatchdogConfig
 from training.stages.held_out import HeldOutConfig, HeldOutSet
 from training.stages.resume import RunOutline
 from training.stages.schedule import StageConfig, check_arm, check_stages, named, optimizer_of
-from training.stages.state import TrainState
+from training.stages.state import EndedStage, TrainState
 from training.stages.stream import RunStreams
 
 
@@ -60,7 +60,7 @@ class TrainConfig(Config):
 
     def optimizer_in(self, stage: StageConfig) -> OptimizerConfig:
         """The optimizer's settings in a stage."""
-        return optimizer_of(self.optimizer, stage)
+        return optimizer_of(self.optimizer, stage).in_stage(stage.name == self.stages[0].name)
 
     def corpora(self) -> set[str]:
         """Every corpus that the run trains on or evaluates with."""
@@ -86,6 +86,37 @@ class TrainConfig(Config):
 
     def _arm_data(self) -> list[StreamConfig]:
         return [self.streams.config_of(stage, arm) for stage in self.stages for arm in stage.arms]
+
+    def learning_rate(self, stage: StageConfig, tokens: int) -> float:
+        """The rate of a stage at one of its tokens."""
+        return self.optimizer_in(stage).learning_rate(tokens, stage.tokens)
+
+    def ended(self, state: TrainState) -> EndedStage | None:
+        """How the current stage ended; None where it is not over."""
+        if state.stage.index >= len(self.stages):
+            return None
+        stage = self.stages[state.stage.index]
+        reason = stage.end_reason(state.stage)
+        if reason is None:
+            return None
+        return state.end_of_stage(stage.name, reason, self.learning_rate(stage, state.stage.tokens), stage.tokens)
+
+    def early_end(self, ended: EndedStage) -> str:
+        """What is said of a stage that ended before its target."""
+        stage = self.stage_named(ended.name)
+        why = {
+            "documents": (
+                "its documents are read",
+                f"set tokens to {ended.tokens:,}, data.epochs, or data.on_exhausted to repeat",
+            ),
+            "stop rule": ("its stop rule held", f"to end at the schedule's rate, set tokens to {ended.tokens:,}"),
+        }
+        reason, remedy = why[ended.reason]
+        return (
+            f"stage '{ended.name}' ended after {ended.tokens:,} of {ended.target_tokens:,} tokens: {reason}. The rate "
+            f"was {ended.learning_rate:.3g}, the schedule would have ended at "
+            f"{self.learning_rate(stage, ended.target_tokens):.3g}; {remedy}"
+        )
 
     def outline(self) -> RunOutline:
         """What a checkpoint keeps of the stages, for the next start."""

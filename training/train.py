@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import torch
 import typer
 
 from etl import conf
-from etl.console import AllowCode, ConfFlag, Overrides, command, note, run_command, warn
+from etl.console import AllowCode, ConfFlag, Overrides, command, note, report, run_command, warn
 from etl.errors import DataError
 from etl.storage.location import Location
 from training.checkpoint.checkpoints import Checkpoint, Checkpoints
@@ -43,7 +43,7 @@ from training.record.flops import ModelShape
 from training.record.journal import Place
 from training.record.metrics import Record
 from training.record.recorder import Recorder
-from training.stages import resume
+from training.stages import resume, survey
 from training.stages.held_out import HeldOut
 from training.stages.preflight import Heads, Preflight, expected
 from training.stages.resume import RunOutline
@@ -81,8 +81,24 @@ class TrainResult:
     skipped_steps: int
     complete: bool
     """All stages are over; False for a run that was stopped or paused."""
+    ended: list[dict[str, Any]]
+    """Of each stage that is over: `stage`, `tokens`, its target `target_tokens`, the `reason` why it ended ("target",
+    "documents" or "stop rule") and the `learning_rate` at which it did."""
+    left_out: dict[str, dict[str, dict[str, int]]]
+    """By stage and arm: `documents` of the corpus, and those of them that are never trained on, by reason."""
     metrics: str
     checkpoint: str | None
+
+    def told(self) -> str:
+        """In words, on one line."""
+        held_out = ""
+        if self.first_held_out is not None and self.last_held_out is not None:
+            held_out = f", held out {self.first_held_out:.4g} -> {self.last_held_out:.4g}"
+        state = "complete" if self.complete else "stopped before its end; start it again to go on"
+        return (
+            f"{self.steps:,} steps, {self.tokens:,} tokens, loss {self.first_loss:.4g} -> {self.last_loss:.4g}"
+            f"{held_out}: {state}; checkpoint: {self.checkpoint or 'none'}, metrics: {self.metrics}"
+        )
 
 
 def train(
@@ -118,6 +134,7 @@ def train(
             preflight = Preflight(config.streams, config.stages[state.stage.index :], here)
             preflight.check_sizes(heads, config.held_out_sets())
             rates = preflight.span_rates()
+            state = replace(state, left_out=_surveyed(config, state, here))
             shape = ModelShape.of_model(student, student.lm_head.weight, student.experts_per_token)
             module = TrainingModule(student, config.router)
             engine = Engine(module, config.optimizer, deepspeed_json, here, config.data.micro_steps(here.size))
@@ -164,6 +181,24 @@ def _resumed(config: TrainConfig, found: Checkpoint, here: World) -> TrainState:
     return state
 
 
+def _surveyed(config: TrainConfig, state: TrainState, here: World) -> dict[str, dict[str, dict[str, int]]]:
+    """What the stages leave out, those of the past as it was counted then; said, with the stages that end too early.
+
+    Raises:
+        ConfigError: more documents of an arm are longer than a pack than `data.max_left_out` allows.
+    """
+    over = {stage.name for stage in config.stages[: state.stage.index]}
+    ranks = here.rank, here.size
+    arms = survey.survey_stages(config.streams, config.stages[len(over) :], ranks, here.gather)
+    survey.check_left_out(arms)
+    if here.rank == 0:
+        for line in survey.left_out_lines(arms):
+            note(line)
+        for line in survey.shortages(arms, config.learning_rate):
+            warn(line)
+    return {name: found for name, found in state.left_out.items() if name in over} | survey.left_out_counts(arms)
+
+
 def _run_json(output: str) -> RunOutline | None:
     """What the last start of a run in `output` was made of; None where it was not written down."""
     location = Location.of(output)
@@ -182,6 +217,7 @@ def open_checkpoints(config: TrainConfig, output: Path, here: World) -> Checkpoi
 def _result(config: TrainConfig, output: Path, state: TrainState, checkpoints: Checkpoints) -> TrainResult:
     if state.first_loss is None or state.last_loss is None:
         raise DataError(f"the run in {output} was stopped before its first step; start it again")
+    last = config.ended(state)
     newest = checkpoints.newest()
     return TrainResult(
         steps=state.step,
@@ -193,9 +229,16 @@ def _result(config: TrainConfig, output: Path, state: TrainState, checkpoints: C
         supervised_tokens=state.supervised_tokens,
         skipped_steps=state.skipped,
         complete=config.is_complete(state),
+        ended=[_told(ended) for ended in (*state.ended, *([last] if last else []))],
+        left_out=state.left_out,
         metrics=str(output / "metrics.jsonl"),
         checkpoint=None if newest is None else str(checkpoints.root / newest.tag),
     )
+
+
+def _told(ended: EndedStage) -> dict[str, Any]:
+    names = ("tokens", "target_tokens", "reason", "learning_rate")
+    return {"stage": ended.name, **{name: getattr(ended, name) for name in names}}
 
 
 class Trainer:
@@ -226,7 +269,7 @@ class Trainer:
         if config.evaluate is not None:
             self.held_out = HeldOut(config.data, config.evaluate, config.seed, here, vocab_sizes)
         self._saved = state
-        self._faults = Faults(config.optimizer.max_skipped_in_a_row)
+        self._faults = Faults(config.optimizer.max_skipped_in_a_row, self._newest_checkpoint)
 
     def run(self, on_step: Callable[[Record], None], overfit: bool) -> TrainState:
         """Train to the end of the stages, to `max_steps` or to a request to stop; the last state is saved.
@@ -237,8 +280,18 @@ class Trainer:
             if self.state.step == 0:
                 self._evaluate()
             while not self.config.is_over(self.state) and not self._run_stage(on_step, overfit, stop):
+                ended = self.config.ended(self.state)
+                assert ended is not None, "the stage is over"
+                if ended.reason != "target" and self.world.rank == 0:
+                    warn(self.config.early_end(ended))
                 if self.state.stage.index < len(self.config.stages) - 1:
-                    self.state = self.state.next_stage(self._ended())
+                    self.state = self.state.next_stage(ended)
+        if self.state.step == 0 and self.state.skipped > 0:
+            raise DataError(
+                f"each of the {self.state.skipped} steps of the run was skipped, so nothing was trained: "
+                f"{self._faults.last}; lower optimizer.lr, or look at the documents in "
+                f"{Path(self.config.output) / 'watchdog'}"
+            )
         if self.config.is_complete(self.state) and self.state.evaluated_tokens < self.state.tokens:
             self._evaluate()
         if self.state.step > 0 and not overfit:
@@ -278,14 +331,6 @@ class Trainer:
                     return True
         return False
 
-    def _ended(self) -> EndedStage:
-        """The current stage, which is over, as it ended."""
-        stage, state = self.config.stages[self.state.stage.index], self.state.stage
-        reason = stage.end_reason(state)
-        assert reason is not None, "the stage is over"
-        rate = self.config.optimizer_in(stage).learning_rate(state.tokens, stage.tokens)
-        return self.state.end_of_stage(stage.name, reason, rate, stage.tokens)
-
     def _refuse_if_empty(self, stage: StageConfig, streams: StageStream) -> None:
         if self.state.stage.tokens > 0:
             return
@@ -306,7 +351,7 @@ class Trainer:
         self.state = replace(self.state, stage=stage_state)
         if batch.num_supervised == 0:
             return None
-        learning_rate = self.config.optimizer_in(stage).learning_rate(stage_tokens, stage.tokens)
+        learning_rate = self.config.learning_rate(stage, stage_tokens)
         context = self._context(stage, batch)
         with self.recorder.clock.phase("forward_backward"):
             packs = [pack.tensors(self.world.device) for pack in batch.packs]
@@ -388,6 +433,11 @@ class Trainer:
             self.state, stage=here, first_held_out=first, last_held_out=loss, evaluated_tokens=self.state.tokens
         )
 
+    def _newest_checkpoint(self) -> str | None:
+        """Where the newest complete one lies. Every rank must call it."""
+        found = self.checkpoints.newest()
+        return None if found is None else str(self.checkpoints.root / found.tag)
+
     def _save(self) -> None:
         if self.state == self._saved:
             return
@@ -408,7 +458,7 @@ def main(argv: Sequence[str]) -> int:
 def _job(
     name: ConfFlag,
     set_: Overrides,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON line a logged step.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON line a logged step, then the result.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Record some steps with torch's profiler.")] = False,
     overfit: Annotated[bool, typer.Option("--overfit-one-batch", help="Train on the first batch only.")] = False,
     allow_code: AllowCode = False,
@@ -421,7 +471,7 @@ def _job(
     options = RunOptions(sys.stdout if json_ and first else None, profile, overfit)
     result = train(conf.load(TrainConfig, name, "training", set_, allow_code), options=options)
     if first:
-        sys.stdout.write(json.dumps(asdict(result)) + "\n")
+        report(json.dumps(asdict(result)) if json_ else result.told())
 
 
 if __name__ == "__main__":

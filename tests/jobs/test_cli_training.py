@@ -82,6 +82,9 @@ def test_json_prints_a_line_a_logged_step_and_then_the_result(corpus, tmp_path):
     assert result["complete"]
     again = call("train", "demo", "--json", sets=sets)
     assert [json.loads(line) for line in again.stdout.splitlines()] == [result]
+    (line,) = call("train", "demo", sets=sets).stdout.splitlines()
+    assert line.startswith(f"{result['steps']} steps, ")
+    assert line.endswith(f"complete; checkpoint: {result['checkpoint']}, metrics: {result['metrics']}")
 
 
 def files(folder):
@@ -93,7 +96,7 @@ def test_one_batch_is_overfitted_beside_a_run_that_is_left_as_it_is(corpus, tmp_
     before = files(tmp_path)
     for seed in (0, 1):
         sets = settings(corpus, tmp_path, f"seed={seed}", "stages.0.tokens=12000")
-        found = call("train", "demo", "--overfit-one-batch", sets=sets)
+        found = call("train", "demo", "--overfit-one-batch", "--json", sets=sets)
         assert found.exit_code == 0
         result = json.loads(found.stdout.splitlines()[-1])
         assert result["last_loss"] < 0.6 * result["first_loss"]

@@ -29,7 +29,7 @@ def test_trains_on_a_corpus_that_the_layout_wrote(tmp_path):
     run(make_recipe(tmp_path / "out", {"toy": source}, stages=["tokenize", "layout"], layout=layout))
     sets = [f"data.corpus={tmp_path / 'out' / 'corpus'}", f"output={tmp_path / 'student'}", *SMALL]
     words = [word for item in sets for word in ("--set", item)]
-    done = CliRunner().invoke(app, ["train", "conf/training/demo.yaml", *words])
+    done = CliRunner().invoke(app, ["train", "conf/training/demo.yaml", "--json", *words])
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["steps"], result["complete"]) == (3, True)

@@ -114,6 +114,25 @@ def test_a_manifest_that_is_damaged_or_gone_is_named(run):
     refused(run, DataError, r"is not a committed dataset \(no _manifest.json\)")
 
 
+def test_the_folder_of_a_run_hints_at_the_corpus_in_it(run):
+    (run / "data").mkdir()
+    (run / "corpus").rename(run / "data" / "corpus")
+    with pytest.raises(DataError, match=r"is not a committed dataset.*; did you mean .*data/corpus\?"):
+        going_on(run, f"data.corpus={run / 'data'}")
+
+
+# --- lengths ---------------------------------------------------------------------------------------------------------
+
+
+def test_documents_that_are_mostly_too_long_are_refused_before_the_first_step_of_the_run(run):
+    stages = [{"name": "fits", "tokens": 400}, {"name": "short", "tokens": 400, "data": {"pack_tokens": 8}}]
+    given = settings(run / "corpus", run / "new", FACTORY, f"stages={json.dumps(stages)}")
+    assert main(arguments(given)) == 2
+    assert not (run / "new" / "metrics.jsonl").exists()
+    with pytest.raises(ConfigError, match=r"stage 'short': \d+ of 120 .* data\.max_left_out = 0\.3 allows; raise data"):
+        train(configuration(run / "corpus", run / "new", FACTORY, f"stages={json.dumps(stages)}"))
+
+
 # --- vocabularies --------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +164,18 @@ def test_a_teacher_with_another_vocabulary_is_refused_before_the_first_step_nami
 
 
 # --- losses that are not finite ------------------------------------------------------------------------------------
+
+
+def test_a_run_of_which_every_step_was_skipped_is_no_success_and_says_so(untouched, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(FAULT, "nan,0,1")
+    short = [FACTORY, "stages.0.tokens=400", "optimizer.max_skipped_in_a_row=9"]
+    given = arguments(settings(untouched / "corpus", tmp_path, *short))
+    assert main(given) == 2
+    said = capsys.readouterr().err
+    assert "each of the 2 steps of the run was skipped, so nothing was trained: the loss of rank 0 is nan" in said
+    assert main([*given, "--set", "optimizer.max_skipped_in_a_row=2"]) == 2
+    assert "start again, as there is no checkpoint yet" in capsys.readouterr().err
+    assert not list((tmp_path / "checkpoints").glob("*"))
 
 
 def test_steps_with_a_nan_loss_are_skipped_and_counted_and_training_goes_on(run, monkeypatch):

@@ -42,6 +42,25 @@ def test_a_stage_changes_single_keys_of_the_optimizer():
     assert config.optimizer_in(config.stages[1]).weight_decay == config.optimizer.weight_decay
 
 
+def test_an_early_end_is_told_with_both_rates_and_what_to_do():
+    config = two_stages(**{"optimizer.schedule": "{kind: cosine, final_fraction: 0.1}"})
+    state = TrainState(stage=StageState(tokens=10, is_exhausted=True))
+    ended = config.ended(state)
+    assert config.early_end(ended) == (
+        "stage 'first' ended after 10 of 20 tokens: its documents are read. The rate was 0.0055, the schedule would "
+        "have ended at 0.001; set tokens to 10, data.epochs, or data.on_exhausted to repeat"
+    )
+    assert config.ended(TrainState(stage=StageState(tokens=10))) is None
+    assert config.ended(TrainState(stage=StageState(tokens=20))).reason == "target"
+    assert config.ended(TrainState(stage=StageState(index=2))) is None
+
+
+def test_a_later_stage_does_not_warm_up_where_the_first_alone_does():
+    schedule = "{kind: constant, warmup_tokens: 10, warmup: first_stage}"
+    first, second = (config := two_stages(**{"optimizer.schedule": schedule})).stages
+    assert (config.learning_rate(first, 5), config.learning_rate(second, 5)) == (0.005, 0.5)
+
+
 @pytest.mark.parametrize(
     ("state", "complete", "over"),
     [

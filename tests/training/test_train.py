@@ -146,7 +146,7 @@ def test_a_complete_run_does_nothing_and_gives_its_result_again(corpus, whole):
     assert modified(output) == before
 
 
-def test_a_stream_that_stops_ends_the_run_after_every_document_once(corpus, tmp_path):
+def test_a_stream_that_stops_ends_the_run_after_every_document_once(corpus, tmp_path, capsys):
     more = ["data.on_exhausted=stop", "stages.0.tokens=1000000", "checkpoint.keep=1", "evaluate=null"]
     result = train(configuration(corpus, tmp_path, *more))
     assert result.tokens == sum(documents(90, 1)["n_tokens"].to_pylist()) + sum(
@@ -154,6 +154,15 @@ def test_a_stream_that_stops_ends_the_run_after_every_document_once(corpus, tmp_
     )
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == [Path(result.checkpoint).name]
     assert result.complete
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{result.tokens:,} tokens x 1 epochs are fewer than the 1,000,000" in said
+    (ended,) = result.ended
+    assert ended["learning_rate"] > 0
+    told = {"stage": "warm_start", "tokens": result.tokens, "target_tokens": 1_000_000, "reason": "documents"}
+    assert ended == {**told, "learning_rate": ended["learning_rate"]}
+    assert f"ended after {result.tokens:,} of 1,000,000 tokens: its documents are read" in said
+    assert result.left_out == {"warm_start": {"main": {"documents": 120}}}
+    assert "'warm_start': 120 documents, none of them left out" in said
     assert train(configuration(corpus, tmp_path, *more)) == result
 
 
@@ -252,7 +261,11 @@ def test_a_corpus_without_a_usable_document_is_refused(tmp_path):
     cell = {"split=train/skill_bucket=B1/ctx_bucket=C1": documents(3, 0)}
     write_dataset(str(tmp_path / "c"), "layout", "corpus", cell)
     with pytest.raises(DataError, match="'longer than pack_tokens': 3"):
-        train(configuration(tmp_path / "c", tmp_path / "out", "data.pack_tokens=3", "evaluate=null"))
+        train(
+            configuration(
+                tmp_path / "c", tmp_path / "out", "data.pack_tokens=3", "evaluate=null", "data.max_left_out=1"
+            )
+        )
 
 
 @pytest.mark.slow

@@ -73,15 +73,20 @@ class Retention:
     """And those with the lowest score."""
 
     def kept(self, scores: dict[str, float | None]) -> set[str]:
-        """Tags that stay, of the scores of all tags."""
-        newest = sorted(scores)[-self.keep :]
-        ranked = sorted((score, tag) for tag, score in scores.items() if score is not None)
-        return {*newest, *(tag for _, tag in ranked[: self.keep_best])}
+        """Tags that stay, of the scores of all tags. Of several of one step, which hold the same weights, the last."""
+        tags = sorted({step_of(tag): tag for tag in sorted(scores)}.values())
+        ranked = sorted((score, tag) for tag in tags if (score := scores[tag]) is not None)
+        return {*tags[-self.keep :], *(tag for _, tag in ranked[: self.keep_best])}
 
 
 def new_tag(step: int) -> str:
     """A name for a checkpoint of a step; of two of one step the later one sorts behind (milliseconds since 1970)."""
     return f"step-{step:08d}-{time.time_ns() // 1_000_000:012x}"
+
+
+def step_of(tag: str) -> int:
+    """The step that a checkpoint is named after."""
+    return int(tag.split("-")[1])
 
 
 def complete_tags(root: Location) -> list[str]:

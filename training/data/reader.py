@@ -31,7 +31,8 @@ from etl.arrays import I64, Bools
 from etl.config import Config
 from etl.errors import ConfigError, DataError, SchemaError
 from etl.hashing import hash_array
-from etl.storage.dataset import Dataset
+from etl.storage.dataset import MANIFEST, Dataset
+from etl.storage.location import Location
 from etl.storage.manifest import Part
 from training.data.documents import Documents, TeacherSignal, ranges
 from training.data.footers import in_footer
@@ -88,6 +89,21 @@ class _Taken:
     part: int
 
 
+def open_corpus(url: str) -> Dataset:
+    """The corpus in a folder.
+
+    Raises:
+        DataError: there is no committed one; names the folder below it where a run has put its corpus.
+    """
+    try:
+        return Dataset.open(url)
+    except DataError as error:
+        below = Location.of(url) / "corpus"
+        if (below / MANIFEST).exists():
+            raise DataError(f"{error}; did you mean {below}?") from error
+        raise
+
+
 class CorpusReader:
     """One split of a corpus.
 
@@ -121,7 +137,7 @@ class CorpusReader:
         reference: str | None = None,
         vocab_sizes: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self.dataset = Dataset.open(corpus)
+        self.dataset = open_corpus(corpus)
         self.parts: tuple[Part, ...] = split_parts(self.dataset.manifest.parts, split)
         self._vocab_sizes = vocab_sizes
         names = set(self.dataset.schema.names)

@@ -266,20 +266,29 @@ def _masters(module: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
 class Faults:
     """Counts the steps that were skipped one after the other, and ends the run when they are too many."""
 
-    def __init__(self, max_in_a_row: int) -> None:
+    def __init__(self, max_in_a_row: int, newest_checkpoint: Callable[[], str | None]) -> None:
+        """`newest_checkpoint` says where the newest complete one lies, None where there is none."""
+        self.last = ""
+        """The last fault; empty before the first one."""
         self._max_in_a_row = max_in_a_row
+        self._newest_checkpoint = newest_checkpoint
         self._in_a_row = 0
 
     def note(self, step: int, fault: str | None, learning_rate: float) -> None:
-        """Take note of a step's outcome (`StepTaken.fault`).
+        """Take note of a step's outcome (`StepTaken.fault`). Every rank must call it with the same.
 
         Raises:
             DataError: this is the last skipped step that `optimizer.max_skipped_in_a_row` allows.
         """
         self._in_a_row = 0 if fault is None else self._in_a_row + 1
+        self.last = fault or self.last
         if self._in_a_row >= self._max_in_a_row:
+            newest = self._newest_checkpoint()
+            again = "start again, as there is no checkpoint yet"
+            if newest is not None:
+                again = f"resume from {newest}, which is whole"
             raise DataError(
                 f"step {step}: {fault}; {self._in_a_row} steps one after the other were skipped (learning rate "
-                f"{learning_rate:g}). The last checkpoint is whole: lower optimizer.lr, or look at its documents, "
-                "and resume from it; optimizer.max_skipped_in_a_row allows more"
+                f"{learning_rate:g}). Lower optimizer.lr, or look at the documents in the folder watchdog of the "
+                f"output, and {again}; optimizer.max_skipped_in_a_row allows more"
             )

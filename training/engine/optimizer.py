@@ -7,7 +7,7 @@ there is no scheduler state: a run of any number of processes, resumed anywhere,
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +23,8 @@ class Schedule(Config):
     """Length of the warm-up in tokens; give this or `warmup_fraction`."""
     warmup_fraction: float | None = Field(default=None, ge=0, le=1)
     """Length of the warm-up as a part of the stage's tokens."""
+    warmup: Literal["each_stage", "first_stage"] = "each_stage"
+    """Which stages warm up; with `first_stage` the later ones begin at the peak of their own schedule."""
 
     @model_validator(mode="after")
     def _one_warmup(self) -> "Schedule":
@@ -32,6 +34,10 @@ class Schedule(Config):
                 "to warm up; remove one"
             )
         return self
+
+    def without_warmup(self) -> Self:
+        """The same from its peak on."""
+        return self.model_copy(update={"warmup_tokens": None, "warmup_fraction": None})
 
     def factor(self, tokens: int, total_tokens: int) -> float:
         """The rate as a part of its peak, in (0, 1] during the warm-up.
@@ -123,6 +129,12 @@ class OptimizerConfig(Config):
                 "what AdamW keeps; set kind to adamw"
             )
         return kind
+
+    def in_stage(self, is_first: bool) -> "OptimizerConfig":
+        """The settings of a stage, given those that are written for it: without a warm-up where it has none."""
+        if is_first or self.schedule.warmup == "each_stage":
+            return self
+        return self.model_copy(update={"schedule": self.schedule.without_warmup()})
 
     def learning_rate(self, tokens: int, total_tokens: int) -> float:
         """The rate of a step; a pure function.

@@ -81,7 +81,10 @@ class RunOutline(Config):
         """The outline of a configuration; `settings` are its sections of that name."""
         return cls(
             seed=streams.seed,
-            stages=tuple(_stage_outline(stage, streams, optimizer) for stage in stages),
+            stages=tuple(
+                _stage_outline(stage, streams, optimizer_of(optimizer, stage).in_stage(number == 0))
+                for number, stage in enumerate(stages)
+            ),
             settings={name: None if one is None else one.fingerprinted() for name, one in settings.items()},
         )
 
@@ -107,7 +110,7 @@ def _stage_outline(stage: StageConfig, streams: RunStreams, optimizer: Optimizer
     return StageOutline(
         name=stage.name,
         tokens=stage.tokens,
-        optimizer=optimizer_of(optimizer, stage).model_dump(mode="json"),
+        optimizer=optimizer.model_dump(mode="json"),
         stop=None if stage.stop is None else stage.stop.model_dump(mode="json"),
         reset=stage.reset,
         arms=tuple(_arm_outline(arm, streams.config_of(stage, arm)) for arm in stage.arms),

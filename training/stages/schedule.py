@@ -88,7 +88,7 @@ class StageConfig(Config):
     data: dict[str, Any] = {}
     """Keys of `data` that differ in this stage."""
     optimizer: dict[str, Any] = {}
-    """Keys of `optimizer` that differ in this stage; the rate warms up anew in every stage."""
+    """Keys of `optimizer` that differ in this stage; `schedule.warmup` says whether the rate warms up anew."""
     reset: bool = False
     """Begin with fresh moments of the optimizer, not with those of the stage before."""
     stop: StopRule | None = None

@@ -76,6 +76,8 @@ class TrainState:
     """Tokens at the last evaluation."""
     teacher_mean: dict[str, float] = field(default_factory=dict)
     """m of teacher-weighted cross-entropy, of each arm of the stage that has it."""
+    left_out: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    """By stage and arm: all documents and those never trained on by reason, counted before the first step."""
     spikes: dict[str, Any] | None = None
     """What training/record/metrics.py's SpikeWatch keeps."""
     ledger: list[Any] = field(default_factory=list)

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 
 from etl.errors import ConfigError
-from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.stale import outdated
 from training.data.collate import Pack
-from training.data.reader import PAIR_COLUMNS, CorpusReader, ReadConfig
+from training.data.reader import PAIR_COLUMNS, CorpusReader, ReadConfig, open_corpus
 from training.data.stream.decisions import DecisionLog
 from training.data.stream.lanes import RankStream
 from training.data.stream.plan import StreamConfig, StreamState, initial_value, rows_of_cells, split_parts
@@ -229,7 +228,7 @@ def check_corpora(streams: RunStreams, stages: Sequence[StageConfig]) -> None:
     for stage in stages:
         for arm in stage.arms:
             data = streams.config_of(stage, arm)
-            corpus = Dataset.open(data.corpus)
+            corpus = open_corpus(data.corpus)
             if "pairs" in arm.objective.needs and not set(PAIR_COLUMNS) <= set(corpus.schema.names):
                 raise ConfigError(
                     f"the objective '{arm.objective.kind}' of stage '{stage.name}' needs preference pairs, but "

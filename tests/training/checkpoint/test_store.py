@@ -135,6 +135,13 @@ def test_what_is_kept(scores, keep, best):
             assert sum(scores[other] <= scores[tag] for other in scored) >= best
 
 
+def test_a_step_that_was_saved_twice_takes_one_place():
+    tags = ["step-00000001-00000000000a", "step-00000002-00000000000b", "step-00000002-00000000000c"]
+    scores = {tags[0]: 3.0, tags[1]: 1.0, tags[2]: 2.0}
+    assert Retention(2, 0).kept(scores) == {tags[0], tags[2]}
+    assert Retention(1, 1).kept(scores) == {tags[2]}
+
+
 def test_retention_touches_nothing_but_checkpoints(root):
     old, new = "step-00000001-00000000000a", "step-00000002-00000000000b"
     for number, tag in enumerate((old, new), start=1):

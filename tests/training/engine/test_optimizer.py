@@ -49,6 +49,13 @@ def test_the_warmup_is_linear_in_tokens_and_never_zero():
     assert [fraction(tokens, 1000) for tokens in (100, 400)] == [0.5, 2.0]
 
 
+def test_only_the_first_stage_warms_up_where_that_is_said():
+    warm = {"kind": "constant", "warmup_fraction": 0.5}
+    anew, once = config(schedule=warm), config(schedule={**warm, "warmup": "first_stage"})
+    for settings, is_first, rate in ((anew, True, 1.0), (anew, False, 1.0), (once, True, 1.0), (once, False, 2.0)):
+        assert settings.in_stage(is_first).learning_rate(250, 1000) == rate
+
+
 def test_cosine_falls_to_its_fraction_at_the_last_token():
     schedule = Cosine(warmup_tokens=100, final_fraction=0.1)
     assert schedule.factor(100, 1100) == 1.0

@@ -38,7 +38,7 @@ SEGMENT_TOKENS = 64_000_000
 class StreamConfig(Config):
     """What is trained on, and in what order. Changing any of it but where things lie starts another stream."""
 
-    located: ClassVar[frozenset[str]] = frozenset({"corpus", "teacher", "reference"})
+    located: ClassVar[frozenset[str]] = frozenset({"corpus", "teacher", "reference", "max_left_out"})
 
     corpus: str
     """Folder or URL of a committed corpus (split=…/skill_bucket=…/ctx_bucket=…)."""
@@ -48,7 +48,11 @@ class StreamConfig(Config):
     reference: str | None = None
     """The same of the reference model of preference pairs."""
     pack_tokens: int = Field(ge=2)
-    """Tokens of one training sequence; longer documents are left out and counted."""
+    """Tokens of one training sequence; longer documents, and pairs whose sides are longer together, are left out and
+    counted."""
+    max_left_out: float = Field(default=0.3, ge=0, le=1)
+    """Largest share of the documents that may be left out for their length; the run stops before its first step where
+    there are more. Documents without a share or without scores do not count."""
     global_batch_packs: int = Field(ge=1)
     """Packs of one optimizer step over all ranks."""
     lanes: int = Field(default=64, ge=1)
