@@ -164,9 +164,9 @@ values = st.recursive(
 
 @st.composite
 def chats(draw):
-    """Messages with tool_calls as transformers has them, and the same as openai-harmony has them."""
+    """Messages with tool_calls as transformers has them, ids used again in each turn; and openai-harmony's."""
     chat, theirs = [], []
-    for turn in range(draw(st.integers(1, 2))):
+    for _ in range(draw(st.integers(1, 2))):
         question = draw(st.lists(texts, min_size=1, max_size=2))
         chat.append({"role": "user", "content": [{"type": "text", "text": part} for part in question]})
         theirs.append(("user", "".join(question), None, None, None))
@@ -182,13 +182,13 @@ def chats(draw):
             given = draw(st.dictionaries(texts, values, max_size=2))
             body = json.dumps(given, ensure_ascii=False)
             function = {"name": name, "arguments": draw(st.sampled_from([given, body]))}
-            asked["tool_calls"].append({"id": f"{turn}.{number}", "type": "function", "function": function})
+            asked["tool_calls"].append({"id": f"call_{number}", "type": "function", "function": function})
             theirs.append(("assistant", body, None, "commentary", f"functions.{name}"))
         chat.append(asked)
         signed = draw(st.sampled_from(["id", "name", "order"]))
         numbers = list(range(len(calls))) if signed == "order" else draw(st.permutations(range(len(calls))))
         for number in numbers:
-            sign = {"id": {"tool_call_id": f"{turn}.{number}"}, "name": {"name": calls[number]}, "order": {}}[signed]
+            sign = {"id": {"tool_call_id": f"call_{number}"}, "name": {"name": calls[number]}, "order": {}}[signed]
             result = draw(texts)
             chat.append({"role": "tool", "content": result, **sign})
             theirs.append(("tool", result, f"functions.{calls[number]}", "commentary", "assistant"))
@@ -307,6 +307,9 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "functi
         ([CALL, {"role": "tool", "tool_call_id": "2", "content": ""}], {}, "answers the call '2', which is not before"),
         ([CALL, {"role": "tool", "name": "g", "content": ""}], {}, "is of 'g', which no message before it calls"),
         ([{"role": "assistant", "tool_calls": [{"id": "1"}]}], {}, "a tool call has no name"),
+        ([{"role": "assistant", "tool_calls": [{"name": "f to=user"}]}], {}, "'f to=user', has white space"),
+        ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]}], {}, "neither JSON text"),
+        ([{"role": "assistant", "function_call": {"name": "f"}}], {}, "function_call is of an earlier interface"),
         ([message("oracle", "42")], {}, "role 'oracle'; there are system"),
         ([message("assistant", "x", "thoughts")], {}, "channel 'thoughts'"),
         ([{"role": "assistant", "content": None}], {}, "neither content nor tool_calls"),
