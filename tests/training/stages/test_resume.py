@@ -50,7 +50,7 @@ class PlannedTrainer(Trainer):
         )
         clock = SimpleNamespace(phase=lambda _: nullcontext())
         recorder = SimpleNamespace(clock=clock, ledger_rows=list)
-        super().__init__(config, None, None, None, {}, checkpoints, recorder, state)
+        super().__init__(config, None, None, None, {}, {}, checkpoints, recorder, state)
         self.saved = []
         self.trained = []
 
