@@ -6,7 +6,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from etl.errors import ConfigError, DataError, SourceError, StillhouseError
+from etl.errors import ConfigError, DataError, StillhouseError
 from tests.datasets import write_dataset
 from tests.training.corpora import VOCAB, documents, write_corpus
 from tests.training.disturbed_runs import arguments, checked_steps, configuration, settings
@@ -76,7 +76,7 @@ def test_a_part_of_another_size_than_the_manifests_is_named(run, split):
 def test_a_part_that_was_cut_short_is_named(run):
     path = part_of(run)
     path.write_bytes(path.read_bytes()[:-100])
-    refused(run, SourceError, path.name)
+    refused(run, DataError, rf"{path.name} has [\d,]+ bytes, the manifest says")
 
 
 def chunk(path, column):

@@ -1,4 +1,4 @@
-"""The largest value of a column of Parquet files, by the statistics in their footers.
+"""Parts of a dataset, a row group at a time: some columns of it, and the largest value of one by its footer.
 
 A footer is one read of the store. A row group whose footer says nothing of the column is read, that column alone.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from etl.errors import DataError
 from etl.storage.dataset import Dataset
 from etl.storage.manifest import Part
 
@@ -37,7 +38,7 @@ def largest_in(dataset: Dataset, parts: Sequence[Part], columns: Sequence[str]) 
     """The largest value of each column, of numbers or of lists of numbers, over all row groups of some parts.
 
     Raises:
-        DataError: a part is gone or of another size than the manifest's.
+        DataError: a part is gone, of another size than the manifest's, or damaged.
     """
     found = dict.fromkeys(columns, NOTHING)
     for part in parts:
@@ -45,9 +46,28 @@ def largest_in(dataset: Dataset, parts: Sequence[Part], columns: Sequence[str]) 
         with dataset.part_location(part).open_parquet() as file:
             for group in range(file.metadata.num_row_groups):
                 for column in columns:
-                    here = Largest(_largest(file, group, column), f"{part.path}, row group {group}")
-                    found[column] = largest_of([found[column], here])
+                    value = in_footer(file.metadata, group, column)
+                    if value is None or math.isnan(value):
+                        value = _in_rows(read_columns(file, dataset, part, group, [column]).column(column))
+                    found[column] = largest_of([found[column], Largest(value, f"{part.path}, row group {group}")])
     return found
+
+
+def read_columns(file: pq.ParquetFile, dataset: Dataset, part: Part, group: int, columns: Sequence[str]) -> pa.Table:
+    """Columns of a row group of an open part, each in at most one chunk.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    # One thread: several row groups are decoded at a time instead.
+    try:
+        return file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
+    # As Arrow says that bytes are not what its format or a compression asks for.
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{dataset.part_location(part)}, row group {group} is damaged ({error}); run "
+            f"`stillhouse verify {dataset.folder}`, then the recipe that writes it"
+        ) from error
 
 
 def in_footer(metadata: pq.FileMetaData, group: int, column: str) -> float | None:
@@ -58,12 +78,9 @@ def in_footer(metadata: pq.FileMetaData, group: int, column: str) -> float | Non
     return float(chunk.statistics.max) if chunk.statistics is not None and chunk.statistics.has_min_max else None
 
 
-def _largest(file: pq.ParquetFile, group: int, column: str) -> float:
-    found = in_footer(file.metadata, group, column)
-    if found is not None and not math.isnan(found):
-        return found
-    values = file.read_row_group(group, columns=[column]).column(column).combine_chunks()
+def _in_rows(column: pa.ChunkedArray) -> float:
+    values = column.combine_chunks()
     while pa.types.is_nested(values.type):
         values = values.flatten()
-    numbers = values.drop_null().to_numpy(zero_copy_only=False)
-    return float(np.nanmax(numbers, initial=-np.inf)) if len(numbers) else -math.inf
+    numbers = values.drop_null().to_numpy(zero_copy_only=False).astype(np.float64)
+    return float(np.fmax.reduce(numbers, initial=-np.inf))

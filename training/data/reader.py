@@ -29,13 +29,13 @@ from pydantic import Field
 
 from etl.arrays import I64, Bools
 from etl.config import Config
-from etl.errors import ConfigError, DataError, SchemaError
+from etl.errors import ConfigError, SchemaError
 from etl.hashing import hash_array
 from etl.storage.dataset import MANIFEST, Dataset
 from etl.storage.location import Location
 from etl.storage.manifest import Part
 from training.data.documents import Documents, TeacherSignal, ranges
-from training.data.footers import in_footer
+from training.data.footers import in_footer, read_columns
 from training.data.row_group import (
     LABEL_COLUMNS,
     TOKEN_COLUMNS,
@@ -378,16 +378,7 @@ class _Files:
         Raises:
             DataError: the part is gone, of another size than the manifest's, or cannot be decoded.
         """
-        file = self._file(part)
-        # One thread: several row groups are decoded at a time instead.
-        try:
-            return file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
-        # As Arrow says that bytes are not what its format or a compression asks for.
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{self._dataset.part_location(self._parts[part])}, row group {group} is damaged ({error}); run "
-                f"`stillhouse verify {self._dataset.folder}`, then the recipe that writes it"
-            ) from error
+        return read_columns(self._file(part), self._dataset, self._parts[part], group, columns)
 
     def largest_id(self, part: int, group: int) -> int:
         """The largest token id of a row group, as its footer says; -1 where there is none."""

@@ -16,6 +16,7 @@ from etl.arrays import F64, I64
 from etl.schema import SPAN_KINDS
 from etl.storage.dataset import Dataset
 from etl.storage.manifest import Manifest, Part
+from training.data.footers import read_columns
 
 _COLUMNS = tuple(f"n_{kind}" for kind in SPAN_KINDS)
 
@@ -57,7 +58,7 @@ def counted(dataset: Dataset, parts: Sequence[Part]) -> I64:
     """The counts [2 * kinds] of some parts, and behind them their tokens, from narrow columns.
 
     Raises:
-        DataError: a part is gone or of another size than the manifest's.
+        DataError: a part is gone, of another size than the manifest's, or damaged.
     """
     columns = _COLUMNS if set(_COLUMNS) <= set(dataset.schema.names) else ("spans",)
     total = np.zeros(2 * len(SPAN_KINDS) + 1, np.int64)
@@ -65,7 +66,7 @@ def counted(dataset: Dataset, parts: Sequence[Part]) -> I64:
         dataset.check_part(part)
         with dataset.part_location(part).open_parquet() as file:
             for group in range(file.metadata.num_row_groups):
-                table = file.read_row_group(group, columns=["n_tokens", *columns]).combine_chunks()
+                table = read_columns(file, dataset, part, group, ["n_tokens", *columns])
                 by_kind = _by_row(table)
                 num_tokens = pc.sum(table.column("n_tokens")).as_py() or 0
                 total += np.concatenate([by_kind.sum(axis=1), (by_kind > 0).sum(axis=1), [num_tokens]])

@@ -65,6 +65,9 @@ class Preflight:
                 holds an id beyond a head, or beyond what an objective compares.
             DataError: a table of scores has a log-probability above 0, or a file is damaged.
         """
+        for _, arm in self._arms():
+            if isinstance(arm.objective, Divergence) and heads.teacher is not None:
+                arm.objective.check_heads(heads.student, heads.teacher)
         found: dict[tuple[str, str], Largest] = {}
         for corpus, split in (*((self._corpus(*arm), "train") for arm in self._arms()), *held_out):
             if (corpus, split) not in found:
@@ -86,15 +89,13 @@ class Preflight:
 
     def _check_arm(self, stage: StageConfig, arm: ArmConfig, heads: Heads, largest: Largest) -> None:
         name = f"the objective '{arm.objective.kind}' of stage '{stage.name}', arm '{arm.name}'"
-        if isinstance(arm.objective, Divergence) and heads.teacher is not None:
-            arm.objective.check_heads(heads.student, heads.teacher)
-            compared = arm.objective.vocab_size
-            if compared is not None and largest.value >= compared:
-                raise ConfigError(
-                    f"{name} compares {compared:,} ids (objective.vocab_size), but {largest.place} of "
-                    f"{self._corpus(stage, arm)} holds the token id {int(largest.value):,}, which would be left out; "
-                    f"set it to the tokenizer's size, at least {int(largest.value) + 1:,}, or to null"
-                )
+        compared = arm.objective.vocab_size if isinstance(arm.objective, Divergence) else None
+        if compared is not None and largest.value >= compared:
+            raise ConfigError(
+                f"{name} compares {compared:,} ids (objective.vocab_size), but {largest.place} of "
+                f"{self._corpus(stage, arm)} holds the token id {int(largest.value):,}, which would be left out; "
+                f"set it to the tokenizer's size, at least {int(largest.value) + 1:,}, or to null"
+            )
         data = self.streams.config_of(stage, arm)
         for folder in filter(None, (data.teacher, data.reference)):
             columns = ["logp", *(["topk_ids", "topk_logp"] if "topk" in arm.objective.needs else [])]

@@ -4,9 +4,12 @@ It travels in the checkpoint's manifest as JSON and is the same for every number
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from training.data.stream.plan import StreamState
+
+LOSSES: Final = 2
+"""What the losses of a state are: 1 the sum of the span kinds' means, 2 nats a supervised token."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,20 @@ class TrainState:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
-        return asdict(self)
+        return {**asdict(self), "losses": LOSSES}
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "TrainState":
-        """What `to_json` gave."""
+        """What `to_json` gave.
+
+        Losses of an earlier kind are left out where later ones are compared with them: by the stop rule, the watch for
+        spikes and the checkpoints to keep.
+        """
+        found = dict(found)
+        if found.pop("losses", 1) != LOSSES:
+            spikes = None if found["spikes"] is None else {**found["spikes"], "losses": []}
+            stage = {**found["stage"], "evaluations": []}
+            found |= {"stage": stage, "spikes": spikes, "first_held_out": None, "last_held_out": None}
         stage = found["stage"]
         evaluations = [Evaluation(**evaluation) for evaluation in stage["evaluations"]]
         stage = StageState(**{**stage, "streams": _streams(stage), "evaluations": evaluations})

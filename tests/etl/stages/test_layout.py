@@ -151,6 +151,12 @@ def test_distributions_equal_what_duckdb_counts(made):
     kinds = ("analysis", "commentary", "final", "text")
     sums = duckdb.sql(f"select {', '.join(f'sum(n_{kind})::bigint' for kind in kinds)} from corpus").fetchall()
     assert told["spans"] == dict(zip(kinds, sums[0], strict=True))
+    for split in expected:
+        for kind in kinds:
+            (found,) = duckdb.sql(
+                f"select sum(n_{kind})::bigint, count(*) filter (n_{kind} > 0) from corpus where split = '{split}'"
+            ).fetchall()
+            assert told["supervised"][split][kind] == dict(zip(("tokens", "documents"), found, strict=True))
     lengths = duckdb.sql(
         "select (2 ** ceil(log2(n_tokens)))::bigint::varchar, count(*) from corpus group by all"
     ).fetchall()

@@ -1,7 +1,9 @@
 """The table of a teacher: rows by id, in the order asked for, over several parts and row groups."""
 
 import hashlib
+import tempfile
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +15,10 @@ from etl.errors import DataError, SchemaError
 from etl.schema import TEACHER_LOGP
 from etl.storage.build import Build, Chunk, Job
 from etl.storage.location import Location
-from training.data.teacher_table import TABLE, TeacherTable, completion_digests, digest_bytes, id_keys
+from training.data.teacher_table import LOGP_ROUNDING, TABLE, TeacherTable, completion_digests, digest_bytes, id_keys
 
 TOPK = 2
+FOUND = {"mean_logp": -1.25, "temperature": 1.0, "topk": TOPK}
 
 
 def row(number):
@@ -38,7 +41,7 @@ def row(number):
 
 def write(folder, splits, topk=TOPK, table=TABLE):
     """Commit rows: a list of row groups for each split."""
-    found = {"mean_logp": -1.25, "temperature": 1.0, "topk": topk}
+    found = {**FOUND, "topk": topk}
     build = Build(Job(Location.of(folder), "teacher_logp", table, TEACHER_LOGP, {}).with_findings(found))
     plan = build.plan(range(len(splits)))
     for number, groups in enumerate(splits):
@@ -144,3 +147,48 @@ def test_a_part_of_another_size_is_refused(tmp_path):
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(DataError, match=rf"{path.name} has .* bytes, the manifest says"):
         TeacherTable(str(tmp_path / "t"))
+
+
+def changed(folder, column, values):
+    """A table of two rows, the second of which (two targets) says something else."""
+    rows = [row(4), {**row(5), column: values}]
+    build = Build(Job(Location.of(folder), "teacher_logp", TABLE, TEACHER_LOGP, {}).with_findings(FOUND))
+    plan = build.plan(range(1))
+    batch = pa.RecordBatch.from_pylist(rows, TEACHER_LOGP)
+    build.writer(plan).write(0, [Chunk(batch, batch.num_rows)])
+    build.commit(plan)
+    return TeacherTable(str(folder))
+
+
+@pytest.mark.parametrize(("column", "values", "said"), [
+    ("logp", [-1.0, 0.5], r"the log-probability 0\.5 in logp \(target 1 of the row\)"),
+    ("logp", [float("nan"), -1.0], r"nan in logp \(target 0"),
+    ("logp", [-1.0, float("-inf")], r"-inf in logp \(target 1"),
+    ("logp", [float("inf"), -1.0], r"inf in logp \(target 0"),
+    ("topk_logp", [-1.0, -2.0, -1.0, 0.002], r"0\.002 in topk_logp \(target 1"),
+])  # fmt: skip
+def test_what_is_no_log_probability_is_refused_with_its_row(tmp_path, column, values, said):
+    table = changed(tmp_path / "t", column, values)
+    assert table.gather([row(4)["id"]]).logp.tolist() == row(4)["logp"]
+    with pytest.raises(DataError, match=rf"id {row(5)['id']}: .*{said}.* is not a finite number up to 0; rescore"):
+        table.gather([row(4)["id"], row(5)["id"]])
+
+
+def test_what_rounding_puts_above_0_counts_as_0(tmp_path):
+    assert changed(tmp_path / "t", "logp", [0.0009, -1.0]).gather([row(5)["id"]]).logp.tolist() == [0.0, -1.0]
+
+
+@given(st.lists(st.floats(width=32), min_size=2, max_size=2))
+def test_only_finite_numbers_up_to_0_are_log_probabilities(values):
+    with tempfile.TemporaryDirectory() as folder:
+        table = changed(Path(folder) / "t", "logp", values)
+        if all(np.isfinite(value) and np.float32(value) <= np.float32(LOGP_ROUNDING) for value in values):
+            assert (table.gather([row(5)["id"]]).logp <= 0).all()
+        else:
+            with pytest.raises(DataError, match="log-probability"):
+                table.gather([row(5)["id"]])
+
+
+def test_an_entry_that_was_not_given_has_no_log_probability(tmp_path):
+    table = changed(tmp_path / "t", "topk_ids", [3, 4, 5, -1])
+    assert np.isnan(table.gather([row(5)["id"]]).topk_logp).tolist() == [[False, False], [False, True]]

@@ -1,13 +1,28 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.training.losses.toy_steps import ANALYSIS, CPU, FINAL, identity_head, pack_of, run, states, states_giving
+from etl import conf
+from tests.training.losses.toy_steps import (
+    ANALYSIS,
+    COMMENTARY,
+    CPU,
+    FINAL,
+    identity_head,
+    pack_of,
+    run,
+    states,
+    states_giving,
+)
 from tests.training.packs import toy_pack
+from training.config import TrainConfig
 from training.losses.span_ce import CrossEntropy
 from training.losses.spans import StepContext
+from training.models.config import ModelConfig
+from training.models.factory import build_student
 
 LN2 = math.log(2)
 
@@ -43,3 +58,22 @@ def test_of_one_kind_it_is_torchs_mean_in_value_and_gradient():
     expected.backward()
     assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
     torch.testing.assert_close(ours.grad, naive.grad)
+
+
+@pytest.mark.parametrize("normalise", ["kind", "all", "example"])
+@pytest.mark.parametrize("kinds", [(FINAL,), (ANALYSIS, FINAL), (ANALYSIS, COMMENTARY, FINAL)])
+def test_a_fresh_student_has_a_loss_of_ln_v(kinds, normalise):
+    """Of the demo's kind and of 997 ids, whatever the kinds of span and how they are normalised."""
+    params = {**conf.load(TrainConfig, "demo", "training", ["data.corpus=none"]).model.params, "vocab": 997}
+    student = build_student(ModelConfig(factory="training.models.gpt_oss:build", params=params), seed=3)
+    ids = torch.arange(64).numpy() * 13 % 997
+    kind_at = {row: kinds[row * len(kinds) // 62] for row in range(62)}
+    pack = toy_pack([40, 24], 64, kind_at, input_ids=ids, targets=np.roll(ids, -1))
+    objective, batch = CrossEntropy(normalise=normalise), pack.tensors(CPU)
+    counts = torch.from_numpy(objective.counts(pack))
+    with torch.no_grad():
+        hidden, _ = student(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        found = objective.loss(student.lm_head, hidden, batch, StepContext(counts))
+    report = objective.report(counts, found.sums)
+    assert report["loss"] == pytest.approx(math.log(997), abs=2e-2)
+    assert float(found.total) == pytest.approx(math.log(997) * (1 if normalise == "all" else len(kinds)), abs=6e-2)

@@ -32,6 +32,13 @@ def test_a_state_from_before_ended_stages_were_kept_comes_back():
     assert TrainState.from_json(json.loads(json.dumps(old))) == replace(STATE, ended=())
 
 
+def test_losses_of_the_earlier_kind_are_compared_with_none():
+    old = {key: value for key, value in replace(STATE, last_held_out=2.0).to_json().items() if key != "losses"}
+    found = TrainState.from_json(json.loads(json.dumps(old)))
+    stage = replace(STATE.stage, evaluations=[])
+    assert found == replace(STATE, stage=stage, spikes={"losses": [], "spikes": 0}, last_held_out=None)
+
+
 def test_the_next_stage_begins_at_its_start_and_keeps_the_totals_and_what_has_ended():
     ended = STATE.end_of_stage("second", "documents", 3e-5, 950)
     assert ended == EndedStage("second", 7, 900, STATE.stage.streams, "documents", 3e-5, 950)

@@ -220,6 +220,30 @@ class Cheap:
         return Scores((-(sums % 97) / 8).astype(np.float32), none, none.astype(np.float32))
 
 
+class Wrong(Cheap):
+    """Gives one log-probability that is none."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def one(self, request):
+        score = super().one(request)
+        score.logp[0] = self.value
+        return score
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan"), float("inf"), float("-inf")])
+def test_a_teacher_whose_log_probabilities_are_none_is_refused_with_the_row(folder, tmp_path, value):
+    with pytest.raises(DataError, match=rf"row [0-9a-f-]{{36}}: the teacher gives a log-probability of {value:g}, "):
+        rescore(configuration(folder, tmp_path, *ALL), Wrong(value))
+
+
+def test_a_rounding_above_0_is_stored_as_0(folder, tmp_path):
+    found = table_of(rescore(configuration(folder, tmp_path, *ALL), Wrong(0.0009)))
+    assert {row[0].as_py() for row in found["logp"]} == {0.0}
+
+
 def test_a_killed_run_resumes_and_gives_the_same_dataset(large, tmp_path):
     steady = Cheap()
     unbroken = rescore(configuration(large, tmp_path / "unbroken", *ALL), steady, seconds=0.0)
