@@ -126,13 +126,17 @@ def _log_softmax_(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """In place, without a second buffer; what was taken from the logits over the temperature, [n, 1]."""
     if temperature != 1:
         logits /= temperature
-    shift = _log_sums(logits)
-    logits -= shift
-    return shift
+    largest = logits.amax(dim=1, keepdim=True)
+    logits -= largest
+    sums = torch.zeros_like(largest)
+    for columns in columns_of(logits):
+        sums += logits[:, columns].exp().sum(dim=1, keepdim=True)
+    logits -= sums.log()
+    return largest + sums.log()
 
 
 def _log_sums(logits: torch.Tensor) -> torch.Tensor:
-    """ln of the sum of exponentials of each row, [n, 1], without a second buffer."""
+    """ln of the sum of exponentials of each row, [n, 1]: the same bits as `_log_softmax_` takes at temperature 1."""
     largest = logits.amax(dim=1, keepdim=True)
     sums = torch.zeros_like(largest)
     for columns in columns_of(logits):
