@@ -29,7 +29,7 @@ from pydantic import Field
 
 from etl.arrays import I64, Bools
 from etl.config import Config
-from etl.errors import ConfigError, SchemaError
+from etl.errors import ConfigError, DataError, SchemaError
 from etl.hashing import hash_array
 from etl.storage.dataset import MANIFEST, Dataset
 from etl.storage.location import Location

@@ -16,7 +16,7 @@ from etl.errors import ConfigError, DataError
 from etl.storage.dataset import Dataset
 from etl.storage.manifest import Part
 from training.data.footers import Largest, largest_in, largest_of
-from training.data.reader import beyond_vocabulary
+from training.data.reader import beyond_vocabulary, open_corpus
 from training.data.span_rates import SpanRates, counted, told
 from training.data.stream.plan import split_parts
 from training.data.teacher_table import LOGP_ROUNDING
@@ -99,7 +99,8 @@ class Preflight:
         data = self.streams.config_of(stage, arm)
         for folder in filter(None, (data.teacher, data.reference)):
             columns = ["logp", *(["topk_ids", "topk_logp"] if "topk" in arm.objective.needs else [])]
-            of = self._over_parts(folder, Dataset.open(folder).manifest.parts, columns)
+            table = Dataset.open(folder)
+            of = self._over_parts(table, table.manifest.parts, columns)
             for column in columns[::2]:
                 _check_logp(folder, column, of[column])
             if "topk_ids" in of and of["topk_ids"].value >= heads.student:
@@ -110,17 +111,17 @@ class Preflight:
                 )
 
     def _largest_id(self, corpus: str, split: str) -> Largest:
-        parts = split_parts(Dataset.open(corpus).manifest.parts, split)
-        return self._over_parts(corpus, parts, ["input_ids"])["input_ids"]
+        dataset = open_corpus(corpus)
+        return self._over_parts(dataset, split_parts(dataset.manifest.parts, split), ["input_ids"])["input_ids"]
 
-    def _over_parts(self, folder: str, parts: Sequence[Part], columns: Sequence[str]) -> dict[str, Largest]:
-        found = self._gathered(parts, lambda own: largest_in(Dataset.open(folder), own, columns))
+    def _over_parts(self, dataset: Dataset, parts: Sequence[Part], columns: Sequence[str]) -> dict[str, Largest]:
+        found = self._gathered(parts, lambda own: largest_in(dataset, own, columns))
         return {column: largest_of(one[column] for one in found) for column in columns}
 
     # --- span kinds
 
     def _rates(self, corpus: str) -> SpanRates:
-        dataset = Dataset.open(corpus)
+        dataset = open_corpus(corpus)
         parts = split_parts(dataset.manifest.parts, "train")
         counts = told(dataset.manifest, "train")
         sizes = [part.tokens for part in parts]

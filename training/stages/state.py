@@ -100,8 +100,8 @@ class TrainState:
         found = dict(found)
         if found.pop("losses", 1) != LOSSES:
             spikes = None if found["spikes"] is None else {**found["spikes"], "losses": []}
-            stage = {**found["stage"], "evaluations": []}
-            found |= {"stage": stage, "spikes": spikes, "first_held_out": None, "last_held_out": None}
+            found |= {"spikes": spikes, "first_held_out": None, "last_held_out": None}
+            found["stage"] = {**found["stage"], "evaluations": []}
         stage = found["stage"]
         evaluations = [Evaluation(**evaluation) for evaluation in stage["evaluations"]]
         stage = StageState(**{**stage, "streams": _streams(stage), "evaluations": evaluations})
