@@ -38,7 +38,7 @@ def _front(manifest: dict[str, Any], is_of_transformers: bool) -> str:
         "license_name": "see-licenses",
         "license_link": LICENSES,
         **({"base_model": base} if base else {}),
-        "datasets": sorted(_by(manifest, "source_dataset")),
+        "datasets": sorted(_by(manifest, "source_dataset").keys() - {_UNKNOWN}),
         "tags": ["stillhouse"],
     }
     return "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---"

@@ -37,7 +37,7 @@ def test_the_front_matter_is_what_the_hub_reads():
     assert yaml.safe_load(front) == {
         "library_name": "transformers", "pipeline_tag": "text-generation", "license": "other",
         "license_name": "see-licenses", "license_link": "LICENSES.md", "base_model": "tiny_base",
-        "datasets": ["a|b\n# c", "synth", "unknown"], "tags": ["stillhouse"],
+        "datasets": ["a|b\n# c", "synth"], "tags": ["stillhouse"],
     }  # fmt: skip
     assert body.startswith("\n# A model trained with Stillhouse 1.2\n")
 
