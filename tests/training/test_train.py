@@ -73,8 +73,8 @@ def test_the_loss_falls_and_the_run_is_written_down(whole):
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     assert (steps[0]["loss"], steps[-1]["loss"]) == (result.first_loss, result.last_loss)
     # Of two kinds of span; each counts as much in what is minimised.
-    assert steps[0]["loss"] == pytest.approx(math.log(97), abs=1e-2)
-    assert 1.5 * math.log(97) < steps[0]["objective"] < 2.01 * math.log(97)
+    assert steps[0]["loss"] == pytest.approx(math.log(97), abs=5e-2)
+    assert 1.5 * math.log(97) < steps[0]["objective"] < 2.05 * math.log(97)
     assert result.last_loss < result.first_loss
     assert result.last_held_out < result.first_held_out
     assert result.supervised_tokens == sum(record["supervised_tokens"] for record in steps)

@@ -6,12 +6,14 @@ import json
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from etl.errors import ConfigError, DataError
 from etl.harmony.vocabulary import ENDOFTEXT, load_encoding
 from etl.schema import SPAN_KINDS
+from tests.datasets import write_dataset
 from training.evaluate.suites import FormatSuite, HeldOutSuite, LmEvalSuite, ReasoningSuite, judge
 
 # The evaluation harness imports deprecated parts of others.
@@ -68,6 +70,19 @@ def test_a_teacher_of_another_tokenizer_is_refused(corpus, model, models, tmp_pa
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     with pytest.raises(ConfigError, match=r"has 1 tokens, that of the corpus .* 201,088"):
         HeldOutSuite(corpus=corpus, teacher=str(tmp_path)).run(models, model, 0)
+
+
+def test_ids_that_a_model_has_no_row_for_are_refused(tables, model, models, tmp_path):
+    table = tables["B2/C1"]
+    ids = [[300_000, *row[1:]] for row in table["input_ids"].to_pylist()]
+    table = table.set_column(
+        table.schema.get_field_index("input_ids"), "input_ids", pa.array(ids, pa.list_(pa.int32()))
+    )
+    table = table.append_column("sampling_weight", pa.array(np.ones(len(table))))
+    cells = {"split=validation/skill_bucket=B2/ctx_bucket=C1": table}
+    write_dataset(str(tmp_path), "layout", "CORPUS", cells)
+    with pytest.raises(ConfigError, match=r"holds the token id 300,000, .* but the model has 201,088"):
+        HeldOutSuite(corpus=str(tmp_path), pack_tokens=1024).run(models, model, 0)
 
 
 def test_documents_that_fit_in_no_pack_are_an_error(corpus, model, models):
