@@ -1,10 +1,10 @@
-"""The o200k_base vocabulary, found offline and checked, and the two tokenizers that use it.
+"""The o200k_base vocabulary, found offline and checked, and the tokenizers that use it.
 
 The ranks come inside the package bpe-openai (or from a file that the recipe names) and must have the digest
 of OpenAI's own file. `load_encoding` gives openai-harmony's renderer and parser, which is told where the file
-lies only while it loads; `load_bpe` gives quicktok, a fast BPE that carries the ranks itself: they are
-checked against the same digest. etl/harmony/encode.py says which of the two encodes what. Both together cost about
-1.2 CPU seconds, once a process.
+lies only while it loads (0.25 CPU-seconds); `load_bpe` gives quicktok, which decodes, and carries the ranks itself:
+they are checked against the same digest (0.6); `load_merges` gives tiktoken's merges (0.35). Each is loaded once a
+process. What encodes text is said in etl/harmony/encode.py.
 """
 
 import base64
@@ -25,6 +25,7 @@ from etl.errors import ConfigError
 if TYPE_CHECKING:
     from openai_harmony import HarmonyEncoding
     from quicktok import Tokenizer
+    from tiktoken import Encoding
 
 DEFAULT_VOCABULARY: Final = "package:bpe_openai/data/o200k_base.tiktoken.gz#gunzip"
 VOCABULARY_SHA256: Final = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
@@ -107,11 +108,21 @@ def _encodings_base(path: Path) -> Iterator[None]:
 
 
 @functools.cache
+def load_merges(uri: str = DEFAULT_VOCABULARY) -> "Encoding":
+    """tiktoken that takes each text for one piece: merges alone, without a pattern."""
+    from tiktoken import Encoding
+
+    lines = vocabulary_file(uri).read_bytes().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+    return Encoding("one piece", pat_str=r"[\s\S]+", mergeable_ranks=ranks, special_tokens={})
+
+
+@functools.cache
 def load_bpe(uri: str = DEFAULT_VOCABULARY) -> "Tokenizer":
     """quicktok's o200k_base, whose ranks are those of the vocabulary file.
 
     For tokens back to text. Text is encoded by etl/harmony/encode.py, since quicktok cuts the code points of the newest
-    Unicode otherwise than openai-harmony does.
+    Unicode otherwise than openai-harmony does, and is not the fastest.
 
     Raises:
         ConfigError: the installed quicktok carries other ranks.

@@ -4,9 +4,8 @@ import functools
 
 import pytest
 import tiktoken
-from tiktoken.load import load_tiktoken_bpe
 
-from etl.harmony.vocabulary import vocabulary_file
+from etl.harmony.vocabulary import load_merges
 
 
 @functools.cache
@@ -17,5 +16,6 @@ def load_tiktoken() -> tiktoken.Encoding:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: {})
         pattern = openai_public.o200k_base()["pat_str"]
-    ranks = load_tiktoken_bpe(str(vocabulary_file()))
-    return tiktoken.Encoding("o200k", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    return tiktoken.Encoding(
+        "o200k", pat_str=pattern, mergeable_ranks=load_merges()._mergeable_ranks, special_tokens={}
+    )

@@ -6,15 +6,16 @@ import hypothesis
 import numpy as np
 import pyarrow as pa
 import pytest
+import regex
 import tiktoken
 from hypothesis import strategies as st
 
-from etl.harmony import encode
-from etl.harmony.encode import TextEncoder
+from etl.harmony.encode import PATTERN, TextEncoder
 from etl.harmony.step import HarmonyStep
 from etl.harmony.unassigned import holds_unassigned, is_unassigned
-from etl.harmony.vocabulary import load_bpe, load_encoding
-from tests.etl.harmony.conversations import batch, message, oracle
+from etl.harmony.vocabulary import load_bpe, load_encoding, load_merges
+from tests.etl.harmony.conversations import LOOKALIKES, batch, message, oracle
+from tests.etl.harmony.oracles import load_tiktoken
 
 EVERY = np.array([code for code in range(0x110000) if not 0xD800 <= code < 0xE000], np.uint32)
 CLASS_SHOWN_BY = "{}'s", "{}456", " {}"
@@ -36,7 +37,7 @@ CONTEXTS = (
         "e\u0301{}",
         "{}\u0301",
     ),
-    *("日{}本", "{}{}'re {}{}9", "word {} word\n\n{}/\n", "\t{}\u3000{}，{}。", "!{}'D"),
+    *("B{}Cd's", "日{}本", "{}{}'re {}{}9", "word {} word\n\n{}/\n", "\t{}\u3000{}，{}。", "!{}'D"),
 )
 
 
@@ -154,18 +155,99 @@ def test_slices_large_strings_and_nothing(encoder):
     assert encoder.encode_batch(pa.array([], pa.string()))[1].tolist() == [0]
 
 
-def test_a_million_characters_without_a_cut_are_kept(encoder):
-    """On which openai-harmony overflows its stack; what lies around is still its own."""
-    run = "a" * 1_000_000
-    text = f"\U00010940's {run}\U00010940 \U00010940's"
-    tokens = encoder.encode(text).tolist()
-    assert load_encoding().decode_utf8(tokens) == text
-    assert tokens[:4] == harmony("\U00010940's")[:4]
-    assert tokens[-5:] == harmony(" \U00010940's")[-5:]
+@pytest.mark.parametrize("unit", ["a", "日", "!", "\U00010940'"])
+def test_a_million_characters_without_a_cut(encoder, unit):
+    """On which openai-harmony overflows its stack. What stands around them is its own, they are one piece."""
+    run = unit * (1_000_000 // len(unit))
+    is_sign = unit[0] in "!\U00010940"
+    piece, end = (run + "\n/", "x \U00010940's") if is_sign else (run, "\n/x \U00010940's")
+    expected = harmony("\U00010940's\n") + load_merges().encode_ordinary(piece) + harmony(end)
+    assert encoder.encode(f"\U00010940's\n{run}\n/x \U00010940's").tolist() == expected
 
 
-def test_a_stretch_may_be_as_long_as_said(encoder, monkeypatch):
-    monkeypatch.setattr(encode, "MAX_STRETCH", 10)
-    longest = "\U00010940's" + "b" * 7
-    assert encoder.encode(longest).tolist() == harmony(longest)
-    assert encoder.encode(longest + "b").tolist() == load_bpe().encode_ordinary(longest + "b")
+def test_a_book_without_a_sign_is_openai_harmonys(encoder):
+    """120,000 characters in which nothing but a blank between letters of no older script parts the pieces."""
+    text = "\U00010940's " + "длинное слово ещё " * 6_700 + "\U00010940'd"
+    assert encoder.encode(text).tolist() == load_tiktoken().encode_ordinary(text)
+
+
+def test_the_pattern_is_tiktokens():
+    assert load_tiktoken()._pat_str == PATTERN
+
+
+CLASSES = [
+    *(r"\p{L}", r"\p{N}", r"\s", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"),
+    *(f"(?i:{letter})" for letter in "stremvld'"),
+]
+
+
+RECLASSED = 0x295
+"""A small letter in Unicode 16.0, one without case in 17.0. Only capitals behind it are cut from it or not."""
+
+
+@pytest.mark.parametrize("pattern", CLASSES)
+def test_the_pattern_takes_every_assigned_code_point_as_tiktoken_does(pattern):
+    known = np.setdiff1d(EVERY[~is_unassigned(EVERY)], [RECLASSED]).astype("<u4")
+    found = regex.findall(pattern, known.tobytes().decode("utf-32-le"))
+    assert "".join(found).encode("utf-32-le") == np.intersect1d(members(pattern), known).astype("<u4").tobytes()
+
+
+def test_no_token_reaches_from_a_reclassed_letter_into_a_capital():
+    """So it is all one whether the capital is of the same piece."""
+    letter = chr(RECLASSED).encode()
+    for token in load_merges()._mergeable_ranks:
+        for end in (letter, letter[1:]):
+            assert not (token.startswith(end) and token[len(end) :].decode(errors="ignore")[:1].istitle())
+        assert letter not in token[1:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_every_code_point_in_every_context(encoder, context):
+    texts = [context.replace("{}", c) for c in EVERY.tobytes().decode("utf-32-le")]
+    for start in range(0, len(texts), 50_000):
+        some = texts[start : start + 50_000]
+        tokens, offsets = encoder.encode_batch(pa.array(some))
+        expected = load_tiktoken().encode_ordinary_batch(some, num_threads=2)
+        assert [each.tolist() for each in np.split(tokens, offsets[1:-1])] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_a_corpus_of_random_texts(encoder, seed):
+    """Some 5 MB each: pieces of control tokens, white space, scripts, digits, contractions and later code points."""
+    random = np.random.default_rng(seed)
+    assigned = EVERY[~is_unassigned(EVERY)].tobytes().decode("utf-32-le")
+    pools = [
+        *LOOKALIKES,
+        *"\t\n\r \x0b\x85\xa0\u2028\u3000/'’_-<|>",
+        *(
+            "'s",
+            "'LL",
+            "n't",
+            " the",
+            "ing",
+            "HTTP",
+            "Ǆa",
+            "1234",
+            "٣",
+            "½",
+            "日本",
+            "ไทย",
+            "한국어",
+            "हिन्दी",
+            "\u0301",
+            "<|",
+            "|>",
+        ),
+    ]
+    texts = []
+    for _ in range(20_000):
+        parts = random.choice(len(pools) + 6, random.integers(0, 60)).tolist()
+        chars = [pools[n] if n < len(pools) else assigned[random.integers(len(assigned))] for n in parts]
+        if random.random() < 0.2:
+            chars.insert(random.integers(len(chars) + 1), chr(random.choice(known_to_quicktok())))
+        texts.append("".join(chars))
+    tokens, offsets = encoder.encode_batch(pa.array(texts))
+    expected = load_tiktoken().encode_ordinary_batch(texts, num_threads=2)
+    assert [each.tolist() for each in np.split(tokens, offsets[1:-1])] == expected
