@@ -154,11 +154,13 @@ def decide_command(
 @app.command("check-model")
 @command
 def check_model_command(name: ConfName, set_: Overrides, allow_code: AllowCode = False) -> int:
-    """Check that a model factory keeps the trainer's contract; exit code 1 on any failure."""
+    """Check that a model factory keeps the trainer's contract; exit code 1 on any failure. Needs no corpus."""
+    from etl import conf
+    from training.config import ModelSection
     from training.models.check_model import check_model
     from training.models.check_model import report as table_of
 
-    config = _loaded(name, set_, allow_code)
+    config = conf.load(ModelSection, name, "training", set_, allow_code)
     findings = check_model(config.model, config.seed)
     OUT.print(table_of(findings))
     return 0 if all(finding.passed for finding in findings) else 1

@@ -21,6 +21,27 @@ from training.stages.state import EndedStage, TrainState
 from training.stages.stream import RunStreams
 
 
+class ModelSection(Config):
+    """A training configuration for those who read its student alone; the other sections may be wrong, or missing."""
+
+    model: ModelConfig
+    seed: int = 0
+    data: Any = None
+    read: Any = None
+    teacher: Any = None
+    optimizer: Any = None
+    router: Any = None
+    stages: Any = None
+    output: Any = None
+    max_steps: Any = None
+    deterministic: Any = None
+    deepspeed: Any = None
+    evaluate: Any = None
+    checkpoint: Any = None
+    metrics: Any = None
+    watchdog: Any = None
+
+
 class TrainConfig(Config):
     """One training run."""
 

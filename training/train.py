@@ -11,6 +11,7 @@ two small all-reduces: the counts of the global batch before the forward passes,
 
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -88,6 +89,8 @@ class TrainResult:
     """By stage and arm: `documents` of the corpus, and those of them that are never trained on, by reason."""
     metrics: str
     checkpoint: str | None
+    stopped_by: str | None = None
+    """Name of the signal that asked any of the processes to stop; None where none came."""
 
     def told(self) -> str:
         """In words, on one line."""
@@ -121,6 +124,7 @@ def train(
         checkpoints = open_checkpoints(config, output, here)
         found = None if options.overfit else checkpoints.newest()
         state = TrainState() if found is None else _resumed(config, found, here)
+        stopped_by: str | None = None
         if not config.is_over(state):
             check_corpora(config.streams, config.stages[state.stage.index :])
             if here.rank == 0:
@@ -158,7 +162,11 @@ def train(
                 trainer = Trainer(config, here, engine, teacher, heads.sizes, rates, checkpoints, recorder, state)
                 state = trainer.run(on_step, options.overfit)
             engine.close()
-        return _result(config, output, state, checkpoints)
+            stopped_by = trainer.stopped_by
+        if stopped_by is not None and state.step == 0:
+            # There is nothing to save: the signal does what it does before training has begun.
+            signal.raise_signal(signal.Signals[stopped_by])
+        return replace(_result(config, output, state, checkpoints), stopped_by=stopped_by)
 
 
 def _resumed(config: TrainConfig, found: Checkpoint, here: World) -> TrainState:
@@ -269,6 +277,8 @@ class Trainer:
         if config.evaluate is not None:
             self.held_out = HeldOut(config.data, config.evaluate, config.seed, here, vocab_sizes)
         self._saved = state
+        self.stopped_by: str | None = None
+        """Name of the signal that has asked any rank to stop, once `run` has returned."""
         self._faults = Faults(config.optimizer.max_skipped_in_a_row, self._newest_checkpoint)
 
     def run(self, on_step: Callable[[Record], None], overfit: bool) -> TrainState:
@@ -286,18 +296,20 @@ class Trainer:
                     warn(self.config.early_end(ended))
                 if self.state.stage.index < len(self.config.stages) - 1:
                     self.state = self.state.next_stage(ended)
-        if self.state.step == 0 and self.state.skipped > 0:
-            raise DataError(
-                f"each of the {self.state.skipped} steps of the run was skipped, so nothing was trained: "
-                f"{self._faults.last}; lower optimizer.lr, or look at the documents in "
-                f"{Path(self.config.output) / 'watchdog'}"
-            )
-        if self.config.is_complete(self.state) and self.state.evaluated_tokens < self.state.tokens:
-            self._evaluate()
-        if self.state.step > 0 and not overfit:
-            self._save()
-        with self.recorder.clock.phase("checkpoint"):
-            self.checkpoints.wait()
+            if self.state.step == 0 and self.state.skipped > 0:
+                raise DataError(
+                    f"each of the {self.state.skipped} steps of the run was skipped, so nothing was trained: "
+                    f"{self._faults.last}; lower optimizer.lr, or look at the documents in "
+                    f"{Path(self.config.output) / 'watchdog'}"
+                )
+            if self.config.is_complete(self.state) and self.state.evaluated_tokens < self.state.tokens:
+                self._evaluate()
+            if self.state.step > 0 and not overfit:
+                self._save()
+            with self.recorder.clock.phase("checkpoint"):
+                self.checkpoints.wait()
+            number = int(self.world.max(torch.tensor(stop.number)))
+        self.stopped_by = signal.Signals(number).name if number else None
         return self.state
 
     # --- a stage
@@ -323,11 +335,14 @@ class Trainer:
                     self._refuse_if_empty(stage, streams)
                     self.state = replace(self.state, stage=replace(self.state.stage, is_exhausted=True))
                     break
+                if batch.stops:
+                    # The state does not know of this batch yet, so a resumed run draws it again.
+                    return True
                 record = self._train_on(stage, streams, batch)
                 if record is not None:
                     on_step(record)
                 self._after_step(saves=not overfit)
-                if batch.stops or self.config.is_over(self.state):
+                if self.config.is_over(self.state):
                     return True
         return False
 
@@ -450,7 +465,7 @@ class Trainer:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code: 0, or 2 for what the user can mend."""
+    """Exit code: 0, 2 for what the user can mend, or 130 after Ctrl-C."""
     return run_command(_job, argv, "python -m training.train")
 
 
@@ -463,7 +478,7 @@ def _job(
     overfit: Annotated[bool, typer.Option("--overfit-one-batch", help="Train on the first batch only.")] = False,
     allow_code: AllowCode = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="DeepSpeed's; LOCAL_RANK counts.")] = 0,
-) -> None:
+) -> int:
     """Train a student on a corpus."""
     # DeepSpeed's own calls, which nobody who starts a run can change.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
@@ -472,6 +487,7 @@ def _job(
     result = train(conf.load(TrainConfig, name, "training", set_, allow_code), options=options)
     if first:
         report(json.dumps(asdict(result)) if json_ else result.told())
+    return 128 + signal.SIGINT if result.stopped_by == "SIGINT" else 0
 
 
 if __name__ == "__main__":

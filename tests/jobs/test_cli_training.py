@@ -255,6 +255,20 @@ def leaky(params):
     return network
 
 
+def test_check_model_reads_the_students_section_alone(tmp_path):
+    """A configuration that no run could start with."""
+    path = tmp_path / "student.yaml"
+    tiny = {"layers": 1, "hidden": 8, "heads": 2, "kv_heads": 1, "head_dim": 4, "intermediate": 8, "vocab": 31}
+    model = {"factory": "training.models.gpt_oss:build", "params": {**tiny, "experts": 2, "experts_per_token": 1}}
+    path.write_text(json.dumps({"model": model, "data": {"pack_tokens": "many"}}))
+    found = call("check-model", path)
+    assert found.exit_code == 0, found.output
+    assert "no gradient across documents" in found.output
+    misspelt = call("check-model", path, sets=["sead=1"])
+    assert misspelt.exit_code == 2
+    assert "unknown key 'sead'; did you mean 'seed'?" in misspelt.output
+
+
 def test_check_model_passes_the_demos_student_and_fails_one_that_leaks(corpus, tmp_path):
     sets = settings(corpus, tmp_path)
     passed = call("check-model", "demo", sets=sets)

@@ -1,4 +1,4 @@
-"""The trainer in a process of its own that ends by SIGKILL at a chosen moment of its work.
+"""The trainer in a process of its own that gets SIGKILL, or another signal, at a chosen moment of its work.
 
 A moment is a call of one of SITES, counted from the start of the process, and a delay after that call began; the
 process kills itself, so no moment is missed however busy the machine is.
@@ -39,7 +39,9 @@ class Moment:
     site: str
     call: int
     """From 1."""
-    delay_s: float
+    delay_s: float = 0.0
+    signals: tuple[int, ...] = (signal.SIGKILL,)
+    """Sent one after the other."""
 
 
 def moments(seed, num):
@@ -52,9 +54,9 @@ def moments(seed, num):
     ]
 
 
-def train_until(arguments, moment=None):
-    """Exit code of the trainer with these arguments, killed at the moment; -9 if it came to that."""
-    process = forked.begin(main, arguments, moment)
+def train_until(arguments, moment=None, said=None):
+    """Exit code of the trainer with these arguments, -n where a signal has ended it; its output goes to `said`."""
+    process = forked.begin(main, arguments, moment, said=said)
     process.join()
     return process.exitcode
 
@@ -83,14 +85,16 @@ def _arm(moment):
         calls += 1
         if calls == moment.call:
             if moment.delay_s == 0:
-                _kill()
-            timer = threading.Timer(moment.delay_s, _kill)
-            timer.daemon = True
-            timer.start()
+                _send(moment.signals)
+            else:
+                timer = threading.Timer(moment.delay_s, _send, [moment.signals])
+                timer.daemon = True
+                timer.start()
         return function(*args, **kwargs)
 
     setattr(owner, name, counted)
 
 
-def _kill():
-    os.kill(os.getpid(), signal.SIGKILL)
+def _send(signals):
+    for number in signals:
+        os.kill(os.getpid(), number)

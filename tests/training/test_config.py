@@ -5,7 +5,7 @@ import pytest
 from etl import conf
 from etl.errors import ConfigError
 from etl.storage.location import Location
-from training.config import TrainConfig
+from training.config import ModelSection, TrainConfig
 from training.stages.state import StageState, TrainState
 
 
@@ -18,6 +18,10 @@ def two_stages(**changes):
     second = f"{{name: second, tokens: 10, optimizer: {{lr: 0.5}}, arms: [{{}}, {arm}]}}"
     stages = f"[{{name: first, tokens: 20}}, {second}]"
     return demo(stages=stages, **{"data.corpus": "a", "data.reference": "r"}, **changes)
+
+
+def test_the_students_section_knows_the_keys_of_all_others():
+    assert set(ModelSection.model_fields) == set(TrainConfig.model_fields)
 
 
 def test_corpora_and_tables_are_those_of_all_arms_and_held_out_sets():

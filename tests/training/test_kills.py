@@ -89,6 +89,37 @@ def test_a_run_that_is_killed_at_random_moments_equals_an_undisturbed_one_bit_fo
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+# --- signals to one process ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_at_work_and_says_where(corpus, tmp_path, number, code):
+    run = arguments(settings(corpus, tmp_path / "run", tokens_of(8), "checkpoint.every_steps=1000"))
+    said = tmp_path / "said"
+    assert kills.train_until(run, kills.Moment("step", 3, signals=(number,)), said) == code
+    assert checked_steps(tmp_path / "run") == [3]
+    (folder,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    last = said.read_text().splitlines()[-1]
+    assert last.startswith("3 steps, ")
+    assert f"stopped before its end; start it again to go on; checkpoint: {folder}, " in last
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(corpus, tmp_path):
+    run = arguments(settings(corpus, tmp_path, tokens_of(8), "checkpoint.every_steps=1000"))
+    moment = kills.Moment("step", 3, signals=(signal.SIGINT, signal.SIGINT))
+    assert kills.train_until(run, moment) == -signal.SIGINT
+    assert checked_steps(tmp_path) == []
+
+
+def test_ctrl_c_before_the_first_step_has_nothing_to_save(corpus, tmp_path):
+    run = arguments(settings(corpus, tmp_path / "run", tokens_of(8)))
+    for site in ("build", "evaluate"):
+        said = tmp_path / f"said-{site}"
+        assert kills.train_until(run, kills.Moment(site, 1, signals=(signal.SIGINT,)), said) == 130
+        assert said.read_text().splitlines()[-1] == "stopped by Ctrl-C; run the same command again to go on"
+        assert checked_steps(tmp_path / "run") == []
+
+
 # --- two supervised processes --------------------------------------------------------------------------------------
 
 

@@ -431,7 +431,7 @@ def test_a_corpus_without_validation_documents_that_fit_is_refused_even_beside_f
 
 @pytest.mark.slow
 def test_two_processes_train_a_stage_of_two_arms_as_one_does(corpus, scores, rescored, tmp_path):
-    run = arguments(settings(corpus, tmp_path, stages=rescored_stages(scores)))
+    run = [*arguments(settings(corpus, tmp_path, stages=rescored_stages(scores))), "--json"]
     ranks = run_ranks(main, run, world_size=2, folder=tmp_path)
     for code, said in ranks:
         assert code == 0, said

@@ -11,6 +11,7 @@ Sums are float64. Memory: one pack, or one batch of completions, beside the mode
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from pydantic import Field
 from etl.answers.final import final_answer, stated_answer
 from etl.answers.judge import Judge
 from etl.config import Config
-from etl.errors import ConfigError, DataError
+from etl.errors import ConfigError, DataError, said
 from etl.harmony.parse import parse
 from etl.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, START
 from etl.schema import SPAN_KINDS
@@ -274,9 +275,12 @@ class ReasoningSuite(Config):
         """Question and right answer."""
         try:
             data = Location.of(self.file).read()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise ConfigError(f"there is no file {self.file}") from error
-        lines = (gzip.decompress(data) if self.file.endswith(".gz") else data).decode("utf-8").split("\n")
+        try:
+            lines = (gzip.decompress(data) if self.file.endswith(".gz") else data).decode("utf-8").split("\n")
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            raise DataError(f"{self.file} is damaged, or no UTF-8 text ({said(error)}); replace it") from error
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

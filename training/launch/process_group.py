@@ -9,7 +9,6 @@ The shared-memory collective is left out: DeepSpeed would compile it at first us
 import contextlib
 import datetime
 import ipaddress
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -32,7 +31,9 @@ def world(timeout_s: float = 1800.0) -> Iterator[World]:
     A collective that waits longer than `timeout_s` for another rank raises. The group is left behind a barrier:
     without it a rank may abort while another still tears down.
     """
-    deepspeed_logger.setLevel(logging.WARNING)
+    # Its own handler writes to standard output, which belongs to the run; without it, its errors go to standard error.
+    deepspeed_logger.handlers.clear()
+    deepspeed_logger.propagate = True
     # DeepSpeed fills the table when it is first read, with a C compiler that tries each op; its only reader asks this.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     accelerator = get_accelerator()

@@ -1,30 +1,48 @@
 """The request to stop that a rank gets as a signal. Set by a handler, asked by the trainer once a step."""
 
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 
+_SHOW_CURSOR = "\x1b[?25h"
+_STOPPING = "stopping: the step at work is finished and saved; Ctrl-C again ends the run at once, without saving\n"
+
 
 class Stop:
-    """In a rank: set by SIGTERM or SIGINT, asked once a step. A second signal acts as it would without this.
+    """In a rank: set by SIGTERM or SIGINT, asked once a step.
 
     The trainer all-reduces the flag, so that all ranks stop after the same step even if one of them alone was told.
     """
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.number = 0
+        """Of the signal that has come; 0 while none has."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether a signal has come."""
+        return self.number != 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["Stop"]:
-        """While inside; only in the main thread."""
+        """While inside; only in the main thread.
+
+        A second signal ends the process at once, whatever it is at: Python's own handler for Ctrl-C would wait until a
+        collective or a kernel returns.
+        """
         numbers = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.getsignal(number) for number in numbers}
 
         def on_signal(number: int, frame: FrameType | None) -> None:
-            self.is_set = True
+            self.number = number
             for each in numbers:
-                signal.signal(each, before[each])
+                signal.signal(each, signal.SIG_DFL)
+            if sys.stderr.isatty():
+                # The live line hides the cursor, and whoever is killed does not give it back.
+                os.write(2, f"\n{_SHOW_CURSOR}{_STOPPING}".encode())
 
         for number in numbers:
             signal.signal(number, on_signal)

@@ -1,10 +1,10 @@
 """The ranks of one machine as child processes: started together, stopped together, none left behind.
 
 SIGTERM, SIGINT and SIGHUP become one SIGTERM to each rank, which saves and exits 0 (stop.py beside this file); what
-runs after the grace period is killed. A rank that fails takes the others down at once. Each rank leads a process group,
-so that its own children go with it, and dies with the supervisor (PR_SET_PDEATHSIG, Linux), even when that is killed.
-Rank 0's output passes as it is; the lines of the others carry their rank. Costs two threads a rank and twenty looks a
-second.
+runs after the grace period, or at a second signal, is killed. A rank that fails takes the others down at once. Each
+rank leads a process group, so that its own children go with it, and dies with the supervisor (PR_SET_PDEATHSIG, Linux),
+even when that is killed. Rank 0's output passes as it is; the lines of the others carry their rank. Costs two threads a
+rank and twenty looks a second.
 """
 
 import collections
@@ -84,8 +84,9 @@ def supervise(command: Sequence[str], ranks: Ranks, grace_s: float) -> int:
         grace_s: how long ranks may take to end after a signal.
 
     Returns:
-        0 when every rank has exited with 0, also after a signal; the code of the first rank that failed (128 + n for
-        one that died of signal n); 137 when ranks had to be killed after the grace period.
+        0 when every rank has exited with 0, also after SIGTERM or SIGHUP, and 130 after SIGINT; the code of the first
+        rank that failed (128 + n for one that died of signal n); 137 when ranks had to be killed after the grace
+        period or at a second signal.
 
     Raises:
         ConfigError: the numbers do not fit, or the command cannot be started.
@@ -104,25 +105,34 @@ def _watch(children: "_Children", signals: "_Signals", grace_s: float) -> int:
     while children.running():
         failed = children.first_failure()
         if failed is not None:
-            children.kill()
-            _tell(failed.epitaph())
-            return failed.exit_code
+            return _failed(failed, children, signals)
         if signals.count and deadline is None:
             deadline = time.monotonic() + grace_s
-            _tell(f"{signals.name}: the ranks save and stop; those that run in {grace_s:g} s are killed")
+            late = f"those that run in {grace_s:g} s, or at a second signal, are killed"
+            _tell(f"{signals.name}: the ranks save and stop; {late}")
             children.terminate()
         if deadline is not None and (time.monotonic() > deadline or signals.count > 1):
             late = ", ".join(str(child.rank) for child in children.running())
             children.kill()
             why = "after a second signal" if signals.count > 1 else f"{grace_s:g} s after the signal"
-            _tell(f"rank {late} still ran {why} and was killed; the last complete checkpoint is as it was")
+            _tell(f"rank {late} still ran {why} and was killed; what was not saved is lost, complete checkpoints stay")
             return KILLED
         time.sleep(_LOOK_S)
     failed = children.first_failure()
-    children.kill()
     if failed is not None:
-        _tell(failed.epitaph())
-    return 0 if failed is None else failed.exit_code
+        return _failed(failed, children, signals)
+    children.kill()
+    return 128 + signal.SIGINT if signals.name == "SIGINT" else 0
+
+
+def _failed(failed: "_Child", children: "_Children", signals: "_Signals") -> int:
+    """Exit code after a rank has failed; the others are killed."""
+    children.kill()
+    if signals.count and failed.code == -signal.SIGTERM:
+        _tell(f"{signals.name} came before training had begun: there was nothing to save; run the same command again")
+        return 128 + signal.Signals[signals.name]
+    _tell(failed.epitaph())
+    return failed.exit_code
 
 
 def _tell(text: str) -> None:
@@ -136,6 +146,7 @@ class _Signals:
     def __init__(self) -> None:
         self.count = 0
         self.name = ""
+        """Of the first."""
 
     @contextlib.contextmanager
     def caught(self) -> Iterator["_Signals"]:
@@ -148,7 +159,7 @@ class _Signals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        self.name = signal.Signals(number).name
+        self.name = self.name or signal.Signals(number).name
 
 
 class _Child:
@@ -206,8 +217,9 @@ class _Child:
 
 
 def _relay(source: IO[bytes], target: IO[bytes], prefix: bytes, tail: collections.deque[bytes] | None) -> None:
-    """Whole lines with a prefix, or bytes as they come where there is none, so that a progress line moves."""
-    read: Callable[[], bytes] = source.readline if prefix else lambda: source.read1(1 << 16)  # type: ignore[attr-defined]
+    """Whole lines; but what rank 0 writes to stderr (a tail and no prefix) as it comes: its progress line moves."""
+    moves = tail is not None and not prefix
+    read: Callable[[], bytes] = (lambda: source.read1(1 << 16)) if moves else source.readline  # type: ignore[attr-defined]
     rest = b""
     # The reader of our own output may be gone; the rank must not wait for it.
     is_open = True

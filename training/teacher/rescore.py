@@ -10,6 +10,7 @@ the teacher's; the driver reads the narrow columns once.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,13 +36,13 @@ from etl.storage.batches import LIMITS, Limits, checkpointed
 from etl.storage.build import Build, Chunk, Job
 from etl.storage.dataset import CHECKPOINTS, Dataset
 from etl.storage.location import Location
-from etl.storage.manifest import Accounting, Part
+from etl.storage.manifest import FLOW, Accounting, Part
 from training.data.teacher_table import LOGP_ROUNDING, TABLE, completion_digests, digest_bytes
 from training.models.tokenizer import check_tokenizer
 from training.teacher.corpus_rows import CorpusRows, choose_rows
 from training.teacher.prompt import EFFORTS, PromptRenderer, with_effort
 from training.teacher.server import ServerTeacher, ServerTeacherConfig
-from training.teacher.stats import distributions, findings
+from training.teacher.stats import LEAST_LOGP, distributions, findings
 from training.teacher.subset import Cell, SubsetConfig, chosen
 from training.teacher.teacher import LocalTeacherConfig, Request, Teacher, local_folder
 
@@ -126,6 +127,8 @@ class ChosenRow:
     mode: Effort | None
     prompt_ids: I32
     """Its other tokens, without the line of the effort."""
+    unpredicted: int
+    """Supervised tokens that get no score: 1 where its first token, which nothing predicts, is one."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +158,13 @@ class ScoreSplit:
             folder = self.checkpoints / f"part-{number:05d}/{group:06d}"
             batches = list(checkpointed(folder, slices, score, self.limits))
             accounting = _account(narrow, reasons)
+            counts: dict[str, Any] = {"left_out": dict(Counter(reason for reason in reasons if reason))}
             if not batches:
-                yield Chunk(None, narrow.num_rows, accounting)
+                yield Chunk(None, narrow.num_rows, accounting, counts)
                 continue
             batch = pa.Table.from_batches(batches, TEACHER_LOGP).combine_chunks().to_batches()[0]
-            counts = distributions(batch, [row.kinds for row in rows])
+            counts["unpredicted"] = sum(row.unpredicted for row in rows)
+            counts |= distributions(batch, [row.kinds for row in rows])
             yield Chunk(batch, narrow.num_rows, accounting, counts)
 
     def _rows(
@@ -169,7 +174,9 @@ class ScoreSplit:
         cells: dict[str, int] = {}
         columns = self.corpus.columns(part, narrow, cells)
         mask = chosen(columns, list(cells), self.cuts, self.config.subset)
-        reasons = np.where(columns.supervised > 0, "not_in_the_subset", "no_supervised_token").astype(object)
+        least = self.config.subset.min_supervised_tokens
+        reasons = np.where(columns.supervised < least, "too_few_supervised_tokens", "not_in_the_subset").astype(object)
+        reasons[columns.supervised == 0] = "no_supervised_token"
         numbers = np.flatnonzero(mask)
         if not len(numbers):
             return [], reasons.tolist()
@@ -199,10 +206,11 @@ class ScoreSplit:
         if not len(positions):
             return "no_supervised_token"
         kinds = np.repeat([SPAN_KINDS.index(kind) for _, _, kind in listed], [len(some) for some in at]).astype(np.int8)
+        unpredicted = int(any(start == 0 for start, _, _ in listed))
         others = np.ones(len(input_ids), bool)
         others[positions] = False
         if listed[0][2] == "text":
-            return ChosenRow(name, input_ids, positions, kinds, None, input_ids[others])
+            return ChosenRow(name, input_ids, positions, kinds, None, input_ids[others], unpredicted)
         system = self._prompts.system(input_ids)
         if system is None or positions[0] < system.num_tokens:
             return "no_reasoning_line"
@@ -212,7 +220,7 @@ class ScoreSplit:
             raise DataError(f"row {name}: the completion has other tokens after rendering the prompt for '{mode}'")
         rest = input_ids[system.num_tokens :][others[system.num_tokens :]]
         stripped = np.concatenate([system.without_effort, rest])
-        return ChosenRow(name, prompt.input_ids, shifted, kinds, mode, stripped)
+        return ChosenRow(name, prompt.input_ids, shifted, kinds, mode, stripped, unpredicted)
 
     def _modes(self, narrow: pa.RecordBatch) -> list[Effort]:
         """The effort of each row."""
@@ -382,7 +390,7 @@ def _found(config: RescoreConfig, counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(dataset: Dataset) -> Iterator[str]:
-    """What a rescored dataset holds, for people: a line for each cell and each kind of span, then the totals."""
+    """What a rescored dataset holds and lacks, for people: lines for cells, span kinds and reasons, then the totals."""
     manifest = dataset.manifest
     for cell, cut in manifest.thresholds["subset"].items():
         yield (
@@ -391,4 +399,15 @@ def summary(dataset: Dataset) -> Iterator[str]:
         )
     for kind, found in manifest.findings["spans"].items():
         yield f"{kind:>24}  {found['tokens']:>12,} tokens, mean logp {found['mean_logp']:.4f}"
+    left_out = Counter[str]()
+    for steps in manifest.accounting.values():
+        left_out.update({reason: rows for reason, rows in steps[STAGE].items() if reason not in FLOW})
+    for reason, rows in sorted(left_out.items()):
+        yield f"{reason:>32}  {rows:>9,} of {manifest.rows_in:,} rows left out"
+    for name, meaning in (
+        ("unpredicted", "have no score: nothing predicts a row's first token"),
+        ("floored", f"had a probability of 0: {LEAST_LOGP:g} is stored"),
+    ):
+        if tokens := manifest.findings.get(name, 0):
+            yield f"{tokens:,} tokens {meaning}"
     yield f"{manifest.rows_out:,} rows, mean logp {manifest.findings['mean_logp']:.4f}: {dataset.folder}"

@@ -26,10 +26,9 @@ from etl.errors import ConfigError, DataError, SourceError, StillhouseError, sai
 from etl.harmony.vocabulary import NUM_TEXT_TOKENS, VOCAB_SIZE, load_bpe
 from etl.terminal import shown
 from training.data.teacher_table import LOGP_ROUNDING
+from training.teacher.stats import LEAST_LOGP
 from training.teacher.teacher import Request, Scores
 
-LEAST_LOGP = -65504.0
-"""The least float16; servers say −9999 or −Infinity for a probability of 0."""
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _PROBES = 64
 

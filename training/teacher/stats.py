@@ -15,12 +15,14 @@ from etl.errors import DataError
 from etl.schema import SPAN_KINDS
 
 QUANTILES: Final = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+LEAST_LOGP: Final = -65504.0
+"""The least float16, in the place of the logarithm of 0; servers say −9999 or −Infinity for that."""
 _UNIT: Final = 2.0**-24
 _BIN_BITS: Final = 4
 
 
 def distributions(batch: pa.RecordBatch, kinds: list[npt.NDArray[np.int8]]) -> dict[str, Any]:
-    """Counts of some TEACHER_LOGP rows, which add up over parts.
+    """Counts of some TEACHER_LOGP rows, which add up over parts; `floored` are the tokens at LEAST_LOGP.
 
     Args:
         batch: the rows.
@@ -34,6 +36,7 @@ def distributions(batch: pa.RecordBatch, kinds: list[npt.NDArray[np.int8]]) -> d
     mode = np.repeat(row_mode, lengths)
     return {
         "spans": {SPAN_KINDS[k]: _counts(logp[kind == k]) for k in np.unique(kind).tolist()},
+        "floored": int((logp <= LEAST_LOGP).sum()),
         "examples": _counts(means.astype(np.float16).astype(np.float32)),
         "modes": {
             name: {"rows": int((row_mode == name).sum()), **_counts(logp[mode == name])}
@@ -54,18 +57,24 @@ def _counts(logp: npt.NDArray[np.float32]) -> dict[str, Any]:
 def findings(summed: dict[str, Any]) -> dict[str, Any]:
     """The summary of a whole dataset's distributions: means in nats, quantiles by span kind, effort and example.
 
+    `left_out` counts rows by reason; of the supervised tokens of the other rows `unpredicted` have no score, and
+    `floored` had a probability of 0. A part that an earlier version scored has none of these three.
+
     Raises:
         DataError: nothing was scored.
     """
-    if not summed:
-        raise DataError(
-            "no row was scored: see the accounts for why; take another subset or a teacher with more context"
-        )
+    left_out = summed.get("left_out", {})
+    if "spans" not in summed:
+        why = ", ".join(f"{rows:,} {reason}" for reason, rows in left_out.items())
+        raise DataError(f"no row was scored ({why}); take another subset or a teacher with more context")
     spans = summed["spans"].values()
     examples = _summary(summed["examples"])
     return {
         "tokens": sum(counts["tokens"] for counts in spans),
         "mean_logp": sum(counts["units"] for counts in spans) * _UNIT / sum(counts["tokens"] for counts in spans),
+        "left_out": left_out,
+        "unpredicted": summed.get("unpredicted", 0),
+        "floored": summed.get("floored", 0),
         "spans": {kind: _summary(counts) for kind, counts in summed["spans"].items()},
         "examples": {"rows": examples.pop("tokens"), **examples},
         "modes": {mode: {"rows": counts["rows"], **_summary(counts)} for mode, counts in summed["modes"].items()},

@@ -176,8 +176,26 @@ def test_questions_are_answered_and_compared(tmp_path):
     assert actor.prompts[0] == "1+1?\n\nThink."
     with pytest.raises(DataError, match=r"line 1 of .* has no 'question' and 'a'"):
         ReasoningSuite(file=str(path), answer="a").run(actor, "", 0)
-    with pytest.raises(ConfigError, match="there is no file"):
-        ReasoningSuite(file=str(tmp_path / "none.jsonl")).run(actor, "", 0)
+    for name in ("none.jsonl", "", "questions.jsonl.gz/part"):
+        with pytest.raises(ConfigError, match="there is no file"):
+            ReasoningSuite(file=str(tmp_path / name)).run(actor, "", 0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no gzip", "no UTF-8", "no UTF-8 inside"])
+def test_questions_that_cannot_be_read_are_refused(tmp_path, damage):
+    line = json.dumps({"question": "1+1?", "answer": "2"}).encode()
+    packed = gzip.compress(line)
+    name, data = {
+        "cut": ("q.jsonl.gz", packed[:-10]),
+        "changed": ("q.jsonl.gz", packed[:14] + bytes([packed[14] ^ 255]) + packed[15:]),
+        "no gzip": ("q.jsonl.gz", line),
+        "no UTF-8": ("q.jsonl", line.replace(b"1+1", b"\xff")),
+        "no UTF-8 inside": ("q.jsonl.gz", gzip.compress(b"\xff" + line)),
+    }[damage]
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"q\.jsonl.* is damaged, or no UTF-8 text \(.*\); replace it"):
+        ReasoningSuite(file=str(path)).run(Actor(["2"]), "", 0)
 
 
 def test_only_the_first_questions_are_asked_of_a_plain_file(tmp_path):

@@ -16,13 +16,14 @@ def caught():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_sets_the_request_and_the_second_acts_as_before(caught, number):
+def test_the_first_signal_sets_the_request_and_any_second_one_ends_the_process(caught, number):
     with Stop().listening() as stop:
-        assert not stop.is_set
+        assert (stop.is_set, stop.number) == (False, 0)
         signal.raise_signal(number)
-        assert (stop.is_set, caught) == (True, [])
-        signal.raise_signal(number)
-        assert caught == [number]
+        assert (stop.is_set, stop.number, caught) == (True, number, [])
+        assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == [signal.SIG_DFL] * 2
+    signal.raise_signal(number)
+    assert caught == [number]
 
 
 def test_outside_signals_are_what_they_were(caught):

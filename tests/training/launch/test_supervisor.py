@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from etl.errors import ConfigError
-from training.launch.stop import Stop
 from training.launch.supervisor import Ranks, supervise
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -32,6 +31,12 @@ with Stop().listening() as stop:
     while not stop.is_set:
         time.sleep(0.01)
     (folder / f"checkpoint-{rank}").write_text("whole")
+"""
+LOADS = """
+import os, time
+from pathlib import Path
+Path(os.environ["TOY_FOLDER"], "ready-" + os.environ["RANK"]).write_text(str(os.getpid()))
+time.sleep(600)
 """
 IGNORES = """
 import os, signal, subprocess, sys, time
@@ -110,13 +115,13 @@ def wait_for_ranks(folder, count):
     return pids(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_the_ranks_save_and_the_exit_code_is_0(start, tmp_path, number):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 0)])
+def test_a_signal_lets_the_ranks_save_and_ctrl_c_is_130(start, tmp_path, number, code):
     process = start(TRAINS, 2)
     ranks = wait_for_ranks(tmp_path, 2)
     process.send_signal(number)
     process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0
+    assert process.returncode == code
     assert len(list(tmp_path.glob("checkpoint-*"))) == 2
     assert all(map(is_gone, ranks))
 
@@ -127,8 +132,21 @@ def test_a_rank_that_ignores_the_signal_is_killed_with_its_children_after_the_gr
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 137
-    assert "rank 0, 1 still ran 0.3 s after the signal and was killed" in told
+    lost = "rank 0, 1 still ran 0.3 s after the signal and was killed; what was not saved is lost, complete checkpoints"
+    assert lost in told
     until(lambda: all(map(is_gone, ranks)))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_training_has_begun_saves_nothing_and_says_so(start, tmp_path, number, code):
+    process = start(LOADS, 2)
+    ranks = wait_for_ranks(tmp_path, 2)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == code
+    assert f"{number.name} came before training had begun: there was nothing to save" in told
+    assert "has ended with" not in told
+    assert all(map(is_gone, ranks))
 
 
 def test_a_second_signal_does_not_wait_for_the_grace(start, tmp_path):
@@ -208,18 +226,3 @@ def test_numbers_that_do_not_fit_are_refused(ranks):
 def test_a_command_that_cannot_be_started_is_told():
     with pytest.raises(ConfigError, match="cannot start /nowhere/python"):
         supervise(["/nowhere/python"], Ranks(1), 1.0)
-
-
-def test_a_second_signal_to_a_rank_acts_as_ever():
-    seen = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
-    try:
-        with Stop().listening() as stop:
-            assert not stop.is_set
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.is_set
-            assert seen == []
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert seen == [signal.SIGTERM]
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -13,7 +13,7 @@ from etl import conf
 from etl.engines.local import LocalEngine
 from etl.errors import ConfigError, DataError, SourceError
 from etl.harmony.step import HarmonyStep
-from etl.schema import TEACHER_LOGP, VERDICT
+from etl.schema import SPAN_KINDS, TEACHER_LOGP, VERDICT
 from etl.storage.batches import LIMITS, load_batch
 from etl.storage.dataset import CHECKPOINTS
 from etl.storage.location import Location
@@ -26,6 +26,7 @@ from training.data.teacher_table import TeacherTable, completion_digests
 from training.teacher import rescore as rescoring
 from training.teacher.local import LocalTeacher
 from training.teacher.rescore import RescoreConfig
+from training.teacher.stats import LEAST_LOGP
 from training.teacher.teacher import LocalTeacherConfig, Request, Scores
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -333,6 +334,38 @@ def test_rows_that_cannot_be_scored_have_their_reason(folder, tmp_path):
         "in": 12, "made": 0, "kept": 9, "no_reasoning_line": 1, "no_supervised_token": 1,
         "longer_than_the_teacher_takes": 1,
     }  # fmt: skip
+    left_out = {reason: rows for reason, rows in totals.items() if reason not in ("in", "made", "kept")}
+    assert dataset.manifest.findings["left_out"] == left_out
+    assert [line.split() for line in rescoring.summary(dataset) if "left out" in line] == [
+        f"{reason} {rows} of 12 rows left out".split() for reason, rows in sorted(left_out.items())
+    ]
+
+
+def test_rows_below_the_least_supervised_tokens_are_told_from_those_beyond_the_budget(folder, tmp_path):
+    least = f"subset.min_supervised_tokens={10**6}"
+    with pytest.raises(DataError, match="chooses no row"):
+        rescore(configuration(folder, tmp_path / "none", *ALL, least), Cheap())
+    sizes = [sum(row[f"n_{kind}"] for kind in SPAN_KINDS) for row in corpus_rows().values()]
+    least = sorted(sizes)[len(sizes) // 2]
+    config = configuration(folder, tmp_path / "out", *ALL, f"subset.min_supervised_tokens={least}")
+    manifest = rescore(config, Cheap()).manifest
+    assert manifest.findings["left_out"] == {"too_few_supervised_tokens": sum(size < least for size in sizes)}
+    assert manifest.rows_out == sum(size >= least for size in sizes)
+
+
+def test_tokens_without_a_score_and_those_of_no_probability_are_counted(folder, tmp_path):
+    class Sure(Cheap):
+        def one(self, request):
+            scores = super().one(request)
+            scores.logp[0] = LEAST_LOGP
+            return scores
+
+    dataset = rescore(configuration(folder, tmp_path, *ALL), Sure())
+    found, rows = dataset.manifest.findings, corpus_rows().values()
+    from_the_start = sum(row["spans"][0]["start"] == 0 for row in rows)
+    assert from_the_start > 0
+    assert (found["unpredicted"], found["floored"]) == (from_the_start, len(rows))
+    assert f"{from_the_start} tokens have no score: nothing predicts a row's first token" in rescoring.summary(dataset)
 
 
 def test_a_server_says_what_the_model_says(folder, model, by_mode, tmp_path):

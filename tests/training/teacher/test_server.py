@@ -11,7 +11,8 @@ from etl.errors import ConfigError, DataError, SourceError
 from tests.training.teacher_server import serving
 from tests.training.teachers import save_teacher
 from training.teacher.local import LocalTeacher
-from training.teacher.server import LEAST_LOGP, ServerTeacher, ServerTeacherConfig
+from training.teacher.server import ServerTeacher, ServerTeacherConfig
+from training.teacher.stats import LEAST_LOGP
 from training.teacher.teacher import LocalTeacherConfig, Request
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
