@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from etl.console import OUT, AllowCode, Overrides, command, report, warn
+from etl.errors import ConfigError
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
@@ -116,6 +117,8 @@ def stream_digest_command(
     from training.data.digest import stream_digest
     from training.data.stream.decisions import DecisionLog
 
+    if resume_at is not None and resume_at > steps:
+        raise ConfigError(f"--resume-at {resume_at} lies beyond --steps {steps}; lower it")
     threads = [] if workers is None else [f"read.workers={workers}"]
     config = _loaded(name, [*set_, *threads], allow_code)
     config.check()
@@ -138,7 +141,6 @@ def decide_command(
 ) -> None:
     """Decide for a run what its stream draws from a later segment on; the record is immutable."""
     from etl import conf
-    from etl.errors import ConfigError
     from training.data.stream.decisions import DecisionLog
 
     config = _loaded(name, set_, allow_code)

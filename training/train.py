@@ -25,7 +25,7 @@ import typer
 
 from etl import conf
 from etl.console import AllowCode, ConfFlag, Overrides, command, note, report, run_command, warn
-from etl.errors import DataError
+from etl.errors import ConfigError, DataError
 from etl.storage.location import Location
 from training.checkpoint.checkpoints import Checkpoint, Checkpoints
 from training.config import TrainConfig
@@ -219,6 +219,9 @@ def open_checkpoints(config: TrainConfig, output: Path, here: World) -> Checkpoi
     """The checkpoints of a run; `output` is where they and their scratch lie if the configuration says nothing else."""
     root = Location.of(config.checkpoint.root or output / "checkpoints")
     scratch = Path(config.checkpoint.scratch or output / "scratch").absolute()
+    for key, path in (("scratch", scratch), *((("root", Path(root.path)),) if root.is_local else ())):
+        if path.is_file():
+            raise ConfigError(f"checkpoint.{key}: {path} is a file; name a folder, or move the file")
     return Checkpoints(root, scratch, config.checkpoint, here, versioned(config.model.fingerprinted()))
 
 

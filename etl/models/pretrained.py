@@ -7,7 +7,7 @@ folder's author wrote, so neither is read: no remote code, no file but safetenso
 from pathlib import Path
 from typing import Any
 
-from etl.errors import ConfigError
+from etl.errors import ConfigError, said
 
 
 def load_tokenizer(folder: str | Path, **more: Any) -> Any:
@@ -37,9 +37,14 @@ def load_model(auto: Any, what: str, folder: str | Path, **more: Any) -> Any:
 
 
 def _load(auto: Any, what: str, folder: str | Path, more: dict[str, Any]) -> Any:
+    from safetensors import SafetensorError
+
     try:
         return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **more)
+    except SafetensorError as error:
+        raise ConfigError(f"the weights in {folder} are damaged ({said(error)}); copy them anew") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{folder} is not {what} that transformers loads from safetensors and without code of its own: {error}"
+            f"{folder} is not {what} that transformers loads from safetensors and without code of its own: "
+            f"{said(error)}"
         ) from error

@@ -165,13 +165,16 @@ DatasetLike = Dataset | Pending
 """What the driver hands from stage to stage: `ref` at any time, `result()` where a manifest is needed."""
 
 
+_CORPUS = "corpus"
+"""The folder of a run's output that its user means most often."""
+
+
 def _read_manifest(folder: Location) -> Manifest:
     try:
         return read_object(folder / MANIFEST, Manifest, "remove it and run the recipe")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(
-            f"{folder} is not a committed dataset (no {MANIFEST}); run the recipe that writes it"
-        ) from error
+        what = f"name {folder / _CORPUS}" if (folder / _CORPUS / MANIFEST).exists() else "run the recipe that writes it"
+        raise DataError(f"{folder} is not a committed dataset (no {MANIFEST}); {what}") from error
 
 
 def receipt_path(receipts: str, split: int) -> str:

@@ -33,7 +33,11 @@ def read_regular(path: str, limit: int) -> bytes:
         OSError: there is none, or what is there is a folder, a pipe or a device, which may never end.
     """
     # A pipe that nobody writes to does not hold up a reader that opens it so.
-    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except NotADirectoryError as error:
+        # A file stands where a folder of the path would be, so nothing can be below it.
+        raise FileNotFoundError(errno.ENOENT, "no such file", path) from error
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
         raise OSError(errno.EINVAL, "no regular file", path)

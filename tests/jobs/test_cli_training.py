@@ -153,6 +153,26 @@ def test_a_dry_run_of_more_processes_than_lanes_is_refused(corpus, tmp_path):
     assert "data.lanes is 4, fewer than the 5 processes" in found.output
 
 
+def test_folders_in_whose_place_something_else_lies_are_refused_in_one_line(corpus, tmp_path):
+    (tmp_path / "file").write_text("x")
+    outside = call("train", "demo", sets=settings(corpus.parent, tmp_path / "run"))
+    scratch = call("train", "demo", sets=settings(corpus, tmp_path / "run", f"checkpoint.scratch={tmp_path / 'file'}"))
+    root = call("train", "demo", sets=settings(corpus, tmp_path / "run", f"checkpoint.root={tmp_path / 'file'}"))
+    phase = ["--segment", 4, "--kind", "phase", "--value", json.dumps({"shares": BOTH})]
+    decided = call("decide", "demo", *phase, sets=settings(corpus, tmp_path / "file"))
+    exported = call("export", tmp_path / "file", tmp_path / "target")
+    words = [
+        (outside, f"{corpus.parent} is not a committed dataset (no _manifest.json); name {corpus}"),
+        (scratch, f"checkpoint.scratch: {tmp_path / 'file'} is a file; name a folder"),
+        (root, f"checkpoint.root: {tmp_path / 'file'} is a file; name a folder"),
+        (decided, "start the run first"),
+        (exported, f"{tmp_path / 'file'} has no run.json"),
+    ]
+    for result, said in words:
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert said in result.stderr
+
+
 # --- stream-digest ------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +198,9 @@ def test_a_digest_of_more_ranks_than_lanes_or_of_no_such_stage_is_refused(corpus
     ranks = call("stream-digest", "demo", "--world-size", 5, sets=sets)
     assert ranks.exit_code == 2
     assert "data.lanes is 4, fewer than the 5 processes" in ranks.output
+    beyond = call("stream-digest", "demo", "--steps", 2, "--resume-at", 3, sets=sets)
+    assert beyond.exit_code == 2
+    assert "--resume-at 3 lies beyond --steps 2; lower it" in beyond.output
     stage = call("stream-digest", "demo", "--stage", "dpo", sets=sets)
     assert stage.exit_code == 2
     assert "there is no stage 'dpo'; the configuration has: warm_start" in stage.output

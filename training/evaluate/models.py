@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from etl.errors import ConfigError, said
 from etl.models.pretrained import load_model, load_tokenizer
+from etl.terminal import shown
 from training.models.causal_lm import DTYPES, TransformersNetwork, from_weights
 from training.models.factory import Student
 
@@ -23,8 +25,18 @@ class Models:
     """Loads models of local folders; what was loaded last is kept until another one is asked for."""
 
     def __init__(self, dtype: str, device: str | None) -> None:
-        """`dtype` is a key of DTYPES; None as device takes a GPU where there is one."""
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        """`dtype` is a key of DTYPES; None as device takes a GPU where there is one.
+
+        Raises:
+            ConfigError: this machine has no such device.
+        """
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self.device = torch.empty(0, device=chosen).device
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"device={shown(chosen)} is not here ({said(error)}); leave it out, or name cpu"
+            ) from error
         self.dtype = DTYPES[dtype]
         self._kept: tuple[str, str, Any] = ("", "", None)
 

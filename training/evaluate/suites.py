@@ -248,10 +248,12 @@ class ReasoningSuite(Config):
 
         Raises:
             ConfigError: there is no such file, or math-verify is not installed.
-            DataError: a line is not JSON or lacks a key.
+            DataError: the file is damaged or empty, or a line is not JSON or lacks a key.
         """
         judge = Judge()
         rows = list(islice(self._rows(), self.questions))
+        if not rows:
+            raise DataError(f"{self.file} has no question; name another file")
         model = models.generator(folder)
         prompts = [model.prompt(f"{question}\n\n{self.instruction}".strip()) for question, _ in rows]
         said = [model.answer(tokens) for tokens in model.complete(prompts, self.max_new_tokens, self.batch_size)]
@@ -322,6 +324,8 @@ class LmEvalSuite(Config):
             from lm_eval.tasks import TaskManager
         except ImportError as error:
             raise ConfigError(f"suite lm_eval needs the harness ({error}); install stillhouse[eval]") from error
+        if not Path(self.folder).is_dir():
+            raise ConfigError(f"there is no folder {self.folder}; name the local folder of the task files")
         manager = TaskManager(include_path=self.folder, include_defaults=False)
         unknown = sorted(set(self.tasks) - set(manager.all_tasks))
         if unknown:

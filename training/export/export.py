@@ -162,8 +162,11 @@ def _scratch(target: Location) -> Iterator[Path]:
     parent = None
     if target.is_local:
         parent = Path(target.path).parent
-        parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=parent) as folder:
+    with target.explained("write"):
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=parent)
+    with made as folder:
         yield Path(folder)
 
 

@@ -7,7 +7,7 @@ ZeRO 0-3 takes as they are. Names of weights are those of GptOssForCausalLM.
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from transformers import GptOssConfig
 
@@ -36,6 +36,14 @@ class GptOssParams(Config):
     init_std: float = Field(default=0.02, gt=0)
     tied: bool = False
     """One matrix for embedding and head."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "GptOssParams":
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads is {self.heads}, it must be a multiple of kv_heads, {self.kv_heads}")
+        if self.experts_per_token > self.experts:
+            raise ValueError(f"experts_per_token is {self.experts_per_token}, more than the {self.experts} experts")
+        return self
 
 
 @student_factory

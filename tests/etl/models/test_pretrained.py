@@ -89,3 +89,10 @@ def test_no_other_file_loads_models():
     }
     assert len(files) > 100
     assert calls == set()
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    save_tiny_llama(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ConfigError, match=r"the weights in .* are damaged \(SafetensorError: .*; copy them anew"):
+        load_model(AutoModelForCausalLM, "a causal LM", tmp_path)

@@ -137,3 +137,9 @@ def test_a_question_is_plain_text_for_a_folder_without_a_chat_template(tmp_path)
     generator = Generator(tmp_path, None)
     assert generator.prompt("why?") == [1, 2, 3]
     assert generator.answer([4, 5]) == "because"
+
+
+@pytest.mark.parametrize("device", ["gpuu", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(device):
+    with pytest.raises(ConfigError, match=f"device='{device}' is not here"):
+        Models("float32", device)

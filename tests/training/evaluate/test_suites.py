@@ -181,6 +181,13 @@ def test_questions_are_answered_and_compared(tmp_path):
             ReasoningSuite(file=str(tmp_path / name)).run(actor, "", 0)
 
 
+def test_a_file_without_questions_is_refused(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n")
+    with pytest.raises(DataError, match="has no question; name another file"):
+        ReasoningSuite(file=str(path)).run(Actor(["2"]), "", 0)
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "no gzip", "no UTF-8", "no UTF-8 inside"])
 def test_questions_that_cannot_be_read_are_refused(tmp_path, damage):
     line = json.dumps({"question": "1+1?", "answer": "2"}).encode()

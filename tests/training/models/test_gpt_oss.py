@@ -53,3 +53,15 @@ def test_a_tied_head_is_the_embedding():
 def test_a_wrong_parameter_is_named():
     with pytest.raises(ConfigError, match=r"hidden_size.*did you mean 'hidden'"):
         student_of(hidden_size=3)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"heads": 3, "kv_heads": 2}, "heads is 3, it must be a multiple of kv_heads, 2"),
+        ({"experts_per_token": 5}, "experts_per_token is 5, more than the 4 experts"),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other_are_refused(params, message):
+    with pytest.raises(ConfigError, match=message):
+        student_of(**params)
