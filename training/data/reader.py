@@ -120,7 +120,8 @@ class CorpusReader:
         cells: names of the cells, e.g. "B1/C1".
         labels: what `Documents.label` numbers; grows while documents are gathered.
         teacher: the table, None without one.
-        side_tables: teacher and reference, those that are given. Rows that one of them lacks cannot be trained on.
+        side_tables: teacher and reference by where they lie, those that are given. Rows that one of them lacks cannot
+            be trained on.
 
     Raises:
         DataError: no committed corpus there, or no row in the split, or no committed table of the teacher.
@@ -150,7 +151,8 @@ class CorpusReader:
         self.labels: list[Label] = []
         self.teacher = None if teacher is None else TeacherTable(teacher)
         self._teachers = Teachers(self.teacher, None if reference is None else TeacherTable(reference))
-        self.side_tables = self._teachers.tables
+        places = [place for place in (teacher, reference) if place is not None]
+        self.side_tables: dict[str, TeacherTable] = dict(zip(places, self._teachers.tables, strict=True))
         self._index_columns = (
             *INDEX_COLUMNS,
             *(CLUSTER_COLUMNS if self.has_clusters else ()),
@@ -163,8 +165,6 @@ class CorpusReader:
             *(("id",) if self._teachers else ()),
         )
         self._label_numbers: dict[Label, int] = {}
-        self._scored = [np.empty(0, np.uint64)]
-        """Hashes of the ids in the index that all side tables have."""
         self._files = _Files(self.dataset, self.parts)
         self._spool = Spool(reading.cache_folder, int(reading.cache_gib * 2**30)) if reading.cache_gib else None
         self._origins: dict[tuple[int, int], tuple[Origin, ...]] = {}
@@ -201,40 +201,43 @@ class CorpusReader:
             ConfigError: a row group holds a token id that a model has no place for, by its footer; names both sizes.
             DataError: a part is gone, of another size than the manifest's, or damaged.
         """
+        return self.read_scored_index(units, seed, ())[0]
+
+    def read_scored_index(
+        self, units: Sequence[Unit], seed: int, tables: Sequence[TeacherTable]
+    ) -> tuple[DocumentIndex, Bools]:
+        """The same, and which of the documents each of some tables has: bool [tables, documents].
+
+        Raises:
+            ConfigError, DataError: as for `read_index`.
+        """
         ordered = sorted(units, key=lambda unit: (unit.part, unit.row_group, unit.start))
         groups = [list(group) for _, group in groupby(ordered, key=lambda unit: (unit.part, unit.row_group))]
-        pieces = [_EMPTY_INDEX]
-        for of_group, scored in self._map(lambda group: self._read_index(group, seed), groups):
+        pieces, masks = [_EMPTY_INDEX], [np.empty((len(tables), 0), bool)]
+        for of_group, scored in self._map(lambda group: self._read_index(group, seed, tables), groups):
             pieces += of_group
-            self._scored += scored
-        return DocumentIndex.concatenate(pieces)
+            masks += scored
+        return DocumentIndex.concatenate(pieces), np.concatenate(masks, axis=1)
 
-    def _read_index(self, units: list[Unit], seed: int) -> tuple[list[DocumentIndex], list[npt.NDArray[np.uint64]]]:
-        """The index of units of one row group, and the hashes of their ids that all side tables have."""
+    def _read_index(
+        self, units: list[Unit], seed: int, tables: Sequence[TeacherTable]
+    ) -> tuple[list[DocumentIndex], list[Bools]]:
+        """The index of units of one row group, and what the tables have of each."""
         part, group = units[0].part, units[0].row_group
         table = self._files.read(part, group, self._index_columns)
         self._check_vocabulary(part, group)
         cell = self.cells.index(cell_of(self.parts[part]))
         pieces = [_index(table, unit, cell, seed) for unit in units]
-        if not self.side_tables:
-            return pieces, []
-        has = np.logical_and.reduce([scores.has(only_chunk(table, "id")) for scores in self.side_tables])
-        return pieces, [piece.id_hash[has[piece.row]] for piece in pieces]
+        if not tables:
+            return pieces, [np.empty((0, len(piece)), bool) for piece in pieces]
+        has = np.stack([scores.has(only_chunk(table, "id")) for scores in tables])
+        return pieces, [has[:, piece.row] for piece in pieces]
 
     def _check_vocabulary(self, part: int, group: int) -> None:
         largest = self._files.largest_id(part, group)
         for model, size in self._vocab_sizes.items():
             if largest >= size:
                 raise beyond_vocabulary(self._name(part, group), str(self.dataset.folder), largest, model, size)
-
-    def scored_mask(self, index: DocumentIndex) -> Bools:
-        """[documents]: whether the document is in all side tables; false for all without one.
-
-        Args:
-            index: rows that this reader has read the index of.
-        """
-        self._scored = [np.concatenate(self._scored)]
-        return np.isin(index.id_hash, self._scored[0])
 
     # --- the documents ---------------------------------------------------------------------------------------------
 

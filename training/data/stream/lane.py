@@ -1,4 +1,4 @@
-"""One lane's packs, segment after segment: ranking, token shares, passes over the documents, packing.
+"""One lane's packs for one class of arms, segment after segment: ranking, token shares, passes, packing.
 
 What is ranked and packed is an *item*: a document, or the two sides of a preference pair, which go into one pack side
 by side. Inside a segment the unread items of each group (shares.py) rank by -log u(id, seed, epoch, segment) /
@@ -7,6 +7,10 @@ phase · its own tokens) / share, tokens counted since the shares were last chan
 over segments too, each group has had its share of the tokens to within one item. The packer looks ahead in that order;
 what it saw and did not pack goes back at the end of a segment. With `clusters`, an epoch has only the items whose turn
 in their cluster it is, and rare clusters keep a share of each group's tokens (etl/mixture/cluster_caps.py).
+
+How often each document was read is kept in `visits`, which the classes of a lane share and which a stage takes over from
+those before it: what was read least comes first, and among that what fewest other classes can read, so that a class that
+reads a part of the corpus finds that part unread for as long as others have something else to read.
 
 Cost of a segment: 0.1 µs for each unread item of the lane and 0.1 ms a pack at most; no tokens are read.
 """
@@ -19,7 +23,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from etl.arrays import F64, I64
+from etl.arrays import F64, I8, I32, I64, Bools
 from etl.hashing import xxh64
 from etl.mixture.cluster_caps import first_epoch, next_epoch, with_tail
 from training.data.stream.decisions import Policy
@@ -28,6 +32,8 @@ from training.data.stream.plan import (
     INCOMPLETE,
     LEFT_OUT,
     NO_SHARE,
+    NOT_SCORED,
+    READ_BEFORE,
     TOO_LONG,
     DocumentIndex,
     StreamConfig,
@@ -56,6 +62,14 @@ class Items:
     """Of both sides together."""
     chosen: I64
     """documents[:, 0]: weight, id, cell and cluster of an item are those of this document."""
+
+    @classmethod
+    def readable(cls, index: DocumentIndex, mask: Bools, pack_tokens: int) -> tuple["Items", dict[str, int]]:
+        """The items of the documents in a mask, and how many are left out for each reason of LEFT_OUT."""
+        numbers = np.flatnonzero(mask)
+        items, counts = cls.of(index.take(numbers), pack_tokens)
+        documents = np.where(items.documents < 0, -1, numbers[np.maximum(items.documents, 0)])
+        return cls(documents, items.num_tokens, documents[:, 0]), counts | {NOT_SCORED: len(mask) - len(numbers)}
 
     @classmethod
     def of(cls, index: DocumentIndex, pack_tokens: int) -> tuple["Items", dict[str, int]]:
@@ -115,38 +129,71 @@ class LaneSegment:
     """Whether the lane has more for the next segment, the shares staying as they are."""
 
 
-class LanePlan:
-    """One lane's packs, segment after segment."""
+@dataclass(frozen=True)
+class LaneDocuments:
+    """The documents of a lane as a class of arms finds them; arrays over the documents of the lane."""
 
-    def __init__(self, lane: int, index: DocumentIndex, cells: Sequence[str], config: StreamConfig, seed: int) -> None:
+    lane: int
+    """Number of the lane; lanes take groups in different phases."""
+    index: DocumentIndex
+    cells: Sequence[str]
+    """Names that `index.cell` counts."""
+    visits: I32
+    """How often each document was read; changed by every plan that shares it."""
+    readable: Bools
+    """Which of them the class reads."""
+    others: I8
+    """How many other classes read each."""
+
+    @classmethod
+    def of(cls, lane: int, index: DocumentIndex, cells: Sequence[str]) -> "LaneDocuments":
+        """All documents of a lane, unread, for the only class."""
+        size = len(index)
+        return cls(lane, index, cells, np.zeros(size, np.int32), np.ones(size, bool), np.zeros(size, np.int8))
+
+
+class LanePlan:
+    """The packs of one class of a lane, segment after segment."""
+
+    def __init__(self, documents: LaneDocuments, config: StreamConfig, seed: int) -> None:
         """Plans nothing yet.
 
         Args:
-            lane: number of the lane; lanes take groups in different phases.
-            index: the documents of the lane.
-            cells: names that `index.cell` counts.
+            documents: of the lane.
             config: `epochs` must be a number here.
-            seed: of the run.
+            seed: of the ranking.
         """
         assert config.epochs != "auto", "the caller knows the rows of the corpus"
-        self.index = index
-        self._lane = lane
-        self._cells = cells
+        self.index = documents.index
+        self._lane = documents.lane
+        self._cells = documents.cells
+        self._visits = documents.visits
         self._config = config
         self._seed = seed
         self._epochs = None if config.on_exhausted == "repeat" else config.epochs
-        self._items, self._left_out = Items.of(index, config.pack_tokens)
+        self._items, self._left_out = Items.readable(documents.index, documents.readable, config.pack_tokens)
         chosen = self._items.chosen
+        self._others = documents.others[chosen]
         cap = config.clusters.cap if config.clusters else None
         self._turns = _Turns(
-            index.cluster_size[chosen].astype(np.int64), index.cluster_rank[chosen].astype(np.int64), cap
+            self.index.cluster_size[chosen].astype(np.int64), self.index.cluster_rank[chosen].astype(np.int64), cap
         )
         self._due = self._turns.first()
         """The epoch in which each item is read next."""
+        self._counted = np.zeros(len(chosen), np.int32)
+        """The visits that `_due` stands for."""
         self._groups: Groups | None = None
         self._given: F64 = np.zeros(0)
         """Tokens of each group that were packed since the shares were set."""
         self._next_segment = 0
+        self._count_visits()
+        if self._epochs is not None:
+            done = (self._due >= self._epochs) & (self._counted > 0)
+            self._left_out[READ_BEFORE] = len(self._items.expanded(np.flatnonzero(done)))
+
+    def __len__(self) -> int:
+        """Items that can be read."""
+        return len(self._items)
 
     def left_out(self, policy: Policy) -> dict[str, int]:
         """Documents that are never trained on as long as the shares stay as they are, by reason."""
@@ -167,6 +214,7 @@ class LanePlan:
         """Plan the next segment; they must be asked for in order, from 0."""
         assert number == self._next_segment, "segments are planned in order"
         self._next_segment += 1
+        self._count_visits()
         self._set_groups(Groups.of(policy.shares, self._cells))
         stream = pack(
             self._merged(number, policy), self._items.num_tokens, self._config.pack_tokens, self._config.lookahead_docs
@@ -190,8 +238,14 @@ class LanePlan:
         """Note what was packed; a small lane packs an item several times, once an epoch."""
         packed = np.concatenate([np.empty(0, np.int64), *packs])
         self._given += np.bincount(self._group[packed], self._items.num_tokens[packed], len(self._given))
-        items, times = np.unique(packed, return_counts=True)
-        self._due[items] = self._turns.after_times(items, self._due[items], times)
+        np.add.at(self._visits, self._items.expanded(packed), 1)
+
+    def _count_visits(self) -> None:
+        """Move each item on by what was read of it, by this plan or another one, since the last time."""
+        visits = self._visits[self._items.chosen]
+        items = np.flatnonzero(visits != self._counted)
+        self._due[items] = self._turns.after_times(items, self._due[items], (visits - self._counted)[items])
+        self._counted = visits
 
     def _merged(self, segment: int, policy: Policy) -> Iterator[I64]:
         """Blocks of items in the order in which they are packed."""
@@ -207,21 +261,24 @@ class LanePlan:
         return _merge(queues, stop=self._config.on_exhausted == "stop")
 
     def _passes(self, members: I64, segment: int, policy: Policy) -> Iterator[I64]:
-        """The unread items of a group, epoch after epoch, each by rank, in one block or more."""
-        due = self._due[members]
+        """The unread items of a group, epoch after epoch, those that fewer classes read first, each by rank."""
+        due, others = self._due[members], self._others[members]
         ids = self.index.id_hash[self._items.chosen[members]]
         weights = self._weights(members, policy)
         while self._epochs is None or due.min() < self._epochs:
             epoch = int(due.min())
             unread = np.flatnonzero(due == epoch)
-            ahead = self._epochs_at_once(epoch, len(members)) if len(unread) == len(members) else range(0)
+            alike = len(unread) == len(members) and others.min() == others.max()
+            ahead = self._epochs_at_once(epoch, len(members)) if alike else range(0)
             if len(ahead) > 1:
                 scores = -np.log(uniforms(ids, self._seed, ahead, segment)) / weights
                 yield members[np.argsort(scores, axis=1, kind="stable")].ravel()
                 due += len(ahead)
                 continue
-            score = -np.log(uniform(ids[unread], self._seed, epoch, segment)) / weights[unread]
-            yield from self._ranked(members[unread], score)
+            for shared in np.flatnonzero(np.bincount(others[unread])):
+                now = unread[others[unread] == shared]
+                score = -np.log(uniform(ids[now], self._seed, epoch, segment)) / weights[now]
+                yield from self._ranked(members[now], score)
             due[unread] = self._turns.after(members[unread], due[unread])
 
     def _epochs_at_once(self, epoch: int, num_members: int) -> range:

@@ -75,6 +75,9 @@ class StreamConfig(Config):
     other groups until all are out. The stream ends with its last lane."""
     clusters: ClusterCaps | None = None
     """Limits by semantic cluster; the corpus must have been through the stage `semantic`."""
+    order: Literal["continue", "fresh"] = "continue"
+    """Where a stage's arm begins: `continue` where the arms of that corpus in the stages before have stopped, what was
+    read least first; `fresh` in an order of its own, by stage and arm, as if nobody had read the corpus."""
 
     @field_validator("epochs")
     @classmethod
@@ -136,16 +139,20 @@ def check_shares(shares: dict[str, float] | None) -> dict[str, float] | None:
     return shares
 
 
-def initial_value(
-    config: StreamConfig, seed: int, parts: Sequence[Part], side_tables: Sequence[str] = ()
-) -> dict[str, Any]:
+def corpus_digest(parts: Sequence[Part]) -> str:
+    """What a split of a corpus is, wherever it lies: 32 hex digits of its parts' digests and row groups."""
+    return hashlib.sha256(canonical_json([[p.sha256, list(p.row_groups)] for p in parts]).encode()).hexdigest()[:32]
+
+
+def initial_value(config: StreamConfig, seed: int, parts: Sequence[Part], **more: Any) -> dict[str, Any]:
     """What a stream begins with: its recipe, its seed, the corpus's parts by their digests, rows of each cell.
 
-    `side_tables` are the content digests of the TEACHER_LOGP tables that are joined, since they say what can be read.
+    `more` is what else decides what is read, e.g. `side_tables`, the content digests of the TEACHER_LOGP tables that are
+    joined; what is empty is left out.
     """
-    corpus = hashlib.sha256(canonical_json([[p.sha256, list(p.row_groups)] for p in parts]).encode()).hexdigest()[:32]
-    value = {"recipe": versioned(config.fingerprinted()), "seed": seed, "corpus": corpus, "cells": rows_of_cells(parts)}
-    return {**value, "side_tables": list(side_tables)} if side_tables else value
+    recipe = versioned(config.fingerprinted())
+    value = {"recipe": recipe, "seed": seed, "corpus": corpus_digest(parts), "cells": rows_of_cells(parts)}
+    return {**value, **{key: found for key, found in more.items() if found}}
 
 
 @dataclass(frozen=True)
@@ -245,7 +252,8 @@ UNUSABLE = (TOO_LONG, "fewer than 2 tokens", "no supervised token", "weight is n
 INCOMPLETE = "pair without both sides"
 NOT_SCORED = "not scored by the teacher"
 NO_SHARE = "no share"
-LEFT_OUT = (*UNUSABLE, INCOMPLETE, NOT_SCORED, NO_SHARE)
+READ_BEFORE = "read as often as data.epochs says, in the stages before"
+LEFT_OUT = (*UNUSABLE, INCOMPLETE, NOT_SCORED, NO_SHARE, READ_BEFORE)
 
 
 def left_out(index: DocumentIndex, pack_tokens: int) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:

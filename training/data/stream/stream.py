@@ -64,11 +64,7 @@ class DocumentStream(Stream, Protocol):
         """Packs of a global step over all ranks, fillers left out."""
         ...
 
-    @property
-    def labels(self) -> Sequence[tuple[str | None, ...]]:
-        """What `Pack.label` numbers: source, buckets and licence, in the order of training/record/ledger.py's KEYS."""
-        ...
-
-    def left_out(self) -> dict[str, int]:
-        """Documents of this rank that are never trained on, by reason."""
+    def labels(self, class_: int) -> Sequence[tuple[str | None, ...]]:
+        """What `Pack.label` numbers in the steps of a class: source, buckets and licence, in the order of
+        training/record/ledger.py's KEYS."""
         ...
