@@ -63,10 +63,7 @@ def _dry_run(config: "TrainConfig", world_size: int, as_json: bool) -> int:
     from training.stages.dry_run import dry_run
     from training.stages.stream import outdated_corpora
 
-    config.check()
-    found = dry_run(
-        config.streams, config.stages, config.model, config.optimizer, config.deepspeed, world_size=world_size
-    )
+    found = dry_run(config, world_size)
     for line in outdated_corpora(config.streams, config.stages):
         warn(line)
     if as_json:
@@ -113,9 +110,13 @@ def stream_digest_command(
     stage: Annotated[str | None, typer.Option(help="A stage of the configuration; the first if not given.")] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Print the SHA-256 of the global token stream: the same for any --world-size, --workers and --resume-at."""
+    """Print the SHA-256 of the global token stream: the same for any --world-size, --workers and --resume-at.
+
+    A stage is taken to begin where those before it end by their targets or their documents.
+    """
     from training.data.digest import stream_digest
     from training.data.stream.decisions import DecisionLog
+    from training.stages.dry_run import plan_stages
 
     if resume_at is not None and resume_at > steps:
         raise ConfigError(f"--resume-at {resume_at} lies beyond --steps {steps}; lower it")
@@ -123,7 +124,9 @@ def stream_digest_command(
     config = _loaded(name, [*set_, *threads], allow_code)
     config.check()
     chosen = config.stage_named(stage)
-    open_stream = partial(config.streams.open_stage, chosen, open_log=DecisionLog.preview)
+    before = plan_stages(config.streams, config.stages[: config.stages.index(chosen)])
+    finished = [plan.finished for plan in before]
+    open_stream = partial(config.streams.open_stage, chosen, open_log=DecisionLog.preview, finished=finished)
     report(stream_digest(open_stream, world_size, steps, resume_at))
 
 

@@ -45,12 +45,20 @@ from training.record.journal import Place
 from training.record.metrics import Record
 from training.record.recorder import Recorder
 from training.stages import resume, survey
+from training.stages.cursors import finished_stages
 from training.stages.held_out import HeldOut
 from training.stages.preflight import Heads, Preflight, expected
 from training.stages.resume import RunOutline
 from training.stages.schedule import ArmConfig, StageConfig
 from training.stages.state import EndedStage, Evaluation, TrainState
-from training.stages.stream import GlobalStep, StageStream, check_corpora, outdated_corpora, over_all_ranks
+from training.stages.stream import (
+    GlobalStep,
+    StageStream,
+    check_corpora,
+    nothing_to_read,
+    outdated_corpora,
+    over_all_ranks,
+)
 from training.teacher.frozen import FrozenTeacher
 from training.versions import versioned
 
@@ -126,6 +134,7 @@ def train(
         state = TrainState() if found is None else _resumed(config, found, here)
         stopped_by: str | None = None
         if not config.is_over(state):
+            finished_stages(config.stages, state.stage.index, state.ended)
             check_corpora(config.streams, config.stages[state.stage.index :])
             if here.rank == 0:
                 for line in outdated_corpora(config.streams, config.stages[state.stage.index :]):
@@ -326,7 +335,8 @@ class Trainer:
             self.engine.reset_optimizer()
         here = self.world
         open_log = DecisionLog.preview if overfit else DecisionLog.open
-        streams = self.config.streams.open_stage(stage, here.rank, here.size, open_log, self.vocab_sizes)
+        finished = finished_stages(self.config.stages, index, self.state.ended)
+        streams = self.config.streams.open_stage(stage, here.rank, here.size, open_log, self.vocab_sizes, finished)
         streams.seek((self.state.stage.steps, self.state.stage.streams))
         with closing(streams):
             only = streams.next_step() if overfit else None
@@ -354,10 +364,7 @@ class Trainer:
             return
         found = streams.left_out()
         total = self.world.sum(torch.tensor(list(found.values()), dtype=torch.float64)).int().tolist()
-        raise DataError(
-            f"stage '{stage.name}' has no document to train on ({dict(zip(found, total, strict=True))} were left out); "
-            "see data.pack_tokens, data.shares and the corpus's spans and sampling weights"
-        )
+        raise nothing_to_read(stage, dict(zip(found, total, strict=True)))
 
     # --- a step
 

@@ -204,9 +204,11 @@ def drain(corpus: str, epoch: int, cache_gib: float) -> Run:
     import torch
 
     from training.data.reader import CorpusReader, ReadConfig
+    from training.data.stream.cursor import CursorPlan
     from training.data.stream.decisions import DecisionLog
     from training.data.stream.lanes import RankStream
     from training.data.stream.plan import StreamConfig, initial_value
+    from training.data.stream.rank_lanes import RankLanes
 
     torch.set_num_threads(1)
     num_tokens = Dataset.open(corpus).manifest.num_tokens
@@ -222,7 +224,8 @@ def drain(corpus: str, epoch: int, cache_gib: float) -> Run:
     cpu, wall = time.process_time(), time.monotonic()
     reader = CorpusReader(corpus, "train", ReadConfig(cache_gib=cache_gib))
     log = DecisionLog.preview(None, initial_value(config, 0, reader.parts))
-    stream = RankStream(reader, config, 0, log, 0, 1)
+    own = RankLanes.read(reader, config.lanes, 0, (0, 1), {})
+    stream = RankStream(CursorPlan(own, config, 0, log), [reader])
     given = packs = 0
     lanes_left = 1
     while lanes_left:

@@ -31,7 +31,7 @@ from tests.training.toy_runs import (
 from training.data.stream.decisions import DecisionLog
 from training.models.config import ModelConfig
 from training.models.factory import build_student, export_model
-from training.stages.dry_run import plan_arm
+from training.stages.dry_run import plan_stage
 from training.train import main, train
 
 # DeepSpeed and what it imports late use deprecated parts of torch; so does peft.
@@ -237,7 +237,7 @@ def test_both_sides_of_a_pair_are_in_one_pack_and_pairs_that_are_not_both_scored
                 assert pack.side.tolist() == [0, 1] * (len(pack.pair) // 2)
                 assert np.isfinite(pack.reference_logp).all()
                 seen.update(pack.id_hash.tolist())
-    plan = plan_arm(config.streams, stage, stage.arms[0])
+    (plan,) = plan_stage(config.streams, stage).arms
     assert len(seen) == plan.available_documents == 2 * (PAIRS - UNSCORED)
     assert plan.left_out == {"not scored by the teacher": UNSCORED, "pair without both sides": UNSCORED}
 
@@ -285,7 +285,8 @@ def test_a_run_goes_on_with_an_edited_list_and_refuses_one_that_trains_a_stage_a
 def test_epochs_auto_ends_the_stage_after_exactly_three_passes_of_a_small_corpus(tmp_path):
     write_corpus(tmp_path / "corpus", num_train=24)
     more = ["data.epochs=auto", "data.on_exhausted=stop"]
-    stages = [{"name": "sft", "tokens": 10_000_000}, {"name": "after", "tokens": 10_000_000, "data": {"epochs": 1}}]
+    after = {"name": "after", "tokens": 10_000_000, "data": {"epochs": 1, "order": "fresh"}}
+    stages = [{"name": "sft", "tokens": 10_000_000}, after]
     result = train(configuration(tmp_path / "corpus", tmp_path / "run", *more, stages=stages))
     once = sum(row["n_tokens"] for row in rows_of(tmp_path / "corpus"))
     of_stage = Counter()

@@ -16,6 +16,7 @@ from etl.schema import SPAN_KINDS
 from tests.datasets import write_dataset
 from tests.training import forked
 from tests.training.corpora import documents
+from tests.training.data.streams import plan_of
 from tests.training.disturbed_runs import arguments
 from tests.training.teacher_tables import rows_of
 from tests.training.toy_runs import PulledPlugError, deterministic, pull_the_plug_at, records, weights
@@ -99,7 +100,7 @@ def test_steps_equal_a_plain_torch_loop(corpus, whole):
     )
     reader = CorpusReader(config.data.corpus, "train")
     log = DecisionLog.preview(None, initial_value(config.data, config.seed, reader.parts))
-    stream = RankStream(reader, config.data, config.seed, log, rank=0, world=1)
+    stream = RankStream(plan_of(reader, config.data, config.seed, log), [reader])
     objective, rows = CrossEntropy(), rows_of(corpus)
     held = [sum(s["end"] - s["start"] for row in rows for s in row["spans"] if s["kind"] == k) for k in SPAN_KINDS]
     rates = torch.tensor([*held, *[0] * 4], dtype=torch.float64) / sum(row["n_tokens"] for row in rows)

@@ -1,32 +1,36 @@
 """What a run would do, found without training: steps, packs, passes, tokens by cell, memory by ZeRO stage, the JSON.
 
-The stream is planned as the run would plan it, with the decisions that already lie in its output, from the narrow
-index columns alone; nothing is written. Planning costs about 0.1 ms a pack, so an arm is planned for at most
-MAX_PLANNED_PACKS packs and scaled up from there, which the report says.
+Every stage is gone through step by step as the run goes through it, each from where the one before it ended, with the
+decisions that already lie in the output; only no token is read and nothing is written. What a run refuses before its
+first step, and before the first step of a stage, is refused here too. A stop rule depends on what is learnt, so a stage
+that has one may end earlier than is said here.
+
+Planning costs about 0.1 ms a pack. A stage is planned for at most MAX_PLANNED_PACKS packs and scaled up from there,
+which the report says; the stages after it then begin where the planning stopped.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from itertools import count as count_up
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from training.data.stream.decisions import DecisionLog
-from training.data.stream.lanes import RankStream
-from training.data.stream.plan import StreamConfig
+from training.config import TrainConfig
+from training.data.stream.cursor import PlannedStep
+from training.data.stream.plan import StreamConfig, StreamState
 from training.engine.deepspeed_json import deepspeed_config, is_bf16, read_deepspeed_json
 from training.engine.memory import StudentSize, by_zero_stage
-from training.engine.optimizer import OptimizerConfig
 from training.models.config import ModelConfig
-from training.models.factory import build_student
+from training.models.factory import Student, build_student
+from training.stages.cursors import FinishedStage
+from training.stages.preflight import Heads, Preflight
 from training.stages.schedule import ArmConfig, StageConfig
-from training.stages.stream import RunStreams, check_corpora
+from training.stages.stream import PlannedStage, RunStreams, check_corpora, nothing_to_read
 
-MAX_PLANNED_PACKS = 100_000
+MAX_PLANNED_PACKS = 500_000
 
 
 @dataclass(frozen=True)
@@ -41,35 +45,37 @@ class ArmPlan:
     left_out: dict[str, int]
     """Documents that are never trained on, by reason."""
     steps: int
+    """Optimizer steps."""
     packs: int
+    """Of those steps, without those of lanes that have run out."""
     tokens: int
     fill: float
-    """Part of the packs' room that is tokens."""
+    """Part of the steps' room that is tokens."""
     passes: float
     """Tokens trained on / tokens available."""
     cells: dict[str, int]
     """Tokens by cell."""
     planned_packs: int
     """Packs that were really planned; the rest is scaled from them."""
-    runs_out: bool
-    """Whether its documents end before its part of the stage's target, and with them the stage."""
+    stage_ends: str
+    """What ends the stage, in words."""
 
     def summary(self) -> dict[str, Any]:
         """All of it but the cells, in one level."""
         flat = {name: value for name, value in asdict(self).items() if name not in ("cells", "left_out")}
         return {**flat, **{f"left out: {reason}": count for reason, count in self.left_out.items()}}
 
-    def of_steps(self, steps: int) -> "ArmPlan":
-        """The same arm when the stage ends after so many of its steps, if that is before it would end by itself."""
-        part = min(steps / max(self.steps, 1), 1.0)
-        return replace(
-            self,
-            steps=round(self.steps * part),
-            packs=round(self.packs * part),
-            tokens=round(self.tokens * part),
-            passes=self.passes * part,
-            cells={cell: round(count * part) for cell, count in self.cells.items()},
-        )
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What the arms of a stage would train on together, and where it would leave the stage after it."""
+
+    arms: tuple[ArmPlan, ...]
+    finished: FinishedStage
+    steps: int
+    """Optimizer steps."""
+    is_paused: bool
+    """Whether the run would pause in it, at `max_steps`."""
 
 
 @dataclass(frozen=True)
@@ -87,110 +93,162 @@ class DryRun:
         return asdict(self)
 
 
-def plan_arm(streams: RunStreams, stage: StageConfig, arm: ArmConfig) -> ArmPlan:
-    """What an arm would train on in its stage.
+@dataclass
+class _Taken:
+    """What the steps of an arm have read."""
+
+    steps: int = 0
+    packs: int = 0
+    cells: Counter[int] = field(default_factory=Counter)
+    """Tokens by number of the cell."""
+
+
+def plan_stage(
+    streams: RunStreams,
+    stage: StageConfig,
+    finished: Sequence[FinishedStage] = (),
+    vocab_sizes: Mapping[str, int] = {},  # never changed
+    max_steps: int | None = None,
+) -> StagePlan:
+    """What the arms of a stage would train on.
+
+    Args:
+        streams: of the run.
+        stage: which.
+        finished: the stages before it.
+        vocab_sizes: rows of each model's head.
+        max_steps: optimizer steps after which the run pauses; None for never.
 
     Raises:
         ConfigError, DataError, SchemaError: as the run itself would.
     """
-    data = streams.config_of(stage, arm)
-    target = int(stage.tokens * arm.share / sum(other.share for other in stage.arms))
-    with closing(streams.open_arm(stage, arm, (0, 1), DecisionLog.preview)) as stream:
-        cells, packs = _planned(stream, data, target)
-        tokens = sum(cells.values())
-        scale = max(1.0, target / tokens) if packs >= MAX_PLANNED_PACKS else 1.0
-        available = stream.index
-        steps = -(-round(packs * scale) // data.global_batch_packs)
-        return ArmPlan(
-            stage=stage.name,
-            arm=arm.name,
-            objective=arm.objective.kind,
-            available_documents=len(available),
-            available_tokens=int(available.num_tokens.sum()),
-            left_out={reason: count for reason, count in stream.left_out().items() if count},
-            steps=steps,
-            packs=steps * data.global_batch_packs,
-            tokens=round(tokens * scale),
-            fill=tokens / max(packs * data.pack_tokens, 1),
-            passes=tokens * scale / max(int(available.num_tokens.sum()), 1),
-            cells={cell: round(count * scale) for cell, count in sorted(cells.items())},
-            planned_packs=packs,
-            runs_out=tokens < target and packs < MAX_PLANNED_PACKS,
-        )
+    with closing(streams.plan_stage(stage, vocab_sizes, finished)) as planned:
+        taken = {arm.name: _Taken() for arm in stage.arms}
+        tokens, state, ends = _walk(planned, stage, taken, max_steps)
+        if tokens == 0:
+            raise nothing_to_read(stage, planned.left_out())
+        packs = sum(found.packs for found in taken.values())
+        scale = max(1.0, stage.tokens / tokens) if packs >= MAX_PLANNED_PACKS else 1.0
+        if scale > 1:
+            ends += f"; {packs:,} packs were planned, the rest is taken to be like them"
+        arms = tuple(_arm_plan(planned, stage, arm, taken[arm.name], scale, ends) for arm in stage.arms)
+        steps = sum(plan.steps for plan in arms)
+        return StagePlan(arms, FinishedStage(stage, state), steps, max_steps is not None and steps >= max_steps)
 
 
-def plan_stage(streams: RunStreams, stage: StageConfig) -> tuple[ArmPlan, ...]:
-    """What the arms of a stage would train on together: it is over when a step is due to one that has run out.
-
-    Raises:
-        ConfigError, DataError, SchemaError: as the run itself would.
-    """
-    plans = {arm.name: plan_arm(streams, stage, arm) for arm in stage.arms}
-    if not any(plan.runs_out for plan in plans.values()):
-        return tuple(plans.values())
-    taken: Counter[str] = Counter()
-    for step in count_up():
-        plan = plans[stage.arm_of(step, streams.seed).name]
-        if plan.runs_out and taken[plan.arm] == plan.steps:
+def _walk(
+    planned: PlannedStage, stage: StageConfig, taken: dict[str, _Taken], max_steps: int | None
+) -> tuple[int, dict[str, StreamState], str]:
+    """Take the steps of a stage as the trainer does: its tokens, where its cursors stop, and what ends it."""
+    tokens = 0
+    _, state = planned.state
+    while tokens < stage.tokens:
+        arm, step = planned.next_step()
+        if step.lanes_left == 0:
+            return tokens, state, f"where its documents do, after {tokens:,} of {stage.tokens:,} tokens"
+        _, state = planned.state
+        tokens += _take(planned, arm, step, taken[arm.name])
+        if max_steps is not None and sum(found.steps for found in taken.values()) >= max_steps:
+            return tokens, state, f"not yet: the run pauses at `max_steps`, after {tokens:,} of {stage.tokens:,} tokens"
+        if sum(found.packs for found in taken.values()) >= MAX_PLANNED_PACKS:
             break
-        taken[plan.arm] += 1
-    return tuple(plan.of_steps(taken[name]) for name, plan in plans.items())
+    return tokens, state, f"at its target of {stage.tokens:,} tokens"
 
 
-def _planned(stream: RankStream, data: StreamConfig, target: int) -> tuple[Counter[str], int]:
-    """Tokens by cell and packs up to the target, the end of the documents or MAX_PLANNED_PACKS."""
-    cells: Counter[str] = Counter()
-    packs = segment = 0
-    while True:
-        lanes = stream.plan(segment)
-        for lane, planned in lanes.items():
-            index = stream.index_of(lane)
-            numbers = np.concatenate([np.empty(0, np.int64), *planned.packs])
-            tokens = np.bincount(index.cell[numbers], weights=index.num_tokens[numbers], minlength=1)
-            cells.update({stream.reader.cells[code]: int(count) for code, count in enumerate(tokens) if count})
-            packs += len(planned.packs)
-        segment += 1
-        over = not any(planned.documents_left for planned in lanes.values())
-        total = sum(cells.values())
-        if total > target:
-            # A segment is longer than what is left of the stage; the part of it that is trained on is like the whole.
-            part = target / total
-            return Counter({cell: round(count * part) for cell, count in cells.items()}), round(packs * part)
-        if over or packs >= MAX_PLANNED_PACKS:
-            return cells, packs
+def _take(planned: PlannedStage, arm: ArmConfig, step: PlannedStep, taken: _Taken) -> int:
+    """Count what a step reads; its tokens."""
+    index = planned.plan_of(arm)[0].own.index
+    tokens = 0
+    for position in step.positions:
+        documents = step.segment.packs[position]
+        if len(documents):
+            of_lane = index[int(step.segment.lane[position])]
+            sizes = of_lane.num_tokens[documents]
+            found = np.bincount(of_lane.cell[documents], weights=sizes)
+            taken.cells.update({cell: int(count) for cell, count in enumerate(found.tolist()) if count})
+            taken.packs += 1
+            tokens += int(sizes.sum())
+    # The trainer takes no optimizer step on a batch without a token, which lanes that have run out may give.
+    taken.steps += tokens > 0
+    return tokens
 
 
-def dry_run(
+def _arm_plan(
+    planned: PlannedStage, stage: StageConfig, arm: ArmConfig, taken: _Taken, scale: float, ends: str
+) -> ArmPlan:
+    plan, class_ = planned.plan_of(arm)
+    supply = plan.supply(class_)
+    tokens = sum(taken.cells.values())
+    room = taken.steps * plan.config.global_batch_packs * plan.config.pack_tokens
+    return ArmPlan(
+        stage=stage.name,
+        arm=arm.name,
+        objective=arm.objective.kind,
+        available_documents=supply.documents,
+        available_tokens=supply.tokens,
+        left_out={reason: count for reason, count in supply.left_out.items() if count},
+        steps=round(taken.steps * scale),
+        packs=round(taken.packs * scale),
+        tokens=round(tokens * scale),
+        fill=tokens / max(room, 1),
+        passes=tokens * scale / max(supply.tokens, 1),
+        cells={plan.own.cells[cell]: round(count * scale) for cell, count in sorted(taken.cells.items())},
+        planned_packs=taken.packs,
+        stage_ends=ends,
+    )
+
+
+def plan_stages(
     streams: RunStreams,
     stages: Sequence[StageConfig],
-    model: ModelConfig,
-    optimizer: OptimizerConfig,
-    deepspeed: str,
-    world_size: int,
-) -> DryRun:
+    vocab_sizes: Mapping[str, int] = {},  # never changed
+    max_steps: int | None = None,
+) -> list[StagePlan]:
+    """The stages one after the other, each from where the one before it ended, to the one in which the run pauses.
+
+    Raises:
+        ConfigError, DataError, SchemaError: as the run itself would.
+    """
+    plans: list[StagePlan] = []
+    for stage in stages:
+        left = None if max_steps is None else max_steps - sum(plan.steps for plan in plans)
+        if left == 0:
+            break
+        plans.append(plan_stage(streams, stage, [plan.finished for plan in plans], vocab_sizes, left))
+        if plans[-1].is_paused:
+            break
+    return plans
+
+
+def dry_run(config: TrainConfig, world_size: int) -> DryRun:
     """The plan of every arm of every stage, and what a rank of so many needs. Corpora are looked for first.
 
     Raises:
         ConfigError, DataError, SchemaError: as the run itself would.
     """
-    for stage in stages:
+    config.check()
+    streams = config.streams
+    for stage in config.stages:
         for arm in stage.arms:
             streams.config_of(stage, arm).check_world(world_size)
-    check_corpora(streams, stages)
-    deepspeed_json = read_deepspeed_json(deepspeed)
-    arms = tuple(plan for stage in stages for plan in plan_stage(streams, stage))
-    student = _student_size(model, streams.seed)
+    check_corpora(streams, config.stages)
+    deepspeed_json = read_deepspeed_json(config.deepspeed)
+    with torch.device("meta"):
+        student = build_student(config.model, config.seed)
+        teacher = None if config.teacher is None else build_student(config.teacher, config.seed)
+    heads = Heads(len(student.lm_head.weight), None if teacher is None else len(teacher.lm_head.weight))
+    Preflight(streams, config.stages).check_sizes(heads, config.held_out_sets())
+    plans = plan_stages(streams, config.stages, heads.sizes, config.max_steps)
+    size = _size_of(student)
     return DryRun(
-        arms=arms,
-        memory={} if student is None else _memory(student, streams.data, model, world_size, is_bf16(deepspeed_json)),
-        deepspeed=deepspeed_config(deepspeed_json, optimizer, streams.data.micro_steps(world_size)),
+        arms=tuple(arm for plan in plans for arm in plan.arms),
+        memory={} if size is None else _memory(size, streams.data, config.model, world_size, is_bf16(deepspeed_json)),
+        deepspeed=deepspeed_config(deepspeed_json, config.optimizer, streams.data.micro_steps(world_size)),
     )
 
 
-def _student_size(model: ModelConfig, seed: int) -> StudentSize | None:
-    """The sizes in the student's transformers configuration; it is built without storage. None where it has none."""
-    with torch.device("meta"):
-        student = build_student(model, seed)
+def _size_of(student: Student) -> StudentSize | None:
+    """The sizes in the student's transformers configuration; None where it has none."""
     found = student.hf_config
     if found is None:
         return None

@@ -174,12 +174,14 @@ def _survey(streams: RunStreams, data: StreamConfig, ranks: tuple[int, int]) -> 
 def _own_index(reader: CorpusReader, seed: int, ranks: tuple[int, int]) -> tuple[DocumentIndex, Any]:
     """A rank's part of the rows, the sides of a pair in one part, and which of them all tables have."""
     rank, size = ranks
+    tables = list(reader.side_tables.values())
     if reader.has_pairs:
-        index = reader.read_index(reader.whole, seed)
-        index = index.take(np.flatnonzero(lanes_of_pairs(index, size, seed) == rank))
+        index, scored = reader.read_scored_index(reader.whole, seed, tables)
+        own = np.flatnonzero(lanes_of_pairs(index, size, seed) == rank)
+        index, scored = index.take(own), scored[:, own]
     else:
-        index = reader.read_index(deal_lanes(reader.parts, size, seed)[rank], seed)
-    return index, reader.scored_mask(index) if reader.side_tables else np.ones(len(index), bool)
+        index, scored = reader.read_scored_index(deal_lanes(reader.parts, size, seed)[rank], seed, tables)
+    return index, scored.all(axis=0)
 
 
 def _counted(index: DocumentIndex, scored: Any, groups: Groups, pack_tokens: int, has_pairs: bool) -> Survey:

@@ -10,9 +10,11 @@ from etl.storage.location import Location
 from etl.storage.manifest import Part
 from tests.training.corpora import documents
 from training.data.reader import CorpusReader, ReadConfig
+from training.data.stream.cursor import ONE_CLASS, Classes, CursorPlan
 from training.data.stream.decisions import DecisionLog
 from training.data.stream.lanes import RankStream
 from training.data.stream.plan import DocumentIndex, StreamConfig, initial_value
+from training.data.stream.rank_lanes import RankLanes
 
 SEED = 7
 
@@ -80,9 +82,16 @@ def opener(corpus, config, seed=SEED, log=None, workers=2):
     def open_stream(rank, world):
         reader = CorpusReader(str(corpus), "train", ReadConfig(workers=workers, cache_gib=0.05))
         found = DecisionLog.preview(None, initial_value(config, seed, reader.parts)) if log is None else log
-        return RankStream(reader, config, seed, found, rank, world)
+        return RankStream(plan_of(reader, config, seed, found, (rank, world)), [reader])
 
     return open_stream
+
+
+def plan_of(reader, config, seed, log, ranks=(0, 1)):
+    """The plan of a stream of one class over what the reader has, as its rank's."""
+    own = RankLanes.read(reader, config.lanes, seed, ranks, reader.side_tables)
+    one = Classes((frozenset(reader.side_tables),), ONE_CLASS.of_steps)
+    return CursorPlan(own, config, seed, log, one)
 
 
 def pair_table(num_pairs, seed):

@@ -369,8 +369,8 @@ def rows(tmp_path):
 def test_teacher_logp_of_each_target_reaches_its_row_of_the_pack(tmp_path, rows, cache_gib):
     write_teacher(tmp_path / "teacher", [rows[number] for number in (7, 4, 0, 9)], topk=3)
     reader = CorpusReader(str(tmp_path / "corpus"), "train", ReadConfig(cache_gib=cache_gib), str(tmp_path / "teacher"))
-    index = reader.read_index(reader.whole, 0)
-    assert np.flatnonzero(reader.scored_mask(index)).tolist() == [0, 4, 7, 9]
+    index, scored = reader.read_scored_index(reader.whole, 0, list(reader.side_tables.values()))
+    assert np.flatnonzero(scored[0]).tolist() == [0, 4, 7, 9]
     chosen = [9, 1, 4, 4, 2]
     for _ in range(2):
         pack = collate(reader.gather(index, np.array(chosen)), 5 * 40 + 3)
@@ -397,10 +397,10 @@ def test_a_table_without_topk_gives_none(tmp_path, rows):
     assert (np.isnan(pack.teacher_logp) == (pack.target_kind < 0)).all()
 
 
-def test_without_a_teacher_there_is_no_signal_and_no_document_has_one(tmp_path, rows):
+def test_without_a_teacher_there_is_no_signal(tmp_path, rows):
     reader = CorpusReader(str(tmp_path / "corpus"), "train")
     index = reader.read_index(reader.whole, 0)
-    assert not reader.scored_mask(index).any()
+    assert reader.side_tables == {}
     assert reader.gather(index, np.arange(3)).teacher is None
 
 

@@ -1,8 +1,8 @@
 """The steps of a stage on toy streams; no model."""
 
-import json
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +14,15 @@ from tests.training.corpora import write_corpus
 from tests.training.data.streams import small_stream
 from tests.training.packs import toy_pack
 from training.data.reader import ReadConfig
+from training.data.stream.cursor import Supply
 from training.data.stream.decisions import DecisionLog
 from training.data.stream.plan import StreamState
+from training.stages.cursors import cursors_of
 from training.stages.schedule import ArmConfig, StageConfig
 from training.stages.stream import RunStreams, StageStream, check_corpora, outdated_corpora, over_all_ranks
 
 STAGE = StageConfig(tokens=1000, arms=(ArmConfig(name="a", share=3), ArmConfig(name="b", share=1)))
+TWO_CURSORS = cursors_of(STAGE, [small_stream(), small_stream(pack_tokens=40)])
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,10 @@ class ToyStream:
     opened: list
     global_batch_packs: int = 4
     steps: int = 0
-    labels: tuple = ()
     closed: list = field(default_factory=list)
 
     def __post_init__(self):
         self.opened.append(self.name)
-        self.labels = ((self.name,),)
 
     @property
     def state(self):
@@ -55,8 +56,11 @@ class ToyStream:
         self.steps += 1
         return ToyStep()
 
-    def left_out(self):
-        return {"too long": 2, "weight 0": self.name == "b"}
+    def labels(self, class_):
+        return ((self.name, class_),)
+
+    def supply(self, class_):
+        return Supply(1, 10, {"too long": 2, "weight 0": self.name == "b"})
 
     def close(self):
         self.closed.append(self.name)
@@ -64,7 +68,7 @@ class ToyStream:
 
 def toy_stage():
     opened = []
-    return StageStream(STAGE, 0, lambda arm: ToyStream(arm.name, opened)), opened
+    return StageStream(STAGE, 0, TWO_CURSORS, lambda cursor: ToyStream(cursor.name, opened)), opened
 
 
 def arms(stream, steps):
@@ -107,18 +111,18 @@ def test_an_arm_without_a_step_since_the_resume_keeps_its_place():
 
 def test_labels_and_documents_left_out_are_those_of_the_streams():
     stream, _ = toy_stage()
-    assert [stream.labels(arm) for arm in STAGE.arms] == [(("a",),), (("b",),)]
+    assert [stream.labels(arm) for arm in STAGE.arms] == [(("a", 0),), (("b", 0),)]
     assert stream.left_out() == {"too long": 4, "weight 0": 1}
 
 
 def test_closing_closes_every_open_stream():
     opened, streams = [], []
 
-    def open_stream(arm):
-        streams.append(ToyStream(arm.name, opened))
+    def open_stream(cursor):
+        streams.append(ToyStream(cursor.name, opened))
         return streams[-1]
 
-    with closing(StageStream(STAGE, 0, open_stream)) as stream:
+    with closing(StageStream(STAGE, 0, TWO_CURSORS, open_stream)) as stream:
         arms(stream, 10)
     assert sorted(one.closed for one in streams) == [["a"], ["b"]]
 
@@ -133,9 +137,9 @@ class ToyWorld:
 def test_a_global_step_is_the_sum_over_the_ranks():
     arm = ArmConfig()
     packs = (toy_pack([4, 6], 16, {1: 0, 2: 0, 7: 1}), toy_pack([], 16, {}))
-    streams = StageStream(
-        StageConfig(tokens=1), 0, lambda _: type("One", (ToyStream,), {"next_step": lambda s: ToyStep(packs)})("x", [])
-    )
+    stage = StageConfig(tokens=1)
+    one = type("One", (ToyStream,), {"next_step": lambda s: ToyStep(packs)})
+    streams = StageStream(stage, 0, cursors_of(stage, [small_stream()]), lambda _: one("x", []))
     step = over_all_ranks(streams.next_step(), ToyWorld(), stops=False)
     assert (step.num_tokens, step.num_supervised, step.capacity) == (20, 6, 4 * 16)
     assert torch.equal(step.counts, 2 * torch.from_numpy(arm.objective.counts(packs[0])))
@@ -159,12 +163,15 @@ def test_a_stage_of_a_run_reads_every_document_of_the_training_split_once(corpus
     assert not (tmp_path / "decisions").exists()
 
 
-def test_the_log_of_an_arm_lies_in_a_folder_of_its_own(corpus, tmp_path):
+def test_the_log_of_an_arm_lies_in_the_folder_of_its_cursor(corpus, tmp_path):
     streams = run_streams(corpus, tmp_path)
-    streams.open_arm(STAGE, STAGE.arms[1], (0, 1), DecisionLog.open).close()
-    (path,) = (tmp_path / "decisions").rglob("*.json")
-    assert path.is_relative_to(tmp_path / "decisions" / "train" / "b")
-    assert json.loads(path.read_text())["segment"] == 0
+    other = ArmConfig(name="c", data={"pack_tokens": 40})
+    stage = STAGE.model_copy(update={"arms": (*STAGE.arms, other)})
+    with closing(streams.open_stage(stage, 0, 1, DecisionLog.open)) as stream:
+        stream.supply()
+    folders = {path.parent for path in (tmp_path / "decisions").rglob("000000.json")}
+    assert folders == {tmp_path / "decisions" / "train" / name for name in ("a", "c")}
+    assert [Path(str(streams.log_folder(stage, arm))).name for arm in stage.arms] == ["a", "a", "c"]
 
 
 def test_a_corpus_that_is_not_committed_is_missed(tmp_path):

@@ -1,13 +1,13 @@
 """The plan of a cursor: one sequence of steps over a corpus, which the arms of a stage that share it take in turn.
 
-Arms that join other side tables (a teacher's, say, that has scored a part of the corpus) read other documents; such arms
-are *classes* of the cursor. Inside a segment a lane's packs are planned class by class, the one that can read the fewest
-of its documents first, each for the lane's own turns in the steps of the class, and all over the same count of visits:
-no document is read twice before every one has been read once that the class whose turn it is can read.
+Arms that join other side tables (a teacher's, say, that has scored a part of the corpus) read other documents; such
+arms are *classes* of the cursor. Inside a segment a lane's packs are planned class by class, the one that can read the
+fewest of its documents first, each for the lane's turns in the steps of the class, and all over one count of visits: no
+document is read twice before every one has been read once that the class whose turn it is can read.
 
-A stage that continues begins with the visits of the stages before it. They are found by planning those again up to where
-they stopped, from lengths alone, as a resumed stream plans its own segments: nothing but the logs and the positions of
-the stages has to be kept. Cost: that of planning (lane.py), 4 bytes a document.
+A stage that continues begins with the visits of the stages before it. They are found by planning those again up to
+where they stopped, from lengths alone, as a resumed stream plans its own segments: nothing but the logs and the
+positions of the stages has to be kept. Cost: that of planning (lane.py), and 4 bytes a document.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from etl.errors import ConfigError
 from training.data.stream.decisions import DecisionLog
 from training.data.stream.lane import LanePlan, LaneSegment
 from training.data.stream.order import lane_of_packs
-from training.data.stream.plan import LEFT_OUT, DocumentIndex, StreamConfig, StreamState
+from training.data.stream.plan import LEFT_OUT, StreamConfig, StreamState
 from training.data.stream.rank_lanes import RankLanes, Tables, Visits
 
 NO_DOCUMENTS: I64 = np.empty(0, np.int64)
@@ -35,6 +35,16 @@ class Classes:
     """Of each class."""
     of_steps: Callable[[int, int], I64]
     """The class of each step of the cursor from one number to another: int64 [steps]."""
+
+
+@dataclass(frozen=True)
+class Supply:
+    """What a class can be trained on of a rank's lanes; the sum over all ranks is what it has."""
+
+    documents: int
+    tokens: int
+    left_out: dict[str, int]
+    """Documents that are never trained on, for each reason of LEFT_OUT."""
 
 
 ONE_CLASS = Classes((frozenset(),), lambda start, stop: np.zeros(stop - start, np.int64))
@@ -187,15 +197,17 @@ class CursorPlan:
                 np.add.at(visits[int(planned.lane[position])], planned.packs[position], 1)
         return visits
 
-    def usable(self, class_: int = 0) -> DocumentIndex:
-        """The documents of the own lanes that a class can be trained on, whatever the shares and the visits."""
-        return DocumentIndex.concatenate([plans[class_].usable() for plans in self._plans.values()])
-
-    def left_out(self, class_: int = 0, segment: int = 0) -> dict[str, int]:
-        """Documents of the own lanes that a class is never trained on under the shares of a segment, by reason."""
+    def supply(self, class_: int = 0, segment: int = 0) -> Supply:
+        """What a class can be trained on, whatever was read before; left out under the shares of a segment."""
+        plans = [plans[class_] for plans in self._plans.values()]
         policy = self.log.policy_at(segment)
-        found = [plans[class_].left_out(policy) for plans in self._plans.values()]
-        return {reason: sum(counts.get(reason, 0) for counts in found) for reason in LEFT_OUT}
+        left_out = [plan.left_out(policy) for plan in plans]
+        usable = [plan.usable().num_tokens for plan in plans]
+        return Supply(
+            sum(map(len, usable)),
+            sum(int(tokens.sum()) for tokens in usable),
+            {reason: sum(counts[reason] for counts in left_out) for reason in LEFT_OUT},
+        )
 
     def _check_shares(self) -> None:
         if self.config.shares is None or self.config.on_exhausted == "redistribute":
@@ -204,7 +216,7 @@ class CursorPlan:
         for lane, plans in self._plans.items():
             for class_, plan in enumerate(plans):
                 for pattern in plan.groups_without_documents(policy):
-                    reasons = {reason: count for reason, count in self.left_out(class_).items() if count}
+                    reasons = {reason: count for reason, count in self.supply(class_).left_out.items() if count}
                     raise ConfigError(
                         f"data.shares gives '{pattern}' a share, but lane {lane} has no document of it that can be "
                         f"trained on (left out in this rank's lanes: {reasons or 'none'}); lower data.lanes, raise "
@@ -292,9 +304,9 @@ class PlannedStream:
         self._pack = stop
         return PlannedStep(segment, class_, stop, positions, slots, segment.lanes_left(class_, start))
 
-    def left_out(self, class_: int = 0) -> dict[str, int]:
-        """Documents of the own lanes that a class is never trained on under the shares that hold now, by reason."""
-        return self.plan.left_out(class_, max(self._segment, 0))
+    def supply(self, class_: int = 0) -> Supply:
+        """What a class can be trained on of the own lanes, under the shares that hold now."""
+        return self.plan.supply(class_, max(self._segment, 0))
 
     def close(self) -> None:
         """Nothing is held."""

@@ -24,7 +24,7 @@ from etl.digests import canonical_json
 from etl.errors import ConfigError, DataError
 from etl.storage.location import Location
 from etl.storage.untrusted import MAX_OBJECT_BYTES, Count, Hex32, NotOursError, parse_object
-from training.data.stream.plan import StreamConfig, check_shares
+from training.data.stream.plan import OLD_ORDER, StreamConfig, check_shares
 from training.data.stream.shares import Groups
 
 INITIAL = "initial"
@@ -191,9 +191,11 @@ class DecisionLog:
         log = cls(store, mine)
         found = _create_or_read(store, mine)
         if found != mine:
+            is_old = {"after", "classes"} & (mine.value.keys() - found.value.keys())
             raise ConfigError(
                 f"the run in {store} began with another stream ({_difference(found.value, mine.value)}); "
                 "give this one another `output`, or remove that folder"
+                + (f". If there is a checkpoint beside it, {OLD_ORDER}" if is_old else "")
             )
         return log
 

@@ -8,9 +8,9 @@ over segments too, each group has had its share of the tokens to within one item
 what it saw and did not pack goes back at the end of a segment. With `clusters`, an epoch has only the items whose turn
 in their cluster it is, and rare clusters keep a share of each group's tokens (etl/mixture/cluster_caps.py).
 
-How often each document was read is kept in `visits`, which the classes of a lane share and which a stage takes over from
-those before it: what was read least comes first, and among that what fewest other classes can read, so that a class that
-reads a part of the corpus finds that part unread for as long as others have something else to read.
+How often each document was read is kept in `visits`, which the classes of a lane share and which a stage takes over
+from those before it. What was read least comes first, and among that what fewest other classes can read: a class that
+reads a part of the corpus so finds that part unread for as long as the others have something else to read.
 
 Cost of a segment: 0.1 µs for each unread item of the lane and 0.1 ms a pack at most; no tokens are read.
 """

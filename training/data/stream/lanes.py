@@ -18,7 +18,7 @@ from etl.arrays import I64
 from training.data.collate import Pack, collate
 from training.data.documents import Documents
 from training.data.reader import CorpusReader
-from training.data.stream.cursor import NO_DOCUMENTS, CursorPlan, PlannedSegment, PlannedStep, PlannedStream
+from training.data.stream.cursor import NO_DOCUMENTS, CursorPlan, PlannedSegment, PlannedStep, PlannedStream, Supply
 from training.data.stream.plan import DocumentIndex, StreamConfig, StreamState
 
 FILLER = -1
@@ -83,9 +83,9 @@ class RankStream:
         """What `Pack.label` numbers in the steps of a class: source, buckets and licence."""
         return self._readers[class_].labels
 
-    def left_out(self, class_: int = 0) -> dict[str, int]:
-        """Documents of the own lanes that a class is never trained on under the shares that hold now, by reason."""
-        return self._planned.left_out(class_)
+    def supply(self, class_: int = 0) -> Supply:
+        """What a class can be trained on of the own lanes, under the shares that hold now."""
+        return self._planned.supply(class_)
 
     def seek(self, state: StreamState) -> None:
         """Resume from a state of any rank of a run over the same log; for a stream that has given out nothing.

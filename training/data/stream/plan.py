@@ -33,6 +33,13 @@ ONE_EPOCH_ROWS = 1_000_000
 THREE_EPOCH_ROWS = 35_000
 """`epochs: auto` reads a corpus once from so many rows on, three times up to so many."""
 SEGMENT_TOKENS = 64_000_000
+OLD_ORDER = (
+    "it was made by a version in which every stage and arm read the corpus in one order, from its start. Now "
+    "`data.order` says where a stage begins, `order: continue` where the stages before have stopped, `order: fresh` in "
+    "an order of its own, and neither goes on from there: finish that run with the version that began it, or train "
+    "anew in another `output`"
+)
+"""What is wrong with a checkpoint or a log from before `order`."""
 
 
 class StreamConfig(Config):
@@ -147,8 +154,8 @@ def corpus_digest(parts: Sequence[Part]) -> str:
 def initial_value(config: StreamConfig, seed: int, parts: Sequence[Part], **more: Any) -> dict[str, Any]:
     """What a stream begins with: its recipe, its seed, the corpus's parts by their digests, rows of each cell.
 
-    `more` is what else decides what is read, e.g. `side_tables`, the content digests of the TEACHER_LOGP tables that are
-    joined; what is empty is left out.
+    `more` is what else decides what is read, e.g. `side_tables`, the content digests of the TEACHER_LOGP tables that
+    are joined; what is empty is left out.
     """
     recipe = versioned(config.fingerprinted())
     value = {"recipe": recipe, "seed": seed, "corpus": corpus_digest(parts), "cells": rows_of_cells(parts)}

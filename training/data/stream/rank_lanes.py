@@ -96,9 +96,7 @@ class RankLanes:
         index = self.index[lane]
         masks = [self._readable(lane, tables) for tables in classes]
         by_all: I64 = np.sum(masks, axis=0)
-        return [
-            LaneDocuments(lane, index, self.cells, visits, mask, _fewer(by_all, mask)) for mask in masks
-        ]
+        return [LaneDocuments(lane, index, self.cells, visits, mask, _fewer(by_all, mask)) for mask in masks]
 
     def _readable(self, lane: int, tables: Tables) -> Bools:
         everything = np.ones(len(self.index[lane]), bool)

@@ -1,7 +1,7 @@
 """What the trainer asks of a stream, whoever makes it: global steps in order, a state to resume from, an end.
 
 `RankStream` (lanes.py beside this file) draws documents from a corpus; training/stages/stream.py deals the steps of a
-stage to one `DocumentStream` an arm and is itself a `Stream`.
+stage to one `DocumentStream` a cursor and is itself a `Stream`.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from training.data.stream.plan import StreamState
 
 if TYPE_CHECKING:
     from training.data.collate import Pack
+    from training.data.stream.cursor import Supply
 
 
 class Step(Protocol):
@@ -54,7 +55,7 @@ class Stream(Protocol):
 
 
 class DocumentStream(Stream, Protocol):
-    """A stream of one arm."""
+    """A stream of one cursor."""
 
     @property
     def state(self) -> StreamState: ...
@@ -65,6 +66,9 @@ class DocumentStream(Stream, Protocol):
         ...
 
     def labels(self, class_: int) -> Sequence[tuple[str | None, ...]]:
-        """What `Pack.label` numbers in the steps of a class: source, buckets and licence, in the order of
-        training/record/ledger.py's KEYS."""
+        """What `Pack.label` numbers in the steps of a class: what training/record/ledger.py's KEYS are, in order."""
+        ...
+
+    def supply(self, class_: int) -> "Supply":
+        """What a class can be trained on of this rank's lanes."""
         ...

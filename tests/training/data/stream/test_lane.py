@@ -5,14 +5,14 @@ from hypothesis import strategies as st
 
 from tests.training.data.streams import index_of, stream
 from training.data.stream.decisions import Policy
-from training.data.stream.lane import Items, LanePlan, sorted_pieces
+from training.data.stream.lane import Items, LaneDocuments, LanePlan, sorted_pieces
 from training.data.stream.plan import LEFT_OUT
 
 CELLS = ("a", "b", "c")
 
 
 def plan_of(index, config, seed=0, lane=0):
-    return LanePlan(lane, index, CELLS, config, seed)
+    return LanePlan(LaneDocuments.of(lane, index, CELLS), config, seed)
 
 
 def policy_of(config):

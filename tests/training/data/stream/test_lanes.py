@@ -1,20 +1,24 @@
 from contextlib import ExitStack, closing
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.errors import ConfigError, DataError
+from etl.hashing import hash_array
 from etl.mixture.cluster_caps import ClusterCaps
 from etl.storage.location import Location
 from tests.datasets import write_dataset
 from tests.services.process import wait_until
 from tests.training.corpora import documents
-from tests.training.data.streams import SEED, opener, pair_table, small_stream, write_row_groups
+from tests.training.data.streams import SEED, opener, pair_table, plan_of, small_stream, write_row_groups
+from tests.training.teacher_tables import rows_of, write_teacher
 from training.data.reader import CorpusReader, ReadConfig
+from training.data.stream.cursor import PlannedStream
 from training.data.stream.decisions import DecisionLog
-from training.data.stream.lanes import FILLER, NO_DOCUMENTS, RankStream
+from training.data.stream.lanes import FILLER, RankStream
 from training.data.stream.plan import StreamState, initial_value
 
 WORLDS = (1, 2, 3, 4, 5, 7, 8)
@@ -213,7 +217,7 @@ def test_an_error_of_the_next_segment_is_raised_when_that_is_asked_for(corpus):
     config = small_stream(on_exhausted="repeat")
     reader = FailingReader(str(corpus), "train", ReadConfig(workers=1))
     log = DecisionLog.preview(None, initial_value(config, SEED, reader.parts))
-    with closing(RankStream(reader, config, SEED, log, 0, 1)) as stream:
+    with closing(RankStream(plan_of(reader, config, SEED, log), [reader])) as stream:
         for _ in range(4):
             stream.next_step()
         with pytest.raises(DataError, match="the store is gone"):
@@ -230,54 +234,48 @@ def test_what_is_left_out_is_counted_once_over_all_ranks(corpus):
     for world in (1, 3):
         with ExitStack() as stack:
             opened = [stack.enter_context(closing(opener(corpus, config)(rank, world))) for rank in range(world)]
-            found = [stream.left_out() for stream in opened]
+            found = [stream.supply().left_out for stream in opened]
         totals.append({reason: sum(counts[reason] for counts in found) for reason in found[0]})
     assert totals[0] == totals[1]
     assert totals[0]["longer than pack_tokens"] > 20
     assert 5 < totals[0]["no share"] < 30
 
 
-def test_planning_by_hand_shows_what_a_run_would_read_without_reading_it(corpus):
+def planned_ids(plan, num_steps):
+    """Hashes of the documents that some steps of a plan read, step by step."""
+    stream, found = PlannedStream(plan), []
+    for _ in range(num_steps):
+        step = stream.next_step()
+        packs = [(int(step.segment.lane[at]), step.segment.packs[at]) for at in step.positions]
+        found.append([plan.own.index[lane].id_hash[documents].tolist() for lane, documents in packs])
+    return found
+
+
+def test_a_planned_stream_says_what_a_run_reads_without_reading_it(corpus):
     config = small_stream(epochs=2, pack_tokens=30)
-    with closing(opener(corpus, config)(0, 1)) as stream:
-        read = global_steps(opener(corpus, config), 1, 100)
-        planned = []
-        for segment in range(100 * 4 // config.segment_packs):
-            for lane, found in stream.plan(segment).items():
-                numbers = np.concatenate([np.empty(0, np.int64), *found.packs])
-                planned += stream.index_of(lane).id_hash[numbers].tolist()
-        assert sorted(planned) == sorted(ids_of(read).tolist())
-        assert sorted(planned) == sorted(np.tile(stream.index.id_hash, 2).tolist())
-        assert stream.index.num_tokens.max() <= 30
-
-
-class HalfScoredReader(CorpusReader):
-    """Stands for one with a teacher that has scored every second document."""
-
-    def read_index(self, units, seed):
-        index = super().read_index(units, seed)
-        self.side_tables = ("a table",)
-        return index
-
-    def scored_mask(self, index):
-        return index.id_hash % np.uint64(2) == 0
+    with closing(CorpusReader(str(corpus), "train")) as reader:
+        plan = plan_of(reader, config, SEED, DecisionLog.preview(None, initial_value(config, SEED, reader.parts)))
+    read = [[pack.id_hash.tolist() for pack in slots] for slots, _ in global_steps(opener(corpus, config), 1, 100)]
+    assert planned_ids(plan, 100) == read
+    supply = plan.supply()
+    assert sum(len(pack) for step in read for pack in step) == 2 * supply.documents
+    assert supply.documents + supply.left_out["longer than pack_tokens"] == 120
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_with_a_teacher_only_documents_that_it_has_scored_are_read(corpus, world):
-    config = small_stream()
+def test_with_a_teacher_only_documents_that_it_has_scored_are_read(corpus, tmp_path, world):
+    scored = rows_of(corpus)[::2]
+    write_teacher(tmp_path / "scores", scored)
+    config = small_stream(teacher=str(tmp_path / "scores"))
     left_out, planned = 0, []
     for rank in range(world):
-        reader = HalfScoredReader(str(corpus), "train", ReadConfig(workers=1, cache_gib=0))
-        log = DecisionLog.preview(None, initial_value(config, SEED, reader.parts, ["digest of the table"]))
-        with closing(RankStream(reader, config, SEED, log, rank, world)) as stream:
-            left_out += stream.left_out()["not scored by the teacher"]
-            for segment in range(20):
-                for lane, found in stream.plan(segment).items():
-                    planned += stream.index_of(lane).id_hash[np.concatenate([NO_DOCUMENTS, *found.packs])].tolist()
-    assert all(value % 2 == 0 for value in planned)
-    assert len(planned) + left_out == 120
-    assert 30 < left_out < 90
+        with closing(CorpusReader(str(corpus), "train", teacher=config.teacher)) as reader:
+            log = DecisionLog.preview(None, initial_value(config, SEED, reader.parts))
+            plan = plan_of(reader, config, SEED, log, (rank, world))
+        left_out += plan.supply().left_out["not scored by the teacher"]
+        planned += [number for step in planned_ids(plan, 40) for pack in step for number in pack]
+    assert sorted(planned) == sorted(hash_array(pa.array([row["id"] for row in scored]), SEED).tolist())
+    assert left_out == 60
 
 
 def test_limits_of_clusters_need_a_corpus_with_clusters(corpus):
@@ -337,10 +335,11 @@ def test_ranks_together_read_few_row_groups_twice(many_row_groups, seed):
         for rank in range(world):
             config = small_stream(segment_tokens=100_000, global_batch_packs=8)
             with closing(opener(many_row_groups, config, seed)(rank, world)) as stream:
-                stream.reader.__class__ = CountingReader
-                stream.reader.groups = set()
+                (reader,) = stream._readers
+                reader.__class__ = CountingReader
+                reader.groups = set()
                 stream.next_step()
-                read += len(stream.reader.groups)
+                read += len(reader.groups)
         assert 32 <= read <= 1.3 * 32
 
 

@@ -92,7 +92,9 @@ def test_the_beginning_covers_recipe_seed_corpus_and_teacher_but_not_where_they_
         initial_value(stream(shares={"*": 1.0}), 0, parts),
         initial_value(stream(), 1, parts),
         initial_value(stream(), 0, parts[:1]),
-        initial_value(stream(), 0, parts, "digest"),
+        initial_value(stream(), 0, parts, side_tables=["digest"]),
+        initial_value(stream(order="fresh"), 0, parts),
+        initial_value(stream(), 0, parts, after=[["digest", 1, 2]]),
     ]
     assert all(other != value for other in others)
 
