@@ -13,16 +13,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from training.config import TrainConfig
 from training.data.stream.cursor import PlannedStep
 from training.data.stream.plan import StreamConfig, StreamState
 from training.engine.deepspeed_json import deepspeed_config, is_bf16, read_deepspeed_json
 from training.engine.memory import StudentSize, by_zero_stage
+from training.engine.optimizer import OptimizerConfig
 from training.models.config import ModelConfig
 from training.models.factory import Student, build_student
 from training.stages.cursors import FinishedStage
@@ -31,6 +31,30 @@ from training.stages.schedule import ArmConfig, StageConfig
 from training.stages.stream import PlannedStage, RunStreams, check_corpora, nothing_to_read
 
 MAX_PLANNED_PACKS = 500_000
+
+
+class RunConfig(Protocol):
+    """What is asked of a run's configuration (training/config.py)."""
+
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def teacher(self) -> ModelConfig | None: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def stages(self) -> tuple[StageConfig, ...]: ...
+    @property
+    def streams(self) -> RunStreams: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def max_steps(self) -> int | None: ...
+    @property
+    def deepspeed(self) -> str: ...
+
+    def check(self) -> None:
+        """Refuse what can be known to be wrong before a file is opened."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +244,7 @@ def plan_stages(
     return plans
 
 
-def dry_run(config: TrainConfig, world_size: int) -> DryRun:
+def dry_run(config: RunConfig, world_size: int) -> DryRun:
     """The plan of every arm of every stage, and what a rank of so many needs. Corpora are looked for first.
 
     Raises:
