@@ -53,6 +53,9 @@ class RunConfig(Protocol):
     @property
     def deepspeed(self) -> str: ...
 
+    def held_out_sets(self) -> list[tuple[str, str]]:
+        """Corpus and split of everything that is evaluated."""
+
     def check(self) -> None:
         """Refuse what can be known to be wrong before a file is opened."""
 

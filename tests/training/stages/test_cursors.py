@@ -158,8 +158,8 @@ def test_no_document_comes_twice_before_all_have_come_that_the_arm_whose_turn_it
     seen = Counter()
     for _, arm, ids in found:
         readable = scored if arm == "weighted" else times(found).keys()
-        # Those that wait in the packer's look-ahead come behind the first ones of the next pass.
-        assert not any(seen[number] for number in ids) or len(readable - seen.keys()) <= 8
+        # What waits in the packer's look-ahead or for the other arm's turns in the segment, 12 packs, comes later.
+        assert not any(seen[number] for number in ids) or len(readable - seen.keys()) <= 24
         seen.update(ids)
     vanilla = times([one for one in found[: len(found) // 8] if one[1] == "vanilla"])
     assert len(vanilla) > 20
