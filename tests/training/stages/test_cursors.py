@@ -276,7 +276,7 @@ def test_a_checkpoint_of_the_old_order_in_a_later_stage_is_refused():
     with pytest.raises(ConfigError, match=f"is in stage 2, and .*{OLD}"):
         finished_stages(stages, 1, ())
     assert finished_stages(stages, 0, ()) == ()
-    ended = EndedStage("first", 3, 110, {}, "target", 0.1)
+    ended = EndedStage("first", 3, 110, {}, "target", 0.1, 100)
     assert finished_stages(stages, 1, (ended,)) == (FinishedStage(stages[0], {}),)
 
 
