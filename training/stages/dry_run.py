@@ -29,6 +29,7 @@ from training.stages.cursors import FinishedStage
 from training.stages.preflight import Heads, Preflight
 from training.stages.schedule import ArmConfig, StageConfig
 from training.stages.stream import PlannedStage, RunStreams, check_corpora, nothing_to_read
+from training.stages.survey import check_left_out, survey_stages
 
 MAX_PLANNED_PACKS = 500_000
 
@@ -265,6 +266,7 @@ def dry_run(config: RunConfig, world_size: int) -> DryRun:
         teacher = None if config.teacher is None else build_student(config.teacher, config.seed)
     heads = Heads(len(student.lm_head.weight), None if teacher is None else len(teacher.lm_head.weight))
     Preflight(streams, config.stages).check_sizes(heads, config.held_out_sets())
+    check_left_out(survey_stages(streams, config.stages))
     plans = plan_stages(streams, config.stages, heads.sizes, config.max_steps)
     size = _size_of(student)
     return DryRun(
