@@ -211,7 +211,8 @@ def _surveyed(config: TrainConfig, state: TrainState, here: World) -> dict[str, 
     if here.rank == 0:
         for line in survey.left_out_lines(arms):
             note(line)
-        for line in survey.shortages(arms, config.learning_rate):
+        read_before = survey.read_in(config.streams, config.stages[: len(over)], state.ended)
+        for line in survey.shortages(arms, config.learning_rate, read_before):
             warn(line)
     return {name: found for name, found in state.left_out.items() if name in over} | survey.left_out_counts(arms)
 

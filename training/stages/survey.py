@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from training.data.stream.lane import Items
 from training.data.stream.plan import LEFT_OUT, NO_SHARE, NOT_SCORED, DocumentIndex, StreamConfig
 from training.data.stream.shares import Groups
 from training.stages.schedule import ArmConfig, StageConfig
+from training.stages.state import EndedStage
 from training.stages.stream import RunStreams
 
 SIZE_STEP = 64
@@ -112,6 +114,11 @@ class SurveyedArm:
     @property
     def epochs(self) -> int:
         return self.data.num_epochs(self.survey.documents)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether its documents never end."""
+        return self.data.on_exhausted == "repeat"
 
     @property
     def needed_tokens(self) -> float:
@@ -247,22 +254,64 @@ def check_left_out(arms: Sequence[SurveyedArm]) -> None:
             )
 
 
-def shortages(arms: Sequence[SurveyedArm], rate: Callable[[StageConfig, int], float]) -> Iterator[str]:
-    """One line for each stage whose documents end before its target, as far as that is known before the first step.
+def shortages(
+    arms: Sequence[SurveyedArm], rate: Callable[[StageConfig, int], float], read_before: Mapping[str, float]
+) -> Iterator[str]:
+    """One line for each arm whose documents end before its stage's target, as far as that is known by then.
+
+    Arms of one corpus that continue draw on one supply, stage after stage; one that reads a part of it (by a table of
+    scores or by shares) is compared with that part alone. What limits clusters is not counted.
 
     Args:
-        arms: all of the stages.
+        arms: all of the stages, in order.
         rate: the learning rate of a stage at one of its tokens.
+        read_before: tokens that the stages before these have read, by corpus (`read_in`).
     """
+    read = dict(read_before)
+    whole: dict[str, float] = {}
     for arm in arms:
-        available = arm.tokens * arm.epochs
-        if arm.data.on_exhausted == "repeat" or available >= arm.needed_tokens:
-            continue
-        end = round(arm.stage.tokens * available / arm.needed_tokens)
-        yield (
-            f"stage {arm.name} cannot reach its target: {arm.tokens:,.0f} tokens x {arm.epochs} epochs are fewer than "
-            f"the {arm.needed_tokens:,.0f} it is to read, so the stage ends after about {end:,} of "
-            f"{arm.stage.tokens:,} tokens, at a rate of about {rate(arm.stage, max(end, 1)):.3g}, while its schedule "
-            f"ends at {rate(arm.stage, arm.stage.tokens):.3g}; set tokens to {end:,}, data.epochs to "
-            f"{math.ceil(arm.needed_tokens / max(arm.tokens, 1))}, or data.on_exhausted to repeat"
-        )
+        whole[arm.data.corpus] = max(arm.tokens, whole.get(arm.data.corpus, 0))
+    for _, of_stage in groupby(arms, key=lambda arm: arm.stage.name):
+        here = list(of_stage)
+        continuing = [arm for arm in here if arm.data.order == "continue"]
+        for corpus in dict.fromkeys(arm.data.corpus for arm in continuing):
+            drawing = [arm for arm in continuing if arm.data.corpus == corpus]
+            needed = sum(arm.needed_tokens for arm in drawing)
+            before = read.get(corpus, 0)
+            of_all = [arm for arm in drawing if arm.tokens == whole[corpus]]
+            if of_all:
+                yield from _shortage(of_all[0], needed, before, rate)
+            supply = max((math.inf if arm.repeats else arm.tokens * arm.epochs) for arm in drawing)
+            read[corpus] = max(before, min(before + needed, supply))
+        for arm in here:
+            if arm.data.order == "fresh" or arm.tokens < whole[arm.data.corpus]:
+                yield from _shortage(arm, arm.needed_tokens, 0, rate)
+
+
+def read_in(streams: RunStreams, stages: Sequence[StageConfig], ended: Sequence[EndedStage]) -> dict[str, float]:
+    """Tokens that stages which are over have read of each corpus, for those that continue it."""
+    read: dict[str, float] = {}
+    for stage, end in zip(stages, ended, strict=False):
+        total = sum(arm.share for arm in stage.arms)
+        for arm in stage.arms:
+            data = streams.config_of(stage, arm)
+            if data.order == "continue":
+                read[data.corpus] = read.get(data.corpus, 0) + end.tokens * arm.share / total
+    return read
+
+
+def _shortage(arm: SurveyedArm, needed: float, read: float, rate: Callable[[StageConfig, int], float]) -> Iterator[str]:
+    available = max(arm.tokens * arm.epochs - read, 0)
+    if arm.repeats or available >= needed:
+        return
+    end = round(arm.stage.tokens * available / needed)
+    before = f", of which the stages before read {read:,.0f}," if read else ""
+    epochs = math.ceil((read + needed) / max(arm.tokens, 1))
+    anew = ", or data.order to fresh" if read else ""
+    yield (
+        f"stage {arm.name} cannot reach its target: {arm.tokens:,.0f} tokens x {arm.epochs} epochs{before} are fewer "
+        f"than the {needed:,.0f} it is to read, so the stage ends after about {end:,} of {arm.stage.tokens:,} tokens, "
+        f"at a rate of about {rate(arm.stage, max(end, 1)):.3g}, while its schedule ends at "
+        f"{rate(arm.stage, arm.stage.tokens):.3g}; set tokens to {max(end, 1):,}, data.epochs to {epochs}, or "
+        f"data.on_exhausted to repeat{anew}"
+    )

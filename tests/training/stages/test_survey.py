@@ -1,6 +1,7 @@
 """What is left out and what does not suffice, counted by hand from the rows."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -12,12 +13,14 @@ from tests.training.data.streams import small_stream
 from tests.training.teacher_tables import append_columns, rows_of, write_teacher
 from training.data.reader import ReadConfig
 from training.stages.schedule import ArmConfig, StageConfig
+from training.stages.state import TrainState
 from training.stages.stream import RunStreams
 from training.stages.survey import (
     Survey,
     check_left_out,
     left_out_counts,
     left_out_lines,
+    read_in,
     shortages,
     survey_stages,
 )
@@ -133,11 +136,16 @@ def test_what_arms_read_alike_is_one_line_and_reads_no_row_twice(folder):
     assert [arm.needed_tokens for arm in arms] == [100, 1.25, 3.75]
 
 
+def part_of_target(stage, tokens):
+    """A rate that says where it was taken."""
+    return tokens / stage.tokens
+
+
 def test_a_target_beyond_the_documents_is_told_with_rates_and_what_to_do(folder):
     total = sum(lengths(folder))
 
     def told(tokens, **changes):
-        return list(shortages(surveyed(folder, one_stage(tokens), **changes), lambda stage, at: at / stage.tokens))
+        return list(shortages(surveyed(folder, one_stage(tokens), **changes), part_of_target, {}))
 
     (line,) = told(4 * total)
     assert line == (
@@ -146,6 +154,37 @@ def test_a_target_beyond_the_documents_is_told_with_rates_and_what_to_do(folder)
         f"schedule ends at 1; set tokens to {total:,}, data.epochs to 4, or data.on_exhausted to repeat"
     )
     assert told(4 * total, epochs=4) == told(total) == told(4 * total, on_exhausted="repeat") == []
+
+
+def test_stages_that_continue_draw_on_one_supply_and_so_does_what_was_read_before(folder):
+    total = sum(lengths(folder))
+
+    def stages(**third):
+        arms = [ArmConfig(name="x"), ArmConfig(name="y", data={"order": "continue"})]
+        return [
+            StageConfig(name="a", tokens=total // 2),
+            StageConfig(name="b", tokens=total // 4, arms=tuple(arms)),
+            StageConfig(name="c", tokens=total // 2, data=third),
+        ]
+
+    def told(stages, before=0, **changes):
+        corpus = {str(folder / "corpus"): before}
+        return [line.split(";")[0] for line in shortages(surveyed(folder, stages, **changes), part_of_target, corpus)]
+
+    left = total - total // 2 - total // 4
+    (line,) = told(stages())
+    assert line == (
+        f"stage 'c' cannot reach its target: {total:,} tokens x 1 epochs, of which the stages before read "
+        f"{total // 2 + total // 4:,}, are fewer than the {total // 2:,} it is to read, so the stage ends after about "
+        f"{left:,} of {total // 2:,} tokens, at a rate of about {left / (total // 2):.3g}, while its schedule ends at 1"
+    )
+    assert told(stages(order="fresh")) == told(stages(epochs=2)) == told(stages(on_exhausted="repeat")) == []
+    assert told(stages(), epochs=2) == []
+    assert [line.split()[1] for line in told(stages(), before=total)] == ["'a'", "'b'", "'c'"]
+    ended = TrainState().end_of_stage("a", "target", 0.1, 5)
+    streams_of_run = streams(folder)
+    assert read_in(streams_of_run, stages()[:1], [replace(ended, tokens=70)]) == {str(folder / "corpus"): 70}
+    assert read_in(streams(folder, order="fresh"), stages()[:1], [replace(ended, tokens=70)]) == {}
 
 
 def test_of_shares_the_group_that_ends_first_ends_the_stage(folder):
