@@ -17,7 +17,7 @@ def packs_by_cell(
 
     The documents come in an order drawn by the seed; a cell without one that fits in a pack is left out.
     """
-    out, _ = left_out(index, data.pack_tokens)
+    out, _ = left_out(index, index.num_tokens, data.pack_tokens)
     for code in np.unique(index.cell):
         usable = np.flatnonzero((index.cell == code) & ~out)
         order = np.argsort(uniform(index.id_hash[usable], seed, 0, 0), kind="stable")

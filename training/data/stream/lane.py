@@ -34,7 +34,6 @@ from training.data.stream.plan import (
     NO_SHARE,
     NOT_SCORED,
     READ_BEFORE,
-    TOO_LONG,
     DocumentIndex,
     StreamConfig,
     left_out,
@@ -75,22 +74,20 @@ class Items:
     def of(cls, index: DocumentIndex, pack_tokens: int) -> tuple["Items", dict[str, int]]:
         """The items that can be trained on, and how many documents are left out for each reason of LEFT_OUT.
 
-        A pair is left out with both sides where one of them is, by the reason of the first bad side, and where both
-        together are longer than a pack.
+        A pair is as long as both its sides. It is left out with both where one of them is, the other as incomplete.
         """
-        out, unusable = left_out(index, pack_tokens)
-        counts = dict.fromkeys(LEFT_OUT, 0) | unusable
         pairs, incomplete = _pairs(index)
+        sizes = index.num_tokens.copy()
+        sizes[pairs] = index.num_tokens[pairs].sum(axis=1, keepdims=True)
+        out, unusable = left_out(index, sizes, pack_tokens)
+        counts = dict.fromkeys(LEFT_OUT, 0) | unusable
         counts[INCOMPLETE] = int((incomplete & ~out).sum())
         one_bad = out[pairs].any(axis=1)
         counts[INCOMPLETE] += int((one_bad & ~out[pairs].all(axis=1)).sum())
         pairs = pairs[~one_bad]
-        too_long = index.num_tokens[pairs].sum(axis=1) > pack_tokens
-        counts[TOO_LONG] += 2 * int(too_long.sum())
-        pairs = pairs[~too_long]
         single = np.flatnonzero(~out & (index.pair == 0))
         documents = np.concatenate([np.stack([single, np.full(len(single), -1)], axis=1), pairs])
-        num_tokens = np.concatenate([index.num_tokens[single], index.num_tokens[pairs].sum(axis=1)])
+        num_tokens = np.concatenate([index.num_tokens[single], sizes[pairs[:, 0]]])
         return cls(documents, num_tokens, documents[:, 0]), counts
 
     def __len__(self) -> int:

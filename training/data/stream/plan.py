@@ -263,9 +263,12 @@ READ_BEFORE = "read as often as data.epochs says, in the stages before"
 LEFT_OUT = (*UNUSABLE, INCOMPLETE, NOT_SCORED, NO_SHARE, READ_BEFORE)
 
 
-def left_out(index: DocumentIndex, pack_tokens: int) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
-    """Which documents can never be trained on, and how many for each reason of UNUSABLE (the first that holds)."""
-    masks = (index.num_tokens > pack_tokens, index.num_tokens < 2, index.supervised == 0, ~(index.weight > 0))
+def left_out(index: DocumentIndex, sizes: I64, pack_tokens: int) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
+    """Which documents can never be trained on, and how many for each reason of UNUSABLE (the first that holds).
+
+    `sizes` are the tokens that have to fit into one pack with each: its own, or those of both sides of a pair.
+    """
+    masks = (sizes > pack_tokens, index.num_tokens < 2, index.supervised == 0, ~(index.weight > 0))
     out = np.zeros(len(index), bool)
     counts = {}
     for reason, mask in zip(UNUSABLE, masks, strict=True):

@@ -31,7 +31,7 @@ def test_a_cell_is_named_by_the_folders_below_the_split():
 
 def test_documents_that_can_never_be_trained_on_are_counted_by_reason():
     index = index_of([101, 100, 1, 50, 2, 200, 9, 9], [1, 1, 1, 0, 1, -1, 1, 1], supervised=[1] * 6 + [0, -1])
-    out, counts = left_out(index, 100)
+    out, counts = left_out(index, index.num_tokens, 100)
     assert out.tolist() == [True, False, True, True, False, True, True, False]
     assert counts == dict(zip(UNUSABLE, (2, 1, 1, 1), strict=True))
 
