@@ -186,6 +186,8 @@ def test_sigterm_saves_where_it_stands_and_the_next_start_ends_like_an_undisturb
     ranks = stopped.until_step(3)
     stopped.process.send_signal(signal.SIGTERM)
     assert stopped.end() == 0, "".join(stopped.said)
+    ours = ("{", "stillhouse: SIGTERM", "'warm_start': ")
+    assert all(line.startswith(ours) for line in stopped.said), "".join(stopped.said)
     wait_for_the_end_of(ranks)
     last = records(tmp_path)[-1]["step"]
     assert 3 <= last < 32
