@@ -202,9 +202,12 @@ def test_no_token_reaches_from_a_reclassed_letter_into_a_capital():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_every_code_point_in_every_context(encoder, context):
-    texts = [context.replace("{}", c) for c in EVERY.tobytes().decode("utf-32-le")]
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("context", [*CLASS_SHOWN_BY, "B{}Cd's"])
+def test_every_code_point_in_context(encoder, context):
+    """All up to the last that Unicode 17.0 assigns in sequence, and some of the others, which are private or empty."""
+    codes = np.concatenate([EVERY[EVERY < 0x33480], EVERY[EVERY >= 0x33480][::997]])
+    texts = [context.replace("{}", c) for c in codes.tobytes().decode("utf-32-le")]
     for start in range(0, len(texts), 50_000):
         some = texts[start : start + 50_000]
         tokens, offsets = encoder.encode_batch(pa.array(some))
@@ -213,9 +216,10 @@ def test_every_code_point_in_every_context(encoder, context):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(2))
 def test_a_corpus_of_random_texts(encoder, seed):
-    """Some 5 MB each: pieces of control tokens, white space, scripts, digits, contractions and later code points."""
+    """Some 500 kB each: pieces of control tokens, white space, scripts, digits, contractions and later code points."""
     random = np.random.default_rng(seed)
     assigned = EVERY[~is_unassigned(EVERY)].tobytes().decode("utf-32-le")
     pools = [
@@ -241,12 +245,12 @@ def test_a_corpus_of_random_texts(encoder, seed):
             "|>",
         ),
     ]
-    texts = []
-    for _ in range(20_000):
+    later, texts = known_to_quicktok(), []
+    for _ in range(5_000):
         parts = random.choice(len(pools) + 6, random.integers(0, 60)).tolist()
         chars = [pools[n] if n < len(pools) else assigned[random.integers(len(assigned))] for n in parts]
         if random.random() < 0.2:
-            chars.insert(random.integers(len(chars) + 1), chr(random.choice(known_to_quicktok())))
+            chars.insert(random.integers(len(chars) + 1), chr(later[random.integers(len(later))]))
         texts.append("".join(chars))
     tokens, offsets = encoder.encode_batch(pa.array(texts))
     expected = load_tiktoken().encode_ordinary_batch(texts, num_threads=2)
