@@ -36,8 +36,8 @@ def test_streams_are_of_the_runs_sections_and_log_below_its_output():
     streams = config.streams
     assert (streams.data, streams.read, streams.seed) == (config.data, config.read, config.seed)
     assert [streams.config_of(second, arm).corpus for arm in second.arms] == ["a", "b"]
-    folder = Path(config.output) / "decisions" / "second" / "scored"
-    assert streams.log_folder(second, second.arms[1]).url == Location.of(folder).url
+    folder = Path(config.output) / "decisions" / "first" / "main"
+    assert streams.log_folder(config.stages[0], config.stages[0].arms[0]).url == Location.of(folder).url
 
 
 def test_a_stage_changes_single_keys_of_the_optimizer():
