@@ -289,6 +289,13 @@ def test_a_finished_run_is_found_done(folder, whole):
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == before
 
 
+def test_an_edited_configuration_in_the_same_output_scores_anew(folder, tmp_path):
+    first = rescore(configuration(folder, tmp_path, "topk=2"))
+    second = rescore(configuration(folder, tmp_path, "topk=3"))
+    assert (first.manifest.findings["topk"], second.manifest.findings["topk"]) == (2, 3)
+    assert all(len(row["topk_ids"]) == 3 * len(row["logp"]) for row in table_of(second).to_pylist())
+
+
 def test_other_splits_and_batches_give_the_same_rows(large, tmp_path):
     one = rescore(configuration(large, tmp_path / "a", "subset.fraction=0.5"), Cheap())
     other = Cheap()
