@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from etl.errors import ConfigError
 from etl.terminal import Terminal
@@ -147,13 +147,12 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 class ProgressLine:
-    """The live line on standard error: how far, loss, rate, speed, MFU, time left."""
+    """The live line on standard error: how far, loss and objective, rate, speed, MFU, time left."""
 
     def __init__(self, done: int, total: int) -> None:
         """`done` of `total` are in the unit of the run's target (steps or tokens)."""
         self._progress = Progress(
             TextColumn("train"),
-            BarColumn(bar_width=20),
             TaskProgressColumn(),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
@@ -172,10 +171,13 @@ class ProgressLine:
 
 
 def live_text(record: Record) -> str:
-    """What the live line says of a step."""
+    """What the live line says of a step; the objective where it is another number than the loss."""
+    objective = (
+        f"  objective {record['objective']:.3f}" if f"{record['objective']:.3f}" != f"{record['loss']:.3f}" else ""
+    )
     utilisation = f"  MFU {record['mfu']:.1%}" if "mfu" in record else ""
     return (
-        f"step {record['step']}  loss {record['loss']:.3f}  lr {record['lr']:.2e}  "
+        f"step {record['step']}  loss {record['loss']:.3f}{objective}  lr {record['lr']:.2e}  "
         f"{record['tokens_per_s']:,.0f} tokens/s{utilisation}"
     )
 

@@ -112,9 +112,10 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
 
 
 def test_the_live_line_says_loss_rate_speed_mfu_and_time_left(tmp_path, capsys):
-    expected = "step 17  loss 2.000  lr 1.00e-04  12,346 tokens/s  MFU 41.2%"
+    expected = "step 17  loss 2.000  objective 6.000  lr 1.00e-04  12,346 tokens/s  MFU 41.2%"
     assert live_text({**step_record(17), "mfu": 0.4123}) == expected
     assert "MFU" not in live_text(step_record(17))
+    assert "objective" not in live_text({**step_record(17), "objective": 2.0})
     with open_journal(tmp_path, QUIET, Place(0, 0, 4), None) as journal:
         journal.step(step_record(1), 1)
     shown = capsys.readouterr()
