@@ -40,6 +40,7 @@ PATTERN: Final = "|".join(
 """The pieces of o200k_base, as tiktoken writes them. One of them matches at every place of every text."""
 
 _SIGN: Final = ord("©")
+_BLANK: Final = regex.compile(r"\s+")
 
 
 class TextEncoder:
@@ -76,7 +77,7 @@ class TextEncoder:
     def _parts(self, text: str) -> tuple[list[str], Bools]:
         """A text in parts, and which of them are one piece that holds a code point of a later Unicode.
 
-        The piece before such a one is a part of its own: white space at the end of a part would be cut otherwise.
+        White space before such a one is a part of its own: at the end of a part two pieces of it would be one.
         """
         codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
         later = is_unassigned(codes)
@@ -87,7 +88,8 @@ class TextEncoder:
         begins = holds.copy()
         begins[0] = True
         begins[1:] |= holds[:-1]
-        begins[:-1] |= holds[1:]
+        for before in np.flatnonzero(holds[1:]).tolist():
+            begins[before] |= _BLANK.fullmatch(known, starts[before], ends[before]) is not None
         bounds = [*starts[begins].tolist(), len(text)]
         return [text[start:end] for start, end in pairwise(bounds)], holds[begins]
 

@@ -145,6 +145,15 @@ def test_random_texts_with_a_later_code_point(encoder, text, at):
     assert encoder.encode(text).tolist() == harmony(text)
 
 
+@pytest.mark.parametrize(
+    "before",
+    [" \t½", " \t!\n", "\u3000\u3000_", " \t", "  a", "\n \t", " \t\n", "\x1c\x1c", "x  !/", " \t \t1 \t", "  'll"],
+)
+def test_white_space_some_pieces_before_a_later_code_point(encoder, before):
+    for text in (f"{before}\U000323b0", f"a{before}\U000323b0's{before}\U00010940{before}"):
+        assert encoder.encode(text).tolist() == harmony(text)
+
+
 def test_slices_large_strings_and_nothing(encoder):
     texts = ["a", "x\U00010940's", "", "\u1acf's"]
     for kind in (pa.string(), pa.large_string()):
