@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from etl.arrays import I64
-from training.data.stream.packing import pack
+from training.data.stream.packing import once, pack
 from training.data.stream.plan import DocumentIndex, StreamConfig, left_out, uniform
 
 
@@ -21,7 +21,7 @@ def packs_by_cell(
     for code in np.unique(index.cell):
         usable = np.flatnonzero((index.cell == code) & ~out)
         order = np.argsort(uniform(index.id_hash[usable], seed, 0, 0), kind="stable")
-        packs = pack(iter([usable[order]]), index.num_tokens, data.pack_tokens, data.lookahead_docs)
+        packs = pack(iter([once(usable[order])]), index.num_tokens, data.pack_tokens, data.lookahead_docs)
         chosen = list(islice(packs, max_packs))
         if chosen:
             yield cells[int(code)], chosen

@@ -50,7 +50,8 @@ class PlannedTrainer(Trainer):
         )
         clock = SimpleNamespace(phase=lambda _: nullcontext())
         recorder = SimpleNamespace(clock=clock, ledger_rows=list)
-        super().__init__(config, None, None, None, {}, {}, checkpoints, recorder, state)
+        alone = SimpleNamespace(max=lambda values: values)
+        super().__init__(config, alone, None, None, {}, {}, checkpoints, recorder, state)
         self.saved = []
         self.trained = []
 

@@ -214,7 +214,11 @@ class LanePlan:
         self._count_visits()
         self._set_groups(Groups.of(policy.shares, self._cells))
         stream = pack(
-            self._merged(number, policy), self._items.num_tokens, self._config.pack_tokens, self._config.lookahead_docs
+            self._merged(number, policy),
+            self._items.num_tokens,
+            self._config.pack_tokens,
+            self._config.lookahead_docs,
+            num_passes=2 * len(self._groups.patterns),
         )
         packs = list(islice(stream, num_packs))
         left = next(stream, None) is not None
@@ -245,23 +249,28 @@ class LanePlan:
         self._counted = visits
 
     def _merged(self, segment: int, policy: Policy) -> Iterator[I64]:
-        """Blocks of items in the order in which they are packed."""
+        """Blocks of items in the order in which they are packed, with their passes (packing.pack)."""
         assert self._groups is not None, "set by segment()"
         queues = []
-        for number, (pattern, share) in enumerate(zip(self._groups.patterns, self._groups.shares, strict=True)):
-            members = np.flatnonzero(self._group == number)
+        for group, (pattern, share) in enumerate(zip(self._groups.patterns, self._groups.shares, strict=True)):
+            members = np.flatnonzero(self._group == group)
             # A group of which the lane has nothing leaves its share to the lane's other groups.
             if len(members):
                 phase = xxh64(f"{self._lane}:{pattern}".encode(), self._seed) / 2.0**64
-                passes = self._passes(members, segment, policy)
-                queues.append(_Queue(passes, self._items.num_tokens, self._given[number], share, phase))
+                passes = self._passes(members, 2 * group, segment, policy)
+                queues.append(_Queue(passes, self._items.num_tokens, self._given[group], share, phase))
         return _merge(queues, stop=self._config.on_exhausted == "stop")
 
-    def _passes(self, members: I64, segment: int, policy: Policy) -> Iterator[I64]:
-        """The unread items of a group, epoch after epoch, those that fewer classes read first, each by rank."""
+    def _passes(self, members: I64, first_pass: int, segment: int, policy: Policy) -> Iterator[I64]:
+        """The unread items of a group, epoch after epoch, those that fewer classes read first, each by rank.
+
+        Yields blocks of int64 [n, 2]: items, and `first_pass` or the number after it in turns, so that the packer's
+        look-ahead takes none of an epoch, or of what more classes read, too early.
+        """
         due, others = self._due[members], self._others[members]
         ids = self.index.id_hash[self._items.chosen[members]]
         weights = self._weights(members, policy)
+        turn = 0
         while self._epochs is None or due.min() < self._epochs:
             epoch = int(due.min())
             unread = np.flatnonzero(due == epoch)
@@ -269,13 +278,18 @@ class LanePlan:
             ahead = self._epochs_at_once(epoch, len(members)) if alike else range(0)
             if len(ahead) > 1:
                 scores = -np.log(uniforms(ids, self._seed, ahead, segment)) / weights
-                yield members[np.argsort(scores, axis=1, kind="stable")].ravel()
+                turns = (turn + np.arange(len(ahead))) % 2
+                ranked = members[np.argsort(scores, axis=1, kind="stable")].ravel()
+                yield np.stack([ranked, first_pass + np.repeat(turns, len(members))], axis=1)
                 due += len(ahead)
+                turn = (turn + len(ahead)) % 2
                 continue
             for shared in np.flatnonzero(np.bincount(others[unread])):
                 now = unread[others[unread] == shared]
                 score = -np.log(uniform(ids[now], self._seed, epoch, segment)) / weights[now]
-                yield from self._ranked(members[now], score)
+                for ranked in self._ranked(members[now], score):
+                    yield np.stack([ranked, np.full(len(ranked), first_pass + turn)], axis=1)
+                turn = 1 - turn
             due[unread] = self._turns.after(members[unread], due[unread])
 
     def _epochs_at_once(self, epoch: int, num_members: int) -> range:
@@ -352,7 +366,8 @@ class _Queue:
         self._given = given
         self._share = share
         self._phase = phase
-        self.items = np.empty(0, np.int64)
+        self.items = np.empty((0, 2), np.int64)
+        """Items and their passes."""
         self.keys: F64 = np.empty(0)
 
     @property
@@ -362,11 +377,11 @@ class _Queue:
 
     def refill(self) -> bool:
         """Learn the items of the next pass when all known ones were taken; False when there is none."""
-        while len(self.items) == 0:
+        while len(self.keys) == 0:
             items = next(self._passes, None)
             if items is None:
                 return False
-            sizes = self._num_tokens[items]
+            sizes = self._num_tokens[items[:, 0]]
             before = self._given + np.cumsum(sizes) - sizes
             self.items, self.keys = items, (before + self._phase * sizes) / self._share
             self._given += int(sizes.sum())
@@ -374,7 +389,7 @@ class _Queue:
 
     def take(self, end: float) -> tuple[I64, F64]:
         """The known items with a key below `end`; all of them where that is the horizon, whatever was rounded."""
-        count = len(self.items) if end >= self.horizon else int(np.searchsorted(self.keys, end))
+        count = len(self.keys) if end >= self.horizon else int(np.searchsorted(self.keys, end))
         taken = self.items[:count], self.keys[:count]
         self.items, self.keys = self.items[count:], self.keys[count:]
         return taken
@@ -391,7 +406,7 @@ def _merge(queues: Sequence[_Queue], stop: bool) -> Iterator[I64]:
             end = min([end, *(queue.horizon for queue in ended)])
         until = min([end, *(queue.horizon for queue in known)])
         taken = [queue.take(until) for queue in known]
-        items = np.concatenate([np.empty(0, np.int64), *(items for items, _ in taken)])
+        items = np.concatenate([np.empty((0, 2), np.int64), *(items for items, _ in taken)])
         keys = np.concatenate([np.empty(0), *(keys for _, keys in taken)])
         yield items[np.argsort(keys, kind="stable")]
         if until == end:

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.lengths import bucket, efficiency, log_normal, seed_mix
-from training.data.stream.packing import TRIAL_STRIDE, pack
+from training.data.stream.packing import TRIAL_STRIDE, once, pack
 
 
 def packs_of(lengths, capacity, lookahead, block=7):
     lengths = np.array(lengths, np.int64)
     numbers = np.arange(len(lengths))
-    blocks = (numbers[start : start + block] for start in range(0, len(numbers), block))
+    blocks = (once(numbers[start : start + block]) for start in range(0, len(numbers), block))
     return [found.tolist() for found in pack(blocks, lengths, capacity, lookahead)]
 
 
@@ -48,9 +48,41 @@ def test_the_gap_is_filled_by_the_pair_that_fits_best():
 
 
 def test_an_endless_stream_is_packed_lazily():
-    blocks = (np.array([0, 1]) for _ in itertools.count())
+    blocks = (np.array([[0, turn], [1, turn]]) for turn in itertools.cycle([0, 1]))
     stream = pack(blocks, np.array([6, 4]), 10, 2)
     assert [next(stream).tolist() for _ in range(3)] == [[0, 1]] * 3
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(1, 12), st.integers(2, 5), st.integers(1, 9))
+def test_no_document_comes_again_before_every_other_one_came(lengths, lookahead, num_passes, block):
+    rng = np.random.default_rng(len(lengths))
+    passes = [
+        np.stack([rng.permutation(len(lengths)), np.full(len(lengths), n % 2)], axis=1) for n in range(num_passes)
+    ]
+    stream = np.concatenate(passes)
+    blocks = (stream[start : start + block] for start in range(0, len(stream), block))
+    packs = [found.tolist() for found in pack(blocks, np.array(lengths), 30, lookahead)]
+    assert all(sum(lengths[number] for number in found) <= 30 for found in packs)
+    came = list(itertools.chain(*packs))
+    for start in range(0, len(came), len(lengths)):
+        assert sorted(came[start : start + len(lengths)]) == list(range(len(lengths)))
+
+
+def test_the_next_pass_fills_the_pack_in_which_one_ends():
+    stream = np.array([[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1], [0, 0], [1, 0], [2, 0]])
+    packs = [found.tolist() for found in pack(iter([stream]), np.array([3, 3, 3]), 15, 1024)]
+    assert packs == [[0, 1, 2, 2, 0], [1, 0, 1, 2]]
+
+
+def test_groups_go_round_each_on_their_own():
+    # Passes 0 and 1 are of documents 0 and 1, pass 2 is of all others: those go on beside them.
+    small = [[0, 0], [1, 0], [0, 1], [1, 1]]
+    stream = np.array([row for n in range(8) for row in ([2 + n, 2], small[n % 4])])
+    packs = [found.tolist() for found in pack(iter([stream]), np.ones(10, np.int64), 4, 6, num_passes=4)]
+    came = list(itertools.chain(*packs))
+    assert sorted(came[number] for number in range(len(came)) if came[number] > 1) == list(range(2, 10))
+    of_small = [number for number in came if number < 2]
+    assert [sorted(of_small[start : start + 2]) for start in range(0, 8, 2)] == [[0, 1]] * 4
 
 
 # --- the same by lists ---------------------------------------------------------------------------------------------
