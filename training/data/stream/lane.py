@@ -212,13 +212,14 @@ class LanePlan:
         assert number == self._next_segment, "segments are planned in order"
         self._next_segment += 1
         self._count_visits()
-        self._set_groups(Groups.of(policy.shares, self._cells))
+        groups = Groups.of(policy.shares, self._cells)
+        self._set_groups(groups)
         stream = pack(
             self._merged(number, policy),
             self._items.num_tokens,
             self._config.pack_tokens,
             self._config.lookahead_docs,
-            num_passes=2 * len(self._groups.patterns),
+            num_passes=2 * len(groups.patterns),
         )
         packs = list(islice(stream, num_packs))
         left = next(stream, None) is not None

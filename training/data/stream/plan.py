@@ -33,6 +33,9 @@ ONE_EPOCH_ROWS = 1_000_000
 THREE_EPOCH_ROWS = 35_000
 """`epochs: auto` reads a corpus once from so many rows on, three times up to so many."""
 SEGMENT_TOKENS = 64_000_000
+PASSES = 2
+"""How passes over a corpus follow one another: 2, none begins before the last document of the one before is in a pack.
+A stream of several passes that began otherwise would go on with other packs, so it is refused."""
 OLD_ORDER = (
     "it was made by a version in which every stage and arm read the corpus in one order, from its start. Now "
     "`data.order` says where a stage begins, `order: continue` where the stages before have stopped, `order: fresh` in "
@@ -159,6 +162,8 @@ def initial_value(config: StreamConfig, seed: int, parts: Sequence[Part], **more
     """
     recipe = versioned(config.fingerprinted())
     value = {"recipe": recipe, "seed": seed, "corpus": corpus_digest(parts), "cells": rows_of_cells(parts)}
+    if config.on_exhausted == "repeat" or config.epochs != 1:
+        value["passes"] = PASSES
     return {**value, **{key: found for key, found in more.items() if found}}
 
 

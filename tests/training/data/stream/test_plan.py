@@ -83,6 +83,8 @@ def test_values_without_meaning_are_refused(changes):
 
 def test_the_beginning_covers_recipe_seed_corpus_and_teacher_but_not_where_they_lie():
     parts = [part("split=train/a=B1/b=C1/0", [10, 5], 100), part("split=train/a=B2/b=C1/0", [3], 9)]
+    assert "passes" not in initial_value(stream(), 0, parts)
+    assert initial_value(stream(on_exhausted="repeat"), 0, parts)["passes"] == 2
     value = initial_value(stream(), 0, parts)
     assert value["cells"] == {"B1/C1": 15, "B2/C1": 3}
     assert initial_value(stream(corpus="elsewhere", teacher="there"), 0, parts) == value
