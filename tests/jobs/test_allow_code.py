@@ -62,7 +62,8 @@ def call(words):
         ("train CONF", "stages.0.arms.0.objective.kind"),
         ("stream-digest CONF", "stages.0.arms.0.objective.kind"),
         ("decide CONF --segment 1 --kind phase --value {}", "stages.0.arms.0.objective.kind"),
-        ("check-model CONF", "stages.0.arms.0.objective.kind"),
+        # It reads the model alone, so it runs nothing of a stage.
+        ("check-model CONF", "model.factory"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:torch")
@@ -70,10 +71,13 @@ def test_a_command_refuses_code_from_a_uri_without_the_flag_alone(places, capsys
     words = [places.get(word, word) for word in line.split()]
     assert call(words) == 2
     refused = capsys.readouterr().err
-    assert f"{key}: acme_absent:Mine is code from outside the package" in refused
+    code, absent = (
+        (STEP["kind"], "module acme_absent") if key.endswith("kind") else (TRAINING["model"]["factory"], "'a:b'")
+    )
+    assert f"{key}: {code} is code from outside the package" in refused
     assert "add --allow-code" in refused
     assert call([*words, "--allow-code"]) == 2
-    assert f"{key}: module acme_absent cannot be imported" in capsys.readouterr().err
+    assert f"{absent} cannot be imported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

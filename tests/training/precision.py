@@ -94,7 +94,7 @@ def reference(data: Batches, precision: str, router: RouterConfig = ROUTER) -> T
         for pack in packs:
             student.zero_grad()
             share = torch.tensor(pack.num_tokens / total_tokens, dtype=torch.float64)
-            loss, found, *_ = student(pack.tensors(CPU), OBJECTIVE, step, share)
+            loss, _, found, *_ = student(pack.tensors(CPU), OBJECTIVE, step, share)
             loss.backward()
             sums += found
             for gradient, parameter in zip(gradients, student.parameters(), strict=True):
