@@ -5,7 +5,7 @@ is a pipeline of its own and is waited for. An element of a shuffle is an Arrow 
 Python object stands for a row. On this machine the batches lie in scratch files below TMPDIR, which take the bytes of a
 shuffle, and the elements say where; elsewhere the runner moves them. Costs here: 30 ms a job in process.
 
-`ApplySteps` runs steps inside a Beam pipeline of the user's own, without a recipe.
+For people without a recipe: `ApplySteps` and `ToArrow`.
 """
 
 import contextlib
@@ -21,8 +21,6 @@ from typing import Any, ClassVar
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.coders import Coder
-from apache_beam.coders.typecoders import registry
 from apache_beam.metrics.metric import Metrics
 from apache_beam.options.pipeline_options import (
     GoogleCloudOptions,
@@ -35,21 +33,19 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from etl.arrays import Bools
 from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
+from etl.engines.beam_frames import ApplySteps, RecordBatchCoder, TableCoder, ToArrow, no_rows
 from etl.engines.beam_options import WorkerOptions, pipeline_options, runner_name, runner_of, runs_here
 from etl.engines.bucket_slices import bucket_slices
 from etl.engines.progress import progress_of
 from etl.engines.spill import Spill, WriteSpill
-from etl.errors import ConfigError, DataError, SchemaError, StillhouseError
-from etl.pipeline import open_steps
-from etl.schema import PROMPT, VERDICT
+from etl.errors import ConfigError, DataError, StillhouseError
 from etl.sorting import SortedRows
-from etl.step import BatchFn, Step
 from etl.storage.location import Location
+
+__all__ = ["ApplySteps", "BeamEngine", "JobNotRun", "RecordBatchCoder", "TableCoder", "ToArrow"]
 
 _ERROR = b"stillhouse.error"
 """Key in the schema metadata of a batch without rows that stands for an error of the map side."""
-_IPC_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
-"""Of hashes and row keys a third goes, of text two thirds; it costs less than moving the bytes over a network does."""
 
 
 # --- the engine ----------------------------------------------------------------------------------------------------
@@ -286,7 +282,7 @@ class _Emit(beam.DoFn):
         try:
             yield from self.carry(*element)
         except StillhouseError as error:
-            note = _no_rows(self._schema.with_metadata({_ERROR: error.to_text()}))
+            note = no_rows(self._schema.with_metadata({_ERROR: error.to_text()}))
             for bucket in np.flatnonzero(self._wanted).tolist():
                 yield bucket, note
 
@@ -358,152 +354,10 @@ class _ShuffleJob(beam.PTransform[Any, Any]):
 
     def expand(self, begin: Any) -> Any:
         keyed = tuple[int, self._emit.carry.element]  # type: ignore[name-defined]
-        empty = _no_rows(self._exchange.schema)
+        empty = no_rows(self._exchange.schema)
         opened = beam.Map(lambda bucket: (bucket, empty)).with_output_types(keyed)
         seeds = begin | "buckets" >> beam.Create(self._buckets) | "open" >> opened
         splits = list(enumerate(self._exchange.splits))
         rows = begin | "splits" >> beam.Create(splits) | "emit" >> beam.ParDo(self._emit).with_output_types(keyed)
         reduce = beam.ParDo(self._reduce).with_resource_hints(**self._hints)
         return (rows, seeds) | "rows" >> beam.Flatten() | "group" >> beam.GroupByKey() | "reduce" >> reduce
-
-
-def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
-
-
-# --- steps in a pipeline of the user's own -------------------------------------------------------------------------
-
-
-class _ArrowCoder(Coder):
-    """Rows as an Arrow IPC stream, their schema included."""
-
-    def encode(self, value: pa.RecordBatch | pa.Table) -> bytes:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, value.schema, options=_IPC_OPTIONS) as writer:
-            writer.write(value)
-        data: bytes = sink.getvalue().to_pybytes()
-        return data
-
-    def is_deterministic(self) -> bool:
-        return False
-
-
-class RecordBatchCoder(_ArrowCoder):
-    """Of an Arrow record batch; importing this module registers it for `pa.RecordBatch`."""
-
-    def decode(self, encoded: bytes) -> pa.RecordBatch:
-        with pa.ipc.open_stream(encoded) as reader:
-            return reader.read_next_batch()
-
-    def to_type_hint(self) -> Any:
-        return pa.RecordBatch
-
-
-class TableCoder(_ArrowCoder):
-    """Of an Arrow table; importing this module registers it for `pa.Table`."""
-
-    def decode(self, encoded: bytes) -> pa.Table:
-        with pa.ipc.open_stream(encoded) as reader:
-            return reader.read_all()
-
-    def to_type_hint(self) -> Any:
-        return pa.Table
-
-
-registry.register_coder(pa.RecordBatch, RecordBatchCoder)
-registry.register_coder(pa.Table, TableCoder)
-
-
-class ApplySteps(beam.PTransform[Any, Any]):
-    """Steps over a PCollection of Arrow record batches or tables: the same elements with the steps' columns.
-
-    Rows, their order and their columns stay; the steps' columns follow, and `verdict` is the last unless it was there:
-    null, or struct<step, reason, value> of the step that would drop the row. Each worker opens the steps once.
-
-        schema = pa.schema([PROMPT.field("messages")])
-        rows | ToArrow(schema) | ApplySteps([LanguageStep(keep=["en"])]) | beam.FlatMap(pa.RecordBatch.to_pylist)
-
-    Args:
-        steps: run in this order on each row; none of them looks at another row.
-
-    Raises:
-        SchemaError: on a worker, when a batch lacks a column that a step reads or has it in another type than
-            `etl.schema` says, or when it has one that a step adds.
-    """
-
-    def __init__(self, steps: Iterable[Step]) -> None:
-        super().__init__()
-        self._steps = tuple(steps)
-
-    def expand(self, batches: Any) -> Any:
-        kind = batches.element_type if batches.element_type in (pa.RecordBatch, pa.Table) else Any
-        return batches | beam.ParDo(_ApplySteps(self._steps)).with_output_types(kind)
-
-
-class _ApplySteps(beam.DoFn):
-    def __init__(self, steps: tuple[Step, ...]) -> None:
-        self._steps = steps
-        self._reads = sorted({name for step in steps for name in step.needed if name in PROMPT.names})
-
-    def setup(self) -> None:
-        self._run: BatchFn = open_steps(self._steps)
-
-    def process(self, element: Any) -> Iterator[Any]:
-        if isinstance(element, pa.Table):
-            done = [self._apply(batch) for batch in element.to_batches() or [_no_rows(element.schema)]]
-            yield pa.Table.from_batches(done)
-        else:
-            yield self._apply(element)
-
-    def _apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        names = batch.schema.names
-        if "verdict" not in names:
-            batch = batch.append_column(pa.field("verdict", VERDICT), pa.nulls(batch.num_rows, VERDICT))
-        schema = batch.schema
-        for step in self._steps:
-            schema = step.output_schema(schema)
-        for name in self._reads:
-            batch = _typed(batch, name)
-        done = self._run(batch)
-        return (
-            done
-            if "verdict" in names
-            else done.select([*(name for name in done.schema.names if name != "verdict"), "verdict"])
-        )
-
-
-def _typed(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
-    """The batch with a column of PROMPT in its declared type."""
-    wanted = PROMPT.field(name).type
-    column = batch.column(name)
-    if column.type == wanted:
-        return batch
-    try:
-        place = batch.schema.get_field_index(name)
-        return batch.set_column(place, batch.schema.field(place).with_type(wanted), column.cast(wanted))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise SchemaError(f"column '{name}' is {column.type}, the steps read it as {wanted}: {error}") from error
-
-
-class ToArrow(beam.PTransform[Any, Any]):
-    """A PCollection of dictionaries or `beam.Row`s to one of Arrow record batches.
-
-    Args:
-        schema: of the batches; a row's other fields are left out, absent ones are null.
-        max_rows: of a batch.
-    """
-
-    def __init__(self, schema: pa.Schema, max_rows: int = 1024) -> None:
-        super().__init__()
-        self._schema = schema
-        self._max_rows = max_rows
-
-    def expand(self, rows: Any) -> Any:
-        schema = self._schema
-
-        def to_batch(items: list[Any]) -> pa.RecordBatch:
-            dictionaries = [item if isinstance(item, dict) else item._asdict() for item in items]
-            return pa.RecordBatch.from_pylist(dictionaries, schema=schema)
-
-        batched = rows | beam.BatchElements(max_batch_size=self._max_rows)
-        return batched | "to_arrow" >> beam.Map(to_batch).with_output_types(pa.RecordBatch)

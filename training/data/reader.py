@@ -11,20 +11,18 @@ Memory: of the documents that `gather` returns 4 bytes a token (and 4 a scored t
 decoded row group (about a million tokens) a thread; of the index 52 bytes a document.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from etl.arrays import I64, Bools
@@ -33,9 +31,8 @@ from etl.errors import ConfigError, DataError, SchemaError
 from etl.hashing import hash_array
 from etl.storage.dataset import MANIFEST, Dataset
 from etl.storage.location import Location
-from etl.storage.manifest import Part
 from training.data.documents import Documents, TeacherSignal, ranges
-from training.data.footers import in_footer, read_columns
+from training.data.part_files import PartFiles
 from training.data.row_group import (
     LABEL_COLUMNS,
     TOKEN_COLUMNS,
@@ -51,6 +48,9 @@ from training.data.spool import Arrays, Spool
 from training.data.stream.plan import DocumentIndex, Unit, cell_of, cells_of, split_parts
 from training.data.teacher_table import TeacherTable
 
+if TYPE_CHECKING:
+    from etl.storage.manifest import Part
+
 T = TypeVar("T")
 
 INDEX_COLUMNS = ("id", "n_tokens", "sampling_weight")
@@ -58,8 +58,6 @@ SUPERVISED_COLUMNS = ("n_analysis", "n_commentary", "n_final", "n_text")
 PAIR_COLUMNS = ("pair_id", "side")
 CLUSTER_COLUMNS = ("semantic_cluster_size", "semantic_cluster_rank")
 SIDES = ("chosen", "rejected")
-FOOTER_BYTES = 16 << 20
-"""Stored bytes of Parquet footers that are kept in memory, where they take several times as much."""
 
 Label = tuple[str | None, str, str, str | None]
 """source_dataset, skill bucket, ctx bucket, license; None where the corpus does not say."""
@@ -165,7 +163,7 @@ class CorpusReader:
             *(("id",) if self._teachers else ()),
         )
         self._label_numbers: dict[Label, int] = {}
-        self._files = _Files(self.dataset, self.parts)
+        self._files = PartFiles(self.dataset, self.parts)
         self._spool = Spool(reading.cache_folder, int(reading.cache_gib * 2**30)) if reading.cache_gib else None
         self._origins: dict[tuple[int, int], tuple[Origin, ...]] = {}
         """Of each row group in the spool."""
@@ -358,55 +356,6 @@ def beyond_vocabulary(place: str, corpus: str, largest: int, model: str, size: i
         f"{place} holds the token id {largest:,}, so the vocabulary of {corpus} has at least {largest + 1:,} ids, but "
         f"{model} has {size:,}; take a model with the vocabulary that the corpus was tokenised with"
     )
-
-
-class _Files:
-    """The parts, each thread with the one open that it reads; footers are read once while they fit FOOTER_BYTES.
-
-    A part's size is compared with the manifest's whenever it is opened.
-    """
-
-    def __init__(self, dataset: Dataset, parts: Sequence[Part]) -> None:
-        self._dataset = dataset
-        self._parts = parts
-        self._open = threading.local()
-        self._opening = [threading.Lock() for _ in parts]
-        """So that threads which come to a part at once read its footer once."""
-        self._footers: dict[int, pq.FileMetaData] = {}
-        self._footer_bytes = 0
-
-    def read(self, part: int, group: int, columns: Sequence[str]) -> pa.Table:
-        """Columns of a row group, each in at most one chunk.
-
-        Raises:
-            DataError: the part is gone, of another size than the manifest's, or cannot be decoded.
-        """
-        return read_columns(self._file(part), self._dataset, self._parts[part], group, columns)
-
-    def largest_id(self, part: int, group: int) -> int:
-        """The largest token id of a row group, as its footer says; -1 where there is none."""
-        found = in_footer(self._file(part).metadata, group, "input_ids")
-        return -1 if found is None else int(found)
-
-    def _file(self, part: int) -> pq.ParquetFile:
-        """A part, opened by this thread."""
-        if getattr(self._open, "part", None) != part:
-            self._open.file = self._opened(part)
-            self._open.part = part
-        return self._open.file
-
-    def _opened(self, part: int) -> pq.ParquetFile:
-        location = self._dataset.part_location(self._parts[part])
-        self._dataset.check_part(self._parts[part])
-        if part in self._footers:
-            return location.open_parquet(footer=self._footers[part])
-        with self._opening[part]:
-            file = location.open_parquet(footer=self._footers.get(part))
-            size = file.metadata.serialized_size
-            if part not in self._footers and self._footer_bytes + size <= FOOTER_BYTES:
-                self._footers[part] = file.metadata
-                self._footer_bytes += size
-        return file
 
 
 # --- the index of a row group --------------------------------------------------------------------------------------
