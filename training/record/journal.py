@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from rich.progress import Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from etl.errors import ConfigError
 from etl.terminal import Terminal
@@ -151,14 +152,16 @@ class ProgressLine:
 
     def __init__(self, done: int, total: int) -> None:
         """`done` of `total` are in the unit of the run's target (steps or tokens)."""
+        # On a narrow screen the numbers of the step are cut, not how far the run is.
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self._progress = Progress(
             TextColumn("train"),
             TaskProgressColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=rest),
             console=Terminal(stderr=True),
+            expand=True,
         )
         self._task = self._progress.add_task("", total=total, completed=done)
         self._progress.start()
