@@ -237,7 +237,7 @@ class Trainer:
         engine: Engine,
         teacher: FrozenTeacher | None,
         vocab_sizes: Mapping[str, int],
-        rates: Mapping[str, SpanRates],
+        rates: Mapping[tuple[str, str], SpanRates],
         checkpoints: Checkpoints,
         recorder: Recorder,
         state: TrainState,
@@ -376,7 +376,7 @@ class Trainer:
                 assert folder is not None, "TrainConfig.check looks"
                 self._set_teacher_mean(arm, TeacherTable(folder).mean_logp)
             mean = torch.tensor(self.state.teacher_mean[arm.name], dtype=torch.float64, device=self.world.device)
-        rates = self.rates.get(self.config.streams.config_of(stage, arm).corpus)
+        rates = self.rates.get((stage.name, arm.name))
         floor = None if rates is None else expected(rates, batch.num_tokens).to(self.world.device)
         return StepContext(batch.counts.to(self.world.device), mean, self.teacher, floor)
 

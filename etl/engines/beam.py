@@ -249,7 +249,8 @@ class _InBatches:
     emit: EmitFn
     schema: pa.Schema
     wanted: Bools
-    element: ClassVar[Any] = pa.RecordBatch
+    keyed: ClassVar[Any] = tuple[int, pa.RecordBatch]
+    """Type of the elements, by which Beam finds their coder."""
 
     def __call__(self, number: int, split: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
         return bucket_slices(self.emit, split, self.schema, self.wanted)
@@ -260,7 +261,7 @@ class _InSpills:
     """The rows of a split in a scratch file, which each of its buckets is told of."""
 
     write: WriteSpill
-    element: ClassVar[Any] = Any
+    keyed: ClassVar[Any] = tuple[int, Any]
 
     def __call__(self, number: int, split: Any) -> Iterator[tuple[int, Spill]]:
         spill = self.write(number, split)
@@ -353,7 +354,7 @@ class _ShuffleJob(beam.PTransform[Any, Any]):
         self._hints = hints
 
     def expand(self, begin: Any) -> Any:
-        keyed = tuple[int, self._emit.carry.element]  # type: ignore[name-defined]
+        keyed = self._emit.carry.keyed
         empty = no_rows(self._exchange.schema)
         opened = beam.Map(lambda bucket: (bucket, empty)).with_output_types(keyed)
         seeds = begin | "buckets" >> beam.Create(self._buckets) | "open" >> opened

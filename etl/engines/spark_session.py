@@ -123,10 +123,13 @@ def _submit_args() -> str:
 
 def _user_defaults() -> dict[str, str]:
     """The settings of spark-defaults.conf."""
-    file = _conf_folder() / "spark-defaults.conf"
-    text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
-    found = (re.match(r"\s*([^#\s=:]+)[\s=:]+(.*\S)", line) for line in text.splitlines())
+    found = (re.match(r"\s*([^#\s=:]+)[\s=:]+(.*\S)", line) for line in _defaults_text().splitlines())
     return {match[1]: match[2] for match in found if match}
+
+
+def _defaults_text() -> str:
+    file = _conf_folder() / "spark-defaults.conf"
+    return file.read_text("utf-8", errors="replace") if file.is_file() else ""
 
 
 def _conf_folder() -> Path:
@@ -147,15 +150,7 @@ def _daemon(executable: str) -> dict[str, str]:
     code = (
         f"import importlib.util; print(*(importlib.util.find_spec(name).origin for name in {_DAEMON_FILES}), sep='\\n')"
     )
-    found = subprocess.run(
-        [executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd="/",
-        timeout=_ASK_TIMEOUT_S,
-        check=False,
-    )
+    found = _answer(executable, code, environment)
     own = [importlib.util.find_spec(name) for name in _DAEMON_FILES]
     is_same = found.stdout.splitlines() == [spec.origin for spec in own if spec is not None]
     return {"spark.python.daemon.module": DAEMON} if is_same else {}
@@ -173,16 +168,31 @@ def check_python(executable: str) -> None:
     advice = f"unset {_PYTHON}, or name a Python {mine} that has this project"
     if shutil.which(executable) is None:
         raise ConfigError(f"{_PYTHON}={executable}: there is no such program; {advice}")
-    command = [executable, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"{_PYTHON}={executable} does not start ({error}); {advice}") from error
+    answer = _answer(executable, "import sys; print('%d.%d' % sys.version_info[:2])", dict(os.environ))
     version = answer.stdout.strip()
     if answer.returncode != 0 or not re.fullmatch(r"\d+\.\d+", version):
         raise ConfigError(f"{_PYTHON}={executable} does not say its version (exit code {answer.returncode}); {advice}")
     if version != mine:
         raise ConfigError(f"{_PYTHON}={executable} is Python {version}, and the driver is {mine}; {advice}")
+
+
+def _answer(executable: str, code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """What a Python says to some code, in a folder that has nothing of ours.
+
+    Raises:
+        ConfigError: it does not start, or does not end.
+    """
+    # A path may be relative to where we are.
+    command = [os.path.abspath(shutil.which(executable) or executable), "-c", code]  # noqa: PTH100  # keeps links: a venv is one
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd="/", timeout=_ASK_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(
+            f"{_PYTHON}={executable} does not start ({error}); unset {_PYTHON}, or name a Python "
+            f"{sys.version_info.major}.{sys.version_info.minor} that has this project"
+        ) from error
 
 
 def workers_fault(text: str) -> ConfigError | None:
@@ -242,11 +252,7 @@ def _has_own_log4j() -> bool:
     """Whether the user says where Spark's lines go: by a log4j file among its settings, or an option of the JVM."""
     if any("log4j" in os.environ.get(name, "") for name in _JVM_OPTIONS):
         return True
-    folder = _conf_folder()
-    defaults = folder / "spark-defaults.conf"
-    if defaults.is_file() and "log4j" in defaults.read_text("utf-8", errors="replace"):
-        return True
-    return any(path.suffix != ".template" for path in folder.glob("log4j*"))
+    return "log4j" in _defaults_text() or any(path.suffix != ".template" for path in _conf_folder().glob("log4j*"))
 
 
 @contextmanager

@@ -34,9 +34,11 @@ def script(path, text):
     return str(path)
 
 
-def test_a_python_that_is_absent_of_another_version_or_none_is_refused(tmp_path):
+def test_a_python_that_is_absent_of_another_version_or_none_is_refused(tmp_path, monkeypatch):
     check_python(sys.executable)
     check_python(script(tmp_path / "same", f'exec {sys.executable} "$@"'))
+    monkeypatch.chdir(tmp_path)
+    check_python("./same")
     with pytest.raises(ConfigError, match=r"/absent: there is no such program; unset PYSPARK_PYTHON"):
         check_python("/absent")
     with pytest.raises(ConfigError, match=r"older is Python 3\.7, and the driver is 3\.\d+"):

@@ -76,14 +76,16 @@ class Preflight:
         for stage, arm in self._arms():
             self._check_arm(stage, arm, heads, found[self._corpus(stage, arm), "train"])
 
-    def span_rates(self) -> dict[str, SpanRates]:
-        """How often each corpus holds each kind of span, by corpus; of arms whose loss is one of tokens.
+    def span_rates(self) -> dict[tuple[str, str], SpanRates]:
+        """How often an arm's corpus holds each kind of span, by stage and arm; of arms whose loss is one of tokens.
 
         Raises:
             DataError: a file is damaged.
         """
         arms = [(stage, arm) for stage, arm in self._arms() if isinstance(arm.objective, SpanObjective)]
-        return {corpus: self._rates(corpus) for corpus in sorted({self._corpus(*arm) for arm in arms})}
+        corpora = {(stage.name, arm.name): self._corpus(stage, arm) for stage, arm in arms}
+        rates = {corpus: self._rates(corpus) for corpus in sorted(set(corpora.values()))}
+        return {arm: rates[corpus] for arm, corpus in corpora.items()}
 
     # --- sizes
 

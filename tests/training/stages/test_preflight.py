@@ -79,10 +79,10 @@ def test_a_log_probability_above_0_is_refused(corpus, tmp_path, kind, key, colum
 def test_rates_are_those_of_each_corpus(corpus, larger):
     """A preference loss has none."""
     rates = preflight(corpus, {"data": {"corpus": larger}}).span_rates()
-    assert set(rates) == {str(corpus), larger}
+    assert set(rates) == {("first", "main"), ("stage 0", "main")}
     rows = rows_of(corpus)
     total = sum(row["n_tokens"] for row in rows)
     spans = [span for row in rows for span in row["spans"]]
     expected = [sum(s["end"] - s["start"] for s in spans if s["kind"] == kind) for kind in ("analysis", "final")]
-    found = rates[str(corpus)].expected(total)
+    found = rates["first", "main"].expected(total)
     np.testing.assert_allclose(found, [expected[0], 0, expected[1], 0, len(rows), 0, len(rows), 0], rtol=1e-12)
