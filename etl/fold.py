@@ -12,6 +12,7 @@ tables take 0.1 s once a process. Memory: one copy of the array, none where noth
 """
 
 import functools
+import itertools
 import unicodedata
 from typing import Final
 
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 from etl.arrays import I64, U8, U32, Bools
 from etl.hashing import binary_buffers
 from etl.jit import njit
-from etl.text import TABLE_SIZE, decode
+from etl.text import TABLE_SIZE, decode, word_table
 
 FOLD_VERSION: Final = 1
 """Raised when a text would fold to another one; part of the fingerprint of what folds."""
@@ -31,6 +32,8 @@ _LAST_CHANGED: Final = 0x30000
 """No character from here on has another form or a combining class (but the tags, which have neither)."""
 _JOINS: Final = 255
 """In place of a combining class: the character may join what stands before it."""
+FOLDS: Final = np.uint32(1 << 31)
+"""In a table of letters: the character has another form or a combining class."""
 
 
 @functools.cache
@@ -112,6 +115,89 @@ def _write(data: U8, offsets: I64, kinds: U8, number: U32, forms: I64, letters: 
                     size += 1
             at = after
     out_offsets[len(kinds)] = size
+
+
+@functools.cache
+def letter_forms() -> tuple[U32, I64, U32, U8, U8]:
+    """What `read_folded` needs: `_tables` with forms of code points; _JOINS also where a lower case needs Python."""
+    number, offsets, forms, first, last = _tables()
+    first = first.copy()
+    texts = [bytes(forms[start:end]).decode() for start, end in itertools.pairwise(offsets.tolist())]
+    codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+    for char in word_table()[1]:
+        first[ord(char)] = _JOINS
+        holds = np.array([char in text for text in texts])
+        first[holds[number]] = _JOINS
+    return number, np.cumsum([0, *map(len, texts)]), codes, first, last
+
+
+def marked(letters: U32) -> U32:
+    """A table of letters, uint32 [2^21] below 2^31, in which FOLDS is set for what `read_folded` looks at again."""
+    number, _, _, first, last = letter_forms()
+    return letters | ((number != 0) | (first != 0) | (last != 0)) * FOLDS
+
+
+@njit
+def read_folded(
+    data: U8, at: int, end: int, letters: U32, number: U32, forms: I64, codes: U32, first: U8, last: U8, out: U32
+) -> int:
+    """Write the letter of each character of the folded text; how many there are.
+
+    Args:
+        data: UTF-8.
+        at: where the text begins.
+        end: where it ends.
+        letters: of `marked`, uint32 [2^21].
+        number: this and the next four are those of `letter_forms`.
+        forms: offsets into `codes`.
+        codes: code points of the forms.
+        first: combining classes, or _JOINS.
+        last: combining classes.
+        out: longer than the text, by what its forms may be longer than it.
+
+    Returns:
+        The number of letters; -1 where the text has to go through `fold` and `etl.text.lowered`: a mark may join, marks
+        stand out of order, a character has no lower case of its own, or `out` is too short.
+    """
+    count = 0
+    before = np.uint8(0)
+    while at < end:
+        if data[at] < 0x80:
+            while at + 8 <= end:
+                seen = data[at] | data[at + 1] | data[at + 2] | data[at + 3]
+                seen |= data[at + 4] | data[at + 5] | data[at + 6] | data[at + 7]
+                if seen >= 0x80:
+                    break
+                for i in range(8):
+                    out[count + i] = letters[data[at + i]]
+                at, count = at + 8, count + 8
+            while at < end and data[at] < 0x80:
+                out[count] = letters[data[at]]
+                at, count = at + 1, count + 1
+            before = np.uint8(0)
+            continue
+        code, at = decode(data, at, end)
+        letter = letters[code]
+        if letter & FOLDS == 0:
+            out[count] = letter
+            count += 1
+            before = np.uint8(0)
+            continue
+        combining = first[code]
+        if combining == 255 or 0 < combining < before:
+            return -1
+        before = last[code]
+        form = number[code]
+        if form == 0:
+            out[count] = letter & ~FOLDS
+            count += 1
+            continue
+        if count + forms[form + 1] - forms[form] + end - at > len(out):
+            return -1
+        for i in range(forms[form], forms[form + 1]):
+            out[count] = letters[codes[i]] & ~FOLDS
+            count += 1
+    return count
 
 
 def fold(texts: pa.Array) -> pa.Array:

@@ -39,6 +39,10 @@ class Kinded(Config):
     kind: str
     version: ClassVar[int] = 1
     """Raised when the same configuration and input would give another output."""
+    purpose: ClassVar[str] = ""
+    """What it is for, in one sentence for whoever looks for it in a list."""
+    example: ClassVar[str] = ""
+    """YAML as it may stand in a recipe."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,36 +1,39 @@
-"""`njit`: numba compilation whose machine code is cached under the digest of the source that made it.
+"""`njit`: numba compilation whose machine code is cached by what it was made of and for.
 
 numba's own cache is keyed by the absolute path of the module, so it misses in every zip that a cluster unpacks
-elsewhere and fails where HOME cannot be written. Here the folder is cache_dir()/numba/<digest>, the digest covers the
-module and those few whose kernels the kernels of others may call. The first compilation of all kernels costs some
-seconds a machine, a cached load about 0.1 s a process.
+elsewhere and fails where HOME cannot be written; it does not see a change in what a kernel calls; and two processes
+that compile one kernel for two signatures, or two CPUs, may leave the code of one under the name of the other. Here the
+folder is cache_dir()/numba/<CPU>/<digest>: the CPU is its name and a hash of its features, so that machines of several
+kinds can share a cache folder; the digest covers numba's version, the module and what it imports for its kernels. A
+lock is held while an entry is written.
+
+To compile all kernels takes a minute of CPU time (`stillhouse warm` does it), to load them about 0.1 s a process.
 """
 
 import functools
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
+from filelock import FileLock
 from numba.core import caching
+from numba.core.registry import cpu_target
+from numba.extending import is_jitted
 
-from etl.artefacts import cache_dir
+from etl.artefacts import LOCK_TIMEOUT_S, cache_dir
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-_CALLABLE = (
-    "etl.hashing", "etl.text", "etl.dedup.minhash", "etl.dedup.canaries", "etl.filters.ngram_words",
-    "etl.filters.ngram_scan",
-)  # fmt: skip
-"""Modules with kernels that kernels of other modules call."""
+_OURS = ("etl.", "training.")
 
 
 def _source(module: str) -> str:
-    """The text of a module, which need not be loaded yet."""
+    """The text of a module, which may lie in a zip."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, module
     loader: Any = spec.loader
@@ -38,20 +41,56 @@ def _source(module: str) -> str:
 
 
 @functools.cache
-def _digest(module: str) -> str:
-    text = "\0".join([numba.__version__, *map(_source, (module, *_CALLABLE))])
-    return hashlib.sha256(text.encode()).hexdigest()
+def digest(module: str) -> str:
+    """SHA-256 of what the kernels of a module are compiled from.
+
+    That is its source, and what it had imported by name when its first kernel was decorated: the kernels of our other
+    modules, and constants, which numba compiles in as they are.
+    """
+    parts = [numba.__version__, _source(module), *_imported(module)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-class DigestLocator(caching._CacheLocator):
-    """Places the cache of our modules by the digest of their source; leaves other packages to numba."""
+def _imported(module: str) -> Iterator[str]:
+    """Of each global that a kernel can have compiled into it: the name, and what changes with the value."""
+    for name, value in sorted(vars(sys.modules[module]).items()):
+        if name.startswith("__"):
+            continue
+        if is_jitted(value):
+            owner = value.py_func.__module__
+            if owner != module and owner.startswith(_OURS):
+                yield f"{name} {digest(owner)}"
+        elif isinstance(value, np.ndarray):
+            yield f"{name} {value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+        elif _is_constant(value):
+            yield f"{name} {value!r}"
+        elif isinstance(value, type) and issubclass(value, tuple):
+            yield f"{name} {getattr(value, '_fields', ())}"
 
-    def __init__(self, py_func: Callable[..., Any]) -> None:
-        self._digest = _digest(py_func.__module__)
-        self._line = py_func.__code__.co_firstlineno
+
+def _is_constant(value: object) -> bool:
+    """Whether numba can compile a value in, and its `repr` is the same in every process."""
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return isinstance(value, int | float | str | bytes | np.generic)
+
+
+@functools.cache
+def cpu() -> str:
+    """The kind of CPU that numba compiles for here, as a folder's name; CPUs with one name may differ in features."""
+    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
+    return f"{name or 'generic'}-{hashlib.sha256(f'{triple} {features}'.encode()).hexdigest()[:8]}"
+
+
+class _Locator(caching._CacheLocator):
+    """Where the code of one kernel lies."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._digest = digest(function.__module__)
+        self._line = function.__code__.co_firstlineno
 
     def get_cache_path(self) -> str:
-        return os.fspath(cache_dir() / "numba" / self._digest[:16])
+        return os.fspath(cache_dir() / "numba" / cpu() / self._digest[:16])
 
     def get_source_stamp(self) -> str:
         return self._digest
@@ -60,18 +99,27 @@ class DigestLocator(caching._CacheLocator):
         return str(self._line)
 
     @classmethod
-    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "DigestLocator | None":
-        if not py_func.__module__.startswith(("etl.", "training.")):
-            return None
-        locator = cls(py_func)
-        Path(locator.get_cache_path()).mkdir(parents=True, exist_ok=True)
-        return locator
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "_Locator":
+        return cls(py_func)
 
 
-_locators: list[Any] = caching.CacheImpl._locator_classes
-_locators.insert(0, DigestLocator)
+class _Impl(caching.CompileResultCacheImpl):
+    _locator_classes: Any = [_Locator]
+
+
+class _KernelCache(caching.FunctionCache):
+    """numba's, in our folder, one writer at a time: it reads an index, and writes it and the code as two files."""
+
+    _impl_class = _Impl
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        self._impl.locator.ensure_cache_path()
+        with FileLock(f"{self.cache_path}/.lock", timeout=LOCK_TIMEOUT_S):
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]  # numba has no types
 
 
 def njit(function: F) -> F:
-    """Compile to machine code on first call, without the GIL, cached by source digest."""
-    return cast(F, numba.njit(cache=True, nogil=True)(function))
+    """Compile to machine code on first call, without the GIL; the code is cached."""
+    kernel: Any = numba.njit(nogil=True)(function)
+    kernel._cache = _KernelCache(function)  # type: ignore[no-untyped-call]  # numba has no types
+    return cast(F, kernel)

@@ -6,6 +6,7 @@ without such a message has the empty string. A raw document is one message of th
 of it counts as an answer.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -61,7 +62,7 @@ def whole_messages(messages: pa.Array) -> tuple[pa.ListArray, dict[str, pa.Boole
     """Messages from outside as list<MESSAGE>, and the rows in which one of them is not whole.
 
     Args:
-        messages: list<struct<…>> [rows] of strings; `channel` and `recipient` may be absent, then they read as null.
+        messages: list<struct<…>> [rows] of strings; all but `role` and `content` may be absent, then they read as null.
 
     Returns:
         The messages, what is null in them but may not be replaced by "", and by reason (`null_message`, `null_role`,
@@ -69,11 +70,7 @@ def whole_messages(messages: pa.Array) -> tuple[pa.ListArray, dict[str, pa.Boole
     """
     items = _items(messages)
     lengths, first = _extents(messages)
-    absent = pa.nulls(len(items), pa.string())
-    columns = {
-        name: pc.struct_field(items, name).cast(pa.string()) if items.type.get_field_index(name) >= 0 else absent
-        for name in MESSAGE.names
-    }
+    columns = {name: field_of(items, name).cast(pa.string()) for name in MESSAGE.names}
     gone = {"null_message": items, "null_role": columns["role"], "null_content": columns["content"]}
     rows = np.repeat(np.arange(len(messages)), lengths)
     flaws = {}
@@ -82,11 +79,35 @@ def whole_messages(messages: pa.Array) -> tuple[pa.ListArray, dict[str, pa.Boole
         of_row = np.bincount(rows[null], minlength=len(messages)) > 0
         if of_row.any():
             flaws[reason] = pa.array(of_row)
-    filled = [columns[field.name] if field.nullable else pc.fill_null(columns[field.name], "") for field in MESSAGE]
+    filled = {
+        name: values if MESSAGE.field(name).nullable else pc.fill_null(values, "") for name, values in columns.items()
+    }
     offsets = pa.array(np.append(first, len(items)), pa.int32())
-    structs = pa.StructArray.from_arrays(filled, fields=list(MESSAGE))
-    whole = pa.ListArray.from_arrays(offsets, structs, type=pa.list_(MESSAGE), mask=messages.is_null())
+    whole = pa.ListArray.from_arrays(offsets, structs(filled), type=pa.list_(MESSAGE), mask=messages.is_null())
     return whole, flaws
+
+
+def structs(columns: Mapping[str, pa.Array]) -> pa.StructArray:
+    """Messages of string columns of equal length, `role` and `content` among them; an absent field is null."""
+    absent = pa.nulls(len(columns["role"]), pa.string())
+    return pa.StructArray.from_arrays([columns.get(name, absent) for name in MESSAGE.names], fields=list(MESSAGE))
+
+
+def with_fields(messages: pa.ListArray, names: Sequence[str]) -> pa.ListArray:
+    """The messages with some of their fields alone; nothing is copied."""
+    items = _items(messages)
+    _, first = _extents(messages)
+    chosen = pa.StructArray.from_arrays([pc.struct_field(items, name) for name in names], names=names)
+    return pa.ListArray.from_arrays(pa.array(np.append(first, len(items)), pa.int32()), chosen)
+
+
+def has_fields(messages: pa.ListArray, names: Sequence[str]) -> pa.BooleanArray:
+    """Which rows have a message with a value in one of some fields: bool [rows]."""
+    items = _items(messages)
+    found = np.zeros(len(items), np.bool_)
+    for name in names:
+        found |= pc.struct_field(items, name).is_valid().to_numpy(zero_copy_only=False)
+    return pa.array(_counts(messages, pa.array(found)) > 0)
 
 
 def raw_documents(messages: pa.ListArray) -> pa.StringArray:
@@ -150,8 +171,14 @@ def count_messages(batch: pa.RecordBatch, mask: pa.BooleanArray) -> I64:
 
 
 def message_items(batch: pa.RecordBatch) -> pa.StructArray:
-    """The messages of all rows one after another: struct<role, channel, recipient, content> [messages]."""
+    """The messages of all rows one after another: etl.schema.MESSAGE [messages]."""
     return _items(batch.column("messages"))
+
+
+def field_of(items: pa.StructArray, name: str) -> pa.StringArray:
+    """A field of messages, null where they lack it, as those of earlier versions do: string [messages]."""
+    has = items.type.get_field_index(name) >= 0
+    return pc.struct_field(items, name) if has else pa.nulls(len(items), pa.string())
 
 
 def is_final(items: pa.StructArray) -> pa.BooleanArray:
@@ -185,7 +212,12 @@ def _counts(messages: pa.ListArray, mask: pa.BooleanArray) -> I64:
 
 
 def _joined(messages: pa.ListArray, mask: pa.BooleanArray) -> pa.StringArray:
-    ends = np.cumsum(_counts(messages, mask))
-    offsets = pa.array(np.concatenate(([0], ends)), pa.int32())
-    contents = pc.struct_field(_items(messages), "content").filter(mask)
+    counts = _counts(messages, mask)
+    contents = pc.struct_field(_items(messages), "content")
+    if mask.true_count < len(mask):
+        contents = contents.filter(mask)
+    if (counts == 1).all():
+        # Raw documents, mostly: nothing is copied.
+        return contents
+    offsets = pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32())
     return pc.binary_join(pa.ListArray.from_arrays(offsets, contents), SEPARATOR)

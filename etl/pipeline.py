@@ -22,6 +22,7 @@ from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
 from etl.mixture.cuts import Cut, PercentileCut, ShareCut
 from etl.mixture.threshold import ThresholdCut
+from etl.schema import PROMPT
 from etl.scoring.ifd import IfdStep
 from etl.scoring.perplexity import PerplexityStep
 from etl.step import BatchFn, Offer, Step, on_selected
@@ -41,10 +42,13 @@ class Pipeline(Config):
     steps: tuple[AnyStep, ...] = ()
     """Without any, the pass is its cuts alone."""
     cuts: tuple[AnyCut, ...] = ()
+    """What drops rows by the measured columns, after the steps."""
     task_cpus: int = Field(default=0, ge=0)
     """Cores, GPUs and bytes of memory that a task of this pass needs; 0 leaves it to the engine's own settings."""
     task_gpus: int = Field(default=0, ge=0)
+    """GPUs that a task of this pass needs."""
     task_memory_bytes: int = Field(default=0, ge=0)
+    """Bytes of memory that a task of this pass needs."""
 
     @model_validator(mode="after")
     def _distinct(self) -> "Pipeline":
@@ -68,11 +72,11 @@ class Pipeline(Config):
         return pa.schema([field for step in self.steps for field in step.added])
 
     def reads(self) -> list[str]:
-        """The columns that must be there before the first step."""
+        """The columns that are read and that no step makes, of rows with all columns of PROMPT."""
         made: set[str] = set()
         needed: dict[str, None] = {}
         for step in self.steps:
-            needed |= dict.fromkeys(name for name in step.needed if name not in made)
+            needed |= dict.fromkeys(name for name in (*step.needed, *step.may_read) if name not in made)
             made |= set(step.added.names)
         return list(needed)
 
@@ -140,11 +144,15 @@ def open_steps(steps: Iterable[Step]) -> BatchFn:
 
 def _open(step: Step) -> BatchFn:
     function, added = step.open(), step.added
-    shown = {"id": "id", "verdict": "verdict", **step.inputs}
+    shown = {"id": "id", "verdict": "verdict", **step.inputs, **{name: name for name in step.may_read}}
+    optional = {"id", *step.may_read}
 
     def run(batch: pa.RecordBatch) -> pa.RecordBatch:
-        names = {name: known for name, known in shown.items() if name != "id" or name in batch.schema.names}
+        names = {name: known for name, known in shown.items() if name not in optional or name in batch.schema.names}
         narrow = batch.select(list(names)).rename_columns(list(names.values()))
+        for name in step.may_read:
+            if name not in names:
+                narrow = narrow.append_column(PROMPT.field(name), pa.nulls(batch.num_rows, PROMPT.field(name).type))
         done = on_selected(step, function, batch, narrow)
         _check_columns(step, narrow.schema, done.schema)
         place = batch.schema.get_field_index("verdict")

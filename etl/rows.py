@@ -2,8 +2,8 @@
 
 A side table has its parent's parts, row counts and row-group boundaries, so row n of a row group of one belongs to row
 n of the same row group of the other; the `id` column, repeated in each, is compared to prove it. The `verdict` of a
-side table is cumulative: it repeats what earlier stages decided, so only the newest one is read. Cost: the columns
-asked for plus 16 bytes a row and table.
+side table is cumulative: it repeats what earlier stages decided, so only the newest one is read, and ingest's own where
+there is no side table. Cost: the columns asked for plus 16 bytes a row and table.
 
 `messages` come without the bytes that side tables with a column `removed` take out, oldest table first: the ranges of
 a table are those of the text that its stage has read. Cost: one copy of a batch's texts for each such table that takes
@@ -12,18 +12,20 @@ something out of the batch, none otherwise.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import pyarrow as pa
 
 from etl.errors import DataError, SchemaError
 from etl.messages import remove_ranges
-from etl.schema import PROMPT, REMOVED, VERDICT
+from etl.schema import PROMPT, PROMPT_CONTENT, REMOVED, REST_OF_ID, VERDICT
 from etl.storage.dataset import DatasetLike, DatasetRef
 from etl.storage.manifest import Accounting, sum_counts
 
 _UNSEEN = ("verdict", REMOVED.name)
 """Columns of a side table that are no columns of the rows as they stand."""
+NO_COLUMNS: Final = pa.schema([])
 ROW_BITS = 32
 """A row key is split << 32 | row: int64, unique within a run, never stored in a table that outlives it."""
 
@@ -42,11 +44,23 @@ class RowsRef:
 
     base: DatasetRef
     sides: tuple[Side, ...] = ()
+    fields: pa.Schema = NO_COLUMNS
+    """Columns of the base behind those of PROMPT: what the sources' descriptions list as their fields."""
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """The columns of the base that say what a row is: all but its places and its verdict."""
+        return (*PROMPT_CONTENT, *self.fields.names)
+
+    @property
+    def rest_of_id(self) -> tuple[str, ...]:
+        """The columns of the base in which rows of one id can differ, but for places."""
+        return (*REST_OF_ID, *self.fields.names)
 
     @property
     def schema(self) -> pa.Schema:
         """All columns that can be read, each once, `verdict` last."""
-        fields = {field.name: field for field in PROMPT}
+        fields = {field.name: field for field in (*PROMPT, *self.fields) if field.name != "verdict"}
         for side in self.sides:
             fields |= {field.name: field for field in side.schema if field.name not in _UNSEEN}
         return pa.schema([*fields.values(), pa.field("verdict", VERDICT)])
@@ -69,7 +83,9 @@ class RowsRef:
 
     def columns_by_table(self, columns: list[str]) -> dict[int, list[str]]:
         """By the place of each table that a read needs (0: the base, always, for its ids), its columns."""
-        wanted = {0: ["id", *(name for name in columns if name in PROMPT.names and name != "id")]}
+        of_sides = {"id", "verdict"} if self.sides else {"id"}
+        of_base = {*PROMPT.names, *self.fields.names} - of_sides
+        wanted = {0: ["id", *(name for name in columns if name in of_base)]}
         newest = len(self.sides) - 1
         for index, side in enumerate(self.sides):
             names = [
@@ -94,13 +110,13 @@ class Rows:
     """The base and every side table."""
 
     @classmethod
-    def of(cls, base: DatasetLike) -> "Rows":
-        """The rows of a base table without side tables."""
-        return cls(RowsRef(base.ref), (base,))
+    def of(cls, base: DatasetLike, fields: pa.Schema = NO_COLUMNS) -> "Rows":
+        """The rows of a base table, which has some columns behind those of PROMPT, without side tables."""
+        return cls(RowsRef(base.ref, fields=fields), (base,))
 
     def with_side(self, dataset: DatasetLike, schema: pa.Schema) -> "Rows":
         sides = (*self.ref.sides, Side(dataset.ref, schema))
-        return Rows(RowsRef(self.ref.base, sides), (*self.datasets, dataset))
+        return Rows(replace(self.ref, sides=sides), (*self.datasets, dataset))
 
     @property
     def base(self) -> DatasetLike:
@@ -139,6 +155,4 @@ def _zip(batches: tuple[pa.RecordBatch | None, ...], columns: list[str], where: 
         if REMOVED.name in batch.schema.names:
             found["messages"] = remove_ranges(found["messages"], batch.column(REMOVED.name))
         found |= {name: batch.column(name) for name in batch.schema.names if name not in ("id", REMOVED.name)}
-    if "verdict" in columns and "verdict" not in found:
-        found["verdict"] = pa.nulls(len(found["id"]), VERDICT)
     return pa.RecordBatch.from_arrays([found[name] for name in columns], names=columns)

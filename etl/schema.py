@@ -112,8 +112,22 @@ MESSAGE: Final = pa.struct(
         pa.field("channel", pa.string()),
         pa.field("recipient", pa.string()),
         pa.field("content", pa.string(), nullable=False),
+        pa.field("content_type", pa.string()),
+        pa.field("call_id", pa.string()),
     ]
 )
+"""One message, as openai-harmony knows it.
+
+`recipient` is whom a call is to (`functions.get_weather`), and of a tool's message who reads it. `content_type` is what
+stands behind the channel of a header, `<|constrain|>json` of a call whose content is JSON. `call_id` names a call
+within its conversation; a tool's message has that of the call which it answers, and is signed by it. Null and "" are
+none."""
+
+SAID: Final = ("role", "channel", "recipient", "content")
+"""The fields of MESSAGE that every message's id is made from; the others are in it where one has a value."""
+
+CALL_JSON: Final = "<|constrain|>json"
+"""The content type of a call whose content is JSON."""
 
 VERDICT: Final = pa.struct([("step", pa.string()), ("reason", pa.string()), ("value", pa.string())])
 """Null while a row lives; else the step that dropped it, why, and the value that it judged."""
@@ -150,14 +164,32 @@ PROMPT: Final = pa.schema(
         pa.field("meta_json", pa.string()),
         place(pa.field("file", pa.string())),
         place(pa.field("position", pa.int64())),
+        pa.field("tools", pa.string()),
+        pa.field("conversation_id", pa.string()),
+        pa.field("expected_completion_tokens", pa.int32()),
+        pa.field("bucket_rule", pa.string()),
+        pa.field("verdict", VERDICT),
     ]
 )
 """`file` and `position` say where the row was read: the file's path below the folder that the source's pattern starts
 with, and the byte offset of the line (JSONL, after decompression) or the row number (Parquet); of a table its name, and
-the number of the row as it was landed."""
+the number of the row as it was landed.
 
-PROMPT_CONTENT: Final = tuple(field.name for field in PROMPT if field.name not in Digested.of(PROMPT).places)
-"""The columns of PROMPT that are no places."""
+`tools` is the JSON of a list of function definitions, `{"name", "description", "parameters"}` each or OpenAI's
+`{"type": "function", "function": {…}}` around it; null where there are none. `conversation_id` is that of the rows of
+one conversation. `expected_completion_tokens` estimates the answer to a prompt that has none. `bucket_rule` names the
+rule that chose `skill_bucket`. All three are null where the source gives none. `verdict` is ingest's own; a side
+table's goes before it."""
+
+PROMPT_CONTENT: Final = tuple(
+    field.name for field in PROMPT if field.name not in {"verdict", *Digested.of(PROMPT).places}
+)
+"""The columns of PROMPT that say what a row is: all but its places and its verdict."""
+
+REST_OF_ID: Final = (
+    "split_key", "license", "language", "meta_json", "conversation_id", "expected_completion_tokens", "bucket_rule",
+)  # fmt: skip
+"""Columns of PROMPT that are neither in the id nor places: in what rows of one id can differ."""
 
 QUARANTINE: Final = pa.schema(
     [
@@ -203,10 +235,15 @@ TOKENIZED_COLUMNS: Final = pa.schema(
 )
 """What the Harmony step adds. `n_*` counts the tokens of a span kind, headers and closing tokens included."""
 
+_RECORDED: Final = (
+    "source_dataset", "source_subset", "source_example_id", "license", "language", "split_key", "messages", "meta_json",
+)  # fmt: skip
+"""The columns of PROMPT that the training record has among its own."""
+
 CORPUS: Final = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        *[PROMPT.field(name) for name in PROMPT_CONTENT if name not in ("id", "skill_bucket")],
+        *[PROMPT.field(name) for name in _RECORDED],
         ("prompt_text", pa.string()),
         ("prompt_tokens_est", pa.int32()),
         ("embedding", pa.list_(pa.float32())),
@@ -225,7 +262,8 @@ CORPUS: Final = pa.schema(
     ]
 )
 """The training record. `split`, `skill_bucket` and `ctx_bucket` are in the path. Columns that no stage has filled are
-null; `sampling_weight` is 1 until something weights it. Measured columns of the run's stages follow."""
+null; `sampling_weight` is 1 until something weights it. The columns of PROMPT_CONTENT that it lacks follow, then those
+that the run's stages measured."""
 
 PAIR: Final = pa.schema(
     [

@@ -1,10 +1,13 @@
 """Sorting the rows of one bucket in bounded memory: runs that spill to local disk, merged batch by batch.
 
 Nulls sort first, numbers by value, binary and strings bytewise: what every engine promises a reducer. Rows are held up
-to `run_bytes`; above it they are sorted and written as an Arrow stream to a temporary folder. The merge holds one batch
-of about `BATCH_BYTES` of each run, so a bucket of B bytes costs about three times `run_bytes`, plus
-`BATCH_BYTES` for each `run_bytes` in B. Cost: 0.15 s for a million rows of three integer keys, twice that when they
-spill.
+to `run_bytes`, which follow from the machine's memory; above it they are sorted and written as an Arrow stream to a
+temporary folder. The merge holds one batch of about `BATCH_BYTES` of each run, so a bucket of B bytes costs about twice
+`run_bytes`, plus `BATCH_BYTES` for each `run_bytes` in B. Every value is copied twice: when the batches become one, and
+into its place. Cost: 0.15 s for a million rows of three integer keys, twice that when they spill.
+
+Rows that are alone under their first key can be left out before they are copied and sorted, where none have spilled: a
+table of small counts, a byte each and eight a row, tells nearly all of them. It costs 0.02 s for a million rows.
 """
 
 import bisect
@@ -19,8 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-RUN_BYTES = 64 << 20
+from etl.arrays import I64, U8, Bools
+from etl.jit import njit
+from etl.machine import held_bytes
+
 BATCH_BYTES = 1 << 20
+"""Of a run while runs are merged."""
+OUT_BYTES = 16 << 20
+"""Of the batches that come out where no rows have spilled."""
 
 
 class SortedRows:
@@ -28,12 +37,14 @@ class SortedRows:
 
     Args:
         order: columns to sort by, the most significant first.
-        run_bytes: Arrow bytes that are held before they spill.
+        run_bytes: Arrow bytes that are held before they spill; None: `etl.machine.held_bytes()`.
+        may_drop_lone: whether rows may be left out that no other row equals in the first column, an int64.
     """
 
-    def __init__(self, order: tuple[str, ...], run_bytes: int = RUN_BYTES) -> None:
+    def __init__(self, order: tuple[str, ...], run_bytes: int | None = None, may_drop_lone: bool = False) -> None:
         self._order = order
-        self._run_bytes = run_bytes
+        self._may_drop_lone = may_drop_lone
+        self._run_bytes = held_bytes() if run_bytes is None else run_bytes
         self._held: list[pa.RecordBatch] = []
         self._held_bytes = 0
         self._runs: list[Path] = []
@@ -58,20 +69,25 @@ class SortedRows:
             self._spill()
 
     def sorted(self) -> Iterator[pa.RecordBatch]:
-        """All rows in order, in batches of about `BATCH_BYTES`; to be read inside the context, once."""
+        """All rows in order, in batches of `OUT_BYTES` or less; to be read inside the context, once."""
         if not self._runs:
-            yield from self._take_held()
+            if self._may_drop_lone:
+                self._held = _without_lone(self._held, self._order[0])
+            yield from self._take_held(OUT_BYTES)
             return
         if self._held:
             self._spill()
         with contextlib.ExitStack() as stack:
             yield from merge([_read_run(path, stack) for path in self._runs], self._order)
 
-    def _take_held(self) -> Iterator[pa.RecordBatch]:
+    def _take_held(self, num_bytes: int) -> Iterator[pa.RecordBatch]:
         if self._held:
-            rows = pa.concat_batches(self._held)
+            rows = joined(self._held)
             self._held, self._held_bytes = [], 0
-            yield from cut_by_bytes(_in_order(rows, self._order), BATCH_BYTES)
+            places = _places_in_order(rows, self._order)
+            each = _rows_of(rows, num_bytes)
+            for start in range(0, len(places), each):
+                yield take_rows(rows, places[start : start + each])
 
     def _spill(self) -> None:
         if self._folder is None:
@@ -79,16 +95,93 @@ class SortedRows:
         path = Path(self._folder.name) / f"run-{len(self._runs):05d}.arrows"
         schema = self._held[0].schema
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for batch in self._take_held():
+            for batch in self._take_held(BATCH_BYTES):
                 writer.write_batch(batch)
         self._runs.append(path)
 
 
+@njit
+def _slot(value: np.int64, bits: int) -> np.int64:
+    return np.int64((np.uint64(value) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits))
+
+
+@njit
+def _count(values: I64, bits: int, counts: U8) -> None:
+    for value in values:
+        slot = _slot(value, bits)
+        counts[slot] += counts[slot] < 2
+
+
+@njit
+def _are_shared(values: I64, bits: int, counts: U8, out: Bools) -> None:
+    for i in range(len(values)):
+        out[i] = counts[_slot(values[i], bits)] > 1
+
+
+def _without_lone(batches: list[pa.RecordBatch], name: str) -> list[pa.RecordBatch]:
+    """The rows without nearly all of those whose value of an int64 column no other row has; at least one batch."""
+    bits = (8 * sum(batch.num_rows for batch in batches)).bit_length()
+    counts = np.zeros(1 << bits, np.uint8)
+    for batch in batches:
+        _count(batch.column(name).to_numpy(), bits, counts)
+    left = []
+    for batch in batches:
+        shared = np.empty(batch.num_rows, np.bool_)
+        _are_shared(batch.column(name).to_numpy(), bits, counts, shared)
+        left.append(batch.filter(pa.array(shared)))
+    return left
+
+
 def cut_by_bytes(batch: pa.RecordBatch, num_bytes: int) -> Iterator[pa.RecordBatch]:
     """A batch as views of about so many bytes, at least a row each."""
-    rows = max(1, batch.num_rows * num_bytes // max(1, batch.nbytes))
+    rows = _rows_of(batch, num_bytes)
     for start in range(0, batch.num_rows, rows):
         yield batch.slice(start, rows)
+
+
+def _rows_of(batch: pa.RecordBatch, num_bytes: int) -> int:
+    """How many rows of a batch have about so many bytes, at least one."""
+    return max(1, batch.num_rows * num_bytes // max(1, batch.nbytes))
+
+
+def joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """The rows of at least one batch as one batch; Arrow would copy a single one, too."""
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+def take_rows(batch: pa.RecordBatch, places: I64) -> pa.RecordBatch:
+    """The rows at some places, [places], none of them null."""
+    index = pa.array(places)
+    columns = [
+        _take_lists(column, index) if _has_fixed_values(column) else column.take(index) for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _has_fixed_values(column: pa.Array) -> bool:
+    """Whether a column has lists of values of whole bytes, at least one and none of them null."""
+    if not pa.types.is_list(column.type) or len(column.values) == 0:
+        return False
+    kind = column.type.value_type
+    return pa.types.is_primitive(kind) and kind.bit_width % 8 == 0 and not column.values.null_count
+
+
+def _take_lists(column: pa.ListArray, index: pa.Array) -> pa.ListArray:
+    """As `column.take(index)`, the lists as binary values: Arrow takes lists value by value, at six times the cost."""
+    validity, offsets, _, data = column.buffers()
+    values = column.values
+    width = values.type.bit_width // 8
+    ends = np.frombuffer(offsets, np.int32, column.offset + len(column) + 1).astype(np.int64) + values.offset
+    binary = pa.large_binary()
+    lists = pa.Array.from_buffers(
+        binary, len(column), [validity, pa.py_buffer(ends * width), data], offset=column.offset
+    ).take(index)
+    validity, offsets, data = lists.buffers()
+    ends = np.frombuffer(offsets, np.int64, len(lists) + 1) // width
+    taken = pa.Array.from_buffers(values.type, int(ends[-1]), [None, data])
+    return pa.Array.from_buffers(
+        column.type, len(lists), [validity, pa.py_buffer(ends.astype(np.int32))], children=[taken]
+    )
 
 
 def merge(runs: list[Iterator[pa.RecordBatch]], order: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
@@ -108,7 +201,8 @@ def merge(runs: list[Iterator[pa.RecordBatch]], order: tuple[str, ...]) -> Itera
             if rest is not None:
                 left.append((rest, run))
         heads = left
-        yield _in_order(pa.concat_batches(ready), order)
+        rows = joined(ready)
+        yield take_rows(rows, _places_in_order(rows, order))
 
 
 def _read_run(path: Path, stack: contextlib.ExitStack) -> Iterator[pa.RecordBatch]:
@@ -116,10 +210,11 @@ def _read_run(path: Path, stack: contextlib.ExitStack) -> Iterator[pa.RecordBatc
     return iter(stack.enter_context(pa.ipc.open_stream(file)))
 
 
-def _in_order(rows: pa.RecordBatch, order: tuple[str, ...]) -> pa.RecordBatch:
+def _places_in_order(rows: pa.RecordBatch, order: tuple[str, ...]) -> I64:
+    """The places of the rows in their order: [rows]."""
     first = rows.column(order[0])
     if first.type not in (pa.int64(), pa.uint64()) or first.null_count:
-        return rows.take(_sort_indices(rows, order))
+        return _sort_indices(rows, order)
     places = np.argsort(first.to_numpy())
     values = first.to_numpy()[places]
     tied = np.zeros(len(places), np.bool_)
@@ -128,12 +223,13 @@ def _in_order(rows: pa.RecordBatch, order: tuple[str, ...]) -> pa.RecordBatch:
     if tied.any():
         # Few rows share a hash; a sort of one integer column is some ten times faster than one of several.
         among = pa.array(places[tied])
-        places[tied] = places[tied][_sort_indices(rows.select(order).take(among), order).to_numpy()]
-    return rows.take(pa.array(places))
+        places[tied] = places[tied][_sort_indices(rows.select(order).take(among), order)]
+    return places
 
 
-def _sort_indices(rows: pa.RecordBatch, order: tuple[str, ...]) -> pa.Array:
-    return pc.sort_indices(rows, sort_keys=[(name, "ascending", "at_start") for name in order])
+def _sort_indices(rows: pa.RecordBatch, order: tuple[str, ...]) -> I64:
+    places = pc.sort_indices(rows, sort_keys=[(name, "ascending", "at_start") for name in order])
+    return places.to_numpy().view(np.int64)
 
 
 def _rows_up_to(batch: pa.RecordBatch, border: tuple[Any, ...], order: tuple[str, ...]) -> int:

@@ -24,6 +24,8 @@ from etl.schema import VERDICT, Skill
 
 BatchFn = Callable[[pa.RecordBatch], pa.RecordBatch]
 
+OF_THE_INPUT: Final = "a column of the input is there where the description of its source lists it under `fields`"
+"""The end of what is said of a column that is not there."""
 RUN: Final = "run:"
 """What an artefact's name begins with in the place of a URI, where a stage of the same run makes it."""
 
@@ -110,9 +112,10 @@ class Offer:
 class Step(Selected, Kinded):
     """A transform from a record batch to a record batch of the same length.
 
-    `reads` are the columns that it needs, `adds` the columns that it appends; a step that can drop rows lists
-    `verdict` in neither: every batch has the `verdict` column, and `drop` fills it. Its function gets a batch of `id`,
-    `verdict` and what it reads, and uses the names of `adds` whatever the step is called.
+    `reads` are the columns that it needs, `may_read` those that it can do without, `adds` the columns that it appends;
+    a step that can drop rows lists `verdict` in none: every batch has the `verdict` column, and `drop` fills it. Its
+    function gets a batch of `id`, `verdict` and what it reads, and uses the names of `adds` whatever the step is
+    called.
     """
 
     name: Name | None = None
@@ -120,6 +123,8 @@ class Step(Selected, Kinded):
     version: ClassVar[int] = 1
     """Raised when the same configuration and input would give another output; part of the fingerprint."""
     reads: ClassVar[tuple[str, ...]] = ()
+    may_read: ClassVar[tuple[str, ...]] = ()
+    """Columns of PROMPT that its function gets as well, all null where the rows do not have them."""
     reads_namesake: ClassVar[tuple[str, ...]] = ()
     """Those of `reads` that a step of another kind adds, which a named step reads from its namesake."""
     adds: ClassVar[pa.Schema] = pa.schema([])
@@ -193,7 +198,7 @@ class Step(Selected, Kinded):
         if missing:
             raise SchemaError(
                 f"step '{self.label}' reads {missing}, but only {schema.names} are there at that point; "
-                "put the step that adds them earlier in the recipe"
+                f"put the step that adds them earlier in the recipe; {OF_THE_INPUT}"
             )
         added = self.added
         twice = [name for name in added.names if name in schema.names]

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -54,7 +55,7 @@ def word_table() -> tuple[U32, str]:
     The exceptions are the characters whose lower case is not one code point of their own: `İ` and `Σ` in
     Unicode 14.
     """
-    every = np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    every = every_character()
     blocks = [every[start : start + 256] for start in range(0, len(every), 256)]
     longer = [c for block in blocks if len(block.lower()) != 256 for c in block if len(c.lower()) != 1]
     exceptions = "".join(longer) + _FINAL_SIGMA
@@ -70,8 +71,19 @@ def word_table() -> tuple[U32, str]:
 def _space_table() -> U8:
     """uint8 [2^21]: 1 for the characters at which `str.split()` splits."""
     table = np.zeros(TABLE_SIZE, np.uint8)
-    table[[code for code in range(sys.maxunicode + 1) if chr(code).isspace()]] = 1
+    table[[space.start() for space in re.finditer(r"\s", every_character())]] = 1
     return table
+
+
+@functools.cache
+def categories() -> npt.NDArray[np.bytes_]:
+    """bytes [0x110000]: the general category of each code point, two letters (0.1 CPU-seconds, once a process)."""
+    return np.frombuffer("".join(map(unicodedata.category, every_character())).encode(), "S2")
+
+
+def every_character() -> str:
+    """All code points in their order, surrogates too."""
+    return np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def _one_array(texts: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -1,5 +1,7 @@
 """The command line `stillhouse`, one function a command; those that train are in cli_training.py."""
 
+import importlib.metadata
+import os
 import sys
 import time
 from pathlib import Path
@@ -7,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from etl.console import AllowCode, Overrides, command, report, run_app
+from etl.console import AllowCode, Overrides, command, examples, note, report, run_app
+from etl.errors import StillhouseError
 from etl.library_log import libraries_aside
 from etl.storage.catalog import Dialect, statements
 from etl.storage.location import Location
@@ -15,20 +18,35 @@ from etl.storage.opened import Run
 from etl.storage.stale import remedy
 from etl.storage.sweep import find_leftovers, find_stale, parse_age, remove_leftovers
 from etl.storage.verify import verify
-from jobs import cli_training
+from jobs import cli_data, cli_ingest, cli_lists, cli_training
 from jobs.engines import EngineName, run_on
 
 if TYPE_CHECKING:
     from etl.run.recipe import Recipe
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    help="Raw text to a corpus to a trained student.",
-)
+COMPLETE = "_STILLHOUSE_COMPLETE"
+"""Environment variable by which a shell asks for what may follow."""
 
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
+
+app.add_typer(cli_ingest.app)
 app.add_typer(cli_training.app)
+app.add_typer(cli_lists.app)
+app.add_typer(cli_data.app)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        report(f"stillhouse {importlib.metadata.version('stillhouse')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Raw text to a corpus to a trained student."""
+
 
 RecipeName = Annotated[str, typer.Argument(help="A shipped recipe's name, a path or a URI.")]
 
@@ -44,33 +62,42 @@ def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-@app.command("run")
+@app.command(
+    "run",
+    epilog=examples(
+        "stillhouse run demo --engine local --set output=out",
+        "stillhouse run mine.yaml --set output=s3://team/corpus --set 'sources.mine.path=s3://team/raw/*.jsonl'",
+    ),
+)
 @command
 def run_command(
     recipe: RecipeName,
     set_: Overrides,
-    engine: Annotated[EngineName, typer.Option(help="local: processes of this machine, no JVM.")] = "spark",
+    engine: Annotated[
+        EngineName, typer.Option(help="Where it runs. local: processes of this machine, without a JVM.")
+    ] = "spark",
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Of the local engine.", show_default="the CPUs of this process")
+        int | None,
+        typer.Option(min=1, help="Number of processes of the local engine.", show_default="the CPUs of this process"),
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Run a recipe; what is committed with the same fingerprint is not done again."""
+    """Run a recipe. Finished stages are skipped, an interrupted one is resumed."""
     run_on(engine, recipe, set_, processes, allow_code)
 
 
-@app.command("plan")
+@app.command("plan", epilog=examples("stillhouse plan demo --set output=out --sample"))
 @command
 def plan_command(
     recipe: RecipeName,
     set_: Overrides,
-    sample: Annotated[bool, typer.Option("--sample", help="Predict rows, bytes, shuffles and CPU time, too.")] = False,
-    sample_mb: Annotated[int, typer.Option(min=1, help="Stored MB of input to predict from.")] = 16,
+    sample: Annotated[bool, typer.Option("--sample", help="Also predict rows, bytes, shuffles and CPU time.")] = False,
+    sample_mb: Annotated[int, typer.Option(min=1, help="Size of that sample: MB of input as stored.")] = 16,
     allow_code: AllowCode = False,
 ) -> None:
-    """Say what a run would do, stage by stage, and which field makes a stage run again; nothing runs.
+    """Show what a run would do, stage by stage, and which changed setting causes it. Runs nothing.
 
-    With --sample the recipe also runs on a sample of its input, in a temporary folder of this machine.
+    With --sample, runs the recipe on a sample of its input, in a temporary folder of this machine, to predict costs.
     """
     from etl.run.plan import describe, plan_recipe
 
@@ -78,35 +105,41 @@ def plan_command(
     for line in describe(plan_recipe(loaded)):
         report(line)
     if sample:
+        from etl.run.costs import core_hours_line, keep_estimate
         from etl.run.estimate import estimate
 
         with libraries_aside():
             found = estimate(loaded, sample_mb << 20)
         for line in found.lines():
             report(line)
+        report(core_hours_line(found.total("cpu_s"), loaded.run.price_per_core_hour))
+        try:
+            keep_estimate(loaded, found.input_bytes, found.sample_bytes, found.folder_cpu_s)
+        except StillhouseError as error:
+            note(f"a run cannot be compared with this: {error}")
 
 
-@app.command("adopt")
+@app.command("adopt", epilog=examples("stillhouse adopt mine.yaml tokenize --set output=out"))
 @command
 def adopt_command(
     recipe: RecipeName,
-    stage: Annotated[str, typer.Argument(help="A stage that `stillhouse plan` would run again.")],
+    stage: Annotated[str, typer.Argument(help="A stage that `stillhouse plan` would re-run.")],
     set_: Overrides,
     allow_code: AllowCode = False,
 ) -> None:
-    """Accept what is committed for a stage as this recipe's own; its manifest records what differs."""
+    """Keep the committed result of a stage although the recipe has changed; its manifest records the difference."""
     from etl.run.plan import adopt
 
     for reason in adopt(_recipe(recipe, set_, allow_code), stage):
         report(f"adopted {stage} although {reason}")
 
 
-@app.command("verify")
+@app.command("verify", epilog=examples("stillhouse verify out"))
 @command
 def verify_command(path: Annotated[str, typer.Argument(help="A run's output or one dataset.")]) -> int:
-    """Check every manifest below a folder against its objects; exit code 1 on any difference.
+    """Check that every file listed in the manifests exists and has the right checksum; exit code 1 if not.
 
-    Datasets that an earlier recipe left are named as stale, which is no difference.
+    Datasets left by an earlier recipe are listed as stale, which is not an error.
     """
     run = Run.open(path)
     differences = list(verify(run))
@@ -119,17 +152,17 @@ def verify_command(path: Annotated[str, typer.Argument(help="A run's output or o
     return 1 if damages else 0
 
 
-@app.command("sweep")
+@app.command("sweep", epilog=examples("stillhouse sweep out --older-than 7d", "stillhouse sweep out --stale --delete"))
 @command
 def sweep_command(
     path: Annotated[str, typer.Argument(help="A run's output or one dataset.")],
-    older_than: Annotated[str, typer.Option(help="Age below which nothing goes: 90s, 30m, 24h, 7d.")] = "24h",
+    older_than: Annotated[str, typer.Option(help="Only remove leftovers older than this: 90s, 30m, 24h, 7d.")] = "24h",
     stale: Annotated[
-        bool, typer.Option("--stale", help="In place of that, datasets that an earlier recipe left, of any age.")
+        bool, typer.Option("--stale", help="Instead, remove datasets left by an earlier recipe, of any age.")
     ] = False,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only say what would go.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them. Without this, only list them.")] = False,
 ) -> None:
-    """Remove what dead attempts have left below a folder; refuses while a run is at work there."""
+    """Remove leftovers of failed attempts below a folder. Refuses while a run is active there."""
     root, age_s = Location.of(path), parse_age(older_than)
     leftovers = find_stale(root, time.time()) if stale else find_leftovers(root, age_s, time.time())
     for item in leftovers:
@@ -137,34 +170,48 @@ def sweep_command(
     if delete:
         remove_leftovers(root, leftovers)
     done = "removed" if delete else "would go; --delete removes them"
+    if not leftovers:
+        report(f"nothing {'stale' if stale else 'left over'} below {root}")
+        return
     found = _counted(len(leftovers), "stale object" if stale else "leftover")
     report(f"{found}, {sum(item.bytes for item in leftovers):,} bytes: {done}")
 
 
-@app.command("catalog")
+@app.command("catalog", epilog=examples("stillhouse catalog out --dialect duckdb > tables.sql"))
 @command
 def catalog_command(
     path: Annotated[str, typer.Argument(help="A run's output or one dataset.")],
     dialect: Annotated[Dialect, typer.Option(help="spark and hive: external tables; duckdb: views.")] = "spark",
 ) -> None:
-    """Print the SQL that makes every dataset below a folder a table: `stillhouse catalog DIR > tables.sql`."""
+    """Print SQL that registers every dataset of a run as a table."""
     for statement in statements(Location.of(path), dialect):
         for line in statement.splitlines():
             report(line)
 
 
-@app.command("sample")
+@app.command("sample", epilog=examples("stillhouse sample sample"))
 @command
 def sample_command(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
-    """Write the embedded sample: real text of this installation as files in the SYNTH schema."""
+    """Write the embedded sample: real text of this installation as files with SYNTH's columns."""
     from etl.sources.sample import write_sample
 
     for name, path in write_sample(folder).items():
         report(f"{name:>12}  {path}")
 
 
+@app.command("warm", epilog=examples("stillhouse warm"))
+@command
+def warm_command() -> None:
+    """Compile kernels and convert models now, so that the first run does not wait for it."""
+    from jobs.warm import warm
+
+    warm()
+
+
 def main() -> int:
-    """Console script `stillhouse`."""
+    """Console script `stillhouse`; the shell asks it for completions by an environment variable."""
+    if COMPLETE in os.environ:
+        app(prog_name="stillhouse")
     return run_app(app, sys.argv[1:], "stillhouse")
 
 

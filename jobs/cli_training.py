@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from etl.console import OUT, AllowCode, Overrides, command, report, warn
+from etl.console import OUT, AllowCode, Overrides, command, examples, report, warn
 from etl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,24 +19,45 @@ app = typer.Typer()
 ConfName = Annotated[str, typer.Argument(metavar="CONF", help="A shipped configuration's name, a path or a URI.")]
 
 
-@app.command("train")
+@app.command(
+    "train",
+    epilog=examples(
+        "stillhouse train demo --set data.corpus=out/corpus --set output=student",
+        "stillhouse train mine.yaml --nproc 8 --set data.corpus=s3://team/corpus/corpus --set output=/scratch/student",
+    ),
+)
 @command
 def train_command(
     name: ConfName,
     set_: Overrides,
-    nproc: Annotated[int, typer.Option(min=0, help="Processes of this machine to start and supervise.")] = 0,
-    nnodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    node_rank: Annotated[int, typer.Option(min=0, help="Which of them this is.")] = 0,
+    nproc: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Number of processes to start and supervise on this machine; 0 trains in this process."
+        ),
+    ] = 0,
+    nnodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Rank of this machine, from 0.")] = 0,
     master_addr: Annotated[str, typer.Option(help="Address of machine 0.")] = "127.0.0.1",
-    master_port: Annotated[int | None, typer.Option(help="A free port of machine 0; needed for several.")] = None,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that ranks have to save after SIGTERM.")] = 300.0,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON line a logged step, then the result.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained; train nothing.")] = False,
-    overfit: Annotated[bool, typer.Option("--overfit-one-batch", help="Train on the first batch only.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Record some steps with torch's profiler.")] = False,
+    master_port: Annotated[
+        int | None, typer.Option(help="A free port of machine 0; required with several machines.")
+    ] = None,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds to save a checkpoint after SIGTERM.")] = 300.0,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON line per logged step, then the result.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be trained, and how much memory it takes. Trains nothing."),
+    ] = False,
+    overfit: Annotated[
+        bool,
+        typer.Option("--overfit-one-batch", help="Train on the first batch only, to see that the model can learn it."),
+    ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Profile some steps with torch's profiler.")] = False,
     allow_code: AllowCode = False,
 ) -> int:
-    """Train a student, in this process or in --nproc supervised ones; run again, it goes on."""
+    """Train a student, in this process or in --nproc N supervised ones. Run again to resume."""
     if dry_run:
         return _dry_run(_loaded(name, set_, allow_code), max(nproc, 1) * nnodes, json_)
     flags = [*(["--json"] if json_ else []), *(["--overfit-one-batch"] if overfit else [])]
@@ -98,15 +119,22 @@ def _show_memory(by_zero_stage: dict[int, dict[str, int]]) -> None:
     OUT.print(table)
 
 
-@app.command("stream-digest")
+@app.command(
+    "stream-digest",
+    epilog=examples(
+        "stillhouse stream-digest demo --world-size 8 --steps 100 --set data.corpus=out/corpus --set output=student"
+    ),
+)
 @command
 def stream_digest_command(
     name: ConfName,
     set_: Overrides,
-    world_size: Annotated[int, typer.Option(min=1, help="Ranks to read as.")] = 1,
-    workers: Annotated[int | None, typer.Option(min=1, help="Reading threads a rank, for read.workers.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Global steps to cover.")] = 16,
-    resume_at: Annotated[int | None, typer.Option(min=0, help="Stop after so many steps and go on anew.")] = None,
+    world_size: Annotated[int, typer.Option(min=1, help="Number of ranks to read as.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Reading threads per rank; overrides read.workers.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of global steps.")] = 16,
+    resume_at: Annotated[int | None, typer.Option(min=0, help="Stop after this many steps and resume.")] = None,
     stage: Annotated[str | None, typer.Option(help="A stage of the configuration; the first if not given.")] = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -130,11 +158,16 @@ def stream_digest_command(
     report(stream_digest(open_stream, world_size, steps, resume_at))
 
 
-@app.command("decide")
+@app.command(
+    "decide",
+    epilog=examples(
+        'stillhouse decide mine.yaml --segment 3 --kind weights --value \'{"weights": "uniform"}\' --set output=student'
+    ),
+)
 @command
 def decide_command(
     name: ConfName,
-    segment: Annotated[int, typer.Option(min=1, help="The segment from which it holds; one that has not started.")],
+    segment: Annotated[int, typer.Option(min=1, help="First segment it applies to; one that has not started.")],
     kind: Annotated[str, typer.Option(help="weights, phase, modes or stage.")],
     value: Annotated[str, typer.Option(help='JSON, e.g. \'{"shares": {"B1/*": 0.4, "*": 0.6}}\'.')],
     set_: Overrides,
@@ -142,7 +175,7 @@ def decide_command(
     arm: Annotated[str | None, typer.Option(help="An arm of the stage; the first if not given.")] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Decide for a run what its stream draws from a later segment on; the record is immutable."""
+    """Change what a run's stream draws from a later segment on. A decision is never changed afterwards."""
     from etl import conf
     from training.data.stream.decisions import DecisionLog
 
@@ -156,10 +189,10 @@ def decide_command(
     report(f"segment {record.segment}: {record.kind} {json.dumps(record.value)}")
 
 
-@app.command("check-model")
+@app.command("check-model", epilog=examples("stillhouse check-model demo"))
 @command
 def check_model_command(name: ConfName, set_: Overrides, allow_code: AllowCode = False) -> int:
-    """Check that a model factory keeps the trainer's contract; exit code 1 on any failure. Needs no corpus."""
+    """Check that a model does what the trainer requires; exit code 1 if not. Needs no corpus."""
     from etl import conf
     from training.config import ModelSection
     from training.models.check_model import check_model
@@ -171,32 +204,32 @@ def check_model_command(name: ConfName, set_: Overrides, allow_code: AllowCode =
     return 0 if all(finding.passed for finding in findings) else 1
 
 
-@app.command("rescore")
+@app.command("rescore", epilog=examples("stillhouse rescore demo --set corpus=out/corpus"))
 @command
 def rescore_command(name: ConfName, set_: Overrides) -> None:
-    """Score a part of a corpus by a teacher; what is committed or checkpointed is not scored again."""
+    """Compute a teacher's log-probabilities of a corpus. Finished parts are skipped."""
     from jobs.rescore import run
 
     run(name, set_)
 
 
-@app.command("export")
+@app.command("export", epilog=examples("stillhouse export student exported"))
 @command
 def export_command(
     run: Annotated[str, typer.Argument(help="A training run's output, or one checkpoint in it.")],
     target: Annotated[str, typer.Argument(help="Folder or URL to write.")],
     allow_code: AllowCode = False,
 ) -> None:
-    """Write a trained student as a folder that transformers loads, with tokenizer, template and data manifest."""
+    """Export a trained student as a folder for transformers, with tokenizer, chat template and data manifest."""
     from training.export.export import export
 
     report(f"exported to {export(run, target, allow_code)}")
 
 
-@app.command("evaluate")
+@app.command("evaluate", epilog=examples("stillhouse evaluate demo"))
 @command
 def evaluate_command(name: ConfName, set_: Overrides) -> None:
-    """Evaluate an exported student beside baselines; writes and prints a table."""
+    """Evaluate an exported student beside baselines; print and write a table."""
     from etl import conf
     from training.evaluate.report import EvaluateConfig, evaluate_conf
 

@@ -1,15 +1,19 @@
 """`make demo`: the recipe `demo` on the embedded sample, then a tiny student trained on the corpus just written.
 
-Takes about three minutes on two cores, of which IFD and the training are two thirds. Everything lands below out/demo;
-run again, it finds what is committed and does nothing twice. `--engine local` and `--engine
-beam` make the same corpus without a JVM.
+Everything lands below out/demo. Run again, it finds what is committed and says so, without Spark and without torch;
+stopped, it goes on where it was. A corpus of other rows, or another training configuration, makes another student.
+`--engine local` and `--engine beam` make the same corpus without a JVM. `stillhouse warm`, which `make venv` runs, has
+compiled and converted what a first run needs.
 """
 
+import hashlib
+import json
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -18,6 +22,11 @@ from etl import conf
 from etl.console import OUT, command, report, run_command
 from etl.run.run import RunResult
 from jobs.engines import EngineName, run_on
+
+_NAME = "demo"
+"""Of the recipe and of the training configuration."""
+_STARTED, _FINISHED = "started.json", "finished.json"
+"""In the student's folder: what it is made from, and beside that, at the end, what came of it."""
 
 
 def main(argv: list[str]) -> int:
@@ -29,42 +38,90 @@ def main(argv: list[str]) -> int:
 def _job(
     output: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("out/demo"),
     engine: Annotated[EngineName, typer.Option(help="What makes the corpus.")] = "spark",
-) -> None:
+) -> int:
     """Make a corpus and a student from the embedded sample."""
     began = time.monotonic()
     report(f"1/2  a corpus from the embedded sample on {engine.capitalize()}, in {output}")
-    result = run_on(engine, "demo", [f"output={output}"])
+    result = run_on(engine, _NAME, [f"output={output}"])
+    assert result.corpus is not None, "the recipe has a layout"
     report("2/2  a tiny student on that corpus")
-    _train_and_show(result, output)
+    made_from = _made_from(result.corpus.manifest.content_digest)
+    finished = _finished(output / "student", made_from)
+    if finished is None:
+        trained = _train(result.corpus.folder.url, output / "student", made_from)
+        if isinstance(trained, int):
+            return trained
+        finished = trained
+    else:
+        report(f"nothing to do: {output / 'student'} holds the student of this corpus")
+    _show(result, output, finished)
     report(f"done in {time.monotonic() - began:.0f} s")
+    return 0
 
 
-def _train_and_show(result: RunResult, output: Path) -> None:
+def _made_from(corpus: str) -> dict[str, str]:
+    """What a student is made from: the digests of the corpus's rows, and of the training configuration as it stands."""
+    text = conf.find(_NAME, "training")
+    deepspeed = conf.find(conf.parse_yaml(text, _NAME)["deepspeed"], "deepspeed")
+    return {"corpus": corpus, "training": hashlib.sha256(f"{text}\0{deepspeed}".encode()).hexdigest()}
+
+
+def _finished(student: Path, made_from: dict[str, str]) -> dict[str, Any] | None:
+    """What came of a student that was made from the same and is still there."""
+    found = _read(student / _FINISHED)
+    if found.get("made_from") != made_from:
+        return None
+    places = (found["checkpoint"], found["student"], found["metrics"])
+    return found if all(Path(place).exists() for place in places) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Of a file of ours; nothing where it is absent."""
+    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content), "utf-8")
+    temporary.replace(path)
+
+
+def _train(corpus: str, student: Path, made_from: dict[str, str]) -> dict[str, Any] | int:
+    """Train the student to its end and export it: what came of it, or the exit code after a request to stop."""
     from training.config import TrainConfig
     from training.export.export import export
     from training.train import train
 
+    if _read(student / _STARTED) != made_from:
+        # A checkpoint of another corpus or configuration cannot be gone on from; the demo starts its student anew.
+        shutil.rmtree(student, ignore_errors=True)
+        _write(student / _STARTED, made_from)
+    trained = train(conf.load(TrainConfig, _NAME, "training", [f"data.corpus={corpus}", f"output={student}"]))
+    if not trained.complete:
+        report(trained.told())
+        return 128 + signal.Signals[trained.stopped_by or "SIGINT"]
+    finished = {
+        "made_from": made_from,
+        "told": f"loss {trained.first_loss:.3f} -> {trained.last_loss:.3f}   held-out {trained.first_held_out:.3f} -> "
+        f"{trained.last_held_out:.3f}   {trained.steps} steps, {trained.supervised_tokens:,} supervised tokens",
+        "metrics": trained.metrics,
+        "checkpoint": trained.checkpoint,
+        "student": str(export(str(student), str(student / "export"))),
+    }
+    _write(student / _FINISHED, finished)
+    return finished
+
+
+def _show(result: RunResult, output: Path, finished: dict[str, Any]) -> None:
     assert result.corpus is not None
-    overrides = [f"data.corpus={result.corpus.folder}", f"output={output / 'student'}"]
-    digest = output / "student" / "corpus_digest"
-    trained_on = digest.read_text() if digest.exists() else None
-    if trained_on != result.corpus.manifest.content_digest:
-        # A checkpoint of another corpus cannot be gone on from; the demo starts its student anew.
-        shutil.rmtree(output / "student", ignore_errors=True)
-    trained = train(conf.load(TrainConfig, "demo", "training", overrides))
-    digest.write_text(result.corpus.manifest.content_digest)
     _show_cells(result)
-    OUT.print(
-        f"loss {trained.first_loss:.3f} -> {trained.last_loss:.3f}   held-out {trained.first_held_out:.3f} -> "
-        f"{trained.last_held_out:.3f}   {trained.steps} steps, {trained.supervised_tokens:,} supervised tokens"
-    )
+    report(finished["told"])
     where = {
         "corpus": result.corpus.folder,
         "dropped rows": result.dropped.folder,
         "every stage": output,
-        "metrics": trained.metrics,
-        "checkpoint": trained.checkpoint,
-        "student": export(str(output / "student"), str(output / "student" / "export")),
+        **{name: finished[name] for name in ("metrics", "checkpoint", "student")},
     }
     for name, place in where.items():
         report(f"{name:>14}  {place}")

@@ -77,11 +77,13 @@ def require_package(engine: EngineName) -> None:
 def _run_locally(name_or_path: str, overrides: list[str], processes: int | None, allow_code: bool) -> "RunResult":
     from etl import conf
     from etl.engines.local import LocalEngine
-    from etl.engines.pool import usable_cpus
+    from etl.machine import usable_cpus
     from etl.run.recipe import Recipe
     from etl.run.run import run_recipe
 
-    recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
     at_once = usable_cpus() if processes is None else processes
-    with libraries_aside(), contextlib.closing(LocalEngine(at_once)) as engine:
-        return run_recipe(recipe, engine, report)
+    with contextlib.closing(LocalEngine(at_once)) as engine:
+        engine.fork()
+        recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
+        with libraries_aside():
+            return run_recipe(recipe, engine, report)

@@ -11,6 +11,7 @@ import typer
 
 from etl import conf
 from etl.console import AllowCode, ConfFlag, Overrides, command, report, run_command
+from etl.engines.beam_import import import_beam_without_clouds, import_clouds
 from etl.errors import ConfigError
 from etl.library_log import libraries_aside
 from etl.run.recipe import Recipe
@@ -25,6 +26,7 @@ def run(name_or_path: str, overrides: list[str], flags: list[str], allow_code: b
         ConfigError: a flag of Beam's is wrong, or the recipe names a place that workers elsewhere do not reach.
         JobNotRun: the flags say that jobs are described only.
     """
+    _load_beam(flags)
     from etl.engines.beam import BeamEngine
     from etl.engines.beam_options import pipeline_options, runs_here
 
@@ -34,6 +36,14 @@ def run(name_or_path: str, overrides: list[str], flags: list[str], allow_code: b
         _check_reach(recipe)
     with libraries_aside(), contextlib.closing(BeamEngine(options, report, recipe.place)) as engine:
         return run_recipe(recipe, engine, report)
+
+
+def _load_beam(flags: list[str]) -> None:
+    """Without flags the jobs run in this process."""
+    if flags:
+        import_clouds()
+    else:
+        import_beam_without_clouds()
 
 
 def _check_reach(recipe: Recipe) -> None:
@@ -61,6 +71,7 @@ def main(argv: list[str]) -> int:
 @command
 def _job(context: typer.Context, name: ConfFlag, set_: Overrides, allow_code: AllowCode = False) -> None:
     """Run a recipe on Beam. Every other flag is one of Beam's; they may stand after `--`."""
+    _load_beam(context.args)
     from etl.engines.beam import JobNotRun
 
     try:

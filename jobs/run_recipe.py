@@ -5,6 +5,7 @@ the kinds of the package; there a stage that has a name is chosen by `--stage NA
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Annotated
@@ -14,9 +15,12 @@ import typer
 from etl import conf
 from etl.console import AllowCode, ConfFlag, Overrides, command, report, run_command
 from etl.engines.spark import SparkEngine
+from etl.engines.spark_daemon import VOCABULARY
+from etl.harmony.vocabulary import vocabulary_file
 from etl.library_log import libraries_aside
 from etl.run.recipe import Recipe
 from etl.run.run import RunResult, label_of, run_recipe, run_stage
+from etl.stages.tokens import Tokenize
 
 LabelFlag = Annotated[
     str | None,
@@ -37,6 +41,11 @@ def run(name_or_path: str, overrides: list[str], allow_code: bool = False) -> Ru
 @contextlib.contextmanager
 def _ready(name_or_path: str, overrides: list[str], allow_code: bool) -> Iterator[tuple[Recipe, SparkEngine]]:
     recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
+    for stage in recipe.stages:
+        if isinstance(stage, Tokenize):
+            # A vocabulary that cannot be used is the user's to mend; the daemon would only end.
+            vocabulary_file(stage.harmony.vocabulary)
+            os.environ[VOCABULARY] = stage.harmony.vocabulary
     with libraries_aside(), contextlib.closing(SparkEngine(report=report)) as engine:
         yield recipe, engine
 

@@ -108,14 +108,19 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A SparkSession on two local cores, without its web page, in folders that go away."""
     from pyspark.sql import SparkSession
 
+    from etl.artefacts import cache_dir
+    from etl.engines.class_archive import archive_folder, find_archive, sharing
     from etl.engines.java import find_java
-    from etl.engines.spark_session import DAEMON, LIGHT_JVM
+    from etl.engines.spark_session import DAEMON, LIGHT_JVM, spark_home
 
-    os.environ["JAVA_HOME"] = str(find_java().home)
+    java = find_java()
+    os.environ["JAVA_HOME"] = str(java.home)
+    archive = find_archive(archive_folder(cache_dir(), java, spark_home()))
+    options = LIGHT_JVM if archive is None else f"{LIGHT_JVM} {sharing(archive)}"
     folder = tmp_path_factory.mktemp("spark")
     settings = {
         "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.extraJavaOptions": f"-Dderby.system.home={folder} {LIGHT_JVM}",
+        "spark.driver.extraJavaOptions": f"-Dderby.system.home={folder} {options}",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.memory": "1g",
         "spark.local.dir": str(folder),

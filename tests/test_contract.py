@@ -18,6 +18,7 @@ from etl.pipeline import AnyCut, Pipeline
 from etl.run.recipe import STAGES, reserved_names
 from etl.schema import SCHEMA_VERSION
 from etl.stages.context import named_folder
+from etl.storage.costs import COSTS, CostSum, DatasetCosts, RunCosts, StageCosts, StoredEstimate, TaskCosts
 from etl.storage.dataset import Dataset, is_ours
 from etl.storage.manifest import Manifest
 from etl.storage.record import RECORD, RunRecord, StageRecord
@@ -261,6 +262,20 @@ def test_the_fields_of_a_run_s_record_are_on_the_page(output):
     (stages,) = [meaning for name, meaning in rows if quoted(name) == ["stages"]]
     assert set(StageRecord.model_fields) <= set(quoted(stages))
     assert sorted(json.loads((output / RECORD).read_bytes())) == sorted(RunRecord.model_fields)
+
+
+def test_the_fields_of_costs_are_on_the_page(output):
+    text = section("`_costs.json`")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    named = {name for row in rows if len(row) == 2 for name in quoted(row[0])}
+    assert named == set(RunCosts.model_fields)
+    assert {name for row in rows if len(row) == 3 for name in quoted(row[0])} == set(CostSum.model_fields)
+    (stages,) = [row[1] for row in rows if quoted(row[0]) == ["stages"]]
+    assert set(quoted(stages)) == set(StageCosts.model_fields)
+    assert {*DatasetCosts.model_fields, *TaskCosts.model_fields, *StoredEstimate.model_fields} <= set(quoted(text))
+    assert sorted(json.loads((output / COSTS).read_bytes())) == sorted(named)
 
 
 def test_the_columns_of_the_corpus_are_there(output):

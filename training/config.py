@@ -48,15 +48,21 @@ class TrainConfig(Config):
     data: StreamConfig
     """What is trained on; stages and arms may change single keys of it."""
     read: ReadConfig = ReadConfig()
+    """How the corpus is read."""
     model: ModelConfig
+    """The student."""
     teacher: ModelConfig | None = None
     """The frozen model of arms whose objective compares with a teacher's logits."""
     optimizer: OptimizerConfig
+    """The optimizer and its learning rates."""
     router: RouterConfig = RouterConfig()
+    """Losses of a mixture-of-experts router."""
     stages: tuple[StageConfig, ...] = Field(min_length=1)
+    """What is trained, one stage after the other."""
     output: str
     """Folder of this machine (of every node, for rank 0) for metrics, decisions and checkpoints."""
     seed: int = 0
+    """Seed of the stream's order, of new weights and of the choice of held-out documents."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps after which the run pauses, whatever the stages say; raise it to continue."""
     deterministic: bool = False
@@ -64,9 +70,13 @@ class TrainConfig(Config):
     deepspeed: str = "conf/deepspeed/zero1_fp32.json"
     """ZeRO stage, precision and offload; never batch sizes, clipping or the optimizer."""
     evaluate: HeldOutConfig | None = None
+    """Held-out data, and when the student is evaluated on it."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When and where checkpoints are written."""
     metrics: MetricsConfig = MetricsConfig()
+    """What is logged, and where."""
     watchdog: WatchdogConfig = WatchdogConfig()
+    """When a run that hangs is ended."""
 
     @field_validator("stages")
     @classmethod

@@ -4,7 +4,8 @@ Rows with equal band hashes are a group, and every row pairs with the `max_partn
 long as their sketches agree (`etl.dedup.minhash.most_disagreement`). So a hot band (boilerplate, empty answers) costs
 time and pairs linear in its rows; rows further apart are still joined through similar ones between them. What that may
 have cost is estimated: the key is a hash, so the first rows of a group are a random sample of it, and the share of the
-sample that agrees with a row stands for all the partners with which the row was not compared.
+sample that agrees with a row stands for all the partners with which the row was not compared. A row that is alone in
+its group comes to nothing, so it may be left out.
 
 Canaries (`etl.dedup.canaries`) pair with their own row alone and take nobody's place. The state is one group's last
 `max_partners` rows; a chunk of r rows gives at most r · max_partners pairs. A pair that shares several bands comes
@@ -23,7 +24,8 @@ from etl.jit import njit
 
 MAX_PARTNERS: Final = 64
 MEMBERSHIP_KEY: Final = np.int64(-(1 << 63))
-"""The key of a membership record: it counts a canary that belongs to the run, and pairs with nobody."""
+"""The key of a membership record: it counts a canary that belongs to the run, and pairs with nobody. A second record,
+of the row that it copies, keeps it company in its group."""
 SAMPLE: Final = 8
 """Rows of a group that stand for those with which a row was not compared."""
 
@@ -46,7 +48,8 @@ def _pair_up(
     """Pairs of rows from `start` on with those before them; the number of pairs, or -1 at a row out of order.
 
     `limits` holds max_partners, the most disagreement of a candidate and of a pair that counts as similar; `group` the
-    rows of the open group so far; `tally` the pairs compared, left out, and left out but similar (in parts of SAMPLE).
+    rows of the open group so far; `tally` the pairs compared, left out, and left out but similar (in parts of SAMPLE),
+    and the rows of groups of two and more.
     """
     max_partners, most, similar = limits
     count = 0
@@ -59,7 +62,8 @@ def _pair_up(
                 return -1
             _close(group, max_partners, hot)
         if key[i] == -(1 << 63):
-            made[kind_of(row[i])] += 1
+            if is_canary(row[i]):
+                made[kind_of(row[i])] += 1
             continue
         mine = is_canary(row[i])
         seen = 0
@@ -70,15 +74,18 @@ def _pair_up(
                 seen += 1
                 tally[0] += not mine
             stranger = (mine or other) and (mine == other or base_row(row[i]) != base_row(row[j]))
-            if not stranger and disagreement(sketch[i], sketch[j], 1) <= most:
+            apart = disagreement(sketch[i], sketch[j], 1)
+            if not stranger and apart <= most:
                 # The one that came first has the smaller key; a canary is second.
                 a, b = (i, j) if other else (j, i)
                 pairs[count, 0], pairs[count, 1] = row[a], row[b]
                 pairs[count, 2], pairs[count, 3] = key[a], key[b]
+                pairs[count, 4] = apart == 0 and not (mine or other)
                 count += 1
             j -= 1
         if mine:
             continue
+        tally[3] += 2 if group[0] == 1 else group[0] > 1
         if group[0] > max_partners:
             left_out = group[0] - max_partners
             tally[1] += left_out
@@ -139,6 +146,8 @@ class Rows:
 class CandidateCounts:
     """What a stream has counted; the counts are complete after `CandidateStream.finish`."""
 
+    num_rows: int = 0
+    """Rows that share a band with others, once for each band."""
     num_compared: int = 0
     """Pairs of rows whose sketches were compared, once for each band in which they meet."""
     num_left_out: int = 0
@@ -168,7 +177,7 @@ class CandidateStream:
         self._open = Rows(none, none, none, np.empty((0, num_words), np.uint64))
         self._group = np.zeros(1, np.int64)
         self._sample = np.zeros((SAMPLE, num_words), np.uint64)
-        self._made, self._hot, self._tally = np.zeros(1024, np.int64), np.zeros(64, np.int64), np.zeros(3, np.int64)
+        self._made, self._hot, self._tally = np.zeros(1024, np.int64), np.zeros(64, np.int64), np.zeros(4, np.int64)
 
     def push(self, rows: Rows) -> I64:
         """Take the next chunk.
@@ -177,13 +186,13 @@ class CandidateStream:
             rows: ascending strictly by (band, key, row) within a chunk and from chunk to chunk.
 
         Returns:
-            int64 [pairs, 4] of the pairs that end in this chunk: both row keys, the row of the smaller key first and a
-            canary second, and their keys.
+            int64 [pairs, 5] of the pairs that end in this chunk: both row keys, the row of the smaller key first and a
+            canary second, their keys, and 1 for two rows whose sketches are equal, as those of equal sets are.
         """
         carried = len(self._open)
         rows = rows.after(self._open)
         # Each row has one canary at most, so it pairs once more than with its partners.
-        pairs = np.empty(((len(rows) - carried) * (int(self._limits[0]) + 1), 4), np.int64)
+        pairs = np.empty(((len(rows) - carried) * (int(self._limits[0]) + 1), 5), np.int64)
         count = _pair_up(
             rows.band, rows.key, rows.row, rows.sketch, carried, self._limits, self._group, self._sample, self._made,
             self._hot, self._tally, pairs,
@@ -203,9 +212,14 @@ class CandidateStream:
     def finish(self) -> CandidateCounts:
         """What was seen in all."""
         _close(self._group, int(self._limits[0]), self._hot)
-        compared, left_out, similar = self._tally.tolist()
+        compared, left_out, similar, num_rows = self._tally.tolist()
         return CandidateCounts(
-            compared, left_out, similar // SAMPLE, _counts(self._hot, lambda n: str(1 << n)), by_kind(self._made)
+            num_rows,
+            compared,
+            left_out,
+            similar // SAMPLE,
+            _counts(self._hot, lambda n: str(1 << n)),
+            by_kind(self._made),
         )
 
 

@@ -6,10 +6,10 @@ Ullman, "Mining of Massive Datasets", §3.4. One core permutes about 370 million
 (AVX-512).
 """
 
+import math
 from typing import Final
 
 import numpy as np
-from scipy.special import bdtrc
 
 from etl.arrays import F64, I64, U32, U64
 from etl.errors import ConfigError
@@ -180,7 +180,15 @@ def most_disagreement(threshold: float, num_perm: int, loss: float = THINNING_LO
     An entry of such a pair differs with chance (1 - threshold) / 2. A pair that shares a band agrees in more.
     """
     chance = (1 - threshold) / 2
-    return next(count for count in range(num_perm + 1) if bdtrc(count, num_perm, chance) <= loss)
+    if chance == 0:
+        return 0
+    least, odds = math.lgamma(num_perm + 1), math.log(chance / (1 - chance))
+    share = [
+        math.exp(least - math.lgamma(k + 1) - math.lgamma(num_perm - k + 1) + k * odds + num_perm * math.log1p(-chance))
+        for k in range(num_perm + 1)
+    ]
+    more = np.cumsum(share[::-1])[::-1] - share
+    return int(np.argmax(more <= loss))
 
 
 @njit

@@ -42,6 +42,7 @@ class NearDedup(Config):
     """
 
     threshold: float = Field(default=0.8, gt=0, le=1)
+    """Jaccard similarity from which two rows are near duplicates."""
     unit: Literal["auto", "word", "char", "token"] = "auto"
     """What an n-gram is made of. auto: characters in scripts without spaces, tokens with their signs in code and maths,
     words elsewhere. word: `\\w+`. char: the characters of the words joined by single spaces. token: words, characters
@@ -49,12 +50,15 @@ class NearDedup(Config):
     ngram: int = Field(default=5, ge=1)
     """With auto and token shorter in a short text (etl.dedup.shingles)."""
     num_perm: int = Field(default=128, ge=1)
+    """Values in a MinHash signature."""
     bands: int | None = Field(default=None, ge=1)
+    """Number of bands; give it with `rows`, or leave both to `recall`."""
     rows: int | None = Field(default=None, ge=1)
     """Bands and values of a band; null (both) chooses the longest bands with which `recall` is reached."""
     recall: float = Field(default=0.998, gt=0, lt=1)
     """Chance that a pair at the threshold shares a band, where bands are chosen."""
     seed: int = 1
+    """Seed of the hash functions."""
     max_partners: int = Field(default=64, ge=1)
     """Rows of one band that a row is compared with; keeps a band shared by millions of rows linear."""
     verify: Literal["exact", "estimate"] = "exact"

@@ -91,6 +91,8 @@ class EmbedStep(Step):
     """Adds `embedding_int8`, the direction of a sentence embedding; null for a row with an earlier verdict."""
 
     kind: Literal["embed"] = "embed"
+    purpose: ClassVar[str] = "Embed a text with a sentence model."
+    example: ClassVar[str] = "{kind: embed}"
     reads: ClassVar[tuple[str, ...]] = ("messages",)
     adds: ClassVar[pa.Schema] = EMBEDDING
     slow: ClassVar[bool] = True

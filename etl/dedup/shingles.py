@@ -18,26 +18,25 @@ Prose without marks and scripts of its own goes through the fast kernel of etl.t
 """
 
 import functools
-import sys
-import unicodedata
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from etl.arrays import I64, U8, U32, U64, Bools
-from etl.fold import fold
+from etl.fold import FOLDS, fold, letter_forms, marked, read_folded
 from etl.hashing import binary_buffers, xxh64_u64
 from etl.jit import njit
 from etl.text import (
     ALONE_RANGES,
     NGRAM_BASE,
     TOKEN_START,
+    categories,
     char_ngram_hashes,
     distinct_hashes,
     lowered,
-    ngram_hashes,
-    read_letters,
     step,
     token_hashes,
     word_table,
@@ -50,6 +49,8 @@ SHINGLES_VERSION: Final = 2
 SHORT: Final = 48
 """Tokens up to which all n-grams are pairs: above, one changed slot leaves a similarity of 0.8 with 5-grams too."""
 _LONG_FACTOR: Final = 16
+_LONGER_FORMS: Final = 64
+"""Letters by which the forms of a text may be longer than its bytes; a text beyond it is folded first."""
 _ALONE: Final = np.uint32(1 << 24)
 _MARK: Final = np.uint32(1 << 25)
 _SIGN: Final = np.uint32(1 << 26)
@@ -64,15 +65,33 @@ def _token_tables() -> tuple[U32, U32]:
     for first, last in ALONE_RANGES:
         table[first : last + 1] |= (table[first : last + 1] != 0) * _ALONE
     signs = table.copy()
-    for code in (code for code in range(sys.maxunicode + 1) if table[code] == 0):
-        kind = unicodedata.category(chr(code))
-        if kind[0] == "M":
-            table[code] = signs[code] = code | _MARK
-        elif kind == "Cf":
-            table[code] = signs[code] = _PASSED
-        elif kind[0] in "PS" or kind in ("Co", "Cn"):
-            signs[code] = code | _SIGN
-    return table, signs
+    kinds = categories()
+    major, codes = kinds.astype("S1"), np.arange(len(kinds), dtype=np.uint32)
+    is_open = table[: len(kinds)] == 0
+    marks = codes[is_open & (major == b"M")]
+    table[marks] = signs[marks] = marks | _MARK
+    passed = codes[is_open & (kinds == b"Cf")]
+    table[passed] = signs[passed] = _PASSED
+    visible = codes[is_open & (np.isin(major, [b"P", b"S"]) | np.isin(kinds, [b"Co", b"Cn"]))]
+    signs[visible] = visible | _SIGN
+    return marked(table), marked(signs)
+
+
+@functools.cache
+def _word_tables() -> tuple[U32, U32]:
+    """As `_token_tables`, where a token is a run of word characters: the first without marks and single characters."""
+    return marked(word_table()[0]), _token_tables()[1]
+
+
+_Tables = Callable[[], tuple[U32, U32]]
+"""`_token_tables` or `_word_tables`."""
+
+
+@functools.cache
+def _of_folded(tables: _Tables) -> tuple[U32, U32]:
+    """The tables for texts that are folded already."""
+    plain, signs = tables()
+    return plain & ~FOLDS, signs & ~FOLDS
 
 
 @njit
@@ -111,17 +130,11 @@ def _of_kind(letters: U32) -> np.uint32:
 
 
 @njit
-def _cut(data: U8, at: int, end: int, plain: U32, signs: U32, signed: bool, letters: U32, tokens: U64) -> int:
-    """The tokens of one text."""
-    num = read_letters(data, at, end, signs if signed else plain, letters)
-    if signed or _of_kind(letters[:num]) & _APART:
-        count = _tokens_apart(letters[:num], tokens)
-    else:
-        count = token_hashes(letters[:num], tokens)
-    if count or signed:
-        return count
-    num = read_letters(data, at, end, signs, letters)
-    return _tokens_apart(letters[:num], tokens)
+def _cut(letters: U32, tokens: U64) -> int:
+    """Write the hash of every token of a text; how many there are."""
+    if _of_kind(letters) & (_APART | _SIGN):
+        return _tokens_apart(letters, tokens)
+    return token_hashes(letters, tokens)
 
 
 @njit
@@ -134,26 +147,35 @@ def _ngram(tokens: U64, at: int, n: int) -> np.uint64:
 
 @njit
 def _hash(
-    data: U8, offsets: I64, valid: U8, signed: Bools, plain: U32, signs: U32, n: int, follows: bool, out: U64,
-    out_offsets: I64,
+    data: U8, offsets: I64, valid: U8, signed: Bools, plain: U32, signs: U32, number: U32, forms: I64, codes: U32,
+    first: U8, last: U8, n: int, follows: bool, out: U64, out_offsets: I64, left: Bools,
 ) -> None:  # fmt: skip
     longest = 0
     for row in range(len(valid)):
         longest = max(longest, offsets[row + 1] - offsets[row])
-    letters, buffer = np.empty(longest, np.uint32), np.empty(4 * (longest // 2 + 2), np.uint64)
+    letters = np.empty(longest + _LONGER_FORMS, np.uint32)
+    buffer = np.empty(4 * (len(letters) // 2 + 2), np.uint64)
     short, size = min(n, 2), 0
     for row in range(len(valid)):
         out_offsets[row] = size
         if valid[row] == 0:
             continue
-        num = _cut(data, offsets[row], offsets[row + 1], plain, signs, signed[row], letters, buffer)
-        tokens = buffer[:num]
+        at, end = offsets[row], offsets[row + 1]
+        num = 0
+        if not signed[row]:
+            num = read_folded(data, at, end, plain, number, forms, codes, first, last, letters)
+            num = _cut(letters[:num], buffer) if num >= 0 else num
         if num == 0:
+            num = read_folded(data, at, end, signs, number, forms, codes, first, last, letters)
+            num = _cut(letters[:num], buffer) if num >= 0 else num
+        left[row] = num < 0
+        if num <= 0:
             continue
+        tokens = buffer[:num]
         if not follows or num >= _LONG_FACTOR * n or n <= 2:
             size = write_ngrams(tokens, n, out, size)
             continue
-        share = max(0.0, (num - SHORT) / (_LONG_FACTOR * n - SHORT))
+        share = max(0.0, (num - SHORT) / max(1, _LONG_FACTOR * n - SHORT))
         bound = np.uint64(share * 4294967296.0)
         for at in range(max(1, num - short + 1)):
             length = n if xxh64_u64(tokens[at], np.uint64(2)) >> np.uint64(32) < bound else short
@@ -163,14 +185,34 @@ def _hash(
     out_offsets[len(valid)] = size
 
 
-def _run(texts: pa.Array, signed: Bools, n: int, follows: bool) -> tuple[I64, U64]:
-    array = lowered(texts)
-    data, offsets = binary_buffers(array)
-    valid = array.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8)
-    out = np.empty(int(offsets[-1] - offsets[0]) + len(array), np.uint64)
-    out_offsets = np.zeros(len(array) + 1, np.int64)
-    _hash(data, offsets, valid, signed, *_token_tables(), n, follows, out, out_offsets)
-    return out_offsets, out[: out_offsets[-1]]
+def _run(texts: pa.Array, signed: Bools, tables: _Tables, n: int, follows: bool) -> tuple[I64, U64]:
+    """The n-grams of each folded text in text order."""
+    sets, left = _run_once(texts, signed, tables(), letter_forms(), n, follows)
+    if not len(left):
+        return sets
+    some = lowered(fold(texts.take(pa.array(left))))
+    return _replaced(sets, left, _run_once(some, signed[left], _of_folded(tables), letter_forms(), n, follows)[0])
+
+
+def _run_once(
+    texts: pa.Array,
+    signed: Bools,
+    tables: tuple[U32, U32],
+    forms: tuple[U32, I64, U32, U8, U8],
+    n: int,
+    follows: bool,
+) -> tuple[tuple[I64, U64], I64]:
+    """The n-grams of those texts that the kernel folds, and the places of the others."""
+    data, offsets = binary_buffers(texts)
+    valid = texts.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8)
+    out = np.empty(int(offsets[-1] - offsets[0]) + len(texts) * (1 + _LONGER_FORMS), np.uint64)
+    out_offsets, left = np.zeros(len(texts) + 1, np.int64), np.zeros(len(texts), np.bool_)
+    plain, signs = tables
+    number, at, codes, first, last = forms
+    _hash(
+        data, offsets, valid, signed, plain, signs, number, at, codes, first, last, n, follows, out, out_offsets, left
+    )  # fmt: skip
+    return (out_offsets, out[: out_offsets[-1]]), np.flatnonzero(left)
 
 
 def token_shingles(texts: pa.Array, n: int, signed: Bools) -> tuple[I64, U64]:
@@ -184,7 +226,7 @@ def token_shingles(texts: pa.Array, n: int, signed: Bools) -> tuple[I64, U64]:
     Returns:
         offsets int64 [rows + 1] and hashes uint64 [offsets[-1]], strictly ascending within a row.
     """
-    return distinct_hashes(*_run(fold(texts), signed, n, True))
+    return distinct_hashes(*_run(texts, signed, _token_tables, n, True))
 
 
 def plain_shingles(texts: pa.Array, n: int, of_characters: bool) -> tuple[I64, U64]:
@@ -192,13 +234,14 @@ def plain_shingles(texts: pa.Array, n: int, of_characters: bool) -> tuple[I64, U
 
     A text without a word is compared by n-grams of its visible signs.
     """
-    folded = fold(texts)
-    cut = char_ngram_hashes if of_characters else ngram_hashes
-    hashes = cut(folded, n)
-    blank = _without_words(*hashes, cut(pa.array([""]), n)[1][0])
+    no_signs = np.zeros(len(texts), np.bool_)
+    if not of_characters:
+        return distinct_hashes(*_run(texts, no_signs, _word_tables, n, False))
+    hashes = char_ngram_hashes(fold(texts), n)
+    blank = _without_words(*hashes, char_ngram_hashes(pa.array([""]), n)[1][0])
     if not len(blank):
         return distinct_hashes(*hashes)
-    signs = _run(folded.take(pa.array(blank)), np.ones(len(blank), np.bool_), n, False)
+    signs = _run(texts.take(pa.array(blank)), ~no_signs[blank], _token_tables, n, False)
     return distinct_hashes(*_replaced(hashes, blank, signs))
 
 
@@ -209,27 +252,161 @@ def _without_words(offsets: I64, hashes: U64, padding: np.uint64) -> I64:
 
 
 def _replaced(sets: tuple[I64, U64], rows: I64, others: tuple[I64, U64]) -> tuple[I64, U64]:
-    """The lists of `sets`, those of some rows taken from `others`."""
-    both = pa.chunked_array(
-        [pa.LargeListArray.from_arrays(pa.array(at), pa.array(values[: at[-1]])) for at, values in (sets, others)]
-    ).combine_chunks()
-    place = np.arange(len(sets[0]) - 1, dtype=np.int64)
-    place[rows] = len(place) + np.arange(len(rows))
-    taken = both.take(pa.array(place))
-    return taken.offsets.to_numpy() - taken.offsets[0].as_py(), taken.flatten().to_numpy().copy()
+    """The lists of `sets`, those of some rows, ascending, taken from `others`; costs one copy of all."""
+    (offsets, hashes), (starts, values) = sets, others
+    pieces, at = [], 0
+    for place, row in enumerate(rows.tolist()):
+        pieces += [hashes[at : offsets[row]], values[starts[place] : starts[place + 1]]]
+        at = offsets[row + 1]
+    lengths = np.diff(offsets)
+    lengths[rows] = np.diff(starts)
+    return np.append(0, np.cumsum(lengths)), np.concatenate([*pieces, hashes[at : offsets[-1]]])
 
 
-def ordered_tokens(texts: pa.Array, signed: Bools) -> tuple[I64, U64]:
-    """The hash of every token of each text, in text order and with repeats: what `token_shingles` makes n-grams of.
+@njit
+def _chained(letters: U32) -> tuple[np.uint64, np.uint64, int]:
+    """Digests of the tokens of a text that was cut with its signs: of all, of those that are no signs; how many.
+
+    The tokens are those of `_tokens_apart`, in its order; without signs the others stay what they are.
+    """
+    every, others, num_others = np.uint64(0), np.uint64(0), 0
+    token = TOKEN_START
+    is_open, in_word, is_sign = False, False, False
+    for letter in letters:
+        if letter & (_PASSED | _MARK):
+            if letter & _MARK and is_open:
+                token, _ = step(token, letter)
+            continue
+        joins = letter != 0 and letter & (_ALONE | _SIGN) == 0
+        if is_open and not (joins and in_word):
+            mixed = xxh64_u64(token, np.uint64(0))
+            every = xxh64_u64(mixed, every)
+            if not is_sign:
+                others, num_others = xxh64_u64(mixed, others), num_others + 1
+            is_open = False
+        if letter:
+            token, _ = step(token if is_open else TOKEN_START, letter & np.uint32(0x1FFFFF))
+            is_open, in_word, is_sign = True, joins, letter & _SIGN != 0
+    if is_open:
+        mixed = xxh64_u64(token, np.uint64(0))
+        every = xxh64_u64(mixed, every)
+        if not is_sign:
+            others, num_others = xxh64_u64(mixed, others), num_others + 1
+    return every, others, num_others
+
+
+@njit
+def _signed_step(token: np.uint64, was_sign: bool, letter: np.uint32) -> tuple[np.uint64, bool, bool]:
+    """`step` where a sign is a token by itself: the hash, whether a token ended, whether the open one is a sign."""
+    is_sign = (letter & _SIGN) != 0
+    apart = was_sign | is_sign | (letter == 0)
+    following, _ = step(TOKEN_START if apart else token, letter & np.uint32(0x1FFFFF))
+    return following, apart & (token != TOKEN_START), is_sign
+
+
+@njit
+def _cut_rest(letters: U32, token: np.uint64, is_sign: bool, tokens: U64, signs: Bools, count: int) -> int:
+    """Go on with a half from a hash that has begun; how many tokens it has."""
+    for i in range(len(letters)):
+        tokens[count], signs[count] = token, is_sign
+        token, ended, is_sign = _signed_step(token, is_sign, letters[i])
+        count += ended
+    if token != TOKEN_START:
+        tokens[count], signs[count] = token, is_sign
+        count += 1
+    return count
+
+
+@njit
+def _cut_with_signs(letters: U32, tokens: U64, signs: Bools) -> int:
+    """Write the tokens of `_tokens_apart` and which are signs, of a text of words and signs alone; how many there are.
+
+    Without branches and in two halves, as `token_hashes`. `tokens` and `signs` are twice as long as the text, and 4.
+    """
+    room = len(tokens) // 2
+    half = len(letters) // 2
+    while half < len(letters) and letters[half] != 0:
+        half += 1
+    a, b = letters[:half], letters[half:]
+    tokens_b, signs_b = tokens[room:], signs[room:]
+    token_a = token_b = TOKEN_START
+    sign_a = sign_b = False
+    num_a = num_b = 0
+    together = min(len(a), len(b))
+    for i in range(together):
+        tokens[num_a], signs[num_a] = token_a, sign_a
+        tokens_b[num_b], signs_b[num_b] = token_b, sign_b
+        token_a, ended_a, sign_a = _signed_step(token_a, sign_a, a[i])
+        token_b, ended_b, sign_b = _signed_step(token_b, sign_b, b[i])
+        num_a, num_b = num_a + ended_a, num_b + ended_b
+    num_a = _cut_rest(a[together:], token_a, sign_a, tokens, signs, num_a)
+    num_b = _cut_rest(b[together:], token_b, sign_b, tokens_b, signs_b, num_b)
+    for i in range(num_b):
+        tokens[num_a + i], signs[num_a + i] = tokens_b[i], signs_b[i]
+    return num_a + num_b
+
+
+@njit
+def _chained_tokens(tokens: U64, signs: Bools) -> tuple[np.uint64, np.uint64, int]:
+    """As `_chained`, of tokens that are cut."""
+    every, others, num_others = np.uint64(0), np.uint64(0), 0
+    for i in range(len(tokens)):
+        mixed = xxh64_u64(tokens[i], np.uint64(0))
+        every, longer = xxh64_u64(mixed, every), xxh64_u64(mixed, others)
+        others = others if signs[i] else longer
+        num_others += not signs[i]
+    return every, others, num_others
+
+
+@njit
+def _digest(
+    data: U8, offsets: I64, signed: Bools, signs: U32, number: U32, forms: I64, codes: U32, first: U8, last: U8,
+    out: U64, left: Bools,
+) -> None:  # fmt: skip
+    longest = 0
+    for row in range(len(signed)):
+        longest = max(longest, offsets[row + 1] - offsets[row])
+    letters = np.empty(longest + _LONGER_FORMS, np.uint32)
+    tokens, are_signs = np.empty(2 * len(letters) + 4, np.uint64), np.empty(2 * len(letters) + 4, np.bool_)
+    for row in range(len(signed)):
+        num = read_folded(data, offsets[row], offsets[row + 1], signs, number, forms, codes, first, last, letters)
+        left[row] = num < 0
+        text = letters[: max(0, num)]
+        if _of_kind(text) & _APART:
+            every, others, num_others = _chained(text)
+        else:
+            num_tokens = _cut_with_signs(text, tokens, are_signs)
+            every, others, num_others = _chained_tokens(tokens[:num_tokens], are_signs[:num_tokens])
+        out[0, row] = every if signed[row] or num_others == 0 else others
+        out[1, row] = every
+
+
+def token_digests(texts: pa.Array, signed: Bools) -> tuple[U64, U64]:
+    """Digests of the tokens that `token_shingles` makes n-grams of, in text order and with repeats.
+
+    With h_0 = 0 and the XXH64 t_i of the hash of token i (seed 0), that of k tokens is h_k, h_i = XXH64(t_i, seed
+    h_(i-1)).
 
     Args:
-        texts: string or large_string [rows]; a null has none.
+        texts: string or large_string [rows]; a null has no tokens.
         signed: bool [rows], which texts are cut with their signs.
 
     Returns:
-        offsets int64 [rows + 1] and hashes uint64 [offsets[-1]].
+        uint64 [rows] twice: of each text as it is cut, and cut with its signs.
     """
-    return _run(fold(texts), signed, 1, False)
+    digests, left = _digest_once(texts, signed, _token_tables()[1])
+    if len(left):
+        some = lowered(fold(texts.take(pa.array(left))))
+        digests[:, left] = _digest_once(some, signed[left], _of_folded(_token_tables)[1])[0]
+    return digests[0], digests[1]
+
+
+def _digest_once(texts: pa.Array, signed: Bools, signs: U32) -> tuple[U64, I64]:
+    """uint64 [2, rows] of those texts that the kernel folds, and the places of the others."""
+    data, offsets = binary_buffers(pc.fill_null(texts, ""))
+    out, left = np.zeros((2, len(texts)), np.uint64), np.zeros(len(texts), np.bool_)
+    _digest(data, offsets, signed, signs, *letter_forms(), out, left)
+    return out, np.flatnonzero(left)
 
 
 def mean_ngram(num_tokens: int, n: int) -> float:

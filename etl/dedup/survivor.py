@@ -15,6 +15,7 @@ from etl.arrays import I64
 from etl.config import Config
 from etl.errors import SchemaError
 from etl.hashing import ordered_bits
+from etl.step import OF_THE_INPUT
 
 _LAST: Final = np.uint32(0xFFFFFFFF)
 
@@ -44,7 +45,8 @@ class Survivor(Config):
             return
         if self.score not in schema.names:
             raise SchemaError(
-                f"survivor.score: no earlier stage adds the column '{self.score}'; there are {schema.names}"
+                f"survivor.score: no earlier stage adds the column '{self.score}'; there are {schema.names}; "
+                f"{OF_THE_INPUT}"
             )
         kind = schema.field(self.score).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):

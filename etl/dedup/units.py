@@ -49,6 +49,7 @@ class UnitDedup(Config):
     """
 
     unit: UnitKind
+    """What is compared and taken out."""
     min_words: int = Field(default=8, ge=1)
     """Shorter units stay: they repeat by chance. Of English sentences of 1, 3 and 5 words 80 %, 23 % and 14 % stand
     twice in 46,000 documents; from 8 words on it is 10 %, mostly copies."""

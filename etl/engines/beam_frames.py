@@ -95,7 +95,8 @@ class ApplySteps(beam.PTransform[Any, Any]):
 class _ApplySteps(beam.DoFn):
     def __init__(self, steps: tuple[Step, ...]) -> None:
         self._steps = steps
-        self._reads = sorted({name for step in steps for name in step.needed if name in PROMPT.names})
+        read = {name for step in steps for name in (*step.needed, *step.may_read)}
+        self._reads = sorted(read & set(PROMPT.names))
 
     def setup(self) -> None:
         self._run: BatchFn = open_steps(self._steps)
@@ -115,7 +116,8 @@ class _ApplySteps(beam.DoFn):
         for step in self._steps:
             schema = step.output_schema(schema)
         for name in self._reads:
-            batch = _typed(batch, name)
+            if name in names:
+                batch = _typed(batch, name)
         done = self._run(batch)
         return (
             done

@@ -1,11 +1,18 @@
 """Beam's flags: every options class knows its own, an unknown flag is an error, and which runner they name."""
 
 import argparse
+import copy
 import difflib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, SetupOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    PortableOptions,
+    SetupOptions,
+    StandardOptions,
+)
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
@@ -21,6 +28,21 @@ class WorkerOptions(PipelineOptions):
         parser.add_argument(
             "--gpu_type", help="accelerator for stages that need GPUs, as Dataflow names it: nvidia-tesla-t4, nvidia-l4"
         )
+
+
+class JobOptions(PipelineOptions):
+    """Options that make each view of themselves once: Beam asks for hundreds a job and builds a parser for each."""
+
+    def view_as(self, cls: Any) -> Any:
+        views: dict[Any, Any] = self.__dict__.setdefault("_views", {})
+        if cls not in views:
+            views[cls] = super().view_as(cls)
+        return views[cls]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "JobOptions":
+        made = JobOptions(self._flags)
+        made._all_options = copy.deepcopy(self._all_options, memo)
+        return made
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,7 +66,7 @@ def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
         known = [name for action in parser._actions for name in action.option_strings]
         near = difflib.get_close_matches(flag.partition("=")[0], known, 1)
         raise ConfigError(f"Beam has no flag {flag}" + (f"; did you mean {near[0]}?" if near else ""))
-    made = PipelineOptions(list(flags))
+    made = JobOptions(list(flags))
     setup = made.view_as(SetupOptions)
     if setup.save_main_session is None:
         # Dataflow's default is to pickle __main__; all that our workers run is in packages.
@@ -78,3 +100,9 @@ def runs_here(options: PipelineOptions) -> bool:
     """True when workers are on this machine and see its disk."""
     local = ("direct", "fnapi", "bundlebaseddirect", "prism")
     return runner_name(options) in local or options.view_as(PortableOptions).environment_type == "LOOPBACK"
+
+
+def is_one_worker(options: PipelineOptions) -> bool:
+    """True when this process does every task itself, one after the other."""
+    in_process = runner_name(options) in ("direct", "fnapi")
+    return in_process and bool(options.view_as(DirectOptions).direct_num_workers == 1)

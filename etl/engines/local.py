@@ -2,27 +2,26 @@
 
 A shuffle goes over local scratch files below TMPDIR. The map side of a split writes one Arrow file, its rows in slices
 of one bucket each; a bucket then reads its slices from all of them and sorts them (etl.sorting). So nobody holds a
-shuffle: a worker holds some 130 MB on the map side and some 200 MB on the other, whatever the size. Scratch takes the
-bytes of the shuffle and is removed when the shuffle ends, also by an error or Ctrl-C.
+shuffle: a worker holds some 130 MB on the map side and at most twice `etl.machine.held_bytes()` on the other. Scratch
+takes the bytes of the shuffle and is removed when the shuffle ends, also by an error or Ctrl-C.
 
-Costs nothing to start in this process. A pool costs a second of imports a worker, once (etl.engines.pool).
+Costs nothing to start in this process. A pool costs 1.5 CPU-seconds of imports a worker, once, or 10 ms where `fork` is
+called before anything else is done (etl.engines.pool).
 """
 
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from etl.engine import Counts, Engine, Exchange, Reduce, Task, Work
-from etl.engines.pool import WorkerPool
+from etl.engines.pool import WorkerPool, may_fork
 from etl.engines.progress import counts_line, progress_bar
-from etl.engines.spill import Spill, WriteSpill
+from etl.engines.spill import ReduceSpills, Spill, WriteSpill
 from etl.errors import ConfigError
-from etl.sorting import SortedRows
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,6 +44,11 @@ class LocalEngine(Engine):
         if processes < 1:
             raise ConfigError(f"processes={processes}: the local engine needs at least 1")
         self._pool = WorkerPool(processes) if processes > 1 else None
+
+    def fork(self) -> None:
+        """Start the workers now, as forks of this process, where that works (etl.engines.pool)."""
+        if self._pool is not None and may_fork():
+            self._pool.fork()
 
     def close(self) -> None:
         """End the workers, if there are any."""
@@ -73,7 +77,7 @@ class LocalEngine(Engine):
 
             write = WriteSpill(exchange.emit, exchange.schema, wanted, Path(folder))
             self._run(work, write, list(enumerate(exchange.splits)), spilled)
-            read = _ReduceSpills(sorted(spills, key=lambda spill: spill.path), exchange.order, reduce)
+            read = ReduceSpills(sorted(spills, key=lambda spill: spill.path), exchange.sorter, reduce)
             self._run(work, read, [(bucket,) for bucket in buckets], job.count)
 
     def _run(
@@ -112,19 +116,3 @@ class _Job:
 
 
 # --- a shuffle over scratch files ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _ReduceSpills:
-    """One bucket: its slices of all spills, sorted, to the reducer."""
-
-    spills: list[Spill]
-    order: tuple[str, ...]
-    reduce: Reduce
-
-    def __call__(self, bucket: int) -> Counts:
-        with SortedRows(self.order) as rows:
-            for spill in self.spills:
-                for batch in spill.read(bucket):
-                    rows.add(batch)
-            return self.reduce(bucket, rows.sorted())

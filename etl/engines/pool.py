@@ -1,9 +1,10 @@
 """A pool of worker processes on this machine: each gets a job's task once, then one call after another.
 
-Workers are spawned, not forked: threads of Arrow, OpenBLAS and torch, and a CUDA context, do not survive a fork. A
-start costs each worker about a second of imports; they are kept until `close`. What a task object holds stays in its
-worker from call to call of a job, so a model is loaded once a worker. As with any spawned process, a script that uses
-a pool needs the guard `if __name__ == "__main__"`.
+Workers are spawned, not forked: threads of torch and gRPC, and a CUDA context, do not survive a fork. A start costs
+each worker 1.5 CPU-seconds of imports; they are kept until `close`. A process that has imported everything and done
+nothing else may `fork` all of them instead, 10 ms each, and they share its memory until they write to it. What a task
+object holds stays in its worker from call to call of a job, so a model is loaded once a worker. As with any spawned
+process, a script that uses a pool needs the guard `if __name__ == "__main__"`.
 
 No worker outlives its parent: Ctrl-C and an error of the pool kill them, and each ends itself when its parent is gone.
 Their temporary files lie in one folder, which goes with them.
@@ -16,6 +17,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import traceback
@@ -23,28 +25,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from etl.engine import WORKER
+from etl.engines.forks import freeze_for_forks
 from etl.errors import DataError, StillhouseError
+from etl.machine import usable_cpus
 
 _CLOSE_S = 10.0
 """For an idle worker to end by itself."""
 _THREADS = "OMP_NUM_THREADS"
-
-
-def usable_cpus() -> int:
-    """The CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
+_THREADED = ("apache_beam", "grpc", "pyspark", "torch")
+"""Packages that start threads of their own, or hold a CUDA context."""
 
 
 @dataclass
 class _Worker:
-    process: SpawnProcess
+    process: BaseProcess
     connection: Connection
     has_task: bool = False
     """Whether it got the task of the current job."""
@@ -68,6 +70,15 @@ class WorkerPool:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="stillhouse-local-", ignore_cleanup_errors=True)
         return Path(self._folder.name)
+
+    def fork(self) -> None:
+        """Start all workers as forks of this process; those that start after `close` or an error are spawned.
+
+        For a process that has imported what tasks need, and in which no library has started a thread that a fork would
+        miss (`may_fork`). Linux alone: elsewhere system libraries do not survive it.
+        """
+        freeze_for_forks()
+        self._start(self.processes, "fork")
 
     def run(
         self, task: Callable[..., Any], calls: Sequence[tuple[Any, ...]], at_once: int, done: Callable[[Any], None]
@@ -131,14 +142,16 @@ class WorkerPool:
         except (EOFError, OSError) as error:
             raise _died(worker) from error
 
-    def _start(self, count: int) -> None:
+    def _start(self, count: int, method: Literal["spawn", "fork"] = "spawn") -> None:
         """See to it that there are so many workers; a job of few calls starts no more than it can use."""
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context(method)
         threads = max(1, usable_cpus() // self.processes)
         with _quiet_children(threads):
             for number in range(len(self._workers), min(count, self.processes)):
                 ours, theirs = context.Pipe()
-                arguments = (theirs, number, threads, str(self.folder))
+                # A fork has a copy of every pipe, and a worker ends when the last end of its own is closed.
+                copies = [*(worker.connection for worker in self._workers), ours] if method == "fork" else []
+                arguments = (theirs, number, threads, str(self.folder), copies)
                 process = context.Process(target=_serve, args=arguments, name=f"stillhouse-{number}", daemon=True)
                 process.start()
                 theirs.close()
@@ -167,6 +180,11 @@ class WorkerPool:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+
+def may_fork() -> bool:
+    """Whether forks of this process would work: Linux, no second Python thread, no library whose threads they miss."""
+    return sys.platform == "linux" and threading.active_count() == 1 and sys.modules.keys().isdisjoint(_THREADED)
 
 
 def _died(worker: _Worker) -> DataError:
@@ -198,9 +216,13 @@ def _quiet_children(threads: int) -> Iterator[None]:
 # --- in a worker ---------------------------------------------------------------------------------------------------
 
 
-def _serve(connection: Connection, number: int, threads: int, folder: str) -> None:
+def _serve(connection: Connection, number: int, threads: int, folder: str, copies: list[Connection]) -> None:
     """Answer each call with (result, None) or (None, exception), until the parent hangs up."""
+    for copy in copies:
+        copy.close()
     os.environ[WORKER] = str(number)
+    if copies:
+        threadpool_limits(threads)  # of what was loaded before the fork
     tempfile.tempdir = folder
     pa.set_cpu_count(threads)
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()

@@ -31,8 +31,9 @@ def apply(df: Any, steps: Sequence[Step]) -> Any:
 
     Args:
         df: a Spark DataFrame that has the columns which the steps read, in the types of `etl.schema` (`id` is binary of
-            16 bytes, `messages` is array<struct<role, channel, recipient, content>>, of which channel and recipient may
-            be absent). Other columns may be of any type that Spark hands to Python.
+            16 bytes, `messages` is array<struct<role, channel, recipient, content, content_type, call_id>>; all of its
+            fields but role and content, and `tools`, may be absent and read as null then). Other columns may be of any
+            type that Spark hands to Python.
         steps: run in this order on each row; none of them looks at another row.
 
     Returns:
@@ -86,7 +87,7 @@ def _read_types(steps: Sequence[Step]) -> dict[str, pa.DataType]:
     known = _known_types()
     read = {"verdict": "verdict"}
     for step in steps:
-        read |= {name: name for name in step.selects_by} | step.inputs
+        read |= {name: name for name in (*step.selects_by, *step.may_read)} | step.inputs
     return {name: known[column] for name, column in read.items() if column in known}
 
 

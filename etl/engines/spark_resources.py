@@ -32,7 +32,7 @@ class Ask:
     """For the user, about needs that are met in another way than by a profile; empty when there is nothing to say."""
 
 
-def ask(session: Any, work: Work) -> Ask:
+def ask(context: Any, work: Work) -> Ask:
     """How the tasks of `work` get what they need.
 
     Raises:
@@ -41,9 +41,9 @@ def ask(session: Any, work: Work) -> Ask:
     needs = work.resources
     if needs == DEFAULT:
         return Ask()
-    conf = session.sparkContext.getConf()
+    conf = context.getConf()
     if conf.get("spark.master").startswith("local") and not conf.get("spark.master").startswith("local-cluster"):
-        return _ask_local(session.sparkContext.defaultParallelism, work)
+        return _ask_local(context.defaultParallelism, work)
     if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         return Ask(_profile(conf, needs))
     _check_executors(conf, work)

@@ -1,13 +1,14 @@
-"""The Spark session of a run: made where there is none, with the user's master and settings before every default.
+"""The Spark context of a run: made where there is none, with the user's master and settings before every default.
 
 What Spark writes while it starts goes where libraries write (etl.library_log), unless the user has a log4j
 configuration. A Spark that cannot start, and workers whose Python cannot work, are a ConfigError with the reason that
-the JVM gives; its stack trace is in the log. A cold local session costs about 10 s.
+the JVM gives; its stack trace is in the log. A cold local context costs about 4 s.
 """
 
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from etl.engines.java import find_java
+from filelock import FileLock
+
+from etl.artefacts import cache_dir
+from etl.engines.class_archive import archive_folder, find_archive, make_archive, sharing
+from etl.engines.java import Java, find_java
 from etl.errors import ConfigError
 from etl.extras import without_package
 from etl.library_log import libraries_on_screen, log_path, stdout_aside
@@ -71,8 +76,8 @@ def active_session() -> Any:
     return SparkSession.getActiveSession()
 
 
-def make_session(report: Callable[[str], None]) -> Any:
-    """A new session.
+def make_context(report: Callable[[str], None]) -> Any:
+    """A new context.
 
     Args:
         report: gets a line about the Java that was found, and where Spark's own lines are.
@@ -81,12 +86,11 @@ def make_session(report: Callable[[str], None]) -> Any:
         ConfigError: Spark does not start with these settings, or its local workers would not.
     """
     from pyspark import SparkConf, SparkContext
-    from pyspark.sql import SparkSession
 
     if "PYSPARK_GATEWAY_PORT" not in os.environ:
         java = find_java()
         os.environ["JAVA_HOME"] = str(java.home)
-        os.environ.setdefault("PYSPARK_SUBMIT_ARGS", _submit_args())
+        os.environ.setdefault("PYSPARK_SUBMIT_ARGS", _submit_args(java))
         log = None if _has_own_log4j() else log_path()
         report(f"{java.line}; Spark's log: {log}" if log else java.line)
     os.environ.setdefault(_PYTHON, sys.executable)
@@ -103,11 +107,47 @@ def make_session(report: Callable[[str], None]) -> Any:
         for key, value in defaults.items():
             if not conf.contains(key):
                 conf.set(key, value)
-        return SparkSession.builder.config(conf=conf).getOrCreate()
+        return SparkContext.getOrCreate(conf)
 
 
-def _submit_args() -> str:
-    """What spark-submit would be called with; a light JVM where Spark runs on this machine alone.
+def make_class_archive(cache: Path) -> Path | str:
+    """See to it that the next runs start their JVM from an archive of Spark's classes (etl/engines/class_archive.py).
+
+    25 CPU-seconds where it is not there yet, in processes that end before this returns.
+
+    Args:
+        cache: the folder of `cache_dir()`, below which the archive lies.
+
+    Returns:
+        The archive; or a line that says why there is none.
+
+    Raises:
+        ConfigError: there is no Java for Spark.
+    """
+    if not _is_light():
+        return "the master is a cluster, or the options of the JVM are your own"
+    java = find_java()
+    folder = archive_folder(cache, java, spark_home())
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        return find_archive(folder) or make_archive(folder, java, _light_args)
+
+
+def _submit_args(java: Java) -> str:
+    """What spark-submit would be called with; a light JVM where Spark runs on this machine alone."""
+    if not _is_light():
+        return _SUBMIT_ARGS.format(options="")
+    archive = find_archive(archive_folder(cache_dir(), java, spark_home()))
+    return _light_args("" if archive is None else sharing(archive))
+
+
+def _light_args(options: str) -> str:
+    """What spark-submit would be called with for a light JVM of some more options."""
+    return _SUBMIT_ARGS.format(options=f"--driver-java-options {shlex.quote(f'{LIGHT_JVM} {options}'.strip())} ")
+
+
+def _is_light() -> bool:
+    """Whether the options of the JVM are ours: Spark runs on this machine alone, and the user has set none.
 
     Flags win over spark-defaults.conf, and a JVM does not start with two garbage collectors, so options of the user's,
     there or in the environment, leave ours out.
@@ -117,8 +157,7 @@ def _submit_args() -> str:
         map(os.environ.get, _OPTIONS_OF_ANY_JVM)
     )
     master = os.environ.get("MASTER", settings.get("spark.master", _DEFAULTS["spark.master"]))
-    is_light = master.startswith("local") and not has_own_options
-    return _SUBMIT_ARGS.format(options=f'--driver-java-options "{LIGHT_JVM}" ' if is_light else "")
+    return master.startswith("local") and not has_own_options
 
 
 def _user_defaults() -> dict[str, str]:
@@ -133,9 +172,14 @@ def _defaults_text() -> str:
 
 
 def _conf_folder() -> Path:
+    return Path(os.environ.get("SPARK_CONF_DIR") or spark_home() / "conf")
+
+
+def spark_home() -> Path:
+    """The folder of the Spark that runs: SPARK_HOME, or the package."""
     from pyspark.find_spark_home import _find_spark_home
 
-    return Path(os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home()) / "conf")
+    return Path(_find_spark_home())
 
 
 def _daemon(executable: str) -> dict[str, str]:

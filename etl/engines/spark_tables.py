@@ -131,6 +131,7 @@ def land_partition(
         number = TaskContext().partitionId()
         if number >= num_partitions:
             raise DataError(f"Spark cut {writer.folder} into more than {num_partitions} partitions; run again")
-        return Counts.of(writer.write(number, (Chunk(batch.cast(schema), batch.num_rows) for batch in batches)))
+        with writer.measured(number):
+            return Counts.of(writer.write(number, (Chunk(batch.cast(schema), batch.num_rows) for batch in batches)))
 
     return land

@@ -5,7 +5,7 @@ within minutes, mostly from the page cache, and zstd took a third of a layout's 
 rows are pages of that cache until they are copied.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from etl.arrays import I32, Bools
-from etl.engine import EmitFn
+from etl.engine import Counts, EmitFn, Reduce
 from etl.engines.bucket_slices import bucket_slices
+from etl.sorting import SortedRows
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,50 @@ class WriteSpill:
 
     def __call__(self, number: int, split: Any) -> Spill:
         """Write the file of a split; `number` names it."""
-        path = self.folder / f"{number:05d}.arrow"
+        path = self.path_of(number)
         buckets: list[int] = []
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, self.schema) as writer:
             for bucket, rows in bucket_slices(self.emit, split, self.schema, self.wanted):
                 writer.write_batch(rows)
                 buckets.append(bucket)
         return Spill(path, np.array(buckets, np.int32))
+
+    def path_of(self, number: int) -> Path:
+        """Where the rows of a split lie."""
+        return self.folder / f"{number:05d}.arrow"
+
+
+@dataclass(frozen=True)
+class SpillSplit:
+    """The map side of one split for an engine whose tasks give nothing back: the buckets go beside the file."""
+
+    write: WriteSpill
+
+    def __call__(self, number: int, split: Any) -> Counts:
+        """Write both files of a split."""
+        spill = self.write(number, split)
+        np.save(self._buckets(number), spill.buckets)
+        return Counts()
+
+    def spill_of(self, number: int) -> Spill:
+        """What the task of a split has written."""
+        return Spill(self.write.path_of(number), np.load(self._buckets(number)))
+
+    def _buckets(self, number: int) -> Path:
+        return self.write.path_of(number).with_suffix(".npy")
+
+
+@dataclass(frozen=True)
+class ReduceSpills:
+    """One bucket: its slices of all spills, sorted, to the reducer."""
+
+    spills: list[Spill]
+    sorter: Callable[[], SortedRows]
+    reduce: Reduce
+
+    def __call__(self, bucket: int) -> Counts:
+        with self.sorter() as rows:
+            for spill in self.spills:
+                for batch in spill.read(bucket):
+                    rows.add(batch)
+            return self.reduce(bucket, rows.sorted())

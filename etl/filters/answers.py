@@ -23,6 +23,8 @@ class AnswerStep(Step):
     """
 
     kind: Literal["answer"] = "answer"
+    purpose: ClassVar[str] = "Drop rows whose answer is empty, or whose generation failed."
+    example: ClassVar[str] = "{kind: answer}"
     reads: ClassVar[tuple[str, ...]] = ("messages",)
 
     failure_phrases: tuple[str, ...] = ("failed after maximum attempts",)

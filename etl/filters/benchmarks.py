@@ -18,7 +18,7 @@ from etl.artefacts import PACKAGE, fetch
 from etl.config import Config
 from etl.errors import ConfigError, DataError, SourceError, decoding
 from etl.sources.compressed import unpacked
-from etl.sources.formats import COMPRESSIONS, FORMATS, compression_of, format_of
+from etl.sources.formats.endings import COMPRESSIONS, FORMATS, compression_of, format_of
 from etl.sources.listing import list_pattern, pattern_of, summary, told
 from etl.storage.location import Location
 
@@ -74,7 +74,7 @@ def _expand(pattern: str) -> Iterator[str]:
     if place.ask("list", lambda: pattern_of(place)) is None:
         yield _readable(place.url)
         return
-    listing = place.ask("list", lambda: list_pattern(place))
+    listing = place.ask("list", lambda: list_pattern(place, _format_of))
     if not listing.files:
         there = "".join(f" ({line})" for line in told(summary(listing.left_out.values())))
         raise ConfigError(f"no file of {FORMATS} matches {pattern}; correct the path{there}")
@@ -82,9 +82,15 @@ def _expand(pattern: str) -> Iterator[str]:
         yield place.fs.unstrip_protocol(found.path) if "://" in place.url else found.path
 
 
+def _format_of(name: str) -> str | None:
+    """How a benchmark's file is read; None where it is not."""
+    found = format_of(name)
+    return found if found in ("parquet", "jsonl") else None
+
+
 def _readable(url: str) -> str:
-    if format_of(url) is None:
-        raise ConfigError(f"{url} is none of {FORMATS} (or the latter three with {COMPRESSIONS}); convert it")
+    if _format_of(url) is None:
+        raise ConfigError(f"{url} is neither Parquet nor JSON (which may have one of {COMPRESSIONS}); convert it")
     return url
 
 

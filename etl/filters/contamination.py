@@ -119,6 +119,10 @@ class ContaminationStep(Step):
     """
 
     kind: Literal["contamination"] = "contamination"
+    purpose: ClassVar[str] = "Find rows that hold items of benchmarks, and drop or tag them."
+    example: ClassVar[str] = (
+        "{kind: contamination, benchmarks: {gsm8k: {path: gsm8k_test.jsonl, question_columns: question}}}"
+    )
     version: ClassVar[int] = INDEX_VERSION
     reads: ClassVar[tuple[str, ...]] = ("messages",)
     adds: ClassVar[pa.Schema] = pa.schema([("contamination", pa.list_(HIT))])

@@ -3,14 +3,19 @@
 For completions of a model, for checks, and for people who look at a corpus; no stage runs it over every row. The parser
 takes any control token in a body, and most in a header, for letters; here that is no Harmony. It knows a tool by its
 recipient alone, so it is shown one where a tool's message has none.
+
+Tokens have no call ids. A tool's message that is not signed by the last call gets one, with the call that it answers,
+so that what is parsed renders to the same tokens. A content type without a recipient is one here; the parser takes it
+for a recipient.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, takewhile
-from typing import Final, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from etl.errors import ConfigError, DataError
 from etl.harmony.render import INSTRUCTIONS
+from etl.harmony.tools import SECTION, SECTION_END
 from etl.harmony.vocabulary import (
     CALL,
     CHANNEL,
@@ -28,6 +33,9 @@ from etl.harmony.vocabulary import (
 )
 from etl.schema import ROLES, TEXT_ROLE
 
+if TYPE_CHECKING:
+    from openai_harmony import Message
+
 _NEXT: Final = {
     "between messages": {START: "in a header"},
     "in a header": {CHANNEL: "in a header", CONSTRAIN: "in a header", MESSAGE: "in a body"},
@@ -37,7 +45,7 @@ _NEXT: Final = {
 
 
 class ParsedMessage(TypedDict):
-    """The fields of etl.schema.MESSAGE, and who speaks where that is a tool."""
+    """The fields of etl.schema.MESSAGE, who speaks where that is a tool, and which tools there are."""
 
     role: str
     name: str | None
@@ -45,6 +53,10 @@ class ParsedMessage(TypedDict):
     channel: str | None
     recipient: str | None
     content: str
+    content_type: str | None
+    call_id: str | None
+    tools: str | None
+    """Of a developer message what it says of tools, from `# Tools` on; no part of the content."""
 
 
 def parse(
@@ -70,39 +82,96 @@ def parse(
         raise ConfigError(f"next_role {next_role!r} is no role of Harmony; there are {', '.join(ROLES)}")
     if next_role is None and _is_document(tokens):
         text = load_bpe(vocabulary).decode(list(tokens[:-1]))
-        return [ParsedMessage(role=TEXT_ROLE, name=None, channel=None, recipient=None, content=text)]
+        return [_plain(TEXT_ROLE, text)]
     _check(tokens, "between messages" if next_role is None else "in a header")
     role = None if next_role is None else Role(next_role)
     encoding = load_encoding(vocabulary)
-    shown, of_tools = list(tokens), dict(_tools_without_recipient(tokens, next_role is not None, vocabulary))
+    headers = list(_headers(tokens, next_role is not None))
+    shown, of_tools = list(tokens), dict(_tools_without_recipient(headers, vocabulary))
     for place in sorted(of_tools, reverse=True):
         shown[place:place] = encoding.encode(" to=assistant")
     try:
         messages = encoding.parse_messages_from_completion_tokens(shown, role)
     except HarmonyError as error:
         raise _malformed(tokens, str(error)) from error
-    return [
-        ParsedMessage(
-            role=message.author.role.value,
-            name=message.author.name,
-            channel=message.channel,
-            recipient=None if number in of_tools.values() else message.recipient or None,
-            content="".join(part.text for part in message.content).removeprefix(
-                INSTRUCTIONS if message.author.role is Role.DEVELOPER else ""
-            ),
-        )
-        for number, message in enumerate(messages)
-    ]
+    parsed = [_parsed(message) for message in messages]
+    for number in of_tools.values():
+        parsed[number]["recipient"] = None
+    for number in _types_without_recipient(headers, vocabulary):
+        if (said := parsed[number])["content_type"] is None:
+            said["content_type"], said["recipient"] = said["recipient"], None
+    _name_calls(parsed)
+    return parsed
 
 
-def _tools_without_recipient(tokens: Sequence[int], is_begun: bool, vocabulary: str) -> Iterator[tuple[int, int]]:
+def _plain(role: str, content: str) -> ParsedMessage:
+    return ParsedMessage(
+        role=role, name=None, channel=None, recipient=None, content=content, content_type=None, call_id=None, tools=None
+    )
+
+
+def _parsed(message: "Message") -> ParsedMessage:
+    text = "".join(part.text for part in message.content)
+    said = _plain(message.author.role.value, text)
+    said["name"], said["channel"], said["content_type"] = message.author.name, message.channel, message.content_type
+    said["recipient"] = message.recipient or None
+    if said["role"] == "developer":
+        instructions, tools = _cut_tools(text)
+        said["content"], said["tools"] = instructions.removeprefix(INSTRUCTIONS), tools
+    return said
+
+
+def _cut_tools(text: str) -> tuple[str, str | None]:
+    """What a developer message says before its tools, and of them."""
+    place = text.find(f"\n\n{SECTION}") if not text.startswith(SECTION) else 0
+    if place < 0 or not text.endswith(SECTION_END):
+        return text, None
+    return text[:place], text[place:].removeprefix("\n\n")
+
+
+def _name_calls(messages: list[ParsedMessage]) -> None:
+    """Give a call id to each tool's message that the last call does not sign, and to its call."""
+    calls: dict[str | None, int] = {}
+    last: str | None = None
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant" and message["recipient"]:
+            last = message["recipient"]
+            calls[last] = number
+        elif message["role"] == "tool" and message["name"] != last and message["name"] in calls:
+            call = calls[message["name"]]
+            messages[call]["call_id"] = message["call_id"] = f"call_{call}"
+
+
+def _headers(tokens: Sequence[int], is_begun: bool) -> Iterator[tuple[int, list[int]]]:
+    """Where the header of each message begins, and its tokens."""
+    starts = [place + 1 for place, token in enumerate(tokens) if token == START]
+    for begin in [0] * is_begun + starts:
+        yield begin, list(takewhile(lambda token: token != MESSAGE, tokens[begin:]))
+
+
+def _stretches(header: list[int]) -> list[list[int]]:
+    """The tokens of a header's text, cut at its control tokens."""
+    return [list(some) for is_text, some in groupby(header, lambda token: token < NUM_TEXT_TOKENS) if is_text]
+
+
+def _types_without_recipient(headers: list[tuple[int, list[int]]], vocabulary: str) -> Iterator[int]:
+    """The numbers of the messages that have a content type behind their channel, and no recipient."""
+    bpe = load_bpe(vocabulary)
+    for number, (_, header) in enumerate(headers):
+        if CHANNEL not in header:
+            continue
+        words = [word for some in _stretches(header) for word in bpe.decode(some).split()]
+        behind = header[header.index(CHANNEL) :]
+        has_type = CONSTRAIN in behind or len(" ".join(map(bpe.decode, _stretches(behind))).split()) > 1
+        if has_type and not any(word.startswith("to=") for word in words):
+            yield number
+
+
+def _tools_without_recipient(headers: list[tuple[int, list[int]]], vocabulary: str) -> Iterator[tuple[int, int]]:
     """Where the names end that tools sign with and say no recipient behind, and the number of the message."""
     bpe, called = load_bpe(vocabulary), set[str]()
-    starts = [place + 1 for place, token in enumerate(tokens) if token == START]
-    for number, begin in enumerate([0] * is_begun + starts):
-        header = list(takewhile(lambda token: token != MESSAGE, tokens[begin:]))
-        by_kind = groupby(header, lambda token: token < NUM_TEXT_TOKENS)
-        stretches = [list(stretch) for is_text, stretch in by_kind if is_text]
+    for number, (begin, header) in enumerate(headers):
+        stretches = _stretches(header)
         words = [word for stretch in stretches for word in bpe.decode(stretch).split()]
         recipients = {word.removeprefix("to=") for word in words if word.startswith("to=")}
         name = words[0] if words else ""

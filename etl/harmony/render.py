@@ -1,22 +1,26 @@
 """Conversations to Harmony tokens and spans, exactly as openai-harmony renders them for training.
 
 openai-harmony makes every header, once: the constant system and developer messages, and one template for each
-distinct (role, author, recipient, channel), so recipients, tool calls (closed by <|call|>) and tool results
-are its own rendering. Bodies are encoded in one batch as ordinary text (etl/harmony/encode.py), so text that
+distinct (role, author, recipient, channel, content type), so recipients, tool calls (closed by <|call|>) and tool
+results are its own rendering. Bodies are encoded in one batch as ordinary text (etl/harmony/encode.py), so text that
 looks like a control token stays text; a kernel then copies headers, bodies and closing tokens into one flat
 buffer. Analysis is kept in every turn (openai-harmony's `auto_drop_analysis=False`). Eight tenths of the
 time and more is the BPE's; no Python object is made per row but the strings that it reads.
 
 How the columns of a message are read: a `system` or `developer` message of a row holds instructions, so it is
 rendered as a developer message after the constant ones; an assistant's message without a channel is `final`,
-or `commentary` when it calls a tool; a `tool` message is written by the recipient of the last call before it. An
-empty channel or recipient is none.
+or `commentary` when it calls a tool. A `tool` message is signed by the recipient of the call before it that has its
+`call_id`, of the last call where it has none; without a recipient and channel it goes to `assistant` in `commentary`.
+An empty channel, recipient, content type or call id is none.
+
+The tools of a row stand in its first developer message, behind the instructions: the constant one, the row's own where
+that is its first message, else one made for them (etl/harmony/tools.py). Its system message then says where calls go.
 
 A raw document (one message of the role `text`) is its own tokens and <|endoftext|>, without any header or constant
 message: one span of the kind `text`, turn -1, that covers all of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
@@ -24,10 +28,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.arrays import I32, I64
+from etl.arrays import I32, I64, Bools
 from etl.harmony.encode import TextEncoder
+from etl.harmony.tools import tool_sections
 from etl.harmony.vocabulary import ENDOFTEXT, RETURN, load_encoding
 from etl.jit import njit
+from etl.messages import field_of
 from etl.schema import ROLES, SPAN_KINDS, TEXT_ROLE
 
 if TYPE_CHECKING:
@@ -59,6 +65,7 @@ class MessageKey(NamedTuple):
     channel: str | None
     recipient: str | None
     author: str | None
+    content_type: str | None = None
 
     def problem(self) -> str | None:
         """Why such a message cannot be rendered; None when it can."""
@@ -69,7 +76,7 @@ class MessageKey(NamedTuple):
         if self.role == "assistant" and self.channel not in CHANNELS:
             return f"channel '{self.channel}'"
         if self.role == "tool" and self.author is None:
-            return "tool message with no call before it"
+            return "tool message that answers no call before it"
         return None
 
 
@@ -83,25 +90,33 @@ class Messages:
     key: npt.NDArray[np.intp]
     """[messages]: index into `keys`."""
     content: pa.Array
+    tools: pa.Array | None = None
+    """string [rows]: what the developer message says of a row's tools; None where no row has any."""
+    tool_problems: pa.Array | None = None
+    """string [rows]: why that cannot be said; None where `tools` is."""
 
     @classmethod
-    def of(cls, column: pa.Array) -> "Messages":
-        """From a `messages` column without nulls."""
+    def of(cls, column: pa.Array, tools: pa.Array | None = None) -> "Messages":
+        """From a `messages` column without nulls, and the `tools` of its rows; fields that a message lacks are null."""
         offsets = _offsets(pc.list_value_length(column).to_numpy(zero_copy_only=False))
         flat = column.flatten()
-        role, channel, recipient, content = (
-            pc.struct_field(flat, name) for name in ("role", "channel", "recipient", "content")
-        )
-        channel, recipient = _or_none(channel), _or_none(recipient)
-        channel = _channels(role, channel, recipient)
-        columns = (role, channel, recipient, _authors(offsets, role, recipient))
+        role, content = pc.struct_field(flat, "role"), pc.struct_field(flat, "content")
+        names = ("channel", "recipient", "content_type", "call_id")
+        channel, recipient, content_type, call_id = (_or_none(field_of(flat, name)) for name in names)
+        is_tool = pc.equal(role, "tool")
+        author = _authors(offsets, role, is_tool, recipient, call_id)
+        columns = (role, _channels(role, channel, recipient), _recipients(is_tool, recipient), author, content_type)
         code = np.zeros(len(flat), np.int64)
         for values in columns:
-            codes = values.dictionary_encode(null_encoding="encode")
-            code = code * max(len(codes.dictionary), 1) + codes.indices.to_numpy()
+            if values.null_count < len(values):
+                codes = values.dictionary_encode(null_encoding="encode")
+                code = code * max(len(codes.dictionary), 1) + codes.indices.to_numpy()
         _, first, key = np.unique(code, return_index=True, return_inverse=True)
         keys = zip(*(values.take(pa.array(first)).to_pylist() for values in columns), strict=True)
-        return cls(offsets, tuple(MessageKey(*parts) for parts in keys), key, content)
+        said = cls(offsets, tuple(MessageKey(*parts) for parts in keys), key, content)
+        if tools is None or tools.null_count == len(tools):
+            return said
+        return replace(said, **dict(zip(("tools", "tool_problems"), tool_sections(tools), strict=True)))
 
     @property
     def row(self) -> I64:
@@ -128,7 +143,12 @@ class Messages:
         where = np.full(len(self.offsets) - 1, -1)
         where[rows] = code[bad[first]]
         reasons = pa.array([*said, f"role '{TEXT_ROLE}' beside other messages"], pa.string())
-        return reasons.take(pa.array(where, mask=where < 0))
+        found = reasons.take(pa.array(where, mask=where < 0))
+        if self.tools is None:
+            return found
+        documents = pc.and_(pc.is_valid(self.tools), pa.array(self.rows_with(self.is_text)))
+        beside = pc.if_else(documents, f"tools beside role '{TEXT_ROLE}'", pa.scalar(None, pa.string()))
+        return pc.coalesce(found, self.tool_problems, beside)
 
 
 @dataclass(frozen=True)
@@ -167,10 +187,17 @@ class Renderer:
     """Renders with one preamble. Threads may share it: at worst two of them make the same template."""
 
     def __init__(self, preamble: Preamble, vocabulary: str) -> None:
+        from openai_harmony import RenderOptions
+
         self._encoding = load_encoding(vocabulary)
         self._encoder = TextEncoder(vocabulary)
-        constant = [np.array(self._encoding.render(m), np.int32) for m in preamble_messages(preamble)]
-        self._preamble = np.concatenate(constant)
+        self._developer = preamble.developer
+        constant = preamble_messages(preamble)
+        self._preambles = [
+            np.empty(0, np.int32),
+            np.concatenate([np.array(self._encoding.render(m), np.int32) for m in constant]),
+            np.array(self._encoding.render(constant[0], RenderOptions(conversation_has_function_tools=True)), np.int32),
+        ]
         self._templates: dict[MessageKey, _Template] = {}
 
     def render(self, messages: Messages) -> Rendered:
@@ -179,34 +206,51 @@ class Renderer:
         They end in <|return|> where the last message is an assistant's final one, in <|endoftext|> where the row is a
         raw document.
         """
+        messages, which = self._with_developers(messages)
         keys, key, offsets = messages.keys, messages.key, messages.offsets
-        body, body_offsets = self._encode(messages)
+        body, body_offsets = self._encoder.encode_batch(messages.content)
         templates = [self._template(k) for k in keys]
         header_offsets = _offsets(np.array([len(t.header) for t in templates], np.int64))
         size = np.diff(header_offsets)[key] + np.diff(body_offsets) + 1
         before = _offsets(size)
-        preamble = np.where(messages.rows_with(messages.is_text), 0, len(self._preamble))
+        preamble_offsets = _offsets(np.array([len(preamble) for preamble in self._preambles], np.int64))
+        preamble = np.diff(preamble_offsets)[which]
         row_offsets = _offsets(preamble + before[offsets[1:]] - before[offsets[:-1]])
         row = messages.row
         start = preamble[row] + before[:-1] - before[offsets[row]]
         closing = np.array([t.closing for t in templates], np.int32)[key]
         closing[_ends_sampling(messages)] = RETURN
         tokens = np.empty(row_offsets[-1], np.int32)
-        _fill_preambles(tokens, row_offsets, preamble, self._preamble)
+        _fill_preambles(tokens, row_offsets, which, np.concatenate(self._preambles), preamble_offsets)
         headers = np.concatenate([np.empty(0, np.int32), *(t.header for t in templates)])
         at = row_offsets[row] + start
         _fill_messages(tokens, at, headers, header_offsets, key, body, body_offsets, closing)
         spans = _spans(messages, row, start, np.diff(header_offsets)[key], size)
         return Rendered(tokens, row_offsets, spans)
 
-    def _encode(self, messages: Messages) -> tuple[I32, I64]:
-        """Flat body tokens and their offsets [messages + 1]."""
+    def _with_developers(self, messages: Messages) -> tuple[Messages, I64]:
+        """The messages as they are written, and which preamble each row has, an index into `_preambles`: [rows]."""
         content = messages.content
         instructs = np.array([k.role in ("system", "developer") for k in messages.keys], bool)[messages.key]
         if instructs.any():
             prefixed = pc.binary_join_element_wise(INSTRUCTIONS, content, "")
             content = pc.if_else(pa.array(instructs), prefixed, content)
-        return self._encoder.encode_batch(content)
+        which = np.where(messages.rows_with(messages.is_text), 0, 1)
+        messages = replace(messages, content=content)
+        if messages.tools is None or messages.tools.null_count == len(messages.tools):
+            return messages, which
+        rows = np.flatnonzero(messages.tools.is_valid())
+        which[rows] = 2
+        first, has_messages = messages.offsets[rows], np.diff(messages.offsets)[rows] > 0
+        instructs = np.append(instructs, False)
+        own = has_messages & instructs[first] & (self._developer is None)
+        if self._developer is None:
+            before = content.take(pa.array(first, mask=~own))
+        else:
+            before = pa.repeat(INSTRUCTIONS + self._developer, len(rows))
+        sections = messages.tools.take(pa.array(rows))
+        said = pc.binary_join_element_wise(before, sections, "\n\n", null_handling="skip")
+        return _with_said(messages, rows, said, own), which
 
     def _template(self, key: MessageKey) -> _Template:
         if key.role == TEXT_ROLE:
@@ -215,6 +259,30 @@ class Renderer:
             tokens = self._encoding.render(_message(key, ""))
             self._templates[key] = _Template(np.array(tokens[:-1], np.int32), tokens[-1])
         return self._templates[key]
+
+
+def _with_said(messages: Messages, rows: I64, said: pa.Array, own: npt.NDArray[np.bool_]) -> Messages:
+    """The messages with a developer message first in some rows.
+
+    Args:
+        messages: of all rows.
+        rows: ascending numbers of some of them.
+        said: string [len(rows)], the whole content of the message.
+        own: bool [len(rows)], whether it takes the place of the row's first message.
+    """
+    first, new = messages.offsets[rows], len(messages.key) + np.arange(len(rows))
+    place, key = np.arange(len(messages.key)), messages.key
+    place[first[own]] = new[own]
+    place = np.insert(place, first[~own], new[~own])
+    key = np.insert(key, first[~own], len(messages.keys))
+    added = np.zeros(len(messages.offsets), np.int64)
+    added[rows[~own] + 1] = 1
+    return Messages(
+        messages.offsets + np.cumsum(added),
+        (*messages.keys, MessageKey("developer", None, None, None)),
+        key,
+        pa.concat_arrays([messages.content, said]).take(pa.array(place)),
+    )
 
 
 def preamble_messages(preamble: Preamble) -> list["Message"]:
@@ -244,6 +312,7 @@ def _message(key: MessageKey, text: str) -> "Message":
         content=[TextContent(text=text)],
         channel=key.channel,
         recipient=key.recipient,
+        content_type=key.content_type,
     )
 
 
@@ -260,23 +329,51 @@ def _or_none(names: pa.Array) -> pa.Array:
 
 
 def _channels(role: pa.Array, channel: pa.Array, recipient: pa.Array) -> pa.Array:
-    """string [messages]: the channels, with those that an assistant's message lacks."""
-    missing = pc.and_(pc.equal(role, "assistant"), pc.is_null(channel))
-    return pc.if_else(missing, pc.if_else(pc.is_null(recipient), "final", "commentary"), channel)
+    """string [messages]: the channels, with those that an assistant's or a tool's message lacks."""
+    of_assistant = pc.if_else(pc.is_null(recipient), "final", "commentary")
+    default = pc.if_else(pc.equal(role, "assistant"), of_assistant, "commentary")
+    missing = pc.and_(pc.is_in(role, value_set=pa.array(["assistant", "tool"])), pc.is_null(channel))
+    return pc.if_else(missing, default, channel)
 
 
-def _authors(offsets: I64, role: pa.Array, recipient: pa.Array) -> pa.Array:
-    """string [messages]: for a tool's message the recipient of the last call of its row, else null."""
-    is_tool = pc.equal(role, "tool").to_numpy(zero_copy_only=False)
-    authors: list[str | None] = [None] * len(role)
-    for row in np.unique(np.searchsorted(offsets, np.flatnonzero(is_tool), side="right") - 1):
-        called = None
+def _recipients(is_tool: pa.Array, recipient: pa.Array) -> pa.Array:
+    """string [messages]: the recipients, with that which a tool's message lacks."""
+    if not is_tool.true_count:
+        return recipient
+    return pc.if_else(pc.and_(is_tool, pc.is_null(recipient)), "assistant", recipient)
+
+
+def _authors(offsets: I64, role: pa.Array, is_tool: pa.Array, recipient: pa.Array, call_id: pa.Array) -> pa.Array:
+    """string [messages]: for a tool's message the recipient of the call that it answers, else null."""
+    if not is_tool.true_count:
+        return pa.nulls(len(role), pa.string())
+    is_call = pc.and_(pc.equal(role, "assistant"), pc.is_valid(recipient))
+    codes = call_id.dictionary_encode()
+    ids = pc.fill_null(codes.indices, -1).to_numpy().astype(np.int64)
+    tools, calls = (mask.to_numpy(zero_copy_only=False) for mask in (is_tool, is_call))
+    call = _calls(offsets, tools, calls, ids, np.full(len(codes.dictionary) + 1, -1, np.int64))
+    return recipient.take(pa.array(call, mask=call < 0))
+
+
+@njit
+def _calls(offsets: I64, is_tool: Bools, is_call: Bools, ids: I64, last: I64) -> I64:
+    """[messages]: of a tool's message the place of the last call before it in its row that has its id, else -1.
+
+    Args:
+        offsets: [rows + 1].
+        is_tool: [messages].
+        is_call: [messages].
+        ids: [messages], -1 for none; a tool's message without one answers the last call.
+        last: [ids + 1], all -1: scratch for the last call with each id, the last of all at the end.
+    """
+    found = np.full(len(ids), -1, np.int64)
+    for row in range(len(offsets) - 1):
         for m in range(offsets[row], offsets[row + 1]):
-            if is_tool[m]:
-                authors[m] = called
-            elif role[m].as_py() == "assistant" and recipient[m].is_valid:
-                called = recipient[m].as_py()
-    return pa.array(authors, pa.string())
+            if is_call[m]:
+                last[ids[m]] = last[-1] = m
+            elif is_tool[m] and last[ids[m]] >= offsets[row]:
+                found[m] = last[ids[m]]
+    return found
 
 
 def _ends_sampling(messages: Messages) -> npt.NDArray[np.intp]:
@@ -303,10 +400,11 @@ def _span_kind(key: MessageKey) -> int:
 
 
 @njit
-def _fill_preambles(tokens: I32, row_offsets: I64, sizes: I64, preamble: I32) -> None:
-    """Write the first sizes[i] tokens of row i, all of the preamble or none of it."""
+def _fill_preambles(tokens: I32, row_offsets: I64, which: I64, preambles: I32, preamble_offsets: I64) -> None:
+    """Begin each row with preamble which[row] of some that lie behind each other."""
     for i in range(len(row_offsets) - 1):
-        tokens[row_offsets[i] : row_offsets[i] + sizes[i]] = preamble[: sizes[i]]
+        preamble = preambles[preamble_offsets[which[i]] : preamble_offsets[which[i] + 1]]
+        tokens[row_offsets[i] : row_offsets[i] + len(preamble)] = preamble
 
 
 @njit

@@ -7,7 +7,9 @@ costs 3 ms whatever it holds.
 """
 
 import datetime
+import functools
 import re
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -63,18 +65,27 @@ PREAMBLES: Final = "preambles"
 PREAMBLE_FIELDS: Final = ("system", "developer", "reasoning_effort", "conversation_start_date", "knowledge_cutoff")
 
 
-class HarmonyStep(Step):
-    """Renders `messages` to `input_ids` and spans.
+@functools.lru_cache(maxsize=8)
+def _renderer(preamble: Preamble, vocabulary: str) -> Renderer:
+    """One for all tasks of a process, which also shares the headers that it has made."""
+    return Renderer(preamble, vocabulary)
 
-    A live row gets verdict `unrenderable` (value: why) when a message has an unknown role or channel, a tool's
-    message answers no call, or a raw document stands beside other messages; and `no_supervised_tokens` (value: number
-    of messages) when no assistant speaks in it or a raw document is empty. `reasoning_effort` is null for raw
-    documents, which no constant message precedes.
+
+class HarmonyStep(Step):
+    """Renders `messages`, and `tools` where they are there, to `input_ids` and spans.
+
+    A live row gets verdict `unrenderable` (value: why) when a message has an unknown role or channel, a tool's message
+    answers no call, the tools are no list of functions, or a raw document stands beside other messages or tools; and
+    `no_supervised_tokens` (value: number of messages) when no assistant speaks in it or a raw document is empty.
+    `reasoning_effort` is null for raw documents, which no constant message precedes.
     """
 
     kind: Literal["harmony"] = "harmony"
-    version: ClassVar[int] = 3
+    purpose: ClassVar[str] = "Render conversations as Harmony tokens, with a span for every supervised message."
+    example: ClassVar[str] = "{kind: harmony, reasoning_effort: high}"
+    version: ClassVar[int] = 4
     reads: ClassVar[tuple[str, ...]] = ("messages",)
+    may_read: ClassVar[tuple[str, ...]] = ("tools",)
     adds: ClassVar[pa.Schema] = TOKENIZED_COLUMNS
     located: ClassVar[frozenset[str]] = frozenset({"vocabulary"})
 
@@ -83,9 +94,11 @@ class HarmonyStep(Step):
     developer: Instructions | None = None
     """Instructions of a constant developer message, of any number of lines; no such message when null."""
     reasoning_effort: Effort = "medium"
+    """The line of the system message that says how much to think."""
     conversation_start_date: DateText | None = None
     """`Current date` of the system message, a day, a month or a year; no such line when null."""
     knowledge_cutoff: DateText | None = "2024-06"
+    """The line of the system message that says up to when the model knows: a day, a month or a year; null for none."""
     vocabulary: str = DEFAULT_VOCABULARY
     """URI of o200k_base.tiktoken; any place is good, the content is checked."""
 
@@ -111,7 +124,7 @@ class HarmonyStep(Step):
 
     def open(self) -> BatchFn:
         """Load both tokenizers (about 0.8 CPU seconds, once a process)."""
-        renderer = Renderer(self.preamble(), self.vocabulary)
+        renderer = _renderer(self.preamble(), self.vocabulary)
 
         def render(batch: pa.RecordBatch) -> pa.RecordBatch:
             batch, messages = self._judge(batch)
@@ -124,18 +137,32 @@ class HarmonyStep(Step):
 
     def _judge(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Messages]:
         """Verdicts for the rows that cannot be rendered or teach nothing, and the messages of those that live on."""
-        column, is_live = batch.column("messages"), live(batch)
-        blanked = pc.if_else(is_live, column, pa.scalar([], column.type)) if is_live.false_count else column
-        messages = Messages.of(blanked)
-        problems = messages.problems()
+        column, was_live = batch.column("messages"), live(batch)
+        tools = batch.column("tools") if "tools" in batch.schema.names else pa.nulls(batch.num_rows, pa.string())
+        messages = Messages.of(*_of_live(was_live, column, tools))
+        number = _numbers(was_live)
+        problems = messages.problems().take(number)
         batch = drop(batch, self.label, problems.is_valid(), "unrenderable", problems)
         answers = np.array([key.role == "assistant" for key in messages.keys], bool)[messages.key]
         documents = messages.is_text & (pc.binary_length(messages.content).to_numpy(zero_copy_only=False) > 0)
         silent = ~messages.rows_with(answers | documents)
-        num_messages = pa.array(np.diff(messages.offsets))
-        batch = drop(batch, self.label, pa.array(silent), "no_supervised_tokens", num_messages)
+        num_messages = pa.array(np.diff(messages.offsets)).take(number)
+        batch = drop(batch, self.label, pa.array(silent).take(number), "no_supervised_tokens", num_messages)
         is_live = live(batch)
-        return batch, Messages.of(column.filter(is_live)) if is_live.false_count else messages
+        if not is_live.equals(was_live):
+            messages = Messages.of(*_of_live(is_live, column, tools))
+        return batch, messages
+
+
+def _of_live(is_live: pa.BooleanArray, *columns: pa.Array) -> Iterator[pa.Array]:
+    """The columns without the rows that were dropped."""
+    return (column.filter(is_live) if is_live.false_count else column for column in columns)
+
+
+def _numbers(is_live: pa.BooleanArray) -> pa.Array:
+    """int64 [rows]: the number of each live row among the live ones, null for the others."""
+    flags = is_live.to_numpy(zero_copy_only=False)
+    return pa.array(np.cumsum(flags) - 1, mask=~flags)
 
 
 def _columns(rendered: Rendered, is_live: npt.NDArray[np.bool_], effort: str) -> list[pa.Array]:

@@ -17,6 +17,8 @@ class CtxBucketStep(Step):
     """Adds `ctx_bucket` from `n_tokens`, null where that is; a longer row gets verdict `longer_than_max_tokens` (n)."""
 
     kind: Literal["ctx_bucket"] = "ctx_bucket"
+    purpose: ClassVar[str] = "Assign context buckets by the number of tokens and drop rows that are too long."
+    example: ClassVar[str] = "{kind: ctx_bucket}"
     reads: ClassVar[tuple[str, ...]] = ("n_tokens",)
     reads_namesake: ClassVar[tuple[str, ...]] = ("n_tokens",)
     adds: ClassVar[pa.Schema] = pa.schema([pa.field("ctx_bucket", pa.string())])

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from etl.config import Config
+from etl.config import Config, nearest
 from etl.errors import SchemaError
 from etl.foreign import Kinded
 from etl.hashing import hash_array, ordered_bits
-from etl.step import Selected, drop, live, on_selected
+from etl.step import OF_THE_INPUT, Selected, drop, live, on_selected
 
 DIGITS = 6
 RADIX = 1 << 16
@@ -108,7 +108,10 @@ class Cut(Selected, Kinded):
         """
         missing = [name for name in self.needed if name not in schema.names]
         if missing:
-            raise SchemaError(f"cut '{self.name}' reads {missing}; at that point there are {schema.names}")
+            raise SchemaError(
+                f"cut '{self.name}' reads {missing}; at that point there are {schema.names}; "
+                f"{nearest(missing[0], schema.names)}{OF_THE_INPUT}"
+            )
 
     @abstractmethod
     def judge(self, batch: pa.RecordBatch, thresholds: Thresholds) -> pa.RecordBatch:
@@ -187,11 +190,16 @@ class ShareCut(RankedCut):
     """
 
     kind: Literal["share"] = "share"
+    purpose: ClassVar[str] = "Keep rows so that those with some values of a column make up a given share."
+    example: ClassVar[str] = "{kind: share, name: half_english, column: detected_language, values: [en], share: 0.5}"
     reason: ClassVar[str] = "over_share"
     first_digit: ClassVar[int] = _SCORE_DIGITS
     column: str
+    """Column that is looked at."""
     values: tuple[str, ...]
+    """Values of the rows that are to make up the share."""
     share: float = Field(gt=0, lt=1)
+    """Share of all kept rows that these rows make up."""
 
     def reads(self) -> tuple[str, ...]:
         return (self.column,)
@@ -222,10 +230,15 @@ class PercentileCut(RankedCut):
     """
 
     kind: Literal["percentile"] = "percentile"
+    purpose: ClassVar[str] = "Keep rows up to a percentile of a score, within groups."
+    example: ClassVar[str] = "{kind: percentile, name: fluent, column: perplexity, within: [language], keep: 0.9}"
     reason: ClassVar[str] = "beyond_percentile"
     column: str
+    """Column of the score."""
     within: tuple[str, ...] = ()
+    """Columns whose combinations are cut apart from each other."""
     keep: float = Field(gt=0, le=1)
+    """Share of the scored rows that stays."""
     order: Literal["lowest", "highest"] = "lowest"
     """Which end of the score is kept."""
 

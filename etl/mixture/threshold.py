@@ -38,6 +38,8 @@ class ThresholdCut(RowCut):
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
     kind: Literal["threshold"] = "threshold"
+    purpose: ClassVar[str] = "Keep rows whose column meets every condition that is given."
+    example: ClassVar[str] = "{kind: threshold, name: fluent, column: perplexity, max: 800}"
     version: ClassVar[int] = 1
     column: str
     """Numbers, text, or true and false."""

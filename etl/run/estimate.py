@@ -8,7 +8,7 @@ Costs the sample's run (about 10 s for 16 MB without a model) and one listing of
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from etl.run.recipe import Recipe
 from etl.run.run import check, context_of, run_stages
 from etl.run.sample import MIN_PIECE_BYTES, write_sample
 from etl.run.scaling import Scaling
+from etl.storage.costs import CostSum, read_dataset_costs
 from etl.storage.remote import storage_options
 
 SAMPLE_BYTES = 16 << 20
@@ -63,6 +64,8 @@ class Estimate:
     join_bytes: int
     """Memory of the one task that joins the candidate pairs."""
     driver_bytes: int
+    folder_cpu_s: dict[str, float]
+    """Of each dataset, its share of its job."""
     notes: tuple[str, ...] = field(default=())
 
     def total(self, name: str) -> float:
@@ -134,6 +137,7 @@ class _Prediction:
             worker_bytes=WORKER_BYTES,
             join_bytes=round(max(self._joined_rows(), default=0.0) * JOIN_BYTES_PER_ROW),
             driver_bytes=DRIVER_BYTES_PER_TASK * max((cost.tasks for cost in costs), default=0),
+            folder_cpu_s=dict(self._shares(costs)),
             notes=tuple(self._notes()),
         )
 
@@ -149,6 +153,18 @@ class _Prediction:
             objects=len(names) * (2 * tasks + 2),
             cpu_s=self._cpu_s(job, tasks),
         )
+
+    def _shares(self, costs: Iterable[StageCost]) -> Iterator[tuple[str, float]]:
+        """(dataset, CPU-seconds): several maps that run as one share them as they did in the sample."""
+        for cost in costs:
+            names = cost.stage.split("+")
+            took = [self._dataset_cpu_s(name) for name in names]
+            for name, seconds in zip(names, took, strict=True):
+                yield name, cost.cpu_s * (seconds / sum(took) if sum(took) else 1 / len(names))
+
+    def _dataset_cpu_s(self, name: str) -> float:
+        costs = read_dataset_costs(self._run.sample.recipe.place / name)
+        return 0.0 if costs is None else CostSum.of(costs).cpu_s
 
     @cached_property
     def _task_cpu_s(self) -> float:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from scipy.special import gammaln
 
 from etl.arrays import F64, I64
 from etl.dedup.canaries import which_canaries
@@ -126,6 +125,8 @@ def partners_of(others: I64, fraction: float) -> tuple[F64, F64]:
     seen, counts = np.unique(others, return_counts=True)
     if fraction >= 1:
         return (seen + 1).astype(np.float64), counts / counts.sum()
+    from scipy.special import gammaln  # 0.2 CPU-seconds that a run has no use for
+
     likelihood = np.exp(
         gammaln(numbers) - gammaln(np.maximum(numbers - seen[:, None], 1)) - gammaln(seen[:, None] + 1)
         + seen[:, None] * math.log(fraction) + (numbers - 1 - seen[:, None]) * math.log1p(-fraction)

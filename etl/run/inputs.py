@@ -46,8 +46,8 @@ def input_sizes(job: Job, raw: Raw, splits: Iterable[Any], current: Dataset | No
     """
     files: dict[str, dict[str, InputFile]] = {name: {} for name in raw.sources}
     for split in splits:
-        piece = raw.from_plan(split["input"])
-        files[piece.source][piece.file.url] = piece.file
+        planned = raw.from_plan(split)
+        files[planned.source] |= {piece.file.url: piece.file for piece in planned.pieces}
     return tuple(_size(name, job, raw, list(files[name].values()), current) for name in raw.sources)
 
 
@@ -60,7 +60,7 @@ def _size(name: str, job: Job, raw: Raw, files: Sequence[InputFile], current: Da
 
 
 def _rows_of_footers(name: str, raw: Raw, files: Sequence[InputFile]) -> int | None:
-    if len(files) > MAX_FOOTERS or any(file.format != "parquet" for file in files):
+    if len(files) > MAX_FOOTERS or any(raw.sources[name].format_of(file.relative) != "parquet" for file in files):
         return None
 
     def rows(file: InputFile) -> int:
@@ -68,7 +68,9 @@ def _rows_of_footers(name: str, raw: Raw, files: Sequence[InputFile]) -> int | N
             return int(parquet.metadata.num_rows)
 
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        return sum(pool.map(rows, files))
+        found = sum(pool.map(rows, files))
+    limit = raw.sources[name].limit
+    return found if limit is None else min(limit, found)
 
 
 def lines(sizes: Sequence[InputSize]) -> Iterator[str]:

@@ -76,6 +76,14 @@ class MeteredEngine(LocalEngine):
         self.jobs[job.stage] = job
         return super().shuffle(job, exchange, fn)
 
+    def gather(
+        self, job: Job, exchange: Exchange, fn: ReduceFn, then: Callable[[Dataset], None] = nothing
+    ) -> DatasetLike:
+        """As a shuffle: what a sample gathers crosses the network where there is more of it."""
+        dataset = self.shuffle(job, exchange, fn)
+        then(dataset)
+        return dataset
+
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
         self.settle()
         self.jobs[job.stage] = job

@@ -15,7 +15,7 @@ from etl.errors import ConfigError, DataError, SourceError
 from etl.run.recipe import Recipe
 from etl.run.record import stage_records
 from etl.sources.files import source_places
-from etl.sources.listing import Listing, Pattern, list_pattern, pattern_in_words, pattern_of
+from etl.sources.listing import FormatOf, Listing, Pattern, list_pattern, pattern_in_words, pattern_of
 from etl.storage.location import Location
 
 
@@ -32,10 +32,10 @@ def check_places(recipe: Recipe) -> None:
             if not _one_store(place, recipe.place):
                 continue
             try:
-                pattern, listing = place.ask("list", functools.partial(_look, place))
+                pattern, listing = place.ask("list", functools.partial(_look, place, source.format_of))
             except (DataError, SourceError) as error:
                 raise SourceError(f"source '{name}': {error}") from error
-            key = f"sources.{name}.path={place}"
+            key = f"sources.{name}.{'path' if source.dataset is None else 'dataset'}={place}"
             output = _real(recipe.place)
             for relative, real in listing.entered:
                 rest = _below(output, real)
@@ -69,10 +69,10 @@ def _real(place: Location) -> str:
     return os.path.realpath(place.path) if place.is_local else place.path.rstrip("/")
 
 
-def _look(place: Location) -> tuple[Pattern | None, Listing]:
+def _look(place: Location, format_of: FormatOf) -> tuple[Pattern | None, Listing]:
     """What is named, and which folders are looked into for it."""
     if place.is_local:
-        return pattern_of(place), list_pattern(place)
+        return pattern_of(place), list_pattern(place, format_of)
     pattern = pattern_in_words(place.path)
     return pattern, Listing(pattern.folder, entered=[("", pattern.folder.rstrip("/"))])
 

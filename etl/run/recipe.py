@@ -61,6 +61,7 @@ class Recipe(Config):
     located: ClassVar[frozenset[str]] = frozenset({"output", "storage", "single_writer", "run"})
 
     name: str
+    """What messages, manifests and Spark's job names call the run."""
     output: str = Field(min_length=1)
     """Folder or URL; every stage's dataset is a folder below it."""
     storage: Storage = Field(default={}, repr=False)
@@ -69,23 +70,35 @@ class Recipe(Config):
     single_writer: bool = False
     """Write to a store that cannot create an object only where none is; then nobody guards against a second run."""
     sources: dict[str, Source] = Field(min_length=1)
-    max_bad_fraction: float = Field(default=1.0, ge=0, le=1)
-    """Share of a source's rows that may be quarantined before the run fails; 1 never fails."""
+    """What is read, by a name of your own for each source."""
+    max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Share of a source's rows that may be quarantined before the run fails. One without any row is the matter of its
+    `may_be_empty`, whatever this says."""
     max_row_bytes: int = Field(default=MAX_ROW_BYTES, ge=1, lt=1 << 30)
     """Bytes of a line, or of the text columns of a Parquet row, above which a row is quarantined as `too_long`. Reading
     a row takes about four times its length in memory."""
     run: Cutting = Cutting()
+    """How work is cut and what it costs; never what comes out."""
 
     # What the names in `stages` stand for. `stages` comes after them: it takes what they are.
     filter: Filter | None = Field(default=None, exclude=True, repr=False)
+    """Section of the stage `filter`."""
     dedup: Dedup = Field(default=Dedup(), exclude=True, repr=False)
+    """Section of the stage `dedup`."""
     kenlm: Kenlm = Field(default=Kenlm(), exclude=True, repr=False)
+    """Section of the stage `kenlm`."""
     score: Score | None = Field(default=None, exclude=True, repr=False)
+    """Section of the stage `score`."""
     harmony: HarmonyStep = Field(default=HarmonyStep(), exclude=True, repr=False)
+    """How the stage `tokenize` renders conversations."""
     ctx: CtxBucketStep = Field(default=CtxBucketStep(), exclude=True, repr=False)
+    """How the stage `tokenize` assigns context buckets."""
     semantic: Semantic = Field(default=Semantic(), exclude=True, repr=False)
+    """Section of the stage `semantic`."""
     layout: Layout = Field(default=Layout(), exclude=True, repr=False)
+    """Section of the stages `split` and `layout`."""
     stages: tuple[AnyStage, ...]
+    """What is done, in this order: names of kinds, whose sections stand beside, or whole stages, `{kind: …}`."""
 
     @property
     def place(self) -> Location:

@@ -16,11 +16,13 @@ from etl.engine import Engine, nothing, reader, sole_writer
 from etl.errors import ConfigError, DataError, StillhouseError
 from etl.laws import Growth, With
 from etl.rows import Rows, RowsRef
+from etl.run.costs import cost_lines, keep_costs, run_costs
+from etl.run.fields import fields_of
 from etl.run.funnel import last_lines
 from etl.run.places import check_places
 from etl.run.recipe import DROPPED_FOLDER, Recipe
 from etl.run.record import record_of
-from etl.schema import DROPPED, PROMPT, aligned
+from etl.schema import DROPPED, PROMPT
 from etl.stages import ingest
 from etl.stages.context import Context
 from etl.stages.keyed import uuid_texts
@@ -53,12 +55,10 @@ def check(recipe: Recipe) -> None:
             another.
         SourceError: the input cannot be listed.
     """
-    schema = aligned(pa.schema([field for field in PROMPT if field.name != "id"]))
+    schema = pa.schema([*PROMPT, *fields_of(recipe)])
     for stage in recipe.stages:
         schema = stage.output_schema(schema)
         stage.check_artefacts()
-    for source in recipe.sources.values():
-        source.shape()
     check_places(recipe)
 
 
@@ -68,22 +68,47 @@ def context_of(recipe: Recipe, engine: Engine, report: Callable[[str], None]) ->
     return Context(engine, recipe.place, sources, recipe.run, recipe.storage, report)
 
 
-def run_recipe(recipe: Recipe, engine: Engine, report: Callable[[str], None]) -> RunResult:
+def run_recipe(
+    recipe: Recipe, engine: Engine, report: Callable[[str], None], watch: Callable[[Dataset], None] = nothing
+) -> RunResult:
     """Run every stage of a recipe and commit what each of them makes.
+
+    Args:
+        recipe: what is run.
+        engine: what runs it.
+        report: gets each line for the user.
+        watch: gets every dataset once it is committed, or found so, also of a run that fails later.
 
     Raises:
         StillhouseError: one of its four classes, for what a user can mend.
     """
     lines = _Lines(report)
-    context = replace(context_of(recipe, engine, lines), always=report)
+    context = replace(context_of(recipe, engine, lines), always=report, watch=watch)
     with storage_options(recipe.storage):
         check(recipe)
         with _held(recipe, context, lines, "this recipe"):
             result = run_stages(recipe, context)
+            costs = _told_costs(recipe, engine)
         tell_stale(recipe, report)
+    for line in costs:
+        report(line)
     for line in last_lines(result.accounting, record_of(recipe).steps, result.corpus, context.output):
         report(line)
     return result
+
+
+def _told_costs(recipe: Recipe, engine: Engine) -> list[str]:
+    """Leave in the output what it has cost, if it may be written; the lines that say so."""
+    try:
+        costs = run_costs(recipe)
+        if costs is None:
+            return []
+        if engine.may_write:
+            keep_costs(recipe.place, costs)
+    except StillhouseError as error:
+        # All is committed, and costs are nothing that anybody builds on.
+        return [f"{right('costs', 24)}  not known: {error}"]
+    return list(cost_lines(costs, recipe.run.price_per_core_hour))
 
 
 def tell_stale(recipe: Recipe, report: Callable[[str], None]) -> None:
@@ -209,8 +234,10 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
 
     with storage_options(recipe.storage):
         check(recipe)
-        with _held(recipe, context, lines, f"the stage '{label}'"), contextlib.suppress(_Done):
-            run_stages(recipe, context, enter)
+        with _held(recipe, context, lines, f"the stage '{label}'"):
+            with contextlib.suppress(_Done):
+                run_stages(recipe, context, enter)
+            _told_costs(recipe, engine)
 
 
 def label_of(recipe: Recipe, kind: str, name: str | None) -> str:

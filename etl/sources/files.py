@@ -1,9 +1,13 @@
 """Finding a source's files and cutting them into splits; etl/sources/listing.py says which files a pattern names.
 
-Parquet is cut at row groups, plain JSONL at byte ranges, a compressed JSONL file is one split. A file's identity is its
-path below the source's folder, its size and its etag; a file of a store without one, such as a local disk, is hashed (a
-few GB a second, and the page cache then holds what ingest reads next). Reads of an object ask for that very etag, and
-those of a hashed file for the size and the time in nanoseconds that the listing saw.
+Parquet is cut at row groups, plain JSONL at byte ranges, a compressed JSONL file is one piece. Pieces that follow each
+other in the listing share a split as long as they are no larger than one together, so that many small files are few
+tasks. A file's identity is its path below the source's folder, its size and its etag; a file of a store without one,
+such as a local disk, is hashed (a few GB a second, and the page cache then holds what ingest reads next). Reads of an
+object ask for that very etag, and those of a hashed file for the size and the time in nanoseconds that the listing saw.
+A source with a `limit` is one split, and its local files are known by size and time, since hashing reads all of them.
+
+Costs one footer for each Parquet file that is larger than a split; nothing is opened of the others.
 """
 
 import functools
@@ -17,9 +21,12 @@ import xxhash
 from pydantic import Field
 
 from etl.config import Config
+from etl.digests import digest_of
 from etl.errors import DataError, SourceError, decoding
-from etl.sources.formats import FORMATS, compression_of, format_of
-from etl.sources.listing import LeftOut, Listing, list_pattern, summary, told
+from etl.extras import check_installed
+from etl.sources.formats.endings import FORMATS, compression_of
+from etl.sources.formats.pages import packages_for
+from etl.sources.listing import BESIDE, ENDING, LeftOut, Listing, list_pattern, summary, told
 from etl.sources.partitions import partitions_of
 from etl.sources.sample import sample_folder
 from etl.sources.spec import Source
@@ -29,6 +36,12 @@ from etl.storage.remote import Storage
 
 SAMPLE = "sample:"
 """A path that begins so is below the embedded sample's folder."""
+INPUT_SPLITS = 24
+"""Into so many splits the input is cut where no recipe says more, as far as their bounds allow."""
+MIN_SPLIT_BYTES = 4 << 20
+MAX_SPLIT_BYTES = 128 << 20
+OPEN_BYTES = 4 << 10
+"""What a smaller file counts for in a split: to open it takes its time, too, above all on an object store."""
 _BLOCK = 1 << 22
 _UNKNOWN = "?"
 
@@ -59,12 +72,6 @@ class InputFile(Config):
         return self.table or self.relative
 
     @property
-    def format(self) -> str:
-        found = format_of(self.relative)
-        assert found is not None, self.relative
-        return found
-
-    @property
     def compression(self) -> str | None:
         """What fsspec calls the compression of the whole file."""
         return compression_of(self.relative)
@@ -75,13 +82,23 @@ class InputFile(Config):
         return partitions_of(self.relative)
 
 
-class InputSplit(Config):
-    """The piece of a file that one task reads: row groups [start, end) or bytes [start, end)."""
+class InputPiece(Config):
+    """What is read of a file: row groups [start, end) or bytes [start, end); an end beyond the file's is the file's."""
 
-    source: str
     file: InputFile
     start: int
     end: int
+
+    def of_folders(self, columns: Sequence[str]) -> dict[str, str | None]:
+        """Those of some columns that the folders above the file stand for."""
+        return {name: value for name, value in self.file.partitions.items() if name in columns}
+
+
+class InputSplit(Config):
+    """What one task reads: pieces of the files of a source, in the order of their listing."""
+
+    source: str
+    pieces: tuple[InputPiece, ...]
 
 
 @dataclass(frozen=True)
@@ -104,21 +121,44 @@ def list_source(name: str, source: Source, storage: Storage) -> Listed:
     Raises:
         SourceError: a pattern matches no file, a link is broken, or a file that was named has a suffix that we cannot
             read.
+        ConfigError: a package that reads the files is not installed.
     """
     found: dict[str, InputFile] = {}
     left_out: dict[str, tuple[str, str]] = {}
     for place in source_places(source, storage):
         try:
-            listing = place.ask("list", functools.partial(list_pattern, place))
+            listing = listing_of(source, place)
             if not listing.files:
                 place.check_bucket()
                 raise _no_file(name, place, listing)
-            found |= {file.url: file for file in _described(place, listing)}
-            left_out |= {_url(place, path): what for path, what in listing.left_out.items()}
+            found |= {file.url: file for file in _described(source, place, listing)}
+            left_out |= {url_of(place, path): what for path, what in listing.left_out.items()}
         except (DataError, SourceError) as error:
             raise SourceError(f"source '{name}': {error}") from error
     files = sorted(found.values(), key=lambda file: (file.relative, file.url))
     return Listed(files, summary(what for url, what in left_out.items() if url not in found))
+
+
+def listing_of(source: Source, place: Location) -> Listing:
+    """What one pattern of a source comes to.
+
+    Raises:
+        ConfigError: a package that reads the files is not installed.
+    """
+    listing = place.ask("list", functools.partial(list_pattern, place, source.format_of))
+    _leave_out_notes(listing, source)
+    if any(source.format_of(found.relative) == "warc" for found in listing.files):
+        check_installed(*packages_for(source.html))
+    return listing
+
+
+def _leave_out_notes(listing: Listing, source: Source) -> None:
+    """Leave out what reads as text by its ending alone and lies among other data, such as a README.txt."""
+    notes = [found for found in listing.files if source.format_of(found.relative) == "text"]
+    if source.text_rows is None and len(notes) < len(listing.files):
+        listing.files = [found for found in listing.files if found not in notes]
+        for found in notes:
+            listing.leave_out(BESIDE, found.relative)
 
 
 def list_files(name: str, source: Source, storage: Storage) -> list[InputFile]:
@@ -136,9 +176,32 @@ def source_places(source: Source, storage: Storage) -> list[Location]:
 
 
 def part_files(dataset: Dataset, table: str) -> list[InputFile]:
-    """The parts of a landed table as input; their names follow from their content, so they are not looked at again."""
-    parts = dataset.manifest.parts
-    first_rows = itertools.accumulate((part.rows for part in parts), initial=0)
+    """The parts of a landed table as input, each with the number of its first row."""
+    first_rows = itertools.accumulate((part.rows for part in dataset.manifest.parts), initial=0)
+    return [
+        file.model_copy(update={"table": table, "first_row": first_row})
+        for file, first_row in zip(dataset_files(dataset), first_rows, strict=False)
+    ]
+
+
+def open_dataset(name: str, source: Source, storage: Storage) -> Dataset:
+    """The committed dataset that a source names.
+
+    Raises:
+        SourceError: there is none, or its manifest is damaged.
+    """
+    assert source.dataset is not None
+    try:
+        found = Dataset.open(source.locate(source.dataset, storage))
+    except DataError as error:
+        raise SourceError(f"source '{name}': {error}") from error
+    if found.manifest.holds_files:
+        raise SourceError(f"source '{name}': {source.dataset} holds files, no rows; name a corpus, or `ingest`")
+    return found
+
+
+def dataset_files(dataset: Dataset) -> list[InputFile]:
+    """The parts of a committed dataset as input; their names follow from their content, so nobody looks again."""
     return [
         InputFile(
             url=dataset.part_location(part).url,
@@ -146,69 +209,106 @@ def part_files(dataset: Dataset, table: str) -> list[InputFile]:
             bytes=part.bytes,
             etag=part.sha256,
             stamp=_UNKNOWN,
-            table=table,
-            first_row=first_row,
         )
-        for part, first_row in zip(parts, first_rows, strict=False)
+        for part in dataset.manifest.parts
     ]
 
 
 def _no_file(name: str, place: Location, listing: Listing) -> SourceError:
     there = "; ".join(told(summary(listing.left_out.values())))
     return SourceError(
-        f"no file of {FORMATS} matches {place.url}; check sources.{name}.path" + (f" ({there})" if there else "")
+        f"no file of {FORMATS} matches {place.url}; check sources.{name}.path"
+        + (f" ({there})" if there else "")
+        + ("; `text_rows: file` reads any file as text" if ENDING in there else "")
     )
 
 
-def _url(place: Location, path: str) -> str:
+def url_of(place: Location, path: str) -> str:
     return cast(str, place.fs.unstrip_protocol(path)) if "://" in place.url else path
 
 
-def _described(place: Location, listing: Listing) -> Iterator[InputFile]:
+def _described(source: Source, place: Location, listing: Listing) -> Iterator[InputFile]:
     for found in listing.files:
-        location = Location(_url(place, found.path), place.options)
+        location = Location(url_of(place, found.path), place.options)
         etag = "" if location.is_local else stamp_of(dict(found.info))
+        # Before the file is hashed: what is written after that is another file than the one that was hashed.
+        stamp = "" if etag else location.stamp()
         yield InputFile(
             url=location.url,
             relative=found.relative,
             bytes=int(found.info["size"]),
-            etag=etag or _digest(location),
-            stamp="" if etag else location.stamp() or _UNKNOWN,
+            etag=etag or _identity(location, stamp, source),
+            stamp="" if etag else stamp or _UNKNOWN,
         )
 
 
-def _digest(location: Location) -> str:
+def _identity(location: Location, stamp: str, source: Source) -> str:
+    """What tells a file of a store without etags from what it was: its bytes, or where few are read, its time."""
+    return digest_of(stamp) if stamp and source.limit is not None else _digest(location, stamp or None)
+
+
+def _digest(location: Location, stamp: str | None) -> str:
     digest = xxhash.xxh3_128()
-    with location.open() as file:
+    with location.open(stamp) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 
 
+def split_bytes_of(input_bytes: int) -> int:
+    """Stored bytes of a split where the recipe says none: they follow from those of its whole input alone.
+
+    So every machine and engine cuts alike, and a run that was begun on one is continued on another.
+    """
+    return min(max(input_bytes // INPUT_SPLITS, MIN_SPLIT_BYTES), MAX_SPLIT_BYTES)
+
+
 def cut(
     name: str, source: Source, files: Sequence[InputFile], split_bytes: int, storage: Storage
 ) -> Iterator[InputSplit]:
-    """Splits of about `split_bytes` of stored bytes each.
+    """Splits of about `split_bytes` of stored bytes each, of as many files as fit.
 
     Args:
         name: of the source.
         source: whose files they are.
         files: as `list_files` has found them.
-        split_bytes: stored bytes of a split, more where one row group has more.
+        split_bytes: stored bytes of a split, more where one row group or one compressed file has more. A file counts
+            for OPEN_BYTES at least.
         storage: the recipe's options by scheme.
 
     Raises:
-        SourceError: a Parquet footer is damaged.
+        SourceError: the footer of a Parquet file that is larger than a split is damaged.
     """
+    pieces: list[InputPiece] = []
+    held_bytes = 0
+    if source.limit is not None:
+        # The first rows are read one after the other, by one task.
+        split_bytes = sum(max(file.bytes, OPEN_BYTES) for file in files)
+    for piece, stored_bytes in _cut_files(source, files, split_bytes, storage):
+        size = max(stored_bytes, OPEN_BYTES)
+        if pieces and held_bytes + size > split_bytes:
+            yield InputSplit(source=name, pieces=tuple(pieces))
+            pieces, held_bytes = [], 0
+        pieces.append(piece)
+        held_bytes += size
+    if pieces:
+        yield InputSplit(source=name, pieces=tuple(pieces))
+
+
+def _cut_files(
+    source: Source, files: Sequence[InputFile], split_bytes: int, storage: Storage
+) -> Iterator[tuple[InputPiece, int]]:
+    """The pieces of all files, each with its stored bytes."""
     for file in files:
-        if file.format == "parquet":
-            yield from _cut_parquet(name, source.locate(file.url, storage), file, split_bytes)
-        elif file.compression is not None:
-            yield InputSplit(source=name, file=file, start=0, end=file.bytes)
+        if source.format_of(file.relative) == "parquet" and file.bytes > split_bytes:
+            yield from _cut_parquet(source.locate(file.url, storage), file, split_bytes)
+        elif not source.can_be_cut(file.relative):
+            # A file has more bytes than row groups, and what is packed more than it takes: this is all of it.
+            yield InputPiece(file=file, start=0, end=file.bytes), file.bytes
         else:
             for start in range(0, file.bytes, split_bytes):
                 end = min(start + split_bytes, file.bytes)
-                yield InputSplit(source=name, file=file, start=start, end=end)
+                yield InputPiece(file=file, start=start, end=end), end - start
 
 
 def row_group_shares(parquet: pq.ParquetFile) -> list[float]:
@@ -222,15 +322,16 @@ def row_group_shares(parquet: pq.ParquetFile) -> list[float]:
     return [size / sum(sizes) for size in sizes]
 
 
-def _cut_parquet(name: str, location: Location, file: InputFile, split_bytes: int) -> Iterator[InputSplit]:
+def _cut_parquet(location: Location, file: InputFile, split_bytes: int) -> Iterator[tuple[InputPiece, int]]:
     with location.open_parquet() as parquet, decoding(location.url):
         sizes = [round(share * file.bytes) for share in row_group_shares(parquet)]
     start = 0
     held = 0
     for group, size in enumerate(sizes):
-        if held and held + size > split_bytes:
-            yield InputSplit(source=name, file=file, start=start, end=group)
+        # The nearer of the two sizes: row groups of half a split and more would else be splits of their own.
+        if held and held + size / 2 > split_bytes:
+            yield InputPiece(file=file, start=start, end=group), held
             start, held = group, 0
         held += size
     if start < len(sizes):
-        yield InputSplit(source=name, file=file, start=start, end=len(sizes))
+        yield InputPiece(file=file, start=start, end=len(sizes)), held

@@ -21,7 +21,7 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from etl.errors import SourceError
-from etl.sources.formats import COMPRESSIONS, FORMATS, format_of
+from etl.sources.formats.endings import COMPRESSIONS, FORMATS, format_of
 from etl.sources.partitions import is_partition
 from etl.storage.location import Location
 
@@ -30,8 +30,10 @@ MAX_NAMES = 5
 HIDDEN = "hidden"
 ENDING = "unknown ending"
 FOLDER = "a folder, which a pattern does not enter"
+BESIDE = "text beside other data"
 SPECIAL = "no regular file"
 CYCLE = "a link to a folder above it"
+FormatOf = Callable[[str], str | None]
 LeftOut = dict[str, dict[str, Any]]
 """Reason -> {"files": how many, "names": the first of them, sorted}."""
 
@@ -86,6 +88,8 @@ class Listing:
     """Path in the file system -> the reason, and the path below the folder."""
     entered: list[tuple[str, str]] = field(default_factory=list)
     """Of the local disk, the folders that were looked into: path below the folder ("" for itself), and the real one."""
+    format_of: FormatOf = format_of
+    """How a file of a name is read, None where it is not."""
 
     def leave_out(self, reason: str, relative: str) -> None:
         """Note what is not read."""
@@ -115,7 +119,7 @@ def pattern_of(place: Location) -> Pattern | None:
         SourceError: it is no pattern.
     """
     path, fs = place.path, place.fs
-    if "**" in path and any("**" in piece and piece != "**" for piece in path.split("/")):
+    if "**" in path and any("**" in piece and piece != "**" for piece in path.split("/")) and not fs.exists(path):
         raise SourceError(f"{place.url}: '**' is a whole part of a path, as in folder/**/*.jsonl")
     pattern = pattern_in_words(path, fs.exists)
     return pattern if pattern.wanted is not None or fs.isdir(path) else None
@@ -130,40 +134,47 @@ def pattern_in_words(path: str, exists: Callable[[str], bool] = lambda path: Fal
     return Pattern(path.rstrip("/") or "/", None)
 
 
-def list_pattern(place: Location) -> Listing:
+def list_pattern(place: Location, format_of: FormatOf = format_of) -> Listing:
     """The files that a path, glob or folder names, in no order.
 
     A file that is named outright may be hidden; one that a pattern finds may not.
+
+    Args:
+        place: the path, glob or folder.
+        format_of: how a file of a name is read, None where it is not.
 
     Raises:
         SourceError: a link leads nowhere, or a file that was named has an ending that we cannot read.
     """
     pattern = pattern_of(place)
     if pattern is None:
-        return _one_file(place)
+        return _one_file(place, format_of)
     if place.is_local:
-        listing = Listing(pattern.folder)
+        listing = Listing(pattern.folder, format_of=format_of)
         if place.fs.isdir(pattern.folder):
             real = os.path.realpath(pattern.folder)
             _walk(pattern, listing, "", real, (real,))
         return listing
-    return _remote(place, pattern)
+    return _remote(place, pattern, format_of)
 
 
-def _one_file(place: Location) -> Listing:
+def _one_file(place: Location, format_of: FormatOf) -> Listing:
     path = place.path
-    listing = Listing(posixpath.dirname(path))
+    _check_name(path)
+    listing = Listing(posixpath.dirname(path), format_of=format_of)
     if place.is_local and Path(path).is_symlink() and not Path(path).exists():
         raise _broken(path)
     if place.fs.exists(path):
         if format_of(path) is None:
-            raise SourceError(f"{path} is none of {FORMATS} (or these with {COMPRESSIONS})")
+            raise SourceError(
+                f"{path} is none of {FORMATS} (or these with {COMPRESSIONS}); with `text_rows` any file reads as text"
+            )
         listing.files.append(Found(path, posixpath.basename(path), place.fs.info(path)))
     return listing
 
 
-def _remote(place: Location, pattern: Pattern) -> Listing:
-    listing = Listing(pattern.folder)
+def _remote(place: Location, pattern: Pattern, format_of: FormatOf) -> Listing:
+    listing = Listing(pattern.folder, format_of=format_of)
     depth = None if pattern.wanted is None or "**" in pattern.wanted else pattern.wanted.count("/") + 1
     prefix = pattern.folder.rstrip("/") + "/"
     with_folders = pattern.wanted is not None
@@ -182,14 +193,24 @@ def _remote(place: Location, pattern: Pattern) -> Listing:
 
 def _sort(listing: Listing, path: str, relative: str, info: Mapping[str, Any]) -> None:
     """A file that is named is read, or left out for a reason."""
+    _check_name(relative)
     if _is_hidden(relative):
         listing.leave_out(HIDDEN, relative)
-    elif format_of(relative) is None:
+    elif listing.format_of(relative) is None:
         listing.leave_out(ENDING, relative)
     elif info["type"] != "file":
         listing.leave_out(SPECIAL, relative)
     else:
         listing.files.append(Found(path, relative, info))
+
+
+def _check_name(path: str) -> None:
+    """Refuse a name that is no text: the rows could not say where they were read."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        shown = path.encode("utf-8", "backslashreplace").decode()
+        raise SourceError(f"the name of the file {shown} is not UTF-8; rename it") from error
 
 
 def _is_hidden(relative: str) -> bool:

@@ -52,16 +52,22 @@ def decoded(
         size = file.metadata.row_group(group).total_byte_size
         _check(place, size, limits)
         rows = min(max(_FEWEST_ROWS, _DECODED_BYTES // max(1, size)), _MOST_ROWS)
-        batches = file.iter_batches(rows, [group], columns)
+        # A task has one core; threads for so few rows cost more than they read.
+        batches = file.iter_batches(rows, [group], columns, use_threads=False)
     while True:
         with decoding(place):
             if (batch := next(batches, None)) is None:
                 return
-            # How long the texts of a dictionary are together is seen without it.
-            for number, field in enumerate(batch.schema):
-                if pa.types.is_dictionary(field.type):
-                    batch = batch.set_column(number, field.name, batch.column(number).dictionary_decode())
+            batch = without_dictionaries(batch)
         yield batch
+
+
+def without_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows, so that how long the texts of a dictionary are together is seen."""
+    for number, field in enumerate(batch.schema):
+        if pa.types.is_dictionary(field.type):
+            batch = batch.set_column(number, field.name, batch.column(number).dictionary_decode())
+    return batch
 
 
 def tables(place: str, batches: Iterator[pa.RecordBatch], table_bytes: int, limits: Limits) -> Iterator[pa.Table]:

@@ -103,16 +103,21 @@ def write_sample(folder: Path) -> dict[str, str]:
 
 
 @functools.cache
-def _installation() -> str:
+def installation() -> str:
     """A digest of this file, of Python's version and of the packages that are installed: half a second."""
     packages = sorted(f"{item.metadata['Name']}=={item.version}" for item in importlib.metadata.distributions())
     parts = [Path(__file__).read_text("utf-8") if Path(__file__).exists() else "", sys.version, *packages]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def sample_place() -> Path:
+    """Where the sample of this installation lies in the cache folder once it is written; it is whole with `_done`."""
+    return cache_dir() / "sample" / installation()
+
+
 def sample_folder() -> Path:
     """The sample of this installation in the cache folder, written on first use."""
-    folder = cache_dir() / "sample" / _installation()
+    folder = sample_place()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "_done").exists():

@@ -6,12 +6,22 @@ A data set is described by conf/sources/<name>.yaml; a new one of a known shape 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, RootModel, field_validator, model_validator
+from pydantic import Field, RootModel, field_validator, model_validator
 
 from etl import conf
 from etl.config import Config
 from etl.errors import ConfigError
-from etl.schema import SKILLS
+from etl.sources.fields import Fields
+from etl.sources.formats.endings import compression_of, format_of
+from etl.sources.shapes.columns import ColumnsShape
+from etl.sources.shapes.dataset import DatasetShape
+from etl.sources.shapes.messages import MessagesShape
+from etl.sources.shapes.pairs import PairsShape
+from etl.sources.shapes.preference import PreferenceShape
+from etl.sources.shapes.prompts import PromptsShape
+from etl.sources.shapes.text import TextShape
+from etl.sources.shapes.transcript import TranscriptShape
+from etl.sources.shapes.verifiable import VerifiableShape
 from etl.storage.location import Location
 from etl.storage.remote import Storage, check_places, scheme_of
 
@@ -23,125 +33,71 @@ def _absolute(path: str) -> str:
     return str(Path(*whole.parts[:num_up]).resolve().joinpath(*whole.parts[num_up:]) if num_up else whole)
 
 
-def _known_bucket(name: str) -> str:
-    if name not in SKILLS:
-        known = ", ".join(f"{bucket} ({meaning})" for bucket, meaning in SKILLS.items())
-        raise ValueError(f"'{name}' is no skill bucket; use {known}")
-    return name
+_Described = (
+    ColumnsShape
+    | MessagesShape
+    | PairsShape
+    | TranscriptShape
+    | PreferenceShape
+    | VerifiableShape
+    | PromptsShape
+    | TextShape
+)
+Shape = _Described | DatasetShape
+"""How the rows of a data set become conversations."""
 
 
-SkillBucket = Annotated[str, AfterValidator(_known_bucket)]
-
-
-class SkillRule(Config):
-    """The skill bucket of a row: by the value of a column, else the default."""
-
-    column: str | None = None
-    by_value: dict[str, SkillBucket] = {}
-    default: SkillBucket
-
-
-class Described(Config):
-    """What the description of every data set may say of its rows."""
-
-    example_id: str
-    """Column that names the row within its data set."""
-    language: str | None = None
-    license: str | None = None
-    subset: str | None = None
-    split_key: str | None = None
-    """Column whose value decides train or validation; the row's id when none is named."""
-    skill_bucket: SkillRule
-    meta: tuple[str, ...] = ()
-    """Columns kept as they are in meta_json, those that a file lacks or that are null left out."""
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """Columns without which no row can be read."""
-        raise NotImplementedError(type(self).__name__)
-
-    @property
-    def prose(self) -> tuple[str, ...]:
-        """Columns that hold what is said; a number there is a mistake, in the others it may be a name."""
-        raise NotImplementedError(type(self).__name__)
-
-    @property
-    def text_columns(self) -> tuple[str, ...]:
-        """Columns read as text."""
-        named = (
-            self.example_id, *self.prose, self.language, self.license, self.subset, self.split_key,
-            self.skill_bucket.column,
-        )  # fmt: skip
-        return tuple(dict.fromkeys(name for name in named if name))
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that are read at all."""
-        return tuple(dict.fromkeys((*self.text_columns, *self.meta)))
-
-
-class ColumnsShape(Described):
-    """Rows that hold prompt, reasoning and answer in columns of their own."""
-
-    shape: Literal["columns"]
-    user: str
-    analysis: str | None = None
-    """Column of the reasoning; an empty one makes no message."""
-    final: str
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """Columns without which no row can be read."""
-        return (self.example_id, self.user, self.final)
-
-    @property
-    def prose(self) -> tuple[str, ...]:
-        """Prompt, reasoning and answer."""
-        return tuple(name for name in (self.user, self.analysis, self.final) if name)
-
-
-class TextShape(Described):
-    """Rows that each hold one raw document."""
-
-    shape: Literal["text"]
-    text: str
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """Columns without which no row can be read."""
-        return (self.example_id, self.text)
-
-    @property
-    def prose(self) -> tuple[str, ...]:
-        """The document."""
-        return (self.text,)
-
-
-Shape = ColumnsShape | TextShape
-
-
-class Description(RootModel[Annotated[Shape, Field(discriminator="shape")]]):
+class Description(RootModel[Annotated[_Described, Field(discriminator="shape")]]):
     """The whole of a file of conf/sources."""
+
+
+TextRows = Literal["file", "line", "paragraph"]
+"""What a row of plain text is; paragraphs have blank lines between them."""
+
+
+HtmlText = Literal["raw", "resiliparse", "trafilatura"]
+"""What becomes of HTML: it stays as it is, or its text is taken out by a library."""
+
+
+_OF_FILES = frozenset({"spec", "text_rows", "html", "id_column", "text_column"})
+"""What says how raw rows are read."""
 
 
 class Source(Config):
     """One entry of a recipe's `sources`."""
 
-    located: ClassVar[frozenset[str]] = frozenset({"path", "table", "options"})
+    located: ClassVar[frozenset[str]] = frozenset({"path", "table", "dataset", "options", "may_be_empty"})
 
-    spec: str
-    """Name, path or URI of the YAML file that describes the data set."""
+    spec: str | None = None
+    """Name, path or URI of the YAML file that describes the data set; null for a `dataset` alone."""
     path: str | tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Files: a path, glob, folder or URL, or a list of them. .parquet, .jsonl, .json; also .gz, .zst, .bz2, .xz.
+    """Files: a path, glob, folder or URL, or a list of them. .parquet, .jsonl, .json, .csv, .tsv, .arrow, .txt, .warc,
+    .wet; also .gz, .zst, .bz2, .xz.
     Folders `key=value` below the folder that a pattern starts with are columns of the rows."""
     table: str | None = Field(default=None, min_length=1)
     """In place of a path: a table of the Spark session's catalog, such as catalog.db.name."""
+    dataset: str | None = Field(default=None, min_length=1)
+    """In place of a path: the folder or URL of a committed corpus, or of other prompts of ours such as `ingest`."""
+    source_dataset: str | None = Field(default=None, min_length=1)
+    """Of a dataset, the rows of this `source_dataset` alone."""
+    fields: Fields = {}
+    """Of a dataset, what it has in columns that are kept, as a description lists them for raw rows."""
     options: dict[str, Any] = Field(default={}, repr=False)
-    """fsspec options for the path, such as endpoint_url; they win over the recipe's `storage`."""
+    """fsspec options for the path or dataset, such as endpoint_url; they win over the recipe's `storage`."""
+    text_rows: TextRows | None = None
+    """What a row of plain text is. With it every file is plain text, whatever its ending; without it only .txt is, and
+    each such file a row."""
+    html: HtmlText = "resiliparse"
+    """What becomes of the HTML in WARC files."""
     id_column: str | None = Field(default=None, min_length=1)
     """In place of what the description names: the column that names a row."""
     text_column: str | None = Field(default=None, min_length=1)
     """In place of what the description of raw text names: the column of the document."""
+    limit: int | None = Field(default=None, ge=1)
+    """Read no more than so many rows: the first, in the order of files and positions, bad ones among them. One task
+    reads them, as far as it has to."""
+    may_be_empty: bool = False
+    """Whether the run goes on where the source gives no row: its files have none, or all of them are lost."""
 
     @field_validator("options")
     @classmethod
@@ -154,16 +110,46 @@ class Source(Config):
 
     @model_validator(mode="after")
     def _is_in_one_place(self) -> "Source":
-        if (self.path is None) == (self.table is None):
-            raise ValueError("give either `path` (files) or `table` (a table of Spark's catalog)")
+        if [self.path, self.table, self.dataset].count(None) != 2:
+            raise ValueError(
+                "give either `path` (files), `dataset` (a committed corpus) or `table` (a table of Spark's catalog)"
+            )
+        if self.dataset is not None and (more := self.model_fields_set & _OF_FILES):
+            raise ValueError(f"`{min(more)}` is for raw rows; those of a `dataset` are read as they are")
+        if self.dataset is None and self.source_dataset is not None:
+            raise ValueError("`source_dataset` chooses rows of a `dataset`")
+        if self.dataset is None and self.fields:
+            raise ValueError("`fields` are those of a `dataset`; those of raw rows stand in their description")
+        if self.dataset is None and self.spec is None:
+            raise ValueError(
+                "`spec` is missing: the description of the rows, such as `chat` or a YAML file of your own"
+            )
         if self.table is not None and self.options:
             raise ValueError("`options` are for the files of a `path`; a table's are the Spark session's own settings")
+        if self.table is not None and (self.text_rows is not None or "html" in self.model_fields_set):
+            raise ValueError("`text_rows` and `html` are for the files of a `path`; a table has columns")
         return self
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The paths; none for a table."""
+        """The paths, or the folder of a dataset; none for a table."""
+        if self.dataset is not None:
+            return (self.dataset,)
         return (self.path,) if isinstance(self.path, str) else self.path or ()
+
+    def format_of(self, name: str) -> str | None:
+        """How the rows of a file are written, by its name; None where it is none that this source reads."""
+        return format_of(name) if self.text_rows is None else "text"
+
+    def reading(self) -> dict[str, Any]:
+        """What decides how rows are read, beside their files and the shape, without what is left at its default."""
+        decide = {"text_rows", "html", "limit", "source_dataset"}
+        return self.model_dump(mode="json", include=decide, exclude_defaults=True)
+
+    def can_be_cut(self, name: str) -> bool:
+        """Whether a file can be read from the middle by bytes: lines of JSON or text that are not compressed."""
+        has_lines = self.format_of(name) == "jsonl" or self.text_rows in ("line", "paragraph")
+        return has_lines and compression_of(name) is None
 
     def locate(self, url: str, storage: Storage) -> Location:
         """A pattern or file of this source with its options: its own before those of `storage`, the recipe's.
@@ -179,6 +165,8 @@ class Source(Config):
         Raises:
             ConfigError: it is absent or wrong.
         """
+        if self.spec is None:
+            return DatasetShape(fields=self.fields)
         shape = conf.read(Description, self.spec, "sources").root
         if self.text_column is not None and not isinstance(shape, TextShape):
             raise ConfigError(

@@ -24,10 +24,10 @@ from etl.text import UNICODE_VERSION
 
 
 class Cutting(Config):
-    """How finely work is cut; none of it changes a row."""
+    """How finely work is cut, and what it costs; none of it changes a row."""
 
-    split_bytes: int = Field(default=128 << 20, ge=1 << 10)
-    """Input bytes that one task reads."""
+    split_bytes: int | None = Field(default=None, ge=1 << 10)
+    """Stored bytes of input that one task reads; None for those of all of the input / 24, from 4 to 128 MiB."""
     bucket_bytes: int = Field(default=256 << 20, ge=1 << 10)
     """Bytes that one bucket of a shuffle holds."""
     max_row_group_bytes: int = Field(default=MAX_ROW_GROUP_BYTES, ge=1 << 10)
@@ -36,6 +36,8 @@ class Cutting(Config):
     max_component_edges: int = Field(default=50_000_000, ge=0, lt=1 << 30)
     """Pairs of duplicates whose components one task finds, in at most 4 GB at the default; more are contracted in
     rounds of shuffles, to the same components."""
+    price_per_core_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """What an hour of one core costs, in any currency: a run and `plan --sample` then say what they come to."""
 
 
 def named_folder(name: str | None, base: str) -> str:
@@ -69,6 +71,8 @@ class Context:
     """The datasets that a run is for, by their folder: the corpus."""
     always: Callable[[str], None] | None = None
     """Gets the lines that a run says even where it has nothing to do; None for `report`, which may hold lines back."""
+    watch: Callable[[Dataset], None] = nothing
+    """Gets every dataset once it is committed, or found so."""
 
     def of_stage(self, name: str | None, identity: dict[str, Any]) -> "Context":
         """The same run for the stage of a name, and of an identity where it is from outside the package."""
@@ -139,6 +143,10 @@ class Context:
         self._tell(dataset)
         return dataset
 
+    def gather(self, job: Job, exchange: Exchange, fn: ReduceFn) -> DatasetLike:
+        """Engine.gather, the user told when the dataset is committed."""
+        return self.engine.gather(job, exchange, fn, self._tell)
+
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
         """Engine.drive, the user told when the dataset is committed."""
         dataset = self.engine.drive(job, fn)
@@ -158,6 +166,7 @@ class Context:
         (self.always or self.report)(f"{right(what, 24)}  {line}")
 
     def _tell(self, dataset: Dataset) -> None:
+        self.watch(dataset)
         manifest = dataset.manifest
         told = f"{manifest.rows_out:>10,} rows"
         if manifest.accounts_rows and manifest.accounting:

@@ -11,6 +11,8 @@ class Filter(Pipeline, StepsStage):
     """Writes DIR/filter, and DIR/<cut> for each cut."""
 
     kind: Literal["filter"] = "filter"
+    purpose: ClassVar[str] = "Run steps over every row in one pass, then cuts."
+    example: ClassVar[str] = "{kind: filter, steps: [{kind: language, keep: [en]}]}"
     tables: ClassVar[Mapping[str, str]] = {"filter": "FILTER"}
 
     def pipeline(self) -> Pipeline:

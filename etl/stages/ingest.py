@@ -6,35 +6,64 @@ in which a row was bad, so a clean input costs nothing for it.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ValidationError
 
 from etl.digests import digest_of
 from etl.engine import Table
 from etl.errors import DataError, SourceError
+from etl.filters.blank import drop_blank
 from etl.laws import Growth, With
 from etl.rows import Rows
 from etl.schema import PROMPT, QUARANTINE
-from etl.sources.files import InputFile, InputSplit, Listed, cut, list_source, part_files
+from etl.sources.fields import union
+from etl.sources.files import (
+    InputFile,
+    InputPiece,
+    InputSplit,
+    Listed,
+    cut,
+    dataset_files,
+    list_source,
+    open_dataset,
+    part_files,
+    split_bytes_of,
+)
+from etl.sources.formats import pages
 from etl.sources.listing import told
-from etl.sources.read import Bad, read_split
+from etl.sources.look import UNSEEN, Look, look
+from etl.sources.prompts import INGEST
+from etl.sources.raw import Bad, Tally
+from etl.sources.read import read_split
 from etl.sources.row_groups import Limits
 from etl.sources.spec import Shape, Source
+from etl.stages import intake
 from etl.stages.context import Context
+from etl.stages.intake import QUARANTINED, Intake
+from etl.step import live
 from etl.storage.build import Chunk
-from etl.storage.dataset import PLAN, Dataset
+from etl.storage.dataset import PLAN, Dataset, DatasetLike
 from etl.storage.manifest import Plan, sum_counts
 from etl.storage.remote import Storage
 from etl.storage.untrusted import read_object
 
-INGEST_VERSION = 3
-"""1 and 2 had no file and position. While it was 1, meta_json got another form for times in nanoseconds, durations,
-nested bytes and whole numbers beyond 64 bits."""
+INGEST_VERSION = 5
+"""4 kept null fields of structs in messages and definitions of tools, read `[]` and lines that end in CR alone as a bad
+row, and did not read a CSV file with a row above max_row_bytes. 3 had no tools, conversation_id,
+expected_completion_tokens, bucket_rule and verdict, no content_type and call_id in its messages, and it kept blank
+prompts and answers. 1 and 2 had no file and position. While it was 1, meta_json got another form for times in
+nanoseconds, durations, nested bytes and whole numbers beyond 64 bits."""
 QUARANTINE_VERSION = 2
 """1 had no source_example_id; `raw` of a line without a required value was what had been read of it."""
-STEP = "ingest"
+STEP = INGEST
+LEFT_OUT: Final = "left_out"
+"""Counts of what stands in files and is no row, by source and kind."""
+UNPARSED: Final = "unparsed"
+"""Counts of values that were none of their field's type, by source and field."""
 TABLES: Final = {"ingest": "PROMPT", "quarantine": "QUARANTINE"}
 """The folders that are always written -> the word of the table; a source that is a table of a catalog adds
 tables/NAME."""
@@ -55,15 +84,16 @@ class Raw:
     """The recipe's options by scheme."""
     limits: Limits
 
-    def to_plan(self, piece: InputSplit) -> dict[str, Any]:
+    def to_plan(self, number: int, split: InputSplit) -> dict[str, Any]:
         """A split as the plan stores it."""
-        tree = piece.model_dump(mode="json")
-        del tree["file"]["url"]
-        tree["file"]["root"] = self.roots.index(_root(piece.file))
-        return tree
+        tree = split.model_dump(mode="json")
+        for piece, stored in zip(split.pieces, tree["pieces"], strict=True):
+            del stored["file"]["url"]
+            stored["file"]["root"] = self.roots.index(_root(piece.file))
+        return {"number": number, "input": tree}
 
     def is_piece(self, files: dict[str, list[InputFile]]) -> Callable[[Any], bool]:
-        """Whether a split of a stored plan, which anybody may have written, reads a piece of one of these files."""
+        """Whether a split of a stored plan, which anybody may have written, reads pieces of these files."""
         listed = {
             (name, self.roots.index(_root(file)), file.relative, file.bytes, file.etag, file.table, file.first_row)
             for name, found in files.items()
@@ -72,26 +102,44 @@ class Raw:
 
         def check(split: Any) -> bool:
             try:
-                piece = _PlannedSplit.model_validate(split).input
+                planned = _PlannedSplit.model_validate(split).input
             except ValidationError:
                 return False
+            return all(is_listed(planned.source, piece) for piece in planned.pieces)
+
+        def is_listed(source: str, piece: _PlannedPiece) -> bool:
             file = piece.file
-            of = (piece.source, file.root, file.relative, file.bytes, file.etag, file.table, file.first_row)
+            of = (source, file.root, file.relative, file.bytes, file.etag, file.table, file.first_row)
             return of in listed and 0 <= piece.start <= piece.end <= max(1, file.bytes)
 
         return check
 
-    def from_plan(self, tree: Any) -> InputSplit:
-        file = dict(tree["file"])
-        url = f"{self.roots[file.pop('root')]}/{file['relative']}"
-        return InputSplit.model_validate({**tree, "file": {**file, "url": url, "stamp": self.stamps.get(url, "")}})
+    def from_plan(self, split: Any) -> InputSplit:
+        """A split from what the plan stores of it."""
+        planned = _PlannedSplit.model_validate(split).input
+        return InputSplit(source=planned.source, pieces=tuple(map(self._piece, planned.pieces)))
 
-    def read(self, split: Any) -> Iterator[tuple[str, InputSplit, pa.RecordBatch, list[Bad]]]:
-        """The batches of a split as the plan stores it."""
-        piece = self.from_plan(split)
-        name = piece.source
-        for batch, bad in read_split(self.sources[name], self.shapes[name], piece, self.storage, self.limits):
-            yield name, piece, batch, bad
+    def _piece(self, planned: "_PlannedPiece") -> InputPiece:
+        stored = planned.file.model_dump()
+        url = f"{self.roots[stored.pop('root')]}/{planned.file.relative}"
+        file = InputFile(url=url, stamp=self.stamps.get(url, ""), **stored)
+        return InputPiece(file=file, start=planned.start, end=planned.end)
+
+    def read(self, split: Any, tally: Tally | None = None) -> Iterator[tuple[str, pa.RecordBatch, list[Bad]]]:
+        """The source of a split as the plan stores it, with each of its batches and their bad rows."""
+        pieces = self.from_plan(split)
+        name = pieces.source
+        for batch, bad in read_split(self.sources[name], self.shapes[name], pieces, self.storage, self.limits, tally):
+            yield name, batch, bad
+
+    @property
+    def fields(self) -> pa.Schema:
+        """The fields of all sources.
+
+        Raises:
+            ConfigError: two sources differ about one.
+        """
+        return union({name: shape.fields for name, shape in self.shapes.items()})
 
 
 class _PlannedFile(BaseModel, strict=True, extra="forbid"):
@@ -106,35 +154,59 @@ class _PlannedFile(BaseModel, strict=True, extra="forbid"):
     first_row: int = 0
 
 
+class _PlannedPiece(BaseModel, strict=True, extra="forbid"):
+    """An InputPiece as the plan stores it."""
+
+    file: _PlannedFile
+    start: int
+    end: int
+
+
 class _PlannedInput(BaseModel, strict=True, extra="forbid"):
     """An InputSplit as the plan stores it."""
 
     source: str
-    file: _PlannedFile
-    start: int
-    end: int
+    pieces: list[_PlannedPiece]
+
+
+class _PlannedAlone(_PlannedPiece):
+    """An InputSplit in a plan from when each had one piece."""
+
+    source: str
+
+    @property
+    def pieces(self) -> list[_PlannedPiece]:
+        return [self]
 
 
 class _PlannedSplit(BaseModel, strict=True, extra="forbid"):
     """A split of ingest as the plan stores it."""
 
     number: int
-    input: _PlannedInput
+    input: _PlannedInput | _PlannedAlone
 
 
 @dataclass(frozen=True)
 class WritePrompts:
-    """One split of raw input to PROMPT rows; counts the bad ones."""
+    """One split of raw input to PROMPT rows with the fields of all sources; counts the bad ones."""
 
     raw: Raw
 
     def __call__(self, split: Any) -> Iterator[Chunk]:
-        for name, _, batch, bad in self.raw.read(split["input"]):
-            lost = sum_counts({f"quarantined:{row.reason}": 1} for row in bad)
+        fields, tally = self.raw.fields, Tally()
+        for name, batch, bad in self.raw.read(split, tally):
+            batch = with_columns(batch, fields)
+            if self.raw.sources[name].dataset is None:
+                batch = drop_blank(batch, STEP, self.raw.shapes[name].has_answers)
+            lost = sum_counts({f"{QUARANTINED}{row.reason}": 1} for row in bad)
             rows = batch.num_rows + len(bad)
-            counts = {"in": rows, "made": 0, "kept": batch.num_rows, **lost}
+            counts = {"in": rows, "made": 0, "kept": live(batch).true_count, **lost, **_dropped(batch)}
             where = {"quarantined": {str(split["number"]): len(bad)}} if bad else {}
             yield Chunk(batch, rows, {name: {STEP: counts}}, where)
+        counted = {LEFT_OUT: tally.left_out, UNPARSED: tally.unparsed}
+        found = {what: {name: dict(counts)} for what, counts in counted.items() if counts}
+        if found:
+            yield Chunk(None, distributions=found)
 
 
 @dataclass(frozen=True)
@@ -144,12 +216,12 @@ class WriteQuarantine:
     raw: Raw
 
     def __call__(self, split: Any) -> Iterator[Chunk]:
-        for name, piece, _, bad in self.raw.read(split["input"]):
+        for name, _, bad in self.raw.read(split):
             rows = [
                 {
                     "source": name,
                     "source_example_id": row.example_id,
-                    "file": piece.file.called,
+                    "file": row.file,
                     "position": row.position,
                     "reason": row.reason,
                     "detail": row.detail,
@@ -160,6 +232,32 @@ class WriteQuarantine:
             counts = {"in": len(bad), "made": 0, "kept": len(bad)}
             accounting = {name: {"quarantine": counts}} if bad else {}
             yield Chunk(pa.RecordBatch.from_pylist(rows, schema=QUARANTINE), len(bad), accounting)
+
+
+def _records_left_out(kinds: dict[str, int]) -> list[str]:
+    """What a format leaves out by itself, in words."""
+    shown = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    return [f"records left out: {shown}"] * bool(kinds)
+
+
+def _is_any(_: Any) -> bool:
+    return True
+
+
+def with_columns(batch: pa.RecordBatch, columns: pa.Schema) -> pa.RecordBatch:
+    """PROMPT rows of a source with these columns behind those of PROMPT, null where the source has no such field."""
+    found = [
+        batch.column(field.name) if field.name in batch.schema.names else pa.nulls(batch.num_rows, field.type)
+        for field in columns
+    ]
+    schema = pa.schema([*PROMPT, *columns])
+    return pa.RecordBatch.from_arrays([*batch.columns[: len(PROMPT)], *found], schema=schema)
+
+
+def _dropped(batch: pa.RecordBatch) -> dict[str, int]:
+    """Rows with a verdict, by reason."""
+    reasons = pc.struct_field(batch.column("verdict"), "reason").drop_null()
+    return {item["values"]: item["counts"] for item in pc.value_counts(reasons).to_pylist()}
 
 
 def _root(file: InputFile) -> str:
@@ -176,12 +274,15 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
         max_row_bytes: length of a row above which it is quarantined.
 
     Raises:
-        SourceError: an input is absent or damaged, or more than max_bad_fraction of a source was quarantined.
+        SourceError: an input is absent or damaged, a source gives no row, or too many of its rows were quarantined.
         ConfigError: the description of a data set is wrong.
     """
     storage = context.storage
     landed = {name: _land(context, name, source) for name, source in sources.items() if source.table is not None}
-    listed = {name: _listed(name, source, landed.get(name), storage) for name, source in sources.items()}
+    datasets = {name: open_dataset(name, one, storage) for name, one in sources.items() if one.dataset is not None}
+    listed = {
+        name: _listed(name, source, {**landed, **datasets}.get(name), storage) for name, source in sources.items()
+    }
     for name, found in listed.items():
         for line in told(found.left_out):
             context.tell_always(name, line)
@@ -191,43 +292,82 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
     limits = Limits(max_row_bytes, context.cutting.max_row_group_bytes)
     raw = Raw(sources, {name: source.shape() for name, source in sources.items()}, roots, stamps, storage, limits)
     identity = {
-        name: {"shape": shape.fingerprinted(), **({} if name in landed else _listing(files[name], shape))}
+        name: {
+            "shape": shape.fingerprinted(),
+            **sources[name].reading(),
+            **_identity(sources[name], files[name], shape, datasets.get(name)),
+        }
         for name, shape in raw.shapes.items()
     }
+    split_bytes = context.cutting.split_bytes or split_bytes_of(sum(map(_bytes, files.values())))
     splits = [
-        {"number": number, "input": raw.to_plan(piece)}
-        for number, piece in enumerate(
-            piece
-            for name, source in sources.items()
-            for piece in cut(name, source, files[name], context.cutting.split_bytes, storage)
+        raw.to_plan(number, split)
+        for number, split in enumerate(
+            split for name, source in sources.items() for split in cut(name, source, files[name], split_bytes, storage)
         )
     ]
-    semantic = {"version": INGEST_VERSION, "max_row_bytes": max_row_bytes, "sources": identity}
+    fields = raw.fields
+    # In their order: the columns of the rows.
+    columns = {"fields": fields.names} if fields.names else {}
+    semantic = {"version": INGEST_VERSION, "max_row_bytes": max_row_bytes, "sources": identity, **columns}
     empty = {name: {STEP: {"in": 0, "made": 0, "kept": 0}} for name in sources}
-    findings = {"inputs": {name: _findings(one) for name, one in listed.items() if name not in landed}}
+    looks = {
+        name: UNSEEN if name in landed or name in datasets else look(source, raw.shapes[name], files[name], storage)
+        for name, source in sources.items()
+    }
+    findings = {"inputs": {name: _findings(one, looks[name]) for name, one in listed.items() if name not in landed}}
     job = (
-        context.job("ingest", "PROMPT", PROMPT, semantic, tuple(landed.values()))
+        context.job("ingest", "PROMPT", pa.schema([*PROMPT, *fields]), semantic, tuple(landed.values()))
         .with_inherited(empty)
         .with_findings(findings)
+        .with_findings_of(partial(_with_unparsed, findings))
         .with_pieces(raw.is_piece(files))
     )
 
     def committed(ingested: Dataset) -> None:
-        for name, one in listed.items():
-            rows = ingested.manifest.account(name, STEP)["in"]
-            count = len(one.files)
-            size = f"{count:,} file{'s' * (count != 1)}, {_bytes(one.files):,} bytes"
-            context.tell_always(name, f"{rows:>10,} rows in {size}")
-        _quarantine(context, raw, max_bad_fraction, ingested, job.is_piece)
+        # A plan looks at old rows, too, which a run would make anew: what these came to is no matter.
+        is_current = ingested.manifest.fingerprint == job.fingerprint
+        quarantine = _quarantine(context, raw, ingested, job.is_piece if is_current else _is_any)
+        if not is_current:
+            return
+        unparsed = ingested.manifest.counts(UNPARSED, 2)
+        intakes = {
+            name: Intake.of(name, ingested.manifest.account(name, STEP), unparsed.get(name, {})) for name in sources
+        }
+        sizes = {name: _size(one.files) for name, one in listed.items()}
+        for name, one in intakes.items():
+            notes = intake.notes_on(sources[name], raw.shapes[name], looks[name].unused)
+            notes += _records_left_out(ingested.manifest.counts(LEFT_OUT, levels=2).get(name, {}))
+            context.tell_always(name, intake.line(one, sizes[name], notes))
+        for name, one in intakes.items():
+            allowed = intake.Limits(sources[name].may_be_empty, max_bad_fraction)
+            intake.check(one, allowed, quarantine, sizes[name], looks[name])
 
-    return Rows.of(context.map(job, splits, WritePrompts(raw), then=committed))
+    rows = Rows.of(context.map(job, splits, WritePrompts(raw), then=committed), fields)
+    if not all(seen.is_sound for seen in looks.values()):
+        _settle(context, looks)
+    return rows
+
+
+def _settle(context: Context, looks: dict[str, Look]) -> None:
+    """Read the rows now and not together with the next stage's work, which may be for nothing.
+
+    Raises:
+        SourceError: what reading raises, with what would read the files that lack columns.
+    """
+    try:
+        context.engine.settle()
+    except SourceError as error:
+        near = [seen.near for seen in looks.values() if seen.lacks]
+        if not near or near[0] in str(error):
+            raise
+        raise SourceError(f"{error}; {near[0]}") from error
 
 
 def _listed(name: str, source: Source, landed: Dataset | None, storage: Storage) -> Listed:
     if landed is None:
         return list_source(name, source, storage)
-    assert source.table is not None
-    return Listed(part_files(landed, source.table), {})
+    return Listed(dataset_files(landed) if source.table is None else part_files(landed, source.table), {})
 
 
 def _land(context: Context, name: str, source: Source) -> Dataset:
@@ -241,26 +381,48 @@ def _bytes(files: list[InputFile]) -> int:
     return sum(file.bytes for file in files)
 
 
-def _findings(listed: Listed) -> dict[str, Any]:
+def _size(files: list[InputFile]) -> str:
+    """`2 files, 1,024 bytes`."""
+    return f"{len(files):,} file{'s' * (len(files) != 1)}, {_bytes(files):,} bytes"
+
+
+def _findings(listed: Listed, seen: Look) -> dict[str, Any]:
     """For the manifest: what was found for one source and what of it is not read."""
-    return {"files": len(listed.files), "bytes": _bytes(listed.files), "left_out": listed.left_out}
+    return {
+        "files": len(listed.files),
+        "bytes": _bytes(listed.files),
+        "left_out": listed.left_out,
+        "columns_not_used": list(seen.unused),
+    }
 
 
-def _listing(files: list[InputFile], shape: Shape) -> dict[str, Any]:
-    """What decides the rows of a source of files, beside its shape."""
+def _with_unparsed(findings: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]:
+    """The findings with the values that did not parse, by source and field."""
+    inputs = dict(findings["inputs"])
+    for name, unparsed in counts.get(UNPARSED, {}).items():
+        inputs[name] = {**inputs.get(name, {}), "unparsed": unparsed}
+    return {**findings, "inputs": inputs}
+
+
+def _identity(source: Source, files: list[InputFile], shape: Shape, dataset: Dataset | None) -> dict[str, Any]:
+    """What decides the rows of a source, beside its shape; a landed table is an input of the job."""
+    if source.table is not None:
+        return {}
+    if dataset is not None:
+        return {"dataset": dataset.manifest.content_digest}
+    has_pages = any(source.format_of(file.relative) == "warc" for file in files)
     listing = [[file.relative, file.bytes, file.etag] for file in files]
     of_folders = {key for file in files for key in file.partitions}.intersection(shape.columns)
     return {
         "files": len(files),
         "bytes": _bytes(files),
         "listing": digest_of(listing),
+        **({"packages": pages.versions(source.html)} if has_pages else {}),
         **({"columns_of_folders": sorted(of_folders)} if of_folders else {}),
     }
 
 
-def _quarantine(
-    context: Context, raw: Raw, max_bad_fraction: float, ingested: Dataset, is_piece: Callable[[Any], bool]
-) -> None:
+def _quarantine(context: Context, raw: Raw, ingested: Dataset, is_piece: Callable[[Any], bool]) -> DatasetLike:
     bad = ingested.manifest.counts("quarantined")
     identity = {"ingest": ingested.manifest.fingerprint, "rows": sum(bad.values())}
     grows = Growth(With.INPUT, work=With.INPUT)
@@ -272,13 +434,4 @@ def _quarantine(
     if bad and not all(map(is_piece, plan.splits)):
         raise DataError(f"{ingested.folder / PLAN} has splits that are no pieces of the input; {remedy}")
     chosen = [split for split in plan.splits if bad and str(split["number"]) in bad]
-    context.map(job, chosen, WriteQuarantine(raw))
-    for source in ingested.manifest.accounting:
-        counts = ingested.manifest.account(source, STEP)
-        lost = counts["in"] - counts["kept"]
-        if lost > max_bad_fraction * counts["in"]:
-            context.engine.settle()
-            raise SourceError(
-                f"source '{source}': {lost} of {counts['in']} rows could not be read, more than max_bad_fraction="
-                f"{max_bad_fraction}; their places and reasons are in {context.output / 'quarantine'}"
-            )
+    return context.map(job, chosen, WriteQuarantine(raw))

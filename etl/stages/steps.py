@@ -35,6 +35,10 @@ class StepsStage(Stage):
     def cut_names(self) -> tuple[str, ...]:
         return tuple(cut.name for cut in self.pipeline().cuts)
 
+    @property
+    def added(self) -> pa.Schema:
+        return self.pipeline().added
+
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         return self.pipeline().output_schema(schema)
 

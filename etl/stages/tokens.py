@@ -15,6 +15,8 @@ class Tokenize(StepsStage):
     """Writes DIR/tokenize. The steps of a named stage have its name, so its columns are NAME_input_ids and so on."""
 
     kind: Literal["tokenize"] = "tokenize"
+    purpose: ClassVar[str] = "Render Harmony tokens and assign context buckets."
+    example: ClassVar[str] = "{kind: tokenize, harmony: {reasoning_effort: medium}}"
     tables: ClassVar[Mapping[str, str]] = {"tokenize": "TOKENIZED"}
     own_steps: ClassVar[tuple[str, ...]] = ("harmony", "ctx_bucket")
 

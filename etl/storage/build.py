@@ -7,6 +7,7 @@ The file is long because the protocol is one: what a plan, a part, a receipt and
 read here from top to bottom.
 """
 
+import contextlib
 import itertools
 import json
 import operator
@@ -22,12 +23,22 @@ from etl.errors import DataError
 from etl.hashing import ContentDigest
 from etl.laws import LIVE_ROWS, Growth
 from etl.schema import Digested
+from etl.storage.costs import (
+    DATASET_COSTS,
+    BuildCosts,
+    DatasetCosts,
+    EngineCost,
+    TaskCosts,
+    split_task,
+    write_cost,
+)
 from etl.storage.dataset import (
     CHECKPOINTS,
     CLOSED,
     MANIFEST,
     NUM_READERS,
     PLAN,
+    TASK_COSTS,
     Dataset,
     DatasetLike,
     DatasetRef,
@@ -52,6 +63,7 @@ from etl.storage.manifest import (
 )
 from etl.storage.parts import PartWriter, file_content, upload_files
 from etl.storage.untrusted import MAX_OBJECT_BYTES, NotOursError, parse_object, read_object
+from etl.usage import TaskMeter, look_at_memory
 
 _HASHED_TABLES = {"TOKENIZED": "TOKENIZE"}
 """What fingerprints hash in the place of a table's name. TOKENIZED was TOKENIZE in the first manifests: by another
@@ -206,6 +218,7 @@ class _Tally:
             self.distributions = add_counts(self.distributions, chunk.distributions)
             if chunk.batch is not None and chunk.batch.num_rows:
                 self.digest.add(chunk.batch)
+                look_at_memory()
                 yield chunk.partition, chunk.batch
 
 
@@ -218,6 +231,13 @@ class SplitWriter:
     """The build's."""
     schema: pa.Schema
     table: str
+
+    @contextlib.contextmanager
+    def measured(self, split: int) -> Iterator[None]:
+        """Around all that a task does for a split: leaves what it took beside the receipt that it wrote inside."""
+        with TaskMeter() as meter:
+            yield
+        write_cost(self.folder, self.name, split_task(split), meter.usage())
 
     def write(self, split: int, chunks: Iterable[Chunk]) -> Receipt:
         """Write a split's chunks as parts, then its receipt; returns the receipt of the attempt that was first.
@@ -410,7 +430,9 @@ class Build:
         """
         names = [name for name, _ in self.folder.walk()]
         # A listing may lag behind, so what it names is asked for: an object that is gone is nobody's.
-        others = (name for name in names if name.split("/")[0] != CLOSED and (self.folder / name).exists())
+        # A straggler may leave what it took after its build was cleared.
+        strays = (CLOSED, TASK_COSTS)
+        others = (name for name in names if name.split("/")[0] not in strays and (self.folder / name).exists())
         if old is None and (other := next(others, None)) is not None:
             raise DataError(
                 f"{self.folder} holds files (such as {other}) but no {PLAN}, so no run of ours wrote it; "
@@ -460,11 +482,24 @@ class Build:
             (self.folder / receipt_path(plan.name, split)).remove()
         return is_whole
 
-    def commit(self, plan: Plan) -> Dataset:
-        """Delete the parts that lost, then write the manifest from the receipts.
+    def costs(self, plan: Plan, num_map_tasks: int) -> BuildCosts:
+        """What the tasks left of what they took: a GET each.
+
+        Raises:
+            DataError: one is damaged.
+        """
+        return BuildCosts.read(self.folder, plan.name, len(plan.splits), num_map_tasks)
+
+    def commit(self, plan: Plan, costs: BuildCosts | None = None, engine: EngineCost | None = None) -> Dataset:
+        """Delete the parts that lost, then write the manifest from the receipts; before it what all of it has cost.
 
         In this order a kill between the two leaves an uncommitted dataset, which the next run commits, and never a
         committed one with foreign parts beside its own.
+
+        Args:
+            plan: of the build.
+            costs: of its tasks; None where nobody measured them.
+            engine: what the engine took around them.
 
         Raises:
             DataError: a split has no receipt (its task failed), or the accounts do not close.
@@ -499,8 +534,27 @@ class Build:
         )
         self._remove_losers(manifest)
         (self.folder / CHECKPOINTS).remove_tree()
+        if costs is not None:
+            self._write_costs(manifest, costs, costs.engine + (engine or EngineCost()))
         (self.folder / MANIFEST).replace(to_json(manifest))
+        if costs is not None:
+            # Not before: a kill would lose what the next commit would have to write again.
+            (self.folder / TASK_COSTS).remove_tree()
         return Dataset.of(self.folder, manifest)
+
+    def _write_costs(self, manifest: Manifest, costs: BuildCosts, engine: EngineCost) -> None:
+        found = DatasetCosts(
+            stage=manifest.stage,
+            receipts=manifest.receipts,
+            rows_in=manifest.rows_in,
+            rows_out=manifest.rows_out,
+            written_bytes=sum(part.bytes for part in manifest.parts),
+            splits=manifest.splits,
+            tasks=TaskCosts.of(costs.splits.items()),
+            map_side=TaskCosts.of(costs.map_side.items()),
+            engine=engine,
+        )
+        (self.folder / DATASET_COSTS).replace(to_json(found))
 
     def _remove_losers(self, manifest: Manifest) -> None:
         kept = {part.path for part in manifest.parts}

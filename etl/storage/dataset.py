@@ -6,10 +6,11 @@ A worker gets a `DatasetRef` and never reads a manifest: it asks for the receipt
 not grow with the number of splits. The driver reads receipts with `NUM_READERS` threads: one small GET each.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -18,13 +19,19 @@ from etl.storage.location import Location
 from etl.storage.manifest import Manifest, Part, Receipt
 from etl.storage.untrusted import read_object
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 MANIFEST = "_manifest.json"
 PLAN = "_plan.json"
 RECEIPTS = "_receipts"
 CHECKPOINTS = "_checkpoints"
+TASK_COSTS = "_task_costs"
 CLOSED = "_closed"
 """Names of builds that were given up: a straggler of one that comes late finds its name here."""
 NUM_READERS = 16
+_FEW = 64
+"""Objects on a disk that are read without threads."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +211,18 @@ def read_receipts(folder: Location, receipts: str, num_splits: int) -> list[Rece
     Raises:
         DataError: a receipt is damaged.
     """
+    return read_all(folder, lambda split: read_receipt(folder, receipts, split), range(num_splits))
+
+
+def read_all(folder: Location, read: Callable[[T], R], names: Sequence[T]) -> list[R]:
+    """What `read` gives for each of some small objects of a folder, in order, several read at a time.
+
+    A few on a disk are read one after the other, since to start the threads would take longer.
+    """
+    if folder.is_local and len(names) <= _FEW:
+        return [read(name) for name in names]
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        return list(pool.map(lambda split: read_receipt(folder, receipts, split), range(num_splits)))
+        return list(pool.map(read, names))
 
 
 def is_ours(path: str) -> bool:

@@ -1,10 +1,11 @@
 """Where bytes live: one folder or object on any fsspec file system, and the few operations that commits rest on.
 
 `create` never overwrites and never shows a half-written object: on a local disk it hard-links a finished temporary
-file, on an object store it is a conditional PUT, on HDFS a rename that fails when the name is taken. `replace` and
-`upload` show nothing half-written either; on HDFS, which cannot rename over a file, there is none for a moment. Remote
-operations are tried again (`etl.storage.retry`), and every failure is one of the four errors with one line that says
-what to do (`etl.storage.remote`). A Location pickles to its URL and options, so workers open their own connection.
+file, on an object store it is a conditional PUT, on HDFS a rename that fails when the name is taken. `replace`,
+`upload` and `take` show nothing half-written either; on HDFS, which cannot rename over a file, there is none for a
+moment. Remote operations are tried again (`etl.storage.retry`), and every failure is one of the four errors with one
+line that says what to do (`etl.storage.remote`). A Location pickles to its URL and options, so workers open their own
+connection.
 The file is long because one class answers for every store, and each operation says beside the others what holds where.
 """
 
@@ -187,6 +188,16 @@ class Location:
             return local_stamp(Path(self.path).stat())
         return stamp_of(self.ask("read", lambda: self.fs.info(self.path)))
 
+    def check_unchanged(self, stamp: str | None) -> None:
+        """Compare a local file with what `stamp` said; of an object every read does that by itself.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            SourceError: it was written again.
+        """
+        if stamp is not None and self.is_local and self.stamp() != stamp:
+            raise _changed(self.url)
+
     def open(self, stamp: str | None = None) -> IO[bytes]:
         """The object for reading from its beginning to its end; on S3 and GCS all of it is of one version.
 
@@ -297,6 +308,18 @@ class Location:
     def upload(self, local_file: str | Path) -> None:
         """Copy a finished local file to this object, visible only when whole."""
         self.ask("write", lambda: self._upload(str(local_file)))
+
+    def take(self, local_file: str | Path) -> None:
+        """As `upload`, of a file that nobody needs any more: on one disk it is moved, not copied."""
+        self.ask("write", lambda: self._take(str(local_file)))
+
+    def _take(self, local_file: str) -> None:
+        if not self.is_local:
+            self._upload(local_file)
+            return
+        with temporary_beside(self.path) as temporary:
+            shutil.move(local_file, temporary)
+            os.replace(temporary, self.path)
 
     def _upload(self, local_file: str) -> None:
         if self.is_local:
@@ -422,13 +445,12 @@ class Location:
             SourceError: it is not Parquet, its footer is damaged, or it was written again.
         """
         try:
-            if self.is_local and stamp is not None and local_stamp(Path(self.path).stat()) != stamp:
-                raise _changed(self.url)
+            self.check_unchanged(stamp)
             source = self.path if self.is_local else _RangeReader(self, stamp)
             how = {"memory_map": True} if self.is_local else {"pre_buffer": True}
             return pq.ParquetFile(source, metadata=footer, page_checksum_verification=True, **how)
         except FileNotFoundError as error:
-            raise DataError(f"{self.url} is gone; run `stillhouse verify` on its dataset") from error
+            raise DataError(f"{self.url} is gone; for a dataset of ours run `stillhouse verify`") from error
         except (StillhouseError, MemoryError):
             raise
         except Exception as error:

@@ -17,7 +17,19 @@ from pydantic import BaseModel, Field, model_validator
 from etl.config import Config
 from etl.digests import canonical_json
 from etl.errors import DataError
-from etl.storage.untrusted import MAX_SPLITS, Account, Count, Counts, Hex32, RelativePath, Sha256, SplitNumber, Text
+from etl.storage.location import Location
+from etl.storage.untrusted import (
+    MAX_OBJECT_BYTES,
+    MAX_SPLITS,
+    Account,
+    Count,
+    Counts,
+    Hex32,
+    RelativePath,
+    Sha256,
+    SplitNumber,
+    Text,
+)
 
 Accounting = dict[str, dict[str, dict[str, int]]]
 """source → step → reason → rows. Every step has `in`, `made` and `kept`; each other reason is one of loss, with the
@@ -232,6 +244,17 @@ def fingerprint_of(semantic: dict[str, Any]) -> str:
 def to_json(model: BaseModel) -> bytes:
     """The model as canonical JSON, one trailing newline."""
     return (canonical_json(model.model_dump(mode="json")) + "\n").encode()
+
+
+def leave(place: Location, model: BaseModel) -> None:
+    """Write a model as JSON, unless that is there already."""
+    data = to_json(model)
+    try:
+        if place.read_at_most(MAX_OBJECT_BYTES) == data:
+            return
+    except FileNotFoundError:
+        pass
+    place.replace(data)
 
 
 def add_counts(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

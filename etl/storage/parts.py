@@ -102,12 +102,13 @@ class PartWriter:
         digest = file_sha256(self._file)
         name = f"part-{self._split:05d}-{digest[:16]}{TABLE_SUFFIX}"
         path = f"{self._partition}/{name}" if self._partition else name
-        (self._folder / path).upload(self._file)
+        num_bytes = self._file.stat().st_size
+        (self._folder / path).take(self._file)
         return Part(
             split=self._split,
             path=path,
             rows=sum(self._row_groups),
-            bytes=self._file.stat().st_size,
+            bytes=num_bytes,
             tokens=self._tokens,
             sha256=digest,
             row_groups=tuple(self._row_groups),

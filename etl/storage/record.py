@@ -14,7 +14,7 @@ from typing import Any
 from etl.config import Config
 from etl.errors import DataError
 from etl.storage.location import Location
-from etl.storage.manifest import to_json
+from etl.storage.manifest import leave
 from etl.storage.untrusted import MAX_OBJECT_BYTES, NotOursError, RelativePath, Text, parse_object, parse_tree, shown
 
 RECORD = "_run.json"
@@ -38,6 +38,11 @@ class StageRecord(Config):
     steps: tuple[SafeName, ...] = ()
     """What may drop a row, in order: the keys of the accounts."""
 
+    def owns(self, folder: str) -> bool:
+        """Whether the stage writes a folder, or rounds for one."""
+        owner = _owner(folder)
+        return owner in self.folders or owner in self.folders_by_rows
+
 
 class RunRecord(Config):
     """The whole of `_run.json`."""
@@ -55,8 +60,7 @@ class RunRecord(Config):
 
     def owns(self, folder: str) -> bool:
         """Whether a stage of the run writes a folder, or rounds for one."""
-        owner = _owner(folder)
-        return any(owner in stage.folders or owner in stage.folders_by_rows for stage in self.stages)
+        return any(stage.owns(folder) for stage in self.stages)
 
 
 def _owner(folder: str) -> str:
@@ -92,10 +96,4 @@ def read_record(place: Location) -> RunRecord | None:
 
 def write_record(output: Location, record: RunRecord) -> None:
     """Leave the record in an output, unless it is there already."""
-    place, data = output / RECORD, to_json(record)
-    try:
-        if place.read_at_most(MAX_OBJECT_BYTES) == data:
-            return
-    except FileNotFoundError:
-        pass
-    place.replace(data)
+    leave(output / RECORD, record)

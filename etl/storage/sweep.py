@@ -1,7 +1,8 @@
 """Finding and removing what dead attempts have left below a folder, and nothing that anybody needs.
 
-Left over are, when they are older than a given age: objects that no manifest names in a committed dataset; receipts and
-checkpoints of builds other than the one that the manifest or plan names; checkpoints of a committed dataset; parts that
+Left over are, when they are older than a given age: objects that no manifest names in a committed dataset; receipts,
+costs of tasks and checkpoints of builds other than the one that the manifest or plan names; checkpoints of a committed
+dataset and costs of its tasks one by one, which are in one object then; parts that
 no receipt names in a build that did not end; marks of builds that were given up; unfinished files (`_*.tmp`) and errors
 that were not delivered (`_failure-*.txt`); links of dead locks that a run has written; and on S3 uploads in pieces that
 were never finished. Objects outside every dataset are touched only when they have such a name. A live lock anywhere on
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from etl.errors import ConfigError, DataError
-from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, is_ours, read_receipts
+from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, TASK_COSTS, is_ours, read_receipts
 from etl.storage.location import Entry, Location
 from etl.storage.lock import LINK, LOCK, RunLock, live_holder, why_not_a_link
 from etl.storage.opened import Run
@@ -186,6 +187,10 @@ class _Reasons:
             if known.is_committed:
                 return "a checkpoint of a dataset that is committed"
             return "" if rest.startswith(f"{known.fingerprint}/") else "a checkpoint of a build that was given up"
+        if kind == TASK_COSTS:
+            if known.is_committed:
+                return "what a task of a dataset took that is committed"
+            return "" if rest.startswith(f"{known.build}/") else "what a task took of a build that was given up"
         if kind == CLOSED:
             return "the mark of a build that was given up"
         if is_ours(path) or path in known.parts:

@@ -3,7 +3,7 @@
 Reads each part once, several at a time (a remote one through a file on local disk), and each receipt. Found are parts
 that are missing, of another size, with other bytes or another number of rows, receipts that are gone or do not say what
 the manifest says, objects that no manifest names, content digests that no longer hold, accounts that do not close, and
-records of runs that are damaged. Datasets that an earlier recipe left are told, too, and are no damage.
+records and costs of runs that are damaged. Datasets that an earlier recipe left are told, too, and are no damage.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from typing import TypeVar
 from etl.errors import DataError, SourceError
 from etl.hashing import ContentDigest
 from etl.schema import Digested
+from etl.storage.costs import COSTS, DATASET_COSTS, ESTIMATE, check_costs
 from etl.storage.dataset import MANIFEST, PLAN, RECEIPTS, Dataset, is_ours, read_part, read_receipt, receipt_path
 from etl.storage.location import Location
 from etl.storage.lock import LINK, why_not_a_link
@@ -67,6 +68,7 @@ def verify(place: Location | Run) -> Iterator[Difference]:
         raise DataError(f"there is no dataset at or below {run.root}")
     yield from _check_locks(run)
     yield from _check_records(run)
+    yield from _check_costs(run)
     for folder in run.started:
         yield Difference(run.place(folder).url, PLAN, "uncommitted", "a build that did not end; run its recipe again")
     for folder in run.committed:
@@ -93,6 +95,18 @@ def _check_records(run: Run) -> Iterator[Difference]:
         for folder in stale_folders(output, record) if record else ():
             detail = "an earlier recipe left it, and no stage of the last one writes it"
             yield Difference((output / folder).url, MANIFEST, "stale", detail)
+
+
+def _check_costs(run: Run) -> Iterator[Difference]:
+    """What runs and datasets say that they cost has to be readable; what it should be, nobody knows any more."""
+    homes = {COSTS: set(run.recorded), ESTIMATE: set(run.recorded), DATASET_COSTS: set(run.committed)}
+    for entry in run.entries:
+        folder, name = posixpath.split(entry.path)
+        if folder in homes.get(name, ()):
+            try:
+                check_costs(run.root / entry.path)
+            except DataError as error:
+                yield Difference(run.place(folder).url, name, "changed", str(error))
 
 
 def _check_dataset(run: Run, name: str) -> Iterator[Difference]:

@@ -166,7 +166,7 @@ def met(kind: str, num_edges: int, split: int) -> Iterator[Chunk]:
     for start in range(0, len(ends[0]), BATCH_ROWS):
         a, b = np.sort(row_keys(np.stack([end[start : start + BATCH_ROWS] for end in ends])), axis=0)
         keys = [(rows * np.int64(0x4F1BBCDCBFA53E0B) >> CLASS_BITS << CLASS_BITS) | 20 for rows in (a, b)]
-        columns = [pa.array(column) for column in (a, b, *keys)]
+        columns = [pa.array(column) for column in (a, b, *keys, np.zeros_like(a), np.ones_like(a))]
         yield Chunk(pa.RecordBatch.from_arrays(columns, schema=CANDIDATE), len(a))
 
 

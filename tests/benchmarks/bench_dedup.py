@@ -50,8 +50,9 @@ included. Peak GB: of the largest process. Recall: true pairs whose documents sh
 pairs that are true. Pairs of hot bands are compared with 64 others at most, so a cluster of many equal documents
 reports fewer pairs than it has.
 - Stillhouse, in one process: etl.dedup.in_memory. Every reported pair is verified by the exact Jaccard of its sets.
-- Stillhouse, stages: the recipe dedup_text on Beam's in-process runner. Verified; 1,000 canaries; eight datasets
-  written, committed and resumable; ranks and survivors. Ingest (ids, normalised Parquet) is counted apart.
+- Stillhouse, stages: the recipe dedup_text, on Beam's in-process runner or the local engine. Verified; 1,000
+  canaries; eight datasets written, committed and resumable; ranks and survivors. Ingest (ids, normalised Parquet) is
+  counted apart.
 - rensa + sorted bands: Python word 5-grams, 112 permutations, 14 bands of 8, scipy's components. Nothing is verified or
   written. `zip` is the fastest way to make the shingles in Python that we found, the other the usual one.
 - datatrove: its four stages, 14 x 8, xxhash, two workers; its own words (spaCy). Nothing is verified; writes the
@@ -210,7 +211,11 @@ class Run:
 def near_contestants(peers: Path | None, with_datatrove: bool) -> list[Contestant]:
     """Ours in one process comes first."""
     ours = (sys.executable, "-m", "tests.benchmarks.dedup_runs", "near")
-    found = [Contestant(OURS, (*ours, "memory")), Contestant("Stillhouse, stages", (*ours, "stages"), writes=True)]
+    found = [
+        Contestant(OURS, (*ours, "memory")),
+        Contestant("Stillhouse, stages on Beam", (*ours, "beam"), writes=True),
+        Contestant("Stillhouse, stages on the local engine", (*ours, "local"), writes=True),
+    ]
     if peers:
         shingled = (str(peers), "-m", "tests.benchmarks.peers.python_shingles", "near")
         found += [

@@ -1,12 +1,13 @@
-"""Race the training loader against Hugging Face datasets streaming and mosaicml-streaming: tokens per CPU-second.
+"""Race the training loader against Hugging Face datasets streaming, grain and mosaicml-streaming: tokens a second.
 
     make bench-loader                       # makes build/peers, then runs this
     python -m tests.benchmarks.bench_loader --tokens 16 --rounds 1
 
 The corpus has real text: one long stream of o200k tokens, of which each document is a stretch from somewhere, with an
 analysis span and an answer. Each contestant runs in a process of its own, one after the other, and again in another
-order in each round. What is counted are the CPU-seconds, user and system, of all its threads; imports, and a first run
-over the same corpus, are not. Everybody gets torch on one thread and a page cache that already has the files.
+order in each round. What is counted are the CPU-seconds, user and system, of all its threads, and the seconds by the
+clock; imports, and a first run over the same corpus, are not. Everybody gets torch on one thread and a page cache that
+already has the files. The row "Parquet decode alone" is the floor of whoever reads that corpus from Parquet.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -45,6 +47,9 @@ PACK_TOKENS = 8192
 SEGMENTS = 4
 """Of the stream, so that the spool is read too: each segment takes documents from all row groups."""
 
+DECODE = "Parquet decode alone"
+AS_IT_COMES = "datasets, shuffle(1000), as it comes"
+
 NOTES = f"""\
 - Packs: the whole of training.data, as the one rank of a run has it: index, ranking, planning, look-ahead packing,
   tokens and spans from Parquet, packs of {PACK_TOKENS:,} with targets, position ids and spans, torch tensors. Counted
@@ -53,12 +58,18 @@ NOTES = f"""\
   the figure that counts. Second epoch: all from the spool. No spool: every segment reads all row groups again.
 - Documents: CorpusReader alone, from an empty spool: index, then {SEGMENTS} times a random part of the documents, the
   tokens of each as a torch tensor; spans are read too.
+- Parquet decode alone: the columns that ours reads, each row group once by the same library on two threads, to Arrow.
 - datasets, as it comes: load_dataset("parquet", streaming=True) and shuffle(1000), so every column of a row, messages
   and all, becomes Python objects; torch.tensor(row["input_ids"]).
 - datasets, others: the same with columns=["input_ids"] and the format that is named:
   tensors by with_format("torch"), arrays by with_format("numpy") and torch.from_numpy, lists by torch.tensor. Yields
   documents; no spans, no packing. Packs: columns input_ids and spans in the numpy format, and then in Python what ours
   does: packs of {PACK_TOKENS:,} with targets, position ids and spans, filled until the next document does not fit.
+- grain: a copy of the tokens in ArrayRecord (one record a group; the conversion is not counted), MapDataset.shuffle,
+  to_iter_dataset with one reading thread and 64 elements ahead, which is the fastest that we found; np.frombuffer,
+  torch.from_numpy. Yields documents; no spans. Packs: the same and FirstFitPackIterDataset, {PACK_TOKENS:,} tokens and
+  64 bins; no spans, no targets. Parquet, as it comes: the corpus by ParquetIterDataset, which reads every column, and
+  WindowShuffleIterDataset(1000); only the tokens become tensors.
 - mosaicml-streaming: a copy of the corpus in MDS (ndarray:int32, uncompressed; the conversion is not counted), local,
   batch_size=1, shuffled by py1e or in order, torch.from_numpy. Yields documents; no spans, no packing.
 """
@@ -264,6 +275,27 @@ def read_documents(corpus: str) -> Run:
     return Run(given, time.process_time() - cpu, time.monotonic() - wall)
 
 
+def decode_alone(corpus: str) -> Run:
+    """Every row group of the columns that a stream reads, to Arrow, on as many threads as the reader has."""
+    from training.data.reader import CorpusReader, ReadConfig
+
+    reader = CorpusReader(corpus, "train")
+    columns = sorted({*reader.index_columns, *reader.token_columns})
+    dataset, parts = reader.dataset, reader.parts
+    reader.close()
+    paths = [dataset.part_location(part).path for part in parts for _ in part.row_groups]
+    groups = [group for part in parts for group in range(len(part.row_groups))]
+
+    def read(path: str, group: int) -> int:
+        table = pq.ParquetFile(path).read_row_group(group, columns, use_threads=False)
+        return len(table["input_ids"].chunk(0).values)
+
+    cpu, wall = time.process_time(), time.monotonic()
+    with ThreadPoolExecutor(ReadConfig().workers) as threads:
+        num_tokens = sum(threads.map(read, paths, groups))
+    return Run(num_tokens, time.process_time() - cpu, time.monotonic() - wall)
+
+
 def run_ours(kind: str, corpus: str) -> None:
     """One process of ours: a first run that loads kernels and modules, then the one that counts."""
     calls: dict[str, Callable[[str], Run]] = {
@@ -271,6 +303,7 @@ def run_ours(kind: str, corpus: str) -> None:
         "second": lambda folder: drain(folder, 1, 16.0),
         "unspooled": lambda folder: drain(folder, 0, 0.0),
         "documents": read_documents,
+        "decode": decode_alone,
     }
     calls[kind](corpus)
     found = calls[kind](corpus)
@@ -288,15 +321,19 @@ def contestants(peers: Path | None) -> list[Contestant]:
         Contestant("Stillhouse, documents", (*ours, "documents")),
         Contestant("Stillhouse, packs: second epoch", (*ours, "second")),
         Contestant("Stillhouse, packs: no spool", (*ours, "unspooled")),
+        Contestant(DECODE, (*ours, "decode")),
     ]
     if peers:
         theirs = (str(peers), "-m", "tests.benchmarks.peers.loaders")
         found += [
-            Contestant("datasets, shuffle(1000), as it comes", (*theirs, "datasets", "rows")),
+            Contestant(AS_IT_COMES, (*theirs, "datasets", "rows")),
             Contestant("datasets, shuffle(1000), lists", (*theirs, "datasets", "lists")),
             Contestant("datasets, shuffle(1000), torch", (*theirs, "datasets", "torch")),
             Contestant("datasets, shuffle(1000), numpy", (*theirs, "datasets", "numpy")),
             Contestant("datasets, shuffle(1000), packs", (*theirs, "datasets", "packs")),
+            Contestant("grain, ArrayRecord", (*theirs, "grain", "documents")),
+            Contestant("grain, ArrayRecord, packs", (*theirs, "grain", "packs")),
+            Contestant("grain, Parquet, as it comes", (*theirs, "grain", "parquet")),
             Contestant("mosaicml-streaming, shuffled", (*theirs, "mosaicml", "shuffled")),
             Contestant("mosaicml-streaming, in order", (*theirs, "mosaicml", "ordered")),
         ]
@@ -326,22 +363,35 @@ def race(entrants: Sequence[Contestant], corpus: Path, rounds: int, log: Path) -
             runs[entrant.name].append(found)
             sys.stderr.write(f"round {number + 1} of {rounds}: {entrant.name}, {found.rate:.1f} M tokens/CPU s\n")
     packs, documents = (runs[entrant.name] for entrant in entrants[:2])
-    say("| | M tokens per CPU-second | all rounds | seconds | x packs | x documents | packs full |")
-    say("|---|---:|---:|---:|---:|---:|---:|")
+    say("| | M tokens per CPU-second | all rounds | seconds | x packs | by the clock | x documents | packs full |")
+    say("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name, own in runs.items():
         rates = sorted(found.rate for found in own)
         full = "" if own[0].full is None else f"{own[0].full:.2%}"
         say(
             f"| {name} | {statistics.median(rates):.1f} | {rates[0]:.1f} to {rates[-1]:.1f} | "
-            f"{statistics.median(found.wall_s for found in own):.1f} | {times(packs, own):.1f} | "
-            f"{times(documents, own):.1f} | {full} |"
+            f"{statistics.median(found.wall_s for found in own):.2f} | {times(packs, own):.2f} | "
+            f"{times_by_clock(packs, own):.2f} | {times(documents, own):.2f} | {full} |"
         )
     say("\nx packs, x documents: how many times faster our packs (first row) and documents (second row) are.")
+    shares = [f"{name.removeprefix('Stillhouse, ')} {1 / times(runs[DECODE], own):.0%}" for name, own in ours(runs)]
+    say(f"Of the rate of Parquet decode alone ours reach, per CPU-second: {'; '.join(shares)}.")
+
+
+def ours(runs: dict[str, list[Run]]) -> list[tuple[str, list[Run]]]:
+    """Our contestants and their rounds."""
+    return [(name, own) for name, own in runs.items() if name.startswith("Stillhouse")]
 
 
 def times(base: Sequence[Run], own: Sequence[Run]) -> float:
     """How many times as fast the base is, the median of the rounds."""
     return statistics.median(first.rate / found.rate for first, found in zip(base, own, strict=True))
+
+
+def times_by_clock(base: Sequence[Run], own: Sequence[Run]) -> float:
+    """The same by the clock."""
+    rates = [[found.tokens / found.wall_s for found in runs] for runs in (base, own)]
+    return statistics.median(first / other for first, other in zip(*rates, strict=True))
 
 
 def packing_table() -> None:
@@ -371,7 +421,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", type=Path, default=ROOT / "build" / "peers" / "bin" / "python")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench" / "loader")
-    parser.add_argument("--ours", choices=["first", "second", "unspooled", "documents"], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--ours", choices=["first", "second", "unspooled", "documents", "decode"], help=argparse.SUPPRESS
+    )
     parser.add_argument("corpus", nargs="?", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ours:

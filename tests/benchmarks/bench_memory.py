@@ -37,6 +37,7 @@ from etl.stages.keyed import buckets_of, live_rows, recut
 from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset
 from tests.benchmarks.bench_corpora import SKEWS, write_corpus
+from tests.benchmarks.process_tree import descendants, read_process, read_processes
 
 POLL_S = 0.05
 
@@ -44,30 +45,11 @@ POLL_S = 0.05
 # --- what processes hold -------------------------------------------------------------------------------------------
 
 
-def _stat(pid: int) -> tuple[str, int]:
-    """Name and parent of a process."""
-    text = Path(f"/proc/{pid}/stat").read_text()
-    name, _, rest = text.partition("(")[2].rpartition(")")
-    return name, int(rest.split()[1])
-
-
 def processes() -> dict[int, str]:
     """Every process below this one and this one, by kind."""
-    names: dict[int, tuple[str, int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                names[int(entry.name)] = _stat(int(entry.name))
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    kinds = {os.getpid(): "driver"}
-    for pid in sorted(names):
-        above = pid
-        while above in names and above not in kinds:
-            above = names[above][1]
-        if above in kinds:
-            kinds.setdefault(pid, "jvm" if names[pid][0] == "java" else "python")
-    return kinds
+    table, own = read_processes(), os.getpid()
+    kinds = {pid: "jvm" if table[pid].name == "java" else "python" for pid in descendants(table, {own})}
+    return kinds | {own: "driver"}
 
 
 def high_water_bytes(pid: int) -> int:
@@ -75,12 +57,6 @@ def high_water_bytes(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def cpu_s(pid: int) -> float:
-    """CPU-seconds that a process has taken."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Watch:
@@ -100,7 +76,7 @@ class Watch:
     def __enter__(self) -> "Watch":
         for pid in processes():
             try:
-                self.cpu[pid] = (cpu_s(pid),) * 2
+                self.cpu[pid] = (read_process(pid).cpu_s,) * 2
                 Path(f"/proc/{pid}/clear_refs").write_text("5")
             except OSError:
                 continue
@@ -120,7 +96,7 @@ class Watch:
         for pid, kind in processes().items():
             try:
                 self.peak[kind] = max(self.peak.get(kind, 0), high_water_bytes(pid))
-                self.cpu[pid] = (self.cpu.get(pid, (0.0, 0.0))[0], cpu_s(pid))
+                self.cpu[pid] = (self.cpu.get(pid, (0.0, 0.0))[0], read_process(pid).cpu_s)
             except (FileNotFoundError, ProcessLookupError):
                 continue
 

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.dedup_runs sign hashes|sets CORPUS SLICES
     python -m tests.benchmarks.dedup_runs near memory CORPUS FOUND
-    python -m tests.benchmarks.dedup_runs near stages CORPUS FOUND FOLDER
+    python -m tests.benchmarks.dedup_runs near beam|local CORPUS FOUND FOLDER
 
 `sign hashes` stops at the signatures; `sign sets` also makes the sorted shingle sets that exact verification needs.
-`near stages` is the recipe dedup_text on Beam's in-process runner, every dataset committed.
+`near beam` is the recipe dedup_text on Beam's in-process runner, `near local` on the local engine with one process,
+every dataset committed.
 """
 
 import sys
@@ -21,6 +22,7 @@ from etl import conf
 from etl.dedup.in_memory import near_duplicates
 from etl.dedup.minhash import signatures
 from etl.dedup.near import NearDedup
+from etl.engine import Engine
 from etl.run.recipe import Recipe
 from etl.run.run import run_recipe, run_stage
 from etl.text import ngram_hashes, shingles
@@ -47,9 +49,17 @@ def in_memory(corpus: str, found: str) -> None:
     answer(cpu_s=cpu, wall_s=wall, peak_gb=peak_gb())
 
 
-def in_stages(corpus: str, found: str, folder: Path) -> None:
-    from etl.engines.beam import BeamEngine
+def engine_of(kind: str) -> Engine:
+    if kind == "beam":
+        from etl.engines.beam import BeamEngine
 
+        return BeamEngine(report=quiet)
+    from etl.engines.local import LocalEngine
+
+    return LocalEngine()
+
+
+def in_stages(engine: Engine, corpus: str, found: str, folder: Path) -> None:
     def recipe(name: str, path: str) -> Recipe:
         settings = {
             "output": folder / name, "sources.text.path": path, "sources.text.id_column": "id",
@@ -57,10 +67,9 @@ def in_stages(corpus: str, found: str, folder: Path) -> None:
         }  # fmt: skip
         return conf.load(Recipe, "dedup_text", "recipes", [f"{key}={value}" for key, value in settings.items()])
 
-    engine = BeamEngine(report=quiet)
     small = folder / "first.parquet"
     folder.mkdir(parents=True)
-    pq.write_table(first_rows(corpus), small)
+    pq.write_table(twice(first_rows(corpus)), small)
     run_recipe(recipe("warm_up", str(small)), engine, quiet)
     whole = recipe("whole", corpus)
     meter = Meter()
@@ -90,6 +99,13 @@ def first_rows(corpus: str) -> pa.Table:
     return pq.ParquetFile(corpus).read_row_group(0, columns=["id", "text"]).slice(0, WARM_UP_ROWS)
 
 
+def twice(rows: pa.Table) -> pa.Table:
+    """The documents and a near duplicate of each, so that a warm-up loads what compares and ranks pairs, too."""
+    ids = rows["id"].cast(pa.string())
+    copies = [pc.binary_join_element_wise(column, "again", " ") for column in (ids, rows["text"])]
+    return pa.concat_tables([pa.table([ids, rows["text"]], ["id", "text"]), pa.table(copies, ["id", "text"])])
+
+
 def quiet(line: str) -> None:
     """Progress is not part of what is measured."""
 
@@ -101,7 +117,7 @@ def main() -> None:
     elif kind == "memory":
         in_memory(corpus, rest[0])
     else:
-        in_stages(corpus, rest[0], Path(rest[1]))
+        in_stages(engine_of(kind), corpus, rest[0], Path(rest[1]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import bench_loader
-from tests.benchmarks.bench_loader import Run, drain, read_documents, times, write_corpus
+from tests.benchmarks.bench_loader import (
+    Run,
+    decode_alone,
+    drain,
+    read_documents,
+    times,
+    times_by_clock,
+    write_corpus,
+)
 
 
 @pytest.fixture
@@ -28,3 +36,12 @@ def test_every_token_of_the_corpus_is_counted_once(corpus):
 def test_times_are_compared_round_by_round():
     base, own = ([Run(tokens, 1.0, 1.0) for tokens in rates] for rates in ([20, 90, 80], [10, 30, 20]))
     assert times(base, own) == 3.0
+
+
+def test_decoding_alone_reads_every_token_once(corpus):
+    assert decode_alone(str(corpus.folder)).tokens == corpus.manifest.num_tokens
+
+
+def test_times_by_the_clock_are_of_rates():
+    base, own = ([Run(tokens, 9.0, 2.0) for tokens in rates] for rates in ([20, 90, 80], [10, 30, 20]))
+    assert times_by_clock(base, own) == 3.0

@@ -14,7 +14,8 @@ from etl.mixture.cuts import Cut
 from etl.run.recipe import DROPPED_FOLDER, Recipe
 from etl.run.run import check
 from etl.sources.files import list_files
-from etl.sources.spec import Described, Description
+from etl.sources.shapes.described import Described
+from etl.sources.spec import Description
 from etl.stages.ingest import TABLES
 from etl.step import Step
 
@@ -41,7 +42,7 @@ def test_every_file_is_of_a_kind_that_is_tested_here():
 @pytest.mark.parametrize("name", named("sources"))
 def test_sources_load(name):
     shape = conf.read(Description, name, "sources").root
-    assert set(shape.required) <= set(shape.text_columns)
+    assert set(shape.required) <= set(shape.columns)
 
 
 @pytest.mark.parametrize("name", named("recipes"))

@@ -1,6 +1,6 @@
 """A shuffle on the local engine whose reducers wait for a signal: what is left of it when one comes.
 
-python -m tests.engines.blocked_shuffle FOLDER PROCESSES
+python -m tests.engines.blocked_shuffle FOLDER PROCESSES [fork]
 
 `blocked` runs it, `is_alive` looks at the processes that it names.
 """
@@ -43,16 +43,18 @@ class Block:
         return Counts()
 
 
-def main(folder: Path, processes: int) -> None:
+def main(folder: Path, processes: int, *how: str) -> None:
     exchange = Exchange((1, 2, 3), emit, SCHEMA, ("n",), 2)
     with contextlib.closing(LocalEngine(processes)) as engine:
+        if how:
+            engine.fork()
         engine.run_buckets(Work("blocked", 2, 2), [0, 1], exchange, Block(folder))
 
 
 @contextlib.contextmanager
-def blocked(folder, processes):
+def blocked(folder, processes, *how):
     """A process whose reducers wait, in a session of its own, and the numbers of the processes that they are in."""
-    command = [sys.executable, "-m", "tests.engines.blocked_shuffle", folder, str(processes)]
+    command = [sys.executable, "-m", "tests.engines.blocked_shuffle", folder, str(processes), *how]
     environment = {**os.environ, "TMPDIR": str(folder)}
     process = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, start_new_session=True)
     try:
@@ -73,4 +75,4 @@ def is_alive(pid):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

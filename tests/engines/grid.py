@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from etl import conf
 from etl.engine import Engine
 from etl.run.recipe import Recipe
 from etl.stages.context import Cutting
+from etl.storage.costs import read_dataset_costs, read_run_costs
 from etl.storage.dataset import Dataset
+from etl.storage.location import Location
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import FILTER, files, make_recipe, mixed_rows, row, run, stage, write_jsonl, write_parquet
 from tests.frozen import runs
@@ -29,6 +32,13 @@ DATASETS = (
     "corpus",
 )  # fmt: skip
 """All but what is written split by split: counts of rounds and cells."""
+FIELDS = """
+fields:
+  number: {type: int, column: synth_id}
+  source_exercise: {type: string, column: exercise}
+  thinks: {type: bool, column: synthetic_reasoning}
+"""
+"""More of SYNTH's description: columns that are none in most rows, in all, and null in some."""
 BENCHMARK = {
     "q": "A farmer has 12 hens and sells 5 of them at the market on Monday. How many hens does he keep for the winter?",
     "a": "He keeps 7.",
@@ -36,8 +46,9 @@ BENCHMARK = {
 
 
 def write_inputs(folder: Path) -> None:
-    """The same rows as 1, 2 and 7 files, each time in another order and under other names; a toy benchmark."""
+    """The same rows as 1, 2 and 7 files, each time in another order and under other names; a toy benchmark; a spec."""
     write_jsonl(folder / "benchmark.jsonl", [BENCHMARK])
+    (folder / "fields.yaml").write_text(conf.find("synth", "sources") + FIELDS, encoding="utf-8")
     # A text without letters, an empty answer, a language that is not kept: a row for every way out.
     odd = [row(900, "???", "!!!"), row(901, "who", ""), row(902, "le chat et la maison", "la réponse est donc oui")]
     rows = [*mixed_rows(80), *odd, row(903, BENCHMARK["q"], "He has seven of them left and he feeds them in the barn.")]
@@ -64,12 +75,13 @@ def recipe_of(folder: Path, num_splits: int, output: str, **settings: int) -> Re
     return make_recipe(
         output,
         {"a": folder / f"in-{num_splits}"},
+        str(folder / "fields.yaml"),
         stages=list(STAGES),
         filter={**FILTER, "steps": [*steps, contamination]},
         kenlm={"order": 2, "fraction": 0.6},
         score={"steps": [{"kind": "perplexity", "model": "run:kenlm"}], "cuts": [cut]},
         semantic={"embedder": "lexical", "dim": 64, "rows_per_cluster": 8, "threshold": 0.6},
-        run={"split_bytes": 1 << 30, "bucket_bytes": 1 << (20 if num_splits == 1 else 12), **settings},
+        run={"split_bytes": 1 << 10, "bucket_bytes": 1 << (20 if num_splits == 1 else 12), **settings},
     )
 
 
@@ -78,7 +90,23 @@ def run_and_digest(folder: Path, num_splits: int, output: str, engine: Engine, *
     result = run(recipe_of(folder, num_splits, output, **settings), engine)
     assert len(result.rows.splits) == num_splits
     assert result.accounting["a"]["contamination"]["contaminated"] == 1
+    check_every_task_was_measured(output)
     return {name: Dataset.open(f"{output}/{name}").manifest.content_digest for name in DATASETS}
+
+
+def check_every_task_was_measured(output: str) -> None:
+    """Of those that wrote a split, and of the map sides of shuffles; and some of the engine's own CPU-seconds."""
+    found = read_run_costs(Location.of(output))
+    assert found is not None
+    assert (found.total.unmeasured, found.unmeasured) == (0, ())
+    num_splits = Dataset.open(f"{output}/ingest").manifest.splits
+    for name in ("exact_hits", "candidates", "corpus"):
+        costs = read_dataset_costs(Location.of(f"{output}/{name}"))
+        assert costs is not None
+        assert costs.map_side.task == tuple(range(num_splits)), name
+    assert found.total.cpu_s > 0
+    assert found.total.engine_cpu_s > 0
+    assert found.total.peak_bytes > 10**7
 
 
 def twice_and_digest(output: Path, engine: Engine) -> dict[str, str]:

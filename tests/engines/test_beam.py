@@ -34,6 +34,7 @@ from etl.storage.location import Location
 from tests.engines.exchanges import NUMBER, ROW, WORDS, emit_numbers, exchanged, write_numbers
 from tests.engines.grid import check_files_are_those_of_the_oracle
 from tests.engines.inprocess import InProcessEngine
+from tests.etl.rows import LevelStep, verdicts
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -302,6 +303,16 @@ def test_steps_over_dictionaries_and_rows():
         with beam.Pipeline(runner="FnApiRunner") as pipeline:
             done = pipeline | beam.Create(rows) | ToArrow(schema) | ApplySteps(STEPS)
             assert_that(done | beam.FlatMap(pa.RecordBatch.to_pylist), equal_to(expected))
+
+
+def test_a_step_reads_a_field_of_the_elements():
+    batch = pa.record_batch({"level": [3, 1, None], "score": ["a", "b", "c"]})
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        done = pipeline | beam.Create([batch]) | ApplySteps([LevelStep(least=2)])
+        assert_that(done, equal_to([with_verdict([LevelStep(least=2)], batch)]))
+    done = with_verdict([LevelStep(least=2)], batch)
+    assert done.column("above").to_pylist() == [1, -1, None]
+    assert verdicts(done) == [None, ("level", "low", "1"), None]
 
 
 class Opened(Step):

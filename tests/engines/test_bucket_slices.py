@@ -77,16 +77,28 @@ def test_rows_are_held_until_there_are_enough_to_slice(monkeypatch):
     assert rest == [(1, [0, 2]), (0, [5, 7]), (1, [4, 6]), (0, [9]), (1, [8])]
 
 
+def test_a_long_batch_of_one_bucket_goes_uncopied_after_what_is_held(monkeypatch):
+    monkeypatch.setattr(module, "WHOLE_BYTES", 3 * ROW_BYTES)
+    emit, _ = emitted([[(1, 0), (0, 1)], [(1, 2), (1, 3), (1, 4)], [(1, 5), (0, 6), (1, 7)], [(0, 8)]])
+    given = list(emit("split"))
+    pieces = list(bucket_slices(lambda _: given, "split", SCHEMA, pa.array([1, 1]).to_numpy().astype(bool)))
+    found = [(bucket, piece.column("n").to_pylist()) for bucket, piece in pieces]
+    assert found == [(0, [1]), (1, [0]), (1, [2, 3, 4]), (0, [6, 8]), (1, [5, 7])]
+    assert pieces[2][1].column("n").buffers()[1].address == given[1].column("n").buffers()[1].address
+
+
 @given(
     batches=st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 99)), max_size=8), max_size=6),
     wanted=st.lists(st.booleans(), min_size=4, max_size=4),
     held_rows=st.integers(1, 9),
     slice_rows=st.integers(1, 5),
+    whole_rows=st.integers(1, 9),
 )
-def test_every_wanted_row_comes_once_whatever_the_limits(batches, wanted, held_rows, slice_rows):
+def test_every_wanted_row_comes_once_whatever_the_limits(batches, wanted, held_rows, slice_rows, whole_rows):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "HELD_BYTES", held_rows * ROW_BYTES)
         patch.setattr(module, "SLICE_BYTES", slice_rows * ROW_BYTES)
+        patch.setattr(module, "WHOLE_BYTES", whole_rows * ROW_BYTES)
         pieces = sliced(batches, wanted)
     assert all(set(buckets) == {bucket} and len(rows) <= slice_rows for bucket, buckets, rows in pieces)
     for bucket in range(4):

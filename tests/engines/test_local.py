@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from etl.engine import Exchange, Resources, worker_number
-from etl.engines import bucket_slices, local
+from etl.engines import bucket_slices, spill
 from etl.engines.local import LocalEngine
 from etl.errors import ConfigError, DataError, SchemaError, SourceError
 from etl.sorting import SortedRows
@@ -79,7 +79,7 @@ def test_rows_are_the_same_in_the_smallest_slices(tmp_path, monkeypatch, limit):
 
 def test_a_bucket_that_is_larger_than_a_run_is_merged_from_scratch_files(tmp_path, monkeypatch):
     rows = [(0, None, str(n % 9), n) for n in range(400)]
-    monkeypatch.setattr(local, "SortedRows", functools.partial(SortedRows, run_bytes=100))
+    monkeypatch.setattr(spill, "SortedRows", functools.partial(SortedRows, run_bytes=100))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     made = exchanged(LocalEngine(), tmp_path / "made", (rows[:150], rows[150:]), [0])
     assert made == {0: sorted(rows, key=lambda row: (row[2], row[3]))}
@@ -224,9 +224,9 @@ def test_a_job_whose_worker_died_resumes(tmp_path, pool):
 # --- signals -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_ctrl_c_ends_the_workers_and_leaves_no_scratch(tmp_path, processes):
-    with blocked(tmp_path, processes) as (process, workers):
+@pytest.mark.parametrize(("processes", "how"), [(1, ()), (2, ()), (2, ("fork",))])
+def test_ctrl_c_ends_the_workers_and_leaves_no_scratch(tmp_path, processes, how):
+    with blocked(tmp_path, processes, *how) as (process, workers):
         assert len(workers) == processes
         assert list(tmp_path.glob("stillhouse-*"))
         os.killpg(process.pid, signal.SIGINT)

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 from etl.engine import worker_number
-from etl.engines.pool import WorkerPool, usable_cpus
+from etl.engines.pool import WorkerPool, may_fork
 from etl.errors import ConfigError, DataError, SchemaError, SourceError
+from etl.machine import usable_cpus
 from tests.engines.blocked_shuffle import blocked, is_alive
 from tests.environment import PROJECT
 from tests.services.process import wait_until
@@ -197,8 +198,9 @@ def test_workers_are_killed_when_the_parent_stops_in_a_job(pool):
     assert workers_of(run(pool, CountCalls(), [(0,)]))[0] not in before.values()
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
-    with blocked(tmp_path, 2) as (process, workers):
+@pytest.mark.parametrize("how", [(), ("fork",)])
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, how):
+    with blocked(tmp_path, 2, *how) as (process, workers):
         assert len(workers) == 2
         process.kill()
         process.wait()
@@ -244,10 +246,41 @@ def test_workers_of_the_first_pool_of_a_process_leave_ctrl_c_to_it():
     assert (done.returncode, done.stdout.split()) == (0, ["True", "True"]), done.stderr
 
 
-def test_the_cpus_are_those_that_this_process_may_use():
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        assert usable_cpus() == 1
-    finally:
-        os.sched_setaffinity(0, allowed)
+FORKED = """
+import multiprocessing, os, sys
+from threadpoolctl import threadpool_info
+from etl.engines.pool import WorkerPool, may_fork
+from tests.engines.test_pool import CountCalls, blocks_ctrl_c, run, temporary_folder_and_threads, workers_of
+
+def threads_and_a_module():
+    return max(library["num_threads"] for library in threadpool_info()), sys.modules.get("marked")
+
+print(may_fork())
+sys.modules["marked"] = "as in the parent"
+pool = WorkerPool(2)
+pool.fork()
+children = {child.pid for child in multiprocessing.active_children()}
+print(set(workers_of(run(pool, CountCalls(), [(n,) for n in range(20)])).values()) == children, len(children))
+folder = str(pool.folder)
+print([found[0] == folder for found in run(pool, temporary_folder_and_threads, [(), ()])])
+print(run(pool, threads_and_a_module, [()], 1), run(pool, blocks_ctrl_c, [()], 1))
+pool.close()
+print(multiprocessing.active_children(), os.path.exists(folder), blocks_ctrl_c())
+"""
+
+
+def test_forks_share_the_imports_of_a_process_and_are_workers_as_others():
+    done = subprocess.run([sys.executable, "-c", FORKED], cwd=PROJECT, capture_output=True, text=True, check=False)
+    share = max(1, usable_cpus() // 2)
+    assert done.stdout.splitlines() == [
+        "True",
+        "True 2",
+        "[True, True]",
+        f"[({share}, 'as in the parent')] [True]",
+        "[] False False",
+    ], done.stderr
+
+
+def test_a_process_with_libraries_that_have_threads_does_not_fork(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", object())
+    assert not may_fork()

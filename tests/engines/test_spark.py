@@ -242,14 +242,14 @@ def test_jobs_have_a_group_and_a_description_and_the_users_own_come_back(engine,
     seen = []
     told = {}
     context = spark.sparkContext
-    collect = _Job.collect
+    run_job = _Job.run
 
-    def look(job, frame):
+    def look(job, errors):
         seen.append((context.getLocalProperty("spark.jobGroup.id"), context.getLocalProperty("spark.job.description")))
-        collect(job, frame)
+        run_job(job, errors)
         told[job.group] = job.counts.value
 
-    monkeypatch.setattr(_Job, "collect", look)
+    monkeypatch.setattr(_Job, "run", look)
     context.setJobGroup("mine", "my own job")
     engine.run_splits(Work("filter", 2, 40), [(4, "a"), (7, "b")], count_three)
     engine.run_splits(Work("filter", 2, 2), [(0, "a"), (1, "b")], count_three)
@@ -276,15 +276,17 @@ def test_what_was_broadcast_is_destroyed_however_the_job_ends(engine, spark, mon
         shared.destroy = lambda: (destroyed.append(value), end())
         return shared
 
-    def work(number, value):
+    def reduce(bucket, rows):
         if ending == "badly":
             raise SourceError("no")
-        return Counts()
+        return Counts(rows_in=sum(batch.num_rows for batch in rows))
 
     monkeypatch.setattr(context, "broadcast", watched)
+    exchange = Exchange(("plan of split 0",), emit_nothing, ROUTED, ("word",), 1)
     with pytest.raises(SourceError) if ending == "badly" else contextlib.nullcontext():
-        engine.run_splits(Work("toy", 1, 1), [(0, "plan of split 0")], work)
-    assert destroyed == [[(0, "plan of split 0")]]
+        # As on a cluster; with a local master no job broadcasts.
+        engine._run_buckets_anywhere(Work("toy", 1, 1), [0], exchange, reduce)
+    assert destroyed == [exchange.splits]
 
 
 def test_on_a_local_master_fewer_tasks_run_at_once_when_each_needs_more(spark, tmp_path):

@@ -18,6 +18,7 @@ from etl.schema import VERDICT
 from etl.storage.catalog import statements
 from etl.storage.location import Location
 from tests.datasets import write_dataset
+from tests.etl.rows import LevelStep
 from tests.etl.stages.toys import make_recipe, mixed_rows, run, stage, write_parquet
 
 STEPS = (AnswerStep(), HarmonyStep(), CtxBucketStep())
@@ -71,6 +72,15 @@ def test_a_verdict_that_is_there_is_kept_and_its_rows_are_skipped(spark, output)
     assert dropped.count() > 0
     assert dropped.where("input_ids is not null").count() == 0
     assert {row["step"] for row in dropped.select("verdict.step").collect()} == {"answer"}
+
+
+def test_a_step_reads_a_field_of_the_frame(spark):
+    frame = spark.createDataFrame([(3, "a"), (1, "b"), (None, "c")], "level bigint, tag string")
+    done = apply(frame, [LevelStep(least=2)])
+    assert done.columns == ["level", "tag", "above", "verdict"]
+    assert [(row["tag"], row["above"], row["verdict"] and row["verdict"]["reason"]) for row in done.collect()] == [
+        ("a", 1, None), ("b", -1, "low"), ("c", None, None)
+    ]  # fmt: skip
 
 
 def test_columns_are_checked_before_anything_runs(spark):

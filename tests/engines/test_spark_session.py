@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from etl.engines.java import Java
+from etl.engines.spark_daemon import VOCABULARY
 from etl.engines.spark_session import (
     _OPTIONS_OF_ANY_JVM,
     DAEMON,
@@ -17,10 +19,13 @@ from etl.engines.spark_session import (
     _submit_args,
     _told,
     check_python,
+    make_class_archive,
     workers_fault,
 )
 from etl.errors import ConfigError
+from etl.harmony.vocabulary import DEFAULT_VOCABULARY
 
+JAVA = Java(Path("/java"), Path("/java"), "")
 PROJECT = Path(__file__).resolve().parents[2]
 PY4J = """An error occurred while calling None.org.apache.spark.api.java.JavaSparkContext.
 : org.apache.spark.SparkException: Could not parse Master URL: 'x'
@@ -95,7 +100,7 @@ def defaults(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["", "spark.master local[4]\n", "# spark.master yarn\nspark.app.name=x\n"])
 def test_the_jvm_of_a_local_run_is_light(defaults, text):
     defaults.write_text(text)
-    assert f'--driver-java-options "{LIGHT_JVM}"' in _submit_args()
+    assert f"--driver-java-options '{LIGHT_JVM}'" in _submit_args(JAVA)
 
 
 @pytest.mark.parametrize(
@@ -107,39 +112,41 @@ def test_the_jvm_of_a_local_run_is_light(defaults, text):
         ("", ("JAVA_TOOL_OPTIONS", "-XX:+UseG1GC")),
     ],
 )
-def test_a_cluster_or_options_of_the_users_leave_the_jvm_alone(defaults, monkeypatch, text, variable):
+def test_a_cluster_or_options_of_the_users_leave_the_jvm_alone(defaults, tmp_path, monkeypatch, text, variable):
     defaults.write_text(text)
     if variable is not None:
         monkeypatch.setenv(*variable)
-    assert "java-options" not in _submit_args()
+    assert "java-options" not in _submit_args(JAVA)
+    assert make_class_archive(tmp_path) == "the master is a cluster, or the options of the JVM are your own"
 
 
 PRELOADED = """
 import sys
-import pyarrow as pa
-from etl.engines.spark_session import make_session
+from etl.engines.spark_session import make_context
 
-def on_a_worker(batches):
+def on_a_worker(_):
     # Before anything of ours is imported here.
     import sys
-    for _ in batches:
-        yield pa.record_batch({"has": ["etl.run.run" in sys.modules]})
+    shared = "etl.run.run" in sys.modules
+    bpe = sys.modules.get("etl.harmony.bpe")
+    yield shared and bpe.load_fast_bpe.cache_info().currsize == 1
 
-session = make_session(lambda line: None)
-rows = session.range(0, 2, 1, 2).mapInArrow(on_a_worker, "has boolean").collect()
-print(session.conf.get("spark.python.daemon.module", "none"), [row["has"] for row in rows])
-session.stop()
+context = make_context(lambda line: None)
+found = context.parallelize(range(2), 2).mapPartitions(on_a_worker).collect()
+print(context.getConf().get("spark.python.daemon.module", "none"), found)
+context.stop()
 """
 
 
 @pytest.mark.slow
 @pytest.mark.spark
 @pytest.mark.parametrize("is_installed", [True, False])
-def test_executors_on_this_machine_fork_workers_that_have_our_modules_where_they_find_them(tmp_path, is_installed):
+def test_executors_on_this_machine_fork_workers_that_have_our_modules_and_tokenizers(tmp_path, is_installed):
     # The workers of a local-cluster are asked for what a plain start of their Python finds.
     copy = tmp_path / "package"
     shutil.copytree(PROJECT / "etl", copy / "etl", ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {**os.environ, "PYSPARK_SUBMIT_ARGS": "--master local-cluster[1,2,1024] pyspark-shell"}
+    options = {"PYSPARK_SUBMIT_ARGS": "--master local-cluster[1,2,1024] pyspark-shell", VOCABULARY: DEFAULT_VOCABULARY}
+    environment = {**os.environ, **options}
     (tmp_path / "job.py").write_text(
         PRELOADED if is_installed else f"import sys\nsys.path.insert(0, {str(copy)!r})\n{PRELOADED}"
     )
@@ -156,9 +163,9 @@ def test_a_jvm_that_does_not_start_is_one_line_with_its_reason():
     code = (
         "import sys\n"
         "from etl.console import main_of\n"
-        "from etl.engines.spark_session import make_session\n"
+        "from etl.engines.spark_session import make_context\n"
         "from etl.library_log import libraries_aside\n"
-        "sys.exit(main_of(libraries_aside()(lambda: make_session(print))))"
+        "sys.exit(main_of(libraries_aside()(lambda: make_context(print))))"
     )
     environment = {**os.environ, "PYSPARK_SUBMIT_ARGS": "--driver-memory 1m pyspark-shell"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)

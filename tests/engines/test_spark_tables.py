@@ -33,7 +33,9 @@ def rows(spark, tmp_path):
 def recipe(folder, table, **source):
     """A recipe that tokenizes the source `a`: a table, or what `source` says."""
     plain = make_recipe(folder / "out", {"a": "x.parquet"}, stages=["tokenize"]).model_dump()
-    return Recipe.model_validate(plain | {"sources": {"a": {"spec": "synth", "table": table} | source}})
+    return Recipe.model_validate(
+        plain | {"sources": {"a": {"spec": "synth", "table": table, "may_be_empty": True} | source}}
+    )
 
 
 def test_a_table_gives_the_rows_that_its_files_give(rows, spark, tmp_path):

@@ -1,14 +1,36 @@
-"""Batches of toy conversations for the tests of steps."""
+"""Batches of toy conversations for the tests of steps, and a step over a field of a source."""
+
+from typing import ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from etl.schema import ID, MESSAGE, VERDICT
+from etl.step import Step, append, drop
 
 EARLIER = {"step": "earlier", "reason": "x", "value": None}
 
 
+class LevelStep(Step):
+    """Drops rows below a level, and says how far above it the others are."""
+
+    kind: str = "level"
+    reads: ClassVar[tuple[str, ...]] = ("level",)
+    adds: ClassVar[pa.Schema] = pa.schema([("above", pa.int64())])
+    least: int
+
+    def open(self):
+        def run(batch):
+            above = pc.subtract(batch.column("level"), self.least)
+            batch = drop(batch, self.label, pc.less(above, 0), "low", batch.column("level"))
+            return append(batch, self.adds, [above])
+
+        return run
+
+
 def say(role, content, channel=None):
-    return {"role": role, "channel": channel, "recipient": None, "content": content}
+    more = {"recipient": None, "content_type": None, "call_id": None}
+    return {"role": role, "channel": channel, "content": content, **more}
 
 
 def asked(question, answer, reasoning=""):

@@ -94,12 +94,15 @@ def test_no_word_of_pydantic_is_left_in_the_mistakes_of_a_recipe():
 @pytest.mark.parametrize(
     ("tree", "line"),
     [
-        ({"example_id": "a"}, "shape: is missing; known: columns, text"),
         (
-            {"shape": "text", "example_id": "i", "text": "t", "skill_bucket": {"default": "code"}},
+            {"example_id": "a"},
+            "shape: is missing; known: columns, messages, pairs, transcript, preference, verifiable, prompts, text",
+        ),
+        (
+            {"shape": "text", "example_id": "i", "text": "t", "skill_bucket": {"default": "coding"}},
             (
-                "skill_bucket.default: 'code' is no skill bucket; use B1 (general reasoning), B2 (math), B3 (code), "
-                "B4 (helpful dialogue), B5 (world knowledge)"
+                "skill_bucket.default: 'coding' is no skill bucket; use reasoning (B1, general reasoning), "
+                "math (B2, math), code (B3, code), chat (B4, helpful dialogue), knowledge (B5, world knowledge)"
             ),
         ),
     ],

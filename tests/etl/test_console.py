@@ -1,5 +1,7 @@
 """Exit codes and the one line that a user reads, for commands, bad options and bad input."""
 
+import subprocess
+import sys
 from typing import Annotated
 
 import pytest
@@ -52,6 +54,20 @@ def test_flags_arrive_and_the_code_of_the_job_is_returned(capsys):
         (["--conf", "demo", "--code", "two"], "ConfigError: Invalid value for '--code': "),
         (["--conf", "demo", "--code", "-1"], "ConfigError: Invalid value for '--code': "),
         (["--conf", "demo", "more"], "ConfigError: Got unexpected extra argument"),
+        (
+            ["--conf", "demo", "--output", "x"],
+            (
+                "ConfigError: No such option: --output; a key of the configuration is set by --set output=VALUE; "
+                "`python -m jobs.toy --help` shows what there is\n"
+            ),
+        ),
+        (
+            ["--conf", "demo", "data.corpus=x"],
+            (
+                "ConfigError: Got unexpected extra argument(s) (data.corpus=x); a key of the configuration is set by "
+                "--set data.corpus=VALUE; `python -m jobs.toy --help` shows what there is\n"
+            ),
+        ),
     ],
 )
 def test_bad_input_and_bad_options_are_one_line_and_exit_code_2(capsys, argv, line):
@@ -99,3 +115,9 @@ def test_without_a_command_an_app_shows_its_commands(capsys):
 
 def test_none_is_0():
     assert main_of(lambda: None) == 0
+
+
+def test_a_command_ends_without_a_search_for_garbage():
+    # What is registered later runs earlier.
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); import etl.console"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"

@@ -60,6 +60,26 @@ def test_slices_hash_like_the_whole(start):
     assert hash_array(text[start:], SEED).tolist() == hash_array(text, SEED)[start:].tolist()
 
 
+INTEGERS = st.lists(st.none() | st.lists(st.integers(-(2**31), 2**31 - 1), max_size=4), max_size=5)
+
+
+@given(INTEGERS, st.integers(0, 5))
+def test_a_list_of_integers_is_a_fold_over_its_length_and_the_hashes_of_its_elements(lists, start):
+    def expected(values):
+        found = xxhash.xxh64_intdigest(struct.pack("<q", len(values)), SEED)
+        for value in values:
+            child = xxhash.xxh64_intdigest(struct.pack("<q", value), SEED)
+            found = xxhash.xxh64_intdigest(struct.pack("<Q", child), found)
+        return found
+
+    narrow, wide = (pa.array(lists, pa.list_(kind))[start:] for kind in (pa.int32(), pa.int64()))
+    with_a_null = pa.concat_arrays([narrow, pa.array([[None]], narrow.type)])
+    whole = [values for values in lists[start:] if values is not None]
+    for hashes in (hash_array(narrow, SEED), hash_array(wide, SEED), hash_array(with_a_null, SEED)[:-1]):
+        valid = [found for found, values in zip(hashes.tolist(), lists[start:], strict=True) if values is not None]
+        assert valid == [expected(values) for values in whole]
+
+
 def test_list_boundaries_matter():
     split = hash_array(pa.array([[["a"], ["b"]], [["a", "b"]]]), SEED)
     assert split[0] != split[1]

@@ -16,6 +16,8 @@ CONVERSATION = st.lists(
             "channel": st.sampled_from([None, "analysis", "commentary", "final"]),
             "recipient": st.none(),
             "content": TEXT,
+            "content_type": st.none(),
+            "call_id": st.none() | TEXT,
         }
     ),
     max_size=4,
@@ -75,7 +77,7 @@ def test_what_is_null_in_a_message_is_named_by_row():
     assert whole[3].as_py() == [say("user", "")]
 
 
-def test_channel_and_recipient_may_be_absent():
+def test_all_but_role_and_content_may_be_absent():
     whole, flaws = messages.whole_messages(pa.array([[{"content": "hi", "role": "user"}]]))
     assert (whole.to_pylist(), flaws) == ([[say("user", "hi")]], {})
 

@@ -36,18 +36,19 @@ def laid_out(rows: list[dict], schema: pa.Schema, cut: list[list[int]]) -> list[
     ]
 
 
+def prompt(n: int) -> dict:
+    return {
+        "id": key(n),
+        "source_dataset": "toy",
+        "source_example_id": f"{n}",
+        "split_key": f"{n}",
+        "messages": asked(f"q{n}", f"a{n}"),
+        "skill_bucket": "B1",
+    }
+
+
 def prompts(folder: Location, cut=CUT) -> Rows:
-    rows = [
-        {
-            "id": key(n),
-            "source_dataset": "toy",
-            "source_example_id": f"{n}",
-            "split_key": f"{n}",
-            "messages": asked(f"q{n}", f"a{n}"),
-            "skill_bucket": "B1",
-        }
-        for n in range(sum(map(sum, cut)))
-    ]
+    rows = [prompt(n) for n in range(sum(map(sum, cut)))]
     return Rows.of(commit(folder / "ingest", PROMPT, laid_out(rows, PROMPT, cut), "ingest"))
 
 
@@ -105,14 +106,19 @@ def test_the_verdict_is_that_of_the_newest_table(rows):
     assert read(bare, 0, ["verdict", "score"])[0] == {"verdict": [None, None], "score": [0.0, 0.5]}
 
 
-def test_without_a_side_table_every_row_lives(folder):
-    (batch,) = prompts(folder).ref.read(2, ["verdict", "id"])
-    assert batch.column("verdict").type == VERDICT
-    assert batch.to_pydict() == {"verdict": [None], "id": [key(0 + 5)]}
+def test_without_a_side_table_the_verdict_is_that_of_ingest(folder):
+    rows = [prompt(0) | {"verdict": verdict("ingest")}, *map(prompt, range(1, 6))]
+    base = Rows.of(commit(folder / "ingest", PROMPT, laid_out(rows, PROMPT, CUT), "ingest"))
+    first, last = next(base.ref.read(0, ["verdict", "id"])), next(base.ref.read(2, ["verdict"]))
+    assert first.column("verdict").type == VERDICT
+    assert first.to_pydict() == {"verdict": [verdict("ingest"), None], "id": [key(0), key(1)]}
+    assert last.to_pydict() == {"verdict": [None]}
+    later = with_side(base, "bare", BARE, [{"verdict": None}] * 6)
+    assert next(later.ref.read(0, ["verdict"])).to_pydict() == {"verdict": [None, None]}
 
 
 def test_schema_lists_each_column_once(rows):
-    assert rows.schema.names == [*PROMPT.names, "score", "label", "verdict"]
+    assert rows.schema.names == [*PROMPT.names[:-1], "score", "label", "verdict"]
     assert rows.schema.field("score").type == pa.float64()
     assert (rows.splits, rows.num_rows) == (range(3), 6)
 

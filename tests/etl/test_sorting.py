@@ -1,11 +1,12 @@
 """The external sort: the same order as Python's, whatever spills, in memory that does not grow with the rows."""
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from etl import sorting
-from etl.sorting import SortedRows, cut_by_bytes, merge
+from etl.sorting import SortedRows, cut_by_bytes, merge, take_rows
 
 SCHEMA = pa.schema([("word", pa.binary()), ("text", pa.string()), ("yes", pa.bool_()), ("n", pa.int64())])
 ORDER = ("word", "text", "yes", "n")
@@ -50,6 +51,41 @@ def test_rows_that_tie_are_all_there(rows, batch_rows, run_bytes):
     made = sort(to_batches(rows, batch_rows), ("n",), run_bytes)
     assert [row[3] for row in made] == sorted((row[3] for row in rows), key=lambda n: (n is not None, n))
     assert sorted(made, key=expected_key) == sorted(rows, key=expected_key)
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), max_size=60), st.integers(1, 9))
+def test_rows_that_may_go_are_alone_under_their_first_key_and_most_of_them_do(keys, batch_rows):
+    rows = pa.table({"key": pa.array(keys, pa.int64()), "n": pa.array(range(len(keys)), pa.int64())})
+    with SortedRows(("key", "n"), may_drop_lone=True) as sorter:
+        for batch in rows.to_batches(max_chunksize=batch_rows):
+            sorter.add(batch)
+        made = [tuple(row.values()) for batch in sorter.sorted() for row in batch.to_pylist()]
+    assert made == sorted(made)
+    assert set(made) <= set(zip(keys, range(len(keys)), strict=True))
+    shared = {(key, n) for n, key in enumerate(keys) if keys.count(key) > 1}
+    assert shared <= set(made)
+    assert len(made) - len(shared) <= 2 + len(keys) // 2
+
+
+LISTS = {
+    "ids": (pa.list_(pa.int32()), st.lists(st.integers(-9, 9), max_size=4)),
+    "scores": (pa.list_(pa.field("score", pa.float64(), nullable=False)), st.lists(st.sampled_from([0.5, -1.0]))),
+    "holes": (pa.list_(pa.int8()), st.lists(st.none() | st.integers(0, 9), max_size=3)),
+    "words": (pa.list_(pa.string()), st.lists(st.sampled_from(["", "a", "bc"]), max_size=3)),
+    "flags": (pa.list_(pa.bool_()), st.lists(st.booleans(), max_size=3)),
+}
+
+
+@given(st.data(), st.lists(st.tuples(*(st.none() | values for _, values in LISTS.values())), max_size=8))
+def test_rows_are_taken_as_arrow_takes_them(data, rows):
+    columns = [pa.array([row[at] for row in rows], kind) for at, (kind, _) in enumerate(LISTS.values())]
+    start = data.draw(st.integers(0, len(rows)))
+    batch = pa.RecordBatch.from_arrays(columns, names=list(LISTS))[start:]
+    places = data.draw(st.lists(st.integers(0, batch.num_rows - 1), max_size=9)) if batch.num_rows else []
+    taken = take_rows(batch, np.array(places, np.int64))
+    taken.validate(full=True)
+    assert taken.equals(batch.take(pa.array(places, pa.int64())))
+    assert taken.schema == batch.schema
 
 
 def numbers(low, high, rows=10):

@@ -196,3 +196,10 @@ def test_layout_is_kept_but_for_line_ends_and_the_space_before_them(values, kind
         else:
             ends = re.sub(r"\r\n?", "\n", unicodedata.normalize("NFD", value))
             assert form == re.sub(r"[ \t]+\n", "\n", ends).rstrip()
+
+
+def test_the_tables_of_characters_are_pythons():
+    characters = list(map(chr, range(sys.maxunicode + 1)))
+    assert text.categories().tolist() == [unicodedata.category(char).encode() for char in characters]
+    spaces = np.flatnonzero(text._space_table()).tolist()
+    assert spaces == [code for code, char in enumerate(characters) if char.isspace()]

@@ -17,7 +17,7 @@ from unittest import mock
 from etl.storage.location import Location
 from tests.engines.inprocess import KilledError
 
-ONE_OBJECT = ("create", "replace", "upload", "remove")
+ONE_OBJECT = ("create", "replace", "upload", "take", "remove")
 MANY_OBJECTS = ("remove_tree", "remove_children")
 
 

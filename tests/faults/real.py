@@ -48,7 +48,7 @@ ENDING_THE_RUN = (Victim.DRIVER, Victim.LOCAL)
 _COMMAND_OF = {
     Victim.EXECUTOR: b"CoarseGrainedExecutorBackend",
     Victim.PYTHON: b"daemon\0pyspark.worker",
-    Victim.LOCAL: b"multiprocessing.spawn",
+    Victim.LOCAL: b"jobs.cli",
 }
 
 
@@ -139,6 +139,9 @@ class Run:
             # The daemon forks the workers.
             daemons = {process.pid for process in matching}
             matching = [process for process in matching if process.parent in daemons]
+        if victim is Victim.LOCAL:
+            # The command forks them.
+            matching = [process for process in matching if process.parent == self._process.pid]
         return [process.pid for process in matching]
 
     def wait_for(self, num_datasets: int) -> None:

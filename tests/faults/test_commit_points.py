@@ -83,7 +83,7 @@ def kind(operation: Operation) -> str:
     return f"{operation.name} {name}" if name.startswith("_") and name.endswith(".json") else operation.name
 
 
-COMMIT_POINTS = {"create _plan.json", "upload part", "create receipt", "remove part", "replace _manifest.json"}
+COMMIT_POINTS = {"create _plan.json", "take part", "create receipt", "remove part", "replace _manifest.json"}
 CLEARING = {"remove _manifest.json", "remove _plan.json", "remove_children"}
 
 

@@ -17,6 +17,7 @@ from pydantic_core import to_jsonable_python
 from etl.config import Config
 from etl.mixture.cuts import Cut
 from etl.step import Step
+from etl.storage.costs import DatasetCosts, RunCosts, StoredEstimate
 from etl.storage.manifest import Manifest
 from etl.storage.record import RunRecord
 from training.versions import DEFAULTS
@@ -27,33 +28,53 @@ _VERSIONS = ("version", "job", "text", "minhash", "units")
 """Keys of `made_from` under which a number is a version."""
 
 OWNERS: dict[str, tuple[str, ...]] = {
+    "Asked": ("ingest",),
     "Benchmark": ("ContaminationStep",),
     "ClusterCaps": ("training",),
     "ColumnsShape": ("ingest",),
+    "CostSum": ("RunCosts",),
+    "Constant": ("ingest",),
+    "DatasetShape": ("ingest",),
     "Described": ("ingest",),
+    "EngineCost": ("DatasetCosts",),
     "ExactDedup": ("exact_hits",),
     "InputFile": ("Manifest",),
+    "InputPiece": ("Manifest",),
     "InputSplit": ("Manifest",),
     "Kenlm": ("kenlm_sample", "kenlm"),
     "Layout": ("cells", "corpus"),
+    "Marked": ("ingest",),
+    "MessagesShape": ("ingest",),
     "NearDedup": ("candidates", "sets", "pairs"),
     "NearRule": ("ContaminationStep",),
     "NgramRule": ("ContaminationStep",),
     "NumbersRule": ("ContaminationStep",),
+    "PairsShape": ("ingest",),
     "Part": ("Manifest",),
     "Plan": ("Manifest",),
+    "PreferenceShape": ("ingest",),
+    "PromptsShape": ("ingest",),
+    "Question": ("ingest",),
     "Receipt": ("Manifest",),
     "Semantic": ("semantic_terms", "embeddings", "semantic_centroids", "semantic_hits"),
     "SemanticDedup": ("semantic_terms", "embeddings", "semantic_centroids", "semantic_hits"),
     "Sides": ("split_hits", "cells"),
     "SkillRule": ("ingest",),
+    "SourceField": ("ingest",),
     "Source": ("ingest",),
     "Split": ("split_hits",),
+    "StageCosts": ("RunCosts",),
+    "Spoken": ("ingest",),
     "StageRecord": ("RunRecord",),
     "Survivor": ("exact_hits", "paragraph_hits", "sets", "semantic_hits"),
+    "TaskCost": ("DatasetCosts",),
+    "TaskCosts": ("DatasetCosts",),
     "TextShape": ("ingest",),
     "Threshold": ("Manifest",),
+    "TranscriptShape": ("ingest",),
+    "Turn": ("ingest",),
     "UnitDedup": ("paragraph_hits", "paragraph"),
+    "VerifiableShape": ("ingest",),
 }
 """Configurations of etl without a version of their own: the jobs, classes or `training` whose versions they go by."""
 UNVERSIONED = {
@@ -83,7 +104,7 @@ def _describe(cls: type[Config], classes: dict[str, type[Config]], made_from: di
 def _version(cls: type[Config], classes: dict[str, type[Config]], made_from: dict[str, Any]) -> Any:
     if issubclass(cls, Step | Cut):
         return cls.version
-    if cls in (Manifest, RunRecord):
+    if cls in (Manifest, RunRecord, DatasetCosts, RunCosts, StoredEstimate):
         return cls.model_fields["format"].default
     name = cls.__name__
     if cls.__module__.startswith(("training.", "jobs.")):

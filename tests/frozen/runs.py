@@ -33,7 +33,8 @@ SETTINGS = {
         f"sources.dialogue.path={_ROWS['b']}",
     ],
     "twice": [f"sources.a.path={_ROWS['a']}", f"sources.b.path={_ROWS['b']}"],
-    "synth": [f"sources.synth.path={HERE / 'inputs' / 'rows_*.jsonl'}"],
+    # Each file is a split of its own: the digest of the dataset `cells` follows the cut.
+    "synth": [f"sources.synth.path={HERE / 'inputs' / 'rows_*.jsonl'}", "run.split_bytes=50000"],
     "dedup_text": [f"sources.text.path={_DOCUMENTS}"],
     "every_stage": [
         f"sources.a.path={_ROWS['a']}", f"sources.b.path={_ROWS['b']}",

@@ -1,13 +1,19 @@
 """The command line: exit codes, messages, and one run in a process of its own."""
 
+import importlib.metadata
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
+from etl.errors import DataError
 from jobs.cli import app
 from jobs.run_beam import main as run_beam_main
 from jobs.run_recipe import main as run_recipe_main
@@ -66,7 +72,7 @@ def take_the_manifest_away(output):
 
 def change_a_count(output):
     path = output / "ingest" / "_manifest.json"
-    path.write_text(path.read_text().replace('"kept":40', '"kept":41'))
+    path.write_text(path.read_text().replace('"kept":39', '"kept":40'))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +105,13 @@ def test_stale_datasets_are_named_and_swept_only_when_asked_for(made):
     assert "stale objects" in listed.output
     assert (made / "corpus").exists()
     assert call("sweep", made, "--stale", "--delete").exit_code == 0
-    assert sorted(item.name for item in made.iterdir()) == ["_run.json", "dropped", "ingest", "quarantine"]
+    assert sorted(item.name for item in made.iterdir()) == [
+        "_costs.json",
+        "_run.json",
+        "dropped",
+        "ingest",
+        "quarantine",
+    ]
     assert "0 differences\n" in call("verify", made).output
 
 
@@ -220,7 +232,7 @@ def test_run_then_run_again_then_verify(tmp_path):
     first = in_a_process(empty, *arguments)
     assert first.returncode == 0, first.stderr
     assert sum(line.startswith("Java ") for line in first.stdout.splitlines()) == 1
-    assert "corpus          30 rows" in first.stdout
+    assert "corpus          29 rows" in first.stdout
     again = in_a_process(empty, *arguments)
     assert again.returncode == 0, again.stderr
     assert "Java" not in again.stdout
@@ -233,14 +245,38 @@ def test_run_then_run_again_then_verify(tmp_path):
 # --- plan --sample -------------------------------------------------------------------------------------------------
 
 
-def test_plan_with_a_sample_predicts_and_writes_nothing(tmp_path):
+def test_a_run_is_compared_with_what_a_sample_predicted(tmp_path):
+    """The prediction is all that plan leaves in the output."""
     source = write_parquet(tmp_path / "in.parquet", mixed_rows(40))
-    sets = [f"output={tmp_path / 'out'}", f"sources.synth.path={source}"]
-    result = call("plan", "synth", *(word for item in sets for word in ("--set", item)), "--sample", "--sample-mb", 1)
+    items = [f"output={tmp_path / 'out'}", f"sources.synth.path={source}", "run.price_per_core_hour=2"]
+    sets = [word for item in items for word in ("--set", item)]
+    result = call("plan", "synth", *sets, "--sample", "--sample-mb", 1)
     assert result.exit_code == 0, result.output
     assert "shuffled MB" in result.output
     assert "corpus" in result.output
-    assert not (tmp_path / "out").exists()
+    assert result.output.splitlines()[-1].startswith("core-hours: 0.00")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["_estimate.json"]
+    ran = call("run", "synth", *sets, "--engine", "local", "--processes", 1)
+    assert ran.exit_code == 0, ran.output
+    (head,) = [line for line in ran.output.splitlines() if line.startswith("costs ")]
+    assert head.split()[-1] == "predicted"
+    assert re.search(
+        r"^core-hours: 0\.\S+, which cost 0\.\S+; predicted: 0\.\S+, which cost 0\.\S+$", ran.output, re.MULTILINE
+    )
+    assert call("verify", tmp_path / "out").exit_code == 0
+
+
+def test_a_prediction_that_cannot_be_kept_is_told(tmp_path, monkeypatch):
+    source = write_parquet(tmp_path / "in.parquet", mixed_rows(40))
+    sets = ["--set", f"output={tmp_path / 'out'}", "--set", f"sources.synth.path={source}"]
+
+    def refuse(*_):
+        raise DataError("may not write there")
+
+    monkeypatch.setattr("etl.run.costs.keep_estimate", refuse)
+    result = call("plan", "synth", *sets, "--sample", "--sample-mb", 1)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "a run cannot be compared with this: may not write there\n"
 
 
 LONG = "source-" + "x" * 70
@@ -278,3 +314,42 @@ def test_names_are_whole_in_every_table_of_80_columns(tmp_path, monkeypatch):
     (tmp_path / ":on:" / f"{late}-exact" / "_manifest.json").write_text("{}")
     checked = call("verify", tmp_path / ":on:")
     assert f"{tmp_path}/:on:/{late}-exact/_manifest.json" in checked.output
+
+
+# --- the program itself ------------------------------------------------------------------------------------------
+
+
+def program(words, **options):
+    return subprocess.run([sys.executable, "-m", "jobs.cli", *words], text=True, capture_output=True, **options)
+
+
+def test_the_version_is_that_of_the_package():
+    assert call("--version").stdout == f"stillhouse {importlib.metadata.version('stillhouse')}\n"
+
+
+def examples():
+    """The last lines of each command's help."""
+    for name, found in sorted(typer.main.get_command(app).commands.items()):
+        lines = (found.epilog or "no example").split("\n\n")[1:]
+        yield from ((name, line) for line in lines or ["no example"])
+
+
+@pytest.mark.parametrize(("name", "line"), list(examples()))
+def test_the_help_of_every_command_has_examples_that_it_takes(name, line):
+    program, command, *words = shlex.split(line.partition(" > ")[0])
+    assert (program, command) == ("stillhouse", name)
+    typer.main.get_command(app).commands[name].make_context(name, words)
+
+
+def test_a_shell_gets_completions(monkeypatch):
+    for name, value in {"COMPLETE": "complete_bash", "WORDS": "stillhouse ver", "CWORD": "1"}.items():
+        monkeypatch.setenv(f"_STILLHOUSE_{name}" if name == "COMPLETE" else f"COMP_{name}", value)
+    assert program([]).stdout.split() == ["verify"]
+
+
+def test_a_reader_that_leaves_ends_the_program_without_a_word():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as nobody:
+        ended = subprocess.run([sys.executable, "-m", "jobs.cli", "--help"], stdout=nobody, stderr=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (1, b"")

@@ -62,5 +62,5 @@ def test_one_line_and_no_process_and_the_next_run_goes_on(tmp_path, recipe, flag
     assert not (tmp_path / "out" / "_lock.json").exists()
     words = [str(recipe), "--set", f"output={tmp_path / 'out'}", "--engine", "local", "--processes", "1"]
     assert run_app(app, ["run", *words], "stillhouse") == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == ["toy", "ingest"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == ["ingest", "toy"]
     assert stage(tmp_path / "out", "corpus").manifest.rows_out > 0

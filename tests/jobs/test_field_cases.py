@@ -30,9 +30,6 @@ def ran(recipe, output, *sets):
     [
         ("zst_cut", "zst_cut/a.jsonl.zst cannot be read"),
         ("zst_plain", "zst_plain/a.jsonl.zst cannot be read"),
-        ("array", "array/a.json is a JSON array"),
-        ("arrayl", "arrayl/a.json is a JSON array"),
-        ("pretty", "pretty/a.json is a JSON array"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_and_exit_code_2(cases, tmp_path, case, said):
@@ -46,7 +43,7 @@ def test_what_cannot_be_read_is_one_line_and_exit_code_2(cases, tmp_path, case, 
 
 @pytest.mark.parametrize(("case", "kept", "quarantined"), [("date", 3, []), ("deep", 1, ["too_deep"])])
 def test_a_value_that_python_cannot_hold_does_not_end_the_run(cases, tmp_path, case, kept, quarantined):
-    result = ran("synth", tmp_path / "out", f"sources.synth.path={cases / case}")
+    result = ran("synth", tmp_path / "out", f"sources.synth.path={cases / case}", "max_bad_fraction=0.5")
     assert result.exit_code == 0, result.output
     assert len(read(stage(tmp_path / "out", "corpus"))) == kept
     assert [row["reason"] for row in read(stage(tmp_path / "out", "quarantine"))] == quarantined

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from etl.errors import ConfigError
 from jobs import demo, run_beam
 from jobs.run_beam import main
 from tests.etl.stages.toys import mixed_rows, stage, write_parquet
@@ -34,8 +35,8 @@ def sets(tmp_path, source):
 )
 def test_flags_of_beam_come_before_or_after_the_dashes(tmp_path, capsys, source, flags):
     assert main(["--conf", "conf/recipes/synth.yaml", *sets(tmp_path, source), *flags]) == 0
-    assert "corpus          30 rows" in capsys.readouterr().out
-    assert stage(tmp_path / "out", "corpus").manifest.rows_out == 30
+    assert "corpus          29 rows" in capsys.readouterr().out
+    assert stage(tmp_path / "out", "corpus").manifest.rows_out == 29
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,9 @@ def test_a_process_of_its_own_needs_no_java_and_says_only_what_is_ours(tmp_path,
     empty = tmp_path / "empty"
     empty.mkdir()
     probe = (
-        "import sys; from jobs.run_beam import main; code = main(sys.argv[1:]); "
-        "print(sorted({'pyspark', 'py4j', 'torch'} & set(sys.modules))); sys.exit(code)"
+        "import sys; from etl.engines.beam_import import CLOUDS; from jobs.run_beam import main; "
+        "code = main(sys.argv[1:]); "
+        "print(sorted({'pyspark', 'py4j', 'torch', 'scipy.special', *CLOUDS} & set(sys.modules))); sys.exit(code)"
     )
     command = [sys.executable, "-W", "error::DeprecationWarning:etl", "-c", probe, "--conf", "synth"]
     environment = {**os.environ, "JAVA_HOME": "/nonexistent", "PATH": str(empty), "PYTHONPATH": str(PROJECT)}
@@ -78,16 +80,22 @@ def test_a_process_of_its_own_needs_no_java_and_says_only_what_is_ours(tmp_path,
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[-1] == "[]"
-    funnel = next(number for number, line in enumerate(lines) if line.startswith("rows left after"))
-    (told,) = (line for line in lines[:funnel] if str(tmp_path / "out") not in line)
-    assert told.split(None, 1) == ["synth", f"30 rows in 1 file, {source.stat().st_size:,} bytes"]
+    costs = next(number for number, line in enumerate(lines) if line.startswith("costs"))
+    (told,) = (line for line in lines[:costs] if str(tmp_path / "out") not in line)
+    assert told.split(None, 1) == [
+        "synth", f"30 rows in 1 file, {source.stat().st_size:,} bytes: 29 kept, 1 dropped (blank_answer 1)"
+    ]  # fmt: skip
     assert list(empty.iterdir()) == []
 
 
 def test_the_demo_runs_on_the_engine_that_is_asked_for(tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(run_beam, "run", lambda *arguments: asked.append(arguments))
-    monkeypatch.setattr(demo, "_train_and_show", lambda result, output: None)
-    assert demo.main(["--engine", "beam", "--output", str(tmp_path)]) == 0
+
+    def run(*arguments):
+        asked.append(arguments)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(run_beam, "run", run)
+    assert demo.main(["--engine", "beam", "--output", str(tmp_path)]) == 2
     assert asked == [("demo", [f"output={tmp_path}"], [], False)]
     assert "on Beam" in capsys.readouterr().out

@@ -19,7 +19,9 @@ def dataset(tmp_path, monkeypatch):
     batch = conversations(SENTENCES).drop_columns(["verdict"])
     columns = {field.name: pa.array(["x"] * len(batch), field.type) for field in PROMPT if field.type == pa.string()}
     columns["position"] = pa.array(range(len(batch)), pa.int64())
-    table = pa.table({**columns, "id": batch["id"], "messages": batch["messages"]}).select(PROMPT.names).cast(PROMPT)
+    made = {**columns, "id": batch["id"], "messages": batch["messages"]}
+    arrays = [made[field.name] if field.name in made else pa.nulls(len(batch), field.type) for field in PROMPT]
+    table = pa.table(arrays, schema=PROMPT)
     write_dataset(
         str(tmp_path / "ingest"), "ingest", "PROMPT", {"part-0.parquet": table[:7], "part-1.parquet": table[7:]}
     )

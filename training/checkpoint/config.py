@@ -9,6 +9,7 @@ class CheckpointConfig(Config):
     """When to save, where, and how many to keep; the end of training is always saved."""
 
     every_steps: int = Field(default=100, ge=1)
+    """Optimizer steps between two checkpoints."""
     keep: int = Field(default=2, ge=1)
     """The newest ones."""
     keep_best: int = Field(default=0, ge=0)

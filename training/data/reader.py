@@ -116,6 +116,8 @@ class CorpusReader:
     Attributes:
         parts: the parts of the split, sorted by path.
         cells: names of the cells, e.g. "B1/C1".
+        index_columns: what planning reads of a row.
+        token_columns: what `gather` reads of a row.
         labels: what `Documents.label` numbers; grows while documents are gathered.
         teacher: the table, None without one.
         side_tables: teacher and reference by where they lie, those that are given. Rows that one of them lacks cannot
@@ -151,13 +153,13 @@ class CorpusReader:
         self._teachers = Teachers(self.teacher, None if reference is None else TeacherTable(reference))
         places = [place for place in (teacher, reference) if place is not None]
         self.side_tables: dict[str, TeacherTable] = dict(zip(places, self._teachers.tables, strict=True))
-        self._index_columns = (
+        self.index_columns = (
             *INDEX_COLUMNS,
             *(CLUSTER_COLUMNS if self.has_clusters else ()),
             *(SUPERVISED_COLUMNS if set(SUPERVISED_COLUMNS) <= names else ("spans",)),
             *(PAIR_COLUMNS if self.has_pairs else ()),
         )
-        self._token_columns = (
+        self.token_columns = (
             *TOKEN_COLUMNS,
             *(name for name in LABEL_COLUMNS if name in names),
             *(("id",) if self._teachers else ()),
@@ -222,7 +224,7 @@ class CorpusReader:
     ) -> tuple[list[DocumentIndex], list[Bools]]:
         """The index of units of one row group, and what the tables have of each."""
         part, group = units[0].part, units[0].row_group
-        table = self._files.read(part, group, self._index_columns)
+        table = self._files.read(part, group, self.index_columns)
         self._check_vocabulary(part, group)
         cell = self.cells.index(cell_of(self.parts[part]))
         pieces = [_index(table, unit, cell, seed) for unit in units]
@@ -288,7 +290,7 @@ class CorpusReader:
         arrays = self._spool.get(key) if self._spool is not None else None
         if arrays is not None:
             return RowGroup(arrays, self._origins[key])
-        table = self._files.read(part, group, self._token_columns)
+        table = self._files.read(part, group, self.token_columns)
         found = decode(table, self._teachers, self._name(part, group), self._files.largest_id(part, group))
         if self._spool is not None:
             self._origins[key] = found.origins

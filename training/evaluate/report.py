@@ -41,6 +41,7 @@ class EvaluateConfig(Config):
     device: str | None = None
     """cpu, cuda, cuda:1; null takes a GPU where there is one."""
     seed: int = 0
+    """Seed of every random choice."""
 
     @field_validator("baselines")
     @classmethod

@@ -84,6 +84,7 @@ class HeldOutSuite(Config):
     corpus: str
     """Folder or URL of a committed corpus."""
     split: str = "validation"
+    """Split of the corpus that is evaluated."""
     pack_tokens: int = Field(default=8192, ge=2)
     """Tokens of a forward pass; longer documents are left out."""
     max_packs: int = Field(default=16, ge=1)
@@ -146,13 +147,17 @@ class FormatSuite(Config):
 
     kind: Literal["format"] = "format"
     corpus: str
+    """Folder of the corpus that prompts are taken from."""
     split: str = "validation"
+    """Split of the corpus that prompts are taken from."""
     prompts: int = Field(default=100, ge=1)
     """Prompts, drawn seeded: what a row holds before the assistant first speaks."""
     max_prompt_tokens: int = Field(default=4096, ge=1)
     """Rows with a longer prompt are left out."""
     max_new_tokens: int = Field(default=1024, ge=1)
+    """Tokens after which an answer is cut off."""
     batch_size: int = Field(default=8, ge=1)
+    """Prompts that are answered at a time."""
 
     def run(self, models: Models, folder: str, seed: int) -> Metrics:
         """Shares that sum to 1, those of VERDICTS; `analysis`, the share with analysis before that; `prompts`.
@@ -238,7 +243,9 @@ class ReasoningSuite(Config):
     questions: int | None = Field(default=None, ge=1)
     """The first so many; null for all."""
     max_new_tokens: int = Field(default=2048, ge=1)
+    """Tokens after which an answer is cut off."""
     batch_size: int = Field(default=8, ge=1)
+    """Questions that are answered at a time."""
 
     def run(self, models: Models, folder: str, seed: int) -> Metrics:
         """Shares of the questions, and `questions`: their number.
@@ -307,10 +314,13 @@ class LmEvalSuite(Config):
     folder: str
     """Of the task files (YAML); their data are local where they say `dataset_path: json` and name `data_files`."""
     tasks: list[str] = Field(min_length=1)
+    """Tasks of lm-evaluation-harness."""
     num_fewshot: int | None = Field(default=None, ge=0)
+    """Examples before each question; null leaves it to the task."""
     limit: int | None = Field(default=None, ge=1)
     """The first so many documents of each task; null for all."""
     batch_size: int = Field(default=8, ge=1)
+    """Requests at a time."""
 
     def run(self, models: Models, folder: str, seed: int) -> Metrics:
         """`<task>.<metric>`, with the harness's filter after it where it has another than `none`.

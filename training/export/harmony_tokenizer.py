@@ -15,6 +15,7 @@ harness before an empty context, is <|endoftext|>: what ends a raw document.
 import json
 from typing import Any, Final
 
+from etl.harmony.encode import PATTERN
 from etl.harmony.render import Preamble
 from etl.harmony.vocabulary import CALL, CONTROL_TOKENS, ENDOFTEXT, NUM_TEXT_TOKENS, RETURN, VOCAB_SIZE, load_bpe
 from training.export.chat_template import chat_template
@@ -23,18 +24,6 @@ from training.models.tokenizer import byte_letters
 STARTOFTEXT: Final = NUM_TEXT_TOKENS
 STOP_TOKENS: Final = (RETURN, CALL, ENDOFTEXT)
 """After any of these a model has said what it wanted to say."""
-PIECES: Final = "|".join(
-    (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
-"""o200k's expression for the pieces of a text that are merged each on its own; it belongs to the vocabulary."""
 
 
 def control_tokens() -> dict[int, str]:
@@ -56,7 +45,7 @@ def tokenizer_files(preamble: Preamble) -> dict[str, bytes]:
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     return {
-        "tokenizer.json": json.dumps(_tokenizer(), ensure_ascii=False, separators=(",", ":")).encode(),
+        "tokenizer.json": tokenizer_json(control_tokens()),
         "tokenizer_config.json": _json(config),
         "special_tokens_map.json": _json(special),
         "chat_template.jinja": chat_template(preamble).encode(),
@@ -67,18 +56,27 @@ def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _tokenizer() -> dict[str, Any]:
+def tokenizer_json(added: dict[int, str]) -> bytes:
+    """The tokenizer as Hugging Face's tokenizers reads it.
+
+    Args:
+        added: tokens that stand for themselves in text, by id.
+    """
+    return json.dumps(_tokenizer(added), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _tokenizer(added: dict[int, str]) -> dict[str, Any]:
     bpe, letters = load_bpe(), byte_letters()
     tokens = [bpe.decode_single_token_bytes(rank) for rank in range(NUM_TEXT_TOKENS)]
     text = ["".join(letters[byte] for byte in token) for token in tokens]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    pieces = {"type": "Split", "pattern": {"Regex": PIECES}, "behavior": "Isolated", "invert": False}
+    pieces = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": name, **flags} for i, name in sorted(control_tokens().items())],
+        "added_tokens": [{"id": i, "content": name, **flags} for i, name in sorted(added.items())],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [pieces, byte_level]},
         "post_processor": None,

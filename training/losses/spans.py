@@ -84,9 +84,13 @@ class SpanWeights(Config):
     """w_k of each span kind."""
 
     analysis: float = Field(default=1.0, ge=0)
+    """Of reasoning."""
     commentary: float = Field(default=1.0, ge=0)
+    """Of tool calls and what is said around them."""
     final: float = Field(default=1.0, ge=0)
+    """Of answers."""
     text: float = Field(default=1.0, ge=0)
+    """Of raw documents."""
 
     def tensor(self) -> torch.Tensor:
         """float64 [kinds], in the order of SPAN_KINDS."""
@@ -139,6 +143,7 @@ class SpanObjective(Objective):
     """
 
     span_weights: SpanWeights = SpanWeights()
+    """Weight of the tokens of each kind of span."""
     normalise: Literal["kind", "all", "example"] = "kind"
     """Mean over the tokens of each kind, over all tokens, or over documents' own means of each kind."""
 

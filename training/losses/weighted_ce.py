@@ -28,7 +28,9 @@ class WeightedCrossEntropy(TeacherSignalObjective):
     temperature: float = Field(default=1.0, gt=0)
     """T: the larger, the less the weights differ."""
     min_weight: float = Field(default=0.25, ge=0)
+    """Smallest weight of a token."""
     max_weight: float = Field(default=4.0, gt=0)
+    """Largest weight of a token."""
     m_rate: float = Field(default=0.01, gt=0, le=1)
     """What one step counts in m."""
 

@@ -36,6 +36,7 @@ class MetricsConfig(Config):
     log_every_steps: int = Field(default=1, ge=1)
     """Steps from one record of a step to the next. A record is of its own step, not a mean over those between."""
     tensorboard: bool = True
+    """Whether event files for TensorBoard are written."""
     wandb_project: str | None = None
     """Project on Weights & Biases; needs the package `wandb`. Null for none."""
     peak_flops: float | None = Field(default=None, gt=0)

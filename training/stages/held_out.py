@@ -39,6 +39,7 @@ class HeldOutSet(Config):
     corpus: str
     """Folder or URL of a committed corpus."""
     split: str = "validation"
+    """Split of the corpus that the set is from."""
 
 
 class HeldOutConfig(Config):
@@ -49,6 +50,7 @@ class HeldOutConfig(Config):
     max_packs: int = Field(default=8, ge=1)
     """Packs a cell, drawn once, seeded."""
     sets: dict[str, HeldOutSet] = {}
+    """Sets of held-out documents, by name."""
 
 
 class FormatCrossEntropy(CrossEntropy):

@@ -31,9 +31,11 @@ class ArmConfig(Config):
     """Steps of one kind inside a stage."""
 
     name: str = "main"
+    """What metrics and logs call the arm."""
     share: float = Field(default=1.0, gt=0)
     """Part of the stage's optimizer steps; shares are taken relative to their sum."""
     objective: AnyObjective = CrossEntropy()
+    """The loss."""
     data: dict[str, Any] = {}
     """Keys of `data` that differ for this arm, e.g. `teacher` or `corpus`."""
 
@@ -82,9 +84,11 @@ class StageConfig(Config):
     """One part of the run."""
 
     name: str = "train"
+    """What metrics and logs call the stage."""
     tokens: int = Field(ge=1)
     """Trained tokens (room in packs left out) after which the stage ends; it may end before, where its documents do."""
     arms: tuple[ArmConfig, ...] = Field(default=(ArmConfig(),), min_length=1)
+    """What is trained side by side, each with its data and loss."""
     data: dict[str, Any] = {}
     """Keys of `data` that differ in this stage."""
     optimizer: dict[str, Any] = {}
@@ -92,6 +96,7 @@ class StageConfig(Config):
     reset: bool = False
     """Begin with fresh moments of the optimizer, not with those of the stage before."""
     stop: StopRule | None = None
+    """When the stage ends before its targets; null: never."""
 
     @field_validator("arms")
     @classmethod

@@ -58,10 +58,13 @@ class RescoreConfig(Config):
     corpus: str
     """Folder or URL of a committed corpus."""
     split: str = "train"
+    """Split of the corpus that is scored."""
     output: str
     """Folder or URL; the dataset is <output>/teacher_logp."""
     teacher: AnyTeacher
+    """The model that scores, here or behind a server."""
     subset: SubsetConfig = SubsetConfig()
+    """Which rows are scored."""
     modes: dict[Effort, float] = {"medium": 1.0}
     """Share of the rows that the teacher sees with each reasoning effort; chosen by id. They must add up to 1."""
     mode_column: str | None = None

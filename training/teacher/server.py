@@ -48,6 +48,7 @@ class ServerTeacherConfig(Config):
     api_key_env: str | None = None
     """Name of the environment variable that holds the key; null for a server without one."""
     timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds that an answer of the server may take."""
     attempts: int = Field(default=6, ge=1)
     """How often a row is asked for before the run ends."""
     backoff_s: float = Field(default=1.0, ge=0)

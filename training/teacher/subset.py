@@ -36,7 +36,9 @@ class SubsetConfig(Config):
     difficulty: tuple[str, ...] = ("difficulty_proxy", "ifd", "utility_score", "sampling_weight")
     """The first of these columns that has a value in the corpus is the difficulty; higher must be harder."""
     difficulty_weight: float = 1.0
+    """Weight of a row's difficulty in the choice."""
     length_weight: float = 1.0
+    """Weight of a row's length in the choice."""
     min_supervised_tokens: int = Field(default=1, ge=1)
     """Rows with fewer are not taken."""
 

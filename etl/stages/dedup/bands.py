@@ -25,27 +25,28 @@ from etl.messages import full_text, is_formal
 from etl.mixture.sampling import in_sample, purpose_seed
 from etl.rows import RowsRef
 from etl.schema import count
-from etl.stages.keyed import OUT_ROWS, Counted, buckets_of, counted_distinct, int64_schema, live_rows, slices
+from etl.stages.keyed import OUT_ROWS, buckets_of, counted_distinct_rows, int64_schema, live_rows, slices
 from etl.storage.build import Chunk
 
 PAIR_BLOCK = 1 << 20
-"""Candidate pairs that one task makes distinct at once: 32 MB."""
+"""Candidate pairs that one task makes distinct at once: 40 MB."""
 _KEY_SEED = 0x6B6579
 _HASH_ROWS = 1 << 14
 """Rows whose signatures are made at once: short texts come by the hundred thousand in a row group."""
 _PUSH_ROWS = 1 << 11
-"""Rows that are paired at once: in a hot band each gives up to max_partners pairs of 32 bytes."""
+"""Rows that are paired at once: in a hot band each gives up to max_partners pairs of 40 bytes."""
 
 CANDIDATE = pa.schema(
     [
-        *int64_schema("a", "b", "a_key", "b_key", places=("a", "b")),
+        *int64_schema("a", "b", "a_key", "b_key", "alike", places=("a", "b")),
         count(pa.field("bands", pa.int64(), nullable=False)),
     ]
 )
-"""Row keys of a candidate pair, the keys by which their bands were sorted, the smaller one first (a canary second), and
-how many bands they met in: of those in PAIR_BLOCK, since a pair is stored once only in there."""
-CANDIDATE_VERSION = 3
-"""1 had the smaller row key first and no `bands`; 2 did not count canaries by script."""
+"""Row keys of a candidate pair, the keys by which their bands were sorted, the smaller one first (a canary second), 1
+where both are rows whose sketches are equal, and how many bands they met in: of those in PAIR_BLOCK, since a pair is
+stored once only in there."""
+CANDIDATE_VERSION = 4
+"""1 had the smaller row key first and no `bands`; 2 did not count canaries by script; 3 had no `alike`."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +141,16 @@ class EmitBands:
         if len(keys):
             hashes = hash_array(ids.take(pa.array(made)), _KEY_SEED + 1)
             yield self._bands(copies, stream_keys(hashes, copies), keys)
-            none = np.zeros((len(keys), self.near.num_words), np.uint64)
-            membership = np.full(len(keys), candidates.MEMBERSHIP_KEY)
-            yield _band_batch(hash_array(pa.array(keys)).view(np.int64), membership, keys, none, self.num_buckets)
+            none = np.zeros((2 * len(keys), self.near.num_words), np.uint64)
+            membership = np.full(2 * len(keys), candidates.MEMBERSHIP_KEY)
+            bands = np.tile(hash_array(pa.array(keys)).view(np.int64), 2)
+            yield _band_batch(bands, membership, np.append(rows[made], keys), none, self.num_buckets)
 
 
 def pick(sets: Sets, which: npt.NDArray[Any]) -> Sets:
-    """The sets of some rows, by place or by mask."""
+    """The sets of some rows, by place or by mask; the same ones where a mask takes all."""
+    if which.dtype == np.bool_ and which.all():
+        return sets
     places = np.flatnonzero(which) if which.dtype == np.bool_ else which
     array = pa.LargeListArray.from_arrays(pa.array(sets[0]), pa.array(sets[1][: sets[0][-1]]))
     taken = array.take(pa.array(places))
@@ -172,13 +176,13 @@ class PairUp:
     near: NearDedup
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-        counted = Counted(batches)
         stream = self.near.candidate_stream()
-        for pairs in _blocks((stream.push(rows_of(batch)) for batch in slices(counted, _PUSH_ROWS)), PAIR_BLOCK):
-            columns = [pa.array(column) for column in counted_distinct(*pairs.T)]
+        for pairs in _blocks((stream.push(rows_of(batch)) for batch in slices(batches, _PUSH_ROWS)), PAIR_BLOCK):
+            columns = [pa.array(column) for column in counted_distinct_rows(pairs)]
             found = pa.Table.from_arrays(columns, schema=CANDIDATE)
             yield from (Chunk(batch) for batch in found.to_batches(max_chunksize=OUT_ROWS))
-        yield Chunk(None, counted.rows, {}, _distributions(stream.finish()))
+        counts = stream.finish()
+        yield Chunk(None, counts.num_rows, {}, _distributions(counts))
 
 
 def rows_of(batch: pa.RecordBatch) -> candidates.Rows:

@@ -8,7 +8,7 @@ from the component of each row:
     rounds/edges-ends    END    pairs with the chunk of `a`                  by row `a`    join_first_chunk
     edges                EDGE   pairs with their block                       by row `b`    join_second_chunk
 
-45 bytes cross a shuffle for each end of a pair; a reducer holds one batch. Either way each pair comes once.
+53 bytes cross a shuffle for each end of a pair; a reducer holds one batch. Either way each pair comes once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,19 +35,22 @@ from etl.stages.keyed import (
 from etl.storage.build import Chunk
 from etl.storage.dataset import DatasetRef
 
-EDGE = int64_schema("block", "a", "b", "a_key", "b_key", places=("block", "a", "b"))
-"""A candidate pair, the block that verifies it, and the stream keys of its rows, by which its digest knows them."""
-EDGE_VERSION = 2
-"""1 had no stream keys, and a pair several times."""
+EDGE = int64_schema("block", "a", "b", "a_key", "b_key", "alike", places=("block", "a", "b"))
+"""A candidate pair, the block that verifies it, the stream keys of its rows, by which its digest knows them, and 1
+where their sets may be equal."""
+EDGE_VERSION = 3
+"""1 had no stream keys, and a pair several times; 2 had no `alike`."""
 NODE = int64_schema("row", "component", "key", places=("row", "component"))
 CHUNK = int64_schema("row", "component", "chunk", "key", places=("row", "component", "chunk"))
-END = int64_schema("a", "b", "component", "chunk", "key", places=("a", "b", "component", "chunk"))
-"""A candidate pair, its component, and the chunk and stream key of `a`."""
+END = int64_schema("a", "b", "alike", "component", "chunk", "key", places=("a", "b", "component", "chunk"))
+"""A candidate pair, whether its sets may be equal, its component, and the chunk and stream key of `a`."""
 _CUT_PAIRS = 1 << 20
 """Pairs whose block is found at once."""
 
 KEY_COLUMNS = ["a", "b", "a_key", "b_key"]
 """Those of candidates that tell the stream key of a row."""
+FIRST_END_COLUMNS = ["a", "b", "alike"]
+"""Those of candidates that travel to the chunk of `a`."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,13 @@ class CutCandidates:
         max_nodes = 2 * candidates.manifest.rows_out
         graph, keys = Components(max_nodes), np.empty(max_nodes, np.int64)
         pairs, num_pairs = np.empty(candidates.manifest.rows_out, np.int64), 0
-        for batch in candidates.read(KEY_COLUMNS):
-            a, b, a_key, b_key = to_numpy(batch, KEY_COLUMNS)
+        for batch in candidates.read([*KEY_COLUMNS, "alike"]):
+            a, b, a_key, b_key, alike = to_numpy(batch, [*KEY_COLUMNS, "alike"])
             left, right = graph.number(a), graph.number(b)
             keys[left], keys[right] = a_key, b_key
             graph.join(left, right)
-            pairs[num_pairs : num_pairs + len(a)] = left.astype(np.int64) << 32 | right
+            # Node numbers have 31 bits.
+            pairs[num_pairs : num_pairs + len(a)] = left.astype(np.int64) << 32 | right.astype(np.int64) << 1 | alike
             num_pairs += len(a)
         nodes, keys = graph.nodes, keys[: len(graph.nodes)]
         blocks = Blocks.of(nodes, graph.roots(), keys, self.block_bytes)
@@ -77,8 +81,8 @@ class CutCandidates:
             some = pairs[start : start + _CUT_PAIRS]
             fresh = some[np.diff(some, prepend=last) != 0]
             last = some[-1]
-            left, right = (fresh >> 32).astype(np.int32), (fresh & np.int64(0xFFFFFFFF)).astype(np.int32)
-            columns = [blocks.of_pairs(left, right), nodes[left], nodes[right], keys[left], keys[right]]
+            left, right = (fresh >> 32).astype(np.int32), (fresh >> 1 & np.int64(0x7FFFFFFF)).astype(np.int32)
+            columns = [blocks.of_pairs(left, right), nodes[left], nodes[right], keys[left], keys[right], fresh & 1]
             yield Chunk(to_batch(distinct(*columns), EDGE), len(some))
 
 
@@ -156,37 +160,37 @@ AT_END = pa.schema(
         ("row", pa.int64()),
         ("is_pair", pa.bool_()),
         ("other", pa.int64()),
+        ("alike", pa.int64()),
         ("component", pa.int64()),
         ("chunk", pa.int64()),
         ("key", pa.int64()),
     ]
 )
 """A row's chunk and key, or a pair at one of its ends with what is known of the `other`; the chunk sorts first."""
-AT_END_BYTES = 45
+AT_END_BYTES = 53
 AT_END_ORDER = ("row", "is_pair", "other")
 
 
 def chunk_lines(chunks: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
     """Each row's chunk to the bucket of the row."""
     row, *known = to_numpy(chunks, CHUNK.names)
-    yield _at_end(num_buckets, row, None, *known)
+    yield _at_end(num_buckets, row, None, None, *known)
 
 
 def first_end_lines(pairs: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
     """Pairs to the bucket of `a`."""
-    a, b = to_numpy(pairs, ("a", "b"))
-    yield _at_end(num_buckets, a, b)
+    yield _at_end(num_buckets, *to_numpy(pairs, FIRST_END_COLUMNS))
 
 
 def second_end_lines(ends: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
     """Pairs to the bucket of `b`, with the chunk of `a`."""
-    yield _at_end(num_buckets, *to_numpy(ends, ("b", "a", "component", "chunk", "key")))
+    yield _at_end(num_buckets, *to_numpy(ends, ("b", "a", "alike", "component", "chunk", "key")))
 
 
-def _at_end(num_buckets: int, row: I64, other: I64 | None, *known: I64) -> pa.RecordBatch:
+def _at_end(num_buckets: int, row: I64, other: I64 | None, alike: I64 | None, *known: I64) -> pa.RecordBatch:
     """AT_END rows; `known` are component, chunk and key, or nothing."""
     nothing = pa.nulls(len(row), pa.int64())
-    tail = [nothing if other is None else pa.array(other), *(map(pa.array, known) if known else [nothing] * 3)]
+    tail = [nothing if column is None else pa.array(column) for column in (other, alike, *(known or [None] * 3))]
     head = [hashed_buckets(row, num_buckets), pa.array(row), pa.repeat(other is not None, len(row))]
     return pa.RecordBatch.from_arrays([*head, *tail], schema=AT_END)
 
@@ -200,7 +204,8 @@ def _first_ends(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     changes = Changes()
     for table, first in first_of_groups(batches, "row"):
         taken = np.flatnonzero(table["is_pair"].to_numpy())
-        pairs = np.stack(to_numpy(table.select(["row", "other"]).take(pa.array(taken)), ("row", "other")))
+        names = ("row", "other", "alike")
+        pairs = np.stack(to_numpy(table.select(names).take(pa.array(taken)), names))
         fresh = changes.push(pairs).any(axis=0)
         yield to_batch([*pairs[:, fresh], *_heads(table, first[taken[fresh]])], END)
 
@@ -214,10 +219,10 @@ def _edges(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for table, first in first_of_groups(batches, "row"):
         taken = np.flatnonzero(table["is_pair"].to_numpy())
         pairs = table.take(pa.array(taken))
-        b, a, component, one, a_key = to_numpy(pairs, ("row", "other", "component", "chunk", "key"))
+        b, a, alike, component, one, a_key = to_numpy(pairs, ("row", "other", "alike", "component", "chunk", "key"))
         _, other, b_key = _heads(table, first[taken])
         block = [pa.array(column) for column in (component, np.minimum(one, other), np.maximum(one, other))]
-        yield to_batch([signed(hash_columns(block)).to_numpy(), a, b, a_key, b_key], EDGE)
+        yield to_batch([signed(hash_columns(block)).to_numpy(), a, b, a_key, b_key, alike], EDGE)
 
 
 def _heads(table: pa.Table, places: I64) -> list[I64]:

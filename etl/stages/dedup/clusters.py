@@ -9,10 +9,11 @@ Datasets, each committed and resumable:
 
 What is compared of a row (its shingle set) travels to its cluster's bucket, where the survivor comes first, so each
 row's similarity to the survivor costs one comparison and one set in memory. A worker holds one batch, and 40 bytes for
-each row of the largest cluster.
+each row of the largest cluster. Where one task has verified the pairs, it ranks as well, by the sets that it holds.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,22 +22,23 @@ import pyarrow as pa
 
 from etl.arrays import F64, I64, U8, Bools
 from etl.dedup import canaries
-from etl.dedup.by_source import DuplicateCounts, by_source
+from etl.dedup.by_source import DuplicateCounts, by_source, lines
 from etl.dedup.canaries import Levels
 from etl.dedup.minhash import candidate_probability
-from etl.dedup.near import NearDedup
+from etl.dedup.near import NearDedup, Sets
 from etl.dedup.overlap import Overlap
 from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
 from etl.hashing import fixed_binary, hash_array
-from etl.laws import Growth, PairCopies, PairRows, SameAs, With
+from etl.laws import Growth, PairCopies, PairRows, With
 from etl.rows import ROW_BITS, Rows, RowsRef
 from etl.schema import CLUSTER_COLUMNS, ID, KEPT
+from etl.sorting import SortedRows
 from etl.stages.context import Context
 from etl.stages.dedup.components import label_components
 from etl.stages.dedup.marks import HIT, HIT_VERSION, ClusterMark, mark_hits
-from etl.stages.dedup.near import NearPairs, find_pairs
-from etl.stages.dedup.verify import unpacked
+from etl.stages.dedup.near import NearPairs, find_pairs, set_tasks
+from etl.stages.dedup.verify import SetsAtHand, unpacked
 from etl.stages.keyed import RowFeed, buckets_of, reduced, slices, uuid_texts
 from etl.step import live
 from etl.storage.build import Chunk
@@ -53,32 +55,46 @@ CLUSTER_ROW = pa.schema(
         ("digest", pa.int64()), ("row", pa.int64()), ("source", pa.int32()), ("shingles", pa.binary()),
     ]
 )  # fmt: skip
+CLUSTER_ORDER = ("component", "preference", "id", "digest", "row")
 
 
-def cluster(context: Context, rows: Rows, near: NearDedup, survivor: Survivor) -> tuple[Rows, DuplicateCounts]:
-    """Write the datasets of etl.stages.dedup.near and those above; rows that are not the survivor get a verdict."""
+def cluster(
+    context: Context, rows: Rows, near: NearDedup, survivor: Survivor
+) -> tuple[Rows, Callable[[], DuplicateCounts]]:
+    """Write the datasets of etl.stages.dedup.near and those above; rows that are not the survivor get a verdict.
+
+    Returns:
+        The rows, and their counts: a barrier where the verdicts are pending.
+    """
     found = find_pairs(context, rows, near, survivor)
-    labels = label_components(context, rows, "components", found.pairs, ("a_row", "b_row"))
-    tasks = context.buckets(2 * sum(part.bytes for part in found.sets.manifest.parts), SameAs(found.sets.ref.stage))
-    buckets = tasks.count()
-    emit = EmitClusterRows(labels.ref, found.sets.ref, buckets)
-    order = ("component", "preference", "id", "digest", "row")
+    labels = label_components(context, rows, "components", found.pairs, ("a_row", "b_row"), found.candidates)
+    tasks = set_tasks(context, found.sets)
     grows = Growth.all_by(PairRows(found.pairs.ref.stage), tasks)
     # Labels hold places alone: the pairs tell what they are.
     semantic, inputs = {"threshold": near.threshold}, (found.pairs, labels, found.sets)
     job = context.job("near_hits", "HIT", HIT, semantic, inputs, rows, version=HIT_VERSION, grows=grows)
-    exchange = Exchange(tuple(rows.splits), emit, CLUSTER_ROW, order, buckets)
-    hits = context.shuffle(job, exchange, RankComponents(near, context.sources))
+    if found.at_hand is not None:
+        rank = RankAll(labels.ref, RankAtHand(near, context.sources, found.at_hand))
+        hits = context.map(job.with_buckets(1), [0], rank).result()
+    else:
+        buckets = tasks.count()
+        emit = EmitClusterRows(labels.ref, found.sets.ref, buckets)
+        exchange = Exchange(tuple(rows.splits), emit, CLUSTER_ROW, CLUSTER_ORDER, buckets)
+        hits = context.shuffle(job, exchange, RankComponents(near, context.sources))
     drop_below = 0.0 if near.clusters == "components" else near.threshold
     mark = ClusterMark("near", "near_duplicate", drop_below)
     findings = near_findings(near, found, hits)
     rows = mark_hits(context, rows, hits, mark, findings, PairCopies(found.pairs.ref.stage))
     _report_findings(context, findings)
-    manifest = rows.datasets[-1].result().manifest
-    accounting = {source: manifest.account(source, context.folder("near")) for source in manifest.accounting}
+    return rows, functools.partial(_counts, context.folder("near"), rows.datasets[-1], hits)
+
+
+def _counts(label: str, verdicts: DatasetLike, hits: Dataset) -> DuplicateCounts:
+    manifest = verdicts.result().manifest
+    accounting = {source: manifest.account(source, label) for source in manifest.accounting}
     entered = {source: counts["in"] for source, counts in accounting.items()}
     removed = {source: counts["in"] - counts["kept"] for source, counts in accounting.items()}
-    return rows, DuplicateCounts("near", entered, removed, hits.manifest.counts("overlap", levels=2))
+    return DuplicateCounts("near", entered, removed, hits.manifest.counts("overlap", levels=2))
 
 
 @dataclass(frozen=True)
@@ -214,9 +230,14 @@ class RankComponents:
     def _jaccard(self, batch: pa.RecordBatch, starts: Bools, survivor: pa.RecordBatch | None) -> F64:
         """Of each row to the first of its component; rows before the first start belong to `survivor`."""
         batches = [batch] if survivor is None else [survivor, batch]
-        sets = unpacked(pa.concat_arrays([piece.column("shingles") for piece in batches]))
+        sets, places = self._sets(batches)
         own = np.arange(len(starts), dtype=np.int64) + len(batches) - 1
-        return self.near.similarity(sets, np.maximum.accumulate(np.where(starts, own, 0)), own)
+        return self.near.similarity(sets, places[np.maximum.accumulate(np.where(starts, own, 0))], places[own])
+
+    def _sets(self, batches: list[pa.RecordBatch]) -> tuple[Sets, I64]:
+        """Sets, and the places of those of the rows of some batches."""
+        sets = unpacked(pa.concat_arrays([piece.column("shingles") for piece in batches]))
+        return sets, np.arange(len(sets[0]) - 1)
 
     def _count(self, counts: _ClusterCounts, batch: pa.RecordBatch, starts: Bools, jaccard: F64) -> None:
         """Rows that are not the survivor, and those of them that are not similar to it, by source."""
@@ -226,6 +247,40 @@ class RankComponents:
             for place, count in enumerate(np.bincount(source[mask], minlength=len(self.sources)).tolist()):
                 if count:
                     tally[self.sources[place]] = tally.get(self.sources[place], 0) + count
+
+
+@dataclass(frozen=True)
+class RankAtHand(RankComponents):
+    """As `RankComponents`, of rows that come without their sets."""
+
+    at_hand: SetsAtHand
+
+    def _sets(self, batches: list[pa.RecordBatch]) -> tuple[Sets, I64]:
+        rows = np.concatenate([batch.column("row").to_numpy() for batch in batches])
+        return self.at_hand.all.sets, self.at_hand.all.places_of(rows)
+
+
+@dataclass(frozen=True)
+class RankAll:
+    """All rows of clusters in one task that holds their sets, which do not travel."""
+
+    labels: DatasetRef
+    rank: RankAtHand
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        with SortedRows(CLUSTER_ORDER) as rows:
+            for number in range(self.labels.num_splits):
+                for labels in self.labels.read_split(number):
+                    rows.add(self._rows(labels))
+            yield from self.rank(split, rows.sorted())
+
+    def _rows(self, labels: pa.RecordBatch) -> pa.RecordBatch:
+        """CLUSTER_ROW of the rows with these labels, without bucket and sets."""
+        held = self.rank.at_hand.all
+        places = held.places_of(labels.column("row").to_numpy())
+        found = held.rest.take(pa.array(places)).append_column("component", labels.column("component"))
+        schema = pa.schema([field for field in CLUSTER_ROW if field.name not in ("bucket", "shingles")])
+        return found.select(schema.names).cast(schema).combine_chunks().to_batches()[0]
 
 
 def _ranked(members: _Members, counts: _ClusterCounts) -> pa.RecordBatch:
@@ -249,7 +304,7 @@ def _ids(ids: U8) -> pa.Array:
 
 def near_findings(near: NearDedup, found: NearPairs, hits: Dataset) -> dict[str, Any]:
     """The findings of a run about itself: recall and precision, hot bands, clusters."""
-    met, seen, counts = (dataset.manifest for dataset in (found.candidates, found.pairs, hits))
+    met, seen, counts = (dataset.manifest for dataset in (found.candidates, found.pairs.result(), hits))
     num_bands, num_rows = near.banding
     removed, below = (sum(counts.counts(name).values()) for name in ("removed", "below_threshold"))
     return {
@@ -263,8 +318,8 @@ def near_findings(near: NearDedup, found: NearPairs, hits: Dataset) -> dict[str,
         ),
         "pairs": {
             "compared": met.count("pairs_compared"),
-            "candidates": found.pairs.manifest.rows_in,
-            "reported": found.pairs.manifest.rows_out,
+            "candidates": seen.rows_in,
+            "reported": seen.rows_out,
             "differ_in_signs_alone": seen.count("in_signs"),
         },
         "hot_bands": {
@@ -376,11 +431,24 @@ class WriteKept:
             yield Chunk(pa.RecordBatch.from_arrays(columns, schema=KEPT), batch.num_rows)
 
 
-def write_clusters(context: Context, rows: Rows, kinds: Sequence[DuplicateCounts]) -> DatasetLike:
-    """Write DIR/clusters, the table for people; its manifest tells by source what all kinds of duplicates come to."""
+def write_clusters(context: Context, rows: Rows, kinds: Callable[[], list[DuplicateCounts]]) -> DatasetLike:
+    """Write DIR/clusters, the table for people; its manifest tells by source what all kinds of duplicates come to.
+
+    Args:
+        context: of the run.
+        rows: with the verdicts of near dedup, which may be pending: then both are written in one job.
+        kinds: of duplicates; asked when the table is committed, after the verdicts.
+    """
     inputs = rows.tables(["source_dataset", "source_example_id", "verdict"])
     grows = Growth(With.INPUT, work=With.INPUT)
     job = context.job("clusters", "KEPT", KEPT, {}, inputs, grows=grows)
-    job = job.with_findings({"sources": by_source(kinds)})
+    job = job.with_findings_of(lambda _: {"sources": by_source(kinds())})
     clusters = tuple(context.columns(CLUSTER_COLUMNS).names)
-    return context.map(job, rows.splits, WriteKept(rows.ref, clusters))
+    write = WriteKept(rows.ref, clusters)
+    return context.map(job, rows.splits, write, then=lambda _: tell_kinds(context, kinds()))
+
+
+def tell_kinds(context: Context, kinds: list[DuplicateCounts]) -> None:
+    """What kinds of duplicates come to by source, for the user."""
+    for line in lines(by_source(kinds)):
+        context.tell("dedup", line)

@@ -28,6 +28,7 @@ from etl.stages.dedup.blocks import (
     EDGE,
     EDGE_VERSION,
     END,
+    FIRST_END_COLUMNS,
     KEY_COLUMNS,
     KEYED,
     NODE,
@@ -57,10 +58,12 @@ from etl.stages.dedup.stars import (
 )
 from etl.stages.keyed import OUT_ROWS, EmitInputs, Input, to_batch, to_numpy
 from etl.storage.build import Chunk, Job
-from etl.storage.dataset import Dataset, DatasetLike, DatasetRef
+from etl.storage.dataset import Dataset, DatasetLike, DatasetRef, read_part
+from etl.storage.manifest import Part
 
 
-def _fits_one_task(context: Context, pairs: Dataset) -> bool:
+def fits_one_task(context: Context, pairs: Dataset) -> bool:
+    """Whether one task holds the graph of some pairs."""
     return pairs.manifest.rows_out <= context.cutting.max_component_edges
 
 
@@ -72,17 +75,24 @@ class LabelRows:
     ends: tuple[str, str]
 
     def __call__(self, split: int) -> Iterator[Chunk]:
-        pairs = self.pairs.open()
-        num_pairs = pairs.manifest.rows_out
+        parts = self._parts()
+        num_pairs = sum(part.rows for part in parts)
         graph = Components(2 * num_pairs)
-        for batch in pairs.read(list(self.ends)):
-            graph.join(*(graph.number(column) for column in to_numpy(batch, self.ends)))
+        for part in parts:
+            for batch in read_part(self.pairs.part_location(part), list(self.ends)):
+                graph.join(*(graph.number(column) for column in to_numpy(batch, self.ends)))
         for labels in graph.labels(OUT_ROWS):
             yield Chunk(to_batch(labels, LABEL))
         yield Chunk(None, num_pairs)
 
+    def _parts(self) -> tuple[Part, ...]:
+        """Those of one split by its receipt, which is there before the pairs are committed."""
+        return self.pairs.parts_of(0) if self.pairs.num_splits == 1 else self.pairs.open().manifest.parts
 
-def label_components(context: Context, rows: Rows, name: str, pairs: Dataset, ends: tuple[str, str]) -> DatasetLike:
+
+def label_components(
+    context: Context, rows: Rows, name: str, pairs: DatasetLike, ends: tuple[str, str], most: Dataset | None = None
+) -> DatasetLike:
     """Write DIR/<name>, table LABEL: the component of every row that is in a pair, sorted by row within a part.
 
     There is one split for all of them, or, above the budget, one for each split of `rows`, with the labels of its rows.
@@ -93,11 +103,13 @@ def label_components(context: Context, rows: Rows, name: str, pairs: Dataset, en
         name: of the dataset.
         pairs: the edges; a pair may come several times.
         ends: its two columns of row keys, int64, >= 0.
+        most: pairs of which the others are some; where one task holds their graph, `pairs` need not be committed.
     """
-    if _fits_one_task(context, pairs):
+    if fits_one_task(context, most or pairs.result()) or fits_one_task(context, pairs.result()):
         grows = Growth.all_by(PairRows(pairs.ref.stage), With.NOTHING)
         job = _label_job(context, rows, name, pairs, {"path": "one_task", "ends": list(ends)}, grows)
         return context.map(job, [0], LabelRows(pairs.ref, ends))
+    pairs = pairs.result()
     ties = contract(context, rows, name, pairs, ends)
     buckets = len(rows.splits)
     exchange = Exchange(tuple(range(ties.ref.num_splits)), EmitLabels(ties.ref, buckets), ARC, ARC_ORDER, buckets)
@@ -106,7 +118,9 @@ def label_components(context: Context, rows: Rows, name: str, pairs: Dataset, en
     return context.shuffle(job, exchange, first_labels)
 
 
-def _label_job(context: Context, rows: Rows, name: str, pairs: Dataset, semantic: dict[str, Any], grows: Growth) -> Job:
+def _label_job(
+    context: Context, rows: Rows, name: str, pairs: DatasetLike, semantic: dict[str, Any], grows: Growth
+) -> Job:
     return context.job(name, "LABEL", LABEL, semantic, (pairs,), rows, version=LABEL_VERSION, grows=grows)
 
 
@@ -124,7 +138,7 @@ def cut_blocks(context: Context, rows: Rows, candidates: Dataset, block_bytes: i
     """
     semantic = {"block_bytes": block_bytes}
     as_pairs = SameAs(candidates.ref.stage)
-    if _fits_one_task(context, candidates):
+    if fits_one_task(context, candidates):
         grows = Growth.all_by(as_pairs, With.NOTHING)
         job = _cut_job(context, rows, "edges", "EDGE", EDGE, {**semantic, "path": "one_task"}, candidates, grows)
         return context.map(job, [0], CutCandidates(candidates.ref, block_bytes))
@@ -135,7 +149,7 @@ def cut_blocks(context: Context, rows: Rows, candidates: Dataset, block_bytes: i
     buckets, grows = tasks.count(), Growth.all_by(as_pairs, tasks)
 
     chunk_input = Input(chunks.ref, CHUNK.names, chunk_lines)
-    pairs = Input(candidates.ref, ["a", "b"], first_end_lines)
+    pairs = Input(candidates.ref, FIRST_END_COLUMNS, first_end_lines)
     emit = EmitInputs({"chunks": chunk_input, "pairs": pairs}, buckets)
     exchange = Exchange(emit.splits, emit, AT_END, AT_END_ORDER, buckets)
     job = _cut_job(context, rows, "rounds/edges-ends", "END", END, semantic, candidates, grows)

@@ -27,7 +27,6 @@ from etl.hashing import hash128, hash_array, hash_columns, signed
 from etl.laws import GroupCopies, Growth
 from etl.messages import instruction_text, is_formal, response_text
 from etl.rows import Rows, RowsRef
-from etl.schema import PROMPT_CONTENT
 from etl.stages.context import Context
 from etl.stages.dedup.marks import LOSER, LOSER_VERSION, LoserMark, losers, mark_hits
 from etl.stages.keyed import bucket_of_hash128, first_of_groups, live_rows, reduced, source_places
@@ -67,10 +66,10 @@ class EmitContent:
     num_buckets: int
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
-        wanted = list(dict.fromkeys([*PROMPT_CONTENT, *self.survivor.reads]))
+        wanted = list(dict.fromkeys([*self.rows.content, *self.survivor.reads]))
         for batch, keys in live_rows(self.rows, split, wanted):
             content = self._content(batch)
-            digest = signed(hash_columns([batch.column(name) for name in PROMPT_CONTENT]))
+            digest = signed(hash_columns([batch.column(name) for name in self.rows.content]))
             columns = [
                 bucket_of_hash128(content, self.num_buckets), content.cast(pa.binary()),
                 pa.array(self.survivor.preference(batch)), digest, batch.column("id").cast(pa.binary()), pa.array(keys),
@@ -154,7 +153,7 @@ def exact(context: Context, rows: Rows, config: ExactDedup, survivor: Survivor) 
     tasks = context.buckets(rows.num_rows * CONTENT_BYTES)
     num_buckets = tasks.count()
     semantic = {"text": TEXT_VERSION, "content": CONTENT_VERSION, **config.fingerprinted(), **survivor.fingerprinted()}
-    inputs = rows.tables([*PROMPT_CONTENT, *survivor.reads, "verdict"])
+    inputs = rows.tables([*rows.ref.content, *survivor.reads, "verdict"])
     grows = Growth(GroupCopies("content"), tasks=tasks)
     job = context.job("exact_hits", "LOSER", LOSER, semantic, inputs, rows, version=LOSER_VERSION, grows=grows)
     order = ("content", "preference", "digest", "id", "row")

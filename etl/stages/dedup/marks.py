@@ -2,7 +2,8 @@
 
 A search writes a table of hits: LOSER and HIT, which are here, those of semantic.py and of units.py. `mark_hits` sends
 them to the split that holds their row, and writes DIR/<step> beside the base; what the hits of a row mean is a `Mark`.
-Costs one shuffle, of 32 bytes (LOSER) to 48 (HIT) a hit. A worker holds a row group of its split and the hits of that.
+Costs one shuffle, of 32 bytes (LOSER) to 48 (HIT) a hit, or none where the hits are one row group: then the task of
+each split reads them all and takes its own. A worker holds a row group of its split and the hits of that.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +22,7 @@ from etl.laws import Growth, Law, SameAs
 from etl.rows import Rows, RowsRef
 from etl.schema import CLUSTER_COLUMNS, ID, PROMPT, ROW_KEY, aligned
 from etl.stages.context import Context
-from etl.stages.keyed import routed, rows_with_found, splits_of, uuid_texts
+from etl.stages.keyed import OUT_ROWS, routed, rows_with_found, splits_of, uuid_texts
 from etl.step import append, drop, live
 from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset, DatasetRef
@@ -217,4 +218,6 @@ def mark_hits(
     job = job.with_findings(findings or {})
     splits, emit = tuple(range(hits.ref.num_splits)), EmitHits(hits.ref, mark.hits)
     exchange = Exchange(splits, emit, routed(mark.hits), ("row",), len(rows.splits))
-    return rows.with_side(context.shuffle(job, exchange, MarkSplit(rows.ref, named, schema)), schema)
+    is_one_read = hits.ref.num_splits == 1 and hits.manifest.rows_out <= OUT_ROWS
+    write = context.gather if is_one_read else context.shuffle
+    return rows.with_side(write(job, exchange, MarkSplit(rows.ref, named, schema)), schema)

@@ -8,8 +8,10 @@ mostly one, and only when it is a candidate. Datasets, each committed and resuma
     sets        SET   what is compared of the rows in those pairs       shuffle by split  verify.py
     pairs       PAIR  pairs with Jaccard >= threshold                   shuffle by block  verify.py
 
-clusters.py takes it from there. With `verify: estimate` a row's set is a sketch of its signature, 128
-bytes. Canaries (etl.dedup.canaries) go the same way; `pairs` counts those that were found and leaves them out.
+Where one task holds all sets, it verifies the pairs without a shuffle, and finds the clusters in the same job with the
+same sets: the same rows in the same order. clusters.py takes it from there. With `verify: estimate` a row's set is a
+sketch of its signature, 128 bytes. Canaries (etl.dedup.canaries) go the same way; `pairs` counts those that were found
+and leaves them out.
 
 A worker holds one batch of what came to it and BLOCK_BYTES of shingle sets, however many rows share a band.
 """
@@ -25,7 +27,7 @@ from etl.dedup.signs import SIGNS_VERSION
 from etl.dedup.survivor import Survivor
 from etl.engine import Exchange
 from etl.fold import FOLD_VERSION
-from etl.laws import CandidatePairs, Growth, MoreRows, PairRows, SameAs, VerifiedPairs
+from etl.laws import CandidatePairs, Growth, MoreRows, PairRows, Pieces, SameAs, VerifiedPairs
 from etl.rows import Rows
 from etl.stages.context import Context
 from etl.stages.dedup.bands import (
@@ -38,7 +40,7 @@ from etl.stages.dedup.bands import (
     band_bytes,
     band_schema,
 )
-from etl.stages.dedup.components import cut_blocks
+from etl.stages.dedup.components import cut_blocks, fits_one_task
 from etl.stages.dedup.verify import (
     BLOCK_MEMBER,
     NEAR_PAIR,
@@ -47,7 +49,9 @@ from etl.stages.dedup.verify import (
     SET_VERSION,
     WANTED_SET,
     EmitWantedSets,
+    SetsAtHand,
     Verify,
+    VerifyAll,
     WriteSets,
     edge_lines,
     set_lines,
@@ -66,7 +70,9 @@ class NearPairs:
 
     candidates: Dataset
     sets: Dataset
-    pairs: Dataset
+    pairs: DatasetLike
+    at_hand: SetsAtHand | None
+    """What is compared, where one task holds that of all rows in candidate pairs, and their graph."""
 
 
 def find_pairs(context: Context, rows: Rows, near: NearDedup, survivor: Survivor) -> NearPairs:
@@ -80,7 +86,15 @@ def find_pairs(context: Context, rows: Rows, near: NearDedup, survivor: Survivor
     edges = cut_blocks(context, rows, candidates, BLOCK_BYTES)
     write = WriteSets(rows.ref, near, making, survivor, context.sources)
     sets = _write_sets(context, rows, write, shingling, candidates, edges)
-    return NearPairs(candidates, sets, _verify(context, rows, near, candidates, sets, edges))
+    fit_one_task = fits_one_task(context, candidates) and set_tasks(context, sets).count() == 1
+    at_hand = SetsAtHand(sets.ref) if fit_one_task else None
+    pairs = _verify(context, rows, near, candidates, sets, edges, at_hand)
+    return NearPairs(candidates, sets, pairs, at_hand)
+
+
+def set_tasks(context: Context, sets: Dataset) -> Pieces:
+    """The tasks that share what is compared of the rows in candidate pairs."""
+    return context.buckets(2 * sum(part.bytes for part in sets.manifest.parts), SameAs(sets.ref.stage))
 
 
 def _find_candidates(
@@ -96,7 +110,8 @@ def _find_candidates(
     tasks = context.buckets(rows.num_rows * band_bytes(near))
     buckets = tasks.count()
     emit = EmitBands(rows.ref, near, making, buckets)
-    exchange = Exchange(tuple(rows.splits), emit, band_schema(near.num_words), ("band", "key", "row"), buckets)
+    order = ("band", "key", "row")
+    exchange = Exchange(tuple(rows.splits), emit, band_schema(near.num_words), order, buckets, may_drop_lone=True)
     inputs = rows.tables(["id", "messages", "skill_bucket", "verdict"])
     grows = Growth(CandidatePairs(near.max_partners, PAIR_BLOCK), tasks=tasks)
     job = context.job("candidates", "MET", CANDIDATE, banding, inputs, rows, version=CANDIDATE_VERSION, grows=grows)
@@ -120,10 +135,21 @@ def _write_sets(
 
 
 def _verify(
-    context: Context, rows: Rows, near: NearDedup, candidates: Dataset, sets: Dataset, edges: DatasetLike
-) -> Dataset:
-    as_sets = SameAs(sets.ref.stage)
-    tasks = context.buckets(2 * sum(part.bytes for part in sets.manifest.parts), as_sets)
+    context: Context,
+    rows: Rows,
+    near: NearDedup,
+    candidates: Dataset,
+    sets: Dataset,
+    edges: DatasetLike,
+    at_hand: SetsAtHand | None,
+) -> DatasetLike:
+    as_sets, tasks = SameAs(sets.ref.stage), set_tasks(context, sets)
+    grows = Growth(VerifiedPairs(candidates.ref.stage), crosses=as_sets, work=as_sets, tasks=tasks)
+    semantic = {"threshold": near.threshold}
+    job = context.job("pairs", "PAIR", NEAR_PAIR, semantic, (sets, edges), rows, version=PAIR_VERSION, grows=grows)
+    verify = Verify(near, context.sources)
+    if at_hand is not None:
+        return context.map(job.with_buckets(1), [0], VerifyAll(verify, at_hand, edges.ref))
     buckets = tasks.count()
     inputs = {
         "sets": Input(sets.ref, SET.names, set_lines),
@@ -131,7 +157,4 @@ def _verify(
     }
     emit = EmitInputs(inputs, buckets)
     exchange = Exchange(emit.splits, emit, BLOCK_MEMBER, ("block", "is_edge", "a", "b"), buckets)
-    grows = Growth(VerifiedPairs(candidates.ref.stage), crosses=as_sets, work=as_sets, tasks=tasks)
-    semantic = {"threshold": near.threshold}
-    job = context.job("pairs", "PAIR", NEAR_PAIR, semantic, (sets, edges), rows, version=PAIR_VERSION, grows=grows)
-    return context.shuffle(job, exchange, Verify(near, context.sources))
+    return context.shuffle(job, exchange, verify)

@@ -49,6 +49,8 @@ class Semantic(SemanticDedup, Stage):
     """Writes DIR/semantic: every live row's cluster, and a verdict for what is too similar to a better row."""
 
     kind: Literal["semantic"] = "semantic"
+    purpose: ClassVar[str] = "Cluster rows by meaning and drop those that are too similar to a better one."
+    example: ClassVar[str] = "{kind: semantic}"
     tables: ClassVar[Mapping[str, str]] = {
         "semantic_cells": "SEMANTIC_CELL", "semantic_terms": "TERM", "embeddings": "EMBEDDING",
         "semantic_centroids": "CENTROID", "semantic_hits": "SEMANTIC_HIT", "semantic": "SEMANTIC",
@@ -62,6 +64,10 @@ class Semantic(SemanticDedup, Stage):
     def folders_by_rows(self) -> dict[str, str]:
         return {}
 
+    @property
+    def added(self) -> pa.Schema:
+        return prefixed(self.name, SEMANTIC)
+
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         missing = [name for name in ("skill_bucket", "ctx_bucket") if name not in schema.names]
         if missing:
@@ -69,7 +75,7 @@ class Semantic(SemanticDedup, Stage):
                 f"the stage '{self.label}' works within {missing}, not there yet; list 'tokenize' before it"
             )
         self.survivor.check(schema)
-        return pa.schema([*schema, *prefixed(self.name, SEMANTIC)])
+        return pa.schema([*schema, *self.added])
 
     def check_sources(self, known: Collection[str]) -> None:
         self.survivor.check_sources(self.label, known)

@@ -35,7 +35,7 @@ from etl.stages.dedup.semantic_cells import (
     cluster_numbers,
     name_of,
 )
-from etl.stages.keyed import REST_OF_ID, buckets_of, live_rows, reduced, rest_digest, slices
+from etl.stages.keyed import buckets_of, live_rows, reduced, rest_digest, slices
 from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset, DatasetRef
 
@@ -76,8 +76,8 @@ class EmitClusterMembers:
         # One row group a cell, in the order of its places.
         found = self.centroids.open().read()
         centroids = {int(cell_of(batch)[0]): from_binary(batch.column("centroid")) for batch in found}
-        reads = ["id", "skill_bucket", "ctx_bucket", *EMBEDDING.names, *REST_OF_ID, *self.config.survivor.reads]
-        columns = list(dict.fromkeys(reads))
+        reads = ["id", "skill_bucket", "ctx_bucket", *EMBEDDING.names, *self.rows.rest_of_id]
+        columns = list(dict.fromkeys([*reads, *self.config.survivor.reads]))
         for batch, keys in live_rows(self.rows, split, columns):
             for start in range(0, batch.num_rows, _ASSIGN_ROWS):
                 piece = batch.slice(start, _ASSIGN_ROWS)
@@ -95,7 +95,7 @@ class EmitClusterMembers:
         columns = [
             buckets_of(hash_array(cluster), self.num_buckets), cluster,
             pa.array(self.config.survivor.preference(batch)), batch.column("id").cast(pa.binary()),
-            rest_digest(batch), pa.array(keys), pa.array(np.rint(cosine * COSINE_ONE).astype(np.int32)),
+            rest_digest(self.rows, batch), pa.array(keys), pa.array(np.rint(cosine * COSINE_ONE).astype(np.int32)),
             batch.column("embedding_int8"),
         ]  # fmt: skip
         return pa.RecordBatch.from_arrays(columns, schema=CLUSTER_MEMBER)
@@ -234,7 +234,8 @@ def compare_clusters(context: Context, rows: Rows, centroids: Dataset, config: S
     """Write DIR/semantic_hits: each live row's cluster, the size of that, and the row's rank there or its survivor."""
     tasks = context.buckets(rows.num_rows * (72 + (384 if config.embedder == "minilm" else config.dim)))
     num_buckets = tasks.count()
-    columns = ["skill_bucket", "ctx_bucket", *EMBEDDING.names, *REST_OF_ID, *config.survivor.reads, "verdict"]
+    read = ["skill_bucket", "ctx_bucket", *EMBEDDING.names, *rows.ref.rest_of_id]
+    columns = [*read, *config.survivor.reads, "verdict"]
     identity = {"version": SEMANTIC_VERSION, "threshold": config.threshold, "survivor": config.survivor.fingerprinted()}
     inputs = (centroids, *rows.tables(columns))
     grows = Growth(tasks=tasks)

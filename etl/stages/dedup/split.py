@@ -33,6 +33,7 @@ class Sides(Config):
     validation_fraction: float = Field(default=0.01, ge=0, lt=1)
     """Share of split keys that go to split=validation."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the choice of validation rows."""
 
     def sides(self) -> dict[str, float | int]:
         """Both fields, for a fingerprint."""
@@ -93,6 +94,8 @@ class Split(Sides, Stage):
     """Writes DIR/split_hits and DIR/split: validation rows whose prompt stands in train get a verdict."""
 
     kind: Literal["split"] = "split"
+    purpose: ClassVar[str] = "Choose validation rows and drop those whose prompt also stands in train."
+    example: ClassVar[str] = "{kind: split, validation_fraction: 0.02}"
     tables: ClassVar[Mapping[str, str]] = {"split_hits": "LOSER", "split": "VERDICT"}
 
     def run(self, context: Context, rows: Rows) -> Rows:

@@ -12,14 +12,13 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 from pydantic import model_validator
 
-from etl.dedup import by_source
 from etl.dedup.near import NearDedup
 from etl.dedup.survivor import Survivor
 from etl.dedup.units import UnitDedup
 from etl.rows import Rows
 from etl.schema import CLUSTER_COLUMNS
 from etl.stages.context import Context
-from etl.stages.dedup.clusters import cluster, write_clusters
+from etl.stages.dedup.clusters import cluster, tell_kinds, write_clusters
 from etl.stages.dedup.exact import ExactDedup, exact
 from etl.stages.dedup.units import dedup_units, unit_counts
 from etl.stages.stage import Stage
@@ -45,15 +44,20 @@ class Dedup(Stage):
     """What is looked for; null leaves a kind out."""
 
     kind: Literal["dedup"] = "dedup"
+    purpose: ClassVar[str] = "Drop exact duplicates, repeated units of raw text and near duplicates."
+    example: ClassVar[str] = "{kind: dedup, exact: {}, near: {threshold: 0.8}}"
     tables: ClassVar[Mapping[str, str]] = {
         **_EXACT, **_units("paragraph"), **_units("line"), **_units("sentence"), **_NEAR, **_ROUNDS
     }  # fmt: skip
 
     survivor: Survivor = Survivor()
+    """Which row of some duplicates stays."""
     exact: ExactDedup | None = ExactDedup()
+    """Exact duplicates by content or by row; null leaves them in."""
     units: tuple[UnitDedup, ...] = ()
     """Paragraphs, lines or sentences of raw documents, in this order, between exact and near."""
     near: NearDedup | None = NearDedup()
+    """Near duplicates by MinHash, each pair verified; null leaves them in."""
 
     @model_validator(mode="after")
     def _units_are_distinct(self) -> "Dedup":
@@ -77,11 +81,15 @@ class Dedup(Stage):
         # Both ends whatever is left out: DIR/dropped has them in its fingerprint.
         return tuple(self.named(step) for step in ("exact", *(units.unit for units in self.units), "near"))
 
-    def output_schema(self, schema: pa.Schema) -> pa.Schema:
-        self.survivor.check(schema)
+    @property
+    def added(self) -> pa.Schema:
         counts = [unit_counts(units) for units in self.units]
         clusters = CLUSTER_COLUMNS if self.near is not None else ()
-        return pa.schema([*schema, *prefixed(self.name, pa.schema([*counts, *clusters]))])
+        return prefixed(self.name, pa.schema([*counts, *clusters]))
+
+    def output_schema(self, schema: pa.Schema) -> pa.Schema:
+        self.survivor.check(schema)
+        return pa.schema([*schema, *self.added])
 
     def check_sources(self, known: Collection[str]) -> None:
         self.survivor.check_sources(self.label, known)
@@ -102,9 +110,8 @@ class Dedup(Stage):
         for units in self.units:
             rows = dedup_units(context, rows, units, self.survivor)
         if self.near is not None:
-            rows, counts = cluster(context, rows, self.near, self.survivor)
-            kinds.append(counts)
-            write_clusters(context, rows, kinds)
-        for line in by_source.lines(by_source.by_source(kinds)) if kinds else ():
-            context.tell("dedup", line)
+            rows, near_counts = cluster(context, rows, self.near, self.survivor)
+            write_clusters(context, rows, lambda: [*kinds, near_counts()])
+        elif kinds:
+            tell_kinds(context, kinds)
         return rows

@@ -30,7 +30,6 @@ from etl.schema import PROMPT, REMOVED, ROW_KEY
 from etl.stages.context import Context
 from etl.stages.dedup.marks import Mark, mark_hits, sent
 from etl.stages.keyed import (
-    REST_OF_ID,
     bucket_of_hash128,
     first_of_groups,
     live_rows,
@@ -69,7 +68,7 @@ class EmitUnits:
 
     @property
     def reads(self) -> list[str]:
-        return list(dict.fromkeys(["id", "messages", *REST_OF_ID, "source_dataset", *self.survivor.reads]))
+        return list(dict.fromkeys(["id", "messages", *self.rows.rest_of_id, "source_dataset", *self.survivor.reads]))
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         for batch, keys in live_rows(self.rows, split, self.reads):
@@ -87,7 +86,7 @@ class EmitUnits:
             hashes.cast(pa.binary()),
             pa.array(self.survivor.preference(batch)[of]),
             batch.column("id").cast(pa.binary()).take(row),
-            rest_digest(batch).take(row),
+            rest_digest(self.rows, batch).take(row),
             pa.array(keys[of]),
             pa.array((chosen - units.offsets[of]).astype(np.int32)),
             source_places(batch, self.sources).take(row),

@@ -3,12 +3,15 @@
 `WriteSets` writes SET, what is compared of each row in a candidate pair; `Verify` gets the sets of a block
 (etl.stages.dedup.blocks), then its pairs, and writes NEAR_PAIR, table PAIR, for those at or above the threshold. A set
 takes 8 bytes a shingle and crosses the shuffle once for each block of its row, mostly one. A worker holds the sets of
-one block and one batch of what arrives.
+one block and one batch of what arrives. Where all sets fit one task, `VerifyAll` does without blocks and without a sort
+of sets: it holds them all and looks them up by row.
 """
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +26,8 @@ from etl.messages import full_text, is_formal
 from etl.rows import RowsRef
 from etl.schema import ID, PAIR, ROW_KEY, encoded, place
 from etl.stages.dedup.bands import MakeCanaries
+from etl.stages.dedup.blocks import EDGE
 from etl.stages.keyed import (
-    REST_OF_ID,
     Changes,
     buckets_of,
     distinct,
@@ -42,6 +45,8 @@ from etl.storage.dataset import DatasetRef
 
 _VERIFY_ROWS = 1 << 12
 """Sets and pairs that are taken at once."""
+_AT_ONCE = 1 << 16
+"""Pairs that are taken at once where all sets are held."""
 _MEMBER_BYTES = 8 << 20
 """Shingle sets of one batch on its way to the blocks."""
 
@@ -53,16 +58,18 @@ SET = pa.schema(
         pa.field("example", pa.string(), nullable=False),
         pa.field("preference", pa.int64(), nullable=False),
         pa.field("digest", pa.int64(), nullable=False),
-        pa.field("tokens", pa.int64(), nullable=False),
-        pa.field("signs", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int64()),
+        pa.field("signs", pa.int64()),
         place(pa.field("blocks", pa.list_(pa.int64()), nullable=False)),
         encoded(pa.field("shingles", pa.binary(), nullable=False), "plain"),
     ]
 )
 """Sorted by the row that it is of or, a canary, copies. `source` is a place among the recipe's sources, `digest` tells
-rows of one id apart (`rest_digest`), `tokens` and `signs` are `NearDedup.sign_digests` of its text."""
-SET_VERSION = 3
-"""1 had no `digest`, and a content digest that covered row keys and blocks; 2 had no `tokens` and `signs`."""
+rows of one id apart (`rest_digest`), `tokens` and `signs` are `NearDedup.sign_digests` of its text, null where no other
+set can be equal to this one."""
+SET_VERSION = 4
+"""1 had no `digest`, and a content digest that covered row keys and blocks; 2 had no `tokens` and `signs`, 3 had them
+of every row."""
 NEAR_PAIR = pa.schema(
     [
         *PAIR,
@@ -77,8 +84,17 @@ canaries by script."""
 
 # --- sets ------------------------------------------------------------------------------------------------------------
 
-WANTED_SET = pa.schema([("bucket", pa.int32()), ("row", pa.int64()), ("node", pa.int64()), ("block", pa.int64())])
-"""`node` is the row key of a candidate, `row` that of the row whose text it has: another one for a canary."""
+WANTED_SET = pa.schema(
+    [
+        ("bucket", pa.int32()),
+        ("row", pa.int64()),
+        ("node", pa.int64()),
+        ("block", pa.int64()),
+        ("alike", pa.int64()),
+    ]
+)
+"""`node` is the row key of a candidate, `row` that of the row whose text it has: another one for a canary; `alike` is 1
+where the set of a partner may be equal."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +105,10 @@ class EmitWantedSets:
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         for batch in self.edges.read_split(split):
-            block, a, b = to_numpy(batch, ("block", "a", "b"))
-            nodes, blocks = distinct(np.concatenate([a, b]), np.concatenate([block, block]))
-            rows = canaries.bases(nodes)
-            yield to_batch([splits_of(rows), rows, nodes, blocks], WANTED_SET)
+            block, a, b, alike = to_numpy(batch, ("block", "a", "b", "alike"))
+            ends = distinct(np.concatenate([a, b]), np.tile(block, 2), np.tile(alike, 2))
+            rows = canaries.bases(ends[0])
+            yield to_batch([splits_of(rows), rows, *ends], WANTED_SET)
 
 
 @dataclass(frozen=True)
@@ -107,14 +123,16 @@ class WriteSets:
 
     def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         for batch, found in rows_with_found(self.rows, split, self.columns, batches, WANTED_SET):
-            places, nodes, blocks = distinct(*to_numpy(found, ("row", "node", "block")))
+            row, node, block, alike = to_numpy(found, ("row", "node", "block", "alike"))
+            places, nodes, blocks = distinct(row, node, block)
             nodes, first = _runs(nodes)
+            told = np.isin(nodes, node[alike > 0])
             lists = pa.ListArray.from_arrays(pa.array(np.append(first, len(blocks)), pa.int32()), pa.array(blocks))
             chosen = batch.take(pa.array(places[first]))
             columns = [
                 pa.array(nodes), chosen.column("id"), source_places(chosen, self.sources),
-                chosen.column("source_example_id"), pa.array(self.survivor.preference(chosen)), rest_digest(chosen),
-                *self._compared(chosen, canaries.which_canaries(nodes), lists),
+                chosen.column("source_example_id"), pa.array(self.survivor.preference(chosen)),
+                rest_digest(self.rows, chosen), *self._compared(chosen, canaries.which_canaries(nodes), told, lists),
             ]  # fmt: skip
             yield Chunk(pa.RecordBatch.from_arrays(columns, names=SET.names).cast(SET), batch.num_rows)
 
@@ -122,18 +140,19 @@ class WriteSets:
     def columns(self) -> list[str]:
         """What is read of each row."""
         named = ("id", "messages", "skill_bucket", "source_example_id")
-        return list(dict.fromkeys([*named, *REST_OF_ID, *self.survivor.reads]))
+        return list(dict.fromkeys([*named, *self.rows.rest_of_id, *self.survivor.reads]))
 
-    def _compared(self, chosen: pa.RecordBatch, copies: Bools, blocks: pa.Array) -> list[pa.Array]:
-        """The columns of SET from `tokens` on."""
+    def _compared(self, chosen: pa.RecordBatch, copies: Bools, told: Bools, blocks: pa.Array) -> list[pa.Array]:
+        """The columns of SET from `tokens` on, with digests of the rows in `told`."""
         texts, formal = full_text(chosen), is_formal(chosen)
         if copies.any():
             mask = pa.array(copies)
             edited = self.canaries.edited(chosen.column("id").filter(mask), texts.filter(mask), formal[copies])
             texts = pc.replace_with_mask(texts, mask, edited)
-        tokens, signs = self.near.sign_digests(texts, formal)
+        of_told = pa.array(np.cumsum(told) - 1, mask=~told)
+        digests = self.near.sign_digests(texts.filter(pa.array(told)), formal[told])
         compared = self.near.compared(self.near.shingles(texts, formal))
-        return [pa.array(tokens), pa.array(signs), blocks, packed(compared)]
+        return [*(pa.array(digest).take(of_told) for digest in digests), blocks, packed(compared)]
 
 
 def _runs(values: I64) -> tuple[I64, I64]:
@@ -182,10 +201,12 @@ def set_lines(sets: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch
     parents = pc.list_parent_indices(sets.column("blocks"))
     blocks = sets.column("blocks").flatten()
     sizes = pc.binary_length(sets.column("shingles")).to_numpy()[parents.to_numpy()]
+    is_once = len(parents) == sets.num_rows and bool((np.diff(parents.to_numpy()) == 1).all())
     piece = np.cumsum(sizes, dtype=np.int64) // _MEMBER_BYTES
     borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(piece)]
     for start, end in itertools.pairwise(borders):
-        rows = sets.take(parents.slice(start, end - start))
+        # Mostly a row is in one block, and this is a slice.
+        rows = sets.slice(start, end - start) if is_once else sets.take(parents.slice(start, end - start))
         tail = [pa.nulls(end - start, pa.int64()), rows.column("id").cast(pa.binary())]
         tail += [rows.column(name) for name in ("source", "example", "tokens", "signs", "shingles")]
         yield _members(blocks.slice(start, end - start), False, [rows.column("row"), *tail], num_buckets)
@@ -249,6 +270,72 @@ class HeldSets:
         return places
 
 
+class AllSets(HeldSets):
+    """What is compared of all candidates, found by row.
+
+    Args:
+        batches: of SET, in any order.
+        most: elements of all sets, or more.
+
+    Attributes:
+        rest: the columns of SET but for the blocks and the sets.
+    """
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], most: int) -> None:
+        super().__init__()
+        names = [name for name in SET.names if name not in ("blocks", "shingles")]
+        ends, hashes, rest = [np.zeros(1, np.int64)], np.empty(most, np.uint64), []
+        for batch in batches:
+            offsets, values = unpacked(batch.column("shingles"))
+            first = ends[-1][-1]
+            hashes[first : first + len(values)] = values
+            ends.append(first + offsets[1:])
+            rest.append(batch.select(names))
+        self.rest = pa.Table.from_batches(rest, pa.schema([SET.field(name) for name in names])).combine_chunks()
+        self.details = self.rest.select(_DETAILS)
+        self.rows = self.rest["row"].to_numpy()
+        self.sets = (np.concatenate(ends), hashes[: ends[-1][-1]])
+        self._order = np.argsort(self.rows)
+        self._sorted = self.rows[self._order]
+
+    def find(self, blocks: I64, rows: I64) -> I64:
+        """Places of sets, int64; a row has one set, whatever the block."""
+        return self.places_of(rows)
+
+    def places_of(self, rows: I64) -> I64:
+        """Places of the sets of some rows, int64."""
+        places = np.searchsorted(self._sorted, rows)
+        assert np.array_equal(self._sorted[np.minimum(places, len(self.rows) - 1)], rows), "a row came without its set"
+        return self._order[places]
+
+
+class SetsAtHand:
+    """The sets of a run that one task holds, read once for all datasets that the task writes. Pickles small."""
+
+    def __init__(self, ref: DatasetRef) -> None:
+        self._ref = ref
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_ref": self._ref}
+
+    @functools.cached_property
+    def all(self) -> AllSets:
+        """Them."""
+        splits = range(self._ref.num_splits)
+        # Sets lie in their parts as they are.
+        most = sum(part.bytes for split in splits for part in self._ref.parts_of(split)) // 8
+        return AllSets((batch for split in splits for batch in self._ref.read_split(split)), most)
+
+
+def _parted(members: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """The sets and the pairs of a batch of BLOCK_MEMBER; a batch of one kind is not copied."""
+    is_edge = members.column("is_edge")
+    if is_edge.true_count in (0, len(is_edge)):
+        none = members.slice(0, 0)
+        return (none, members) if is_edge.true_count else (members, none)
+    return members.filter(pc.invert(is_edge)), members.filter(is_edge)
+
+
 @dataclass(frozen=True)
 class Verify:
     """The similarity of every pair; those at or above the threshold are written, canaries counted.
@@ -261,33 +348,29 @@ class Verify:
     sources: tuple[str, ...]
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
+        return self.verified(_with_sets(batches))
+
+    def verified(self, pairs_of: Iterable[tuple[HeldSets, I64]]) -> Iterator[Chunk]:
+        """What is written of pairs.
+
+        Args:
+            pairs_of: sets at hand, and some distinct pairs of their rows: block, `a` and `b`, int64 [3, pairs].
+        """
         pairs_in, in_signs = 0, 0
         found = np.zeros(1024, np.int64)
 
-        def verified() -> Iterator[pa.RecordBatch]:
+        def reported() -> Iterator[pa.RecordBatch]:
             nonlocal pairs_in, in_signs
-            held = HeldSets()
-            changes = Changes()
-            for batch in slices(batches, _VERIFY_ROWS):
-                is_edge = batch.column("is_edge")
-                sets, edges = batch.filter(pc.invert(is_edge)), batch.filter(is_edge)
-                if sets.num_rows:
-                    held.keep(batch.column("block")[0].as_py())
-                    held.add(sets)
-                if edges.num_rows:
-                    # A pair found in bands of several buckets comes several times, in sequence.
-                    pairs = np.stack(to_numpy(edges, ("block", "a", "b")))
-                    pairs = pairs[:, changes.push(pairs).any(axis=0)]
-                    copies = canaries.which_canaries(pairs[2])
-                    pairs_in += int((~copies).sum())
-                    kinds = self._similar(held, pairs[:, copies]) >> canaries.SCRIPT_BIT & np.int64(1023)
-                    np.add.at(found, kinds, 1)
-                    reported, num_in_signs = self._verify(held, pairs[:, ~copies])
-                    in_signs += num_in_signs
-                    yield reported
-                held.keep(batch.column("block")[-1].as_py())
+            for held, pairs in pairs_of:
+                copies = canaries.which_canaries(pairs[2])
+                pairs_in += int((~copies).sum())
+                kinds = self._similar(held, pairs[:, copies]) >> canaries.SCRIPT_BIT & np.int64(1023)
+                np.add.at(found, kinds, 1)
+                batch, num_in_signs = self._verify(held, pairs[:, ~copies])
+                in_signs += num_in_signs
+                yield batch
 
-        yield from recut(verified())
+        yield from recut(reported())
         counts = {"canaries": canaries.by_kind(found), "in_signs": in_signs}
         yield Chunk(None, pairs_in, {}, {name: count for name, count in counts.items() if count})
 
@@ -319,6 +402,42 @@ class Verify:
         in_signs = pc.and_(pc.equal(one["tokens"], other["tokens"]), pc.not_equal(one["signs"], other["signs"]))
         arrays = [column.combine_chunks() for column in table.columns]
         return pa.RecordBatch.from_arrays(arrays, schema=NEAR_PAIR), pc.sum(in_signs).as_py() or 0
+
+
+def _with_sets(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[HeldSets, I64]]:
+    """The distinct pairs of a sorted stream of BLOCK_MEMBER, each with the sets of its block."""
+    held = HeldSets()
+    changes = Changes()
+    for batch in slices(batches, _VERIFY_ROWS):
+        sets, edges = _parted(batch)
+        if sets.num_rows:
+            held.keep(batch.column("block")[0].as_py())
+            held.add(sets)
+        if edges.num_rows:
+            # A pair found in bands of several buckets comes several times, in sequence.
+            pairs = np.stack(to_numpy(edges, ("block", "a", "b")))
+            yield held, pairs[:, changes.push(pairs).any(axis=0)]
+        held.keep(batch.column("block")[-1].as_py())
+
+
+@dataclass(frozen=True)
+class VerifyAll:
+    """All pairs in one task that holds the sets, in the order in which `Verify` gets them from a sort."""
+
+    verify: Verify
+    at_hand: SetsAtHand
+    edges: DatasetRef
+
+    def __call__(self, split: int) -> Iterator[Chunk]:
+        return self.verify.verified(self._pairs())
+
+    def _pairs(self) -> Iterator[tuple[HeldSets, I64]]:
+        names = ["block", "a", "b"]
+        batches = (batch for split in range(self.edges.num_splits) for batch in self.edges.read_split(split, names))
+        table = pa.Table.from_batches(batches, pa.schema([EDGE.field(name) for name in names]))
+        pairs = np.stack(distinct(*to_numpy(table, names)))
+        for start in range(0, pairs.shape[1], _AT_ONCE):
+            yield self.at_hand.all, pairs[:, start : start + _AT_ONCE]
 
 
 def _comes_after(details: pa.Table, left: I64, right: I64) -> Bools:

@@ -1,11 +1,13 @@
-"""Documents of a corpus by Hugging Face datasets streaming and by mosaicml-streaming, for bench_loader.
+"""Documents of a corpus by Hugging Face datasets streaming, grain and mosaicml-streaming, for bench_loader.
 
     python -m tests.benchmarks.peers.loaders convert CORPUS
     python -m tests.benchmarks.peers.loaders datasets rows|lists|torch|numpy|packs CORPUS
+    python -m tests.benchmarks.peers.loaders grain parquet|documents|packs CORPUS
     python -m tests.benchmarks.peers.loaders mosaicml shuffled|ordered CORPUS
 
-`convert` copies a corpus to MDS in CORPUS/_mds, once. The others yield the tokens of every document, or pack, as a
-torch tensor and print the number of tokens and the CPU-seconds of a second pass; the first is not counted.
+`convert` copies the tokens of a corpus to MDS in CORPUS/_mds and to ArrayRecord in CORPUS/_array_record, once. The
+others yield the tokens of every document, or pack, as a torch tensor and print the number of tokens, the CPU-seconds
+and the seconds of a second pass; the first is not counted.
 """
 
 import shutil
@@ -18,6 +20,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
 
@@ -25,6 +28,10 @@ from tests.benchmarks.peers.meter import Meter, answer
 
 SHUFFLE_BUFFER = 1000
 PACK_TOKENS = 8192
+READING_THREADS, PREFETCHED = 1, 64
+"""Of grain: with its defaults, 16 and 500, threads wait for one another and all takes three times as long."""
+PACKING_BINS = 64
+"""Of grain's first-fit packer, which gives them out when a document fits none; more make fuller packs."""
 KINDS = {"analysis": 0, "commentary": 1, "final": 2, "text": 3}
 
 
@@ -44,17 +51,41 @@ def streaming() -> ModuleType:
     return found
 
 
+def documents_of(file: Path) -> Iterator[npt.NDArray[np.int32]]:
+    """The tokens of each document of a part."""
+    for batch in pq.ParquetFile(file).iter_batches(columns=["input_ids"]):
+        for ids in batch.column(0):
+            yield ids.values.to_numpy()
+
+
 def convert(corpus: Path) -> None:
-    """Write the documents as MDS beside the corpus, where they are not yet."""
-    target = corpus / "_mds"
-    if (target / "index.json").exists():
-        return
-    shutil.rmtree(target, ignore_errors=True)
+    """Write the documents as MDS and as ArrayRecord beside the corpus, where they are not yet."""
+    for name, write in (("_mds", write_mds), ("_array_record", write_array_records)):
+        if not (corpus / name).exists():
+            partial = corpus / f"{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            write(corpus, partial)
+            partial.rename(corpus / name)
+
+
+def write_mds(corpus: Path, target: Path) -> None:
+    """Shards of the library's own size, not compressed."""
     with streaming().MDSWriter(out=str(target), columns={"input_ids": "ndarray:int32"}, compression=None) as writer:
         for file in files_of(corpus):
-            for batch in pq.ParquetFile(file).iter_batches(columns=["input_ids"]):
-                for ids in batch.column(0):
-                    writer.write({"input_ids": ids.values.to_numpy()})
+            for ids in documents_of(file):
+                writer.write({"input_ids": ids})
+
+
+def write_array_records(corpus: Path, target: Path) -> None:
+    """A file for each part; records of int32, one a group, as grain asks for where they are read in random order."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    target.mkdir()
+    for number, file in enumerate(files_of(corpus)):
+        writer = ArrayRecordWriter(str(target / f"{number:05d}.array_record"), "group_size:1")
+        for ids in documents_of(file):
+            writer.write(ids.tobytes())
+        writer.close()
 
 
 def by_datasets(corpus: Path, form: str) -> Iterator[torch.Tensor]:
@@ -110,12 +141,38 @@ def one_pack(rows: list[dict[str, Any]]) -> list[torch.Tensor]:
     return [torch.from_numpy(array) for array in (ids, positions, targets, kinds, document)]
 
 
+def by_grain(corpus: Path, form: str) -> Iterator[torch.Tensor]:
+    """`parquet`: rows of the corpus from a window; else ArrayRecord in random order."""
+    import grain
+
+    if form == "parquet":
+        rows = grain.experimental.ParquetIterDataset([str(file) for file in files_of(corpus)])
+        shuffled = grain.experimental.WindowShuffleIterDataset(rows, window_size=SHUFFLE_BUFFER, seed=0)
+        # A tensor may not share memory that cannot be written, so its array is copied first, here and below.
+        yield from (torch.from_numpy(row["input_ids"].copy()) for row in shuffled)
+        return
+    files = sorted(map(str, (corpus / "_array_record").iterdir()))
+    records = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(files)).shuffle(seed=0)
+    reading = grain.ReadOptions(num_threads=READING_THREADS, prefetch_buffer_size=PREFETCHED)
+    documents = records.map(lambda record: np.frombuffer(record, np.int32)).to_iter_dataset(reading)
+    if form == "documents":
+        yield from (torch.from_numpy(ids.copy()) for ids in documents)
+        return
+    packed = grain.experimental.FirstFitPackIterDataset(
+        documents.map(lambda ids: {"input_ids": ids}),
+        length_struct={"input_ids": PACK_TOKENS},
+        num_packing_bins=PACKING_BINS,
+    )
+    for pack in packed:
+        ids, segments, _ = (torch.from_numpy(pack[f"input_ids{name}"]) for name in ("", "_segment_ids", "_positions"))
+        yield ids[segments > 0]
+
+
 def by_mosaicml(corpus: Path, order: str) -> Iterator[torch.Tensor]:
     """Shards on local disk, documents in the order of py1e."""
     rows = streaming().StreamingDataset(
         local=str(corpus / "_mds"), shuffle=order == "shuffled", shuffle_algo="py1e", batch_size=1
     )
-    # A tensor may not share memory that cannot be written, so its array is copied first.
     yield from (torch.from_numpy(row["input_ids"].copy()) for row in rows)
 
 
@@ -128,6 +185,7 @@ def main() -> None:
     name, how, folder = sys.argv[1:]
     peers: dict[str, Callable[[Path, str], Iterator[torch.Tensor]]] = {
         "datasets": by_datasets,
+        "grain": by_grain,
         "mosaicml": by_mosaicml,
     }
     corpus = Path(folder)

@@ -1,6 +1,9 @@
 """Canaries: keys, levels, edits and the similarity that is told of them."""
 
 import re
+import sys
+import unicodedata
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +20,14 @@ from etl.dedup.canaries import (
     edit_all,
     edited,
     is_canary,
-    level_of,
+    kind_of,
     main_scripts,
     similarities,
+    token_spans,
     which_canaries,
 )
 from etl.dedup.near import NearDedup
-from etl.text import shingles
+from etl.text import ALONE_RANGES, shingles
 
 TEXT = " ".join(f"word{n} is Followed by number {n * n}." for n in range(120))
 
@@ -32,7 +36,7 @@ TEXT = " ".join(f"word{n} is Followed by number {n * n}." for n in range(120))
 def test_a_key_tells_its_row_and_level(split: int, row: int, level: int) -> None:
     key = split << 32 | row
     made = canary_rows(np.array([key], np.int64), np.array([level], np.int64))
-    assert (is_canary(made[0]), base_row(made[0]), level_of(made[0])) == (True, key, level)
+    assert (is_canary(made[0]), base_row(made[0]), kind_of(made[0]) // 32) == (True, key, level)
     assert (is_canary(key), base_row(key)) == (False, key)
     assert made[0] > key
     assert bases(made).tolist() == [key]
@@ -131,3 +135,21 @@ def test_the_main_script_is_that_of_most_letters() -> None:
     found = [SCRIPTS[place] for place in main_scripts(pa.array(texts))]
     assert found == ["latin", "kana", "han", "cyrillic", "thai", "devanagari", "other", "other", "latin"]
     assert len(SCRIPTS) == 32
+
+
+@cache
+def token_pattern(signed: bool) -> re.Pattern[str]:
+    """Tokens as an expression of Python's own module."""
+    alone = "".join(f"{chr(first)}-{chr(last)}" for first, last in ALONE_RANGES)
+    marks = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char)[0] == "M")
+    sign = rf"|[^\w\s{marks}]" if signed else ""
+    return re.compile(rf"(?=\w)[{alone}][{marks}]*|[^\W{alone}](?:[^\W{alone}]|[{marks}])*{sign}")
+
+
+@given(
+    st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("ab_1 ,+\nกิ์日本ก็é\u0301\u0e3f\u200d"))),
+    st.booleans(),
+)
+def test_tokens_are_those_of_the_expression(text: str, signed: bool) -> None:
+    expected = [list(match.span()) for match in token_pattern(signed).finditer(text)]
+    assert token_spans(text, signed).tolist() == expected

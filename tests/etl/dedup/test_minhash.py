@@ -6,6 +6,7 @@ import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import bdtrc
 
 from etl.dedup.minhash import (
     THINNING_LOSS,
@@ -184,3 +185,12 @@ def test_the_estimate_from_sketches_is_unbiased(union: int, shared: int) -> None
     assert abs(found.mean() - truth) < 5 * standard_error / np.sqrt(1000)
     assert np.sqrt(np.mean((found - truth) ** 2)) < 1.2 * standard_error
     assert estimate_pairs(words, NUM_PERM, 8, left, left).tolist() == [1.0] * 1000
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.8, 0.999, 1.0])
+@pytest.mark.parametrize("num_perm", [1, 64, 128, 2000])
+@pytest.mark.parametrize("loss", [1e-9, 1e-4, 0.5])
+def test_the_most_disagreement_is_that_of_the_binomial_distribution(threshold, num_perm, loss):
+    chance = (1 - threshold) / 2
+    expected = next(count for count in range(num_perm + 1) if bdtrc(count, num_perm, chance) <= loss)
+    assert most_disagreement(threshold, num_perm, loss) == expected

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from etl.dedup.in_memory import near_duplicates
 from etl.dedup.near import NearDedup
-from etl.dedup.shingles import plain_shingles, token_shingles
+from etl.dedup.shingles import plain_shingles, token_digests, token_shingles
 from etl.dedup.verify import jaccard_pairs
 
 ALONE = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff]"
@@ -133,3 +133,44 @@ def test_chinese_texts_with_one_changed_character_are_found() -> None:
     text = "人人生而自由在尊严和权利上一律平等他们赋有理性和良心并应以兄弟关系的精神相对待"
     texts = [text, text.replace("理", "山"), "任何人不得加以酷刑或施以残忍的不人道的或侮辱性的待遇或刑罚"]
     assert near_duplicates(pa.array(texts), NearDedup()).label.tolist() == [0, 0, 2]
+
+
+FOLDED = [
+    "¼ ½",
+    "ﷺ" * 30,
+    "𝚺ΟΣ και",
+    "İstanbul",
+    "e\u0301",
+    "a\u0327\u0301",
+    "a\u0301\u0327",
+    "ﬁne…",
+    "㌀㌖",
+    "Ａ１",
+    "각",
+    "x²",
+]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8")) | st.lists(st.sampled_from(FOLDED)).map(" ".join), max_size=5))
+@example(FOLDED)
+@example(["¼" * 200, "a b c ¼ d"])
+def test_a_text_is_cut_as_its_folded_and_lowered_form(values: list[str]) -> None:
+    """The kernel folds most texts itself; here Python has done it before."""
+    folded = pa.array([unicodedata.normalize("NFKC", value).lower() for value in values], pa.string())
+    texts, signed = pa.array(values, pa.string()), np.arange(len(values)) % 2 == 1
+    cuts = (
+        lambda given: token_shingles(given, 3, signed),
+        lambda given: plain_shingles(given, 2, False),
+        lambda given: token_digests(given, signed),
+    )
+    for cut in cuts:
+        assert [found.tolist() for found in cut(texts)] == [found.tolist() for found in cut(folded)]
+
+
+@given(st.lists(st.text("ab日+ \u0301\u200d"), max_size=4))
+def test_digests_tell_the_tokens_in_their_order(values: list[str]) -> None:
+    texts = pa.array(values, pa.string())
+    _, every = token_digests(texts, np.zeros(len(values), np.bool_))
+    cut = [tokens(value, True) for value in values]
+    for one, other in itertools.combinations(range(len(values)), 2):
+        assert (every[one] == every[other]) == (cut[one] == cut[other])

@@ -1,5 +1,9 @@
 """What is rendered parses back to the same messages."""
 
+import dataclasses
+import json
+
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +11,7 @@ from hypothesis import strategies as st
 from etl.errors import ConfigError, DataError
 from etl.harmony.parse import parse
 from etl.harmony.render import Messages, Renderer
+from etl.harmony.tools import tool_section
 from etl.harmony.vocabulary import (
     CONTROL_TOKENS,
     DEFAULT_VOCABULARY,
@@ -16,7 +21,15 @@ from etl.harmony.vocabulary import (
     VOCAB_SIZE,
     load_encoding,
 )
-from tests.etl.harmony.conversations import PREAMBLE, column, conversations, message, texts
+from tests.etl.harmony.conversations import (
+    PREAMBLE,
+    as_read,
+    column,
+    conversations,
+    message,
+    signatures,
+    texts,
+)
 
 NUM_CONSTANT = 2
 
@@ -31,22 +44,19 @@ def rendered(renderer, row):
 
 
 def without_names(parsed):
-    return [{key: value for key, value in m.items() if key != "name"} for m in parsed]
+    return [{key: value for key, value in m.items() if key not in ("name", "tools")} for m in parsed]
 
 
 @given(row=conversations)
 def test_round_trip(renderer, row):
     tokens = rendered(renderer, row)
-    instructions = [m | {"role": "developer"} if m["role"] == "system" else m for m in row]
     parsed = parse(tokens)
     said = without_names(parsed)
-    assert said[NUM_CONSTANT:] == instructions
+    read = [as_read(m) | ({"role": "developer"} if m["role"] == "system" else {}) for m in row]
+    assert [m | {"call_id": None} for m in said[NUM_CONSTANT:]] == [m | {"call_id": None} for m in read]
     assert parsed[0]["content"].startswith(PREAMBLE.identity)
     assert said[1] == message("developer", PREAMBLE.developer)
-    called = None
-    for m in parsed:
-        assert m["name"] == (called if m["role"] == "tool" else None)
-        called = m["recipient"] if m["role"] == "assistant" else called
+    assert [m["name"] for m in parsed[NUM_CONSTANT:]] == signatures(row)
     assert rendered(renderer, said[NUM_CONSTANT:]) == tokens
 
 
@@ -74,20 +84,36 @@ def test_results_of_two_calls_are_signed_as_they_are_written():
     assert [(m["name"], m["content"]) for m in parse(tokens)[2:]] == [("functions.g", "of g"), ("functions.f", "of f")]
 
 
-def test_a_tool_may_say_no_recipient(renderer):
-    row = [
-        message("user", "q"),
-        message("assistant", "{}", "commentary", "functions.f"),
-        message("tool", "4"),
-        message("assistant", "1", "commentary", "python"),
+def test_a_tool_may_say_no_recipient():
+    call = "<|start|>assistant to={}<|channel|>commentary<|message|>1<|call|>"
+    results = (
+        "<|start|>functions.f<|message|>4<|end|>"
+        "<|start|>python<|channel|>commentary<|message|>5<|end|>"
+        "<|start|>python to=assistant<|channel|>commentary<|message|>6<|end|>"
+    )
+    parsed = parse(of_text(call.format("functions.f") + call.format("python") + results))[2:]
+    assert without_names(parsed) == [
+        message("tool", "4", call_id="call_0"),
         message("tool", "5", "commentary"),
         message("tool", "6", "commentary", "assistant"),
     ]
-    parsed = parse(rendered(renderer, row))[NUM_CONSTANT:]
-    assert without_names(parsed) == row
-    assert [m["name"] for m in parsed] == [None, None, "functions.f", None, "python", "python"]
+    assert [m["name"] for m in parsed] == ["functions.f", "python", "python"]
     with pytest.raises(DataError, match="Unknown role"):
         parse(of_text("<|start|>critic<|message|>a<|end|>"))
+
+
+def test_tools_are_no_instructions(renderer):
+    functions = [{"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {}}}}]
+    row = [message("user", "q"), message("assistant", "a", "final")]
+    messages = Messages.of(column([row]), pa.array([json.dumps(functions)]))
+    said = parse(renderer.render(messages).tokens.tolist())
+    assert said[1]["content"] == PREAMBLE.developer
+    assert said[1]["tools"] == tool_section(functions)
+    assert [m["tools"] for m in said if m is not said[1]] == [None] * 3
+    assert without_names(said[2:]) == row
+    alone = Renderer(dataclasses.replace(PREAMBLE, developer=None), DEFAULT_VOCABULARY)
+    said = parse(alone.render(messages).tokens.tolist())
+    assert (said[1]["content"], said[1]["tools"]) == ("", tool_section(functions))
 
 
 def test_an_empty_recipient_is_none():

@@ -1,8 +1,10 @@
 """Tokens and spans equal openai-harmony's own rendering, whatever is in the text."""
 
 import dataclasses
+import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,12 @@ from tests.etl.harmony.conversations import PREAMBLE, column, conversations, mes
 @pytest.fixture(scope="module")
 def renderer():
     return Renderer(PREAMBLE, DEFAULT_VOCABULARY)
+
+
+RENDERERS = {
+    developer: Renderer(dataclasses.replace(PREAMBLE, developer=developer), DEFAULT_VOCABULARY)
+    for developer in (None, "", "Answer.\n")
+}
 
 
 def rows_of(rendered):
@@ -104,10 +112,10 @@ def test_what_cannot_be_rendered_is_said():
         None,
         "role 'critic'",
         "channel 'thoughts'",
-        "tool message with no call before it",
+        "tool message that answers no call before it",
         None,
         None,
-        "tool message with no call before it",
+        "tool message that answers no call before it",
     ]
 
 
@@ -122,7 +130,60 @@ def test_an_empty_recipient_or_channel_is_none(renderer):
     assert rendered[0].tokens.tolist() == rendered[1].tokens.tolist()
     assert rendered[0].tokens[-1] == END
     answer = [message("assistant", "c", "commentary", ""), message("tool", "4", "commentary", "assistant")]
-    assert Messages.of(column([answer])).problems().to_pylist() == ["tool message with no call before it"]
+    assert Messages.of(column([answer])).problems().to_pylist() == ["tool message that answers no call before it"]
+
+
+def test_a_result_is_signed_by_its_call():
+    """By the last call before it with its id, in its row alone; a result without an id by the last call."""
+    f, g = (message("assistant", "", "commentary", f"functions.{name}", None, name) for name in "fg")
+    of_f, of_g, of_last, of_none = (message("tool", "4", call_id=name) for name in ("f", "g", None, "h"))
+    again = message("assistant", "", "commentary", "python", None, "f")
+    messages = Messages.of(column([[f, g, of_f, of_g, of_last, again, of_f], [g, of_g], [of_g, f, of_none]]))
+    authors = [messages.keys[k].author for k in messages.key if messages.keys[k].role == "tool"]
+    expected = ["functions.f", "functions.g", "functions.g", "python", "functions.g", None, None]
+    assert authors == expected
+    assert [problem is None for problem in messages.problems().to_pylist()] == [True, True, False]
+
+
+def test_messages_of_earlier_versions_have_no_content_type(renderer):
+    row = [message("user", "a"), message("assistant", "{}", "commentary", "python"), message("tool", "4")]
+    fields = ("role", "channel", "recipient", "content")
+    earlier = pa.array([[{name: m[name] for name in fields} for m in row]])
+    found = [renderer.render(Messages.of(messages)).tokens.tolist() for messages in (earlier, column([row]))]
+    assert found[0] == found[1]
+
+
+functions = st.lists(
+    st.builds(
+        lambda name, text, kind: {
+            "name": name,
+            "description": text,
+            "parameters": kind and {"type": "object", "properties": {"a": {"type": kind, "description": text}}},
+        },
+        st.sampled_from(["f", "get_weather", "a.b"]),
+        texts,
+        st.sampled_from([None, "string", "integer"]),
+    ),
+    max_size=3,
+)
+
+
+@settings(max_examples=100)
+@given(
+    developer=st.sampled_from(list(RENDERERS)),
+    rows=st.lists(st.tuples(conversations, functions), min_size=1, max_size=4),
+)
+def test_tools_stand_in_the_first_developer_message(developer, rows):
+    preamble = dataclasses.replace(PREAMBLE, developer=developer)
+    tools = pa.array([json.dumps(tools) if tools else None for _, tools in rows], pa.string())
+    messages = Messages.of(column([row for row, _ in rows]), tools)
+    assert messages.problems().null_count == len(rows)
+    rendered = RENDERERS[developer].render(messages)
+    assert rows_of(rendered) == [oracle(row, preamble, tools) for row, tools in rows]
+    spans = rendered.spans
+    starts = rendered.tokens[rendered.offsets[spans.row] + spans.start]
+    assert (starts == START).all()
+    assert (rendered.tokens[rendered.offsets[spans.row] + spans.content_start - 1] == MESSAGE).all()
 
 
 def test_a_tool_answers_the_last_call():

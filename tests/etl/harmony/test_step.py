@@ -78,6 +78,26 @@ def test_verdicts():
     assert out.column("n_tokens").null_count == 4
 
 
+def test_tools_that_cannot_be_said():
+    ping = [{"name": "ping", "description": "", "parameters": None}]
+    tools = [json.dumps(ping), "{}", json.dumps(ping), None, "[]"]
+    out = STEP.open()(batch([FINAL, FINAL, document("a"), FINAL, FINAL], tools))
+    assert [v and v["value"] for v in out.column("verdict").to_pylist()] == [
+        None,
+        "tools: no list",
+        "tools beside role 'text'",
+        None,
+        None,
+    ]
+    tokens = out.column("input_ids").to_pylist()
+    assert tokens[0] == oracle(FINAL, tools=ping)
+    assert tokens[3] == tokens[4] == oracle(FINAL)
+    without = STEP.open()(batch([FINAL]).drop_columns(["tools"]))
+    assert without.column("input_ids").to_pylist() == [tokens[3]]
+    judged = drop(batch([FINAL] * 2, ["{}", tools[0]]), "early", pa.array([True, False]), "x", pa.nulls(2, pa.string()))
+    assert STEP.open()(judged).column("input_ids").to_pylist() == [None, tokens[0]]
+
+
 def document(text):
     return [message("text", text)]
 

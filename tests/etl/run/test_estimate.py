@@ -25,6 +25,11 @@ def test_a_sample_of_everything_predicts_what_a_run_does(tmp_path):
     assert costs["exact_hits"].shuffle_bytes > 80 * 56
     assert costs["corpus"].written_bytes > 0
     assert found.total("cpu_s") > 0
+    assert found.folder_cpu_s.keys() == {name for job in costs for name in job.split("+")}
+    for job, cost in costs.items():
+        shares = [found.folder_cpu_s[name] for name in job.split("+")]
+        assert sum(shares) == pytest.approx(cost.cpu_s)
+        assert all(shares) or cost.cpu_s == 0
     table = list(found.lines())[1:-1]
     assert {cost.stage for cost in found.stages} <= {line.split()[0] for line in table}, "no name is cut"
     assert len({len(line) for line in table if line.split()[0] in costs}) == 1

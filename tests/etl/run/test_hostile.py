@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.errors import DataError
+from etl.run.costs import keep_estimate
 from etl.run.run import run_recipe
-from etl.storage.dataset import MANIFEST, Dataset
+from etl.storage.costs import COSTS, DATASET_COSTS, ESTIMATE
+from etl.storage.dataset import MANIFEST, TASK_COSTS, Dataset
 from etl.storage.local_files import local_stamp
 from etl.storage.location import Location
 from etl.storage.lock import LOCK
@@ -53,6 +55,7 @@ def outputs(tmp_path_factory, recipe_of):
     """By name, an output as a run has left it, and the recipe that meets it."""
     folder = tmp_path_factory.mktemp("outputs")
     run(recipe_of(folder / "finished"))
+    keep_estimate(recipe_of(folder / "finished"), 1, 1, {"ingest": 1.0})
     with pytest.raises(KilledError):
         run(recipe_of(folder / "killed"), DyingEngine(25))
     run(recipe_of(folder / "stale"))
@@ -118,7 +121,8 @@ def test_many_hostile_values(outputs, name, folders, watchdog):
 
 def test_the_mutations_reach_every_kind_of_object(outputs):
     names = {Path(change.file).name for change in mutations(outputs["finished"][0])}
-    assert {"_plan.json", "_manifest.json", "_run.json", LOCK, "00000.json"} <= names
+    assert {"_plan.json", "_manifest.json", "_run.json", LOCK, "00000.json", DATASET_COSTS, COSTS, ESTIMATE} <= names
+    assert any(f"/{TASK_COSTS}/" in change.file for change in mutations(outputs["killed"][0]))
 
 
 # --- the cases of security.md by name
@@ -190,7 +194,11 @@ def test_s8_a_forged_plan_makes_no_run_read_another_file(tmp_path, source, recip
         "bytes": victim.stat().st_size,
         "etag": local_stamp(victim.stat()),
     }
-    rewrite(watched.output / "ingest/_plan.json", lambda tree: tree["splits"][0]["input"]["file"].update(forged))
+
+    def forge(tree):
+        tree["splits"][0]["input"]["pieces"][-1]["file"].update(forged)
+
+    rewrite(watched.output / "ingest/_plan.json", forge)
     run_recipe(recipe_of(watched.output), InProcessEngine(), lambda _: None)
     assert SECRET not in str(list(Dataset.open(str(watched.output / "ingest")).read(["messages"])))
     watched.check([])

@@ -41,14 +41,14 @@ def test_an_input_that_has_changed_is_looked_at_again(recipe, tmp_path):
 
 
 def test_what_is_left_out_is_known_before_and_after_the_run(recipe, tmp_path):
-    (tmp_path / "many" / "notes.txt").write_text("x")
+    (tmp_path / "many" / "notes.doc").write_text("x")
     (tmp_path / "many" / "_SUCCESS").write_text("")
     for _ in range(2):
         planned = plan_recipe(recipe)
         assert [list(size.left_out) for size in planned.inputs] == [["hidden", "unknown ending"], []]
         assert [line.split(None, 1) for line in describe(planned) if "left out" in line] == [
             ["many", "1 left out (hidden): _SUCCESS"],
-            ["many", "1 left out (unknown ending): notes.txt"],
+            ["many", "1 left out (unknown ending): notes.doc"],
         ]
         run(recipe)
 

@@ -9,9 +9,10 @@ from etl.run.plan import plan_recipe
 from etl.stages import ingest
 from etl.storage.location import Location
 from etl.storage.verify import verify
+from tests.engines.inprocess import DyingEngine, KilledError
 from tests.etl.run.test_plan import IdleEngineBut
 from tests.etl.stages.dedup.toys import NEAR, families
-from tests.etl.stages.toys import make_recipe, plain_rows, read, row, run, stage, write_jsonl
+from tests.etl.stages.toys import make_recipe, plain_rows, read, row, run, stage, write_jsonl, write_parquet
 
 FOLDERS = (
     "ingest", "exact_hits", "exact", "candidates", "edges", "sets", "pairs", "components", "near_hits", "near",
@@ -120,6 +121,39 @@ def test_renamed_files_leave_all_but_the_places_that_rows_were_read_at(tmp_path,
     assert {item["file"] for item in after.values()} == {"other.jsonl"}
 
 
+def as_one_piece(split):
+    """A planned split as it was when it could have no more than a piece of one file."""
+    (piece,) = split["input"]["pieces"]
+    return {**split, "input": {"source": split["input"]["source"], **piece}}
+
+
+@pytest.mark.parametrize("cutting", [{"split_bytes": 4096}, {"split_bytes": None}, {"split_bytes": 5000}])
+def test_a_plan_from_when_a_split_was_one_piece_is_resumed_in_its_own_cut(tmp_path, monkeypatch, cutting):
+    write_jsonl(tmp_path / "in" / "a.jsonl", plain_rows(40))
+    write_parquet(tmp_path / "in" / "b.parquet", plain_rows(30, 1, 100))
+    write_jsonl(tmp_path / "in" / "c.jsonl", [])
+    out = tmp_path / "out"
+
+    def of(folder, cutting):
+        return make_recipe(folder, {"toy": tmp_path / "in"}, stages=["tokenize"], run=cutting)
+
+    whole = run(of(tmp_path / "whole", cutting))
+    to_plan = ingest.Raw.to_plan
+    with monkeypatch.context() as old:
+        old.setattr(ingest.Raw, "to_plan", lambda *of: as_one_piece(to_plan(*of)))
+        with pytest.raises(KilledError):
+            run(of(out, {"split_bytes": 4096}), DyingEngine(2))
+    plan = out / "ingest" / "_plan.json"
+    tree = json.loads(plan.read_text())
+    assert "pieces" not in tree["splits"][0]["input"]
+    assert plan_recipe(of(out, cutting)).stages[0].reasons == (f"2 of {len(tree['splits'])} splits are done",)
+    result = run(of(out, cutting))
+    assert len(result.rows.splits) == len(tree["splits"]) > 4
+    digests = [dataset.result().manifest.content_digest for dataset in result.rows.datasets]
+    assert digests == [dataset.result().manifest.content_digest for dataset in whole.rows.datasets]
+    assert json.loads(plan.read_text()) == tree
+
+
 def test_an_output_of_an_earlier_version_is_planned_by_that_and_run_again_from_ingest_alone(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "in.jsonl", plain_rows(20))
     out = tmp_path / "out"
@@ -129,12 +163,13 @@ def test_an_output_of_an_earlier_version_is_planned_by_that_and_run_again_from_i
         run(recipe)
     plan = out / "ingest" / "_plan.json"
     tree = json.loads(plan.read_text())
+    tree["splits"] = [as_one_piece(split) for split in tree["splits"]]
     for split in tree["splits"]:
         # It told neither of these.
         del split["input"]["file"]["table"], split["input"]["file"]["first_row"]
     plan.write_text(json.dumps(tree))
     planned = {one.stage: one for one in plan_recipe(recipe).stages}
-    assert planned["ingest"].reasons == ("version: 2 -> 3",)
+    assert planned["ingest"].reasons == (f"version: 2 -> {ingest.INGEST_VERSION}",)
     assert planned["filter"].action == "check"
     run(recipe, IdleEngineBut({"ingest", "dropped"}))
     assert {one.action for one in plan_recipe(recipe).stages} == {"keep"}

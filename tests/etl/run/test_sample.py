@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import lzma
 
 import numpy as np
@@ -107,6 +108,18 @@ def test_a_row_that_is_longer_than_its_piece_is_whole(tmp_path, monkeypatch):
     sample = write_sample(recipe, tmp_path / "most", size - 1, 0)
     assert [rows.index(line) for line in sampled_lines(tmp_path / "most")] == [0, 1, 2]
     assert sample.sample_bytes == size
+
+
+@pytest.mark.parametrize("name", ["in.json", "in.json.gz"])
+def test_an_array_is_taken_whole(tmp_path, name):
+    text = json.dumps(plain_rows(2000)).encode()
+    data = gzip.compress(text) if name.endswith("gz") else text
+    (tmp_path / name).write_bytes(data)
+    recipe = make_recipe(tmp_path / "out", {"toy": tmp_path / name})
+    write_sample(recipe, tmp_path / "sample", 1 << 12, 0)
+    (copy,) = (tmp_path / "sample" / "toy").iterdir()
+    assert copy.read_bytes() == data
+    assert copy.name.endswith(name)
 
 
 def test_tables_of_a_catalog_are_refused(tmp_path):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from etl.errors import SourceError
-from etl.sources.files import InputFile, cut, list_files
+from etl.sources.files import OPEN_BYTES, cut, list_files, split_bytes_of
 from etl.sources.sample import sample_folder
 from etl.sources.spec import Source
 from etl.storage.location import Location
@@ -86,8 +86,8 @@ def test_a_pattern_without_a_file_is_an_error_that_says_what_to_check(tree, path
 
 
 def test_a_file_that_cannot_be_read_is_refused_when_it_was_named(tree):
-    with pytest.raises(SourceError, match=r"notes\.txt is none of .*\.parquet"):
-        listed(tree / "notes.txt")
+    with pytest.raises(SourceError, match=r"readme\.md\.gz is none of .*\.parquet"):
+        listed(tree / "readme.md.gz")
 
 
 def test_one_empty_pattern_of_a_list_is_an_error(tree):
@@ -114,20 +114,17 @@ def test_an_etag_of_the_store_is_taken_as_it_is(tmp_path, monkeypatch):
     assert list_files("toy", source(place), {})[0].etag == "abc"
 
 
-@pytest.mark.parametrize(
-    ("relative", "kind"),
-    [("a.parquet", "parquet"), ("a.jsonl", "jsonl"), ("a.json.gz", "jsonl"), ("x.parquet/a.ndjson.zst", "jsonl")],
-)
-def test_the_format_follows_from_the_name(relative, kind):
-    assert InputFile(url="u", relative=relative, bytes=0, etag="").format == kind
+def pieces(path, split_bytes) -> list[list[tuple[str, int, int]]]:
+    given = source(path)
+    return [
+        [(piece.file.relative, piece.start, piece.end) for piece in split.pieces]
+        for split in cut("toy", given, list_files("toy", given, {}), split_bytes, {})
+    ]
 
 
 def splits(path, split_bytes) -> list[tuple[str, int, int]]:
-    given = source(path)
-    return [
-        (piece.file.relative, piece.start, piece.end)
-        for piece in cut("toy", given, list_files("toy", given, {}), split_bytes, {})
-    ]
+    """Where each split has one piece alone."""
+    return [piece for (piece,) in pieces(path, split_bytes)]
 
 
 def test_jsonl_is_cut_at_byte_ranges_and_a_compressed_file_is_not_cut(tmp_path):
@@ -150,8 +147,40 @@ def test_parquet_is_cut_at_row_groups(tmp_path):
     group = round((tmp_path / "a.parquet").stat().st_size / 10)
     assert splits(tmp_path, 1) == [("a.parquet", n, n + 1) for n in range(10)]
     assert splits(tmp_path, 3 * group) == [("a.parquet", *ends) for ends in ((0, 3), (3, 6), (6, 9), (9, 10))]
-    assert splits(tmp_path, 3 * group - 1)[0] == ("a.parquet", 0, 2)
-    assert splits(tmp_path, 1 << 30) == [("a.parquet", 0, 10)]
+    nearest = [splits(tmp_path, round(size * group))[0][2] for size in (2.4, 2.6, 3.4, 3.6)]
+    assert nearest == [2, 3, 3, 4]
+    whole = (tmp_path / "a.parquet").stat().st_size
+    assert splits(tmp_path, whole - 1)[0][1:] == (0, 9 + (10 * group < whole))
+    assert splits(tmp_path, whole) == [("a.parquet", 0, whole)], "its footer is not asked for"
+
+
+def test_files_share_a_split_in_the_order_of_the_listing(tmp_path):
+    for name, size in (("a", 9000), ("b", 1), ("c", 5000), ("d", 0), ("e", 12000), ("f", 5000)):
+        (tmp_path / f"{name}.jsonl").write_bytes(b"x" * size)
+    whole = [[("b.jsonl", 0, 1), ("c.jsonl", 0, 5000)], [("e.jsonl", 0, 10_000)]]
+    assert pieces(tmp_path, 10_000) == [
+        [("a.jsonl", 0, 9000)], *whole, [("e.jsonl", 10_000, 12_000), ("f.jsonl", 0, 5000)],
+    ]  # fmt: skip
+    assert pieces(tmp_path, 1 << 20) == [[(f"{name}.jsonl", 0, size) for name, size in (
+        ("a", 9000), ("b", 1), ("c", 5000), ("e", 12_000), ("f", 5000),
+    )]]  # fmt: skip
+
+
+def test_a_file_counts_for_its_opening_however_small_it_is(tmp_path):
+    for number in range(10):
+        (tmp_path / f"{number}.jsonl").write_bytes(b"{}")
+    assert [len(split) for split in pieces(tmp_path, 4 * OPEN_BYTES)] == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("input_bytes", "split_bytes"),
+    [
+        (0, 4 << 20), (96 << 20, 4 << 20), (96 << 20 | 24, (4 << 20) + 1), (1 << 30, (1 << 30) // 24),
+        (24 * 128 << 20, 128 << 20), (1 << 50, 128 << 20),
+    ],
+)  # fmt: skip
+def test_without_a_number_of_the_recipe_splits_follow_the_input_alone(input_bytes, split_bytes):
+    assert split_bytes_of(input_bytes) == split_bytes
 
 
 def test_parquet_that_is_cut_short_is_a_source_error(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from backports import zstd
 
 from etl.errors import SourceError
-from etl.sources import read, row_groups
+from etl.sources import raw, row_groups
 from etl.sources.files import cut, list_files
 from etl.sources.read import read_split
 from etl.sources.row_groups import MAX_ROW_BYTES, Limits
@@ -121,7 +121,7 @@ def test_s10_a_row_group_that_grows_by_its_dictionary_is_an_error_while_it_is_de
 
 
 def test_s10_a_row_group_below_the_limit_is_read_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "ROW_GROUP_BYTES", 2 * MB)
+    monkeypatch.setattr(raw, "ROW_GROUP_BYTES", 2 * MB)
     monkeypatch.setattr(row_groups, "_DECODED_BYTES", 4 * MB)
     repeated(tmp_path / "x.parquet", MB // 4, 600)
     source = Source(spec="toy", path=str(tmp_path))
@@ -140,7 +140,7 @@ def test_s10_the_footer_alone_refuses_a_row_group(tmp_path, monkeypatch):
 
 
 def test_a_parquet_row_whose_texts_are_too_long_together_is_quarantined(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "RAW_BYTES", 10)
+    monkeypatch.setattr(raw, "RAW_BYTES", 10)
     rows = [example(1), example(2, q="q" * 60, a="a" * 37), example(3, a="b" * 99), example(4, q="q" * 60, a="a" * 38)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
     source = Source(spec="toy", path=str(tmp_path))

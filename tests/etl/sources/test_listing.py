@@ -34,9 +34,9 @@ def counted(*names, files=None):
 @pytest.mark.parametrize("kind", ["local", "memory"])
 def test_every_file_that_is_not_read_is_counted_by_its_reason(tmp_path, kind):
     folder = Location.of(tmp_path / "in" if kind == "local" else f"memory://{uuid.uuid4().hex}")
-    endings = [f"n{number}.txt" for number in range(7)]
+    endings = [f"n{number}.doc" for number in range(7)]
     hidden = ["_SUCCESS", "_manifest.json", ".a.jsonl", ".git/x/y.jsonl", "_temporary/z.jsonl", "sub/_b.jsonl"]
-    for name in ("a.JSONL", "sub/b.jsonl.zstd", "sub/data.csv", "_c=1/d.pq", *endings, *hidden):
+    for name in ("a.JSONL", "sub/b.jsonl.zstd", "sub/data.doc", "_c=1/d.pq", *endings, *hidden):
         (folder / name).create(b"x")
     files, left_out = listed(folder)
     assert files == ["_c=1/d.pq", "a.JSONL", "sub/b.jsonl.zstd"]
@@ -44,19 +44,19 @@ def test_every_file_that_is_not_read_is_counted_by_its_reason(tmp_path, kind):
         "hidden": counted(*sorted(hidden)[:5], files=6),
         "unknown ending": counted(*endings[:5], files=8),
     }
-    assert list(told(left_out))[1] == "8 left out (unknown ending): n0.txt, n1.txt, n2.txt, n3.txt, n4.txt, …"
+    assert list(told(left_out))[1] == "8 left out (unknown ending): n0.doc, n1.doc, n2.doc, n3.doc, n4.doc, …"
     folder.remove_tree()
 
 
 @pytest.mark.parametrize("kind", ["local", "memory"])
 def test_a_glob_tells_what_it_names_and_does_not_read(tmp_path, kind):
     folder = Location.of(tmp_path / "in" if kind == "local" else f"memory://{uuid.uuid4().hex}")
-    for name in ("a.jsonl", "b.csv", "sub/c.jsonl", "_d", ".e/f.jsonl", "x/y/z.csv"):
+    for name in ("a.jsonl", "b.doc", "sub/c.jsonl", "_d", ".e/f.jsonl", "x/y/z.doc"):
         (folder / name).create(b"x")
     files, left_out = listed(folder / "*")
     assert files == ["a.jsonl"]
     assert left_out == {
-        "unknown ending": counted("b.csv"),
+        "unknown ending": counted("b.doc"),
         "hidden": counted(".e/", "_d"),
         FOLDER: counted("sub/", "x/"),
     }
@@ -66,16 +66,16 @@ def test_a_glob_tells_what_it_names_and_does_not_read(tmp_path, kind):
 
 
 def test_nothing_is_left_out_twice_and_nothing_that_is_read(tmp_path):
-    fill(tmp_path, "a.jsonl", ".b.jsonl", "c.csv")
+    fill(tmp_path, "a.jsonl", ".b.jsonl", "c.doc")
     paths = (str(tmp_path), f"{tmp_path}/*", f"{tmp_path}/.b.jsonl")
     found = list_source("toy", Source(spec="toy", path=paths), {})
     assert [file.relative for file in found.files] == [".b.jsonl", "a.jsonl"]
-    assert found.left_out == {"unknown ending": counted("c.csv")}
+    assert found.left_out == {"unknown ending": counted("c.doc")}
 
 
 def test_where_nothing_is_read_the_error_tells_what_is_there(tmp_path):
-    fill(tmp_path, "a.csv", "_b.jsonl")
-    with pytest.raises(SourceError, match=r"no file .*\(1 left out \(hidden\): _b\.jsonl; .*ending\): a\.csv\)"):
+    fill(tmp_path, "a.doc", "_b.jsonl")
+    with pytest.raises(SourceError, match=r"no file .*\(1 left out \(hidden\): _b\.jsonl; .*ending\): a\.doc\)"):
         listed(tmp_path)
 
 
@@ -119,7 +119,7 @@ def test_the_ending_is_that_of_the_link(cache, pattern, files):
 def test_a_link_reads_as_its_own_name_says(cache):
     found = list_source("toy", Source(spec="toy", path=f"{cache}/snapshots/rev/data/a.jsonl"), {})
     (file,) = found.files
-    assert (file.url, file.bytes, file.format) == (f"{cache}/snapshots/rev/data/a.jsonl", 8, "jsonl")
+    assert (file.url, file.bytes) == (f"{cache}/snapshots/rev/data/a.jsonl", 8)
     assert Location(file.url).read() == b"blobs/0a"
 
 

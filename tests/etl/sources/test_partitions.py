@@ -11,7 +11,8 @@ from etl.sources.files import cut, list_files
 from etl.sources.partitions import partitions_of
 from etl.sources.read import read_split
 from etl.sources.row_groups import Limits
-from etl.sources.spec import Source, TextShape
+from etl.sources.shapes.text import TextShape
+from etl.sources.spec import Source
 from tests.etl.stages.toys import read, run, stage, text_recipe
 
 SHAPE = TextShape(

@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.errors import SourceError
-from etl.sources import read
+from etl.sources import prompts, raw
 from etl.sources.files import cut, list_files
+from etl.sources.formats import jsonl as jsonl_format
 from etl.sources.read import read_split
 from etl.sources.row_groups import Limits
-from etl.sources.spec import ColumnsShape, Source
+from etl.sources.shapes.columns import ColumnsShape
+from etl.sources.spec import Source
 from tests.etl.rows import asked
 from tests.etl.sources.toysources import SHAPE, documents, example, jsonl, rows_of, table, without_places
 
@@ -42,6 +44,7 @@ def test_columns_of_a_row(tmp_path):
         "meta_json": '{"m":{"x":[1,null]},"task":"sum"}',
         "file": "x.jsonl",
         "position": 0,
+        **dict.fromkeys(("tools", "conversation_id", "expected_completion_tokens", "bucket_rule", "verdict")),
     }
     assert (two["file"], two["position"]) == ("x.jsonl", len(json.dumps(full)) + 1)
     assert two["messages"] == asked("q2", "a2")
@@ -136,7 +139,7 @@ def test_positions_are_the_byte_offsets_of_the_lines(tmp_path, monkeypatch):
     size = len(json.dumps(example())) + 1
     expected = [(0, "invalid_json"), (8, "not_an_object"), (12, "missing_id"), (15 + size, "invalid_json")]
     assert rows_of(tmp_path)[1] == expected
-    monkeypatch.setattr(read, "ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr(raw, "ROW_GROUP_BYTES", 1)
     assert rows_of(tmp_path, split_bytes=4)[1] == expected
 
 
@@ -195,13 +198,13 @@ def test_a_bad_line_is_kept_as_it_was_with_the_name_of_its_row(tmp_path, line, n
 
 
 def test_a_quarantine_keeps_the_start_of_a_long_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "RAW_BYTES", 1 << 16)
+    monkeypatch.setattr(raw, "RAW_BYTES", 1 << 16)
     jsonl(tmp_path / "x.jsonl", b'{"id": "' + b"x" * 200_000)
     source = Source(spec="toy", path=str(tmp_path))
     (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
     ((batch, (bad,)),) = read_split(source, SHAPE, split, {}, Limits())
     assert batch.num_rows == 0
-    assert bad.raw == b'{"id": "' + b"x" * (read.RAW_BYTES - 8)
+    assert bad.raw == b'{"id": "' + b"x" * (raw.RAW_BYTES - 8)
 
 
 def test_numbers_are_good_names(tmp_path):
@@ -213,7 +216,7 @@ def test_numbers_are_good_names(tmp_path):
 
 def test_batches_are_closed_at_the_size_of_a_row_group(tmp_path, monkeypatch):
     jsonl(tmp_path / "x.jsonl", *(example(n) for n in range(10)))
-    monkeypatch.setattr(read, "ROW_GROUP_BYTES", 4 * len(json.dumps(example())))
+    monkeypatch.setattr(raw, "ROW_GROUP_BYTES", 4 * len(json.dumps(example())))
     source = Source(spec="toy", path=str(tmp_path))
     (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
     assert [batch.num_rows for batch, _ in read_split(source, SHAPE, split, {}, Limits())] == [4, 4, 2]
@@ -254,7 +257,7 @@ def test_lines_that_are_too_long_are_bad_rows_in_any_cut(scratch, rows, ended, s
     (scratch / "x.jsonl").write_bytes(b"\n".join(lines) + b"\n" * ended)
     offsets = [sum(len(line) + 1 for line in lines[:count]) for count in range(len(lines))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read, "_LINE_BYTES", 64)
+        patch.setattr(jsonl_format, "_LINE_BYTES", 64)
         good, bad = rows_of(scratch / "x.jsonl", split_bytes=split_bytes, limits=Limits(row_bytes=100))
     assert [row["source_example_id"] for row in good] == [f"e{n}" for n, text in rows if len(text) < 100]
     assert bad == [(at, "too_long") for at, (_, text) in zip(offsets, rows, strict=True) if len(text) > 100]
@@ -264,30 +267,12 @@ def test_lines_that_are_too_long_are_bad_rows_in_any_cut(scratch, rows, ended, s
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"], ids=["cut", "ended", "blank"])
 @pytest.mark.parametrize("block", [7, 1 << 20])
 def test_a_line_of_the_limit_is_a_row_and_one_byte_more_is_not(tmp_path, monkeypatch, mark, end, block):
-    monkeypatch.setattr(read, "_LINE_BYTES", block)
+    monkeypatch.setattr(jsonl_format, "_LINE_BYTES", block)
     line = json.dumps(example(1)).encode()
     (tmp_path / "x.jsonl").write_bytes(mark + line + end)
     for row_bytes, expected in ((len(line), (1, [])), (len(line) - 1, (0, [(0, "too_long")]))):
         rows, bad = rows_of(tmp_path, limits=Limits(row_bytes=row_bytes))
         assert (len(rows), bad) == expected
-
-
-ARRAYS = {
-    "one line": json.dumps([example(1), example(2)]),
-    "an object a line": f"[\n{json.dumps(example(1))},\n{json.dumps(example(2))}\n]\n",
-    "indented": json.dumps([example(1), example(2)], indent=2),
-    "spaced": f"\n  [ {json.dumps(example(1))}",
-    "with a mark": "\ufeff" + json.dumps([example(1)]),
-}
-
-
-@pytest.mark.parametrize("text", ARRAYS.values(), ids=ARRAYS)
-def test_an_array_of_objects_is_a_source_error(tmp_path, text):
-    (tmp_path / "x.json").write_text(text)
-    (tmp_path / "y.json.gz").write_bytes(gzip.compress(text.encode()))
-    for name in ("x.json", "y.json.gz"):
-        with pytest.raises(SourceError, match=rf"{name} is a JSON array; write one object a line"):
-            rows_of(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["utf-16", "utf-16-le", "utf-16-be"])
@@ -310,7 +295,7 @@ def test_a_mistake_of_our_own_is_not_the_files(tmp_path, monkeypatch):
     pq.write_table(table(), tmp_path / "x.parquet")
     for name in ("x.jsonl", "x.parquet"):
         for mistake in (AssertionError, KeyError, MemoryError, KeyboardInterrupt):
-            monkeypatch.setattr(read, "_messages", Mock(side_effect=mistake))
+            monkeypatch.setattr(prompts, "_conversations", Mock(side_effect=mistake))
             with pytest.raises(mistake):
                 rows_of(tmp_path / name)
 
@@ -378,8 +363,9 @@ def test_real_text_with_line_separators_of_unicode(shared_data, tmp_path):
 
 @pytest.mark.parametrize("case", ["array", "arrayl", "pretty"])
 def test_field_case_of_an_array(shared_data, case):
-    with pytest.raises(SourceError, match=r"a\.json is a JSON array"):
-        rows_of(shared_data / "field_cases" / case, documents())
+    rows, bad = rows_of(shared_data / "field_cases" / case, documents())
+    assert [row["source_example_id"] for row in rows] == [f"d{n}" for n in range(20)]
+    assert bad == []
 
 
 @pytest.mark.parametrize("case", ["zst_cut", "zst_plain"])

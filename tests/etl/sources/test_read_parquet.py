@@ -12,7 +12,7 @@ import pyarrow.parquet.encryption as encryption
 import pytest
 
 from etl.errors import SourceError
-from etl.sources import read
+from etl.sources import raw
 from etl.sources.files import cut, list_files
 from etl.sources.read import read_split
 from etl.sources.row_groups import Limits
@@ -36,7 +36,7 @@ def test_parquet_gives_the_rows_of_jsonl_in_any_cut(tmp_path, split_bytes):
 
 def test_a_large_row_group_becomes_several_batches(tmp_path, monkeypatch):
     pq.write_table(table(100, q=unchecked(*[b"q"] * 99, b"\xff")), tmp_path / "x.parquet")
-    monkeypatch.setattr(read, "ROW_GROUP_BYTES", 500)
+    monkeypatch.setattr(raw, "ROW_GROUP_BYTES", 500)
     source = Source(spec="toy", path=str(tmp_path))
     (split,) = cut("toy", source, list_files("toy", source, {}), 1 << 30, {})
     sizes = [batch.num_rows for batch, _ in read_split(source, SHAPE, split, {}, Limits())]

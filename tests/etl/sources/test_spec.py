@@ -5,7 +5,9 @@ import yaml
 from pydantic import ValidationError
 
 from etl.errors import ConfigError
-from etl.sources.spec import ColumnsShape, Description, Source, TextShape
+from etl.sources.shapes.columns import ColumnsShape
+from etl.sources.shapes.text import TextShape
+from etl.sources.spec import Description, Source
 
 COLUMNS = {
     "shape": "columns",
@@ -33,10 +35,10 @@ def test_required_columns_are_the_name_and_what_every_row_says():
     assert described(TEXT).required == ("id", "body")
 
 
-def test_prose_is_what_is_said():
-    assert described(COLUMNS).prose == ("question", "answer")
-    assert described(COLUMNS | {"analysis": "thought"}).prose == ("question", "thought", "answer")
-    assert described(TEXT).prose == ("body",)
+def test_said_is_what_is_said():
+    assert described(COLUMNS).said == ("question", "answer")
+    assert described(COLUMNS | {"analysis": "thought"}).said == ("question", "thought", "answer")
+    assert described(TEXT).said == ("body",)
 
 
 def test_text_columns_are_all_that_are_named_each_once():

@@ -8,7 +8,9 @@ from etl.schema import PROMPT
 from etl.sources.files import cut, list_files
 from etl.sources.read import read_split
 from etl.sources.row_groups import Limits
-from etl.sources.spec import ColumnsShape, Source, TextShape
+from etl.sources.shapes.columns import ColumnsShape
+from etl.sources.shapes.text import TextShape
+from etl.sources.spec import Source
 
 LIMITS = Limits()
 SHAPE = ColumnsShape(
@@ -21,6 +23,13 @@ SHAPE = ColumnsShape(
     skill_bucket={"column": "task", "by_value": {"sum": "B2", "code": "B3"}, "default": "B1"},
     meta=("task", "m"),
 )
+
+
+def batches_of(path, split_bytes=1 << 30, shape=SHAPE):
+    """The batches of a source with their bad rows, split by split."""
+    source = Source(spec="toy", path=str(path))
+    splits = cut("toy", source, list_files("toy", source, {}), split_bytes, {})
+    return [list(read_split(source, shape, split, {}, LIMITS)) for split in splits]
 
 
 def rows_of(path, shape=SHAPE, split_bytes=1 << 30, name="toy", limits=LIMITS):

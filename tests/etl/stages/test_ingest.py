@@ -78,7 +78,7 @@ def test_what_was_read_and_what_was_not_is_told_and_kept(tmp_path):
     """Each run says it, one that has nothing to do as well; the fingerprint does not know what was left out."""
     write_jsonl(tmp_path / "in" / "a.JSONL", plain_rows(3))
     flawed_jsonl(tmp_path / "in" / "b.jsonl")
-    (tmp_path / "in" / "c.csv").write_text("x")
+    (tmp_path / "in" / "c.doc").write_text("x")
     (tmp_path / "in" / "_SUCCESS").write_text("")
     one = write_parquet(tmp_path / "one.parquet", plain_rows(5))
     sizes = [sum(path.stat().st_size for path in (tmp_path / "in").glob("*.[jJ]*")), one.stat().st_size]
@@ -90,20 +90,24 @@ def test_what_was_read_and_what_was_not_is_told_and_kept(tmp_path):
         told.append([line.split(None, 1) for line in lines if line.split()[0] in ("many", "one")])
         fingerprints.add(stage(tmp_path / "out", "ingest").manifest.fingerprint)
         (tmp_path / "in" / more).write_text("")
-    reading = [["many", f"13 rows in 2 files, {sizes[0]:,} bytes"], ["one", f"5 rows in 1 file, {sizes[1]:,} bytes"]]
-    ending = ["many", "1 left out (unknown ending): c.csv"]
+    lost = "10 kept, 3 quarantined (invalid_json 2, missing_query 1)"
+    reading = [
+        ["many", f"13 rows in 2 files, {sizes[0]:,} bytes: {lost}"],
+        ["one", f"5 rows in 1 file, {sizes[1]:,} bytes: 5 kept"],
+    ]
+    ending = ["many", "1 left out (unknown ending): c.doc"]
     assert told == [
         [["many", "1 left out (hidden): _SUCCESS"], ending, *reading],
         [["many", "2 left out (hidden): _SUCCESS, _none"], ending, *reading],
     ]
     assert len(fingerprints) == 1
     left_out = {
-        name: {"files": 1, "names": [file]} for name, file in (("hidden", "_SUCCESS"), ("unknown ending", "c.csv"))
+        name: {"files": 1, "names": [file]} for name, file in (("hidden", "_SUCCESS"), ("unknown ending", "c.doc"))
     }
     assert stage(tmp_path / "out", "ingest").manifest.findings == {
         "inputs": {
-            "many": {"files": 2, "bytes": sizes[0], "left_out": left_out},
-            "one": {"files": 1, "bytes": sizes[1], "left_out": {}},
+            "many": {"files": 2, "bytes": sizes[0], "left_out": left_out, "columns_not_used": []},
+            "one": {"files": 1, "bytes": sizes[1], "left_out": {}, "columns_not_used": []},
         }
     }
 
@@ -147,7 +151,7 @@ def test_more_bad_rows_than_allowed_fail_the_run(tmp_path, limit, fails):
     if not fails:
         run(recipe)
         return
-    with pytest.raises(SourceError, match=f"'toy': 3 of 10 rows .* max_bad_fraction={limit}"):
+    with pytest.raises(SourceError, match=f"'toy': 3 of 10 rows .* max_bad_fraction={limit};"):
         run(recipe)
     # The places are written down before that, and a second run fails as well, without reading anything again.
     assert stage(tmp_path / "out", "quarantine").manifest.rows_out == 3
@@ -189,25 +193,19 @@ def test_file_names_and_formats_do_not_change_the_rows(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["empty.parquet", "empty.jsonl"])
-def test_source_without_rows(tmp_path, name):
+def test_a_source_without_rows_that_may_be_empty(tmp_path, name):
     write = write_parquet if name.endswith("parquet") else write_jsonl
     write(tmp_path / name, [])
     write_jsonl(tmp_path / "some.jsonl", plain_rows(3))
-    result = run(
-        make_recipe(
-            tmp_path / "out",
-            {"empty": tmp_path / name, "some": tmp_path / "some.jsonl"},
-            stages=["dedup", "tokenize", "layout"],
-        )
-    )
-    assert result.corpus.manifest.rows_out == 3
+    sources = {"empty": tmp_path / name, "some": tmp_path / "some.jsonl"}
+    recipe = make_recipe(tmp_path / "out", sources, stages=["dedup", "tokenize", "layout"])
+    assert run(recipe).corpus.manifest.rows_out == 3
 
 
 def test_run_without_any_row(tmp_path):
     write_parquet(tmp_path / "empty.parquet", [])
-    recipe = make_recipe(
-        tmp_path / "out", {"empty": tmp_path / "empty.parquet"}, stages=["dedup", "tokenize", "layout"]
-    )
+    sources = {"empty": tmp_path / "empty.parquet"}
+    recipe = make_recipe(tmp_path / "out", sources, stages=["dedup", "tokenize", "layout"])
     result = run(recipe)
     assert result.corpus.manifest.rows_out == 0
     run(recipe, IdleEngine())

@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import uuid
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from etl.stages.keyed import (
     RowFeed,
     bucket_of_hash128,
     buckets_of,
+    counted_distinct_rows,
     distinct,
     first_of_groups,
     hashed_buckets,
@@ -237,6 +239,13 @@ def test_slices_cut_only_batches_that_are_too_large():
 def test_distinct_rows_are_sorted(pairs):
     one, other = np.array(pairs, np.int64).reshape(-1, 2).T
     assert list(zip(*(column.tolist() for column in distinct(one, other)), strict=True)) == sorted(set(pairs))
+
+
+@given(st.lists(st.tuples(*[st.integers(-2, 2) | st.integers(-(2**63), 2**63 - 1)] * 3)))
+def test_distinct_rows_are_counted_and_sorted_by_every_column(rows):
+    *columns, times = counted_distinct_rows(np.array(rows, np.int64).reshape(-1, 3))
+    found = zip(*(column.tolist() for column in (*columns, times)), strict=True)
+    assert [(tuple(row), count) for *row, count in found] == sorted(Counter(rows).items())
 
 
 def test_int64_columns_have_no_nulls():

@@ -10,6 +10,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+from etl import sorting
 from etl.errors import SchemaError
 from etl.harmony.step import HarmonyStep
 from etl.hashing import hash_array
@@ -186,8 +187,8 @@ def test_a_corpus_of_raw_text_has_no_preamble(tmp_path):
 def test_dropped_is_what_is_not_in_the_corpus(made):
     rows = joined(made)
     lost = {key: item["verdict"] for key, item in rows.items() if item["verdict"]}
-    stages = {"answer": "filter", "language": "filter", "english_share": "filter", "exact": "dedup", "near": "dedup",
-              "strange": "score", "split": "split"}  # fmt: skip
+    stages = {"ingest": "ingest", "answer": "filter", "language": "filter", "english_share": "filter",
+              "exact": "dedup", "near": "dedup", "strange": "score", "split": "split"}  # fmt: skip
     told = read(stage(made, "dropped"))
     assert len(told) == len(lost)
     names = ("source_dataset", "source_example_id", "file", "position")
@@ -269,7 +270,8 @@ def expected_groups(tokens):
 def test_held_rows_are_flushed_without_loss(tmp_path, monkeypatch):
     """Rows leave in several slices a file when they are more than a task may hold."""
     whole = toy_corpus(tmp_path, mixed_rows(150)).manifest
-    monkeypatch.setattr(layout, "_HELD_BYTES", 1 << 14)
+    for module in (layout, sorting):
+        monkeypatch.setattr(module, "held_bytes", lambda: 1 << 14)
     monkeypatch.setattr(layout, "_SLICE_BYTES", 1 << 12)
     (tmp_path / "again").mkdir()
     again = toy_corpus(tmp_path / "again", mixed_rows(150)).manifest

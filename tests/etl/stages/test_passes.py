@@ -92,8 +92,9 @@ def slow_step():
 
 
 @pytest.fixture
-def ingested(tmp_path):
-    """2,500 rows in row groups of 900."""
+def ingested(tmp_path, monkeypatch):
+    """2,500 rows in row groups of 900, of which no two fit into one of ours."""
+    monkeypatch.setattr("etl.sources.raw.ROW_GROUP_BYTES", 300_000)
     rows = [item | {"query": f"q{n}", "synthetic_answer": "a"} for n, item in enumerate(plain_rows(2500))]
     source = write_parquet(tmp_path / "a.parquet", rows, row_group_size=900)
     recipe = make_recipe(tmp_path / "out", {"toy": source}, run={"split_bytes": 1 << 30})
@@ -201,7 +202,8 @@ def test_share_cut_keeps_the_share_exactly(tmp_path):
     manifest = stage(tmp_path / "out", "english_share").manifest
     stored = manifest.thresholds["english_share"]
     assert (stored["inside"]["keep"], stored["outside"]["keep"]) == (english, expected)
-    assert {verdict for verdict in verdicts(tmp_path / "out", "english_share").values() if verdict[0] != "answer"} == {
+    lost = set(verdicts(tmp_path / "out", "english_share").values())
+    assert {verdict for verdict in lost if verdict[0] not in ("ingest", "answer")} == {
         ("english_share", "over_share", "de")
     }
 
@@ -275,7 +277,7 @@ def test_steps_and_cuts_work_on_the_rows_that_they_select(tmp_path):
         assert set(lost.items()) <= set(verdicts(tmp_path / "out", folder).items())
         lost = verdicts(tmp_path / "out", folder)
     where = Counter((step, base[key]["source_dataset"], base[key]["skill_bucket"]) for key, (step, *_) in lost.items())
-    assert {step for step, *_ in where} == {"answer", "strict", "english", "half"}
+    assert {step for step, *_ in where} == {"ingest", "answer", "strict", "english", "half"}
     assert {source for step, source, _ in where if step == "answer"} == {"a"}
     assert {skill for step, _, skill in where if step == "strict"} == {"B2", "B3"}
     assert {source for step, source, _ in where if step == "english"} == {"b"}
@@ -295,7 +297,7 @@ def test_steps_and_cuts_work_on_the_rows_that_they_select(tmp_path):
     in_a = [accounts["a"][step] for step in ("ingest", "answer", "language", "strict", "half")]
     assert all(before["kept"] == after["in"] for before, after in itertools.pairwise(in_a))
     assert Counter(step for step, *_ in lost.values()) == Counter(
-        {step: n for step in ("answer", "strict", "english", "half") if (n := lost_by(accounts, step))}
+        {step: n for step in ("ingest", "answer", "strict", "english", "half") if (n := lost_by(accounts, step))}
     )
 
 
@@ -315,7 +317,8 @@ def test_a_selection_gives_what_a_run_over_its_source_alone_gives(tmp_path):
         assert {key: both[key] for key in alone} == alone
         others = [item for key, item in both.items() if key not in alone]
         assert len(others) == 120
-        assert all(set(item) - {"id"} == {name for name in item if item[name] is None} for item in others)
+        assert {item["verdict"] and item["verdict"]["step"] for item in others} == {None, "ingest"}
+        assert not any(item[name] for item in others for name in set(item) - {"id", "verdict"})
     manifests = [stage(tmp_path / name, "english_share").manifest for name in ("alone", "both")]
     assert manifests[0].thresholds == manifests[1].thresholds
     assert set(manifests[1].accounting) == {"a", "b"}
@@ -365,7 +368,7 @@ def test_rows_with_a_verdict_are_not_measured(tmp_path):
     write_parquet(tmp_path / "a.parquet", mixed_rows(100))
     run(make_recipe(tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["filter"], filter=FILTER))
     rows = [item for item in read(stage(tmp_path / "out", "filter")) if item["verdict"]]
-    lost = [item for item in rows if item["verdict"]["step"] == "answer"]
+    lost = [item for item in rows if item["verdict"]["step"] in ("ingest", "answer")]
     assert lost
     assert all(item["detected_language"] is None for item in lost)
 

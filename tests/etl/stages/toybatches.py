@@ -4,18 +4,19 @@ import itertools
 
 import pyarrow as pa
 
-from etl.schema import ID, VERDICT
-from etl.stages.keyed import REST_OF_ID
+from etl.schema import ID, REST_OF_ID, VERDICT
 
 EARLIER = {"step": "earlier", "reason": "x", "value": None}
 
 
 class ToyRows:
-    """Stands for `etl.rows.Rows`: the row groups of each split, and nothing else.
+    """Stands for `etl.rows.Rows` without fields of sources: the row groups of each split, and nothing else.
 
     Args:
         splits: for each split its row groups, batches with a column `verdict`.
     """
+
+    rest_of_id = REST_OF_ID
 
     def __init__(self, *splits):
         self._splits = splits

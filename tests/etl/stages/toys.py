@@ -85,9 +85,9 @@ def write_parquet(path, rows, row_group_size=50):
     return path
 
 
-def make_recipe(output, sources, **sections):
+def make_recipe(output, sources, spec="synth", **sections):
     """A recipe over `sources` (name to path); keys of `sections` are the recipe's, `run` cuts work small."""
-    return _recipe(output, {name: {"spec": "synth", "path": str(path)} for name, path in sources.items()}, sections)
+    return _recipe(output, {name: {"spec": spec, "path": str(path)} for name, path in sources.items()}, sections)
 
 
 def text_recipe(output, documents, **sections):
@@ -98,10 +98,11 @@ def text_recipe(output, documents, **sections):
 
 
 def _recipe(output, sources, sections):
+    """Whatever is wrong with the rows, no toy run ends for it."""
     tree = {
         "name": "toy",
         "output": str(output),
-        "sources": sources,
+        "sources": {name: {"may_be_empty": True, **source} for name, source in sources.items()},
         "max_bad_fraction": 1.0,
         "stages": [],
         "run": {"split_bytes": 8192, "bucket_bytes": 8192},
@@ -149,8 +150,9 @@ def verdicts(output, name):
 
 
 def files(output):
-    """Relative path to bytes of everything below a folder."""
-    return {str(path.relative_to(output)): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
+    """Relative path to bytes of everything below a folder but what it has cost, which no run repeats."""
+    paths = [path for path in sorted(output.rglob("*")) if path.is_file() and not path.name.endswith("_costs.json")]
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
 
 
 def manifests(output):

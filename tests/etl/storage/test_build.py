@@ -9,7 +9,7 @@ import pytest
 from etl.errors import DataError
 from etl.hashing import ContentDigest
 from etl.storage.build import Build, Chunk
-from etl.storage.dataset import CLOSED, MANIFEST, PLAN, Dataset, receipt_path
+from etl.storage.dataset import CLOSED, MANIFEST, PLAN, TASK_COSTS, Dataset, receipt_path
 from etl.storage.location import Location
 from etl.storage.manifest import to_json
 from tests.etl.storage.builds import (
@@ -221,6 +221,12 @@ def test_a_folder_whose_plan_is_none_belongs_to_nobody(folder, plan):
     with pytest.raises(DataError, match=r"_plan.json is damaged"):
         Build(job(folder)).give_up()
     assert [path for path, _ in folder.walk()] == [PLAN, "precious.txt"]
+
+
+def test_what_a_straggler_took_is_in_nobodys_way(folder):
+    """Its build was cleared a moment ago, and the next one was killed before it had a plan."""
+    (folder / TASK_COSTS / ("0" * 32) / "00000.json").create(b"{}")
+    assert values(build(folder)) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_mark_of_a_build_that_was_given_up_makes_nothing_ours(folder):

@@ -31,7 +31,8 @@ def output(tmp_path):
 
 def test_types():
     assert sql_type(PROMPT.field("messages").type) == (
-        "ARRAY<STRUCT<`role`: STRING, `channel`: STRING, `recipient`: STRING, `content`: STRING>>"
+        "ARRAY<STRUCT<`role`: STRING, `channel`: STRING, `recipient`: STRING, `content`: STRING, "
+        "`content_type`: STRING, `call_id`: STRING>>"
     )
     assert [sql_type(kind) for kind in (ID, pa.int32(), pa.list_(pa.float64()))] == ["BINARY", "INT", "ARRAY<DOUBLE>"]
     with pytest.raises(SchemaError, match="uint64 has no SQL type"):

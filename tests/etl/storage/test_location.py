@@ -46,6 +46,14 @@ def test_upload_copies_a_local_file(folder, tmp_path):
     assert (tmp_path / "made").exists()
 
 
+def test_a_file_that_is_taken_is_there_whole_and_no_longer_needed(folder, tmp_path):
+    (tmp_path / "made").write_bytes(b"x" * 100_000)
+    (folder / "a/b/part").take(tmp_path / "made")
+    assert list(folder.walk()) == [("a/b/part", 100_000)]
+    with (folder / "a/b/part").open() as file:
+        assert file.read() == b"x" * 100_000
+
+
 def test_removing_is_no_error_when_there_is_nothing(folder):
     (folder / "none").remove()
     folder.remove_tree()

@@ -5,7 +5,7 @@ import pickle
 import traceback
 
 import pytest
-from botocore.exceptions import ClientError, NoCredentialsError  # type: ignore[import-untyped]
+from botocore.exceptions import ClientError, NoCredentialsError
 
 from etl import conf
 from etl.errors import ConfigError, DataError, StillhouseError

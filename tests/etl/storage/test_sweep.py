@@ -6,10 +6,10 @@ import time
 import pytest
 
 from etl.errors import ConfigError, DataError
-from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, Dataset
+from etl.storage.dataset import CHECKPOINTS, CLOSED, MANIFEST, PLAN, RECEIPTS, TASK_COSTS, Dataset
 from etl.storage.location import Location
 from etl.storage.lock import LOCK, Holder, RunLock
-from etl.storage.manifest import to_json
+from etl.storage.manifest import Plan, to_json
 from etl.storage.sweep import find_leftovers, parse_age, remove_leftovers
 from etl.storage.verify import verify
 from tests.etl.storage.builds import InLine, begin, chunks_of, job
@@ -58,10 +58,12 @@ LEFTOVERS = [
     f"ingest/{CHECKPOINTS}/any/00000/0000000000.arrow",
     f"ingest/{CLOSED}/any",
     f"ingest/{RECEIPTS}/other/00000.json",
+    f"ingest/{TASK_COSTS}/any/00000.json",
     "ingest/part-00000-0000000000000000.parquet",
     "ingest/split=train/part-00000-0000000000000000.parquet",
     f"later/{CHECKPOINTS}/other/00000/0000000000.arrow",
     f"later/{RECEIPTS}/other/00000.json",
+    f"later/{TASK_COSTS}/other/00000.json",
     "later/part-00001-0000000000000000.parquet",
 ]
 
@@ -70,8 +72,10 @@ def test_every_kind_of_leftover_goes_and_nothing_else(output):
     before = everything(output)
     plan = json.loads((output / "later" / PLAN).read())
     checkpoint = f"later/{CHECKPOINTS}/{plan['fingerprint']}/00001/0000000000.arrow"
-    (output / checkpoint).create(b"x")
-    before[checkpoint] = b"x"
+    cost = f"later/{TASK_COSTS}/{Plan.model_validate(plan).name}/map-00000.json"
+    for path in (checkpoint, cost):
+        (output / path).create(b"x")
+        before[path] = b"x"
     for path in LEFTOVERS:
         (output / path).create(to_json(DEAD) if "_lock" in path else b"x")
     assert swept(output) == sorted(LEFTOVERS)

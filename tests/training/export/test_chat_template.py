@@ -23,7 +23,7 @@ from etl.harmony.parse import parse
 from etl.harmony.render import Messages, Preamble, Renderer, preamble_messages
 from etl.harmony.step import PREAMBLE_FIELDS, HarmonyStep
 from etl.harmony.vocabulary import CONTROL_MARK, DEFAULT_VOCABULARY, load_encoding
-from etl.schema import MESSAGE
+from etl.schema import CALL_JSON, MESSAGE
 from etl.storage.dataset import Dataset
 from tests.etl.harmony.conversations import message
 from tests.etl.stages.toys import make_recipe, mixed_rows, run, write_jsonl
@@ -83,9 +83,16 @@ names = st.sampled_from(["functions.f", "functions.get_weather", "python", "brow
 
 
 thoughts = st.builds(message, st.just("assistant"), texts, st.sampled_from(["analysis", "commentary"]))
-calls = st.builds(message, st.just("assistant"), texts, st.sampled_from([None, "commentary"]), names)
+types = st.sampled_from([None, CALL_JSON, "json"])
+calls = st.builds(message, st.just("assistant"), texts, st.sampled_from([None, "commentary"]), names, types)
 headers = st.sampled_from([(None, None), ("commentary", "assistant"), ("commentary", None)])
-results = st.builds(lambda text, header: message("tool", text, *header), texts, headers)
+results = st.builds(lambda text, header, kind: message("tool", text, header[0], header[1], kind), texts, headers, types)
+
+
+def named(messages, first):
+    """Calls and their results with ids, the results in the calls' reversed order."""
+    count = sum(m["role"] == "assistant" for m in messages)
+    return [m | {"call_id": f"{first + n % count}"} for n, m in enumerate(messages)]
 
 
 @st.composite
@@ -97,6 +104,9 @@ def conversations(draw):
         row += draw(st.lists(thoughts, max_size=2)) + draw(st.lists(calls, max_size=2))
         if row[-1]["recipient"]:
             row += draw(st.lists(results, max_size=2))
+        if draw(st.booleans()):
+            asked = draw(st.lists(calls, min_size=1, max_size=2))
+            row += named([*asked, *draw(st.lists(results, max_size=2))], draw(st.integers(0, 1)))
         if draw(st.booleans()):
             row.append(message("assistant", draw(texts), draw(st.sampled_from([None, "final"]))))
     return row
@@ -143,14 +153,16 @@ def test_a_corpus_that_a_run_has_written_is_rendered_token_by_token(tokenizer, t
 
 
 def harmony(messages, preamble=PREAMBLE, tools=None, prompt=False):
-    """openai-harmony's own rendering of (role, content, name, channel, recipient)."""
+    """openai-harmony's own rendering of (role, content, name, channel, recipient), a call's content being JSON."""
     theirs = preamble_messages(preamble)
     if tools:
         content = DeveloperContent(instructions=preamble.developer).with_function_tools(tools)
         theirs = [theirs[0], Message.from_role_and_content(Role.DEVELOPER, content)]
     for role, content, name, channel, recipient in messages:
         author = Author(role=Role(role), name=name)
-        theirs.append(Message(author=author, content=[TextContent(text=content)], channel=channel, recipient=recipient))
+        is_call = role == "assistant" and recipient is not None
+        said, kind = [TextContent(text=content)], CALL_JSON if is_call else None
+        theirs.append(Message(author=author, content=said, channel=channel, recipient=recipient, content_type=kind))
     conversation = Conversation.from_messages(theirs)
     if prompt:
         return load_encoding().render_conversation_for_completion(conversation, Role.ASSISTANT, KEEP_ANALYSIS)
@@ -211,6 +223,7 @@ def test_calls_and_results_are_openai_harmonys(tokenizer, both):
     assert tokens == harmony(theirs)
     said = parse(tokens)[NUM_CONSTANT:]
     assert [(m["role"], m["content"], m["name"], m["channel"], m["recipient"]) for m in said] == theirs
+    assert {m["content_type"] for m in said if m["recipient"] not in (None, "assistant")} == {CALL_JSON}
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     assert prompt == harmony(theirs, prompt=True)
     spoken = [m for m in theirs if m[0] == "assistant"]
@@ -224,7 +237,8 @@ def test_what_was_parsed_is_rendered_again(tokenizer):
         "<|start|>user<|message|>q<|end|>"
         "<|start|>assistant to=functions.f<|channel|>commentary<|message|>{}<|call|>"
         "<|start|>assistant to=python<|channel|>commentary<|message|>1<|call|>"
-        "<|start|>functions.f<|message|>of f<|end|><|start|>python to=assistant<|channel|>commentary<|message|>2<|end|>"
+        "<|start|>functions.f to=assistant<|channel|>commentary<|message|>of f<|end|>"
+        "<|start|>python to=assistant<|channel|>commentary json<|message|>2<|end|>"
     )
     expected = load_encoding().encode(text, allowed_special="all")
     tokens = tokenizer.apply_chat_template(parse(expected), return_dict=False)

@@ -59,7 +59,7 @@ def test_each_row_gets_its_component_and_its_key_once(rows, cuts):
 def test_components_and_keys_go_to_the_bucket_of_their_row():
     (found,) = component_lines(batch_of(LABEL, [(3, 1), (4, 1)]), 4)
     assert [tuple(row.values())[1:] for row in found.to_pylist()] == [(3, False, 1), (4, False, 1)]
-    (found,) = key_lines(batch_of(CANDIDATE, [(3, 4, 30, 40, 1), (3, 5, 30, 50, 2)]), 4)
+    (found,) = key_lines(batch_of(CANDIDATE, [(3, 4, 30, 40, 0, 1), (3, 5, 30, 50, 1, 2)]), 4)
     assert [tuple(row.values())[1:] for row in found.to_pylist()] == [(3, True, 30), (4, True, 40), (5, True, 50)]
     assert found.column("bucket").equals(hashed_buckets(np.array([3, 4, 5]), 4))
 
@@ -87,19 +87,19 @@ def with_chunks(pairs):
 
 def test_pairs_meet_the_chunk_of_either_end():
     """Chunk row % 3 of component row // 3; the pair (0, 1) comes twice."""
-    pairs = [(0, 1, 7, 7, 1), (0, 1, 7, 7, 1), (0, 2, 7, 7, 1), (3, 5, 7, 7, 1)]
+    pairs = [(0, 1, 7, 7, 1, 1), (0, 1, 7, 7, 1, 1), (0, 2, 7, 7, 0, 1), (3, 5, 7, 7, 1, 1)]
     first = with_chunks(first_end_lines(batch_of(CANDIDATE, pairs), 1))
     for batch_rows in (1, 2, 100):
         chunks = list(join_first_chunk(0, iter(first.to_batches(max_chunksize=batch_rows))))
         ends = [tuple(row.values()) for row in rows_of(chunks)]
-        assert ends == [(0, 1, 0, 0, 0), (0, 2, 0, 0, 0), (3, 5, 1, 0, 30)]
+        assert ends == [(0, 1, 1, 0, 0, 0), (0, 2, 0, 0, 0, 0), (3, 5, 1, 1, 0, 30)]
     second = with_chunks(second_end_lines(batch_of(END, ends), 1))
     assert [row["chunk"] for row in second.to_pylist() if row["is_pair"]] == [0, 0, 0]
     found = {}
     for batch_rows in (1, 2, 100):
         rows = rows_of(join_second_chunk(0, iter(second.to_batches(max_chunksize=batch_rows))))
         found[batch_rows] = [tuple(row.values()) for row in rows]
-    assert [pair for _, *pair in found[1]] == [[0, 1, 0, 10], [0, 2, 0, 20], [3, 5, 30, 50]]
+    assert [pair for _, *pair in found[1]] == [[0, 1, 0, 10, 1], [0, 2, 0, 20, 0], [3, 5, 30, 50, 1]]
     assert len({block for block, *_ in found[1]}) == 3
     assert found[1] == found[2] == found[100]
 
@@ -107,8 +107,8 @@ def test_pairs_meet_the_chunk_of_either_end():
 def test_pairs_of_the_same_two_chunks_share_a_block_whichever_end_is_where():
     """Rows 1 and 2 are in chunk 0 of a component, 8 and 9 in chunk 1; (1, 9) and (8, 2) lie between the same chunks."""
     lines = [
-        (0, 2, False, None, 5, 0, 20), (0, 2, True, 8, 5, 1, 80),
-        (0, 9, False, None, 5, 1, 90), (0, 9, True, 1, 5, 0, 10),
+        (0, 2, False, None, None, 5, 0, 20), (0, 2, True, 8, 0, 5, 1, 80),
+        (0, 9, False, None, None, 5, 1, 90), (0, 9, True, 1, 0, 5, 0, 10),
     ]  # fmt: skip
     one, other = rows_of(join_second_chunk(0, cut_at(table_of(AT_END, lines), [])))
     assert (one["a"], one["b"], other["a"], other["b"]) == (8, 2, 1, 9)

@@ -46,7 +46,8 @@ def numbers_of(rows, num_splits):
 
 def stored(folder, name, schema, columns, num_splits):
     """A dataset of so many splits with row groups of 11 rows."""
-    batch = pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
     size = -(-batch.num_rows // num_splits) if batch.num_rows else 1
     pieces = [batch.slice(split * size, size) for split in range(num_splits)]
     groups = [[piece.slice(at, 11) for at in range(0, piece.num_rows, 11)] for piece in pieces]
@@ -168,7 +169,7 @@ def candidates(num_splits):
     pairs = np.sort(toy_pairs(num_splits), axis=1)
     pairs = np.concatenate([pairs, pairs[::3], pairs[::5]])
     keys = KEYS[numbers_of(pairs, num_splits)]
-    return [*pairs.T, *keys.T, np.ones(len(pairs), np.int64)]
+    return [*pairs.T, *keys.T, pairs.sum(axis=1) % 3 == 0, np.ones(len(pairs), np.int64)]
 
 
 def cut(output, max_edges, block_bytes, num_splits=1, engine=None):
@@ -193,6 +194,7 @@ def test_every_pair_is_in_one_block_of_bounded_bytes(tmp_path, num_splits, block
     edges = cut(tmp_path, 0, block_bytes, num_splits)
     assert edges.schema.equals(EDGE)
     pairs = [(row["a"], row["b"]) for row in read(edges)]
+    assert all(row["alike"] == ((row["a"] + row["b"]) % 3 == 0) for row in read(edges))
     one_task = cut(tmp_path / "one_task", 10**6, block_bytes, num_splits).manifest
     assert one_task.content_digest == edges.manifest.content_digest
     assert sorted(pairs) == sorted(set(map(tuple, np.sort(toy_pairs(num_splits), axis=1).tolist())))

@@ -156,7 +156,7 @@ def test_hits_are_marked_whatever_split_has_found_them(tmp_path):
     hits = commit(recipe.place / "toy_hits", TOY_HIT, batches, "toy_hits")
     context = context_of(recipe, InProcessEngine(), nothing)
     done = mark_hits(context, base, hits, ToyMark("toy"), {"found": 5})
-    assert done.schema.names == [*PROMPT.names, "words", "verdict"]
+    assert done.schema.names == [*PROMPT.names[:-1], "words", "verdict"]
     table = done.datasets[-1].result()
     assert {row["id"]: row["words"] for row in read(table)} == {
         identity(n): word for n, word in enumerate(["d", "b", "", "", "ace", ""])

@@ -11,6 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from etl.dedup.minhash import band_hashes, signatures
+from etl.engine import nothing
 from etl.stages.run import run_recipe
 from etl.text import shingles
 from tests.engines.inprocess import InProcessEngine
@@ -163,3 +164,36 @@ def test_pairs_that_differ_in_signs_alone_are_counted_and_said(tmp_path):
         found[unit] = stage(out, "near").manifest.findings["pairs"]["differ_in_signs_alone"]
         assert any("2 of the pairs differ in signs alone" in line for line in lines) == (unit != "token")
     assert found == {"auto": 2, "word": 2, "token": 0}
+
+
+class Crossing(InProcessEngine):
+    """Never does both sides of a shuffle in one task."""
+
+    def gather(self, job, exchange, fn, then=nothing):
+        dataset = self.shuffle(job, exchange, fn)
+        then(dataset)
+        return dataset
+
+
+def test_one_task_writes_what_shuffles_write(tmp_path, monkeypatch):
+    """Pairs that fit one task take one job up to their clusters, and give the same files as shuffles do."""
+    names = ("edges", "sets", "pairs", "components", "near_hits", "near", "clusters", "dropped")
+    rows = [*families(3), *long_rows(30)]
+    engines = {"gathered": InProcessEngine(seed=1), "crossed": Crossing(seed=2), "small": InProcessEngine(seed=3)}
+    made = {}
+    for name, engine in engines.items():
+        cut = {"split_bytes": 8192, "bucket_bytes": 4096 if name == "small" else 1 << 28}
+        (tmp_path / name).mkdir()
+        with monkeypatch.context() as patch:
+            if name == "crossed":
+                patch.setattr("etl.stages.dedup.near.fits_one_task", lambda *_: False)
+            dedup(tmp_path / name, rows, engine, near=NEAR, run=cut)
+        made[name] = {folder: stage(tmp_path / name / "out", folder).manifest for folder in names}
+    assert made["gathered"]["pairs"].rows_out > 30
+    assert made["gathered"] == made["crossed"]
+    found = {name: digests(tmp_path / name / "out", names) for name in engines}
+    assert found["gathered"] == found["small"]
+    jobs = {name: list(dict.fromkeys(title for title, _ in engine.ran)) for name, engine in engines.items()}
+    assert jobs["gathered"][-3:] == ["sets", "pairs+components+near_hits", "near+clusters+dropped"]
+    assert "pairs" in jobs["crossed"]
+    assert "pairs" in jobs["small"]

@@ -179,12 +179,16 @@ def digests(tmp_path, name, rows, num_files, seed):
     rng = random.Random(seed)
     rows = list(rows)
     rng.shuffle(rows)
-    for number in range(num_files):
+    paths = [
         write_parquet(tmp_path / name / f"{rng.random()}.parquet", rows[number::num_files])
+        for number in range(num_files)
+    ]
+    # No two files fit into a split.
+    split_bytes = max(path.stat().st_size for path in paths)
     recipe = make_recipe(
         tmp_path / f"out-{name}", {"toy": tmp_path / name}, stages=["tokenize", "semantic", "split", "layout"],
         semantic=LEXICAL | {"threshold": 0.8},
-        run={"split_bytes": 1 << 30, "bucket_bytes": 1 << (20 if num_files == 1 else 10)},
+        run={"split_bytes": split_bytes, "bucket_bytes": 1 << (20 if num_files == 1 else 10)},
     )  # fmt: skip
     result = run(recipe, InProcessEngine(batch_rows=1 + num_files, seed=seed))
     assert len(result.rows.splits) == num_files

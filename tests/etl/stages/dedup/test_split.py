@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from etl.mixture.sampling import in_sample, purpose_seed
-from tests.etl.stages.toys import make_recipe, read, row, run, stage, verdicts, write_parquet
+from tests.etl.stages.toys import make_recipe, read, row, run, stage, text_recipe, verdicts, write_parquet
 
 
 def corpus_of(tmp_path, rows, stages=("tokenize", "split", "layout")):
@@ -53,5 +53,7 @@ def test_without_the_stage_no_row_is_lost(tmp_path):
 
 
 def test_rows_without_a_prompt_share_none(tmp_path):
-    corpus_of(tmp_path, [row(n, "", f"a raw document {n}") for n in range(100)])
+    documents = {"toy": [{"id": f"d{n}", "text": f"a raw document {n}"} for n in range(100)]}
+    layout = {"validation_fraction": 0.3}
+    run(text_recipe(tmp_path / "out", documents, stages=["tokenize", "split", "layout"], layout=layout))
     assert len(corpus_rows(tmp_path / "out")) == 100

@@ -50,18 +50,19 @@ def test_packed_sets_are_unpacked_wherever_a_slice_begins(members, start):
 
 def test_both_ends_of_a_pair_are_wanted_with_its_block(tmp_path):
     """A canary's set is made where the row is that it copies."""
-    rows = [(7, 5, 9, 50, 90), (7, 5, CANARY, 50, 91), (8, 5, 9, 50, 90)]
+    rows = [(7, 5, 9, 50, 90, 1), (7, 5, CANARY, 50, 91, 0), (8, 5, 9, 50, 90, 0)]
     batch = pa.RecordBatch.from_pylist([dict(zip(EDGE.names, row, strict=True)) for row in rows], EDGE)
     (found,) = EmitWantedSets(commit(Location.of(str(tmp_path / "edges")), EDGE, [[batch]]).ref)(0)
     assert found.schema == WANTED_SET
     assert [tuple(row.values()) for row in found.to_pylist()] == [
-        (0, 5, 5, 7), (0, 5, 5, 8), (0, 9, 9, 7), (0, 9, 9, 8), (2, (2 << 32) + 1, CANARY, 7),
+        (0, 5, 5, 7, 0), (0, 5, 5, 7, 1), (0, 5, 5, 8, 0), (0, 9, 9, 7, 1), (0, 9, 9, 8, 0),
+        (2, (2 << 32) + 1, CANARY, 7, 0),
     ]  # fmt: skip
 
 
 @given(st.lists(st.integers(0, 8), max_size=4))
 def test_sets_are_written_of_the_rows_that_are_wanted(cuts):
-    """Rows 0 and 3 and a canary of row 1; row 3 in two blocks, one of them named twice."""
+    """Rows 0 and 3 and a canary of row 1; row 3 in two blocks, one of them named twice, and with an alike partner."""
     texts = ["the first text of this batch", LONG, "a text that nobody wants", "the last text of them all"]
     messages = [conversations([asked(text, "yes") for text in texts[at : at + 2]]) for at in (0, 2)]
     groups = [
@@ -73,8 +74,8 @@ def test_sets_are_written_of_the_rows_that_are_wanted(cuts):
         for at, batch in zip((0, 2), messages, strict=True)
     ]
     first = 2 << 32
-    wanted = [(first, first, 7), (first + 1, CANARY, 7), (first + 3, first + 3, 7), (first + 3, first + 3, 7),
-              (first + 3, first + 3, 9)]  # fmt: skip
+    wanted = [(first, first, 7, 0), (first + 1, CANARY, 7, 0), (first + 3, first + 3, 7, 0),
+              (first + 3, first + 3, 7, 1), (first + 3, first + 3, 9, 0)]  # fmt: skip
     table = pa.Table.from_pylist([dict(zip(WANTED_SET.names, (2, *row), strict=True)) for row in wanted], WANTED_SET)
     making = MakeCanaries(NEAR, 1.0)
     write = WriteSets(ToyRows([], [], groups), NEAR, making, Survivor(sources=("a", "b")), ("a", "b"))
@@ -90,13 +91,15 @@ def test_sets_are_written_of_the_rows_that_are_wanted(cuts):
     for row, text in ((0, f"{texts[0]}\nyes"), (1, copy[0].as_py()), (2, f"{texts[3]}\nyes")):
         expected = shingles(pa.array([text]), NEAR.ngram)[1]
         assert np.frombuffer(found[row]["shingles"], np.uint64).tolist() == expected.tolist()
+    digests = NEAR.sign_digests(pa.array([f"{texts[3]}\nyes"]))
+    assert [(row["tokens"], row["signs"]) for row in found] == [(None, None)] * 2 + [tuple(d[0] for d in digests)]
 
 
 def test_a_set_goes_to_each_of_its_blocks_and_a_pair_to_its_own():
     row = {"row": 5, "id": identity(5), "source": 1, "example": "e", "preference": 3, "digest": 2}
-    row |= {"tokens": 4, "signs": 6}
+    row |= {"tokens": None, "signs": None}
     sets = pa.RecordBatch.from_pylist([row | {"blocks": [7, 8], "shingles": b"12345678"}], SET)
-    edges = pa.RecordBatch.from_pylist([{"block": 8, "a": 5, "b": 9, "a_key": 50, "b_key": 90}], EDGE)
+    edges = pa.RecordBatch.from_pylist([{"block": 8, "a": 5, "b": 9, "a_key": 50, "b_key": 90, "alike": 0}], EDGE)
     (members,) = set_lines(sets, 3)
     assert [(row["block"], row["is_edge"], row["a"], row["shingles"]) for row in members.to_pylist()] == [
         (7, False, 5, b"12345678"), (8, False, 5, b"12345678"),
@@ -179,14 +182,17 @@ def test_canaries_that_are_similar_are_counted_by_level_and_left_out():
 
 
 def test_pairs_with_the_same_tokens_and_other_signs_are_counted_once_where_they_are_reported():
-    """Of the rows (tokens, signs) 0 and 1 differ in signs alone, 0 and 2 in words, 3 and 0 are not similar."""
-    rows = [(1, 10, {1, 2}), (1, 11, {1, 2}), (2, 12, {1, 2}), (1, 13, {8, 9})]
+    """Of the rows (tokens, signs) 0 and 1 differ in signs alone, 0 and 2 in words, 3 and 0 are not similar.
+
+    Row 4 has no digests.
+    """
+    rows = [(1, 10, {1, 2}), (1, 11, {1, 2}), (2, 12, {1, 2}), (1, 13, {8, 9}), (None, None, {1, 2, 3})]
     lines = [
         (0, 4, False, key, None, identity(key), 0, "e", tokens, signs, sets_of([one])[1].tobytes())
         for key, (tokens, signs, one) in enumerate(rows)
     ]
-    lines += [(0, 4, True, a, b, *[None] * 6) for a, b in ((0, 1), (0, 1), (0, 2), (0, 3))]
+    lines += [(0, 4, True, a, b, *[None] * 6) for a, b in ((0, 1), (0, 1), (0, 2), (0, 3), (0, 4))]
     table = pa.Table.from_pylist([dict(zip(BLOCK_MEMBER.names, line, strict=True)) for line in lines], BLOCK_MEMBER)
     chunks = list(Verify(NEAR, ("one",))(0, cut_at(table, [3, 5])))
-    assert len(rows_of(chunks)) == 2
+    assert len(rows_of(chunks)) == 3
     assert distributions_of(chunks) == {"in_signs": 1}

@@ -9,26 +9,28 @@ from etl.schema import aligned
 from etl.stages.dedup.marks import MarkSplit
 from etl.stages.keyed import routed
 from tests.etl.stages.toybatches import ToyRows, cut_at, ids, verdict_column
-from tests.etl.stages.toys import ENGLISH, make_recipe, row, run, sentence, stage, write_jsonl, write_parquet
+from tests.etl.stages.toys import ENGLISH, make_recipe, row, sentence, stage, write_jsonl, write_parquet
+from tests.etl.stages.toys import run as run_on
 
 NEAR = {"unit": "word", "threshold": 0.7, "bands": 20, "rows": 5}
 
 
-def dedup(tmp_path, rows, engine=None, **section):
+def dedup(tmp_path, rows, engine=None, run=None, **section):
     write_parquet(tmp_path / "in.parquet", rows, row_group_size=17)
     recipe = make_recipe(
         tmp_path / "out",
         {"toy": tmp_path / "in.parquet"},
         stages=["dedup"],
         dedup={"exact": None, "near": None} | section,
+        **({} if run is None else {"run": run}),
     )
-    return run(recipe, engine)
+    return run_on(recipe, engine)
 
 
 def two_sources(tmp_path, rows, others, **section):
     """A run over sources `a` and `b`."""
     sources = {"a": write_jsonl(tmp_path / "a.jsonl", rows), "b": write_jsonl(tmp_path / "b.jsonl", others)}
-    return run(make_recipe(tmp_path / "out", sources, stages=["dedup"], dedup={"near": None} | section))
+    return run_on(make_recipe(tmp_path / "out", sources, stages=["dedup"], dedup={"near": None} | section))
 
 
 def edited(rng, text):

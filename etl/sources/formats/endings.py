@@ -2,7 +2,7 @@
 
 import posixpath
 
-FORMATS = (".parquet", ".jsonl", ".json", ".ndjson")
+FORMATS = (".parquet", ".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".arrow", ".feather", ".txt", ".warc", ".wet")
 """The usual endings, as messages name them."""
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 """What may stand behind them."""
@@ -10,6 +10,8 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _FORMATS = {
     ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet",
     ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".jsonlines": "jsonl", ".jl": "jsonl",
+    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
+    ".txt": "text", ".warc": "warc", ".wet": "warc",
 }  # fmt: skip
 _COMPRESSIONS = {
     ".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".bzip2": "bz2", ".xz": "xz",
@@ -18,7 +20,10 @@ _COMPRESSIONS = {
 
 
 def format_of(name: str) -> str | None:
-    """`parquet` or `jsonl`; None where the ending is neither's. One compression may stand behind it."""
+    """`parquet`, `jsonl` (any JSON), `csv`, `tsv`, `arrow`, `text` or `warc`; None where the ending is no one's.
+
+    One compression may stand behind it.
+    """
     stem, ending = posixpath.splitext(name.lower())
     if ending in _COMPRESSIONS:
         ending = posixpath.splitext(stem)[1]
@@ -32,3 +37,9 @@ def compression_of(name: str) -> str | None:
     Parquet file with such pages.
     """
     return None if format_of(name) == "parquet" else _COMPRESSIONS.get(posixpath.splitext(name.lower())[1])
+
+
+def is_json_document(name: str) -> bool:
+    """Whether a name says that the file is one JSON text, `.json`, though many such files hold lines."""
+    stem, ending = posixpath.splitext(name.lower())
+    return ending == ".json" or (ending in _COMPRESSIONS and stem.endswith(".json"))

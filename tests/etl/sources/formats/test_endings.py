@@ -2,7 +2,7 @@
 
 import pytest
 
-from etl.sources.formats import compression_of, format_of
+from etl.sources.formats.endings import compression_of, format_of
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,13 @@ from etl.sources.formats import compression_of, format_of
         ("a.ndjson.bz2", "jsonl", "bz2"),
         ("a.json.xz", "jsonl", "xz"),
         ("x.parquet/a.jsonl.gz", "jsonl", "gzip"),
-        ("a.csv", None, None),
+        ("a.csv", "csv", None),
+        ("a.TSV.gz", "tsv", "gzip"),
+        ("a.arrow", "arrow", None),
+        ("a.feather", "arrow", None),
+        ("a.txt", "text", None),
+        ("a.TXT.zst", "text", "zstd"),
+        ("a.md", None, None),
         ("a.gz", None, "gzip"),
         ("a.jsonl.gz.zst", None, "zstd"),
         ("a.jsonl.bak", None, None),

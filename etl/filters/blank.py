@@ -1,0 +1,41 @@
+"""Which rows say nothing, by what is white space alone or not there: ingest's own verdict, in every recipe.
+
+White space is Unicode's. Arrow kernels look at each text as far as its first other character.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from etl.arrays import Bools
+from etl.messages import count_messages, is_final, message_items
+from etl.schema import TEXT_ROLE
+from etl.step import drop
+
+
+def drop_blank(batch: pa.RecordBatch, step: str, has_answers: bool) -> pa.RecordBatch:
+    """Give the rows that say nothing a verdict.
+
+    `blank_prompt`: a user speaks, and only in white space. `blank_answer`: the assistant neither says anything to the
+    user nor calls a tool. Values are null. Raw documents are neither.
+
+    Args:
+        batch: PROMPT rows.
+        step: what the verdict calls itself.
+        has_answers: whether a row without an answer is a flaw; false for prompts alone.
+    """
+    items = message_items(batch)
+    role = pc.struct_field(items, "role")
+    content = pc.struct_field(items, "content")
+    speaks = pc.invert(pc.or_(pc.equal(content, ""), pc.utf8_is_space(content)))
+    called = pc.not_equal(pc.fill_null(pc.struct_field(items, "recipient"), ""), "")
+    calls = pc.and_(pc.equal(role, "assistant"), called)
+
+    def has(mask: pa.BooleanArray) -> Bools:
+        return count_messages(batch, mask) > 0
+
+    is_text, asks = has(pc.equal(role, TEXT_ROLE)), pc.equal(role, "user")
+    says = has(pc.or_(pc.and_(is_final(items), speaks), calls))
+    nothing = pa.nulls(batch.num_rows, pa.string())
+    batch = drop(batch, step, pa.array(has(asks) & ~has(pc.and_(asks, speaks))), "blank_prompt", nothing)
+    return drop(batch, step, pa.array(np.bool_(has_answers) & ~says & ~is_text), "blank_answer", nothing)

@@ -1,0 +1,1 @@
+"""Formats: how files hold rows, one file each."""

@@ -1,0 +1,1 @@
+"""Shapes: how the rows of a data set become conversations, one file each."""

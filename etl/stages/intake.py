@@ -1,0 +1,167 @@
+"""What ingest made of each source: the line that says so, and when a run ends there.
+
+A source that gives no row, or loses more than the recipe's `max_bad_fraction` of them, is most often read by a
+description that is not its own. So the run ends before its later stages, and the error has what it takes to mend that.
+"""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from etl.errors import SourceError
+from etl.sources.look import Look, names
+from etl.sources.spec import Shape, Source
+from etl.storage.dataset import Dataset, DatasetLike
+from etl.storage.manifest import FLOW
+
+QUARANTINED: Final = "quarantined:"
+"""Before the reasons of an account for which a row could not be read."""
+_DETAIL_CHARS = 200
+_SHOW = """import sys, pyarrow.parquet as pq
+print(*pq.read_table(sys.argv[1], columns=sys.argv[2:]).to_pylist(), sep='\\n')"""
+_PLACE = ("source", "file", "position", "reason", "detail")
+
+
+@dataclass(frozen=True)
+class Intake:
+    """The account of ingest for one source."""
+
+    source: str
+    rows_in: int
+    made: int
+    kept: int
+    dropped_by_reason: Mapping[str, int]
+    """Rows that were read and are no examples, such as blank ones."""
+    quarantined_by_reason: Mapping[str, int]
+    """Rows that could not be read."""
+    unparsed_by_field: Mapping[str, int] = field(default_factory=dict)
+    """Values that are null since they were none of their field's type."""
+
+    @classmethod
+    def of(cls, source: str, counts: Mapping[str, int], unparsed: Mapping[str, int]) -> "Intake":
+        """From the account of ingest as a manifest has it, and its counts of values that did not parse."""
+        lost = {reason: rows for reason, rows in counts.items() if reason not in FLOW and rows}
+        quarantined = {
+            reason.removeprefix(QUARANTINED): rows for reason, rows in lost.items() if reason.startswith(QUARANTINED)
+        }
+        dropped = {reason: rows for reason, rows in lost.items() if not reason.startswith(QUARANTINED)}
+        return cls(source, counts["in"], counts["made"], counts["kept"], dropped, quarantined, unparsed)
+
+    @property
+    def dropped(self) -> int:
+        return sum(self.dropped_by_reason.values())
+
+    @property
+    def quarantined(self) -> int:
+        return sum(self.quarantined_by_reason.values())
+
+    def losses(self) -> list[str]:
+        """`12 quarantined (invalid_json 12)` and the like, one for each way to lose rows that lost some."""
+        ways = ("quarantined", self.quarantined_by_reason), ("dropped", self.dropped_by_reason)
+        return [f"{sum(reasons.values()):,} {way} ({_listed(reasons)})" for way, reasons in ways if reasons]
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {reasons[reason]:,}" for reason in _by_rows(reasons))
+
+
+def _by_rows(reasons: Mapping[str, int]) -> list[str]:
+    """The reasons, that with most rows first."""
+    return sorted(reasons, key=lambda reason: (-reasons[reason], reason))
+
+
+def line(intake: Intake, size: str, notes: Sequence[str]) -> str:
+    """What a run says of a source.
+
+    Args:
+        intake: what was read.
+        size: files and bytes, in words.
+        notes: what else there is to say.
+    """
+    said = ", ".join([f"{intake.kept:,} kept", *intake.losses()])
+    unparsed = intake.unparsed_by_field
+    nulls = [f"did not parse, so null: {_listed(unparsed)}"] if unparsed else []
+    return "; ".join([f"{intake.rows_in:>10,} rows in {size}: {said}", *nulls, *notes])
+
+
+def notes_on(source: Source, shape: Shape, unused: Sequence[str]) -> list[str]:
+    """What a source is beside rows with answers, all of which are read, and the columns that it has for nothing."""
+    columns = [f"columns not used: {names(unused)}"] if unused else []
+    prompts = [] if shape.has_answers else ["prompts without answers"]
+    limit = [] if source.limit is None else [f"limit {source.limit:,}"]
+    return [*prompts, *limit, *columns]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be lost of a source before the run ends."""
+
+    may_be_empty: bool
+    """Whether it need not give a row."""
+    max_bad_fraction: float
+    """Share of its rows that may be quarantined."""
+
+
+def check(intake: Intake, limits: Limits, quarantine: DatasetLike, size: str, seen: Look) -> None:
+    """Refuse what a source came to, unless the recipe allows it.
+
+    Args:
+        intake: what was read.
+        limits: what the recipe allows.
+        quarantine: of the run; asked for only where the source is refused.
+        size: files and bytes of the source, in words.
+        seen: the heads of its files.
+
+    Raises:
+        SourceError: it gives no row, or too many of its rows are in quarantine.
+    """
+    if not intake.kept and not limits.may_be_empty:
+        raise SourceError("; ".join(_nothing_kept(intake, quarantine.result(), size, seen)))
+    if intake.quarantined > limits.max_bad_fraction * intake.rows_in:
+        raise SourceError("; ".join(_too_many_bad(intake, limits.max_bad_fraction, quarantine.result())))
+
+
+def _nothing_kept(intake: Intake, quarantine: Dataset, size: str, seen: Look) -> list[str]:
+    name = intake.source
+    if not intake.rows_in:
+        found = [f"source '{name}' gives no row: there is none in its {size}"]
+    else:
+        found = [f"source '{name}' gives no row: of {intake.rows_in:,} there are {', '.join(intake.losses())}"]
+    if intake.quarantined:
+        found += [*_first_bad(intake, quarantine), *filter(None, [seen.near])]
+    elif intake.dropped:
+        ingested = str(quarantine.folder).removesuffix("quarantine") + "ingest"
+        found.append(f"to see them: {_command(ingested, 'file', 'position', 'verdict', 'messages')}")
+    return [*found, f"if it may be so, set sources.{name}.may_be_empty=true"]
+
+
+def _too_many_bad(intake: Intake, max_bad_fraction: float, quarantine: Dataset) -> list[str]:
+    share = intake.quarantined / intake.rows_in
+    refusal = (
+        f"source '{intake.source}': {intake.quarantined:,} of {intake.rows_in:,} rows ({share:.1%}) could not be read "
+        f"({_listed(intake.quarantined_by_reason)}), more than max_bad_fraction={max_bad_fraction}"
+    )
+    allowing = f"to go on without them, set max_bad_fraction={math.ceil(share * 1000) / 1000}"
+    return [refusal, *_first_bad(intake, quarantine), allowing]
+
+
+def _first_bad(intake: Intake, quarantine: Dataset) -> list[str]:
+    """Where the first row of the most frequent reason is, and how to see all that are bad."""
+    reason = _by_rows(intake.quarantined_by_reason)[0]
+    row = _first(intake.source, reason, quarantine)
+    detail = " ".join(row["detail"].split())[:_DETAIL_CHARS]
+    return [
+        f"the first {reason} is {row['file']}, position {row['position']}: {detail}",
+        f"to see them: {_command(str(quarantine.folder), *_PLACE)}",
+    ]
+
+
+def _first(source: str, reason: str, quarantine: Dataset) -> dict[str, Any]:
+    rows = (row for batch in quarantine.read(list(_PLACE)) for row in batch.to_pylist())
+    return next(row for row in rows if (row["source"], row["reason"]) == (source, reason))
+
+
+def _command(folder: str, *columns: str) -> str:
+    return f'python -c "{_SHOW.replace(chr(10), "; ")}" {shlex.quote(folder)} {" ".join(columns)}'

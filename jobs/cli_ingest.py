@@ -1,0 +1,103 @@
+"""`stillhouse ingest`: one source alone, on this machine, to see what a description makes of somebody's files."""
+
+import contextlib
+import json
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from etl.console import Overrides, command, examples, report
+from etl.errors import StillhouseError
+from etl.library_log import libraries_aside, screen
+from etl.terminal import Terminal, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from etl.stages.intake import Intake
+    from etl.storage.dataset import Dataset
+
+app = typer.Typer()
+
+
+@app.command(
+    "ingest",
+    epilog=examples(
+        "stillhouse ingest alpaca --path 'data/*.jsonl' --output out",
+        "stillhouse ingest mine.yaml --path s3://team/raw --output out --limit 1000 --set max_bad_fraction=0.2",
+    ),
+)
+@command
+def ingest_command(
+    name: Annotated[str, typer.Argument(metavar="NAME|YAML", help="A shipped description's name, a path or a URI.")],
+    path: Annotated[
+        list[str], typer.Option(metavar="GLOB", help="Files: a path, glob, folder or URL. May be given several times.")
+    ],
+    output: Annotated[str, typer.Option(metavar="DIR", help="Folder or URL to write to.")],
+    set_: Overrides,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Read the first N rows alone.", show_default="all")
+    ] = None,
+) -> None:
+    """Run ingest alone: files to DIR/ingest, what could not be read to DIR/quarantine.
+
+    Standard output is one line of JSON: rows_in, made, kept, dropped and quarantined, also where too few rows could be
+    read and the exit code is 2. All else goes to standard error.
+    """
+    from etl.stages.ingest import UNPARSED
+    from etl.stages.intake import Intake
+
+    source = _source_name(name)
+    found = Intake.of(source, {"in": 0, "made": 0, "kept": 0}, {})
+
+    def watch(dataset: "Dataset") -> None:
+        nonlocal found
+        if dataset.manifest.stage == "ingest":
+            unparsed = dataset.manifest.counts(UNPARSED, 2).get(source, {})
+            found = Intake.of(source, dataset.manifest.account(source, "ingest"), unparsed)
+
+    entry = {"spec": name, "path": path, **({} if limit is None else {"limit": limit})}
+    tree = {"name": "ingest", "output": output, "sources": {source: entry}, "stages": []}
+    try:
+        _run(tree, set_, watch)
+    except StillhouseError:
+        report(_json(found))
+        raise
+    report(_json(found))
+
+
+def _run(tree: dict[str, Any], overrides: list[str], watch: "Callable[[Dataset], None]") -> None:
+    from etl import conf
+    from etl.engines.local import LocalEngine
+    from etl.machine import usable_cpus
+    from etl.run.recipe import Recipe
+    from etl.run.run import run_recipe
+
+    with contextlib.closing(LocalEngine(usable_cpus())) as engine:
+        engine.fork()
+        recipe = conf.made(Recipe, tree, overrides, "ingest")
+        with libraries_aside():
+            terminal = Terminal(file=screen(), soft_wrap=True)
+            run_recipe(recipe, engine, lambda line: terminal.print(one_line(line)), watch)
+
+
+def _source_name(name: str) -> str:
+    """What the source is called: as its description's file, without what `--set` takes for a path of keys."""
+    return PurePosixPath(name).stem.replace(".", "_") or "source"
+
+
+def _json(found: "Intake") -> str:
+    return json.dumps(
+        {
+            "source": found.source,
+            "rows_in": found.rows_in,
+            "made": found.made,
+            "kept": found.kept,
+            "dropped": found.dropped,
+            "quarantined": found.quarantined,
+            "dropped_by_reason": found.dropped_by_reason,
+            "quarantined_by_reason": found.quarantined_by_reason,
+            "unparsed_by_field": found.unparsed_by_field,
+        }
+    )

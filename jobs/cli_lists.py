@@ -1,0 +1,60 @@
+"""The commands of `stillhouse` that say what there is: a list a group, and `describe` for one thing."""
+
+import json
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from etl.console import command, examples, report
+
+app = typer.Typer()
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def _list(group: str) -> Callable[..., None]:
+    """The command that prints a list."""
+
+    @command
+    def run(json_: Json = False) -> None:
+        from jobs.lists import listed
+
+        found = listed(group)
+        if json_:
+            report(json.dumps([{"name": item.name, "purpose": item.purpose} for item in found], ensure_ascii=False))
+            return
+        width = max(len(item.name) for item in found)
+        for item in found:
+            report(f"{item.name:<{width}}  {item.purpose}")
+
+    return run
+
+
+for name, told in {
+    "recipes": "List the recipes that come with the package.",
+    "sources": "List the descriptions of data sets that come with the package.",
+    "stages": "List the stages that a recipe can have.",
+    "steps": "List the steps that a stage can run.",
+    "cuts": "List the cuts that can follow the steps of a stage.",
+}.items():
+    app.command(name, help=told, epilog=examples(f"stillhouse {name}"))(_list(name))
+
+
+@app.command("describe", epilog=examples("stillhouse describe language"))
+@command
+def describe_command(
+    name: Annotated[str, typer.Argument(help="A recipe, source, stage, step or cut, as the lists call it.")],
+    json_: Json = False,
+) -> None:
+    """Show one of them whole: what it is for, its keys with their defaults, an example."""
+    from jobs.lists import described, lines_of, named
+
+    found = named(name)
+    if json_:
+        report(json.dumps({group: described(item) for group, item in found.items()}, ensure_ascii=False))
+        return
+    for group, item in found.items():
+        report(f"{item.name} ({group.removesuffix('s')}): {item.purpose}")
+        for line in lines_of(item):
+            report(line)
