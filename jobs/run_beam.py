@@ -1,6 +1,6 @@
 """Run a recipe on Beam: `python -m jobs.run_beam --conf RECIPE --set output=DIR -- --runner=…`; no JVM, no pyspark.
 
-Every flag that is not ours is one of Beam's; without --runner the jobs run in this process. docs/dataflow.md says how
+Every flag that is not ours is one of Beam's; without --runner the jobs run in this process. docs/how-to/dataflow.md says how
 it runs on Dataflow.
 """
 

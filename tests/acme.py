@@ -1,4 +1,4 @@
-"""Somebody else's package: the one that docs/extending.md shows, written from the page, and how it is shipped."""
+"""Somebody else's package: the one that docs/how-to/extending.md shows, written from the page, and how it is shipped."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text("utf-8")
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "how-to" / "extending.md").read_text("utf-8")
 FILES = dict(re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 """Path -> text: the files of the page."""
 NAME = "acme_filters"

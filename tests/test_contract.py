@@ -1,4 +1,4 @@
-"""docs/contract.md against what is there: commands and flags, folders and tables, manifest fields, exit codes."""
+"""docs/reference/contract.md against what is there: commands and flags, folders and tables, manifest fields, exit codes."""
 
 import importlib
 import json
@@ -27,7 +27,7 @@ from jobs.run_recipe import main_of_stage
 from tests.frozen import runs, tables
 
 PROJECT = Path(__file__).resolve().parents[1]
-PAGE = (PROJECT / "docs" / "contract.md").read_text("utf-8")
+PAGE = (PROJECT / "docs" / "reference" / "contract.md").read_text("utf-8")
 WRITTEN_ELSEWHERE = {"tables/NAME"}
 """Only a Spark session has tables."""
 

@@ -8,7 +8,15 @@ import pytest
 from tests.frozen import signatures, tables
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = ("contract", "dataflow", "dedup", "library", "models", "rescoring", "semantic")
+PAGES = (
+    "concepts/deduplication",
+    "concepts/models",
+    "concepts/semantic",
+    "how-to/dataflow",
+    "how-to/rescoring",
+    "reference/contract",
+    "reference/library",
+)
 _IMPORT = re.compile(r"^\s*from ((?:etl|training)[\w.]*) import (.+)$", re.MULTILINE)
 _NAME = re.compile(r"`((?:etl|training)(?:\.\w+)+)[.:](\w+)(?=[(`])")
 

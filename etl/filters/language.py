@@ -52,7 +52,7 @@ class LanguageStep(Step):
     """Codes or English names of the languages that stay (`und` for undetermined text); null keeps all."""
     min_score: float | None = Field(None, ge=0.0, le=1.0)
     """Smallest probability of the label with which a row stays; null is the measured one of each label where `keep` is
-    given (docs/language.md), and none where it is not."""
+    given (docs/concepts/language.md), and none where it is not."""
     characters: int | None = Field(None, ge=1)
     """How many characters of a text are judged, from its beginning; null judges the whole text."""
 

@@ -221,7 +221,7 @@ def code_of(name: str) -> str:
         known = [key for key in sorted(_CODES) if (len(key) <= 3) == (len(name) <= 3)]
         raise ValueError(
             f"lid.176 has no language '{name}'; {nearest(name.casefold(), known)}"
-            "docs/language.md lists its codes and the languages without one"
+            "docs/concepts/language.md lists its codes and the languages without one"
         )
     return code
 

@@ -1,7 +1,7 @@
 """From which score a label of lid.176 is right in nine cases of ten: the `min_score` of `language` that is not written.
 
 Measured, not chosen: `python -m tests.benchmarks.measure_language` makes the table, and says how. Precision and recall
-of each stand in docs/language.md. A label that reaches 0.90 nowhere has the score of its group's labels together; one
+of each stand in docs/concepts/language.md. A label that reaches 0.90 nowhere has the score of its group's labels together; one
 whose group does not either, or without texts, that of all labels. `und` has no score to reach: who keeps it wants what
 the model does not know.
 """

@@ -29,7 +29,7 @@ from etl.storage.remote import storage_options
 SAMPLE_BYTES = 16 << 20
 _FEW_PAIRS = 50
 WORKER_BYTES = 900 << 20
-"""Peak of a Python worker at the default split and bucket sizes, whatever the input: docs/scaling.md."""
+"""Peak of a Python worker at the default split and bucket sizes, whatever the input: docs/concepts/scaling.md."""
 JOIN_BYTES_PER_ROW = 40
 """Of the one task that joins the rows of all candidate pairs."""
 DRIVER_BYTES_PER_TASK = 12_000

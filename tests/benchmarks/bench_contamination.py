@@ -6,7 +6,7 @@ Items: GSM8K, MATH and MBPP (English), HumanEval as Java, C++, JavaScript and Ru
 the Python, and word problems in Chinese, Japanese, Thai and Korean from the templates below. Each item stands alone or
 between words without a space or line feed. Unrelated rows: instructions, prose and documents in Chinese, Japanese,
 Korean and English. The last two columns are what the second setting, one rule of 8-grams at 0.3, makes of it. FOLDER
-has the public files that docs/decontamination.md names. Takes two minutes.
+has the public files that docs/concepts/decontamination.md names. Takes two minutes.
 """
 
 import argparse

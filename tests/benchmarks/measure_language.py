@@ -18,7 +18,7 @@ label
     recall     share of the texts of the language that stay where its group is kept
     texts      number of texts of the language
 
-Writes the table of etl/filters/language_scores.py, and those of docs/language.md below their headings. 5 s.
+Writes the table of etl/filters/language_scores.py, and those of docs/concepts/language.md below their headings. 5 s.
 """
 
 import argparse
@@ -44,7 +44,7 @@ MIN_RIGHT: Final = 5
 LEFT_OUT: Final = ("vie_han", "068")
 """Vietnamese in Chinese characters; Welche, a dialect of Lorraine that goes as French."""
 SCORES: Final = Path("etl/filters/language_scores.py")
-DOCS: Final = Path("docs/language.md")
+DOCS: Final = Path("docs/concepts/language.md")
 
 ISO: Final = """
 afr af, gsw als, amh am, arg an, arb ar, ara ar, arz arz, asm as, ast ast, ava av, azj az, aze az, azb azb, bak ba,
@@ -226,7 +226,7 @@ def main() -> None:
 
 
 def report(answers: Answers, table: Mapping[str, object], scores: dict[str, float]) -> None:
-    """Print what the text of docs/language.md says beside its tables."""
+    """Print what the text of docs/concepts/language.md says beside its tables."""
     say = sys.stdout.write
     held_out = [held_out_precision(answers, label) for label in sorted(scores.keys() - {ALL_LABELS})]
     say(f"{len(answers.key)} texts of {len(set(answers.key))} languages, all labels together {scores[ALL_LABELS]}\n")

@@ -54,7 +54,7 @@ def rows(tmp_path, place, store):
 
 @pytest.fixture
 def flags(place, wheel):
-    """What docs/dataflow.md says, but for the flags that keep Beam from Google's servers."""
+    """What docs/how-to/dataflow.md says, but for the flags that keep Beam from Google's servers."""
     return [
         "--runner=DataflowRunner", "--project=my-project", "--region=europe-west1", f"--temp_location={place}/tmp",
         f"--extra_package={wheel}", "--job_name=toy", "--no_auth", "--sdk_location=container",

@@ -1,4 +1,4 @@
-"""The one line of docs/contract.md that joins `dropped` with aligned tables, in DuckDB and in Spark."""
+"""The one line of docs/reference/contract.md that joins `dropped` with aligned tables, in DuckDB and in Spark."""
 
 import re
 from pathlib import Path

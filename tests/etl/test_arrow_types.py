@@ -254,7 +254,7 @@ def test_stored_and_read_again_a_column_has_the_same_digest(array, expected, tmp
 @EVERY
 def test_sql(array, expected):
     if refused(array.type, "sql") is not None:
-        with pytest.raises(SchemaError, match=r"the Arrow type .* has no SQL type here; docs/arrow_types.md"):
+        with pytest.raises(SchemaError, match=r"the Arrow type .* has no SQL type here; docs/reference/arrow_types.md"):
             sql_type(array.type)
         return
     assert sql_type(pa.list_(array.type)) == f"ARRAY<{sql_type(array.type)}>"

@@ -1,6 +1,6 @@
 """A plain PyTorch loop that the engine must follow, a toy student, and the table of how closely it does.
 
-python -m tests.training.precision        prints the table of docs/training.md (about a minute on one core)
+python -m tests.training.precision        prints the table of docs/how-to/training.md (about a minute on one core)
 """
 
 import sys

@@ -7,7 +7,7 @@
 trained parameter; frozen parameters and buffers go along as they are. `load` reads only the fragments that a rank
 owns. DeepSpeed's own `ds_to_universal` is not used: its loader needs another DeepSpeed JSON, knows no ZeRO stage 0,
 leaves frozen parameters and buffers at their initial values, fails where a rank holds only padding of a group, and at
-ZeRO stage 3 gives every parameter group the hyperparameters of the first (docs/checkpoints.md).
+ZeRO stage 3 gives every parameter group the hyperparameters of the first (docs/concepts/checkpoints.md).
 """
 
 import hashlib

@@ -12,7 +12,7 @@ resumable:
 
 Each is written by the file semantic_{cells,embed,centroids,compare}.py that says what crosses its shuffle and what a
 worker holds; the last one is written here, with 32 bytes a row. Everything after the embedding is the same on every
-engine, for any splits and any order of rows. docs/semantic.md has the speeds.
+engine, for any splits and any order of rows. docs/concepts/semantic.md has the speeds.
 """
 
 from collections.abc import Collection, Mapping

@@ -33,7 +33,7 @@ def test_every_label_has_a_name_that_means_it():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("Englisch", "'english'"), ("Portugese", "'portuguese'"), ("xy", "docs/language.md"), ("", "docs")],
+    [("Englisch", "'english'"), ("Portugese", "'portuguese'"), ("xy", "docs/concepts/language.md"), ("", "docs")],
 )
 def test_an_unknown_name_is_an_error_with_the_nearest(name, near):
     with pytest.raises(ValueError, match=near):

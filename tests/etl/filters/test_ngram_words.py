@@ -26,7 +26,7 @@ from etl.filters.ngram_words import (
 LAYOUT = {"left", "right", "quad", "text", "big"}
 TRICKY = r"""abKxZ 019_\$^{},.-'’éßΣσς²½٣中İ🙂题ひแ๑""" + "\n\t\u0301"
 ALONE = "中题ひแ"
-NUMBER_PATTERN = r"\d+(?:\.\d+|,[0-9]{3}(?![0-9])\d*)*"
+NUMBER_PATTERN = r"\d+(?:\.\d+|,\d{3}(?!\d))*"
 PIECES = [
     r"\left(",
     r"\right)",

@@ -11,7 +11,7 @@ from tests.etl.stages.toys import mixed_rows, run, whole_recipe, write_parquet
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
-    """load_dataset over the Parquet files below a folder, as docs/contract.md shows it."""
+    """load_dataset over the Parquet files below a folder, as docs/reference/contract.md shows it."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
