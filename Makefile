@@ -110,7 +110,7 @@ reference: venv ## Write the generated pages of docs/reference
 	$(RUN) $(BIN)/python -m jobs.reference docs/reference
 
 docs: venv ## Build the documentation's site into build/site; a dead link is an error
-	$(RUN) $(BIN)/python -m mkdocs build --strict --quiet --config-file .mkdocs.yml
+	$(RUN) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file .mkdocs.yml
 
 format: venv ## Rewrite the files as ruff wants them
 	$(BIN)/ruff check --fix
