@@ -40,15 +40,15 @@ class Pipeline(Config):
     """Steps that share one pass over the text, then cuts that look at what was measured, by these or earlier steps."""
 
     steps: tuple[AnyStep, ...] = ()
-    """Without any, the pass is its cuts alone."""
+    """Steps to run on each row; may be empty if there are cuts."""
     cuts: tuple[AnyCut, ...] = ()
-    """What drops rows by the measured columns, after the steps."""
+    """Rules that drop rows by the measured columns, applied after the steps."""
     task_cpus: int = Field(default=0, ge=0)
-    """Cores, GPUs and bytes of memory that a task of this pass needs; 0 leaves it to the engine's own settings."""
+    """CPU cores per task; 0 keeps the engine's setting."""
     task_gpus: int = Field(default=0, ge=0)
-    """GPUs that a task of this pass needs."""
+    """GPUs per task; 0 keeps the engine's setting."""
     task_memory_bytes: int = Field(default=0, ge=0)
-    """Bytes of memory that a task of this pass needs."""
+    """Bytes of memory per task; 0 keeps the engine's setting."""
 
     @model_validator(mode="after")
     def _distinct(self) -> "Pipeline":

@@ -44,9 +44,9 @@ class Selected(Config):
     """Base of what works on rows and can be limited to some of them; both conditions hold where both are given."""
 
     sources: tuple[str, ...] | None = None
-    """Names of the recipe's sources whose rows it works on; null takes those of every source."""
+    """Apply it only to rows of these sources of the recipe; null: to all."""
     skill_buckets: tuple[Skill, ...] | None = None
-    """Skill buckets whose rows it works on; null takes those of every one."""
+    """Apply it only to rows of these skill buckets; null: to all."""
 
     @field_validator("sources", "skill_buckets")
     @classmethod
@@ -119,7 +119,7 @@ class Step(Selected, Kinded):
     """
 
     name: Name | None = None
-    """Tells steps of one kind apart: what verdicts call the step, and what its columns begin with (NAME_COLUMN)."""
+    """Distinguishes steps of one kind: verdicts give this name, and columns are called NAME_COLUMN."""
     version: ClassVar[int] = 1
     """Raised when the same configuration and input would give another output; part of the fingerprint."""
     reads: ClassVar[tuple[str, ...]] = ()

@@ -1,4 +1,4 @@
-"""The command line `stillhouse`, one function a command; those that train are in cli_training.py."""
+"""The command line `stillhouse`, one function per command; the training commands are in cli_training.py."""
 
 import importlib.metadata
 import os
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from etl.run.recipe import Recipe
 
 COMPLETE = "_STILLHOUSE_COMPLETE"
-"""Environment variable by which a shell asks for what may follow."""
+"""Environment variable with which a shell asks for completions."""
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
 
@@ -74,7 +74,7 @@ def run_command(
     recipe: RecipeName,
     set_: Overrides,
     engine: Annotated[
-        EngineName, typer.Option(help="Where it runs. local: processes of this machine, without a JVM.")
+        EngineName, typer.Option(help="Engine that runs it. local: processes on this machine, without a JVM.")
     ] = "spark",
     processes: Annotated[
         int | None,
@@ -82,7 +82,7 @@ def run_command(
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Run a recipe. Finished stages are skipped, an interrupted one is resumed."""
+    """Run a recipe. Finished stages are skipped; an interrupted stage is resumed."""
     run_on(engine, recipe, set_, processes, allow_code)
 
 
@@ -92,12 +92,12 @@ def plan_command(
     recipe: RecipeName,
     set_: Overrides,
     sample: Annotated[bool, typer.Option("--sample", help="Also predict rows, bytes, shuffles and CPU time.")] = False,
-    sample_mb: Annotated[int, typer.Option(min=1, help="Size of that sample: MB of input as stored.")] = 16,
+    sample_mb: Annotated[int, typer.Option(min=1, help="Size of the sample, in MB of stored input.")] = 16,
     allow_code: AllowCode = False,
 ) -> None:
     """Show what a run would do, stage by stage, and which changed setting causes it. Runs nothing.
 
-    With --sample, runs the recipe on a sample of its input, in a temporary folder of this machine, to predict costs.
+    With --sample, it runs the recipe on a sample of the input, in a temporary folder on this machine, to predict costs.
     """
     from etl.run.plan import describe, plan_recipe
 
@@ -116,7 +116,7 @@ def plan_command(
         try:
             keep_estimate(loaded, found.input_bytes, found.sample_bytes, found.folder_cpu_s)
         except StillhouseError as error:
-            note(f"a run cannot be compared with this: {error}")
+            note(f"the estimate was not saved, so a run cannot be compared with it: {error}")
 
 
 @app.command("adopt", epilog=examples("stillhouse adopt mine.yaml tokenize --set output=out"))
@@ -192,7 +192,7 @@ def catalog_command(
 @app.command("sample", epilog=examples("stillhouse sample sample"))
 @command
 def sample_command(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
-    """Write the embedded sample: real text of this installation as files with SYNTH's columns."""
+    """Write the embedded sample: real text from installed packages, as files with SYNTH's columns."""
     from etl.sources.sample import write_sample
 
     for name, path in write_sample(folder).items():
@@ -202,14 +202,14 @@ def sample_command(folder: Annotated[Path, typer.Argument(help="Folder to write 
 @app.command("warm", epilog=examples("stillhouse warm"))
 @command
 def warm_command() -> None:
-    """Compile kernels and convert models now, so that the first run does not wait for it."""
+    """Compile kernels and convert models now, so that the first run does not have to."""
     from jobs.warm import warm
 
     warm()
 
 
 def main() -> int:
-    """Console script `stillhouse`; the shell asks it for completions by an environment variable."""
+    """Console script `stillhouse`; a shell asks it for completions with an environment variable."""
     if COMPLETE in os.environ:
         app(prog_name="stillhouse")
     return run_app(app, sys.argv[1:], "stillhouse")

@@ -1,4 +1,4 @@
-"""The commands of `stillhouse` that look at raw data before there is a recipe."""
+"""The commands of `stillhouse` for raw data, before there is a recipe."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,16 +21,16 @@ app = typer.Typer()
 @command
 def probe_command(
     path: Annotated[str, typer.Argument(help="A file, glob, folder or URL, as `sources.NAME.path` takes it.")],
-    rows: Annotated[int, typer.Option(min=1, help="So many rows are read to see what would be rejected.")] = 1000,
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows to read, to see which would be rejected.")] = 1000,
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write mine.yaml and recipe.yaml to; existing ones are not replaced.")
+        Path | None, typer.Option(help="Folder to write mine.yaml and recipe.yaml to; existing files are not replaced.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Say what files hold, which description their rows fit, and what of them would be rejected.
+    """Show what files contain, which description fits their rows, and which rows would be rejected.
 
-    Prints the formats, the columns with their types, three rows as conversations, what would be rejected and why, and
-    the YAML of a description and of a recipe that run as they are. The exit code is 2 where no description fits.
+    Prints the formats, the columns with their types, three rows as conversations, the rejected rows with reasons, and
+    the YAML of a description and a recipe that are ready to run. The exit code is 2 if no description fits.
     """
     from jobs.probe import probe
 

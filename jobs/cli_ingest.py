@@ -1,4 +1,4 @@
-"""`stillhouse ingest`: one source alone, on this machine, to see what a description makes of somebody's files."""
+"""`stillhouse ingest`: ingests one source on this machine, to see how a description reads your files."""
 
 import contextlib
 import json
@@ -37,13 +37,13 @@ def ingest_command(
     output: Annotated[str, typer.Option(metavar="DIR", help="Folder or URL to write to.")],
     set_: Overrides,
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Read the first N rows alone.", show_default="all")
+        int | None, typer.Option(min=1, metavar="N", help="Read only the first N rows.", show_default="all")
     ] = None,
 ) -> None:
-    """Run ingest alone: files to DIR/ingest, what could not be read to DIR/quarantine.
+    """Ingest files into DIR/ingest; unreadable rows are written to DIR/quarantine.
 
-    Standard output is one line of JSON: rows_in, made, kept, dropped and quarantined, also where too few rows could be
-    read and the exit code is 2. All else goes to standard error.
+    Prints one line of JSON to standard output: rows_in, made, kept, dropped and quarantined, even if too few rows could
+    be read (exit code 2). Everything else is printed to standard error.
     """
     from etl.stages.ingest import UNPARSED
     from etl.stages.intake import Intake
@@ -83,7 +83,7 @@ def _run(tree: dict[str, Any], overrides: list[str], watch: "Callable[[Dataset],
 
 
 def _source_name(name: str) -> str:
-    """What the source is called: as its description's file, without what `--set` takes for a path of keys."""
+    """Name of the source: its description's file name, without characters that `--set` reads as a path of keys."""
     return PurePosixPath(name).stem.replace(".", "_") or "source"
 
 

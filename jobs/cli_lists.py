@@ -1,4 +1,4 @@
-"""The commands of `stillhouse` that say what there is: a list a group, and `describe` for one thing."""
+"""The commands of `stillhouse` that show what is available: a list per group, and `describe` for one entry."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def _list(group: str) -> Callable[..., None]:
-    """The command that prints a list."""
+    """A command that prints a list."""
 
     @command
     def run(json_: Json = False) -> None:
@@ -32,11 +32,11 @@ def _list(group: str) -> Callable[..., None]:
 
 
 for name, told in {
-    "recipes": "List the recipes that come with the package.",
-    "sources": "List the descriptions of data sets that come with the package.",
+    "recipes": "List the recipes that ship with the package.",
+    "sources": "List the descriptions of data sets that ship with the package.",
     "stages": "List the stages that a recipe can have.",
     "steps": "List the steps that a stage can run.",
-    "cuts": "List the cuts that can follow the steps of a stage.",
+    "cuts": "List the cuts that a stage can apply after its steps.",
 }.items():
     app.command(name, help=told, epilog=examples(f"stillhouse {name}"))(_list(name))
 
@@ -44,10 +44,10 @@ for name, told in {
 @app.command("describe", epilog=examples("stillhouse describe language"))
 @command
 def describe_command(
-    name: Annotated[str, typer.Argument(help="A recipe, source, stage, step or cut, as the lists call it.")],
+    name: Annotated[str, typer.Argument(help="Name of a recipe, source, stage, step or cut, as in the lists.")],
     json_: Json = False,
 ) -> None:
-    """Show one of them whole: what it is for, its keys with their defaults, an example."""
+    """Show what a recipe, source, stage, step or cut is for, its keys with defaults, and an example."""
     from jobs.lists import described, lines_of, named
 
     found = named(name)

@@ -1,4 +1,4 @@
-"""The commands of `stillhouse` that train: each loads torch only when it runs."""
+"""The training commands of `stillhouse`; each loads torch only when it runs."""
 
 import json
 import sys
@@ -48,7 +48,7 @@ def train_command(
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show what would be trained, and how much memory it takes. Trains nothing."),
+        typer.Option("--dry-run", help="Show what would be trained and how much memory it needs. Trains nothing."),
     ] = False,
     overfit: Annotated[
         bool,
@@ -135,19 +135,19 @@ def stream_digest_command(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Number of global steps.")] = 16,
     resume_at: Annotated[int | None, typer.Option(min=0, help="Stop after this many steps and resume.")] = None,
-    stage: Annotated[str | None, typer.Option(help="A stage of the configuration; the first if not given.")] = None,
+    stage: Annotated[str | None, typer.Option(help="A stage of the configuration; default: the first.")] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Print the SHA-256 of the global token stream: the same for any --world-size, --workers and --resume-at.
+    """Print the SHA-256 of the global token stream. It does not depend on --world-size, --workers or --resume-at.
 
-    A stage is taken to begin where those before it end by their targets or their documents.
+    Earlier stages are assumed to end at their target or when their documents run out.
     """
     from training.data.digest import stream_digest
     from training.data.stream.decisions import DecisionLog
     from training.stages.dry_run import plan_stages
 
     if resume_at is not None and resume_at > steps:
-        raise ConfigError(f"--resume-at {resume_at} lies beyond --steps {steps}; lower it")
+        raise ConfigError(f"--resume-at {resume_at} is beyond --steps {steps}; lower it")
     threads = [] if workers is None else [f"read.workers={workers}"]
     config = _loaded(name, [*set_, *threads], allow_code)
     config.check()
@@ -167,15 +167,15 @@ def stream_digest_command(
 @command
 def decide_command(
     name: ConfName,
-    segment: Annotated[int, typer.Option(min=1, help="First segment it applies to; one that has not started.")],
+    segment: Annotated[int, typer.Option(min=1, help="First segment to apply it to; it must not have started.")],
     kind: Annotated[str, typer.Option(help="weights, phase, modes or stage.")],
     value: Annotated[str, typer.Option(help='JSON, e.g. \'{"shares": {"B1/*": 0.4, "*": 0.6}}\'.')],
     set_: Overrides,
-    stage: Annotated[str | None, typer.Option(help="A stage of the configuration; the first if not given.")] = None,
-    arm: Annotated[str | None, typer.Option(help="An arm of the stage; the first if not given.")] = None,
+    stage: Annotated[str | None, typer.Option(help="A stage of the configuration; default: the first.")] = None,
+    arm: Annotated[str | None, typer.Option(help="An arm of the stage; default: the first.")] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Change what a run's stream draws from a later segment on. A decision is never changed afterwards."""
+    """Change what a run's stream draws, from a later segment on. A decision is final."""
     from etl import conf
     from training.data.stream.decisions import DecisionLog
 
@@ -184,7 +184,7 @@ def decide_command(
     log = DecisionLog.existing(config.streams.log_folder(chosen, chosen.arm_named(arm)))
     decided = conf.parse_yaml(value, "--value")
     if not isinstance(decided, dict):
-        raise ConfigError(f'--value is {value!r}, it must be a mapping, e.g. \'{{"weights": "uniform"}}\'')
+        raise ConfigError(f'--value is {value!r}; it must be a mapping, e.g. \'{{"weights": "uniform"}}\'')
     record = log.append(segment, kind, decided)
     report(f"segment {record.segment}: {record.kind} {json.dumps(record.value)}")
 
@@ -192,7 +192,7 @@ def decide_command(
 @app.command("check-model", epilog=examples("stillhouse check-model demo"))
 @command
 def check_model_command(name: ConfName, set_: Overrides, allow_code: AllowCode = False) -> int:
-    """Check that a model does what the trainer requires; exit code 1 if not. Needs no corpus."""
+    """Check that a model meets the trainer's requirements; exit code 1 if not. Needs no corpus."""
     from etl import conf
     from training.config import ModelSection
     from training.models.check_model import check_model
@@ -229,7 +229,7 @@ def export_command(
 @app.command("evaluate", epilog=examples("stillhouse evaluate demo"))
 @command
 def evaluate_command(name: ConfName, set_: Overrides) -> None:
-    """Evaluate an exported student beside baselines; print and write a table."""
+    """Evaluate an exported student and baselines; print and write a table."""
     from etl import conf
     from training.evaluate.report import EvaluateConfig, evaluate_conf
 

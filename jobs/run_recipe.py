@@ -1,7 +1,7 @@
 """Run a recipe on Spark: `spark-submit --py-files stillhouse.zip jobs/run_recipe.py --conf RECIPE --set output=DIR`.
 
-`--stage LABEL` runs one stage alone, for a scheduler that starts them one by one. The files jobs/stage_*.py do so for
-the kinds of the package; there a stage that has a name is chosen by `--stage NAME`.
+`--stage LABEL` runs only one stage, for a scheduler that starts them one by one. The files jobs/stage_*.py do the same
+for the built-in kinds; there `--stage NAME` selects a named stage.
 """
 
 import contextlib
@@ -24,16 +24,18 @@ from etl.stages.tokens import Tokenize
 
 LabelFlag = Annotated[
     str | None,
-    typer.Option("--stage", metavar="LABEL", help="Run this stage alone, as `stillhouse plan` calls it."),
+    typer.Option("--stage", metavar="LABEL", help="Run only this stage, named as `stillhouse plan` shows it."),
 ]
 StageFlag = Annotated[
     str | None,
-    typer.Option("--stage", metavar="NAME", help="Of several stages of the kind, the one with this name."),
+    typer.Option(
+        "--stage", metavar="NAME", help="Run the stage with this name, if the recipe has several of the kind."
+    ),
 ]
 
 
 def run(name_or_path: str, overrides: list[str], allow_code: bool = False) -> RunResult:
-    """Load a recipe with its overrides (etl.conf.load) and run it in the session that is there, or a local one."""
+    """Load a recipe with its overrides (etl.conf.load) and run it in the active session, or else a local one."""
     with _ready(name_or_path, overrides, allow_code) as (recipe, engine):
         return run_recipe(recipe, engine, report)
 
@@ -43,7 +45,7 @@ def _ready(name_or_path: str, overrides: list[str], allow_code: bool) -> Iterato
     recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
     for stage in recipe.stages:
         if isinstance(stage, Tokenize):
-            # A vocabulary that cannot be used is the user's to mend; the daemon would only end.
+            # An unusable vocabulary is reported here as the user's error; the daemon would just exit.
             vocabulary_file(stage.harmony.vocabulary)
             os.environ[VOCABULARY] = stage.harmony.vocabulary
     with libraries_aside(), contextlib.closing(SparkEngine(report=report)) as engine:
@@ -51,11 +53,11 @@ def _ready(name_or_path: str, overrides: list[str], allow_code: bool) -> Iterato
 
 
 def main(argv: list[str]) -> int:
-    """Exit code of one run: 0, or 2 for what the user can mend."""
+    """Exit code of one run: 0, or 2 for an error that the user can fix."""
 
     @command
     def job(name: ConfFlag, set_: Overrides, stage: LabelFlag = None, allow_code: AllowCode = False) -> None:
-        """Run a recipe on Spark, or one stage of it."""
+        """Run a recipe, or one of its stages, on Spark."""
         if stage is None:
             run(name, set_, allow_code)
             return
@@ -66,11 +68,11 @@ def main(argv: list[str]) -> int:
 
 
 def main_of_stage(kind: str, argv: list[str]) -> int:
-    """Exit code of one stage of a recipe, the stages before it being committed."""
+    """Exit code of one stage of a recipe; earlier stages must be committed."""
 
     @command
     def job(name: ConfFlag, set_: Overrides, stage: StageFlag = None, allow_code: AllowCode = False) -> None:
-        """Run one stage of a recipe on Spark; the stages before it must be committed."""
+        """Run one stage of a recipe on Spark; earlier stages must be committed."""
         with _ready(name, set_, allow_code) as (recipe, engine):
             run_stage(recipe, engine, report, label_of(recipe, kind, stage))
 

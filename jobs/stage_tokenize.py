@@ -1,4 +1,4 @@
-"""The stage `tokenize` alone; its flags are those of jobs/run_recipe.py, and the stages before it must be committed."""
+"""Runs only the stage `tokenize`; the flags are those of jobs/run_recipe.py. Earlier stages must be committed."""
 
 import sys
 

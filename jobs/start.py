@@ -1,11 +1,11 @@
-"""The console script `stillhouse`: loads the commands, and takes Ctrl-C from the first moment on. Costs nothing."""
+"""The console script `stillhouse`: loads the commands, and handles Ctrl-C from the first moment. Costs nothing."""
 
 import signal
 import sys
 
 
 def main() -> int:
-    """Exit code of the command line; 130 after Ctrl-C, which may come before the commands are loaded."""
+    """Exit code of the command line; 130 after Ctrl-C, even before the commands are loaded."""
     try:
         from jobs import cli
 

@@ -1,9 +1,10 @@
-"""`stillhouse warm`: what a first run would make for every later one, made at install.
+"""`stillhouse warm`: makes at installation what the first run would otherwise make for later ones.
 
 Kernels are compiled for this CPU (jobs/warm_kernels.py), the small language model that IFD uses is converted, Spark's
 classes are archived for the JVM, the embedded sample is written: all in the cache folder (STILLHOUSE_CACHE), without a
-network. Each part says in one line what it did. Two parts run at a time, in processes of their own: a minute on two
-cores, 120 CPU-seconds, and four seconds where all is there. A part whose packages are not installed is left out.
+network. Each part reports in one line what it did. Two parts run at a time, in processes of their own. That takes a
+minute on two cores (120 CPU-seconds), and four seconds if all is made already. Parts whose packages are not installed
+are skipped.
 """
 
 import functools
@@ -33,15 +34,15 @@ class Part:
 
     name: str
     made: str
-    """What is there afterwards."""
+    """What exists afterwards."""
     packages: dict[str, str]
-    """Packages that runs need it with, and the extra of this project that brings each."""
+    """Packages that a run with this part needs, and the extra of this project that installs each."""
     is_there: Callable[[], bool]
     make: Callable[[Path], str | None]
-    """Called in a process of its own with a folder that all parts share and that goes away; returns why it has made
-    nothing, where that is no error."""
+    """Called in a process of its own, with a temporary folder that all parts share. Returns the reason if it made
+    nothing and that is no error."""
     after: str | None = None
-    """The part that has to run before, in the same folder."""
+    """The part that has to run first, in the same folder."""
 
 
 # --- kernels -------------------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ class Part:
 
 @functools.cache
 def _stamp() -> str:
-    """Changes with our sources, the packages that are installed and the CPU."""
+    """Changes with our source code, the installed packages and the CPU."""
     from etl import jit
     from etl.sources.sample import installation
 
@@ -64,7 +65,7 @@ def _stamp() -> str:
 
 
 def _mark(name: str) -> Path:
-    """The file that says that the kernels of a part are compiled; it goes with their folder."""
+    """The file that marks the kernels of a part as compiled; it is deleted with their folder."""
     return cache_dir() / "numba" / f"{_stamp()}-{name}"
 
 
@@ -148,27 +149,27 @@ PARTS = (
 
 
 def warm() -> None:
-    """Make every part that is not there.
+    """Make every missing part.
 
     Raises:
-        StillhouseError: a part cannot be made, or the cache folder not be written.
+        StillhouseError: a part cannot be made, or the cache folder cannot be written.
     """
     wanted = []
     for part in PARTS:
         missing = next((name for name in part.packages if importlib.util.find_spec(name) is None), None)
         if missing is not None:
-            _say(part, f"left out: {missing} is not installed (pip install 'stillhouse[{part.packages[missing]}]')")
+            _say(part, f"skipped: {missing} is not installed (pip install 'stillhouse[{part.packages[missing]}]')")
         elif part.is_there():
             _say(part, f"{part.made} already")
         else:
             wanted.append(part)
     names = {part.name for part in wanted}
-    # What another part reads is made again for it.
+    # If another part reads this one's output, it is made again for that part.
     wanted = [part for part in PARTS if part in wanted or part.name in {other.after for other in wanted}]
     with tempfile.TemporaryDirectory(prefix="stillhouse-warm-") as folder, libraries_aside():
         for part, (refusal, seconds) in _made(wanted, Path(folder)):
             if part.name in names:
-                _say(part, f"left out: {refusal}" if refusal else f"{part.made} in {seconds:.1f} s")
+                _say(part, f"skipped: {refusal}" if refusal else f"{part.made} in {seconds:.1f} s")
     report(f"all is in {cache_dir()}")
 
 
@@ -177,7 +178,7 @@ def _say(part: Part, what: str) -> None:
 
 
 def _made(wanted: list[Part], folder: Path) -> Iterator[tuple[Part, tuple[str | None, float]]]:
-    """Each part when it is made, with what its `make` returned and the seconds that it took."""
+    """Each part as soon as it is made, with the result of its `make` and the seconds it took."""
     if not wanted:
         return
     context = multiprocessing.get_context("spawn")
@@ -193,7 +194,7 @@ def _made(wanted: list[Part], folder: Path) -> Iterator[tuple[Part, tuple[str | 
 
 
 def _all_to_stderr() -> None:
-    """What libraries print in this process goes where they write anyway."""
+    """Send what libraries print in this process to the place of their other output."""
     os.dup2(2, 1)
 
 
@@ -205,12 +206,12 @@ def _timed(make: Callable[[Path], str | None], folder: Path) -> tuple[str | None
 
 @command
 def _job() -> None:
-    """Compile kernels and convert models now, so that the first run does not wait for it."""
+    """Compile kernels and convert models now, so that the first run does not have to."""
     warm()
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0, or 2 for what the user can mend."""
+    """Exit code: 0, or 2 for an error that the user can fix."""
     return run_command(_job, argv, "python -m jobs.warm")
 
 

@@ -1,9 +1,9 @@
-"""Compiles every kernel into the cache, with the types that runs use, by running: a small corpus is made and read.
+"""Compiles every kernel into the cache, with the types that runs use, by making and reading a small corpus.
 
-A list of kernels and types would miss the next one, so each stage is run over a few dozen rows that ship with the
-package, with duplicates of every kind among them, and a stream is read from the corpus. What small input cannot reach
-is called by itself; tests/jobs/test_warm.py finds the kernel that is compiled nowhere. One minute of CPU time for etl,
-a quarter of one for training.
+A list of kernels and types would soon miss one. So this runs each stage on a few dozen rows that ship with the package,
+duplicates of every kind included, and reads a stream from the corpus. Kernels that small input does not reach are
+called directly; tests/jobs/test_warm.py finds any kernel that is compiled nowhere. Costs one minute of CPU time for etl
+and 15 seconds for training.
 """
 
 import importlib.resources
@@ -103,7 +103,7 @@ _ROUNDS = [{"kind": "dedup", "exact": None, "near": _near()}]
 
 
 def _every_stage(folder: Path) -> list[dict[str, Any]]:
-    """Each later duplicate stage finds what the ones before it leave: their thresholds fall."""
+    """Duplicate stages with falling thresholds, so that each one still finds something."""
     benchmark = {
         "path": str(folder / "benchmark.jsonl"), "question_columns": "query", "answer_columns": "synthetic_answer",
     }  # fmt: skip
@@ -134,7 +134,7 @@ def _every_stage(folder: Path) -> list[dict[str, Any]]:
 
 
 def compile_training(folder: Path) -> None:
-    """Read the corpus that `compile_etl` left as a stream, with a teacher's scores, and as pairs."""
+    """Read the corpus that `compile_etl` wrote, as a stream with a teacher's scores and as pairs."""
     from etl import conf
     from training.config import TrainConfig
     from training.data.collate import collate

@@ -1,4 +1,4 @@
-"""Somebody else's package: the one that docs/how-to/extending.md shows, written from the page, and how it is shipped."""
+"""A third party's package: the one of docs/how-to/extending.md, written from the page, and how it is shipped."""
 
 import re
 import sys

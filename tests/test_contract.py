@@ -1,4 +1,4 @@
-"""docs/reference/contract.md against what is there: commands and flags, folders and tables, manifest fields, exit codes."""
+"""docs/reference/contract.md against the code: commands and flags, folders and tables, manifest fields, exit codes."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The configuration of a run: one YAML, each section a model that stands beside the code that it configures."""
+"""The configuration of a run: one YAML. The model of each section is in the file of the code that it configures."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from training.stages.stream import RunStreams
 
 
 class ModelSection(Config):
-    """A training configuration for those who read its student alone; the other sections may be wrong, or missing."""
+    """The part of a training configuration that describes the student; the other sections may be wrong or missing."""
 
     model: ModelConfig
     seed: int = 0
@@ -46,37 +46,37 @@ class TrainConfig(Config):
     """One training run."""
 
     data: StreamConfig
-    """What is trained on; stages and arms may change single keys of it."""
+    """What to train on; stages and arms can override single keys."""
     read: ReadConfig = ReadConfig()
-    """How the corpus is read."""
+    """How to read the corpus."""
     model: ModelConfig
     """The student."""
     teacher: ModelConfig | None = None
-    """The frozen model of arms whose objective compares with a teacher's logits."""
+    """Frozen teacher, for arms whose objective needs a teacher's logits."""
     optimizer: OptimizerConfig
     """The optimizer and its learning rates."""
     router: RouterConfig = RouterConfig()
     """Losses of a mixture-of-experts router."""
     stages: tuple[StageConfig, ...] = Field(min_length=1)
-    """What is trained, one stage after the other."""
+    """The stages of the training, in sequence."""
     output: str
-    """Folder of this machine (of every node, for rank 0) for metrics, decisions and checkpoints."""
+    """Folder on local disk for metrics, decisions and checkpoints; with several machines, on that of rank 0."""
     seed: int = 0
-    """Seed of the stream's order, of new weights and of the choice of held-out documents."""
+    """Seed of the stream's order, new weights and the choice of held-out documents."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps after which the run pauses, whatever the stages say; raise it to continue."""
+    """Pause the run after this many optimizer steps, even within a stage; raise it to continue."""
     deterministic: bool = False
-    """Use only GPU kernels that give the same bits each time, and fail where torch has none; a CPU's always do."""
+    """Use only GPU kernels that give the same bits each time, and fail if torch has none. CPU kernels always do."""
     deepspeed: str = "conf/deepspeed/zero1_fp32.json"
-    """ZeRO stage, precision and offload; never batch sizes, clipping or the optimizer."""
+    """DeepSpeed's JSON with ZeRO stage, precision and offload, but without batch sizes, clipping and optimizer."""
     evaluate: HeldOutConfig | None = None
-    """Held-out data, and when the student is evaluated on it."""
+    """Held-out data, and when to evaluate the student on it."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """When and where checkpoints are written."""
+    """When and where to write checkpoints."""
     metrics: MetricsConfig = MetricsConfig()
-    """What is logged, and where."""
+    """What to log, and where."""
     watchdog: WatchdogConfig = WatchdogConfig()
-    """When a run that hangs is ended."""
+    """When to stop a run that hangs."""
 
     @field_validator("stages")
     @classmethod

@@ -36,37 +36,38 @@ _CHARS_PER_WORD: Final = 6.0
 
 
 class NearDedup(Config):
-    """Rows whose n-gram sets have a Jaccard similarity of at least `threshold`; `dedup.survivor` says which one stays.
+    """Rows whose n-gram sets have a Jaccard similarity of at least `threshold`; `dedup.survivor` decides which is kept.
 
     Candidates share one of `bands` bands of `rows` MinHash values, and most bits of a sketch; then they are verified.
     """
 
     threshold: float = Field(default=0.8, gt=0, le=1)
-    """Jaccard similarity from which two rows are near duplicates."""
+    """Smallest Jaccard similarity of near duplicates."""
     unit: Literal["auto", "word", "char", "token"] = "auto"
     """What an n-gram is made of. auto: characters in scripts without spaces, tokens with their signs in code and maths,
     words elsewhere. word: `\\w+`. char: the characters of the words joined by single spaces. token: words, characters
     of scripts without spaces, and each visible sign."""
     ngram: int = Field(default=5, ge=1)
-    """With auto and token shorter in a short text (etl.dedup.shingles)."""
+    """Length of an n-gram; auto and token use shorter ones in short texts (etl/dedup/shingles.py)."""
     num_perm: int = Field(default=128, ge=1)
     """Values in a MinHash signature."""
     bands: int | None = Field(default=None, ge=1)
     """Number of bands; give it with `rows`, or leave both to `recall`."""
     rows: int | None = Field(default=None, ge=1)
-    """Bands and values of a band; null (both) chooses the longest bands with which `recall` is reached."""
+    """Signature values per band; null (both) chooses the longest bands that reach `recall`."""
     recall: float = Field(default=0.998, gt=0, lt=1)
-    """Chance that a pair at the threshold shares a band, where bands are chosen."""
+    """Probability that a pair at the threshold shares a band; decides `bands` and `rows` if they are null."""
     seed: int = 1
     """Seed of the hash functions."""
     max_partners: int = Field(default=64, ge=1)
-    """Rows of one band that a row is compared with; keeps a band shared by millions of rows linear."""
+    """Largest number of rows of a band that a row is compared with; keeps the cost of a band with millions of rows
+    linear."""
     verify: Literal["exact", "estimate"] = "exact"
-    """exact: by the sets themselves. estimate: by signatures, without the sets' cost, to about 0.04."""
+    """exact: compare the n-gram sets. estimate: compare the signatures, which is cheaper and accurate to about 0.04."""
     clusters: Literal["components", "survivor"] = "components"
     """Which rows of a connected component are dropped: all but the survivor, or only those similar to it."""
     num_canaries: int = Field(default=1000, ge=0)
-    """Edited copies of rows by which the run measures what it finds; 0 makes none."""
+    """Number of edited copies of rows with which the run measures its recall; 0: none."""
 
     @property
     def banding(self) -> tuple[int, int]:

@@ -50,19 +50,20 @@ class SemanticDedup(Config):
     text: EmbeddedText = "prompt"
     """What is embedded; all of a row that has no such text."""
     threshold: float | None = Field(default=0.95, gt=0, le=1)
-    """A row goes when its cosine to a better row of its cluster is at least this; null removes none."""
+    """A row is dropped if its cosine to a better row of its cluster is at least this; null drops none."""
     survivor: Survivor = Survivor()
-    """Which rows of a cluster are better."""
+    """Which row of a cluster is the better one."""
     rows_per_cluster: int = Field(default=1000, ge=1)
-    """Rows of a cell for each of its clusters."""
+    """Rows of a cell per cluster."""
     max_clusters: int = Field(default=2048, ge=1)
-    """Clusters of a cell at most; larger cells have larger clusters, and a cluster costs the square of its rows."""
+    """Largest number of clusters of a cell. Larger cells have larger clusters, and the cost grows with the square of a
+    cluster's rows."""
     sample_rows: int = Field(default=32768, ge=1)
-    """Rows of a cell at most that its centroids are found from, chosen by a hash of the id."""
+    """Largest number of rows of a cell that its centroids are computed from, chosen by a hash of the id."""
     iterations: int = Field(default=10, ge=1)
-    """Rounds of k-means at most."""
+    """Largest number of rounds of k-means."""
     seed: int = Field(default=0, ge=0)
-    """Of the sample, of the first centroids and of the lexical projection."""
+    """Seed of the sample, the first centroids and the lexical projection."""
 
     def step(self) -> "EmbedStep":
         """The slow pass of the sentence encoder."""
@@ -101,7 +102,7 @@ class EmbedStep(Step):
     model: str = MINILM
     """Local transformers folder of a sentence encoder (mean pooling), or `package:NAME/folder`."""
     max_tokens: int = Field(default=256, ge=2)
-    """A text is cut after so many tokens."""
+    """Texts are truncated to this many tokens."""
     text: EmbeddedText = "prompt"
     """What is embedded; all of a row that has no such text."""
 

@@ -21,14 +21,14 @@ _LAST: Final = np.uint32(0xFFFFFFFF)
 
 
 class Survivor(Config):
-    """The row of a group of duplicates that stays: first by source, then by score, then the smallest id."""
+    """Which row of a group of duplicates is kept: by source, then by score, then the smallest id."""
 
     sources: tuple[str, ...] = ()
-    """Sources of the recipe whose rows win, the best first; those that are not listed come after them, all alike."""
+    """Sources of the recipe in order of preference, best first; unlisted ones come after them and are equal."""
     score: str | None = None
-    """A numeric column that an earlier stage wrote; rows without a value come last."""
+    """Numeric column that an earlier stage wrote; rows without a value come last."""
     highest: bool = True
-    """Whether the highest score wins, or the lowest."""
+    """Whether the row with the highest or the lowest score is kept."""
 
     @property
     def reads(self) -> list[str]:

@@ -43,19 +43,19 @@ _PARAGRAPH, _LINE, _SENTENCE = 0, 1, 2
 
 
 class UnitDedup(Config):
-    """Units of raw documents that stand elsewhere too, in another document or earlier in the same one, are taken out.
+    """Remove units of raw documents that also occur in another document, or earlier in the same one.
 
     One copy stays: that of the preferred row, then of the smallest id, then the first of its row.
     """
 
     unit: UnitKind
-    """What is compared and taken out."""
+    """What to compare and remove."""
     min_words: int = Field(default=8, ge=1)
-    """Shorter units stay: they repeat by chance. Of English sentences of 1, 3 and 5 words 80 %, 23 % and 14 % stand
-    twice in 46,000 documents; from 8 words on it is 10 %, mostly copies."""
+    """Shorter units are kept, as they repeat by chance. Of English sentences of 1, 3 and 5 words, 80 %, 23 % and 14 %
+    occur twice in 46,000 documents; from 8 words on it is 10 %, mostly copies."""
     min_left_words: int | None = Field(default=None, ge=1)
-    """A document that lost a unit and has fewer words left is dropped; null: fewer than min_words. At most min_words,
-    so that no document goes that holds the copy which stays."""
+    """A document that lost a unit is dropped if it has fewer words left than this; null: min_words. It may not exceed
+    min_words, so that the document with the kept copy is never dropped."""
 
     @property
     def fewest_left(self) -> int:

@@ -62,7 +62,7 @@ def spark_fields(schema: pa.Schema) -> dict[str, Any]:
     for field in schema:
         if (part := refused(field.type, "spark")) is not None:
             raise SchemaError(
-                f"column '{field.name}' is {field.type}, and Spark has no type for {part}; see docs/reference/arrow_types.md for "
-                "what to cast it to"
+                f"column '{field.name}' is {field.type}, and Spark has no type for {part}; "
+                "docs/reference/arrow_types.md says what to cast it to"
             )
     return {field.name: field for field in from_arrow_schema(schema)}

@@ -17,7 +17,7 @@ _BLANK: Final = r"^[\s\pZ\p{Cc}]*$"
 
 
 class AnswerStep(Step):
-    """Verdicts `empty_answer` (no final message, or one of only white space) and `failed_generation`.
+    """Drops rows with verdict `empty_answer` (no final message, or a blank one) or `failed_generation`.
 
     The value of `failed_generation` is the first 100 characters of the answer.
     """
@@ -28,7 +28,8 @@ class AnswerStep(Step):
     reads: ClassVar[tuple[str, ...]] = ("messages",)
 
     failure_phrases: tuple[str, ...] = ("failed after maximum attempts",)
-    """An answer that contains one of these, in any case, is what a data set stored instead of a generation."""
+    """An answer that contains one of these (in any case) is an error message that the data set stored instead of an
+    answer."""
 
     def open(self) -> BatchFn:
         return self._apply

@@ -24,7 +24,7 @@ from etl.storage.location import Location
 
 
 class Benchmark(Config):
-    """One benchmark: its files, and where in a row its texts are.
+    """One benchmark: its files and the columns of its texts.
 
     A column may be a path into nested objects, `a.b`. Several columns are joined by newlines, and so are the elements
     of a list (the choices of a question); a number is read as its digits.
@@ -33,14 +33,14 @@ class Benchmark(Config):
     located: ClassVar[frozenset[str]] = frozenset({"path"})
 
     path: tuple[str, ...] = Field(min_length=1)
-    """Files: a path, glob, folder or URL, or a list of them. .parquet, .jsonl, .ndjson, .json (objects a line or one
-    array); the latter three also with .gz, .zst, .bz2, .xz."""
+    """Files: a path, glob, folder or URL, or a list of them. .parquet, .jsonl, .ndjson, .json (one object per line, or
+    one array); all but Parquet also with .gz, .zst, .bz2, .xz."""
     question_columns: tuple[str, ...] = Field(min_length=1)
-    """Column or columns of what is asked."""
+    """Column or columns of the question."""
     answer_columns: tuple[str, ...] = ()
-    """Column or columns of the reference answer; none leaves answers out."""
+    """Column or columns of the reference answer; if empty, answers are not compared."""
     id_column: str | None = Field(default=None, min_length=1)
-    """Column that names an item; its position (from 0, over all files in the order of their paths) when none is."""
+    """Column with the name of an item; null: its position, counted from 0 over all files in path order."""
 
     @field_validator("path", "question_columns", "answer_columns", mode="before")
     @classmethod

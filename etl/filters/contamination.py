@@ -89,26 +89,26 @@ class NgramRule(Config):
     n: int = Field(ge=1, le=LONGEST_NGRAM)
     """Words in an n-gram."""
     min_ratio: float = Field(gt=0, le=1)
-    """Least share of the item's distinct n-grams that a row holds."""
+    """Smallest share of the item's distinct n-grams in a row that is a hit."""
 
 
 class NearRule(Config):
-    """Likeness of an item and a whole field."""
+    """Similarity of an item and a whole field."""
 
     n: int = Field(default=5, ge=1, le=LONGEST_NGRAM)
     """Words in an n-gram."""
     threshold: float = Field(default=0.8, gt=0, le=1)
-    """Least Jaccard similarity of the two sets of n-grams."""
+    """Smallest Jaccard similarity of the two sets of n-grams that is a hit."""
 
 
 class NumbersRule(Config):
-    """A question in which one number may be another."""
+    """A question in which one number may differ."""
 
     n: int = Field(default=8, ge=1, le=LONGEST_NGRAM)
     """Words in an n-gram."""
     min_ratio: float = Field(default=0.9, gt=0, le=1)
-    """Least share of the item's distinct n-grams that a row holds, every number read as the same; it must also have all
-    numbers of the item but one between the same words."""
+    """Smallest share of the item's distinct n-grams in a row that is a hit, with all numbers treated as equal. All
+    numbers of the item but one must also stand between the same words."""
 
 
 class ContaminationStep(Step):
@@ -130,24 +130,24 @@ class ContaminationStep(Step):
     benchmarks: dict[str, Benchmark] = Field(min_length=1)
     """Benchmarks by name."""
     ngrams: tuple[NgramRule, ...] = (NgramRule(n=13, min_ratio=0.5), NgramRule(n=8, min_ratio=0.7))
-    """Shares of n-grams; a row is hit when one of them is reached."""
+    """Shares of n-grams. A row is a hit when it reaches one of them."""
     near: NearRule | None = NearRule()
-    """Likeness of item and field; null leaves it out."""
+    """Similarity of an item and a whole field; null turns it off."""
     numbers: NumbersRule | None = NumbersRule()
-    """Questions in which one number is another; null leaves it out, and so does `mask_numbers`."""
+    """Questions with one changed number; null or `mask_numbers` turns it off."""
     min_words: int = Field(default=5, ge=1)
-    """An item worth fewer words is hit only by a text that says nothing else. An ideograph is worth 0.7 words, a letter
-    of another script without spaces 0.25; for `numbers` an item must be worth one more."""
+    """An item with fewer words only matches a text that consists of nothing else. An ideograph counts as 0.7 words, a
+    letter of another script without spaces as 0.25. `numbers` requires one word more."""
     latex: bool = True
-    """Words are the same however LaTeX is spaced and dressed: `$x ^ 2$`, `x^{2}`, `\\left( 2x \\right)` and `(2 x)`."""
+    """Ignore differences of LaTeX notation: `$x ^ 2$` equals `x^{2}`, and `\\left( 2x \\right)` equals `(2 x)`."""
     mask_numbers: bool = False
-    """Any number is the same as any other, so that an item with changed numbers is hit."""
+    """Treat all numbers as equal, so that an item with changed numbers is found."""
     fields: tuple[FieldName, ...] = Field(default=("prompt", "answer"), min_length=1)
-    """Which texts of a row are searched."""
+    """Texts of a row to search."""
     max_hits: int = Field(default=8, ge=1)
-    """Most hits that are listed for a row."""
+    """Largest number of hits listed per row."""
     action: Literal["drop", "tag"] = "drop"
-    """`tag` fills the column and gives no verdict."""
+    """drop: give a verdict. tag: only fill the column."""
 
     @model_validator(mode="after")
     def _looks_for_something(self) -> "ContaminationStep":

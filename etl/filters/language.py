@@ -49,12 +49,12 @@ class LanguageStep(Step):
     adds: ClassVar[pa.Schema] = pa.schema([("detected_language", pa.string()), ("language_score", pa.float32())])
 
     keep: tuple[str, ...] | None = None
-    """Codes or English names of the languages that stay (`und` for undetermined text); null keeps all."""
+    """Languages to keep, as codes or English names (`und`: undetermined); null keeps all."""
     min_score: float | None = Field(None, ge=0.0, le=1.0)
-    """Smallest probability of the label with which a row stays; null is the measured one of each label where `keep` is
-    given (docs/concepts/language.md), and none where it is not."""
+    """Smallest probability of the label that keeps a row. null: with `keep`, the measured minimum of each label
+    (docs/concepts/language.md); without it, no minimum."""
     characters: int | None = Field(None, ge=1)
-    """How many characters of a text are judged, from its beginning; null judges the whole text."""
+    """Number of characters, from the start of a text, to detect the language from; null: the whole text."""
 
     @field_validator("keep")
     @classmethod

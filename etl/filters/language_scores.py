@@ -1,9 +1,9 @@
 """From which score a label of lid.176 is right in nine cases of ten: the `min_score` of `language` that is not written.
 
-Measured, not chosen: `python -m tests.benchmarks.measure_language` makes the table, and says how. Precision and recall
-of each stand in docs/concepts/language.md. A label that reaches 0.90 nowhere has the score of its group's labels together; one
-whose group does not either, or without texts, that of all labels. `und` has no score to reach: who keeps it wants what
-the model does not know.
+Measured by `python -m tests.benchmarks.measure_language`, which makes this table and describes the method. Precision
+and recall of each label are in docs/concepts/language.md. A label that never reaches 0.90 has the score of its whole
+group. If the group does not reach it either, or has no texts, the label has the score of all labels. `und` has no
+minimum, as it means that the model does not know the language.
 """
 
 from collections.abc import Mapping

@@ -72,7 +72,7 @@ def _renderer(preamble: Preamble, vocabulary: str) -> Renderer:
 
 
 class HarmonyStep(Step):
-    """Renders `messages`, and `tools` where they are there, to `input_ids` and spans.
+    """Renders `messages`, and `tools` if there are any, to `input_ids` and spans.
 
     A live row gets verdict `unrenderable` (value: why) when a message has an unknown role or channel, a tool's message
     answers no call, the tools are no list of functions, or a raw document stands beside other messages or tools; and
@@ -92,15 +92,15 @@ class HarmonyStep(Step):
     system: Line = "You are ChatGPT, a large language model trained by OpenAI."
     """Identity: the first line of the system message."""
     developer: Instructions | None = None
-    """Instructions of a constant developer message, of any number of lines; no such message when null."""
+    """Text of a constant developer message, of any number of lines; null: no such message."""
     reasoning_effort: Effort = "medium"
-    """The line of the system message that says how much to think."""
+    """Reasoning effort that the system message states."""
     conversation_start_date: DateText | None = None
-    """`Current date` of the system message, a day, a month or a year; no such line when null."""
+    """`Current date` of the system message: a day, a month or a year; null: no such line."""
     knowledge_cutoff: DateText | None = "2024-06"
-    """The line of the system message that says up to when the model knows: a day, a month or a year; null for none."""
+    """`Knowledge cutoff` of the system message: a day, a month or a year; null: no such line."""
     vocabulary: str = DEFAULT_VOCABULARY
-    """URI of o200k_base.tiktoken; any place is good, the content is checked."""
+    """URI of o200k_base.tiktoken, from any place; its digest is checked."""
 
     def artefacts(self) -> dict[str, str]:
         """The vocabulary's digest (checked here, before a row is read) and the renderer's version."""

@@ -24,7 +24,7 @@ class CtxBucketStep(Step):
     adds: ClassVar[pa.Schema] = pa.schema([pa.field("ctx_bucket", pa.string())])
 
     max_tokens: int = Field(default=LARGEST, ge=1, le=LARGEST)
-    """Longest example that is kept, in tokens."""
+    """Longest example to keep, in tokens."""
 
     def open(self) -> BatchFn:
         names, limits = pa.array(list(CTX_BUCKETS)), np.array(list(CTX_BUCKETS.values()))

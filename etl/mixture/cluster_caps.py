@@ -15,14 +15,14 @@ from etl.config import Config
 
 
 class ClusterCaps(Config):
-    """Limits of what a cluster gives to an epoch."""
+    """Limits on what a cluster contributes to an epoch."""
 
     cap: int | None = Field(default=None, ge=1)
-    """Rows of a cluster that an epoch uses at most; null for all."""
+    """Largest number of rows of a cluster per epoch; null: all."""
     rare_size: int = Field(default=2, ge=1)
-    """Clusters of at most so many rows are rare."""
+    """Clusters of at most this many rows are rare."""
     tail_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the tokens, from the start of the epoch until no rare row is left, that rare clusters have at least."""
+    """Smallest share of the tokens that rare clusters get, from the start of the epoch until no rare row is left."""
 
     @model_validator(mode="after")
     def _does_something(self) -> "ClusterCaps":

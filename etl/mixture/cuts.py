@@ -78,7 +78,7 @@ class Cut(Selected, Kinded):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    """The step that a dropped row's verdict names, and the folder of the cut's dataset."""
+    """Name of the step in verdicts, and of the folder of the cut's dataset."""
     version: ClassVar[int] = 1
     """Raised when the same configuration and rows would be cut elsewhere, or a default changes."""
 
@@ -184,7 +184,7 @@ class RankedCut(Cut):
 
 
 class ShareCut(RankedCut):
-    """Keep rows so that those whose `column` is one of `values` make up `share` of what is left.
+    """Keep rows so that those whose `column` is one of `values` make up `share` of the rows.
 
     The side in excess is thinned by the hash of the id; with only one side present nothing can be reached and all stay.
     """
@@ -195,11 +195,11 @@ class ShareCut(RankedCut):
     reason: ClassVar[str] = "over_share"
     first_digit: ClassVar[int] = _SCORE_DIGITS
     column: str
-    """Column that is looked at."""
+    """Column to compare."""
     values: tuple[str, ...]
-    """Values of the rows that are to make up the share."""
+    """Values that count towards the share."""
     share: float = Field(gt=0, lt=1)
-    """Share of all kept rows that these rows make up."""
+    """Share of all kept rows that have one of these values."""
 
     def reads(self) -> tuple[str, ...]:
         return (self.column,)
@@ -224,7 +224,7 @@ class ShareCut(RankedCut):
 
 
 class PercentileCut(RankedCut):
-    """Keep the rows up to a percentile of a score, apart within each combination of the `within` columns.
+    """Keep the rows up to a percentile of a score, separately for each combination of the `within` columns.
 
     Rows without a score stay. `keep: 0.8` keeps ceil(0.8 · n) of the n rows of a group.
     """
@@ -236,11 +236,11 @@ class PercentileCut(RankedCut):
     column: str
     """Column of the score."""
     within: tuple[str, ...] = ()
-    """Columns whose combinations are cut apart from each other."""
+    """Columns; each combination of their values is cut separately."""
     keep: float = Field(gt=0, le=1)
-    """Share of the scored rows that stays."""
+    """Share of the scored rows to keep."""
     order: Literal["lowest", "highest"] = "lowest"
-    """Which end of the score is kept."""
+    """Which end of the score to keep."""
 
     def reads(self) -> tuple[str, ...]:
         return (self.column, *self.within)

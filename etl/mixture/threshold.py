@@ -26,7 +26,7 @@ _TYPES: Final = "numbers, text, and true or false"
 
 
 class ThresholdCut(RowCut):
-    """Keeps the rows whose `column` meets every condition given; the value of a verdict is the row's value as text.
+    """Keep the rows whose `column` meets every given condition. A verdict's value is the row's value as text.
 
     Verdicts are `below_min`, `above_max`, `not_equal` and `not_in`, of which a row gets the first that applies, and
     `unscored` for a row without a value: null, or NaN in a column of floats. Text is ordered by its UTF-8 bytes: dates
@@ -42,28 +42,28 @@ class ThresholdCut(RowCut):
     example: ClassVar[str] = "{kind: threshold, name: fluent, column: perplexity, max: 800}"
     version: ClassVar[int] = 1
     column: str
-    """Numbers, text, or true and false."""
+    """Column of numbers, text or booleans."""
     min: Value | None = None
-    """Smallest value that stays."""
+    """Smallest value to keep."""
     max: Value | None = None
-    """Largest value that stays."""
+    """Largest value to keep."""
     equals: Value | None = None
-    """The one value that stays."""
+    """The only value to keep."""
     values: tuple[Value, ...] | None = Field(default=None, alias="in")
-    """The values that stay."""
+    """Values to keep."""
     unscored: Literal["drop", "keep"] = "drop"
-    """What happens to a row without a value."""
+    """What to do with a row without a value."""
 
     @model_validator(mode="after")
     def _keeps_something(self) -> "ThresholdCut":
         if self.values == ():
-            raise ValueError("`in` is an empty list, with which no row would stay; name the values that stay")
+            raise ValueError("`in` is an empty list, so no row would be kept; name the values to keep")
         if not list(self._bounds()):
-            raise ValueError("nothing is asked of the column; give at least one of min, max, equals and in")
+            raise ValueError("no condition is given; give at least one of min, max, equals and in")
         bounds = (self.min, self.max)
         if (_are(bounds, str) or _are(bounds, int | float)) and self.min > self.max:  # type: ignore[operator]  # one kind
             raise ValueError(
-                f"min is {self.min!r} and max {self.max!r}, so no row would stay; min must not be above max"
+                f"min is {self.min!r} and max is {self.max!r}, so no row would be kept; min must not be above max"
             )
         return self
 

@@ -61,24 +61,25 @@ class Recipe(Config):
     located: ClassVar[frozenset[str]] = frozenset({"output", "storage", "single_writer", "run"})
 
     name: str
-    """What messages, manifests and Spark's job names call the run."""
+    """Name of the run in messages, manifests and Spark's job list."""
     output: str = Field(min_length=1)
     """Folder or URL; every stage's dataset is a folder below it."""
     storage: Storage = Field(default={}, repr=False)
     """fsspec options by scheme (s3, gs, az, hdfs), such as endpoint_url; they hold for the output, for sources without
     options of their own, and for models. Never stored, printed or part of a fingerprint."""
     single_writer: bool = False
-    """Write to a store that cannot create an object only where none is; then nobody guards against a second run."""
+    """Allow a store that cannot create objects conditionally. Nothing then prevents a second run from writing there at
+    the same time."""
     sources: dict[str, Source] = Field(min_length=1)
-    """What is read, by a name of your own for each source."""
+    """The data to read; choose a name for each source."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
-    """Share of a source's rows that may be quarantined before the run fails. One without any row is the matter of its
-    `may_be_empty`, whatever this says."""
+    """Share of a source's rows that may be quarantined before the run fails. For a source without any row see its
+    `may_be_empty`."""
     max_row_bytes: int = Field(default=MAX_ROW_BYTES, ge=1, lt=1 << 30)
     """Bytes of a line, or of the text columns of a Parquet row, above which a row is quarantined as `too_long`. Reading
     a row takes about four times its length in memory."""
     run: Cutting = Cutting()
-    """How work is cut and what it costs; never what comes out."""
+    """How work is split, and its price; does not change the result."""
 
     # What the names in `stages` stand for. `stages` comes after them: it takes what they are.
     filter: Filter | None = Field(default=None, exclude=True, repr=False)
@@ -98,7 +99,8 @@ class Recipe(Config):
     layout: Layout = Field(default=Layout(), exclude=True, repr=False)
     """Section of the stages `split` and `layout`."""
     stages: tuple[AnyStage, ...]
-    """What is done, in this order: names of kinds, whose sections stand beside, or whole stages, `{kind: …}`."""
+    """What to do, in order. An entry is the name of a kind (configured by the section of that name) or a whole stage,
+    `{kind: …}`."""
 
     @property
     def place(self) -> Location:

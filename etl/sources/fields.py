@@ -50,17 +50,17 @@ _SHOWN: Final = 80
 
 
 class SourceField(Config):
-    """A column that a description makes of the rows: its type, and what it is read from."""
+    """A column that a description adds to its rows: its type, and where its values come from."""
 
     type: Annotated[FieldType, BeforeValidator(_known_type)]
-    """Of its values; `int` has 64 bits."""
+    """Type of its values; `int` has 64 bits."""
     column: str | None = Field(default=None, min_length=1)
-    """Column or path; null for the column that is called as the field is."""
+    """Column or path to read; null: the column with the field's name."""
     of: Literal["any", "all", "count"] | int | None = None
-    """What is taken of a list: whether any or all of its items are true, how many there are, or the one at a place,
-    counted from the end where it is negative."""
+    """What to take from a list: whether any or all items are true, their number (count), or the item at an index
+    (negative: from the end)."""
     strict: bool = False
-    """Whether a row is quarantined whose value does not parse; else it is null there."""
+    """Quarantine a row whose value does not parse; if false, the value becomes null."""
 
     @model_validator(mode="after")
     def _is_of_its_type(self) -> Self:

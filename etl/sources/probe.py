@@ -296,4 +296,4 @@ def _nothing(path: str, seen: dict[str, Glance], damage: Sequence[str]) -> str:
 def _no_fit(path: str, whole: Glance, fits: Sequence[Fit]) -> str:
     columns = ", ".join(f"{column.name} ({column.kind})" for column in whole.columns[:20])
     near = f"the nearest is {fits[0].reason}" if fits else "no column holds what is said"
-    return f"{path}: no shape fits the columns {columns}; {near}. Write a description; docs/reference/sources.md has its keys"
+    return f"{path}: no shape fits the columns {columns}; {near}. Write a description, see docs/reference/sources.md"

@@ -1,4 +1,4 @@
-"""What a source is: where its files lie (from the recipe) and how its rows read (one YAML file a data set).
+"""A source: where its files are (from the recipe) and how to read its rows (one YAML file per data set).
 
 A data set is described by conf/sources/<name>.yaml; a new one of a known shape needs no code.
 """
@@ -52,15 +52,15 @@ class Description(RootModel[Annotated[_Described, Field(discriminator="shape")]]
 
 
 TextRows = Literal["file", "line", "paragraph"]
-"""What a row of plain text is; paragraphs have blank lines between them."""
+"""What makes a row of plain text; blank lines separate paragraphs."""
 
 
 HtmlText = Literal["raw", "resiliparse", "trafilatura"]
-"""What becomes of HTML: it stays as it is, or its text is taken out by a library."""
+"""What to do with HTML: keep it, or extract its text with a library."""
 
 
 _OF_FILES = frozenset({"spec", "text_rows", "html", "id_column", "text_column"})
-"""What says how raw rows are read."""
+"""Keys that say how to read raw rows."""
 
 
 class Source(Config):
@@ -77,27 +77,28 @@ class Source(Config):
     table: str | None = Field(default=None, min_length=1)
     """In place of a path: a table of the Spark session's catalog, such as catalog.db.name."""
     dataset: str | None = Field(default=None, min_length=1)
-    """In place of a path: the folder or URL of a committed corpus, or of other prompts of ours such as `ingest`."""
+    """In place of a path: folder or URL of a committed corpus, or of another dataset of prompts such as a run's
+    `ingest`."""
     source_dataset: str | None = Field(default=None, min_length=1)
-    """Of a dataset, the rows of this `source_dataset` alone."""
+    """With `dataset`: read only rows of this `source_dataset`."""
     fields: Fields = {}
-    """Of a dataset, what it has in columns that are kept, as a description lists them for raw rows."""
+    """With `dataset`: its columns to keep, listed as in a description."""
     options: dict[str, Any] = Field(default={}, repr=False)
-    """fsspec options for the path or dataset, such as endpoint_url; they win over the recipe's `storage`."""
+    """fsspec options for the path or dataset, such as endpoint_url; they override the recipe's `storage`."""
     text_rows: TextRows | None = None
-    """What a row of plain text is. With it every file is plain text, whatever its ending; without it only .txt is, and
-    each such file a row."""
+    """What makes a row of plain text. If given, every file is read as plain text; else only .txt is, one row per
+    file."""
     html: HtmlText = "resiliparse"
-    """What becomes of the HTML in WARC files."""
+    """What to do with HTML in WARC files: keep it (raw), or extract its text with one of these libraries."""
     id_column: str | None = Field(default=None, min_length=1)
-    """In place of what the description names: the column that names a row."""
+    """Column that names a row; overrides the description's."""
     text_column: str | None = Field(default=None, min_length=1)
-    """In place of what the description of raw text names: the column of the document."""
+    """Column of the document; overrides that of a description of raw text."""
     limit: int | None = Field(default=None, ge=1)
-    """Read no more than so many rows: the first, in the order of files and positions, bad ones among them. One task
-    reads them, as far as it has to."""
+    """Read only this many rows: the first ones in the order of files and positions, including bad ones. One task reads
+    them and stops there."""
     may_be_empty: bool = False
-    """Whether the run goes on where the source gives no row: its files have none, or all of them are lost."""
+    """Whether the run continues if the source gives no row, because its files have none or every row is dropped."""
 
     @field_validator("options")
     @classmethod
@@ -115,11 +116,11 @@ class Source(Config):
                 "give either `path` (files), `dataset` (a committed corpus) or `table` (a table of Spark's catalog)"
             )
         if self.dataset is not None and (more := self.model_fields_set & _OF_FILES):
-            raise ValueError(f"`{min(more)}` is for raw rows; those of a `dataset` are read as they are")
+            raise ValueError(f"`{min(more)}` is for raw rows; rows of a `dataset` are read as they are")
         if self.dataset is None and self.source_dataset is not None:
-            raise ValueError("`source_dataset` chooses rows of a `dataset`")
+            raise ValueError("`source_dataset` selects rows of a `dataset`; without `dataset`, leave it out")
         if self.dataset is None and self.fields:
-            raise ValueError("`fields` are those of a `dataset`; those of raw rows stand in their description")
+            raise ValueError("`fields` here are for a `dataset`; for raw rows, list them in the description")
         if self.dataset is None and self.spec is None:
             raise ValueError(
                 "`spec` is missing: the description of the rows, such as `chat` or a YAML file of your own"
@@ -138,11 +139,11 @@ class Source(Config):
         return (self.path,) if isinstance(self.path, str) else self.path or ()
 
     def format_of(self, name: str) -> str | None:
-        """How the rows of a file are written, by its name; None where it is none that this source reads."""
+        """Format of a file, by its name; None if this source does not read it."""
         return format_of(name) if self.text_rows is None else "text"
 
     def reading(self) -> dict[str, Any]:
-        """What decides how rows are read, beside their files and the shape, without what is left at its default."""
+        """The settings, other than files and shape, that decide how rows are read; defaults are left out."""
         decide = {"text_rows", "html", "limit", "source_dataset"}
         return self.model_dump(mode="json", include=decide, exclude_defaults=True)
 

@@ -24,20 +24,20 @@ from etl.text import UNICODE_VERSION
 
 
 class Cutting(Config):
-    """How finely work is cut, and what it costs; none of it changes a row."""
+    """How finely work is split, and its price. Does not change any row."""
 
     split_bytes: int | None = Field(default=None, ge=1 << 10)
-    """Stored bytes of input that one task reads; None for those of all of the input / 24, from 4 to 128 MiB."""
+    """Stored bytes of input per task; null: 1/24 of the input, but 4 to 128 MiB."""
     bucket_bytes: int = Field(default=256 << 20, ge=1 << 10)
-    """Bytes that one bucket of a shuffle holds."""
+    """Bytes per bucket of a shuffle."""
     max_row_group_bytes: int = Field(default=MAX_ROW_GROUP_BYTES, ge=1 << 10)
-    """Decoded bytes of a row group of Parquet input above which its file is an error. Some tens of MB of a row group
-    are held at a time; the limit keeps a small file from filling the disk."""
+    """Largest decoded size of a row group of Parquet input; a larger one is an error. Memory is not the reason (some
+    tens of MB are held at a time): the limit keeps a small file from filling the disk."""
     max_component_edges: int = Field(default=50_000_000, ge=0, lt=1 << 30)
-    """Pairs of duplicates whose components one task finds, in at most 4 GB at the default; more are contracted in
-    rounds of shuffles, to the same components."""
+    """Largest number of duplicate pairs whose components one task computes (at most 4 GB at the default). More are
+    contracted in rounds of shuffles, with the same result."""
     price_per_core_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """What an hour of one core costs, in any currency: a run and `plan --sample` then say what they come to."""
+    """Price of one core for an hour, in any currency; a run and `plan --sample` then report the cost."""
 
 
 def named_folder(name: str | None, base: str) -> str:

@@ -31,7 +31,7 @@ TEXT = pa.schema([pa.field("id", ID, nullable=False), pa.field("text", pa.string
 
 
 class Kenlm(Stage):
-    """Writes DIR/kenlm_sample and DIR/kenlm: an n-gram model from a seeded sample of the rows that are alive."""
+    """Writes DIR/kenlm_sample and DIR/kenlm: an n-gram model of a seeded sample of the remaining rows."""
 
     kind: Literal["kenlm"] = "kenlm"
     purpose: ClassVar[str] = "Train an n-gram model on a sample of the rows, for a later `perplexity` step."
@@ -41,11 +41,11 @@ class Kenlm(Stage):
     order: int = Field(default=3, ge=2, le=5)
     """Longest n-gram of the model, in tokens."""
     fraction: float = Field(default=0.1, gt=0, le=1)
-    """Share of the rows that the model is trained on, chosen by a hash of their ids."""
+    """Share of the rows to train the model on, chosen by a hash of their ids."""
     seed: int = Field(default=0, ge=0)
     """Seed of that choice."""
     max_words: int = Field(default=2_000_000, ge=1)
-    """Corpus size above which lmplz is required."""
+    """Largest sample, in words, that is trained without KenLM's lmplz."""
 
     def offers(self) -> tuple[str, ...]:
         return (self.named("kenlm"),)

@@ -376,7 +376,7 @@ def _rows_and_tokens(labels: pa.Array, tokens: npt.NDArray[np.int32]) -> dict[st
 
 
 class Layout(Sides, Stage):
-    """Writes DIR/cells and DIR/corpus, whose manifest repeats the accounts of all stages before it."""
+    """Writes DIR/cells and DIR/corpus. The corpus's manifest repeats the accounting of all earlier stages."""
 
     kind: Literal["layout"] = "layout"
     purpose: ClassVar[str] = "Write the corpus: partitions by split, skill bucket and context bucket."
@@ -387,7 +387,7 @@ class Layout(Sides, Stage):
     located: ClassVar[frozenset[str]] = frozenset({"target_bytes"})
 
     target_bytes: int = Field(default=256 << 20, ge=1 << 16)
-    """Size at which a folder gets another file."""
+    """Size of a file at which its folder gets another one."""
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         missing = [name for name in ("input_ids", "ctx_bucket") if name not in schema.names]

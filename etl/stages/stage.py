@@ -21,7 +21,7 @@ class Stage(Kinded):
     """A function from the rows of a run to the same rows with more tables beside them."""
 
     name: Name | None = None
-    """Tells stages of one kind apart: folders are NAME-FOLDER, columns NAME_COLUMN."""
+    """Distinguishes stages of one kind: folders are called NAME-FOLDER, columns NAME_COLUMN."""
 
     tables: ClassVar[Mapping[str, str]] = {}
     """Every folder that the stage may write -> the word of its table; without a name, and without those of cuts."""

@@ -12,7 +12,7 @@ from etl.stages.steps import StepsStage
 
 
 class Tokenize(StepsStage):
-    """Writes DIR/tokenize. The steps of a named stage have its name, so its columns are NAME_input_ids and so on."""
+    """Writes DIR/tokenize. In a named stage the columns are NAME_input_ids and so on."""
 
     kind: Literal["tokenize"] = "tokenize"
     purpose: ClassVar[str] = "Render Harmony tokens and assign context buckets."

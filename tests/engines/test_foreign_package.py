@@ -1,4 +1,4 @@
-"""The recipe of docs/how-to/extending.md on engine after engine; its filter, cut and stage are from a package of its own."""
+"""The recipe of docs/how-to/extending.md on every engine; its filter, cut and stage are from a package of its own."""
 
 import contextlib
 

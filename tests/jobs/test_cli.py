@@ -276,7 +276,7 @@ def test_a_prediction_that_cannot_be_kept_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("etl.run.costs.keep_estimate", refuse)
     result = call("plan", "synth", *sets, "--sample", "--sample-mb", 1)
     assert result.exit_code == 0, result.output
-    assert result.stderr == "a run cannot be compared with this: may not write there\n"
+    assert result.stderr == "the estimate was not saved, so a run cannot be compared with it: may not write there\n"
 
 
 LONG = "source-" + "x" * 70

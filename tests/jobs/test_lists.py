@@ -75,4 +75,4 @@ def test_describe_shows_everything_of_a_name():
 def test_describe_of_nothing_names_the_nearest():
     result = call("describe", "langage")
     assert result.exit_code == 2
-    assert "nothing is called 'langage'; did you mean 'language'?" in result.output
+    assert "there is no 'langage'; did you mean 'language'?" in result.output

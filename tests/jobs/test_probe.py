@@ -102,7 +102,7 @@ def test_everything_about_the_files_is_said(tmp_path):
         "  assistant final       because",
         "of the first 7 rows 5 are kept",
         "  1 left out: blank_answer, first at x.jsonl.gz, position 0",
-        "kept in meta_json alone: url",
+        "kept only in meta_json: url",
         "columns not used: none",
     ):
         assert line in lines, found.stdout

@@ -93,7 +93,7 @@ def test_a_part_that_is_there_and_one_without_its_package_are_left_and_said(part
     out, err = capfd.readouterr()
     assert [line.split(maxsplit=1) for line in out.splitlines()] == [
         ["old", "made already"],
-        ["absent", "left out: no_such_package is not installed (pip install 'stillhouse[score]')"],
+        ["absent", "skipped: no_such_package is not installed (pip install 'stillhouse[score]')"],
         ["all", f"is in {tmp_path / 'cache'}"],
     ]
     assert err == ""
@@ -120,7 +120,7 @@ def refuse(folder):
 def test_a_part_that_is_not_to_be_made_here_says_why(parts, capfd):
     parts(part("useless", refuse))
     assert warm.main([]) == 0
-    assert capfd.readouterr().out.splitlines()[0].split(maxsplit=1) == ["useless", "left out: it has been made of air"]
+    assert capfd.readouterr().out.splitlines()[0].split(maxsplit=1) == ["useless", "skipped: it has been made of air"]
 
 
 def test_a_part_that_cannot_be_made_is_one_line_and_exit_code_2(parts, capfd):

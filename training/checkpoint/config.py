@@ -11,12 +11,12 @@ class CheckpointConfig(Config):
     every_steps: int = Field(default=100, ge=1)
     """Optimizer steps between two checkpoints."""
     keep: int = Field(default=2, ge=1)
-    """The newest ones."""
+    """Number of newest checkpoints to keep."""
     keep_best: int = Field(default=0, ge=0)
-    """And those with the lowest held-out loss."""
+    """Number of checkpoints with the lowest held-out loss to keep as well."""
     root: str | None = None
-    """Folder or URL (s3://, gs:// …) that every rank reaches; null for `checkpoints` in the run's output."""
+    """Folder or URL (s3://, gs:// …) that every rank can reach; null: `checkpoints` in the run's output."""
     scratch: str | None = None
-    """Folder on a disk of each machine, room for two checkpoints of its ranks; null for `scratch` in the output."""
+    """Folder on each machine's disk, with room for two checkpoints of its ranks; null: `scratch` in the output."""
     commit_timeout_s: float = Field(default=1800.0, gt=0)
-    """How long rank 0 waits for the receipts of the other ranks when its own files are uploaded."""
+    """Seconds that rank 0 waits for the other ranks' receipts after uploading its own files."""

@@ -64,16 +64,16 @@ Label = tuple[str | None, str, str, str | None]
 
 
 class ReadConfig(Config):
-    """How fast and where from; none of it changes a token. Each stream of a rank has its own threads and cache."""
+    """How to read the corpus; does not change the stream. Each stream of a rank has its own threads and cache."""
 
     located: ClassVar[frozenset[str]] = frozenset({"workers", "cache_gib", "cache_folder"})
 
     workers: int = Field(default=2, ge=1)
-    """Row groups that are read and decoded at a time."""
+    """Number of row groups read and decoded at a time."""
     cache_gib: float = Field(default=16.0, ge=0)
-    """Decoded rows that a rank keeps on local disk, so that it reads each row group once; 0 for none."""
+    """Size of a rank's cache of decoded rows on local disk, with which it reads each row group once; 0: no cache."""
     cache_folder: str | None = None
-    """Where on local disk; null for the system's folder of temporary files. The file has no name there."""
+    """Folder of that cache; null: the system's temporary folder. The file is unlinked, so it does not appear there."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ class Schedule(Config):
     warmup_tokens: int | None = Field(default=None, ge=0)
     """Length of the warm-up in tokens; give this or `warmup_fraction`."""
     warmup_fraction: float | None = Field(default=None, ge=0, le=1)
-    """Length of the warm-up as a part of the stage's tokens."""
+    """Length of the warm-up as a fraction of the stage's tokens."""
     warmup: Literal["each_stage", "first_stage"] = "each_stage"
-    """Which stages warm up; with `first_stage` the later ones begin at the peak of their own schedule."""
+    """Which stages warm up. With `first_stage`, later stages start at the peak of their schedule."""
 
     @model_validator(mode="after")
     def _one_warmup(self) -> "Schedule":
@@ -61,7 +61,7 @@ class Schedule(Config):
 
 
 class Constant(Schedule):
-    """The peak to the end."""
+    """Stays at the peak until the end."""
 
     kind: Literal["constant"] = "constant"
 
@@ -82,11 +82,11 @@ class Cosine(Schedule):
 
 
 class Wsd(Schedule):
-    """Warm-up, stable, decay: the peak, then a fall over the last part of the stage's tokens."""
+    """Warm-up, stable, decay: stays at the peak, then falls over the last part of the stage's tokens."""
 
     kind: Literal["wsd"] = "wsd"
     decay_fraction: float = Field(default=0.2, ge=0, le=1)
-    """Part of the stage's tokens over which the rate falls."""
+    """Fraction of the stage's tokens over which the rate falls."""
     decay: Literal["linear", "one_minus_sqrt"] = "one_minus_sqrt"
     """With x from 0 to 1 over the decay, the rate falls as 1 - x or as 1 - sqrt(x)."""
     final_fraction: float = Field(default=0.0, ge=0, le=1)
@@ -111,9 +111,9 @@ class OptimizerConfig(Config):
 
     kind: str = "adamw"
     lr: float = Field(gt=0)
-    """Peak of the learning rate."""
+    """Peak learning rate."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    """Adam's decay rates of the first and second moment."""
+    """Adam's decay rates of the first and second moments."""
     eps: float = Field(default=1e-8, gt=0)
     """Adam's epsilon."""
     weight_decay: float = Field(default=0.1, ge=0)
@@ -121,9 +121,9 @@ class OptimizerConfig(Config):
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest 2-norm of the global gradient."""
     schedule: Annotated[Constant | Cosine | Wsd, Field(discriminator="kind")] = Cosine()
-    """The learning rate over the run."""
+    """Schedule of the learning rate."""
     max_skipped_in_a_row: int = Field(default=3, ge=1)
-    """Training stops when so many steps one after the other had a loss or a gradient that is not finite."""
+    """Stop training after this many steps in a row with a loss or gradient that is not finite."""
 
     @field_validator("kind")
     @classmethod

@@ -31,15 +31,15 @@ class EvaluateConfig(Config):
     model: str
     """Folder of a transformers model, e.g. an export."""
     baselines: dict[str, str] = {}
-    """Folders of others to compare with, by name."""
+    """Folders of models to compare with, by name."""
     suites: dict[str, Suite] = Field(min_length=1)
-    """What is measured, by name."""
+    """What to measure, by name."""
     output: str
     """Folder or URL of the report."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations."""
+    """Type of weights and activations."""
     device: str | None = None
-    """cpu, cuda, cuda:1; null takes a GPU where there is one."""
+    """cpu, cuda, cuda:1; null: a GPU if there is one."""
     seed: int = 0
     """Seed of every random choice."""
 

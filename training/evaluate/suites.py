@@ -76,7 +76,7 @@ class _Pair:
 
 
 class HeldOutSuite(Config):
-    """Loss in nats a token, as training reports it: over all supervised tokens, and by span kind."""
+    """Loss in nats per token, as training reports it: over all supervised tokens, and by span kind."""
 
     needs_harmony: ClassVar[bool] = True
 
@@ -84,13 +84,13 @@ class HeldOutSuite(Config):
     corpus: str
     """Folder or URL of a committed corpus."""
     split: str = "validation"
-    """Split of the corpus that is evaluated."""
+    """Split of the corpus to evaluate on."""
     pack_tokens: int = Field(default=8192, ge=2)
-    """Tokens of a forward pass; longer documents are left out."""
+    """Tokens of a forward pass; longer documents are skipped."""
     max_packs: int = Field(default=16, ge=1)
     """Packs a cell, drawn once, seeded."""
     teacher: str | None = None
-    """Folder of a model with the same tokenizer, for the divergence of the student from it; null for none."""
+    """Folder of a model with the same tokenizer, to also measure the student's divergence from it; null: none."""
 
     def run(self, models: Models, folder: str, seed: int) -> Metrics:
         """`loss`, `loss.<kind>`, `<cell>.loss`, and with a teacher `kl` and `<cell>.kl`.
@@ -141,23 +141,23 @@ class HeldOutSuite(Config):
 
 
 class FormatSuite(Config):
-    """How often a greedy completion is well-formed: analysis or preambles or neither, one final message, <|return|>."""
+    """How often a greedy completion is well-formed: optional analysis or preambles, one final message, <|return|>."""
 
     needs_harmony: ClassVar[bool] = True
 
     kind: Literal["format"] = "format"
     corpus: str
-    """Folder of the corpus that prompts are taken from."""
+    """Folder of the corpus to take prompts from."""
     split: str = "validation"
-    """Split of the corpus that prompts are taken from."""
+    """Split of the corpus to take prompts from."""
     prompts: int = Field(default=100, ge=1)
-    """Prompts, drawn seeded: what a row holds before the assistant first speaks."""
+    """Number of prompts, drawn with the seed. A prompt is a row up to the assistant's first message."""
     max_prompt_tokens: int = Field(default=4096, ge=1)
-    """Rows with a longer prompt are left out."""
+    """Rows with a longer prompt are skipped."""
     max_new_tokens: int = Field(default=1024, ge=1)
     """Tokens after which an answer is cut off."""
     batch_size: int = Field(default=8, ge=1)
-    """Prompts that are answered at a time."""
+    """Number of prompts answered at a time."""
 
     def run(self, models: Models, folder: str, seed: int) -> Metrics:
         """Shares that sum to 1, those of VERDICTS; `analysis`, the share with analysis before that; `prompts`.
@@ -233,19 +233,19 @@ class ReasoningSuite(Config):
 
     kind: Literal["reasoning"] = "reasoning"
     file: str
-    """JSONL, also .gz: one object a line."""
+    """JSON Lines, also .gz."""
     question: str = "question"
     """Key of the question."""
     answer: str = "answer"
-    """Key of the answer: the answer itself, or a solution that states it by #### or \\boxed{}."""
+    """Key of the answer: the answer itself, or a solution that states it with #### or \\boxed{}."""
     instruction: str = "Put the final answer in \\boxed{}."
-    """Follows each question."""
+    """Text after each question."""
     questions: int | None = Field(default=None, ge=1)
-    """The first so many; null for all."""
+    """Use only this many questions, the first ones; null: all."""
     max_new_tokens: int = Field(default=2048, ge=1)
     """Tokens after which an answer is cut off."""
     batch_size: int = Field(default=8, ge=1)
-    """Questions that are answered at a time."""
+    """Number of questions answered at a time."""
 
     def run(self, models: Models, folder: str, seed: int) -> Metrics:
         """Shares of the questions, and `questions`: their number.
@@ -306,19 +306,19 @@ class ReasoningSuite(Config):
 
 
 class LmEvalSuite(Config):
-    """Tasks of the LM Evaluation Harness, all of whose files are local; needs the extra `eval`."""
+    """Tasks of the LM Evaluation Harness, with local files only; needs the extra `eval`."""
 
     needs_harmony: ClassVar[bool] = False
 
     kind: Literal["lm_eval"] = "lm_eval"
     folder: str
-    """Of the task files (YAML); their data are local where they say `dataset_path: json` and name `data_files`."""
+    """Folder of the task files (YAML); `dataset_path: json` and `data_files` in a task file make its data local."""
     tasks: list[str] = Field(min_length=1)
     """Tasks of lm-evaluation-harness."""
     num_fewshot: int | None = Field(default=None, ge=0)
-    """Examples before each question; null leaves it to the task."""
+    """Examples before each question; null: as the task defines."""
     limit: int | None = Field(default=None, ge=1)
-    """The first so many documents of each task; null for all."""
+    """Use only this many documents of each task, the first ones; null: all."""
     batch_size: int = Field(default=8, ge=1)
     """Requests at a time."""
 

@@ -46,7 +46,7 @@ class DistillationObjective(SpanObjective):
     """Adds to the report what the mixture is made of. Sums by span kind: the loss, and below alpha 1 D and -ln p."""
 
     alpha: float = Field(default=1.0, ge=0, le=1)
-    """The divergence's part; the rest is cross-entropy to the corpus's tokens."""
+    """Weight of the divergence; the rest is cross-entropy with the corpus's tokens."""
 
     def anchor(self, here: Supervised) -> Anchor | None:
         """What a RowLoss mixes in; None at alpha 1."""

@@ -151,15 +151,15 @@ class Divergence(DistillationObjective):
 
     kind: Literal["kl"] = "kl"
     beta: float = Field(default=0.0, ge=0, le=1)
-    """0 forward KL, 1 reverse KL, between them the generalised Jensen-Shannon divergence."""
+    """0: forward KL; 1: reverse KL; between: generalised Jensen-Shannon divergence."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of both distributions."""
+    """Temperature of both distributions."""
     times_temperature_squared: bool = False
-    """Multiply the divergence (not the cross-entropy that `alpha` mixes in) by T squared, so that its gradients keep
-    their size when T changes (Hinton et al. 2015)."""
+    """Multiply the divergence (not the cross-entropy) by T squared, so that its gradients keep their size when T
+    changes (Hinton et al. 2015)."""
     vocab_size: int | None = Field(default=None, ge=2)
-    """Ids that the tokenizer uses, where a head is padded; null for the smaller head, in a run only where both heads
-    have the same size."""
+    """Number of ids that the tokenizer uses, for padded heads. null: the size of the smaller head; in a run, both heads
+    must then have the same size."""
 
     def counts(self, pack: Pack) -> Counts:
         """float64 [2 * kinds].

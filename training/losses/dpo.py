@@ -40,9 +40,9 @@ class Dpo(Objective):
 
     kind: Literal["dpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0)
-    """The larger, the closer the student stays to the reference."""
+    """The larger it is, the closer the student stays to the reference."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Part of the pairs that are taken to be labelled the wrong way round."""
+    """Fraction of the pairs assumed to be labelled the wrong way round."""
 
     def counts(self, pack: Pack) -> Counts:
         """float64 [1 + 2 * kinds].

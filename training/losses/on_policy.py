@@ -52,7 +52,7 @@ class OnPolicy(TeacherSignalObjective):
 
     kind: Literal["opd"] = "opd"
     advantage_clip: float = Field(default=float("inf"), gt=0)
-    """Largest |a|: bounds what one token that the teacher finds absurd can do to a step."""
+    """Largest |a|; limits the effect on a step of one token that the teacher finds very unlikely."""
 
     def loss(self, head: LmHead, hidden: torch.Tensor, batch: PackTensors, step: StepContext) -> LossOutput:
         """Loss of a pack from its hidden states [T, H]."""

@@ -21,12 +21,12 @@ from etl.config import Config
 
 
 class RouterConfig(Config):
-    """Losses on the router's logits; a coefficient of 0 leaves one out."""
+    """Losses on the router's logits; a coefficient of 0 turns one off."""
 
     aux_coefficient: float = Field(default=0.001, ge=0)
-    """Of the load-balancing loss, which is 1 where every expert gets the same."""
+    """Coefficient of the load-balancing loss, which is 1 if every expert gets the same share."""
     z_coefficient: float = Field(default=0.0, ge=0)
-    """Of the mean squared logsumexp of the router's logits."""
+    """Coefficient of the mean squared logsumexp of the router's logits."""
 
 
 @dataclass(frozen=True)

@@ -81,16 +81,16 @@ class LossOutput:
 
 
 class SpanWeights(Config):
-    """w_k of each span kind."""
+    """Loss weight of each kind of span."""
 
     analysis: float = Field(default=1.0, ge=0)
-    """Of reasoning."""
+    """Weight of reasoning."""
     commentary: float = Field(default=1.0, ge=0)
-    """Of tool calls and what is said around them."""
+    """Weight of tool calls and the text around them."""
     final: float = Field(default=1.0, ge=0)
-    """Of answers."""
+    """Weight of answers."""
     text: float = Field(default=1.0, ge=0)
-    """Of raw documents."""
+    """Weight of raw documents."""
 
     def tensor(self) -> torch.Tensor:
         """float64 [kinds], in the order of SPAN_KINDS."""
@@ -145,7 +145,8 @@ class SpanObjective(Objective):
     span_weights: SpanWeights = SpanWeights()
     """Weight of the tokens of each kind of span."""
     normalise: Literal["kind", "all", "example"] = "kind"
-    """Mean over the tokens of each kind, over all tokens, or over documents' own means of each kind."""
+    """kind: mean over the tokens of each kind. all: mean over all tokens. example: mean over the documents' means of
+    each kind."""
 
     @field_validator("normalise", mode="before")
     @classmethod

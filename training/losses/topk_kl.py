@@ -114,7 +114,7 @@ class TopKDivergence(DistillationObjective):
 
     kind: Literal["topk_kl"] = "topk_kl"
     temperature: float = Field(default=1.0, gt=0)
-    """Of both distributions: the one at which TEACHER_LOGP was made."""
+    """Temperature of both distributions; must be the one TEACHER_LOGP was made with."""
 
     def check_stored(self, stored: float, topk: int) -> None:
         """Compare with the temperature and the entries a token of the teacher's table, before the run.

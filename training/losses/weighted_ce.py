@@ -26,13 +26,13 @@ class WeightedCrossEntropy(TeacherSignalObjective):
 
     kind: Literal["weighted_ce"] = "weighted_ce"
     temperature: float = Field(default=1.0, gt=0)
-    """T: the larger, the less the weights differ."""
+    """Temperature T: the larger it is, the less the weights differ."""
     min_weight: float = Field(default=0.25, ge=0)
     """Smallest weight of a token."""
     max_weight: float = Field(default=4.0, gt=0)
     """Largest weight of a token."""
     m_rate: float = Field(default=0.01, gt=0, le=1)
-    """What one step counts in m."""
+    """Weight of one step in the running mean m."""
 
     @model_validator(mode="after")
     def _weights_in_order(self) -> "WeightedCrossEntropy":

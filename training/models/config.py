@@ -32,35 +32,35 @@ def is_student_factory(value: Any) -> bool:
 
 
 class LoraConfig(Config):
-    """Which layers get an adapter and how wide it is."""
+    """Which layers get an adapter, and its rank."""
 
     r: int = Field(default=16, ge=1)
     """Rank."""
     alpha: int = Field(default=32, ge=1)
-    """The adapter counts alpha / r."""
+    """The adapter's output is scaled by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the adapter's input."""
+    """Dropout on the adapter's input."""
     targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    """Last parts of the names of the linear layers that get one."""
+    """Linear layers that get an adapter, by the last part of their names."""
     train: list[str] = []
-    """Weights that are trained in full beside them: patterns of whole names, e.g. "*.sinks" or "lm_head.weight"."""
+    """Weights to train in full as well: patterns of whole names, e.g. "*.sinks" or "lm_head.weight"."""
 
 
 class ModelConfig(Config):
-    """Which student to build and how its layers are run."""
+    """Which student to build, and how to run its layers."""
 
     located: ClassVar[frozenset[str]] = frozenset({"gradient_checkpointing", "compile"})
 
     factory: str
-    """module:function, marked by `student_factory`"""
+    """module:function, decorated with `student_factory`."""
     params: dict[str, Any]
-    """What the function takes; it checks them."""
+    """Arguments of the factory, which checks them."""
     gradient_checkpointing: bool = False
-    """Keep the input of each layer and compute the rest again in the backward pass: less memory, a third more time."""
+    """Keep only each layer's input and recompute the rest in the backward pass: less memory, a third more time."""
     compile: bool = False
     """torch.compile, layer by layer for the built-in factories. Needs a C++ compiler."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters beside frozen weights; null for full fine-tuning."""
+    """Train low-rank adapters and freeze the other weights; null: full fine-tuning."""
 
     @field_validator("factory")
     @classmethod

@@ -31,20 +31,21 @@ Record = dict[str, Any]
 
 
 class MetricsConfig(Config):
-    """What is written down, and how often."""
+    """What to record, and how often."""
 
     log_every_steps: int = Field(default=1, ge=1)
-    """Steps from one record of a step to the next. A record is of its own step, not a mean over those between."""
+    """Record every this many steps. A record is of its own step, not a mean since the last one."""
     tensorboard: bool = True
-    """Whether event files for TensorBoard are written."""
+    """Whether to write event files for TensorBoard."""
     wandb_project: str | None = None
-    """Project on Weights & Biases; needs the package `wandb`. Null for none."""
+    """Project on Weights & Biases (needs the package `wandb`); null: none."""
     peak_flops: float | None = Field(default=None, gt=0)
-    """FLOP/s of one device, for the MFU; null for the datasheet's bf16 value of a known NVIDIA device, else no MFU."""
+    """FLOP/s of one device, for the MFU. null: the datasheet's bf16 value if the device is a known NVIDIA one, else no
+    MFU."""
     spike_window: int = Field(default=128, ge=16)
-    """Losses before a step that it is compared with."""
+    """Number of earlier losses that a step's loss is compared with."""
     spike_z: float = Field(default=6.0, gt=0)
-    """A loss is a spike from so many robust standard deviations above their median."""
+    """A loss is a spike if it is at least this many robust standard deviations above their median."""
 
     def logs(self, step: int) -> bool:
         """Whether a step is written down; what only a record needs is not measured for others."""

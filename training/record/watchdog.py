@@ -37,11 +37,11 @@ _LINE_BYTES = 256
 
 
 class WatchdogConfig(Config):
-    """When a run counts as stuck."""
+    """When a run counts as hanging."""
 
     hang_timeout_s: float = Field(default=1800.0, gt=0)
-    """Longest time without a new phase of a step, in seconds: more than the longest checkpoint, evaluation, compilation
-    or wait for data takes."""
+    """Seconds without progress (a new phase of a step) after which the run is stopped; must exceed the longest
+    checkpoint, evaluation, compilation or wait for data."""
 
     @property
     def collective_timeout_s(self) -> float:

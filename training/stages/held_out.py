@@ -39,11 +39,11 @@ class HeldOutSet(Config):
     corpus: str
     """Folder or URL of a committed corpus."""
     split: str = "validation"
-    """Split of the corpus that the set is from."""
+    """Split of the corpus to use."""
 
 
 class HeldOutConfig(Config):
-    """How often and how much; the start and the end of a run are always evaluated."""
+    """How often to evaluate, and on how much. The start and the end of a run are always evaluated."""
 
     every_tokens: int = Field(default=10_000_000, ge=1)
     """Trained tokens between two evaluations."""

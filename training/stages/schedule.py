@@ -28,32 +28,33 @@ _INVERSE_GOLDEN_RATIO = 0.6180339887498949
 
 
 class ArmConfig(Config):
-    """Steps of one kind inside a stage."""
+    """The steps of a stage that share data and a loss."""
 
     name: str = "main"
-    """What metrics and logs call the arm."""
+    """Name of the arm in metrics and logs."""
     share: float = Field(default=1.0, gt=0)
-    """Part of the stage's optimizer steps; shares are taken relative to their sum."""
+    """Share of the stage's optimizer steps, relative to the sum of all arms' shares."""
     objective: AnyObjective = CrossEntropy()
     """The loss."""
     data: dict[str, Any] = {}
-    """Keys of `data` that differ for this arm, e.g. `teacher` or `corpus`."""
+    """Keys of `data` that this arm overrides, e.g. `teacher` or `corpus`."""
 
 
 class StopRule(Config):
-    """Ends a stage before its target: the held-out loss is flat, training is stable, the format is right."""
+    """Ends a stage before its target, when the held-out loss is flat, training is stable and the format is right."""
 
     after_tokens: int = Field(default=0, ge=0)
-    """Tokens of the stage before which it never ends."""
+    """Tokens that the stage trains on at least."""
     flat_evaluations: int = Field(default=3, ge=1)
-    """The last so many held-out evaluations each improved the best loss before them by less than this:"""
+    """Number of latest held-out evaluations that must all have improved the best loss before them by less than
+    `min_improvement`."""
     min_improvement: float = Field(default=0.005, ge=0)
-    """As a fraction of that best loss."""
+    """Improvement that counts, as a fraction of that best loss."""
     max_skipped_steps: int = Field(default=0, ge=0)
-    """Steps skipped (loss or gradient not finite) during those evaluations that still count as stable."""
+    """Largest number of steps skipped (loss or gradient not finite) during those evaluations for training to count as
+    stable."""
     min_format: float | None = Field(default=None, gt=0, le=1)
-    """Held-out `format` (held_out.py beside this file) that the last evaluation must have; null where the corpus has
-    none."""
+    """Smallest held-out `format` (see training/stages/held_out.py) of the last evaluation; null: not required."""
 
     def holds(self, stage_tokens: int, evaluations: list[Evaluation]) -> bool:
         """Whether the stage is over, from what its evaluations found, oldest first.
@@ -84,19 +85,19 @@ class StageConfig(Config):
     """One part of the run."""
 
     name: str = "train"
-    """What metrics and logs call the stage."""
+    """Name of the stage in metrics and logs."""
     tokens: int = Field(ge=1)
-    """Trained tokens (room in packs left out) after which the stage ends; it may end before, where its documents do."""
+    """Trained tokens (without padding) after which the stage ends. It ends earlier if its documents run out."""
     arms: tuple[ArmConfig, ...] = Field(default=(ArmConfig(),), min_length=1)
-    """What is trained side by side, each with its data and loss."""
+    """Parts of the stage that are trained alternately, each with its data and loss."""
     data: dict[str, Any] = {}
-    """Keys of `data` that differ in this stage."""
+    """Keys of `data` that this stage overrides."""
     optimizer: dict[str, Any] = {}
-    """Keys of `optimizer` that differ in this stage; `schedule.warmup` says whether the rate warms up anew."""
+    """Keys of `optimizer` that this stage overrides; `schedule.warmup` decides whether it warms up again."""
     reset: bool = False
-    """Begin with fresh moments of the optimizer, not with those of the stage before."""
+    """Start with fresh optimizer moments instead of the previous stage's."""
     stop: StopRule | None = None
-    """When the stage ends before its targets; null: never."""
+    """When to end the stage before its target; null: never."""
 
     @field_validator("arms")
     @classmethod

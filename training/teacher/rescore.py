@@ -58,27 +58,27 @@ class RescoreConfig(Config):
     corpus: str
     """Folder or URL of a committed corpus."""
     split: str = "train"
-    """Split of the corpus that is scored."""
+    """Split of the corpus to score."""
     output: str
     """Folder or URL; the dataset is <output>/teacher_logp."""
     teacher: AnyTeacher
-    """The model that scores, here or behind a server."""
+    """The scoring model, local or behind a server."""
     subset: SubsetConfig = SubsetConfig()
-    """Which rows are scored."""
+    """Which rows to score."""
     modes: dict[Effort, float] = {"medium": 1.0}
-    """Share of the rows that the teacher sees with each reasoning effort; chosen by id. They must add up to 1."""
+    """Share of the rows scored with each reasoning effort, chosen by id. The shares must add up to 1."""
     mode_column: str | None = None
-    """A text column whose value (low, medium or high) is the effort of its row; null values go by `modes`."""
+    """Text column with the effort (low, medium or high) of each row; null values are assigned by `modes`."""
     temperature: float = Field(default=1.0, gt=0)
-    """Log-probabilities are of logits divided by it."""
+    """Logits are divided by it."""
     topk: int = Field(default=0, ge=0)
-    """Most likely tokens that are stored for each supervised token, too."""
+    """Number of most likely tokens to store for each supervised token as well."""
     seed: int = Field(default=0, ge=0)
-    """Of the choice of efforts."""
+    """Seed of the choice of efforts."""
     workers: int = Field(default=1, ge=1)
-    """Processes of this machine that share the work; on a cluster the engine decides."""
+    """Number of processes on this machine; on a cluster the engine decides."""
     split_tokens: int = Field(default=16_000_000, ge=1)
-    """About how many tokens of the corpus one file of the output is made from."""
+    """Approximate number of corpus tokens per output file."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "RescoreConfig":

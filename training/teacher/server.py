@@ -38,25 +38,26 @@ class ServerTeacherConfig(Config):
 
     kind: Literal["server"] = "server"
     url: str = Field(pattern=r"^https?://")
-    """Up to and including /v1."""
+    """URL of the server, up to and including /v1."""
     model: str
-    """The name that the server knows the model by."""
+    """Name of the model on the server."""
     digest: str = Field(min_length=1)
-    """What names the weights: stored in every row and part of the fingerprint. The server does not report it."""
+    """Name that you give the weights, e.g. their digest, since a server does not report one. It is stored in every row
+    and is part of the fingerprint."""
     max_tokens: int = Field(ge=2)
-    """The longest row that the server takes; one token less than its `--max-model-len`."""
+    """Longest row that the server accepts: one token less than its `--max-model-len`."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the key; null for a server without one."""
+    """Name of the environment variable with the API key; null: no key."""
     timeout_s: float = Field(default=300.0, gt=0)
-    """Seconds that an answer of the server may take."""
+    """Seconds to wait for an answer of the server."""
     attempts: int = Field(default=6, ge=1)
-    """How often a row is asked for before the run ends."""
+    """Number of attempts per row before the run fails."""
     backoff_s: float = Field(default=1.0, ge=0)
-    """Wait before the second attempt; it doubles, up to 60 s."""
+    """Seconds to wait before the second attempt; doubles each time, up to 60 s."""
     concurrency: int = Field(default=16, ge=1)
-    """Rows that are asked for at the same time by one process."""
+    """Number of concurrent requests (one row each) per process."""
     batch_tokens: int = Field(default=262_144, ge=1)
-    """Tokens of rows that are asked for before the next checkpoint can be due."""
+    """Tokens to request before checking whether a checkpoint is due."""
 
     def warnings(self) -> list[str]:
         """What may not be meant, a line each: a key that everybody on the way to the server can read."""

@@ -25,22 +25,22 @@ from etl.config import Config
 
 
 class SubsetConfig(Config):
-    """Which part of a corpus is scored."""
+    """Which part of a corpus to score."""
 
     fraction: float = Field(default=0.2, gt=0, le=1)
-    """Of the tokens of all rows."""
+    """Fraction of the tokens of all rows."""
     shares: Literal["balanced", "proportional"] = "balanced"
     """How cells share the budget."""
     cells: tuple[str, ...] = ("skill_bucket", "ctx_bucket")
-    """What makes a cell: text columns, or folders of the corpus."""
+    """What defines a cell: text columns, or folders of the corpus."""
     difficulty: tuple[str, ...] = ("difficulty_proxy", "ifd", "utility_score", "sampling_weight")
-    """The first of these columns that has a value in the corpus is the difficulty; higher must be harder."""
+    """The first of these columns with a value in the corpus is the difficulty; higher means harder."""
     difficulty_weight: float = 1.0
     """Weight of a row's difficulty in the choice."""
     length_weight: float = 1.0
     """Weight of a row's length in the choice."""
     min_supervised_tokens: int = Field(default=1, ge=1)
-    """Rows with fewer are not taken."""
+    """Rows with fewer supervised tokens are not scored."""
 
 
 @dataclass(frozen=True)

@@ -57,17 +57,17 @@ class Teacher(Protocol):
 
 
 class LocalTeacherConfig(Config):
-    """A transformers causal LM of a local folder; its tokenizer.json must be the corpus's."""
+    """A transformers causal LM in a local folder; its tokenizer.json must be the corpus's."""
 
     kind: Literal["local"] = "local"
     model: str
     """The folder: config.json, *.safetensors and tokenizer.json."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations; logits are made in float32."""
+    """Type of weights and activations; logits are computed in float32."""
     batch_tokens: int = Field(default=8192, ge=1)
-    """Tokens of one forward pass; a longer row is a pass of its own."""
+    """Tokens of one forward pass; a longer row gets a pass of its own."""
     chunk_tokens: int = Field(default=128, ge=1)
-    """Positions whose logits exist at a time."""
+    """Number of positions whose logits are in memory at a time."""
 
 
 def local_folder(config: LocalTeacherConfig) -> Path:

@@ -51,7 +51,7 @@ def _rule(value: Any) -> Any:
 
 
 class Constant(Config):
-    """The same text for every row, in the place of a column."""
+    """The same text for every row, in place of a column."""
 
     constant: str
     """The text."""

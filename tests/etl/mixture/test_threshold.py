@@ -191,10 +191,10 @@ def read(**options) -> ThresholdCut:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "nothing is asked of the column; give at least one of min, max, equals and in"),
-        ({"in": []}, "`in` is an empty list, with which no row would stay"),
-        ({"min": 2, "max": 1.5}, "min is 2 and max 1.5, so no row would stay"),
-        ({"min": "b", "max": "a"}, "min is 'b' and max 'a', so no row would stay"),
+        ({}, "no condition is given; give at least one of min, max, equals and in"),
+        ({"in": []}, "`in` is an empty list, so no row would be kept"),
+        ({"min": 2, "max": 1.5}, "min is 2 and max is 1.5, so no row would be kept"),
+        ({"min": "b", "max": "a"}, "min is 'b' and max is 'a', so no row would be kept"),
         ({"min": math.nan}, r"cuts\.0\.min: must be .*a finite number"),
         ({"equals": [1]}, r"cuts\.0\.equals: must be .*\(got \[1\]\)"),
         ({"in": "en"}, r"cuts\.0\.in: must be a list"),

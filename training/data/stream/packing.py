@@ -14,7 +14,7 @@ stopped and replayed. All arithmetic is in integers: any machine gives the same 
 Documents that come again come in *passes*. One of a pass waits outside the buffer until the last one of the pass before
 it is in a pack, of which it may fill the rest; so no document is in a pack twice before every other one was in one.
 
-Cost at 1,024 documents: 5 to 25 µs a pack of 2 to 11 documents. docs/reference/loader_benchmark.md has the shares of tokens.
+Cost at 1,024 documents: 5 to 25 µs a pack of 2 to 11 documents. docs/reference/loader_benchmark.md has the fill rates.
 """
 
 from collections.abc import Iterator

@@ -46,48 +46,49 @@ OLD_ORDER = (
 
 
 class StreamConfig(Config):
-    """What is trained on, and in what order. Changing any of it but where things lie starts another stream."""
+    """What to train on, and in what order. Changing anything but paths starts a different stream."""
 
     located: ClassVar[frozenset[str]] = frozenset({"corpus", "teacher", "reference", "max_left_out"})
 
     corpus: str
     """Folder or URL of a committed corpus (split=…/skill_bucket=…/ctx_bucket=…)."""
     teacher: str | None = None
-    """Folder or URL of a committed TEACHER_LOGP table that is joined to the documents, of which only those that it has
-    are read; null for none."""
+    """Folder or URL of a committed TEACHER_LOGP table to join to the documents; only documents in the table are read.
+    null: none."""
     reference: str | None = None
-    """The same of the reference model of preference pairs."""
+    """The same for the reference model of preference pairs."""
     pack_tokens: int = Field(ge=2)
-    """Tokens of one training sequence; longer documents, and pairs whose sides are longer together, are left out and
+    """Tokens of one training sequence. Longer documents, and pairs whose two sides together are longer, are dropped and
     counted."""
     max_left_out: float = Field(default=0.3, ge=0, le=1)
-    """Largest share of the documents that may be left out for their length; the run stops before its first step where
-    there are more. Documents without a share or without scores do not count."""
+    """Largest share of the documents that may be dropped for their length; with more, the run stops before its first
+    step. Documents without a share or without scores do not count."""
     global_batch_packs: int = Field(ge=1)
-    """Packs of one optimizer step over all ranks."""
+    """Packs per optimizer step, over all ranks."""
     lanes: int = Field(default=64, ge=1)
-    """Canonical lanes, the largest number of ranks. Ranks have equal work where their number divides it."""
+    """Number of lanes, which is the largest possible number of ranks. Ranks have equal work if their number divides
+    it."""
     segment_tokens: int | None = Field(default=None, ge=1)
-    """Length of a segment in tokens of pack capacity; a rank holds its share of two in memory (4 bytes a token). Null:
-    64M, or the tokens of a smaller corpus."""
+    """Length of a segment in tokens of pack capacity; a rank holds its share of two segments in memory (4 bytes a
+    token). null: 64M, or the tokens of a smaller corpus."""
     lookahead_docs: int = Field(default=1024, ge=1)
-    """Documents (or pairs) that the packer of a lane sees ahead."""
+    """Number of documents (or pairs) that the packer of a lane looks ahead."""
     shares: dict[str, float] | None = None
-    """Share of the tokens for each pattern over cells, e.g. {"B1/C1": 0.2, "*/C2": 0.5}; null takes documents as they
-    come. Shares are taken relative to their sum; cells without one are left out. See shares.py."""
+    """Share of the tokens for each pattern of cells, e.g. {"B1/C1": 0.2, "*/C2": 0.5}, relative to the sum of all
+    shares. Cells without a share are not read. null: documents as they come."""
     weights: Literal["sampling_weight", "uniform"] = "sampling_weight"
-    """What makes a document come early among those of its group; a weight of 0 leaves it out in either case."""
+    """What decides how early a document comes within its group. Documents with `sampling_weight` 0 are never read."""
     epochs: int | Literal["auto"] = Field(default=1)
-    """How often documents are read before they are exhausted; auto: 1 from 1M rows on, 3 up to 35K, between by the
-    logarithm of the rows."""
+    """How often each document is read. auto: 3 for up to 35K rows, 1 from 1M rows on, and between by the logarithm of
+    the rows."""
     on_exhausted: Literal["stop", "repeat", "redistribute"] = "stop"
-    """When a lane has no unread document of a group with a share: end the lane, go round, or give its share to the
-    other groups until all are out. The stream ends with its last lane."""
+    """When a lane has read all documents of a group with a share: end the lane (stop), read them again (repeat), or
+    give the share to the other groups until all are exhausted (redistribute). The stream ends with its last lane."""
     clusters: ClusterCaps | None = None
-    """Limits by semantic cluster; the corpus must have been through the stage `semantic`."""
+    """Limits by semantic cluster; needs a corpus made with the stage `semantic`."""
     order: Literal["continue", "fresh"] = "continue"
-    """Where a stage's arm begins: `continue` where the arms of that corpus in the stages before have stopped, what was
-    read least first; `fresh` in an order of its own, by stage and arm, as if nobody had read the corpus."""
+    """Where an arm starts to read. continue: where earlier stages stopped reading this corpus, with the least-read
+    documents first. fresh: in an order of its own (by stage and arm), as if nothing had been read."""
 
     @field_validator("epochs")
     @classmethod

@@ -140,8 +140,8 @@ def test_a_run_does_not_write_where_it_reads(first):
         ({"dataset": "x", "spec": "chat"}, "`spec` is for raw rows"),
         ({"dataset": "x", "path": "y"}, "give either `path`"),
         ({"path": "y"}, "`spec` is missing"),
-        ({"path": "y", "spec": "chat", "fields": {"a": "int"}}, "stand in their description"),
-        ({"path": "y", "spec": "chat", "source_dataset": "a"}, "chooses rows of a `dataset`"),
+        ({"path": "y", "spec": "chat", "fields": {"a": "int"}}, "list them in the description"),
+        ({"path": "y", "spec": "chat", "source_dataset": "a"}, "selects rows of a `dataset`"),
     ],
 )
 def test_keys_that_do_not_go_together(source, message):
