@@ -24,7 +24,7 @@ WIDTH, HEIGHT = 1280, 900
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder of the built site. `strict` makes an error of a dead link, a dead anchor and a page without a place."""
+    """The folder of the built site; `strict` refuses a dead link, a dead anchor and a page without a place."""
     folder = tmp_path_factory.mktemp("site")
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", PROJECT / ".mkdocs.yml", "-d", folder],

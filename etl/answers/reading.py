@@ -298,6 +298,8 @@ def _read_brackets(text: str) -> Reading | None:
             return _read(builder[1])
         items = _items(inner)
         return Group("set", items) if len(items) > 1 or opened == "\\{" else items[0]
+    if closed in ("\\}", "}"):
+        return None
     items = _items(inner)
     if any(isinstance(item, Unreadable) for item in items):
         return Unreadable("syntax")

@@ -10,7 +10,7 @@ from etl.storage.location import Location
 from etl.storage.verify import verify
 from tests.etl.stages.toys import FILTER, make_recipe, mixed_rows, read, run, stage, write_parquet
 
-CONTRACT = Path(__file__).parents[2] / "docs" / "contract.md"
+CONTRACT = Path(__file__).parents[2] / "docs" / "reference" / "contract.md"
 (LINE,) = re.findall(r"^    (SELECT \* FROM dropped JOIN .*)$", CONTRACT.read_text("utf-8"), re.MULTILINE)
 NAMED = LINE.replace("*", "dropped.id, ingest.id, dropped.file = ingest.file AND dropped.position = ingest.position")
 

@@ -166,7 +166,7 @@ def test_printed_tables_have_the_rows_of_the_manifest(spark, output):
 
 
 def test_the_example_of_the_documentation_runs(spark):
-    text = (Path(__file__).resolve().parents[2] / "docs" / "library.md").read_text()
+    text = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "library.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     found = {}
     exec(example, found)

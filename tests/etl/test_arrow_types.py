@@ -262,7 +262,7 @@ def test_sql(array, expected):
 
 
 def test_the_documentation_has_the_table():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "arrow_types.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "arrow_types.md").read_text()
     lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
     told = {kind: uses for kind, *uses in lines[1:]}
     assert list(told) == list(FORMS)

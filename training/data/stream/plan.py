@@ -216,7 +216,10 @@ def split_parts(parts: Iterable[Part], split: str) -> tuple[Part, ...]:
     """
     found = tuple(sorted((p for p in parts if p.path.startswith(f"split={split}/")), key=lambda p: p.path))
     if not found:
-        raise DataError(f"the corpus has no part under split={split}; lay it out again with rows in that split")
+        hint = "; --set evaluate=null trains without held-out rows" if split == "validation" else ""
+        raise DataError(
+            f"the corpus has no rows in split={split}; run its recipe with another validation_fraction{hint}"
+        )
     return found
 
 
