@@ -1,4 +1,4 @@
-"""A third party's package: the one of docs/how-to/extending.md, written from the page, and how it is shipped."""
+"""A third party's package: the one of docs/how-to/add-a-*.md, written from the pages, and how it is shipped."""
 
 import re
 import sys
@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "how-to" / "extending.md").read_text("utf-8")
-FILES = dict(re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
-"""Path -> text: the files of the page."""
+HOW_TO = Path(__file__).resolve().parents[1] / "docs" / "how-to"
+PAGES = ("extending", *(f"add-a-{thing}" for thing in ("source", "step", "cut", "stage", "loss", "model")))
+FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILES = {path: text for page in PAGES for path, text in FILE.findall((HOW_TO / f"{page}.md").read_text("utf-8"))}
+"""Path -> text: the files of the pages."""
 NAME = "acme_filters"
 LONG_ANSWERS = f"{NAME}.answers:LongAnswers"
 

@@ -35,7 +35,7 @@ def recipe(package):
     bounds = ["filter.steps.2.max_chars=250", "filter.steps.3.max_chars=200", "filter.cuts.0.most=40"]
 
     def load(output):
-        places = [f"output={output}", f"sources.synth.path={source}", "run.split_bytes=8192"]
+        places = [f"output={output}", f"sources.stdlib.path={source}", "run.split_bytes=8192"]
         return conf.load(Recipe, str(path), "recipes", [*places, *bounds])
 
     return load
@@ -50,7 +50,7 @@ def made(output):
 def expected(recipe, tmp_path_factory):
     output = tmp_path_factory.mktemp("expected") / "out"
     result = run(recipe(output), InProcessEngine())
-    lost = result.accounting["synth"]
+    lost = result.accounting["stdlib"]
     assert {lost[step]["too_long"] > 0 for step in ("LongAnswers", "code")} == {True}
     assert lost["longest"]["kept"] == 40
     columns = stage(output, "filter").schema.names

@@ -1,4 +1,4 @@
-"""The objective of docs/how-to/extending.md: as the union reads it, in a step, in a run, and in the run's record."""
+"""The objective of docs/how-to/add-a-loss.md: as the union reads it, in a step, in a run, and in the run's record."""
 
 import json
 from dataclasses import replace
