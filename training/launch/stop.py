@@ -1,4 +1,9 @@
-"""The request to stop that a rank gets as a signal. Set by a handler, asked by the trainer once a step."""
+"""The request to stop that a rank gets as a signal. Set by a handler, asked by the trainer once a step.
+
+A scheduler may signal every process of a job (Slurm and systemd do), and the supervisor passes its own signal on, so a
+rank under a supervisor gets the same request twice. It ignores all but the first: the supervisor kills those that are
+to end at once. Without a supervisor a second signal does that.
+"""
 
 import contextlib
 import os
@@ -7,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
+SUPERVISED = "STILLHOUSE_SUPERVISED"
+"""Environment variable of the ranks of a supervisor."""
 _SHOW_CURSOR = "\x1b[?25h"
 _STOPPING = "stopping: the step at work is finished and saved; Ctrl-C again ends the run at once, without saving\n"
 
@@ -30,16 +37,17 @@ class Stop:
     def listening(self) -> Iterator["Stop"]:
         """While inside; only in the main thread.
 
-        A second signal ends the process at once, whatever it is at: Python's own handler for Ctrl-C would wait until a
-        collective or a kernel returns.
+        A second signal ends a process without a supervisor at once, whatever it is at: Python's own handler for Ctrl-C
+        would wait until a collective or a kernel returns. A rank of a supervisor ignores it, also after this.
         """
         numbers = (signal.SIGTERM, signal.SIGINT)
+        is_supervised = SUPERVISED in os.environ
         before = {number: signal.getsignal(number) for number in numbers}
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             self.number = number
             for each in numbers:
-                signal.signal(each, signal.SIG_DFL)
+                signal.signal(each, signal.SIG_IGN if is_supervised else signal.SIG_DFL)
             if sys.stderr.isatty():
                 # The live line hides the cursor, and whoever is killed does not give it back.
                 os.write(2, f"\n{_SHOW_CURSOR}{_STOPPING}".encode())
@@ -49,5 +57,6 @@ class Stop:
         try:
             yield self
         finally:
-            for number in numbers:
-                signal.signal(number, before[number])
+            if not (is_supervised and self.is_set):
+                for number in numbers:
+                    signal.signal(number, before[number])

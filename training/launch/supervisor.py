@@ -24,6 +24,7 @@ from typing import IO
 
 from etl.errors import ConfigError
 from etl.terminal import message
+from training.launch.stop import SUPERVISED
 
 KILLED = 128 + signal.SIGKILL
 """Exit code when ranks had to be killed after the grace period."""
@@ -64,7 +65,7 @@ class Ranks:
             )
 
     def environment(self, local_rank: int, port: int) -> dict[str, str]:
-        """What torch.distributed reads."""
+        """What torch.distributed reads, and that there is a supervisor."""
         return {
             "RANK": str(self.node_rank * self.per_node + local_rank),
             "LOCAL_RANK": str(local_rank),
@@ -72,6 +73,7 @@ class Ranks:
             "LOCAL_WORLD_SIZE": str(self.per_node),
             "MASTER_ADDR": self.master_addr,
             "MASTER_PORT": str(port),
+            SUPERVISED: "1",
         }
 
 

@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from training.launch.stop import Stop
+from training.launch.stop import SUPERVISED, Stop
 
 
 @pytest.fixture
@@ -38,3 +38,14 @@ def test_handlers_are_given_back_when_the_run_fails(caught):
         raise RuntimeError("toy")
     signal.raise_signal(signal.SIGINT)
     assert caught == [signal.SIGINT]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_rank_of_a_supervisor_ignores_the_request_that_comes_twice(monkeypatch, caught, number):
+    monkeypatch.setenv(SUPERVISED, "1")
+    with Stop().listening() as stop:
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.number == number
+    signal.raise_signal(signal.SIGTERM)
+    assert caught == []
