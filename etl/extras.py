@@ -19,6 +19,7 @@ _EXTRAS: Final = {
     "s3fs": "s3",
     "gcsfs": "gcs",
     "adlfs": "azure",
+    "huggingface_hub": "hub",
     "duckdb": "demo",
 }
 """By the package that is imported, the extra of this project that brings it."""

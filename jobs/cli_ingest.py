@@ -25,17 +25,23 @@ app = typer.Typer()
     "ingest",
     epilog=examples(
         "stillhouse ingest alpaca --path 'data/*.jsonl' --output out",
+        "stillhouse ingest synth --output out --limit 1000",
         "stillhouse ingest mine.yaml --path s3://team/raw --output out --limit 1000 --set max_bad_fraction=0.2",
     ),
 )
 @command
 def ingest_command(
     name: Annotated[str, typer.Argument(metavar="NAME|YAML", help="A shipped description's name, a path or a URI.")],
-    path: Annotated[
-        list[str], typer.Option(metavar="GLOB", help="Files: a path, glob, folder or URL. May be given several times.")
-    ],
     output: Annotated[str, typer.Option(metavar="DIR", help="Folder or URL to write to.")],
     set_: Overrides,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Files: a path, glob, folder or URL. May be given several times.",
+            show_default="those of the description on the Hugging Face hub",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Read only the first N rows.", show_default="all")
     ] = None,
@@ -57,7 +63,8 @@ def ingest_command(
             unparsed = dataset.manifest.counts(UNPARSED, 2).get(source, {})
             found = Intake.of(source, dataset.manifest.account(source, "ingest"), unparsed)
 
-    entry = {"spec": name, "path": path, **({} if limit is None else {"limit": limit})}
+    given = {"path": path or None, "limit": limit}
+    entry = {"spec": name, **{key: value for key, value in given.items() if value is not None}}
     tree = {"name": "ingest", "output": output, "sources": {source: entry}, "stages": []}
     try:
         _run(tree, set_, watch)

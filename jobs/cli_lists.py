@@ -22,11 +22,17 @@ def _list(group: str) -> Callable[..., None]:
 
         found = listed(group)
         if json_:
-            report(json.dumps([{"name": item.name, "purpose": item.purpose} for item in found], ensure_ascii=False))
+            trees = [
+                {"name": item.name, "purpose": item.purpose, **({"hub": item.hub} if item.hub else {})}
+                for item in found
+            ]
+            report(json.dumps(trees, ensure_ascii=False))
             return
         width = max(len(item.name) for item in found)
+        hub_width = max(len(item.hub) for item in found)
         for item in found:
-            report(f"{item.name:<{width}}  {item.purpose}")
+            hub = f"{item.hub:<{hub_width}}  " if hub_width else ""
+            report(f"{item.name:<{width}}  {hub}{item.purpose}")
 
     return run
 

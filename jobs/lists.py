@@ -29,12 +29,14 @@ class Listed:
         purpose: what it is for, in one line.
         model: the model that defines its keys.
         example: YAML for a recipe, or a whole file of conf/.
+        hub: of a source, OWNER/NAME on the Hugging Face hub with its configuration and split; empty where it has none.
     """
 
     name: str
     purpose: str
     model: type[BaseModel]
     example: str
+    hub: str = ""
 
 
 def listed(group: str) -> list[Listed]:
@@ -63,6 +65,7 @@ def described(item: Listed) -> dict[str, Any]:
     return {
         "name": item.name,
         "purpose": item.purpose,
+        **({"hub": item.hub} if item.hub else {}),
         "keys": [vars(key) for key in keys_of(item.model)],
         "models": {model.name: [vars(key) for key in model.keys] for model in _inner(item)},
         "example": item.example,
@@ -77,7 +80,8 @@ def lines_of(item: Listed) -> list[str]:
         for model in _inner(item)
         for line in ("", f"  {model.name}", *(line for key in model.keys for line in _lines_of_key(key)))
     ]
-    return ["", "  keys", *keys, *inner, "", "  example", *(f"    {line}" for line in item.example.splitlines())]
+    hub = ["", f"  on the Hugging Face hub: {item.hub}"] if item.hub else []
+    return [*hub, "", "  keys", *keys, *inner, "", "  example", *(f"    {line}" for line in item.example.splitlines())]
 
 
 def _inner(item: Listed) -> list[Model]:
@@ -106,12 +110,12 @@ def _of_files(folder: str) -> list[Listed]:
     found = []
     for name in conf.shipped(folder):
         text = (importlib.resources.files("conf") / folder / f"{name}.yaml").read_text("utf-8")
-        found.append(Listed(name, _comment(text), _model(folder, name), text))
+        if folder == "recipes":
+            found.append(Listed(name, _comment(text), Recipe, text))
+        else:
+            shape = conf.read(Description, name, folder).root
+            found.append(Listed(name, _comment(text), type(shape), text, shape.hub.label if shape.hub else ""))
     return found
-
-
-def _model(folder: str, name: str) -> type[BaseModel]:
-    return Recipe if folder == "recipes" else type(conf.read(Description, name, folder).root)
 
 
 def _comment(text: str) -> str:

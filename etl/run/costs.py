@@ -126,7 +126,9 @@ def keep_estimate(recipe: Recipe, input_bytes: int, sample_bytes: int, cpu_s: Ma
 
 
 def _digest(record: RunRecord) -> str:
-    return fingerprint_of(record.model_dump(mode="json"))
+    """Of the recipe; the commits that it reads are found by the run itself."""
+    recipe = {key: value for key, value in record.recipe.items() if key != "revisions"}
+    return fingerprint_of(record.model_copy(update={"recipe": recipe}).model_dump(mode="json"))
 
 
 def _prediction(record: RunRecord, output: Location, input_bytes: int | None) -> dict[str, float] | None:

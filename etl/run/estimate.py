@@ -20,6 +20,7 @@ from etl.laws import CandidatePairs, VerifiedPairs
 from etl.run.duplicates import SampleRun
 from etl.run.meter import MeteredEngine
 from etl.run.recipe import Recipe
+from etl.run.revisions import pinned
 from etl.run.run import check, context_of, run_stages
 from etl.run.sample import MIN_PIECE_BYTES, write_sample
 from etl.run.scaling import Scaling
@@ -111,6 +112,7 @@ def estimate(
     """
     with tempfile.TemporaryDirectory(prefix="stillhouse-sample-") as folder:
         with storage_options(recipe.storage):
+            recipe = pinned(recipe)
             check(recipe)
             warm = write_sample(recipe, Path(folder) / "warm", MIN_PIECE_BYTES, seed)
             sample = write_sample(recipe, Path(folder) / "sample", sample_bytes, seed)

@@ -30,6 +30,8 @@ class InputSize:
     """As the files are stored, compressed ones compressed."""
     left_out: LeftOut = field(default_factory=dict)
     """What lies among the files and is not read."""
+    hub: tuple[str, ...] = ()
+    """`datasets/OWNER/NAME@COMMIT` of what is read of the hub."""
 
 
 def input_sizes(job: Job, raw: Raw, splits: Iterable[Any], current: Dataset | None) -> tuple[InputSize, ...]:
@@ -56,7 +58,7 @@ def _size(name: str, job: Job, raw: Raw, files: Sequence[InputFile], current: Da
     num_files = found.get("files", len(files))
     num_bytes = found.get("bytes", sum(file.bytes for file in files))
     rows = _rows_of_footers(name, raw, files) if current is None else current.manifest.account(name, STEP)["in"]
-    return InputSize(name, num_files, rows, num_bytes, found.get("left_out", {}))
+    return InputSize(name, num_files, rows, num_bytes, found.get("left_out", {}), tuple(found.get("hub", ())))
 
 
 def _rows_of_footers(name: str, raw: Raw, files: Sequence[InputFile]) -> int | None:
@@ -74,13 +76,16 @@ def _rows_of_footers(name: str, raw: Raw, files: Sequence[InputFile]) -> int | N
 
 
 def lines(sizes: Sequence[InputSize]) -> Iterator[str]:
-    """A table for a terminal: a line for each source, and below it one for each reason to leave files out."""
+    """A table for a terminal.
+
+    A line for each source, and below it one for each commit of the hub, and for each reason to leave files out.
+    """
     widest = max(width(name) for name in ("source", *(size.source for size in sizes)))
     yield f"{'source':<{widest}}{'files':>10}{'rows':>16}{'bytes':>20}"
     for size in sizes:
         yield f"{left(size.source, widest)}{_shown(size.files):>10}{_shown(size.rows):>16}{_shown(size.bytes):>20}"
     for size in sizes:
-        yield from (f"{left(size.source, widest)}  {line}" for line in told(size.left_out))
+        yield from (f"{left(size.source, widest)}  {line}" for line in (*size.hub, *told(size.left_out)))
     if any(size.rows is None for size in sizes):
         yield f"?: not known before the input is read; rows of Parquet are, up to {MAX_FOOTERS} files a source"
 

@@ -22,6 +22,7 @@ from etl.run import inputs
 from etl.run.inputs import InputSize, input_sizes
 from etl.run.recipe import Recipe
 from etl.run.record import record_of, stage_records
+from etl.run.revisions import pinned
 from etl.run.run import check, context_of, run_stages
 from etl.stages.ingest import WritePrompts
 from etl.storage.build import Build, Job, SplitWriter
@@ -250,6 +251,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         StillhouseError: what the run itself would raise before its first task.
     """
     with storage_options(recipe.storage):
+        recipe = pinned(recipe)
         lookahead = _walk(recipe)
         stages = lookahead.stages(recipe)
         stale = stale_folders(recipe.place, record_of(recipe))
@@ -281,6 +283,7 @@ def adopt(recipe: Recipe, stage: str) -> list[str]:
         DataError: there is nothing to adopt, or its rows cannot stand beside those of this run.
     """
     with RunLock(recipe.place), storage_options(recipe.storage):
+        recipe = pinned(recipe)
         lookahead = _walk(recipe)
         job = lookahead.jobs.get(stage)
         if job is None:

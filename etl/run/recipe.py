@@ -21,6 +21,7 @@ from etl.errors import ConfigError
 from etl.foreign import Foreign
 from etl.harmony.step import HarmonyStep
 from etl.mixture.buckets import CtxBucketStep
+from etl.sources.hub import Revisions
 from etl.sources.row_groups import MAX_ROW_BYTES
 from etl.sources.spec import Source
 from etl.stages import ingest
@@ -72,6 +73,9 @@ class Recipe(Config):
     the same time."""
     sources: dict[str, Source] = Field(min_length=1)
     """The data to read; choose a name for each source."""
+    revisions: Revisions = {}
+    """Commits by `hf://datasets/OWNER/NAME@REVISION`, in the place of what the hub says now. A run keeps those that it
+    finds in `_run.json`, and the next run in this output takes them."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of a source's rows that may be quarantined before the run fails. For a source without any row see its
     `may_be_empty`."""

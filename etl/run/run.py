@@ -22,6 +22,7 @@ from etl.run.funnel import last_lines
 from etl.run.places import check_places
 from etl.run.recipe import DROPPED_FOLDER, Recipe
 from etl.run.record import record_of
+from etl.run.revisions import pinned
 from etl.schema import DROPPED, PROMPT
 from etl.stages import ingest
 from etl.stages.context import Context
@@ -83,8 +84,9 @@ def run_recipe(
         StillhouseError: one of its four classes, for what a user can mend.
     """
     lines = _Lines(report)
-    context = replace(context_of(recipe, engine, lines), always=report, watch=watch)
     with storage_options(recipe.storage):
+        recipe = pinned(recipe)
+        context = replace(context_of(recipe, engine, lines), always=report, watch=watch)
         check(recipe)
         with _held(recipe, context, lines, "this recipe"):
             result = run_stages(recipe, context)
@@ -221,7 +223,6 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
     if label not in recipe.labels:
         raise ConfigError(f"the recipe '{recipe.name}' has no stage '{label}'; it has {', '.join(recipe.labels)}")
     lines = _Lines(report)
-    context = replace(context_of(recipe, engine, lines), always=report)
     reached = False
 
     def enter(name: str) -> None:
@@ -233,6 +234,8 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
         engine.permit = nothing if reached else functools.partial(_refuse, recipe, name, label)
 
     with storage_options(recipe.storage):
+        recipe = pinned(recipe)
+        context = replace(context_of(recipe, engine, lines), always=report)
         check(recipe)
         with _held(recipe, context, lines, f"the stage '{label}'"):
             with contextlib.suppress(_Done):

@@ -12,7 +12,7 @@ Costs one footer for each Parquet file that is larger than a split; nothing is o
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,13 +22,14 @@ from pydantic import Field
 
 from etl.config import Config
 from etl.digests import digest_of
-from etl.errors import DataError, SourceError, decoding
+from etl.errors import ConfigError, DataError, SourceError, decoding
 from etl.extras import check_installed
 from etl.sources.formats.endings import FORMATS, compression_of
 from etl.sources.formats.pages import packages_for
 from etl.sources.listing import BESIDE, ENDING, LeftOut, Listing, list_pattern, summary, told
 from etl.sources.partitions import partitions_of
 from etl.sources.sample import sample_folder
+from etl.sources.shards import Shards
 from etl.sources.spec import Source
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location, stamp_of
@@ -106,7 +107,7 @@ class Listed:
     """What the patterns of a source come to."""
 
     files: list[InputFile]
-    """Sorted by relative path."""
+    """Sorted by relative path, or shuffled."""
     left_out: LeftOut
 
 
@@ -125,18 +126,55 @@ def list_source(name: str, source: Source, storage: Storage) -> Listed:
     """
     found: dict[str, InputFile] = {}
     left_out: dict[str, tuple[str, str]] = {}
-    for place in source_places(source, storage):
-        try:
-            listing = listing_of(source, place)
+    try:
+        for place, listing in _listings(source, storage):
             if not listing.files:
                 place.check_bucket()
                 raise _no_file(name, place, listing)
             found |= {file.url: file for file in _described(source, place, listing)}
             left_out |= {url_of(place, path): what for path, what in listing.left_out.items()}
-        except (DataError, SourceError) as error:
-            raise SourceError(f"source '{name}': {error}") from error
-    files = sorted(found.values(), key=lambda file: (file.relative, file.url))
+    except (DataError, SourceError) as error:
+        raise SourceError(f"source '{name}': {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"sources.{name}.path: {error}") from error
+    files = _in_order(found.values(), source.shuffle)
     return Listed(files, summary(what for url, what in left_out.items() if url not in found))
+
+
+def _listings(source: Source, storage: Storage) -> Iterator[tuple[Location, Listing]]:
+    """What each pattern of a source comes to, or each name in its list of shards."""
+    shards = shards_of(source, storage)
+    if shards is None:
+        for place in source_places(source, storage):
+            yield place, listing_of(source, place)
+        return
+    if shards.relative:
+        (folder,) = _places(source, source.patterns, storage)
+        listing = listing_of(source, folder)
+        shards.choose(listing, folder)
+        yield folder, listing
+    for name in shards.whole:
+        place = source.locate(name, storage)
+        listing = listing_of(source, place)
+        shards.check_whole(name, listing)
+        yield place, listing
+
+
+def shards_of(source: Source, storage: Storage) -> Shards | None:
+    """What a source's list of shards names; None where it has no list.
+
+    Raises:
+        SourceError: there is no such list, or something is wrong in it.
+    """
+    return None if source.shards is None else Shards.read(source.locate(source.shards, storage))
+
+
+def _in_order(files: Iterable[InputFile], seed: int | None) -> list[InputFile]:
+    """By the path below the source's folder, or by a hash of it and the seed, wherever the folder lies."""
+    ordered = sorted(files, key=lambda file: (file.relative, file.url))
+    if seed is None:
+        return ordered
+    return sorted(ordered, key=lambda file: xxhash.xxh3_64_intdigest(f"{seed}/{file.relative}".encode()))
 
 
 def listing_of(source: Source, place: Location) -> Listing:
@@ -167,12 +205,23 @@ def list_files(name: str, source: Source, storage: Storage) -> list[InputFile]:
 
 
 def source_places(source: Source, storage: Storage) -> list[Location]:
-    """The paths, globs and folders of a source with their options, those of the embedded sample in its folder."""
-    patterns = [
+    """The paths, globs and folders of a source with their options, those of the embedded sample in its folder.
+
+    Raises:
+        SourceError: its list of shards is absent or wrong.
+    """
+    shards = shards_of(source, storage)
+    if shards is None:
+        return _places(source, source.patterns, storage)
+    return _places(source, (*(source.patterns if shards.relative else ()), *shards.whole), storage)
+
+
+def _places(source: Source, patterns: Iterable[str], storage: Storage) -> list[Location]:
+    inside = [
         str(sample_folder() / pattern.removeprefix(SAMPLE)) if pattern.startswith(SAMPLE) else pattern
-        for pattern in source.patterns
+        for pattern in patterns
     ]
-    return [source.locate(pattern, storage) for pattern in patterns]
+    return [source.locate(pattern, storage) for pattern in inside]
 
 
 def part_files(dataset: Dataset, table: str) -> list[InputFile]:
@@ -231,6 +280,8 @@ def _described(source: Source, place: Location, listing: Listing) -> Iterator[In
     for found in listing.files:
         location = Location(url_of(place, found.path), place.options)
         etag = "" if location.is_local else stamp_of(dict(found.info))
+        if found.info["size"] is None:
+            raise SourceError(f"{location} has no length that the server would tell; copy it to a disk or a store")
         # Before the file is hashed: what is written after that is another file than the one that was hashed.
         stamp = "" if etag else location.stamp()
         yield InputFile(

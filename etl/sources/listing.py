@@ -33,6 +33,9 @@ FOLDER = "a folder, which a pattern does not enter"
 BESIDE = "text beside other data"
 SPECIAL = "no regular file"
 CYCLE = "a link to a folder above it"
+_SIGNS = "*?["
+_WEB = frozenset({"http", "https"})
+"""Schemes of pages: what links there are is a folder's content, without sizes."""
 FormatOf = Callable[[str], str | None]
 LeftOut = dict[str, dict[str, Any]]
 """Reason -> {"files": how many, "names": the first of them, sorted}."""
@@ -118,18 +121,38 @@ def pattern_of(place: Location) -> Pattern | None:
     Raises:
         SourceError: it is no pattern.
     """
-    path, fs = place.path, place.fs
-    if "**" in path and any("**" in piece and piece != "**" for piece in path.split("/")) and not fs.exists(path):
+    path = place.path
+    is_odd = "**" in path and any("**" in piece and piece != "**" for piece in path.split("/"))
+    if is_odd and not _exists(place, path):
         raise SourceError(f"{place.url}: '**' is a whole part of a path, as in folder/**/*.jsonl")
-    pattern = pattern_in_words(path, fs.exists)
-    return pattern if pattern.wanted is not None or fs.isdir(path) else None
+    if place.scheme in _WEB and format_of(path) is not None and not any(sign in path for sign in _SIGNS):
+        # To see whether a URL is a folder, its file system would read all of it.
+        return None
+    pattern = pattern_in_words(path, lambda path: _exists(place, path))
+    return pattern if pattern.wanted is not None or _is_folder(place, path) else None
+
+
+def _exists(place: Location, path: str) -> bool:
+    return bool(place.fs.exists(path)) if place.scheme != "hf" else _kind_on_hub(place, path) is not None
+
+
+def _is_folder(place: Location, path: str) -> bool:
+    return bool(place.fs.isdir(path)) if place.scheme != "hf" else _kind_on_hub(place, path) == "directory"
+
+
+def _kind_on_hub(place: Location, path: str) -> str | None:
+    """`file` or `directory`; None where nothing is. `exists` and `isdir` there take every failure for an absence."""
+    try:
+        return str(place.fs.info(path)["type"])
+    except FileNotFoundError:
+        return None
 
 
 def pattern_in_words(path: str, exists: Callable[[str], bool] = lambda path: False) -> Pattern:
     """A path as a Pattern by its signs alone; `exists` says of a path with signs whether it is there as it stands."""
     pieces = path.split("/")
     for number, piece in enumerate(pieces):
-        if any(sign in piece for sign in "*?[") and not exists("/".join(pieces[: number + 1])):
+        if any(sign in piece for sign in _SIGNS) and not exists("/".join(pieces[: number + 1])):
             return Pattern("/".join(pieces[:number]) or "/" * (number > 0), "/".join(pieces[number:]))
     return Pattern(path.rstrip("/") or "/", None)
 
@@ -164,7 +187,7 @@ def _one_file(place: Location, format_of: FormatOf) -> Listing:
     listing = Listing(posixpath.dirname(path), format_of=format_of)
     if place.is_local and Path(path).is_symlink() and not Path(path).exists():
         raise _broken(path)
-    if place.fs.exists(path):
+    if _exists(place, path):
         if format_of(path) is None:
             raise SourceError(
                 f"{path} is none of {FORMATS} (or these with {COMPRESSIONS}); with `text_rows` any file reads as text"
@@ -184,6 +207,8 @@ def _remote(place: Location, pattern: Pattern, format_of: FormatOf) -> Listing:
         if not path.startswith(prefix) or not relative or not pattern.matches(relative):
             continue
         if not is_folder:
+            if place.scheme in _WEB and listing.format_of(relative) is not None:
+                info = place.fs.info(path)
             _sort(listing, path, relative, info)
         elif not pattern.enters(relative):
             reason = HIDDEN if any(map(_hides, relative.split("/"))) else FOLDER

@@ -278,8 +278,9 @@ def _read(source: Source, fit: Fit, files: Sequence[InputFile]) -> Iterator[tupl
 
 def shipped_as(fit: Fit) -> str | None:
     """The shipped description that is equal to this one."""
-    same = (name for name in conf.shipped("sources") if conf.read(Description, name, "sources") == fit.description)
-    return next(same, None)
+    shapes = ((name, conf.read(Description, name, "sources").root) for name in conf.shipped("sources"))
+    wanted = fit.description.root
+    return next((name for name, shape in shapes if shape.model_copy(update={"hub": None}) == wanted), None)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -59,21 +59,32 @@ HtmlText = Literal["raw", "resiliparse", "trafilatura"]
 """What to do with HTML: keep it, or extract its text with a library."""
 
 
-_OF_FILES = frozenset({"spec", "text_rows", "html", "id_column", "text_column"})
+_OF_ROWS = frozenset({"spec", "text_rows", "html", "id_column", "text_column"})
 """Keys that say how to read raw rows."""
+_OF_FILES = ("revision", "shards", "shuffle")
+"""Keys that say which files to read, and in which order."""
 
 
 class Source(Config):
     """One entry of a recipe's `sources`."""
 
-    located: ClassVar[frozenset[str]] = frozenset({"path", "table", "dataset", "options", "may_be_empty"})
+    located: ClassVar[frozenset[str]] = frozenset({"path", "table", "dataset", "options", "may_be_empty", "shards"})
 
     spec: str | None = None
     """Name, path or URI of the YAML file that describes the data set; null for a `dataset` alone."""
     path: str | tuple[str, ...] | None = Field(default=None, min_length=1)
     """Files: a path, glob, folder or URL, or a list of them. .parquet, .jsonl, .json, .csv, .tsv, .arrow, .txt, .warc,
-    .wet; also .gz, .zst, .bz2, .xz.
+    .wet; also .gz, .zst, .bz2, .xz. Without it, the files that the description names on the Hugging Face hub.
     Folders `key=value` below the folder that a pattern starts with are columns of the rows."""
+    revision: str | None = Field(default=None, min_length=1)
+    """Without a path: the branch, tag or commit that is read of the hub's files; null for the description's."""
+    shards: str | None = Field(default=None, min_length=1)
+    """A text file that names the files, one a line: relative to `path`, which is a folder, or whole paths and URLs.
+    Without a path they are relative to the data set on the hub, or where the description names none, to the list's own
+    folder."""
+    shuffle: int | None = Field(default=None, ge=0)
+    """Seed of a shuffle of the files; null reads them in the order of their names. The manifest of `ingest` has the
+    order."""
     table: str | None = Field(default=None, min_length=1)
     """In place of a path: a table of the Spark session's catalog, such as catalog.db.name."""
     dataset: str | None = Field(default=None, min_length=1)
@@ -111,24 +122,38 @@ class Source(Config):
 
     @model_validator(mode="after")
     def _is_in_one_place(self) -> "Source":
-        if [self.path, self.table, self.dataset].count(None) != 2:
+        if [self.path, self.table, self.dataset].count(None) < 2:
             raise ValueError(
                 "give either `path` (files), `dataset` (a committed corpus) or `table` (a table of Spark's catalog)"
             )
-        if self.dataset is not None and (more := self.model_fields_set & _OF_FILES):
+        if self.dataset is None and self.spec is None:
+            raise ValueError(
+                "`spec` is missing: the description of the rows, such as `chat` or a YAML file of your own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_of_its_kind(self) -> "Source":
+        if self.dataset is not None and (more := self.model_fields_set & _OF_ROWS):
             raise ValueError(f"`{min(more)}` is for raw rows; rows of a `dataset` are read as they are")
         if self.dataset is None and self.source_dataset is not None:
             raise ValueError("`source_dataset` selects rows of a `dataset`; without `dataset`, leave it out")
         if self.dataset is None and self.fields:
             raise ValueError("`fields` here are for a `dataset`; for raw rows, list them in the description")
-        if self.dataset is None and self.spec is None:
-            raise ValueError(
-                "`spec` is missing: the description of the rows, such as `chat` or a YAML file of your own"
-            )
         if self.table is not None and self.options:
             raise ValueError("`options` are for the files of a `path`; a table's are the Spark session's own settings")
         if self.table is not None and (self.text_rows is not None or "html" in self.model_fields_set):
             raise ValueError("`text_rows` and `html` are for the files of a `path`; a table has columns")
+        given = [name for name in _OF_FILES if getattr(self, name) is not None]
+        if given and (self.table is not None or self.dataset is not None):
+            raise ValueError(f"`{given[0]}` is for files; a `table` and a `dataset` have an order of their own")
+        if self.revision is not None and self.path is not None:
+            raise ValueError(
+                "`revision` is of the files that the description names; write that of a `path` into it, as in "
+                "hf://datasets/OWNER/NAME@REVISION/GLOB"
+            )
+        if self.shards is not None and isinstance(self.path, tuple):
+            raise ValueError("with `shards`, `path` is the one folder that the names are relative to")
         return self
 
     @property
@@ -144,7 +169,7 @@ class Source(Config):
 
     def reading(self) -> dict[str, Any]:
         """The settings, other than files and shape, that decide how rows are read; defaults are left out."""
-        decide = {"text_rows", "html", "limit", "source_dataset"}
+        decide = {"text_rows", "html", "limit", "shuffle", "source_dataset"}
         return self.model_dump(mode="json", include=decide, exclude_defaults=True)
 
     def can_be_cut(self, name: str) -> bool:

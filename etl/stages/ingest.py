@@ -34,6 +34,7 @@ from etl.sources.files import (
     split_bytes_of,
 )
 from etl.sources.formats import pages
+from etl.sources.hub import commits_of
 from etl.sources.listing import told
 from etl.sources.look import UNSEEN, Look, look
 from etl.sources.prompts import INGEST
@@ -284,7 +285,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
         name: _listed(name, source, {**landed, **datasets}.get(name), storage) for name, source in sources.items()
     }
     for name, found in listed.items():
-        for line in told(found.left_out):
+        for line in (*commits_of(sources[name].patterns), *told(found.left_out)):
             context.tell_always(name, line)
     files = {name: found.files for name, found in listed.items()}
     roots = tuple(dict.fromkeys(_root(file) for found in files.values() for file in found))
@@ -315,7 +316,11 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
         name: UNSEEN if name in landed or name in datasets else look(source, raw.shapes[name], files[name], storage)
         for name, source in sources.items()
     }
-    findings = {"inputs": {name: _findings(one, looks[name]) for name, one in listed.items() if name not in landed}}
+    findings = {
+        "inputs": {
+            name: _findings(sources[name], one, looks[name]) for name, one in listed.items() if name not in landed
+        }
+    }
     job = (
         context.job("ingest", "PROMPT", pa.schema([*PROMPT, *fields]), semantic, tuple(landed.values()))
         .with_inherited(empty)
@@ -386,9 +391,12 @@ def _size(files: list[InputFile]) -> str:
     return f"{len(files):,} file{'s' * (len(files) != 1)}, {_bytes(files):,} bytes"
 
 
-def _findings(listed: Listed, seen: Look) -> dict[str, Any]:
+def _findings(source: Source, listed: Listed, seen: Look) -> dict[str, Any]:
     """For the manifest: what was found for one source and what of it is not read."""
+    commits = commits_of(source.patterns)
     return {
+        **({"hub": commits} if commits else {}),
+        **({"order": [file.relative for file in listed.files]} if source.shuffle is not None else {}),
         "files": len(listed.files),
         "bytes": _bytes(listed.files),
         "left_out": listed.left_out,
@@ -410,6 +418,7 @@ def _identity(source: Source, files: list[InputFile], shape: Shape, dataset: Dat
         return {}
     if dataset is not None:
         return {"dataset": dataset.manifest.content_digest}
+    commits = commits_of(source.patterns)
     has_pages = any(source.format_of(file.relative) == "warc" for file in files)
     listing = [[file.relative, file.bytes, file.etag] for file in files]
     of_folders = {key for file in files for key in file.partitions}.intersection(shape.columns)
@@ -417,6 +426,7 @@ def _identity(source: Source, files: list[InputFile], shape: Shape, dataset: Dat
         "files": len(files),
         "bytes": _bytes(files),
         "listing": digest_of(listing),
+        **({"hub": commits} if commits else {}),
         **({"packages": pages.versions(source.html)} if has_pages else {}),
         **({"columns_of_folders": sorted(of_folders)} if of_folders else {}),
     }

@@ -55,7 +55,9 @@ _UPLOAD: dict[str, Options] = {
 }
 _READ: dict[str, Options] = {"s3": {"max_concurrency": 1}}
 """One GET, without a HEAD before it."""
-_CHANGING = ("ETag", "etag", "md5Hash", "checksum", "crc32c", "mtime", "LastModified", "updated")
+_CHANGING = (
+    "ETag", "etag", "md5Hash", "checksum", "crc32c", "blob_id", "mtime", "LastModified", "Last-Modified", "updated"
+)  # fmt: skip
 _MODIFIED = ("LastModified", "mtime", "last_modified", "updated", "created")
 
 

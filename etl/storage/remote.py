@@ -4,8 +4,9 @@ Every error of a store ends here as one of the four classes with one line that n
 to do; values of options that may be secret are cut out of whatever a library says. Options come from the recipe's
 `storage` (by scheme), else from the store's usual chain and fsspec's own environment and files.
 
-One request is tried three times by botocore (s3, at most 3 s of waiting), six times by gcsfs (gs, about 31 s) and four
-times by the Azure SDK (az); `etl.storage.retry` tries the whole operation again above that. Listings are never cached.
+One request is tried three times by botocore (s3, at most 3 s of waiting), six times by gcsfs (gs, about 31 s) and
+huggingface_hub (hf, 23 s) and four times by the Azure SDK (az); `etl.storage.retry` tries the whole operation again
+above that. Listings are never cached but on the hub, where only commits are listed, and those do not change.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ Storage = dict[str, Options]
 """fsspec options by scheme."""
 
 ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
-EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
+EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "hf": "hub"}
 """Which extra of this package brings the file system of a scheme."""
 BUCKETS = frozenset({"s3", "gs", "az"})
 """Schemes whose URLs begin with a bucket (or container) that must be there."""
@@ -71,7 +72,12 @@ _NO_CREDENTIALS = frozenset({
 })  # fmt: skip
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_LIBRARIES = ("adlfs.", "aiohttp.", "azure.", "botocore.", "aiobotocore.", "gcsfs.", "google.", "requests.", "s3fs.")
+_LIBRARIES = (
+    "adlfs.", "aiohttp.", "azure.", "botocore.", "aiobotocore.", "gcsfs.", "google.", "httpx2.", "huggingface_hub.",
+    "requests.", "s3fs.",
+)  # fmt: skip
+_NOT_SHOWN = frozenset({"huggingface_hub.errors.RepositoryNotFoundError", "huggingface_hub.errors.HFValidationError"})
+"""What the hub says of a data set that is not there, and of one that this user may not see."""
 
 _ambient: contextvars.ContextVar[Storage | None] = contextvars.ContextVar("storage", default=None)
 
@@ -106,11 +112,11 @@ def check_scheme(scheme: str) -> str:
     name = ALIASES.get(scheme, scheme)
     if name not in known_implementations and name not in fsspec.available_protocols():
         near = difflib.get_close_matches(
-            name, ["s3", "s3a", "gs", "az", "abfs", "hdfs", "file", "https"], n=1, cutoff=0.5
+            name, ["s3", "s3a", "gs", "az", "abfs", "hdfs", "hf", "file", "https"], n=1, cutoff=0.5
         )
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(
-            f"there is no storage of the scheme '{scheme}://'; {hint}use s3, gs, az, hdfs or a local path"
+            f"there is no storage of the scheme '{scheme}://'; {hint}use s3, gs, az, hdfs, hf, https or a local path"
         )
     return name
 
@@ -179,6 +185,8 @@ def open_file_system(url: str, options: Options) -> Any:
         ) from error
     if scheme == "s3":
         file_system.retries = 1
+    if scheme == "hf":
+        check_url(file_system.endpoint)
     return file_system
 
 
@@ -235,6 +243,11 @@ def explain(error: Exception, url: str, options: Options, verb: str) -> Exceptio
     names = {name for cause in causes(error) for name in type_names(cause)}
     if isinstance(error, StillhouseError):
         return error
+    if scheme == "hf" and (status in (401, 403) or not names.isdisjoint(_NOT_SHOWN)):
+        return ConfigError(
+            f"{url}: the hub does not show it ({reason}); correct the name, or for a private or gated data set accept "
+            "its terms on the hub and set HF_TOKEN (or storage.hf.token) to a token that may read it"
+        )
     if code in ("NoSuchBucket", "ContainerNotFound") or (
         isinstance(error, FileNotFoundError) and verb == "write" and scheme in BUCKETS
     ):
@@ -260,7 +273,8 @@ def explain(error: Exception, url: str, options: Options, verb: str) -> Exceptio
             f"no room to {verb} {url} ({reason}); free some and run again: what is finished stays, nothing is half done"
         )
     if is_unreached(error):
-        return ConfigError(f"{url}: the store cannot be reached ({reason}); check its endpoint_url and the network")
+        place = "HF_ENDPOINT, HF_HUB_OFFLINE" if scheme == "hf" else "its endpoint_url"
+        return ConfigError(f"{url}: the store cannot be reached ({reason}); check {place} and the network")
     if is_passing(error):
         return DataError(
             f"cannot {verb} {url}: the store still fails after {BUDGET_S:.0f} s of trying ({reason}); "

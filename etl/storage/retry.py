@@ -39,6 +39,7 @@ _PASSING_TYPES = frozenset({
     "botocore.parsers.ResponseParserError",
     "google.auth.exceptions.TransportError",
     "http.client.IncompleteRead",
+    "httpx2.TransportError",
     "requests.exceptions.ChunkedEncodingError",
     "requests.exceptions.ConnectionError",
     "requests.exceptions.Timeout",
@@ -51,8 +52,13 @@ _UNREACHED_TYPES = frozenset({
     "botocore.exceptions.ConnectTimeoutError",
     "botocore.exceptions.EndpointConnectionError",
     "builtins.ConnectionRefusedError",
+    "httpx2.ConnectError",
+    "httpx2.ConnectTimeout",
+    "huggingface_hub.errors.OfflineModeIsEnabled",
     "socket.gaierror",
 })  # fmt: skip
+_FORBIDDEN_TYPES = frozenset({"huggingface_hub.errors.OfflineModeIsEnabled"})
+"""What the user's environment forbids, whatever it derives from."""
 
 _answered: set[str] = set()
 """Keys of the endpoints that have answered this process once."""
@@ -79,8 +85,8 @@ def status_of(error: BaseException) -> int | None:
         response = getattr(cause, "response", None)
         if isinstance(response, dict):
             return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None
-        for name in ("status_code", "code", "status"):
-            value = getattr(cause, name, None)
+        values = [getattr(cause, name, None) for name in ("status_code", "code", "status")]
+        for value in (*values, getattr(response, "status_code", None)):
             if isinstance(value, int | str) and str(value).isdigit() and 100 <= int(value) < 600:
                 return int(value)
     return None
@@ -102,6 +108,8 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return False
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error)):
+        return False
+    if any(not _FORBIDDEN_TYPES.isdisjoint(type_names(cause)) for cause in causes(error)):
         return False
     status = status_of(error)
     if status is not None:

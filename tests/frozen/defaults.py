@@ -38,6 +38,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "Described": ("ingest",),
     "EngineCost": ("DatasetCosts",),
     "ExactDedup": ("exact_hits",),
+    "Hub": ("ingest",),
     "InputFile": ("Manifest",),
     "InputPiece": ("Manifest",),
     "InputSplit": ("Manifest",),

@@ -162,7 +162,7 @@ def test_a_wrong_key_or_value_fails_before_any_work(tmp_path, monkeypatch, capsy
     [
         ("dmeo", ["'dmeo'", "demo, synth"]),
         ("conf/recipes/none.yaml", ["no file conf/recipes/none.yaml"]),
-        ("synth", ["sources.synth: give either `path`", "output: is missing", "--set output=VALUE"]),
+        ("synth", ["output: is missing", "--set output=VALUE"]),
     ],
 )
 def test_a_recipe_that_is_not_there_or_not_whole(tmp_path, monkeypatch, name, told):

@@ -7,7 +7,7 @@ column is named by its name or by a path (etl/sources/paths.py).
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Final, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from etl.arrays import Bools
 from etl.config import Config
 from etl.schema import SKILLS
 from etl.sources.fields import Fields
+from etl.sources.hub import Hub
 from etl.sources.shapes.turns import Turns, Unfit
 from etl.sources.shapes.usual import UsualMessages
 
@@ -117,6 +118,10 @@ class Conversations:
 class Described(Config):
     """What the description of every data set may say of its rows."""
 
+    located: ClassVar[frozenset[str]] = frozenset({"hub"})
+
+    hub: Hub | None = None
+    """Where the data set lies on the Hugging Face hub: what is read where a recipe gives neither `path` nor `table`."""
     example_id: str | None = None
     """Column that names the row within its data set. Without one, `row_name` says what does."""
     row_name: Literal["position", "content"] = "position"

@@ -57,10 +57,23 @@ def test_an_unknown_key_of_a_description_is_refused():
         described(TEXT | {"licence": "x"})
 
 
-@pytest.mark.parametrize("where", [{}, {"path": "a.jsonl", "table": "db.rows"}])
-def test_a_source_is_in_one_place(where):
+def test_a_source_is_in_one_place():
     with pytest.raises(ValidationError, match=r"give either `path` .* or `table`"):
-        Source.model_validate({"spec": "synth", **where})
+        Source.model_validate({"spec": "synth", "path": "a.jsonl", "table": "db.rows"})
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ({"table": "db.rows", "shards": "list.txt"}, "`shards` is for files"),
+        ({"table": "db.rows", "shuffle": 3}, "`shuffle` is for files"),
+        ({"path": "hf://datasets/a/b/*.parquet", "revision": "v1"}, "`revision` is of the files"),
+        ({"path": ["a", "b"], "shards": "list.txt"}, "`path` is the one folder"),
+    ],
+)
+def test_what_says_which_files_is_for_files(source, told):
+    with pytest.raises(ValidationError, match=told):
+        Source.model_validate({"spec": "synth", **source})
 
 
 def test_a_table_takes_no_options():
