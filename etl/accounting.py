@@ -1,6 +1,6 @@
-"""Counting rows: what each step got, kept and lost, by source and reason.
+"""Counting rows: how many each step got, kept and dropped, by source and reason.
 
-The account of a pass is made from the `verdict` column before and after it, so a step cannot forget to count.
+The accounting of a pass is derived from the `verdict` column before and after it, so a step cannot forget to count.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +16,7 @@ from etl.storage.build import Chunk
 from etl.storage.manifest import Accounting
 
 NO_LIMITS: Final[Mapping[str, Collection[str]]] = MappingProxyType({})
-"""Every step takes the rows of every source."""
+"""Every step works on the rows of every source."""
 
 
 def count_by_source(sources: pa.Array, mask: pa.BooleanArray) -> dict[str, int]:
@@ -37,8 +37,8 @@ def judged(
 
     Args:
         steps: names of the steps of the pass, in order.
-        before: rows as the pass got them, with source_dataset and verdict.
-        after: the same rows as it left them, with the columns of `schema` and perhaps others.
+        before: rows before the pass, with source_dataset and verdict.
+        after: the same rows after the pass, with the columns of `schema` and possibly others.
         schema: of the aligned table.
         limits: by step, the sources that it is limited to.
     """
@@ -61,7 +61,7 @@ def account(
         sources: source_dataset of each row.
         before: verdicts when the pass began.
         after: verdicts when it ended.
-        limits: by step, the sources that it is limited to; the others have no account of it.
+        limits: by step, the sources that it is limited to; it has no accounting for other sources.
 
     Raises:
         SchemaError: a new verdict names none of the steps.
@@ -90,7 +90,7 @@ def account(
     unnamed = {row["step"] for row in losses} - set(steps)
     if unnamed:
         raise SchemaError(
-            f"verdicts name {sorted(unnamed)} in a pass of {list(steps)}; a step drops rows as itself: "
-            "etl.step.drop(batch, self.label, …)"
+            f"verdicts name {sorted(unnamed)} in a pass of {list(steps)}; a step must drop rows under its own "
+            "name: etl.step.drop(batch, self.label, …)"
         )
     return accounting

@@ -1,6 +1,6 @@
-"""Names for the types of NumPy arrays, so that a signature says what it takes in one word.
+"""Short names for the types of NumPy arrays in signatures.
 
-Only for annotations: a shape stands in the docstring of the function that uses one.
+Only for annotations; shapes are given in the docstrings of the functions.
 """
 
 import numpy as np

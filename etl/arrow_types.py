@@ -1,15 +1,15 @@
-"""What each Arrow type becomes for each use: one table, and the conversions that it names.
+"""What each Arrow type is converted to for each use: one table, and the conversions.
 
 A use is a column of the table: prose (what is said), a name (ids, subsets, split keys), a kept column in meta_json, the
-hash of a row (ids, content digests), a column of a Spark DataFrame, and a column of a catalog's table. A type has a
-form there or none; where it has none, `refused` says which type it is, and the caller raises an error of ours with the
-column. Nothing is rounded, and no value raises: a date beyond year 9999 has a text form too.
+hash of a row (ids, content digests), a column of a Spark DataFrame, and a column of a catalog's table. A type may have
+no form for a use. Then `refused` returns that type, and the caller raises an error that names the column. Nothing is
+rounded, and no value raises: even a date beyond year 9999 has a text form.
 
 Encodings have no row of their own, since they hold what another type holds: a dictionary, a run-end encoding, a view
 and an extension type are read as their values (`plain`). `arrow.uuid` and `arrow.bool8` say more than their storage.
 
-All but intervals and durations is done by Arrow kernels and NumPy over whole columns, 0.05 to 1 µs a value; types that
-JSON and hashes know as they are are not copied.
+Everything except intervals and durations is done by Arrow kernels and NumPy on whole columns, at 0.05 to 1 µs a value.
+Types that JSON and hashes support directly are not copied.
 """
 
 import functools
@@ -32,10 +32,10 @@ _HEX: Final = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "<u
 
 @dataclass(frozen=True)
 class Form:
-    """What a type becomes for each use; None where it has no form."""
+    """The form of a type for each use; None: it has no form."""
 
     prose: Convert | None = None
-    """To string [rows]; whether bytes are UTF-8 is not checked."""
+    """To string [rows]; does not check that bytes are UTF-8."""
     name: Convert | None = None
     """To string [rows], likewise."""
     kept: Convert | None = None
@@ -52,7 +52,7 @@ class Form:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type without its encoding; what is inside a list or a struct stays as it is."""
+    """The type without its encoding; types inside a list or struct are unchanged."""
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType):
@@ -121,7 +121,7 @@ def _time_text(array: pa.Array) -> pa.Array:
 
 
 def _moment_text(array: pa.Array) -> pa.Array:
-    """ISO 8601: 2026-01-02T03:04:05.600000, with the zone's offset at that moment where the type has a zone.
+    """ISO 8601: 2026-01-02T03:04:05.600000, with the zone's offset at that moment if the type has a zone.
 
     The offset is taken from the local time, which costs a tenth of what Arrow's own text of a zoned moment does.
     """
@@ -190,14 +190,14 @@ def _uuid_text(array: pa.Array) -> pa.Array:
 
 
 def _is_json(kind: pa.DataType) -> bool:
-    """Whether orjson writes the type's Python values as they are meant, at every depth."""
+    """Whether orjson writes the type's Python values correctly, at every depth."""
     convert = FORMS[kind_of(kind)].kept
     nested = convert in (_kept_list, _kept_map, _kept_struct)
     return plain_type(kind) == kind and (convert is _same or nested) and all(map(_is_json, children(kind)))
 
 
 def kept(array: pa.Array) -> pa.Array:
-    """The array as a type whose Python values orjson writes; not copied where it is of such a type."""
+    """The array as a type whose Python values orjson writes; not copied if it already is one."""
     if _is_json(array.type):
         return array
     array = plain(array)
@@ -220,7 +220,7 @@ def _kept_map(array: pa.Array) -> pa.Array:
     pairs = _entries(array)
     key, item = (kept(pairs.flatten().field(place)) for place in (0, 1))
     offsets = _offsets(pc.list_value_length(pairs))
-    # A mask is not taken, so a null map is marked in the offsets.
+    # Arrow takes no mask here, so null maps are marked in the offsets.
     marked = pc.if_else(pa.array(np.append(array.is_null(), False)), None, offsets.cast(pa.int32()))
     return pa.MapArray.from_arrays(marked, key, item)
 
@@ -328,7 +328,7 @@ FORMS: Final = {
     "union":            Form(),
     "interval of one unit": Form(),
 }  # fmt: skip
-"""By `kind_of`. docs/reference/arrow_types.md says the same to users."""
+"""By `kind_of`. docs/reference/arrow_types.md is the user's version."""
 
 _KINDS: Final = {
     "null": [pa.lib.Type_NA],
@@ -412,7 +412,7 @@ def _is_zone(name: str) -> bool:
 
 
 def as_text(array: pa.Array, use: Literal["prose", "name"]) -> pa.StringArray:
-    """The text of a column that is used so; whether bytes are UTF-8 is not checked.
+    """The text of a column for a use; does not check that bytes are UTF-8.
 
     Args:
         array: of a type that is not `refused` for this use.

@@ -1,10 +1,10 @@
-"""Files that the code needs but does not carry (models, vocabularies): a URI and a sha256, one copy a node.
+"""Files that the code needs but does not ship (models, vocabularies): a URI and a sha256, one copy per node.
 
 A URI is a local path, any fsspec URL, or `package:NAME/path/in/it` for a file of an installed Python package,
 which is found without importing the package. `#gunzip` at its end unpacks the file; the sha256 is always that
-of the result. A local file is used where it lies. Everything else is copied once a node into
+of the result. A local file is used in place. Everything else is copied once per node into
 `cache_dir()/artefacts/<sha256>/`, under a file lock, through a temporary file that is renamed into place, so
-that no process sees half a file. No network is used unless the URI is a remote one.
+that no process sees a partial file. The network is only used for remote URIs.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ CHUNK_BYTES: Final = 1 << 20
 
 
 def cache_dir() -> Path:
-    """The writable folder for copies and compiled code, made if need be.
+    """The writable folder for copies and compiled code; created if needed.
 
-    STILLHOUSE_CACHE, else XDG_CACHE_HOME/stillhouse, else HOME/.cache/stillhouse; where that cannot be
-    written (a container's worker), a folder of this user alone (mode 0700) in the system's temporary folder.
+    STILLHOUSE_CACHE, else XDG_CACHE_HOME/stillhouse, else HOME/.cache/stillhouse. If that is not writable (as on a
+    container's worker), a private folder (mode 0700) in the system's temporary folder.
 
     Raises:
         ConfigError: STILLHOUSE_CACHE cannot be written, or the temporary folder belongs to somebody else.
@@ -46,7 +46,7 @@ def cache_dir() -> Path:
         path = Path(chosen).absolute()
         if not _writable(path):
             raise ConfigError(
-                f"STILLHOUSE_CACHE={chosen} cannot be made or written; name a folder that can, or unset it"
+                f"STILLHOUSE_CACHE={chosen} cannot be created or written; give a writable folder, or unset it"
             )
         return path
     for base in (Path(os.environ.get("XDG_CACHE_HOME", "")), Path(os.environ.get("HOME", "")) / ".cache"):
@@ -57,7 +57,7 @@ def cache_dir() -> Path:
 
 
 def _writable(path: Path) -> bool:
-    """Make the folder; False where that, or writing into it, is not allowed."""
+    """Create the folder; False if that, or writing to it, is not permitted."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -66,7 +66,7 @@ def _writable(path: Path) -> bool:
 
 
 def _temporary_cache() -> Path:
-    """A folder of this user alone; another's is refused, since compiled code in it is executed."""
+    """A private folder of this user; anybody else's is refused, as compiled code in it is executed."""
     path = Path(tempfile.gettempdir()) / f"stillhouse-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
@@ -93,7 +93,7 @@ def fetch(uri: str, sha256: str | None) -> Path:
     unpack = source != uri
     local = _local_path(source)
     if local is not None and not local.is_file():
-        raise ConfigError(f"artefact '{uri}': there is no file {local}; correct the name or put it there")
+        raise ConfigError(f"artefact '{uri}': there is no file {local}; correct the name, or put the file there")
     if local is not None and not unpack:
         if sha256 is not None and file_sha256(local) != sha256:
             raise _wrong_digest(uri, local, sha256, file_sha256(local))
@@ -111,7 +111,7 @@ def fetch(uri: str, sha256: str | None) -> Path:
 
 
 def _local_path(source: str) -> Path | None:
-    """Where a URI without `#gunzip` lies on this machine; None for a remote one."""
+    """Local path of a URI without `#gunzip`; None for a remote one."""
     if source.startswith(PACKAGE):
         return _package_file(source)
     if source.startswith("file://"):
@@ -132,8 +132,8 @@ def _package_file(uri: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            f"artefact '{uri}': the Python package '{package}' is not installed here; "
-            "install it (requirements.lock names its distribution), or name another file in the recipe"
+            f"artefact '{uri}': the Python package '{package}' is not installed here; install it "
+            "(requirements.lock has its distribution), or give another file in the recipe"
         )
     return Path(spec.submodule_search_locations[0]) / relative
 
@@ -141,14 +141,14 @@ def _package_file(uri: str) -> Path:
 def _wrong_digest(uri: str, place: str | Path, expected: str, got: str) -> ConfigError:
     remedy = "replace the file, or correct the name or the digest in the configuration"
     if uri.startswith(PACKAGE):
-        remedy = f"install '{_package(uri)}' again, in the version that requirements.lock names"
+        remedy = f"reinstall '{_package(uri)}' in the version of requirements.lock"
     return ConfigError(
-        f"artefact '{uri}': {place} has sha256 {got}, expected {expected}; it is another version or damaged: {remedy}"
+        f"artefact '{uri}': {place} has sha256 {got}, expected {expected}; it is another version, or damaged; {remedy}"
     )
 
 
 def _is_cached(target: Path, sha256: str | None) -> bool:
-    """Whether the copy is there and whole; one that a full or failing disk has damaged is copied again."""
+    """Whether there is an intact copy; one damaged by a full or failing disk is copied again."""
     return target.is_file() and (sha256 is None or file_sha256(target) == sha256)
 
 
@@ -162,7 +162,7 @@ def _change_key(uri: str, url: str) -> str:
 
 @contextlib.contextmanager
 def _readable(uri: str) -> Iterator[None]:
-    """Failures of reading become one line for the user."""
+    """Turn a failed read into one line for the user."""
     try:
         yield
     except (OSError, EOFError, ValueError, StillhouseError) as error:

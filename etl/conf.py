@@ -1,12 +1,12 @@
-"""Reading a configuration: YAML found by name, path or URI, `--set a.b=c` on top, checked by a pydantic model.
+"""Reads a configuration: YAML by name, path or URI, with `--set a.b=c` overrides, validated by a pydantic model.
 
 A name without a slash or suffix is looked up in the folders that ship with the package (conf/recipes, conf/training,
-…). A value after `--set` is text unless YAML says otherwise and the key wants what it says (etl/yaml_text.py); a value
-`@FILE` is the text of that file, taken as it is. Every mistake is one ConfigError that names the key, the value and the
+…). A value after `--set` is text, unless YAML reads it as another type and the key has that type (etl/yaml_text.py). A
+value `@FILE` is the unchanged text of that file. Every mistake is one ConfigError that names the key, the value and the
 nearest valid key.
 
-What a URI brings may name code from outside the package only where the caller says so (etl/foreign.py); a path or a
-shipped name always may, since whoever can write there can run code there.
+A configuration from a URI may name code from outside the package only if the caller allows it (etl/foreign.py). A local
+file always may, since whoever can write it can run code there anyway.
 """
 
 import importlib.resources
@@ -48,7 +48,7 @@ def _parsed(load: Callable[[str], Any], text: str, origin: str) -> Any:
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """What is wrong and where, without the text that stands there."""
+    """What is wrong and where, without quoting the text."""
     mark = getattr(error, "problem_mark", None)
     where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
     problem = getattr(error, "problem", None) or "a character that YAML does not allow"
@@ -59,7 +59,7 @@ def read_text(url: str) -> str:
     """The text of a file or object.
 
     Raises:
-        ConfigError: it is absent, not readable or not UTF-8.
+        ConfigError: it is missing, unreadable or not UTF-8.
     """
     try:
         return Location.of(url).read().decode("utf-8")
@@ -81,7 +81,7 @@ def find(name_or_path: str, folder: str) -> str:
     """The text of the configuration that a user named.
 
     Raises:
-        ConfigError: neither a file nor a shipped name; the message lists the shipped ones.
+        ConfigError: it is neither a file nor a shipped name; the message lists the shipped ones.
     """
     if "/" not in name_or_path and not name_or_path.endswith((".yaml", ".yml")):
         if name_or_path not in shipped(folder):
@@ -98,12 +98,12 @@ def find(name_or_path: str, folder: str) -> str:
 
 
 def load(model: type[C], name_or_path: str, folder: str, overrides: list[str], allow_code: bool = False) -> C:
-    """The checked configuration, with `--set` on top.
+    """The validated configuration, with `--set` overrides.
 
     Args:
-        model: what it should be.
+        model: its class.
         name_or_path: a shipped name, a path or a URI.
-        folder: of conf/, where names are looked up.
+        folder: the folder of conf/ in which names are looked up.
         overrides: KEY=VALUE each.
         allow_code: whether it may name classes from outside the package although a part of it comes from a URI.
 
@@ -118,7 +118,7 @@ def load(model: type[C], name_or_path: str, folder: str, overrides: list[str], a
 
 
 def read(model: type[C], name_or_path: str, folder: str) -> C:
-    """The checked configuration of a file that no `--set` reaches, such as the description of a source.
+    """The validated configuration of a file without overrides, such as the description of a source.
 
     Raises:
         ConfigError: not found, not YAML, or a key or value that the model refuses.
@@ -127,7 +127,7 @@ def read(model: type[C], name_or_path: str, folder: str) -> C:
 
 
 def made(model: type[C], tree: dict[str, Any], overrides: list[str], origin: str) -> C:
-    """The checked configuration of a tree that a command has put together, with `--set` on top.
+    """The validated configuration of a tree that a command has assembled, with `--set` overrides.
 
     Raises:
         ConfigError: an override without '=', or a key or value that the model refuses.
@@ -138,7 +138,7 @@ def made(model: type[C], tree: dict[str, Any], overrides: list[str], origin: str
 
 
 def check(model: type[C], tree: Any, origin: str, allow_code: bool = True) -> C:
-    """The tree as a model; `allow_code` is whether it may name classes and functions from outside the package.
+    """The tree as a model; `allow_code`: it may name classes and functions from outside the package.
 
     Raises:
         ConfigError: one line for each key or value that the model refuses.
@@ -189,11 +189,11 @@ def _child(node: Any, name: str, key: str) -> Any:
     child = node[place] = yaml_text.unwrapped(node[place])
     if not isinstance(child, dict | list):
         value = "a value" if name in PRIVATE or not PRIVATE.isdisjoint(key.split(".")) else f"the value {shown(child)}"
-        raise ConfigError(f"--set {key}: '{name}' is {value}, it has no keys below it")
+        raise ConfigError(f"--set {key}: '{name}' is {value}, so it has no keys below it")
     return child
 
 
 def _index(node: list[Any], name: str, key: str) -> int:
     if not name.isdigit() or int(name) >= len(node):
-        raise ConfigError(f"--set {key}: '{name}' must be a position from 0 to {len(node) - 1} of that list")
+        raise ConfigError(f"--set {key}: '{name}' must be an index from 0 to {len(node) - 1} of that list")
     return int(name)

@@ -1,4 +1,4 @@
-"""`Config`: the base of everything that is read from YAML or stored as JSON."""
+"""`Config`: base class of everything that is read from YAML or stored as JSON."""
 
 import difflib
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from etl.urls import check_url, is_url
 from etl.yaml_text import fit
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
-"""What tells steps or stages of one kind apart: the beginning of a column's name or of a folder's."""
+"""A name that distinguishes steps or stages of one kind: the prefix of their columns and folders."""
 
 
 _MAX_NAME = 100
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`did you mean 'x'? ` for the known name that is most like one; nothing where none is known."""
+    """`did you mean 'x'? ` with the most similar known name; empty if none is similar."""
     near = difflib.get_close_matches(name[:_MAX_NAME], known, n=1, cutoff=0.0)
     return f"did you mean '{near[0]}'? " if near else ""
 
@@ -29,7 +29,7 @@ FROM_YAML = "from_yaml"
 
 
 def _fitted(model: type[BaseModel], key: str, value: Any) -> Any:
-    """A value as its field wants it."""
+    """A value as the type that its field has."""
     named = [field for name, field in model.model_fields.items() if key in (name, field.alias)]
     return fit(value, named[0].annotation)
 
@@ -37,7 +37,7 @@ def _fitted(model: type[BaseModel], key: str, value: Any) -> Any:
 class Config(BaseModel):
     """Base of everything that is read from YAML: unknown keys are errors, values never change."""
 
-    # A value may be a secret, or lie below one: errors come from etl/config_errors.py alone.
+    # A value may be a secret or inside one: only etl/config_errors.py makes errors of it.
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -47,8 +47,8 @@ class Config(BaseModel):
     )
 
     located: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say where something lies or how fast to work: they never change the output, so they are not in
-    a fingerprint. A file's content enters it through `Step.artefacts`."""
+    """Fields for places and speed. They never change the output, so they are not in the fingerprint; the content of a
+    file is, by `Step.artefacts`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -76,5 +76,5 @@ class Config(BaseModel):
         return value
 
     def fingerprinted(self) -> dict[str, Any]:
-        """The fields that decide the output, those at their default left out, in JSON types."""
+        """The fields that decide the output, without those at their default, in JSON types."""
         return self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.located))

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in plain words: a line for each mistake, with its key, its value and the remedy.
+"""Errors of a configuration in plain words: one line per mistake, with its key, its value and the remedy.
 
 pydantic finds the mistakes; its words, its names of union branches and its follow-up errors stay inside. A line is
 `key: what is wrong (got VALUE)`. Values below `options` and `storage`, where credentials may be, are never repeated.
@@ -41,23 +41,23 @@ _WORDS = {
     "greater_than_equal": "must be {ge} or more",
     "less_than": "must be below {lt}",
     "less_than_equal": "must be {le} or less",
-    "too_short": "needs at least {min_length}, there are {actual_length}",
-    "too_long": "takes at most {max_length}, there are {actual_length}",
-    "string_too_short": "needs a text of at least {min_length} characters",
-    "string_too_long": "takes a text of at most {max_length} characters",
+    "too_short": "needs at least {min_length}, has {actual_length}",
+    "too_long": "takes at most {max_length}, has {actual_length}",
+    "string_too_short": "must be a text of at least {min_length} characters",
+    "string_too_long": "must be a text of at most {max_length} characters",
     "string_pattern_mismatch": "must match {pattern}",
 }
-"""What pydantic's types of errors say here; `{…}` is filled from the error's context."""
+"""Our words for pydantic's types of errors; `{…}` is filled from the error's context."""
 
 
 def lines(error: ValidationError, model: type[BaseModel], tree: Any, settable: bool) -> list[str]:
-    """One line for each mistake, in the order in which pydantic met them.
+    """One line per mistake, in the order in which pydantic found them.
 
     Args:
-        error: what validating `tree` as `model` raised.
-        model: what the tree should be.
-        tree: as it was read.
-        settable: whether `--set KEY=VALUE` reaches the tree, so that it can be advised.
+        error: raised by validating `tree` as `model`.
+        model: the class of the configuration.
+        tree: the values as they were read.
+        settable: whether `--set KEY=VALUE` applies to the tree and can be advised.
     """
     found: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors(include_url=False):
@@ -115,7 +115,7 @@ def _says(item: Any, where: tuple[Any, ...]) -> str:
 
 
 def _about_tag(where: tuple[Any, ...], item: Any, model: type[BaseModel], tree: Any) -> str:
-    """The key that chooses a model is absent, or chooses none."""
+    """The line for a key that selects a model, if it is missing or unknown."""
     key = item["ctx"]["discriminator"].strip("'")
     full = _joined((*where, key))
     if item["type"] == "union_tag_not_found":
@@ -130,7 +130,7 @@ def _about_tag(where: tuple[Any, ...], item: Any, model: type[BaseModel], tree: 
 
 
 def _tags_at(where: tuple[Any, ...], key: str, model: type[BaseModel], tree: Any) -> list[str]:
-    """The tags that a place takes: pydantic names them when it is given one that cannot be."""
+    """The tags allowed at a place: pydantic names them if it is given an impossible one."""
     try:
         # The tags are known without the code that the rest of the tree may name.
         model.model_validate(_with_tag(tree, where, key), context={ALLOW_CODE: False, FROM_YAML: True})

@@ -1,6 +1,6 @@
-"""Digests that name things: a file by its bytes, a folder by its files, a JSON value whatever the order of its keys.
+"""Digests of a file by its bytes, a folder by its files, and a JSON value regardless of the order of its keys.
 
-What hashes rows is etl/hashing.py; this file loads no kernel, so what only names things starts without numba.
+Rows are hashed by etl/hashing.py. This file loads no kernel, so programs that only need digests start without numba.
 """
 
 import functools
@@ -13,10 +13,10 @@ import xxhash
 
 
 def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits; read once a process (about 1 GB a second) unless the file changes.
+    """The SHA-256 of a file, 64 hexadecimal digits; read once per process (about 1 GB/s) unless the file changes.
 
     Raises:
-        OSError: the file is absent or cannot be read.
+        OSError: the file is missing or cannot be read.
     """
     resolved = Path(path).resolve()
     found = resolved.stat()

@@ -1,13 +1,13 @@
 """The engine protocol: two verbs, `map` and `shuffle`, and both end in a committed dataset.
 
-What is the same on every engine is here: adopt a dataset that is already committed, plan, find the splits without a
-receipt, let the engine run them, commit. What differs is in the two abstract methods that etl/engines implements.
-Tasks hand back counts for the engine's own display; their receipts are the result.
+Code that is the same for every engine is here: adopt a committed dataset, plan, find the splits without a receipt, let
+the engine run them, commit. The two abstract methods differ; etl/engines implements them. Tasks return counts only for
+the engine's display; their receipts are the result.
 
-Maps are held back until a result is asked for (a barrier: a shuffle, a threshold, the end of the run). Those over the
-same splits then run as one job, split by split: a task does its split of each dataset in turn, and reads what it wrote
-a moment ago. Each dataset is committed by itself, as if its map had run alone. The file is long because it is the whole
-protocol: what an engine's author has to read.
+Maps are delayed until a result is needed (a barrier: a shuffle, a threshold, the end of the run). Maps over the same
+splits then run as one job, split by split: a task writes its split of each dataset in turn, and reads what it has just
+written. Each dataset is committed separately, as if its map had run alone. The file is long because it is the whole
+protocol, which an engine's author has to read.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ ReduceFn = Callable[[int, Iterator[pa.RecordBatch]], Iterable[Chunk]]
 
 @dataclass(frozen=True)
 class Resources:
-    """What one task needs of its worker; zero leaves it to the engine's own settings."""
+    """What one task needs of its worker; zero keeps the engine's setting."""
 
     cpus: int = 0
     gpus: int = 0
@@ -52,34 +52,34 @@ class Resources:
 
 
 DEFAULT = Resources()
-"""Whatever the engine gives."""
+"""The engine's settings."""
 
 WORKER = "STILLHOUSE_WORKER"
-"""Environment variable that an engine with worker processes of its own sets in each of them: its number, from 0."""
+"""Environment variable with the number, from 0, of a worker process; set by engines that start their own."""
 
 
 def worker_number() -> int:
-    """Number of the process that runs this task among those of its engine on this machine; 0 where there is one alone.
+    """Number of this task's process among those of its engine on this machine; 0 if there is only one.
 
-    It is the same for all tasks that a process runs, so a task can choose a GPU by it.
+    It is the same for all tasks of a process, so a task can choose a GPU by it.
     """
     return int(os.environ.get(WORKER, "0"))
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an engine is about to run, for its scheduler and for people who watch."""
+    """What an engine is about to run, for its scheduler and for displays."""
 
     stage: str
     num_tasks: int
     of_tasks: int
-    """Tasks of the whole dataset; those that are not to run were done by an earlier run."""
+    """Tasks of the whole dataset, including those that an earlier run has done."""
     resources: Resources = DEFAULT
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one task did, for an engine's counters; the dataset's own accounts come from receipts alone."""
+    """What one task did, for an engine's counters; the dataset's accounting comes only from receipts."""
 
     rows_in: int = 0
     rows_out: int = 0
@@ -103,7 +103,7 @@ class Counts:
 
 
 Task = Callable[[int, Any], Counts]
-"""Does one split: its number and its value in the plan. Pickles; a worker process unpickles it once a job."""
+"""Does one split, given its number and its value in the plan. Pickles; a worker process unpickles it once per job."""
 
 Reduce = Callable[[int, Iterator[pa.RecordBatch]], Counts]
 """Does one bucket. Pickles."""
@@ -119,8 +119,8 @@ class Exchange:
     order: tuple[str, ...]
     num_buckets: int
     may_drop_lone: bool = False
-    """Whether the reducer is the same without rows that no other row of their bucket equals in the first column of the
-    order, an int64: an engine may leave some of them out."""
+    """Whether the reducer ignores rows whose value in the first column of the order (an int64) is unique in their
+    bucket. An engine may then leave some of them out."""
 
     @property
     def sorter(self) -> Callable[[], SortedRows]:
@@ -135,12 +135,12 @@ class Table:
     source: str
     name: str
     columns: tuple[str, ...]
-    """What is read of it; those that it lacks are left out."""
+    """Columns to read; missing ones are ignored."""
 
 
 @dataclass(frozen=True)
 class _HeldMap:
-    """A map whose work waits for a barrier."""
+    """A map that waits for a barrier."""
 
     build: Build
     plan: Plan
@@ -177,7 +177,7 @@ class _WriteSplit:
 
 @dataclass(frozen=True)
 class _WriteBucket:
-    """A task of a shuffle: writes what a bucket comes to. Pickles as far as `fn` does."""
+    """A task of a shuffle: writes the result of a bucket. Pickles as far as `fn` does."""
 
     writer: SplitWriter
     fn: ReduceFn
@@ -189,9 +189,9 @@ class _WriteBucket:
 
 @dataclass(frozen=True)
 class MeasuredEmit:
-    """The map side of a shuffle, which leaves what it took beside the costs of the buckets. Pickles as `emit` does.
+    """The map side of a shuffle; records its cost beside those of the buckets. Pickles as `emit` does.
 
-    Only what `emit` does between two batches is measured: what the engine does with them is its own.
+    Measures only what `emit` does between two batches, not what the engine does with them.
     """
 
     emit: EmitFn
@@ -213,10 +213,10 @@ class MeasuredEmit:
 
 
 class _Ledger:
-    """What the driver's process tree has taken that no commit accounts for yet.
+    """Resources that the driver's process tree has used since the last commit.
 
-    Inside a run it goes on from commit to commit, so that all that the driver does is in it; outside of one it begins
-    with the plan of a dataset, since the process may have done anything else before.
+    Within a run it covers everything from commit to commit. Outside a run it starts with the plan of a dataset, as the
+    process may have done anything before.
     """
 
     def __init__(self) -> None:
@@ -237,7 +237,7 @@ class _Ledger:
         self._meter = self._meter or TreeMeter()
 
     def settle(self) -> Usage:
-        """All since the last time."""
+        """Everything since the last call."""
         assert self._meter is not None, "nothing is committed that was not planned"
         lap = self._meter.lap()
         if not self._is_kept:
@@ -252,13 +252,13 @@ class Written:
     build: Build
     plan: Plan
     splits: Collection[int]
-    """Those that were written now, and not by an earlier run."""
+    """Splits written now and not by an earlier run."""
     num_map_tasks: int = 0
 
 
 @dataclass(frozen=True)
 class _Gather:
-    """A map that does a bucket of a shuffle, both sides of it. Pickles as far as those do."""
+    """A map that does both sides of one bucket of a shuffle. Pickles as far as those do."""
 
     exchange: Exchange
     fn: ReduceFn
@@ -281,10 +281,10 @@ class Engine(ABC):
     """Runs tasks somewhere. Subclasses implement `run_splits` and `run_buckets`.
 
     Attributes:
-        guard: called before a folder is cleared and before every commit; raises when this run may not write any more.
-        permit: called before work is planned that is not committed yet; raises when it is not this run's to do.
-        may_write: false where the output cannot be written, so that what is committed is taken as it lies there.
-        ledger: what the driver took for the dataset that is committed next.
+        guard: called before a folder is cleared and before every commit; raises if this run may no longer write.
+        permit: called before uncommitted work is planned; raises if this run is not to do it.
+        may_write: false if the output cannot be written, so that only committed datasets can be used.
+        ledger: the driver's cost of the dataset that is committed next.
     """
 
     def __init__(self) -> None:
@@ -302,18 +302,18 @@ class Engine(ABC):
         resources: Resources = DEFAULT,
         then: Callable[[Dataset], None] = nothing,
     ) -> DatasetLike:
-        """Write one dataset, split by split, at the latest when its result is asked for.
+        """Write one dataset, split by split, at the latest when its result is needed.
 
         Args:
             job: what is written.
-            splits: one JSON value for each split; `fn` gets it as the plan stores it.
+            splits: one JSON value per split; `fn` gets it as stored in the plan.
             fn: does one split.
             resources: what `fn` needs.
-            then: called with the dataset when it is committed, or at once when it is already.
+            then: called with the dataset as soon as it is committed.
         """
         build = Build(job)
         if job.waits and build.is_occupied():
-            # What is committed there may be what this map would write; only its inputs' digests can tell.
+            # The committed dataset may be the one that this map would write; its inputs' digests decide.
             self.settle()
         if not job.waits:
             done = self._committed(build)
@@ -326,7 +326,7 @@ class Engine(ABC):
         return pending
 
     def settle(self) -> None:
-        """Run and commit every map that is held back."""
+        """Run and commit every delayed map."""
         while self._held:
             held, self._held = self._held, []
             for _, together in itertools.groupby(held, key=lambda item: item.together):
@@ -349,7 +349,7 @@ class Engine(ABC):
         self.run_splits(Work(stage, len(numbers), len(group[0].plan.splits), group[0].resources), items, task)
 
     def shuffle(self, job: Job, exchange: Exchange, fn: ReduceFn) -> Dataset:
-        """Write one dataset, bucket by bucket; rows travel to the bucket that their column `bucket` names.
+        """Write one dataset, bucket by bucket; rows are sent to the bucket in their column `bucket`.
 
         Args:
             job: what is written.
@@ -369,16 +369,16 @@ class Engine(ABC):
     def gather(
         self, job: Job, exchange: Exchange, fn: ReduceFn, then: Callable[[Dataset], None] = nothing
     ) -> DatasetLike:
-        """As `shuffle` of few rows, held back as a map is: the task of a bucket runs the map side and keeps its rows.
+        """Like `shuffle`, delayed like a map: each bucket's task runs the map side and keeps its own rows.
 
-        Nothing crosses between workers, so maps before and after it run in the same job. Every bucket costs the whole
-        map side: for a shuffle into one bucket, or one that moves no more than a task reads at once.
+        Nothing is sent between workers, so maps before and after it run in the same job. As every bucket costs the
+        whole map side, use it for one bucket, or for no more data than a task reads at once.
 
         Args:
             job: what is written.
             exchange: where the rows come from, the number of buckets and the order inside one.
             fn: does one bucket.
-            then: called with the dataset when it is committed, or at once when it is already.
+            then: called with the dataset as soon as it is committed.
         """
         job = job.with_buckets(exchange.num_buckets)
         return self.map(job, range(exchange.num_buckets), _Gather(exchange, fn), then=then)
@@ -393,10 +393,10 @@ class Engine(ABC):
         return self._write(job, [0], run)
 
     def land(self, table: Table, folder: Location) -> Dataset:
-        """Write a table of the engine's catalog as a dataset, unless it is there and the table has not changed.
+        """Write a table of the engine's catalog as a dataset, unless it exists and the table has not changed.
 
         Args:
-            table: what is read.
+            table: the table to read.
             folder: of the dataset.
 
         Raises:
@@ -404,14 +404,14 @@ class Engine(ABC):
             SourceError: there is no such table, or it has none of the columns.
         """
         raise ConfigError(
-            f"sources.{table.source}.table={table.name}: only the Spark engine reads tables of a catalog; run "
-            f"the recipe with it, or give sources.{table.source}.path"
+            f"sources.{table.source}.table={table.name}: only the Spark engine can read tables of a catalog; use "
+            f"it, or give sources.{table.source}.path"
         )
 
     def _write(
         self, job: Job, splits: Iterable[Any], run: Callable[[SplitWriter, list[int]], None], num_map_tasks: int = 0
     ) -> Dataset:
-        """The dataset, now: committed already, or after `run` has written the splits that are missing."""
+        """The dataset, at once: committed already, or after `run` has written the missing splits."""
         self.settle()
         build = Build(job)
         done = self._committed(build)
@@ -425,7 +425,7 @@ class Engine(ABC):
         return dataset
 
     def _committed(self, build: Build) -> Dataset | None:
-        """The dataset, if it is there already."""
+        """The dataset, if it is committed already."""
         return build.reopen() if self.may_write else build.committed()
 
     def _plan(self, build: Build, splits: Iterable[Any]) -> Plan:
@@ -435,14 +435,14 @@ class Engine(ABC):
         return build.plan(splits)
 
     def _commit(self, written: Sequence[Written]) -> Iterator[Dataset]:
-        """Commit what one job has written."""
+        """Commit the datasets of one job."""
         costs = [one.build.costs(one.plan, one.num_map_tasks) for one in written]
         for one, cost, engine in zip(written, costs, self._engine_costs(written, costs), strict=True):
             self.guard()
             yield one.build.commit(one.plan, cost, engine)
 
     def _engine_costs(self, written: Sequence[Written], costs: Sequence[BuildCosts]) -> Iterator[EngineCost]:
-        """What this engine took around the tasks of one job, shared by its datasets as their tasks' CPU-seconds are."""
+        """The engine's cost of one job beyond its tasks, divided among its datasets like their tasks' CPU-seconds."""
         spent = self.ledger.settle()
         in_tasks = [cost.cpu_s(one.splits) for one, cost in zip(written, costs, strict=True)]
         total_s = sum(in_tasks)
@@ -476,15 +476,15 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Release the engine's resources."""
 
 
 @contextlib.contextmanager
 def sole_writer(engine: Engine, output: Location) -> Iterator[None]:
-    """Hold the lock of an output, and let the engine commit only while it is ours.
+    """Hold the lock of an output, and let the engine commit only while this run has it.
 
     Raises:
-        DataError: another run is at work there.
+        DataError: another run is active there.
     """
     with RunLock(output) as lock, engine.ledger.kept():
         engine.guard = lock.check
@@ -496,7 +496,7 @@ def sole_writer(engine: Engine, output: Location) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reader(engine: Engine, refusal: StillhouseError) -> Iterator[None]:
-    """Let the engine take what is committed in an output that cannot be written; anything else raises the refusal."""
+    """Let the engine use committed datasets of a read-only output; anything else raises the refusal."""
 
     def refuse() -> None:
         raise refusal

@@ -1,7 +1,7 @@
-"""The four errors that a user of Stillhouse can meet.
+"""The four errors that a user of Stillhouse can get.
 
-Bad input raises one of these with what was wrong, the value, and what to do about it. `assert` is kept for
-invariants of our own code.
+Bad input raises one of these. The message says what was wrong, the value, and what to do. `assert` is for invariants of
+our own code.
 """
 
 import contextlib
@@ -12,12 +12,12 @@ class StillhouseError(Exception):
     """Base of the four classes, so that an entry point can turn any of them into one line and exit code 2."""
 
     def to_text(self) -> str:
-        """For a way back from a worker that carries text."""
+        """As text, for a worker that can only return text."""
         return f"{type(self).__name__}: {self}"
 
     @classmethod
     def from_text(cls, text: str) -> "StillhouseError":
-        """What `to_text` said, as the class that it was."""
+        """The error that `to_text` has written, in its class."""
         kind, _, message = text.partition(": ")
         (found,) = (known for known in cls.__subclasses__() if known.__name__ == kind)
         return found(message)
@@ -36,21 +36,21 @@ class SourceError(StillhouseError):
 
 
 class DataError(StillhouseError):
-    """A dataset of ours is absent, incomplete, changed, or held by another run."""
+    """A dataset of ours is missing, incomplete, changed, or locked by another run."""
 
 
 @contextlib.contextmanager
 def decoding(what: str) -> Iterator[None]:
-    """Whatever a library says inside the block about the bytes that it decodes becomes a SourceError.
+    """Turn any error of a library that decodes bytes inside the block into a SourceError.
 
-    Libraries raise their own classes and Python's at will, so none is listed. For that reason the block holds calls of
-    a library alone: in our own code the same classes are bugs. Lack of memory stays what it is.
+    Libraries raise classes of their own and of Python, so none is listed. The block must therefore contain only calls
+    of a library: in our own code the same classes are bugs. MemoryError is passed on.
 
     Args:
         what: file and place, for the message.
 
     Raises:
-        SourceError: the library has raised anything.
+        SourceError: the library raised an error.
     """
     try:
         yield
@@ -61,6 +61,6 @@ def decoding(what: str) -> Iterator[None]:
 
 
 def said(error: Exception) -> str:
-    """What an exception says, in one line of at most 300 characters that begins with its class."""
+    """An exception in one line of at most 300 characters, with its class first."""
     text = " ".join(str(error).split())
     return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:300]

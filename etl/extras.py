@@ -1,4 +1,4 @@
-"""Which extra of this project brings a package: what a user is told where one is not installed."""
+"""Which extra of this project installs a package, for the message if it is missing."""
 
 import importlib.util
 import re
@@ -22,11 +22,11 @@ _EXTRAS: Final = {
     "huggingface_hub": "hub",
     "duckdb": "demo",
 }
-"""By the package that is imported, the extra of this project that brings it."""
+"""By imported package, the extra of this project that installs it."""
 
 
 def without_package(text: str) -> ConfigError | None:
-    """What Python says of a module that it does not find, as the extra to install; None for a module of no extra."""
+    """The extra to install for Python's error about a missing module; None if no extra has it."""
     found = re.search(r"No module named '(\w+)|import of (\w+)\S* halted", text)
     package = (found.group(1) or found.group(2)) if found else ""
     if package not in _EXTRAS:
@@ -35,10 +35,10 @@ def without_package(text: str) -> ConfigError | None:
 
 
 def check_installed(*packages: str) -> None:
-    """See whether packages of our extras are there, without importing them.
+    """Check that packages of our extras are installed, without importing them.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: one is not installed.
     """
     for package in packages:
         if importlib.util.find_spec(package) is None:

@@ -1,12 +1,12 @@
-"""Classes from outside the package: `kind: package.module:Class` where a known kind may stand.
+"""Classes from outside the package: `kind: package.module:Class` in place of a known kind.
 
-`Foreign` in a union's annotation imports such a class, checks that it is what belongs there, and gives it the rest of
-the mapping; known kinds go by pydantic's discriminator. An instance has the text as its `kind`, and its fingerprint
-holds the class's version and a digest of the sources of its package: the same from a folder, a wheel or a zip.
+`Foreign` in a union's annotation imports such a class, checks that it fits, and gives it the rest of the mapping; known
+kinds are selected by pydantic's discriminator. An instance has the text as its `kind`. Its fingerprint contains the
+class's version and a digest of the sources of its package, which is the same for a folder, a wheel or a zip.
 
-A configuration that names a class is code: reading it imports the module. Validation with the context
-`{ALLOW_CODE: False}` refuses such a kind before anything is imported; without a context it is Python that calls, and
-the kind is taken. Costs the import, and once a process the reading of the package's .py files.
+A configuration that names a class is code: reading it imports the module. Validation with the context `{ALLOW_CODE:
+False}` refuses such a kind before anything is imported. Without a context, Python code is the caller, and the kind is
+accepted. Costs the import, and once per process the reading of the package's .py files.
 """
 
 import functools
@@ -34,20 +34,20 @@ _OURS = frozenset({"etl", "training"})
 
 
 class Kinded(Config):
-    """Base of what a configuration chooses by its `kind`: a known word, or package.module:Class."""
+    """Base class of what a configuration selects by `kind`: a known word, or package.module:Class."""
 
     kind: str
     version: ClassVar[int] = 1
-    """Raised when the same configuration and input would give another output."""
+    """Increased when the same configuration and input would give another output."""
     purpose: ClassVar[str] = ""
-    """What it is for, in one sentence for whoever looks for it in a list."""
+    """What it is for: one sentence for the lists."""
     example: ClassVar[str] = ""
-    """YAML as it may stand in a recipe."""
+    """An example in YAML, as in a recipe."""
 
     @model_validator(mode="before")
     @classmethod
     def _kind_is_the_path(cls, values: Any) -> Any:
-        """A class that fixes no kind is called by where it is, so that Python code need not say it."""
+        """A class without a fixed kind is named by its path, so that Python code need not give it."""
         if isinstance(values, dict) and "kind" not in values and cls.model_fields["kind"].is_required():
             return {"kind": f"{cls.__module__}:{cls.__qualname__}", **values}
         return values
@@ -62,7 +62,7 @@ class Kinded(Config):
 
 
 class Foreign:
-    """Annotation of a union of kinds that takes classes from outside the package, too.
+    """Annotation of a union of kinds that also accepts classes from outside the package.
 
         AnyStep = Annotated[AnswerStep | LanguageStep, Field(discriminator="kind"), Foreign(Step, "open")]
 
@@ -76,7 +76,7 @@ class Foreign:
         self.defines = defines
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        # Each member is written by its own class; the union would warn of one that it does not list.
+        # Each member serializes itself; the union would warn of a class that it does not list.
         return core_schema.with_info_wrap_validator_function(
             self._validated, handler(source), serialization=core_schema.simple_ser_schema("any")
         )
@@ -101,16 +101,16 @@ class Foreign:
 
 
 def allowed(context: Mapping[str, Any] | None) -> bool:
-    """Whether a configuration that is validated in this context may name code from outside the package."""
+    """Whether a configuration validated in this context may name code from outside the package."""
     return context is None or bool(context.get(ALLOW_CODE, True))
 
 
 def refusal(kind: str) -> str:
-    """What is said of code that is not allowed."""
+    """The message about code that is not allowed."""
     return (
-        f"{kind} is code from outside the package, which would run as soon as this configuration is read, and the "
+        f"{kind} is code from outside the package, which would run as soon as this configuration is read. The "
         "configuration, or a value of it, comes from a URI or from the files of a run; look at the code, then add "
-        "--allow-code (a configuration of a URI may also be read from a local copy)"
+        "--allow-code (or read the configuration from a local copy)"
     )
 
 
@@ -118,7 +118,7 @@ def refusal(kind: str) -> str:
 
 
 def load(kind: str, base: type[Kinded], defines: tuple[str, ...] = ()) -> type[Kinded]:
-    """The class that a kind names.
+    """The class of a kind.
 
     Args:
         kind: package.module:Class.
@@ -126,7 +126,7 @@ def load(kind: str, base: type[Kinded], defines: tuple[str, ...] = ()) -> type[K
         defines: methods and attributes of the base that it must define itself.
 
     Raises:
-        ConfigError: it cannot be imported, is no such class, lacks a part, or its source cannot be reached.
+        ConfigError: it cannot be imported, is not such a class, lacks a part, or its source cannot be read.
     """
     module, _, name = kind.partition(":")
     if not all(word.isidentifier() for word in (*module.split("."), *name.split("."))):
@@ -162,7 +162,7 @@ def _attribute(module: types.ModuleType, name: str, base: type[Kinded]) -> Any:
 
 
 def _what(found: Any) -> str:
-    """What a thing is that should be a class of a base."""
+    """Describe a value that should have been a subclass."""
     if not isinstance(found, type):
         names = {types.FunctionType: "a function", types.ModuleType: "a module"}
         return names.get(type(found), f"a value of type {type(found).__name__}")
@@ -174,12 +174,12 @@ def _check_is_whole(kind: str, found: type[Kinded], base: type[Kinded], defines:
     lacks = [name for name in defines if getattr(found, name, None) is getattr(base, name, None)]
     lacks += sorted(getattr(found, "__abstractmethods__", frozenset()) - set(lacks))
     if lacks:
-        raise ConfigError(f"{kind} does not define {', '.join(lacks)}, which {_a(base)} needs; add it")
+        raise ConfigError(f"{kind} does not define {', '.join(lacks)}, which {_a(base)} needs; add that")
     field = found.model_fields["kind"]
     if field.annotation is not str:
         known = found.__module__.partition(".")[0] in _OURS
         remedy = f"write `kind: {field.default}`" if known else "add the line `kind: str` to the class"
-        raise ConfigError(f"{kind} is called '{field.default}' by its class; {remedy}")
+        raise ConfigError(f"the class {kind} calls its kind '{field.default}'; {remedy}")
 
 
 def _a(cls: type) -> str:
@@ -194,29 +194,29 @@ def _path(cls: type) -> str:
 
 
 def code_digest(cls: type) -> str:
-    """SHA-256 over names and bytes of all .py files of the top-level package of a class, or of its lone module.
+    """SHA-256 over names and bytes of all .py files of the top-level package of a class, or of its single module.
 
     Raises:
-        ConfigError: the source cannot be reached, or the package has no __init__.py that says what belongs to it.
+        ConfigError: the source cannot be read, or the package has no __init__.py that defines what belongs to it.
     """
     name = cls.__module__
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if name == "__main__" or spec is None or not (spec.origin or "").endswith(".py"):
         raise ConfigError(
-            f"the source of {_path(cls)} cannot be reached (it is compiled, interactive or the program itself), so a "
-            "change of it would go unseen; put the class into a .py file of a package that is imported"
+            f"the source of {_path(cls)} cannot be read (it is compiled, interactive or the main program), so a "
+            "change to it would go unnoticed; put the class into a .py file of an imported package"
         )
     return _digest(_owner(cls))
 
 
 def _owner(cls: type) -> types.ModuleType:
-    """The outermost package with an __init__.py that holds a class, or its lone module."""
+    """The outermost package with an __init__.py that contains a class, or its single module."""
     words = cls.__module__.split(".")
     outwards = [sys.modules[".".join(words[:count])] for count in range(1, len(words) + 1)]
     owner = next(module for module in outwards if module.__spec__ is not None and module.__spec__.origin is not None)
     if owner is not outwards[0] and not hasattr(owner, "__path__"):
         raise ConfigError(
-            f"{'.'.join(words[:-1])} has no __init__.py, so it is not known which files belong to {_path(cls)}; add an "
+            f"{'.'.join(words[:-1])} has no __init__.py, so it is unknown which files belong to {_path(cls)}; add an "
             "empty one"
         )
     return owner

@@ -1,9 +1,9 @@
-"""Hashes that are the same on every engine, machine and day.
+"""Hashes that are the same on every engine and machine, at any time.
 
 Everything is built on xxHash64 (the public specification of XXH64) of canonical bytes, computed by kernels over Arrow
-buffers, never on Python objects: 4 GB of text or 120 million token ids a CPU-second, with both seeds of a content
-digest. `hash_array` gives one 64-bit hash a row for an array of any type; the same values hash alike whatever the
-chunking, slicing, dictionary or width of their encoding:
+buffers, never on Python objects: 4 GB of text or 120 million token ids per CPU-second, with both seeds of a content
+digest. `hash_array` gives one 64-bit hash per row for an array of any type. Equal values have equal hashes, regardless
+of chunks, slices, dictionaries and the width of their encoding:
 
     null            a constant
     int, bool, date xxh64 of the value as 8 little-endian bytes
@@ -68,7 +68,7 @@ def _avalanche(h: np.uint64) -> np.uint64:
 
 
 def _load_of_word(typing: Any, data: Any, i: Any) -> Any:
-    """The 8 little-endian bytes at i, wherever they lie; LLVM does not make one load of eight."""
+    """The 8 little-endian bytes at i, aligned or not; LLVM does not make one load of eight."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         place = builder.gep(
@@ -126,7 +126,7 @@ def xxh64_u64(value: np.uint64, seed: np.uint64) -> np.uint64:
     return _avalanche(h)
 
 
-# Kernels take the seeds, uint64 [seeds], and give uint64 [seeds, rows]. Folds are for one seed or two.
+# Kernels take the seeds, uint64 [seeds], and return uint64 [seeds, rows]. Folds support one or two seeds.
 
 
 @njit
@@ -163,7 +163,7 @@ def _fold_lists(children: U64, lengths: npt.NDArray[np.int64], seeds: U64) -> U6
 
 @njit
 def _fold_integers(values: npt.NDArray[np.signedinteger[Any]], lengths: npt.NDArray[np.int64], seeds: U64) -> U64:
-    """As `_fold_lists` of the hashes of some integers, which are nowhere stored."""
+    """Like `_fold_lists` of the hashes of some integers, without storing those."""
     out = np.empty((len(seeds), len(lengths)), np.uint64)
     last = len(seeds) - 1
     k = 0
@@ -193,7 +193,7 @@ def xxh64(data: bytes, seed: int = 0) -> int:
 def binary_buffers(array: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Views of a string or binary array: its bytes, uint8, and its offsets, int64 [rows + 1].
 
-    A null row has whatever (usually empty) slice its offsets give.
+    A null row has the slice of its offsets, which is usually empty.
     """
     if pa.types.is_string(array.type) or pa.types.is_binary(array.type):
         width: type[np.signedinteger[Any]] = np.int32
@@ -218,7 +218,7 @@ def fixed_binary(array: pa.Array) -> npt.NDArray[np.uint8]:
 
 
 def hash_array(array: pa.Array, seed: int = 0) -> U64:
-    """One 64-bit hash a row: uint64 [rows]. See the head of the file for what it is of each type.
+    """One 64-bit hash per row: uint64 [rows]. The top of this file defines it for each type.
 
     Raises:
         SchemaError: the type has no hash.
@@ -229,7 +229,7 @@ def hash_array(array: pa.Array, seed: int = 0) -> U64:
 
 def _refuse(kind: pa.DataType) -> None:
     if (part := refused(kind, "hashed")) is not None:
-        raise SchemaError(f"{_of(kind, part)} has no hash; leave the column out, or make one column of each type")
+        raise SchemaError(f"{_of(kind, part)} has no hash; remove the column, or make one column per type")
 
 
 def _of(whole: pa.DataType, part: pa.DataType) -> str:
@@ -272,7 +272,7 @@ def _hash_valid(array: pa.Array, seeds: U64) -> U64:
 
 
 def _hash_fields(arrays: Iterable[pa.Array], num_rows: int, seeds: U64) -> U64:
-    """One hash a row over several arrays in order, for each seed; of rows without an array, the seed."""
+    """One hash per row over several arrays in order, for each seed; without arrays, the seed."""
     hashes = np.repeat(seeds[:, None], num_rows, axis=1)
     for array in arrays:
         hashes = _fold_fields(hashes, _hash(array, seeds))
@@ -297,7 +297,7 @@ def hash128(arrays: Sequence[pa.Array], seed: int = 0) -> pa.Array:
 
 
 def signed(hashes: U64) -> pa.Array:
-    """Hashes as int64, the type that every reader of a table knows."""
+    """Hashes as int64, a type that every reader of a table supports."""
     return pa.array(hashes.view(np.int64))
 
 
@@ -308,23 +308,23 @@ def ordered_bits(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
 
 
 BY_VALUE = Digested()
-"""Every column counts by its value."""
+"""Every column is hashed by value."""
 
 
 def _sum(halves: U64, times: U64 | None) -> int:
-    """The sum of 32-bit numbers, each as often as `times` says."""
+    """The sum of 32-bit numbers, each multiplied by `times`."""
     return int((halves if times is None else halves * times).sum(dtype=np.uint64))
 
 
 class ContentDigest:
-    """Sum modulo 2^128 of a 128-bit hash of every row: free of order, parts and engine.
+    """Sum modulo 2^128 of a 128-bit hash of every row; independent of order, parts and engine.
 
-    A row's hash covers the names and the values of the columns that are no places; a row with a count is added so many
-    times. Adding the digests of two parts gives that of both.
+    A row's hash covers names and values of all columns but places. A row with a count is added that many times. Adding
+    the digests of two parts gives that of both.
 
     Args:
         value: of the rows so far.
-        digested: which columns are places, and which one is a count.
+        digested: the columns that are places, and the one that is a count.
     """
 
     def __init__(self, value: int = 0, digested: Digested = BY_VALUE) -> None:
@@ -356,7 +356,7 @@ class ContentDigest:
 
     @property
     def sequence(self) -> str:
-        """32 hex digits that tell the order of the rows as well: the XXH3 of their hashes."""
+        """32 hex digits that also depend on the order of the rows: the XXH3 of their hashes."""
         return self._sequence.hexdigest()
 
     def __str__(self) -> str:
@@ -364,5 +364,5 @@ class ContentDigest:
 
     @classmethod
     def total(cls, digests: Iterable[str]) -> str:
-        """The digest of all the parts whose digests are given."""
+        """The digest of a dataset from the digests of its parts."""
         return str(cls(sum(int(digest, 16) for digest in digests) % 2**128))

@@ -1,4 +1,4 @@
-"""`njit`: numba compilation whose machine code is cached by what it was made of and for.
+"""`njit`: numba compilation with a cache keyed by source code and CPU.
 
 numba's own cache is keyed by the absolute path of the module, so it misses in every zip that a cluster unpacks
 elsewhere and fails where HOME cannot be written; it does not see a change in what a kernel calls; and two processes
@@ -7,7 +7,7 @@ folder is cache_dir()/numba/<CPU>/<digest>: the CPU is its name and a hash of it
 kinds can share a cache folder; the digest covers numba's version, the module and what it imports for its kernels. A
 lock is held while an entry is written.
 
-To compile all kernels takes a minute of CPU time (`stillhouse warm` does it), to load them about 0.1 s a process.
+Compiling all kernels takes a minute of CPU time (`stillhouse warm` does it), loading them about 0.1 s per process.
 """
 
 import functools
@@ -33,7 +33,7 @@ _OURS = ("etl.", "training.")
 
 
 def _source(module: str) -> str:
-    """The text of a module, which may lie in a zip."""
+    """The source of a module, which may be in a zip."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, module
     loader: Any = spec.loader
@@ -52,7 +52,7 @@ def digest(module: str) -> str:
 
 
 def _imported(module: str) -> Iterator[str]:
-    """Of each global that a kernel can have compiled into it: the name, and what changes with the value."""
+    """For each global that a kernel can compile in: its name, and a text that changes with its value."""
     for name, value in sorted(vars(sys.modules[module]).items()):
         if name.startswith("__"):
             continue
@@ -83,7 +83,7 @@ def cpu() -> str:
 
 
 class _Locator(caching._CacheLocator):
-    """Where the code of one kernel lies."""
+    """Location of the code of one kernel."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._digest = digest(function.__module__)

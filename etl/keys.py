@@ -1,7 +1,7 @@
-"""What a configuration may say: its keys with their types, bounds, defaults and descriptions.
+"""The keys of a configuration, with their types, bounds, defaults and descriptions.
 
 Everything comes from the model itself, through pydantic's JSON schema: a field's docstring is its description. Types
-are told in words of YAML (`text`, `whole number, at least 1`, `list of text`); a key whose value is a model of its own
+are given in words of YAML (`text`, `whole number, at least 1`, `list of text`); a key whose value is a model of its own
 names that model, which `models_of` lists.
 """
 
@@ -24,7 +24,7 @@ class Key:
         name: as YAML has it.
         type: in words.
         default: as YAML has it; None where the key is required.
-        doc: what its docstring says, in one line.
+        doc: its docstring, in one line.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Key:
 
 @dataclass(frozen=True)
 class Model:
-    """A configuration, or a mapping in one.
+    """A configuration, or a section of one.
 
     Attributes:
         name: of its class.
-        purpose: the beginning of its docstring, in one line.
+        purpose: the first paragraph of its docstring, in one line.
         keys: in its order.
     """
 
@@ -49,14 +49,14 @@ class Model:
 
 
 def models_of(model: type[BaseModel]) -> list[Model]:
-    """A model, then those that the values of its keys are made of, at any depth."""
+    """A model and the models of its keys, at any depth."""
     schema = model.model_json_schema()
     inner = {name: below for name, below in schema.get("$defs", {}).items() if "properties" in below}
     return [Model(name, _first_line(of), _keys(of)) for name, of in {schema["title"]: schema, **inner}.items()]
 
 
 def keys_of(model: type[BaseModel]) -> list[Key]:
-    """The keys of a model, in its order."""
+    """The keys of a model, in order."""
     return models_of(model)[0].keys
 
 
@@ -129,6 +129,6 @@ def _line(schema: Schema) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A value as it stands in YAML, in one line."""
+    """A value as YAML, in one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...").removesuffix("...").strip()

@@ -1,7 +1,7 @@
-"""How a job grows when its input does: what a stage says of each dataset, so that a sample can stand for the whole.
+"""How the cost of a job grows with its input. Stages declare it per dataset, so that a sample can predict the whole.
 
-A stage gives a `Growth` where it makes a job (`Context.job(..., grows=...)`); it is no part of a fingerprint. A job
-that says nothing grows as its live rows do, in as many tasks as the input has splits. `stillhouse plan --sample` asks
+A stage gives a `Growth` where it makes a job (`Context.job(..., grows=...)`); it is not part of a fingerprint. A job
+without one grows like its live rows, with as many tasks as the input has splits. `stillhouse plan --sample` asks
 (etl.run.scaling), and knows no dataset, stage or step by its name. A law names another dataset of the run by its
 folder, `DatasetRef.stage`.
 
@@ -15,7 +15,7 @@ from enum import Enum, auto
 
 
 class With(Enum):
-    """Laws without a parameter: a thing grows as these do."""
+    """Laws without a parameter: a quantity grows like these."""
 
     INPUT = auto()
     """Rows of the input."""
@@ -26,19 +26,19 @@ class With(Enum):
     SPLITS = auto()
     """Splits of the input."""
     NOTHING = auto()
-    """The number stays what it is."""
+    """The number is constant."""
 
 
 @dataclass(frozen=True)
 class AtMost:
-    """As the live rows, up to so many rows."""
+    """Like the live rows, up to this many rows."""
 
     rows: int
 
 
 @dataclass(frozen=True)
 class SameAs:
-    """As the rows of another dataset."""
+    """Like the rows of another dataset."""
 
     dataset: str
 
@@ -51,12 +51,12 @@ class GroupCopies:
     """
 
     key: str
-    """Column of the map side that is equal within a group."""
+    """Column of the map side whose value makes a group."""
 
 
 @dataclass(frozen=True)
 class GroupRows:
-    """As `GroupCopies`, every row of a group of at least two."""
+    """Like `GroupCopies`, but every row of a group of at least two."""
 
     key: str
 
@@ -70,7 +70,7 @@ class CandidatePairs:
     """
 
     max_partners: int
-    """Rows before it that a row of a band is paired with."""
+    """Number of earlier rows of a band that a row is paired with."""
     block_pairs: int
     """Pairs among which one task stores each once."""
 
@@ -93,7 +93,7 @@ class PairRows:
 
 @dataclass(frozen=True)
 class PairCopies:
-    """Rows that go when one row of each family of duplicates stays."""
+    """Rows that are dropped if one row of each group of duplicates is kept."""
 
     pairs: str
     """A dataset of the law `VerifiedPairs`."""
@@ -101,11 +101,11 @@ class PairCopies:
 
 @dataclass(frozen=True)
 class FamilyCopies:
-    """Rows that go for another one that means the same."""
+    """Rows that are dropped for a similar row."""
 
     hits: str
-    """A dataset of every live row, int64 `row`, and `survivor`, the id of the row that stays for it; null for one that
-    stays."""
+    """A dataset of every live row: int64 `row`, and `survivor`, the id of the row kept in its place; null for a kept
+    row."""
 
 
 Law = (
@@ -126,7 +126,7 @@ class MoreRows:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Tasks that follow from bytes: of each heap one for every `each` bytes, and at least one."""
+    """Number of tasks by bytes: for each heap one per `each` bytes, and at least one."""
 
     heaps: tuple[float, ...]
     each: int
@@ -140,14 +140,14 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Growth:
-    """How what a job makes and takes grows with the input."""
+    """How the output and the cost of a job grow with its input."""
 
     rows: Law = With.LIVE
-    """Its rows; of a table that is aligned with the input, which always has all rows, its bytes."""
+    """Its rows. For a table aligned with the input, which always has all rows, its bytes."""
     crosses: Law = With.LIVE
     """The bytes that cross its shuffle."""
     work: Law | MoreRows = With.LIVE
-    """Its CPU time, beside what every task takes to begin."""
+    """Its CPU time, without the start-up of its tasks."""
     drops: Law = With.LIVE
     """The rows that its steps drop."""
     tasks: With | Pieces = With.SPLITS
@@ -159,12 +159,12 @@ class Growth:
 
     @classmethod
     def of_marks(cls, hits: str, drops: Law) -> "Growth":
-        """Of verdicts that are made of the rows of a dataset of hits."""
+        """For verdicts made from the rows of a dataset of hits."""
         return cls(rows=With.INPUT, crosses=SameAs(hits), work=With.INPUT, drops=drops)
 
     @property
     def looks_at(self) -> tuple[str, ...]:
-        """Columns of the map side of a sample that tell how the rows grow."""
+        """Columns of the map side of a sample that show how the rows grow."""
         match self.rows:
             case GroupCopies(key) | GroupRows(key):
                 return key, "row"
@@ -175,4 +175,4 @@ class Growth:
 
 
 LIVE_ROWS = Growth()
-"""What holds of a job that says nothing."""
+"""The law of a job that declares none."""

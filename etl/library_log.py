@@ -1,10 +1,10 @@
-"""Where libraries write while a program of ours runs: to a file, so that the screen is left to our own lines.
+"""Redirects the output of libraries to a file while a program of ours runs; the screen shows only our own lines.
 
-Python's libraries, C libraries, the JVM and worker processes all write to file descriptor 2, by themselves or as they
-inherited it. `libraries_aside` points that descriptor at a file in the temporary folder; what we show goes to
-`screen()`. Handlers of logging that somebody set up on stderr stay on the screen. The file is named where it explains
-something: in an error that ends the run, or by whoever asks for `log_path()`; otherwise it goes with the run. Nothing
-of it is in an output. Costs a few system calls.
+Python libraries, C libraries, the JVM and worker processes all write to file descriptor 2. `libraries_aside` points
+that descriptor at a file in the temporary folder; our own lines are written to `screen()`. Logging handlers that the
+user attached to stderr keep the screen. The file's name is shown if it helps: in an error that ends the run, or by
+callers of `log_path()`. Otherwise the file is deleted with the run. It never becomes part of an output. Costs a few
+system calls.
 """
 
 import contextlib
@@ -28,20 +28,20 @@ class _Log:
     screen: TextIO
     screen_fd: int
     is_named: bool = False
-    """Whether somebody may have told the user its path."""
+    """Whether the user may have been shown its path."""
 
 
 _logs: list[_Log] = []
-"""The log of this process while there is one."""
+"""The log of this process, if there is one."""
 
 
 def screen() -> TextIO:
-    """The stream that the user sees: stderr, wherever libraries write."""
+    """The stream that the user sees: the original stderr."""
     return _logs[0].screen if _logs else sys.stderr
 
 
 def log_path() -> Path | None:
-    """The file that libraries write to, to tell the user; None while they write to the screen."""
+    """The file that libraries write to, for messages to the user; None if they write to the screen."""
     if not _logs:
         return None
     _logs[0].is_named = True
@@ -50,7 +50,7 @@ def log_path() -> Path | None:
 
 @contextlib.contextmanager
 def libraries_aside() -> Iterator[None]:
-    """Send what libraries write to stderr to a file; inside another such block it does nothing.
+    """Redirect what libraries write to stderr into a file; does nothing inside another such block.
 
     An error that ends the block names the file, unless nothing is in it.
     """
@@ -66,13 +66,13 @@ def libraries_aside() -> Iterator[None]:
             raise
         except Exception as error:
             if _has_lines(log):
-                error.add_note(f"What libraries said is in {log.path}")
+                error.add_note(f"Output of libraries: {log.path}")
             raise
 
 
 @contextlib.contextmanager
 def libraries_on_screen() -> Iterator[None]:
-    """Inside `libraries_aside`: what is started here writes to the screen after all."""
+    """Inside `libraries_aside`: processes started here write to the screen."""
     if not _logs:
         yield
         return
@@ -82,7 +82,7 @@ def libraries_on_screen() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stdout_aside() -> Iterator[None]:
-    """Inside `libraries_aside`: what is started here writes to the file what it would write to stdout."""
+    """Inside `libraries_aside`: processes started here also write their stdout to the file."""
     if not _logs:
         yield
         return
@@ -93,7 +93,7 @@ def stdout_aside() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pointed(descriptor: int, target: int) -> Iterator[None]:
-    """Let a descriptor stand for what another one stands for."""
+    """Point a descriptor at the target of another one."""
     before = os.dup(descriptor)
     os.dup2(target, descriptor)
     try:
@@ -114,7 +114,7 @@ def _opened() -> Iterator[_Log]:
     sys.stderr.flush()
     kept = os.dup(_STDERR)
     with os.fdopen(kept, "w", 1, encoding=sys.stderr.encoding or "utf-8", errors="backslashreplace") as stream:
-        # A program that has put another stream in the place of stderr, such as a notebook, shows that one.
+        # A program that has replaced sys.stderr, such as a notebook, shows that stream.
         log = _Log(Path(name), stream if _writes_to_stderr(sys.stderr) else sys.stderr, kept)
         _logs.append(log)
         os.dup2(descriptor, _STDERR)

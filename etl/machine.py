@@ -1,7 +1,7 @@
-"""What this process may use of its machine: CPUs, memory, and how much of it a task holds at once.
+"""Limits of this process: CPUs, memory, and how much memory a task may hold at once.
 
-A container sees the memory of its host and is killed at its own limit, so the limits of cgroups (both versions, of the
-process's group and those above it) and of the address space count, too. Looked at once a process; a millisecond.
+A container sees its host's memory but is killed at its own limit, so the limits of cgroups (both versions, of the
+process's group and those above it) and of the address space count as well. Read once per process, in a millisecond.
 """
 
 import functools
@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 MOST_HELD_BYTES = 64 << 20
 LEAST_HELD_BYTES = 32 << 20
 _PART_OF_A_CORE = 16
-"""A task holds this part of a core's share of the memory; to sort it takes twice that."""
+"""Fraction of a core's share of the memory that a task holds; sorting takes twice that."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _LIMITS = {"": "memory.max", "memory": "memory.limit_in_bytes"}
-"""By the controllers of a line of /proc/self/cgroup, which are none in version 2: the file with the limit."""
+"""The file with the limit, by the controllers in a line of /proc/self/cgroup (none in version 2)."""
 
 
 def usable_cpus() -> int:
@@ -25,7 +25,7 @@ def usable_cpus() -> int:
 
 @functools.cache
 def held_bytes() -> int:
-    """Arrow bytes that a task may hold while it sorts or cuts rows; no row depends on it."""
+    """Arrow bytes that a task may hold while it sorts or cuts rows; does not affect the result."""
     share = usable_memory() // usable_cpus() // _PART_OF_A_CORE
     return min(max(share, LEAST_HELD_BYTES), MOST_HELD_BYTES)
 
@@ -51,7 +51,7 @@ def cgroup_limits(groups: str, root: Path) -> list[int]:
         _, controllers, path = line.split(":", 2)
         for controller in {"", "memory"}.intersection(controllers.split(",")):
             group = PurePosixPath(path)
-            # In a container the path may be the host's, of which only the root is mounted.
+            # In a container the path may be the host's, and only its root is mounted.
             for parent in (group, *group.parents):
                 file = root / controller / parent.relative_to("/") / _LIMITS[controller]
                 if file.exists() and (limit := file.read_text().strip()) != "max":

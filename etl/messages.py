@@ -1,9 +1,9 @@
 """The texts of a conversation, taken from the `messages` column for a whole batch at once.
 
 Filters and scores all need "the instruction", "the answer" or "everything" of an example. Each is the contents of
-some of its messages, in order, joined by a newline. All is done by Arrow kernels (about 1 GB a CPU-second); a row
-without such a message has the empty string. A raw document is one message of the role `text`: no instruction, and all
-of it counts as an answer.
+some of its messages, in order, joined by a newline. Everything is done by Arrow kernels (about 1 GB per CPU-second); a
+row without such a message has the empty string. A raw document is one message of the role `text`: no instruction, and
+all of it counts as an answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,19 +22,19 @@ SEPARATOR: Final = "\n"
 
 
 def instruction_text(batch: pa.RecordBatch) -> pa.StringArray:
-    """Everything that the user says: string [rows], no nulls."""
+    """Everything the user says: string [rows], no nulls."""
     messages = batch.column("messages")
     return _joined(messages, _is_user(_items(messages)))
 
 
 def response_text(batch: pa.RecordBatch) -> pa.StringArray:
-    """Everything that the assistant says, reasoning and tool calls included: string [rows], no nulls."""
+    """Everything the assistant says, including reasoning and tool calls: string [rows], no nulls."""
     messages = batch.column("messages")
     return _joined(messages, _is_answer(_items(messages)))
 
 
 def final_text(batch: pa.RecordBatch) -> pa.StringArray:
-    """What the assistant says to the user (see `is_final`): string [rows], no nulls."""
+    """The assistant's answers to the user (see `is_final`): string [rows], no nulls."""
     messages = batch.column("messages")
     return _joined(messages, is_final(_items(messages)))
 
@@ -47,7 +47,7 @@ def visible_text(batch: pa.RecordBatch) -> pa.StringArray:
 
 
 def full_text(batch: pa.RecordBatch) -> pa.StringArray:
-    """All contents, whoever says them: string [rows], no nulls."""
+    """All contents, of any role: string [rows], no nulls."""
     messages = batch.column("messages")
     return _joined(messages, pa.repeat(pa.scalar(True), len(_items(messages))))
 
@@ -59,10 +59,10 @@ def is_formal(batch: pa.RecordBatch) -> Bools:
 
 
 def whole_messages(messages: pa.Array) -> tuple[pa.ListArray, dict[str, pa.BooleanArray]]:
-    """Messages from outside as list<MESSAGE>, and the rows in which one of them is not whole.
+    """Messages of an input as list<MESSAGE>, and the rows with an incomplete message.
 
     Args:
-        messages: list<struct<…>> [rows] of strings; all but `role` and `content` may be absent, then they read as null.
+        messages: list<struct<…>> [rows] of strings; all but `role` and `content` may be missing and are then null.
 
     Returns:
         The messages, what is null in them but may not be replaced by "", and by reason (`null_message`, `null_role`,
@@ -94,7 +94,7 @@ def structs(columns: Mapping[str, pa.Array]) -> pa.StructArray:
 
 
 def with_fields(messages: pa.ListArray, names: Sequence[str]) -> pa.ListArray:
-    """The messages with some of their fields alone; nothing is copied."""
+    """The messages with only some of their fields; nothing is copied."""
     items = _items(messages)
     _, first = _extents(messages)
     chosen = pa.StructArray.from_arrays([pc.struct_field(items, name) for name in names], names=names)
@@ -120,7 +120,7 @@ def raw_documents(messages: pa.ListArray) -> pa.StringArray:
 
 
 def remove_ranges(messages: pa.ListArray, removed: pa.ListArray) -> pa.ListArray:
-    """The messages without some bytes of the first one of each row; a copy of the texts, none where nothing goes.
+    """The messages without some bytes of the first one of each row. Copies the texts, unless nothing is removed.
 
     Args:
         messages: list<MESSAGE> [rows].
@@ -176,7 +176,7 @@ def message_items(batch: pa.RecordBatch) -> pa.StructArray:
 
 
 def field_of(items: pa.StructArray, name: str) -> pa.StringArray:
-    """A field of messages, null where they lack it, as those of earlier versions do: string [messages]."""
+    """A field of messages; null if they lack it, as in earlier versions: string [messages]."""
     has = items.type.get_field_index(name) >= 0
     return pc.struct_field(items, name) if has else pa.nulls(len(items), pa.string())
 
@@ -200,7 +200,7 @@ def _items(messages: pa.ListArray) -> pa.StructArray:
 
 
 def _extents(messages: pa.ListArray) -> tuple[I64, I64]:
-    """How many messages each row has, and the place of its first one among all of them: int64 [rows]."""
+    """Number of messages of each row, and the index of its first one among all messages: int64 [rows]."""
     lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy().astype(np.int64)
     return lengths, np.cumsum(lengths) - lengths
 

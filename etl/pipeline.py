@@ -1,4 +1,4 @@
-"""Steps in a row, then cuts, read from YAML, with the output schema known before a row is read.
+"""A sequence of steps, then cuts, read from YAML; the output schema is known before any row is read.
 
 A new step is one class and one entry in `AnyStep`, a new cut one in `AnyCut`. The unions are visible tables: "find
 usages" works on them.
@@ -37,7 +37,7 @@ AnyCut = Annotated[ShareCut | PercentileCut | ThresholdCut, Field(discriminator=
 
 
 class Pipeline(Config):
-    """Steps that share one pass over the text, then cuts that look at what was measured, by these or earlier steps."""
+    """Steps that share one pass over the text, then cuts by the columns that these or earlier steps measured."""
 
     steps: tuple[AnyStep, ...] = ()
     """Steps to run on each row; may be empty if there are cuts."""
@@ -56,14 +56,12 @@ class Pipeline(Config):
             raise ValueError("a pass needs at least 1 of `steps` or `cuts`; give one, or leave the stage out")
         twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
         if twice:
-            raise ValueError(
-                f"{twice} stand here more than once; accounts are kept by step, so give each a `name` of its own"
-            )
+            raise ValueError(f"{twice} occur more than once; accounting is by step, so give each a different `name`")
         return self
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What may drop a row, as verdicts call it, in order."""
+        """Names, as in verdicts, of the steps and cuts that can drop a row, in order."""
         return tuple(each.label for each in (*self.steps, *self.cuts))
 
     @property
@@ -72,7 +70,7 @@ class Pipeline(Config):
         return pa.schema([field for step in self.steps for field in step.added])
 
     def reads(self) -> list[str]:
-        """The columns that are read and that no step makes, of rows with all columns of PROMPT."""
+        """The columns read that no step adds, for rows with all columns of PROMPT."""
         made: set[str] = set()
         needed: dict[str, None] = {}
         for step in self.steps:
@@ -84,7 +82,7 @@ class Pipeline(Config):
         """The schema after all steps; cuts are checked against it.
 
         Raises:
-            SchemaError: a step or a cut reads a column that is not there at its point, or is of no use to a cut.
+            SchemaError: a step or a cut reads a column that does not exist at that point, or a cut cannot use its type.
         """
         for step in self.steps:
             schema = step.output_schema(schema)
@@ -93,27 +91,27 @@ class Pipeline(Config):
         return schema
 
     def check_sources(self, known: Collection[str]) -> None:
-        """Raises ValueError where a step or a cut is limited to a source that is not one of these."""
+        """Raises ValueError if a step or a cut is limited to a source that is not one of these."""
         for each in (*self.steps, *self.cuts):
             each.check_sources(known)
 
     def asks(self) -> tuple[str, ...]:
-        """Names of the artefacts that stages of the same run make for the steps."""
+        """Names of the artefacts that the steps need from stages of the same run."""
         return tuple(dict.fromkeys(name for step in self.steps for name in step.asks()))
 
     def given(self, offered: Mapping[str, Offer]) -> Self:
-        """The pipeline whose steps have the artefacts that they ask for."""
+        """The pipeline with the artefacts that its steps need."""
         return self.model_copy(update={"steps": tuple(step.given(offered) for step in self.steps)})
 
     def findings(self) -> dict[str, dict[str, Any]]:
-        """What the manifest tells of the steps: key -> column -> what."""
+        """Findings for the manifest: key -> column -> description."""
         told: dict[str, dict[str, Any]] = {}
         for key, columns in (item for step in self.steps for item in step.findings().items()):
             told[key] = {**told.get(key, {}), **columns}
         return told
 
     def identity(self) -> list[dict[str, Any]]:
-        """What decides the output of the steps, for a fingerprint."""
+        """Everything that decides the output of the steps, for the fingerprint."""
         return [step.identity() for step in self.steps]
 
     def digest(self) -> str:
@@ -128,9 +126,9 @@ class Pipeline(Config):
 def open_steps(steps: Iterable[Step]) -> BatchFn:
     """Load every step on this worker and return their composition.
 
-    Each step's function is shown a batch of `id` (where there is one), `verdict` and the columns that it reads, and
-    what it appends comes out under the names of `Step.added`. No column is copied for that; a selection of rows copies
-    the verdicts and the columns that its step has added.
+    Each step's function gets a batch of `id` (if there is one), `verdict` and the columns that it reads; the columns it
+    appends are renamed as in `Step.added`. That copies no column. A step limited to some rows copies the verdicts and
+    its added columns.
     """
     functions = [_open(step) for step in steps]
 
@@ -165,18 +163,18 @@ def _open(step: Step) -> BatchFn:
 
 
 def _check_columns(step: Step, shown: pa.Schema, found: pa.Schema) -> None:
-    """The step's function has appended what the step declares, and nothing else, to a batch that has a verdict."""
+    """Check that the step's function has appended exactly the declared columns."""
     for field in (*step.adds, shown.field("verdict")):
         if field.name not in found.names or found.field(field.name).type != field.type:
             got = f"as {found.field(field.name).type}" if field.name in found.names else "without it"
             raise SchemaError(
-                f"step '{step.label}' is to return '{field.name}' as {field.type} and returned a batch {got}; let its "
-                "function append its columns by etl.step.append(batch, self.adds, arrays) to the batch that it gets"
+                f"step '{step.label}' must return '{field.name}' as {field.type} but returned a batch {got}; "
+                "append its columns to the batch with etl.step.append(batch, self.adds, arrays)"
             )
     more = [name for name in found.names if name not in shown.names and name not in step.adds.names]
     if more:
         raise SchemaError(
-            f"step '{step.label}' returned columns {more}, which its `adds` does not declare; add them there"
+            f"step '{step.label}' returned columns {more}, which it does not declare; add them to its `adds`"
         )
 
 

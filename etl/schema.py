@@ -20,56 +20,56 @@ SKILLS: Final = {
     "B4": "helpful dialogue",
     "B5": "world knowledge",
 }
-"""What is in each skill bucket."""
+"""The content of each skill bucket."""
 
 FORMAL_SKILLS: Final = ("B2", "B3")
-"""Maths and code: what is said by signs and layout."""
+"""Maths and code, in which signs and layout matter."""
 
 Skill = Literal["B1", "B2", "B3", "B4", "B5"]
 """A key of SKILLS."""
 
 Encoding = Literal["dictionary", "byte_stream_split", "plain"]
-"""How a column lies in a file: `dictionary` for most; `byte_stream_split` for token ids (1.31 bytes a token against
-1.67, and faster to read); `plain`, without compression, for hashes, in which there is nothing to pack."""
+"""How a column is stored: `dictionary` for most; `byte_stream_split` for token ids (1.31 bytes a token instead of 1.67,
+and faster to read); `plain`, without compression, for hashes, which do not compress."""
 _ENCODING: Final = b"stillhouse.encoding"
 _ROLE: Final = b"stillhouse.role"
 
 
 def encoded(field: pa.Field, encoding: Encoding) -> pa.Field:
-    """The field with the encoding that a part stores it in; readers of the part see nothing of it."""
+    """The field with the encoding of its column in a part; readers do not notice it."""
     return field.with_metadata({**(field.metadata or {}), _ENCODING: encoding.encode()})
 
 
 def encoding_of(field: pa.Field) -> Encoding:
-    """What `encoded` said of a column of a table."""
+    """The encoding that `encoded` has set for a column."""
     return cast(Encoding, (field.metadata or {}).get(_ENCODING, b"dictionary").decode())
 
 
 def place(field: pa.Field) -> pa.Field:
-    """The field as a place: where a row lies (a row key, a file, a position), which is no part of what the row says.
+    """The field as a place: where a row is (a row key, a file, a position), which is not part of its content.
 
-    It is stored and left out of the content digest, so rows that are cut in another way have the same one.
+    It is stored but not in the content digest, so that rows split in another way have the same digest.
     """
     return field.with_metadata({**(field.metadata or {}), _ROLE: b"place"})
 
 
 def count(field: pa.Field) -> pa.Field:
-    """The int64 field as a count: the row stands for so many equal ones, and counts so often in the content digest."""
+    """The int64 field as a count: the row represents that many equal rows, also in the content digest."""
     return field.with_metadata({**(field.metadata or {}), _ROLE: b"count"})
 
 
 @dataclass(frozen=True)
 class Digested:
-    """Which columns of a table its content digest takes in another way than by value."""
+    """The columns of a table that its content digest does not take by value."""
 
     places: frozenset[str] = frozenset()
-    """Left out."""
+    """Columns to leave out."""
     count: str | None = None
-    """How often a row counts."""
+    """The column with the number of rows that a row represents."""
 
     @classmethod
     def of(cls, schema: pa.Schema) -> "Digested":
-        """What `place` and `count` said of the columns of a table."""
+        """The columns that `place` and `count` have marked."""
         roles = {field.name: (field.metadata or {}).get(_ROLE) for field in schema}
         counts = [name for name, role in roles.items() if role == b"count"]
         assert len(counts) <= 1, counts
@@ -77,14 +77,14 @@ class Digested:
 
     @classmethod
     def stored(cls, metadata: dict[bytes, bytes] | None) -> "Digested":
-        """What the metadata of a part's schema say."""
+        """Read from the metadata of a part's schema."""
         found = metadata or {}
         places = found.get(b"stillhouse.places", b"").decode().split(",")
         counted = found.get(b"stillhouse.count", b"").decode()
         return cls(frozenset(places) - {""}, counted or None)
 
     def to_store(self) -> dict[str, str]:
-        """For the metadata of a part's schema; nothing where every column counts by value."""
+        """For the metadata of a part's schema; empty if every column is taken by value."""
         told = {"stillhouse.places": ",".join(sorted(self.places)), "stillhouse.count": self.count or ""}
         return {key: value for key, value in told.items() if value}
 
@@ -95,14 +95,14 @@ CTX_BUCKETS: Final = {"C1": 4096, "C2": 8192, "C3": 16384, "C4": 32768}
 """Largest number of tokens of a rendered example in each context bucket."""
 
 ROW_KEY: Final = place(pa.field("row", pa.int64(), nullable=False))
-"""Split << 32 | row (`etl.rows.ROW_BITS`): where a row lies in the cut of a run."""
+"""Split << 32 | row (`etl.rows.ROW_BITS`): the place of a row in the splits of a run."""
 
 SPAN_KINDS: Final = ("analysis", "commentary", "final", "text")
-"""What a supervised run of tokens can be. `text` is a raw document without turns."""
+"""Kinds of supervised runs of tokens. `text` is a raw document without turns."""
 
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 TEXT_ROLE: Final = "text"
-"""The role of the one message of a raw document, which nobody says to anybody."""
+"""The role of the only message of a raw document."""
 
 ID: Final = pa.binary(16)
 
@@ -118,19 +118,18 @@ MESSAGE: Final = pa.struct(
 )
 """One message, as openai-harmony knows it.
 
-`recipient` is whom a call is to (`functions.get_weather`), and of a tool's message who reads it. `content_type` is what
-stands behind the channel of a header, `<|constrain|>json` of a call whose content is JSON. `call_id` names a call
-within its conversation; a tool's message has that of the call which it answers, and is signed by it. Null and "" are
-none."""
+`recipient` is the target of a call (`functions.get_weather`), or the reader of a tool's message. `content_type` follows
+the channel in a header, such as `<|constrain|>json` for a call with JSON content. `call_id` names a call within its
+conversation; a tool's message has the `call_id` of the call that it answers. Null and "" mean none."""
 
 SAID: Final = ("role", "channel", "recipient", "content")
-"""The fields of MESSAGE that every message's id is made from; the others are in it where one has a value."""
+"""The fields of MESSAGE that are always part of a row's id; the others are part of it if one has a value."""
 
 CALL_JSON: Final = "<|constrain|>json"
 """The content type of a call whose content is JSON."""
 
 VERDICT: Final = pa.struct([("step", pa.string()), ("reason", pa.string()), ("value", pa.string())])
-"""Null while a row lives; else the step that dropped it, why, and the value that it judged."""
+"""Null until a step drops the row; then the step, the reason and the value that it judged."""
 
 SPAN: Final = pa.struct(
     [
@@ -147,8 +146,8 @@ after its closing token."""
 RANGE: Final = pa.struct([("start", pa.int32()), ("end", pa.int32())])
 
 REMOVED: Final = pa.field("removed", pa.list_(RANGE))
-"""Byte ranges of a raw document's content that are taken out of it: ascending, apart from each other. A side table that
-has this column changes what `messages` reads as (etl/rows.py); no step sees the column itself."""
+"""Byte ranges to remove from a raw document's content: ascending and disjoint. A side table with this column changes
+the `messages` that steps read (etl/rows.py); no step sees the column itself."""
 
 PROMPT: Final = pa.schema(
     [
@@ -172,24 +171,24 @@ PROMPT: Final = pa.schema(
     ]
 )
 """`file` and `position` say where the row was read: the file's path below the folder that the source's pattern starts
-with, and the byte offset of the line (JSONL, after decompression) or the row number (Parquet); of a table its name, and
-the number of the row as it was landed.
+with, and the byte offset of the line (JSONL, after decompression) or the row number (Parquet); for a table, its name
+and the row's number.
 
 `tools` is the JSON of a list of function definitions, `{"name", "description", "parameters"}` each or OpenAI's
 `{"type": "function", "function": {…}}` around it; null where there are none. `conversation_id` is that of the rows of
 one conversation. `expected_completion_tokens` estimates the answer to a prompt that has none. `bucket_rule` names the
-rule that chose `skill_bucket`. All three are null where the source gives none. `verdict` is ingest's own; a side
-table's goes before it."""
+rule that chose `skill_bucket`. All three are null if the source gives none. `verdict` is ingest's own; a side table's
+overrides it."""
 
 PROMPT_CONTENT: Final = tuple(
     field.name for field in PROMPT if field.name not in {"verdict", *Digested.of(PROMPT).places}
 )
-"""The columns of PROMPT that say what a row is: all but its places and its verdict."""
+"""The columns of PROMPT with the content of a row: all but its places and its verdict."""
 
 REST_OF_ID: Final = (
     "split_key", "license", "language", "meta_json", "conversation_id", "expected_completion_tokens", "bucket_rule",
 )  # fmt: skip
-"""Columns of PROMPT that are neither in the id nor places: in what rows of one id can differ."""
+"""Columns of PROMPT that are neither in the id nor places: rows of one id can differ in them."""
 
 QUARANTINE: Final = pa.schema(
     [
@@ -238,7 +237,7 @@ TOKENIZED_COLUMNS: Final = pa.schema(
 _RECORDED: Final = (
     "source_dataset", "source_subset", "source_example_id", "license", "language", "split_key", "messages", "meta_json",
 )  # fmt: skip
-"""The columns of PROMPT that the training record has among its own."""
+"""The columns of PROMPT that the training record also has."""
 
 CORPUS: Final = pa.schema(
     [
@@ -262,8 +261,8 @@ CORPUS: Final = pa.schema(
     ]
 )
 """The training record. `split`, `skill_bucket` and `ctx_bucket` are in the path. Columns that no stage has filled are
-null; `sampling_weight` is 1 until something weights it. The columns of PROMPT_CONTENT that it lacks follow, then those
-that the run's stages measured."""
+null; `sampling_weight` is 1 unless a stage sets it. The remaining columns of PROMPT_CONTENT follow, then those that the
+run's stages measured."""
 
 PAIR: Final = pa.schema(
     [
@@ -287,7 +286,7 @@ CLUSTER_COLUMNS: Final = pa.schema(
     ]
 )
 """`cluster_id` is the id of the survivor (rank 0), `cluster_jaccard` the similarity to it. A row without a duplicate is
-a cluster of its own; null for a row that was dropped before."""
+a cluster of its own; null for a row that was dropped earlier."""
 
 KEPT: Final = pa.schema(
     [
@@ -301,7 +300,7 @@ KEPT: Final = pa.schema(
         pa.field("kept", pa.bool_(), nullable=False),
     ]
 )
-"""A row that near dedup saw, its cluster, and whether it stays; ids are 36-character texts."""
+"""A row that near dedup saw, its cluster, and whether it is kept; ids are 36-character texts."""
 
 TEACHER_LOGP: Final = pa.schema(
     [
@@ -317,14 +316,14 @@ TEACHER_LOGP: Final = pa.schema(
         pa.field("topk_logp", pa.list_(pa.float32())),
     ]
 )
-"""What a teacher says of one corpus row: ln p of each supervised token, in span order, rounded to a float16 value.
+"""A teacher's scores of one corpus row: ln p of each supervised token, in span order, rounded to a float16 value.
 
 `completion_digest` is of the supervised tokens, `prompt_digest` of the others without the line that names the reasoning
 effort. `reasoning_mode` is that of the prompt as the teacher saw it (null for a raw document), `prefix_tokens` its
-tokens before the first supervised one. `topk_*` have the same number of entries for each supervised token, one token
-behind the other, the most likely first; null where none were asked for."""
+tokens before the first supervised one. `topk_*` have the same number of entries for each supervised token, token after
+token, the most likely first; null if none were requested."""
 
 
 def aligned(columns: pa.Schema) -> pa.Schema:
-    """The schema of a side table: `id`, the columns, and the `verdict` of the stage that wrote it."""
+    """The schema of a side table: `id`, its columns, and the `verdict` of its stage."""
     return pa.schema([PROMPT.field("id"), *columns, pa.field("verdict", VERDICT)])

@@ -1,13 +1,13 @@
-"""Sorting the rows of one bucket in bounded memory: runs that spill to local disk, merged batch by batch.
+"""Sorts the rows of one bucket in bounded memory, with runs that spill to local disk and are merged batch by batch.
 
-Nulls sort first, numbers by value, binary and strings bytewise: what every engine promises a reducer. Rows are held up
-to `run_bytes`, which follow from the machine's memory; above it they are sorted and written as an Arrow stream to a
-temporary folder. The merge holds one batch of about `BATCH_BYTES` of each run, so a bucket of B bytes costs about twice
-`run_bytes`, plus `BATCH_BYTES` for each `run_bytes` in B. Every value is copied twice: when the batches become one, and
-into its place. Cost: 0.15 s for a million rows of three integer keys, twice that when they spill.
+Nulls sort first, numbers by value, binary and strings bytewise, as every engine promises a reducer. Up to `run_bytes`
+of rows (set by the machine's memory) are held; more are sorted and written as an Arrow stream to a temporary folder.
+The merge holds one batch of about `BATCH_BYTES` of each run, so a bucket of B bytes costs about twice `run_bytes`, plus
+`BATCH_BYTES` for each `run_bytes` in B. Every value is copied twice: when the batches become one, and into its place.
+Cost: 0.15 s for a million rows of three integer keys, twice that when they spill.
 
-Rows that are alone under their first key can be left out before they are copied and sorted, where none have spilled: a
-table of small counts, a byte each and eight a row, tells nearly all of them. It costs 0.02 s for a million rows.
+Rows whose first key is unique can be left out before they are copied and sorted, if none have spilled: a table of small
+counts, eight bytes per row, finds nearly all of them. It costs 0.02 s for a million rows.
 """
 
 import bisect
@@ -27,18 +27,18 @@ from etl.jit import njit
 from etl.machine import held_bytes
 
 BATCH_BYTES = 1 << 20
-"""Of a run while runs are merged."""
+"""Size of the batch of each run during a merge."""
 OUT_BYTES = 16 << 20
-"""Of the batches that come out where no rows have spilled."""
+"""Size of the output batches if no rows have spilled."""
 
 
 class SortedRows:
-    """Context manager that takes batches in any order and gives their rows sorted.
+    """Context manager that takes batches in any order and returns their rows sorted.
 
     Args:
         order: columns to sort by, the most significant first.
         run_bytes: Arrow bytes that are held before they spill; None: `etl.machine.held_bytes()`.
-        may_drop_lone: whether rows may be left out that no other row equals in the first column, an int64.
+        may_drop_lone: whether rows with a unique value in the first column, an int64, may be left out.
     """
 
     def __init__(self, order: tuple[str, ...], run_bytes: int | None = None, may_drop_lone: bool = False) -> None:
@@ -60,7 +60,7 @@ class SortedRows:
             self._folder.cleanup()
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Take some rows."""
+        """Add some rows."""
         if batch.num_rows == 0:
             return
         self._held.append(batch)
@@ -69,7 +69,7 @@ class SortedRows:
             self._spill()
 
     def sorted(self) -> Iterator[pa.RecordBatch]:
-        """All rows in order, in batches of `OUT_BYTES` or less; to be read inside the context, once."""
+        """All rows in order, in batches of `OUT_BYTES` or less; read them once, inside the context."""
         if not self._runs:
             if self._may_drop_lone:
                 self._held = _without_lone(self._held, self._order[0])
@@ -119,7 +119,7 @@ def _are_shared(values: I64, bits: int, counts: U8, out: Bools) -> None:
 
 
 def _without_lone(batches: list[pa.RecordBatch], name: str) -> list[pa.RecordBatch]:
-    """The rows without nearly all of those whose value of an int64 column no other row has; at least one batch."""
+    """The rows without nearly all of those with a unique value in an int64 column; at least one batch."""
     bits = (8 * sum(batch.num_rows for batch in batches)).bit_length()
     counts = np.zeros(1 << bits, np.uint8)
     for batch in batches:
@@ -133,19 +133,19 @@ def _without_lone(batches: list[pa.RecordBatch], name: str) -> list[pa.RecordBat
 
 
 def cut_by_bytes(batch: pa.RecordBatch, num_bytes: int) -> Iterator[pa.RecordBatch]:
-    """A batch as views of about so many bytes, at least a row each."""
+    """A batch as views of about this many bytes, each with at least one row."""
     rows = _rows_of(batch, num_bytes)
     for start in range(0, batch.num_rows, rows):
         yield batch.slice(start, rows)
 
 
 def _rows_of(batch: pa.RecordBatch, num_bytes: int) -> int:
-    """How many rows of a batch have about so many bytes, at least one."""
+    """The number of rows of a batch that have about this many bytes; at least one."""
     return max(1, batch.num_rows * num_bytes // max(1, batch.nbytes))
 
 
 def joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    """The rows of at least one batch as one batch; Arrow would copy a single one, too."""
+    """The rows of at least one batch as one batch; Arrow would copy even a single one."""
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
@@ -187,8 +187,7 @@ def _take_lists(column: pa.ListArray, index: pa.Array) -> pa.ListArray:
 def merge(runs: list[Iterator[pa.RecordBatch]], order: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     """The rows of sorted runs, sorted; holds one batch of each run.
 
-    Nothing that is still to be read stands before the smallest last row of the batches at hand, so all rows up to
-    that one can go.
+    No unread row sorts before the smallest last row of the current batches, so all rows up to that one can be written.
     """
     heads = [(head, run) for run in runs if (head := next(run, None)) is not None]
     while heads:
@@ -211,7 +210,7 @@ def _read_run(path: Path, stack: contextlib.ExitStack) -> Iterator[pa.RecordBatc
 
 
 def _places_in_order(rows: pa.RecordBatch, order: tuple[str, ...]) -> I64:
-    """The places of the rows in their order: [rows]."""
+    """The indices of the rows in sorted order: [rows]."""
     first = rows.column(order[0])
     if first.type not in (pa.int64(), pa.uint64()) or first.null_count:
         return _sort_indices(rows, order)
@@ -237,6 +236,6 @@ def _rows_up_to(batch: pa.RecordBatch, border: tuple[Any, ...], order: tuple[str
 
 
 def _key(batch: pa.RecordBatch, row: int, order: tuple[str, ...]) -> tuple[Any, ...]:
-    """A row's sort key; UTF-8 sorts by code points as by bytes, so a Python string does, too."""
+    """A row's sort key; a Python string sorts like its UTF-8 bytes."""
     values = (batch.column(name)[row].as_py() for name in order)
     return tuple((value is not None, value) for value in values)

@@ -5,8 +5,8 @@ prints; there is no second class for its options and none for an engine. `open()
 step needs (a model, a vocabulary) and returns the function that does the work, one Arrow record batch at a time. The
 function returns a batch of the same length and order; a filter drops nothing, it fills `verdict`.
 
-What every step can be told beside its own options is done around that function (`etl.pipeline.open_steps`): a `name`
-goes before the names of its columns, `sources` and `skill_buckets` choose its rows. No subclass need know of them.
+Options that every step has are handled outside that function (`etl.pipeline.open_steps`): `name` is the prefix of its
+columns, `sources` and `skill_buckets` select its rows. Subclasses need not know of them.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -24,24 +24,24 @@ from etl.schema import VERDICT, Skill
 
 BatchFn = Callable[[pa.RecordBatch], pa.RecordBatch]
 
-OF_THE_INPUT: Final = "a column of the input is there where the description of its source lists it under `fields`"
-"""The end of what is said of a column that is not there."""
+OF_THE_INPUT: Final = "a column of the input must be listed under `fields` in the description of its source"
+"""The end of a message about a missing column."""
 RUN: Final = "run:"
-"""What an artefact's name begins with in the place of a URI, where a stage of the same run makes it."""
+"""Prefix of an artefact that a stage of the same run makes, in place of a URI."""
 
 
 def column(name: str | None, base: str) -> str:
-    """NAME_COLUMN, or the column as it is without a name."""
+    """NAME_COLUMN, or the column itself if there is no name."""
     return base if name is None else f"{name.replace('-', '_')}_{base}"
 
 
 def prefixed(name: str | None, columns: pa.Schema) -> pa.Schema:
-    """The columns called NAME_COLUMN, or as they are without a name."""
+    """The columns called NAME_COLUMN, or the columns themselves if there is no name."""
     return pa.schema([field.with_name(column(name, field.name)) for field in columns])
 
 
 class Selected(Config):
-    """Base of what works on rows and can be limited to some of them; both conditions hold where both are given."""
+    """Base of everything that works on rows and can be limited to some of them; a row must meet both conditions."""
 
     sources: tuple[str, ...] | None = None
     """Apply it only to rows of these sources of the recipe; null: to all."""
@@ -51,19 +51,19 @@ class Selected(Config):
     @field_validator("sources", "skill_buckets")
     @classmethod
     def _some(cls, values: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """In one order, so that the order in the file is not in the fingerprint."""
+        """Sorted, so that the order in the file does not change the fingerprint."""
         if values == ():
-            raise ValueError("an empty list selects no row at all; leave it out, or write null, to select every row")
+            raise ValueError("an empty list selects no row; leave it out, or write null, to select every row")
         return values and tuple(sorted(set(values)))
 
     @property
     def label(self) -> str:
-        """What verdicts, accounts and messages call it."""
+        """Its name in verdicts, accounting and messages."""
         raise NotImplementedError(type(self).__name__)
 
     @property
     def selects_by(self) -> tuple[str, ...]:
-        """The columns that say whether a row is selected."""
+        """The columns that decide whether a row is selected."""
         chosen = {"source_dataset": self.sources, "skill_bucket": self.skill_buckets}
         return tuple(column for column, values in chosen.items() if values is not None)
 
@@ -79,7 +79,7 @@ class Selected(Config):
         return masks[0] if len(masks) == 1 else pc.and_(*masks)
 
     def check_sources(self, known: Collection[str]) -> None:
-        """Find a source that is not there.
+        """Check that the sources exist.
 
         Args:
             known: names of the recipe's sources.
@@ -91,7 +91,7 @@ class Selected(Config):
             if source not in known:
                 names = sorted(known)
                 raise ValueError(
-                    f"'{self.label}': sources names '{source}'; {nearest(source, names)}"
+                    f"'{self.label}': there is no source '{source}'; {nearest(source, names)}"
                     f"the recipe's sources are {', '.join(names)}"
                 )
 
@@ -104,7 +104,7 @@ class Offer:
     sha256: str
     """Digest of the model file."""
     fraction: float
-    """Fraction of the rows, chosen by id, that it was trained on."""
+    """Fraction of the rows that it was trained on, chosen by id."""
     seed: int
     """Seed of that choice."""
 
@@ -121,19 +121,19 @@ class Step(Selected, Kinded):
     name: Name | None = None
     """Distinguishes steps of one kind: verdicts give this name, and columns are called NAME_COLUMN."""
     version: ClassVar[int] = 1
-    """Raised when the same configuration and input would give another output; part of the fingerprint."""
+    """Increased when the same configuration and input would give another output; part of the fingerprint."""
     reads: ClassVar[tuple[str, ...]] = ()
     may_read: ClassVar[tuple[str, ...]] = ()
-    """Columns of PROMPT that its function gets as well, all null where the rows do not have them."""
+    """Further columns of PROMPT for its function; null if the rows do not have them."""
     reads_namesake: ClassVar[tuple[str, ...]] = ()
-    """Those of `reads` that a step of another kind adds, which a named step reads from its namesake."""
+    """Columns in `reads` that another kind of step adds; a named step reads them from the step of the same name."""
     adds: ClassVar[pa.Schema] = pa.schema([])
     slow: ClassVar[bool] = False
     """True for model inference: a stage with a slow step checkpoints ranges of at most 1,000 rows."""
 
     @property
     def label(self) -> str:
-        """The name, else the kind. A step that reads from its namesake is called NAME-KIND, since the name is taken."""
+        """The name, else the kind. A step that reads from another step of its name is called NAME-KIND."""
         kind = self.kind.rpartition(":")[2]
         if self.name is None:
             return kind
@@ -151,7 +151,7 @@ class Step(Selected, Kinded):
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Columns of a table that must be there: those that the step reads and those that its rows are chosen by."""
+        """Columns of a table that must exist: those that the step reads and those that select its rows."""
         return tuple(dict.fromkeys([*self.inputs, *self.selects_by]))
 
     def open(self) -> BatchFn:
@@ -167,11 +167,11 @@ class Step(Selected, Kinded):
         return ()
 
     def findings(self) -> dict[str, dict[str, Any]]:
-        """What the manifest of its dataset tells under `findings`: key -> column that it adds -> what in JSON types."""
+        """Entries for `findings` in its dataset's manifest: key -> column that it adds -> value in JSON types."""
         return {}
 
     def given(self, offered: Mapping[str, Offer]) -> Self:
-        """The step with the artefacts that it asks for.
+        """The step with the artefacts that it needs.
 
         Args:
             offered: by name, at least those of `asks`.
@@ -192,20 +192,20 @@ class Step(Selected, Kinded):
         """The schema after this step.
 
         Raises:
-            SchemaError: a column that the step reads is absent, or one that it adds is already there.
+            SchemaError: a column that the step reads is missing, or one that it adds exists already.
         """
         missing = [name for name in self.needed if name not in schema.names]
         if missing:
             raise SchemaError(
-                f"step '{self.label}' reads {missing}, but only {schema.names} are there at that point; "
-                f"put the step that adds them earlier in the recipe; {OF_THE_INPUT}"
+                f"step '{self.label}' reads {missing}, but only {schema.names} exist at that point; put the step "
+                f"that adds them earlier in the recipe; {OF_THE_INPUT}"
             )
         added = self.added
         twice = [name for name in added.names if name in schema.names]
         if twice:
             raise SchemaError(
-                f"step '{self.label}' adds {twice}, which an earlier step has added already; "
-                "give one of them a `name` of its own, with which its columns then begin"
+                f"step '{self.label}' adds {twice}, which an earlier step has added already; give one of them a "
+                "`name`, which becomes the prefix of its columns"
             )
         return pa.schema([*schema, *added])
 
@@ -238,7 +238,7 @@ def drop(batch: pa.RecordBatch, step: str, mask: pa.BooleanArray, reason: str, v
 
 
 def on_selected(owner: Selected, function: BatchFn, rows: pa.RecordBatch, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """What a function makes of a batch when it is shown the rows that are not selected as dropped ones.
+    """The function's result for a batch in which unselected rows appear as dropped.
 
     Args:
         owner: says which rows are selected, and whose function it is.
@@ -263,7 +263,7 @@ def on_selected(owner: Selected, function: BatchFn, rows: pa.RecordBatch, batch:
 
 
 def _merged(others: pa.BooleanArray, before: pa.RecordBatch, name: str, column: pa.Array) -> pa.Array:
-    """A column after a function that was not to change the other rows: only verdicts and new columns can differ."""
+    """A column after a function that must not change the other rows: only verdicts and new columns can differ."""
     if name not in before.schema.names:
         return pc.if_else(others, pa.scalar(None, column.type), column)
     return pc.if_else(others, before.column(name), column) if name == "verdict" else before.column(name)
@@ -272,6 +272,7 @@ def _merged(others: pa.BooleanArray, before: pa.RecordBatch, name: str, column: 
 def _of_same_length(owner: Selected, done: pa.RecordBatch, batch: pa.RecordBatch) -> pa.RecordBatch:
     if done.num_rows != batch.num_rows:
         raise SchemaError(
-            f"'{owner.label}' turned {batch.num_rows} rows into {done.num_rows}; steps mark rows, they never drop"
+            f"'{owner.label}' turned {batch.num_rows} rows into {done.num_rows}; steps mark rows and must not "
+            "remove any"
         )
     return done

@@ -1,9 +1,9 @@
-"""What foreign text may do to the screen: nothing. Control characters are shown as escapes, values are cut short.
+"""Keeps foreign text from controlling the terminal: control characters are shown as escapes, long values are truncated.
 
-File names, hosts, answers of servers and values of a configuration end in lines for people. A terminal obeys what such
-a text holds: ESC sequences clear it or set its title, bidirectional overrides show a name as another one, lone
-surrogates cannot be encoded at all. Every line of ours goes through a `Terminal`, so nobody else has to think of it.
-Costs one regular expression a line.
+File names, hosts, server responses and values of a configuration end up in lines for people. A terminal executes what
+such text contains: ESC sequences clear the screen or set its title, bidirectional overrides disguise a name, and lone
+surrogates cannot be encoded. All our lines are printed by a `Terminal`, so no other code has to handle this. Costs one
+regular expression per line.
 """
 
 import logging
@@ -26,12 +26,12 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text as `printable` has it, with line feeds as escapes, too."""
+    """The text as from `printable`, with line feeds as escapes as well."""
     return printable(text).replace("\n", "\\n")
 
 
 def message(text: str) -> str:
-    """The text as `printable` has it; lines after the first are indented, so that none of them passes for another."""
+    """The text as from `printable`, with lines after the first indented, so that none can pose as a line of ours."""
     first, *more = printable(text).split("\n")
     return "\n".join([first, *(line if line.startswith(" ") else f"  {line}" for line in more)])
 
@@ -50,7 +50,7 @@ _SHORT = _Short()
 
 
 def shown(value: object) -> str:
-    """The value as Python writes it, for an error; of a long one some hundred characters."""
+    """The value as Python's repr, for an error; a long one is truncated to some hundred characters."""
     text = _SHORT.repr(value)
     return text if len(text) <= 2 * _MAX_CHARS else f"{text[:_MAX_CHARS]} ... {text[-_MAX_CHARS // 2 :]}"
 

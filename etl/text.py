@@ -1,4 +1,4 @@
-"""Text as the two dedups see it: the normal form of the exact one, the hashed word n-grams of the near one.
+"""Text for deduplication: the normal form for exact, the hashed word n-grams for near duplicates.
 
 Both are kernels over Arrow's UTF-8 buffers; no Python string is made for a row, except for the few rows that
 `_lower_contextual` names. What a letter, a lower case and a space are comes from Python's own tables
@@ -8,7 +8,7 @@ mixed text a second into n-grams, makes sets of them at 210 MB and normalises 13
 before and beside it is in etl.fold and etl.dedup.shingles. Working memory is twice the bytes of the array for usual
 text, 5 times at most.
 
-A text must be valid UTF-8, which ingest checks. Whatever the bytes, the kernels read nothing out of bounds.
+A text must be valid UTF-8, which ingest checks. The kernels never read out of bounds, even for invalid bytes.
 The file is long because numba compiles these kernels into one another, and those of other files (etl/jit.py names it).
 """
 
@@ -29,7 +29,7 @@ from etl.hashing import binary_buffers, xxh64_u64
 from etl.jit import njit
 
 TEXT_VERSION: Final = 2
-"""Raised when `normalise` or `shingles` would give another result; part of the fingerprint."""
+"""Increased when `normalise` or `shingles` would give another result; part of the fingerprint."""
 
 UNICODE_VERSION: Final = unicodedata.unidata_version
 """Version of Python's Unicode tables; another one can tokenise newly assigned characters differently."""

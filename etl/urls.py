@@ -1,7 +1,7 @@
-"""One check of every URL that a user gives: none may hold credentials, since URLs are printed, stored and compared.
+"""Checks every URL that a user gives: none may contain credentials, as URLs are printed, stored and compared.
 
 Refused are `user:password@` of any scheme, a name before `@` where the scheme means a token by it, and parameters that
-are called as secrets are, in any URL of a chain (`zip://a::https://…`). The error never repeats what was found. Every
+have the name of a secret, in any URL of a chain (`zip://a::https://…`). The error never repeats what was found. Every
 field of a `Config` and every `Location` comes through here.
 """
 
@@ -23,11 +23,11 @@ _SECRET_NAME = re.compile(
 )
 _BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
 _NAMES_A_USER = frozenset({"hdfs", "webhdfs", "ssh", "sftp", "scp", "ftp", "smb", "az", "abfs", "abfss"})
-"""Schemes in which what stands alone before `@` is a user's name, or a container's."""
+"""Schemes in which a single word before `@` is the name of a user or container."""
 
 
 def check_url(url: str) -> None:
-    """Refuse what must not be written down.
+    """Refuse URLs that must not be stored.
 
     Raises:
         ConfigError: the URL holds credentials; they are not repeated.
@@ -37,18 +37,18 @@ def check_url(url: str) -> None:
             if _names_somebody(scheme.lower(), rest) or _has_secret(rest):
                 name = scheme if len(scheme) <= 20 else "…"
                 raise ConfigError(
-                    f"a {name}:// URL holds credentials; take them out of it and give them under "
-                    f"`storage: {{{name}: …}}`, in the environment or in the store's own files"
+                    f"a {name}:// URL contains credentials; remove them, and give them under `storage: "
+                    f"{{{name}: …}}`, in the environment or in the store's own files"
                 )
 
 
 def is_url(text: str) -> bool:
-    """Whether the whole of a text is a URL, or a chain of some."""
+    """Whether a whole text is a URL or a chain of URLs."""
     return _URL.fullmatch(text) is not None
 
 
 def _urls(text: str) -> Iterator[tuple[str, str]]:
-    """Scheme and the rest of each URL in a text; one may be a parameter of another."""
+    """Scheme and remainder of each URL in a text; one may be a parameter of another."""
     for found in _SCHEME.finditer(text):
         yield found.group(1), text[found.end() :]
 

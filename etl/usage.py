@@ -1,12 +1,12 @@
-"""What a task, and what the process tree of a driver, use of this machine: CPU-seconds, wall seconds, memory.
+"""Measures tasks and the process tree of a driver: CPU-seconds, wall seconds, memory.
 
 A task measures itself in the process that runs it. CPU-seconds are the process's, user and system, all threads, and of
-children that ended meanwhile; where several tasks run in one process at a time, they share them evenly, so that their
-sum is what the process used. The kernel keeps one peak of resident memory a process (VmHWM), for its whole life, and
-nothing here resets it, since others read it too. So the peak of a task is exact where the task raised that record; else
-it is the most that was seen when the task began, ended, and between its row groups.
+children that ended meanwhile; tasks that run in one process at the same time share them evenly, so their sum is what
+the process used. The kernel keeps one peak of resident memory a process (VmHWM), for its whole life, and nothing here
+resets it, since others read it too. So the peak of a task is exact if the task raised that record. Otherwise it is the
+largest value seen at its start, at its end and between its row groups.
 
-Costs 0.1 ms a task and 10 us a look; 20 us for each process of this machine to add up a tree.
+Costs 0.1 ms per task and 10 us per look; adding up a tree costs 20 us for each process of this machine.
 """
 
 import os
@@ -23,19 +23,19 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Usage:
-    """What something took."""
+    """Resources used."""
 
     cpu_s: float = 0.0
     wall_s: float = 0.0
     peak_bytes: int = 0
-    """Resident memory of its process, at most."""
+    """Peak resident memory of its process."""
 
 
 # --- a task --------------------------------------------------------------------------------------------------------
 
 
 class TaskMeter:
-    """Measures what runs inside of its `with` blocks, one after the other; `usage` is the sum of them."""
+    """Measures the code in its `with` blocks; `usage` is their sum."""
 
     def __init__(self) -> None:
         self.cpu_s = 0.0
@@ -57,14 +57,14 @@ class TaskMeter:
         self._wall_s += time.perf_counter() - self._began
 
     def usage(self) -> Usage:
-        """What the blocks took so far."""
+        """The usage of the blocks so far."""
         record = _peak_bytes()
         seen = max(self.seen_bytes, _resident_bytes())
         return Usage(self.cpu_s, self._wall_s, record if record > self._record_bytes else seen)
 
 
 class _ProcessClock:
-    """Deals the CPU-seconds of this process to the meters that are at work."""
+    """Divides the CPU-seconds of this process among the active meters."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -99,7 +99,7 @@ _PROCESS = _ProcessClock()
 
 
 def look_at_memory() -> None:
-    """Let the tasks at work in this process see what it holds now."""
+    """Record the current memory of this process for its active tasks."""
     _PROCESS.look_at_memory()
 
 
@@ -119,7 +119,7 @@ def _peak_bytes() -> int:
         for line in file:
             if line.startswith(b"VmHWM:"):
                 return int(line.split()[1]) * 1024
-    # Some sandboxes do not tell it. What the parent held when it started this process may be in this one.
+    # Some sandboxes do not provide it. It may include what the parent held when it started this process.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -136,14 +136,14 @@ class TreeMeter:
     def lap(self) -> Usage:
         """What was used since the last lap or, before the first one, since this meter was made."""
         cpu_s, now = tree_cpu_s(), time.perf_counter()
-        # What a process has used goes with it where nobody waits for it.
+        # The usage of a process is lost if nobody waits for it.
         lap = Usage(max(0.0, cpu_s - self._last_cpu_s), now - self._last)
         self._last_cpu_s, self._last = cpu_s, now
         return lap
 
 
 def tree_cpu_s() -> float:
-    """CPU-seconds of this process and all below it: those that run, and those that ended and were waited for."""
+    """CPU-seconds of this process and its descendants: running ones, and ended ones that were waited for."""
     parents, cpu_s = _processes()
     below: dict[int, list[int]] = {}
     for process, parent in parents.items():
@@ -157,7 +157,7 @@ def tree_cpu_s() -> float:
 
 
 def _processes() -> tuple[dict[int, int], dict[int, float]]:
-    """Of every process that can be seen, its parent, and its CPU-seconds with those of children that it waited for."""
+    """For every visible process: its parent, and its CPU-seconds including children that it waited for."""
     parents, cpu_s = {}, {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

@@ -1,8 +1,8 @@
-"""YAML whose scalars know how they were written, so that what a field wants decides what `no`, `0x10` and `1.50` are.
+"""YAML whose scalars keep their text, so that the type of a field decides what `no`, `0x10` and `1.50` mean.
 
-YAML takes `no` for false and `010` for eight. Here a scalar that YAML would turn into something else than text is a
-`Plain`: the text as it stands and YAML's value. `etl.config.Config` gives each field the one that it wants (`fit`).
-Keys of a mapping are text always, and one that is given twice is an error. Dates stay text, `1e6` is a number.
+YAML reads `no` as false and `010` as eight. Here a scalar that YAML would not read as text is a `Plain`: the text and
+YAML's value. `etl.config.Config` gives each field the one of its type (`fit`). Keys of a mapping are always text, and a
+duplicate key is an error. Dates are text, `1e6` is a number.
 """
 
 import re
@@ -16,17 +16,17 @@ from pydantic import BaseModel
 from etl.terminal import shown
 
 MAX_DEPTH = 100
-"""Of lists and mappings in each other, with aliases resolved."""
+"""Largest depth of nested lists and mappings, with aliases resolved."""
 MAX_VALUES = 100_000
-"""Keys, scalars, lists and mappings of one text, with aliases resolved."""
+"""Largest number of keys, scalars, lists and mappings of one text, with aliases resolved."""
 _MAX_DIGITS = 1000
 
 
 class Plain(str):
-    """Text that YAML reads as something else.
+    """Text that YAML reads as another type.
 
     Attributes:
-        value: what YAML makes of it: a bool, int, float, or of a value after `--set` also a list or mapping.
+        value: YAML's value: a bool, int or float; after `--set` also a list or mapping.
     """
 
     __slots__ = ("value",)
@@ -44,7 +44,7 @@ class Plain(str):
 
 
 class RefusedError(yaml.YAMLError):
-    """YAML that is not read; says why, with nothing of its text but keys."""
+    """YAML that is refused; the message quotes only its keys."""
 
 
 class GivenTwiceError(RefusedError):
@@ -52,7 +52,7 @@ class GivenTwiceError(RefusedError):
 
 
 class TooLargeError(RefusedError):
-    """Values are nested too deep, or too many when aliases stand for what they name."""
+    """Values are nested too deep, or are too many with aliases resolved."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,18 +66,18 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         is_alias = self.check_event(yaml.AliasEvent)
         if self._depth >= MAX_DEPTH:
-            raise TooLargeError(f"values are nested deeper than {MAX_DEPTH}; write them flatter")
+            raise TooLargeError(f"values are nested deeper than {MAX_DEPTH}; use fewer levels")
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
         if node is not None and not is_alias:
             self._measures[node] = self._measure(node)
         elif is_alias and node not in self._measures:
-            raise TooLargeError("an alias stands inside of what it names; write the value out")
+            raise TooLargeError("an alias is inside the value that it refers to; write the value out")
         return node
 
     def _measure(self, node: yaml.Node | None) -> tuple[int, int]:
-        """How many values a node comes to with its aliases resolved, and how deep; all below it have been measured.
+        """The number of values of a node with its aliases resolved, and their depth; its children are measured already.
 
         Raises:
             TooLargeError: more than the limits.
@@ -91,8 +91,8 @@ class _Loader(yaml.SafeLoader):
         depth = 1 + max((deep for _, deep in measures), default=0)
         if num_values > MAX_VALUES or depth > MAX_DEPTH:
             raise TooLargeError(
-                f"with its aliases it has more than {MAX_VALUES:,} values, or nests them deeper than {MAX_DEPTH}; "
-                "write fewer"
+                f"with aliases resolved it has more than {MAX_VALUES:,} values, or nests them deeper than "
+                f"{MAX_DEPTH}; use fewer"
             )
         return num_values, depth
 
@@ -120,7 +120,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _as_text(key: yaml.Node) -> yaml.Node:
-    """The key as text; `<<`, which takes in another mapping, as it is."""
+    """The key as text; `<<`, which merges another mapping, is unchanged."""
     if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
         return key
     return yaml.ScalarNode("tag:yaml.org,2002:str", key.value, key.start_mark, key.end_mark, key.style)
@@ -137,7 +137,7 @@ _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
 def load(text: str) -> Any:
-    """The YAML value of some text, scalars that are no text as `Plain`.
+    """The YAML value of some text, with scalars of other types as `Plain`.
 
     Raises:
         yaml.YAMLError: it is not YAML.
@@ -147,9 +147,9 @@ def load(text: str) -> Any:
 
 
 def load_argument(text: str) -> Any:
-    """What stands after `--set KEY=`: text, and beside it what YAML makes of it where that is something else.
+    """The value after `--set KEY=`: text, with YAML's value if that is of another type.
 
-    Text is also what is no YAML, and what YAML would cut at a comment.
+    Invalid YAML, and values that YAML would cut off at a comment, are text as well.
 
     Raises:
         RefusedError: a key is given twice, or the values are too many or nested too deep.
@@ -172,12 +172,12 @@ def load_argument(text: str) -> Any:
 
 
 def unwrapped(value: Any) -> Any:
-    """A list or mapping after `--set` as that; anything else as it is."""
+    """A list or mapping after `--set` as such; anything else unchanged."""
     return value.value if isinstance(value, Plain) and isinstance(value.value, dict | list) else value
 
 
 def natural(value: Any) -> Any:
-    """What YAML alone would say: no `Plain` in it."""
+    """YAML's own value, without any `Plain`."""
     if isinstance(value, Plain):
         return natural(value.value)
     if isinstance(value, dict):
@@ -191,7 +191,7 @@ def natural(value: Any) -> Any:
 
 
 def fit(value: Any, annotation: Any) -> Any:
-    """The value as a field of that annotation wants it; what is below a configuration of its own is left to that."""
+    """The value as the type of a field; values inside a nested configuration are left to it."""
     return _fit(value, _leaves(annotation))
 
 
@@ -218,7 +218,7 @@ def _leaves(annotation: Any) -> list[Any]:
 
 
 def _items(leaves: list[Any], kind: type) -> list[Any]:
-    """Types of what is in the lists, or in the mappings, of a union; anything where nothing is said of it."""
+    """Types of the items of a union's lists or mappings; Any if they are not given."""
     args = [get_args(leaf) for leaf in leaves if _holds(leaf, kind)]
     inner = [one for found in args for one in (found[-1:] if kind is dict else found) if one is not Ellipsis]
     return [leaf for one in inner for leaf in _leaves(one)] or [Any]
@@ -237,10 +237,10 @@ def _is_model(leaf: Any) -> bool:
 
 
 def _wants(value: Any, leaves: list[Any]) -> bool:
-    """Whether what YAML makes of a scalar is wanted, not its text."""
+    """Whether the field needs YAML's value of a scalar instead of its text."""
     if any(_takes(leaf, value) for leaf in leaves):
         return True
-    # Neither is: an error shows a list as a list, but `no` as the word that it is.
+    # Neither fits: the error shows a list as a list, but `no` as a word.
     return not isinstance(value, bool) and all(
         leaf in (bool, int, float, types.NoneType) or _is_model(leaf) for leaf in leaves
     )

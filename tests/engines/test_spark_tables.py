@@ -99,7 +99,7 @@ def test_a_table_that_is_not_there_and_one_without_the_columns(rows, spark, tmp_
 
 
 def test_other_engines_refuse_a_table(tmp_path):
-    with pytest.raises(ConfigError, match=r"sources.a.table=toys.rows: only the Spark engine reads tables"):
+    with pytest.raises(ConfigError, match=r"sources.a.table=toys.rows: only the Spark engine can read tables"):
         run_recipe(recipe(tmp_path, "toys.rows"), InProcessEngine(), lambda line: None)
 
 

@@ -83,9 +83,9 @@ def test_numbers_are_good_text(toy):
     [
         (["size"], r"--set takes KEY=VALUE, got 'size'"),
         (["=3"], r"--set takes KEY=VALUE, got '=3'"),
-        (["several.2.rate=1"], r"--set several\.2\.rate: '2' must be a position from 0 to 1 of that list"),
-        (["words.x=1"], r"--set words\.x: 'x' must be a position from 0 to 0"),
-        (["name.first=1"], r"--set name\.first: 'name' is the value 'a', it has no keys below it"),
+        (["several.2.rate=1"], r"--set several\.2\.rate: '2' must be an index from 0 to 1 of that list"),
+        (["words.x=1"], r"--set words\.x: 'x' must be an index from 0 to 0"),
+        (["name.first=1"], r"--set name\.first: 'name' is the value 'a', so it has no keys below it"),
         (["words.0.x=1"], r"--set words\.0\.x: "),
         (["size=[1"], r"size: must be a whole number \(got '\[1'\)"),
         (["size=7 # seven"], r"size: must be a whole number \(got '7 # seven'\)"),

@@ -52,7 +52,7 @@ def mistakes(tree, model=Zoo):
         ({"pets": [{"kind": "cat", "lives": 10}]}, ["pets.0.lives: must be below 10 (got 10)"]),
         ({"pets": [{"kind": "cat", "cat": []}]}, ["pets.0.cat: must be text (got [])"]),
         ({"pets": [{"kind": "dog"}]}, ["pets.0.bark: is missing; add it to the file, or --set pets.0.bark=VALUE"]),
-        ({"pets": []}, ["pets: needs at least 1, there are 0 (got [])"]),
+        ({"pets": []}, ["pets: needs at least 1, has 0 (got [])"]),
         ({"pets": 3}, ["pets: must be a list (got 3)"]),
         ({"food": "mead"}, ["food: 'mead' is not known; did you mean 'meat'? known: hay, meat"]),
         ({"paths": {"a": 1}}, ["paths: must be text or a list (got {'a': 1})"]),

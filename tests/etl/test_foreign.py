@@ -144,8 +144,8 @@ def test_mistakes_below_such_a_union_keep_their_words(acme, tree, line):
         ("acme_filters.answers:pa", "acme_filters.answers:pa is a module, not a Step; "),
         ("etl.mixture.cuts:ShareCut", "etl.mixture.cuts:ShareCut is a Cut, not a Step; derive it from etl.step.Step"),
         ("etl.run.recipe:Recipe", "etl.run.recipe:Recipe is a class of another kind, not a Step; "),
-        ("acme_filters.wrong:Idle", "acme_filters.wrong:Idle does not define open, which a Step needs; add it"),
-        ("etl.filters.answers:AnswerStep", "etl.filters.answers:AnswerStep is called 'answer' by its class; write "),
+        ("acme_filters.wrong:Idle", "acme_filters.wrong:Idle does not define open, which a Step needs; add that"),
+        ("etl.filters.answers:AnswerStep", "the class etl.filters.answers:AnswerStep calls its kind 'answer'; write "),
     ],
 )  # fmt: skip
 def test_a_class_that_does_not_belong_there_is_told(acme, kind, said):
@@ -237,7 +237,7 @@ def test_a_package_without_init_is_refused(tmp_path):
     (folder / "acme_bare" / "__init__.py").unlink()
     with importable(folder, "acme_bare"):
         line = mistake({"kind": "acme_bare.answers:LongAnswers"})
-    assert line.startswith("steps.0.kind: acme_bare has no __init__.py, so it is not known which files belong to ")
+    assert line.startswith("steps.0.kind: acme_bare has no __init__.py, so it is unknown which files belong to ")
 
 
 @pytest.mark.parametrize("how", ["compiled", "program"])
@@ -267,7 +267,7 @@ except conf.ConfigError as error:
     environment = {"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}"}
     done = subprocess.run([sys.executable, "-c", program, kind], capture_output=True, text=True, env=environment)
     assert "steps.0.kind: the source of " in done.stdout, done.stderr
-    assert "cannot be reached" in done.stdout
+    assert "cannot be read" in done.stdout
 
 
 # --- the gate ---

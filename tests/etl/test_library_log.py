@@ -43,7 +43,7 @@ def test_an_error_names_a_file_that_has_lines():
     assert path.read_text() == "the reason\n"
     with pytest.raises(ZeroDivisionError) as caught:
         fail(ZeroDivisionError(), b"the reason\n")
-    assert "What libraries said is in " in caught.value.__notes__[0]
+    assert "Output of libraries: " in caught.value.__notes__[0]
 
 
 def test_an_error_without_lines_is_as_it_was_and_no_file_stays(tmp_path):

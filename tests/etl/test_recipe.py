@@ -148,7 +148,7 @@ def test_the_corpus_has_tokens_of_every_row(part):
 @pytest.mark.parametrize("of", ["steps", "cuts"])
 def test_a_selected_source_is_one_of_the_recipe(of):
     limited = {**FILTER, of: [{**FILTER[of][0], "sources": ["wbe"]}]}
-    with pytest.raises(ValidationError, match="sources names 'wbe'; did you mean 'web'"):
+    with pytest.raises(ValidationError, match="there is no source 'wbe'; did you mean 'web'"):
         recipe(sources={"web": "a.jsonl", "books": "b.jsonl"}, stages=["filter"], filter=limited)
 
 

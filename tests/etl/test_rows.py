@@ -124,7 +124,7 @@ def test_schema_lists_each_column_once(rows):
 
 
 def test_an_unknown_column_is_a_schema_error(rows):
-    with pytest.raises(SchemaError, match=r"no table has \['scores'\]; there are \['id'"):
+    with pytest.raises(SchemaError, match=r"no table has \['scores'\]; the columns are \['id'"):
         next(rows.ref.read(0, ["id", "scores"]))
 
 

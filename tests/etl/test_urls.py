@@ -36,7 +36,7 @@ URLS = [
 
 @pytest.mark.parametrize("url", URLS)
 def test_s7_credentials_in_a_url_are_refused_and_not_repeated(url):
-    with pytest.raises(ConfigError, match="holds credentials") as raised:
+    with pytest.raises(ConfigError, match="contains credentials") as raised:
         check_url(url)
     with pytest.raises(ConfigError):
         Location.of(url)
@@ -67,7 +67,7 @@ def test_s7_every_place_for_a_url_is_checked_and_no_error_repeats_it(place, url)
     model, tree = TREES[place](url)
     if model is Recipe:
         tree = {"name": "n", "output": "o", "stages": [], "sources": {"a": {"spec": "synth", "path": "x"}}} | tree
-    with pytest.raises(ConfigError, match="holds credentials") as raised:
+    with pytest.raises(ConfigError, match="contains credentials") as raised:
         conf.check(model, tree, "file")
     assert SECRET not in "".join(traceback.format_exception(raised.value))
 
@@ -75,7 +75,7 @@ def test_s7_every_place_for_a_url_is_checked_and_no_error_repeats_it(place, url)
 @pytest.mark.parametrize("name", [f"https://me:{SECRET}@host/r.yaml", f"https://host/r.yaml?token={SECRET}"])
 def test_s7_a_configuration_from_such_a_url_is_refused(name):
     for overrides in ([], [f"output=@{name}"]):
-        with pytest.raises(ConfigError, match="holds credentials") as raised:
+        with pytest.raises(ConfigError, match="contains credentials") as raised:
             conf.load(Recipe, "demo" if overrides else name, "recipes", overrides)
         assert SECRET not in str(raised.value)
 

@@ -53,9 +53,9 @@ def test_s10_depth_counts_what_aliases_name(tmp_path):
 
 @pytest.mark.parametrize("text", ["a: &a [*a]", "a: &a {b: *a}", "a: &a {b: [1, {c: *a}]}"])
 def test_s10_an_alias_inside_of_what_it_names_is_an_error(text):
-    with pytest.raises(ConfigError, match="an alias stands inside of what it names"):
+    with pytest.raises(ConfigError, match="an alias is inside the value"):
         conf.parse_yaml(text, "here")
-    with pytest.raises(ConfigError, match="an alias stands inside of what it names"):
+    with pytest.raises(ConfigError, match="an alias is inside the value"):
         conf.load(Recipe, "demo", "recipes", [f"name={text.removeprefix('a: ')}"])
 
 

@@ -200,7 +200,7 @@ def test_a_digest_of_more_ranks_than_lanes_or_of_no_such_stage_is_refused(corpus
     assert "data.lanes is 4, fewer than the 5 processes" in ranks.output
     beyond = call("stream-digest", "demo", "--steps", 2, "--resume-at", 3, sets=sets)
     assert beyond.exit_code == 2
-    assert "--resume-at 3 lies beyond --steps 2; lower it" in beyond.output
+    assert "--resume-at 3 is beyond --steps 2; lower it" in beyond.output
     stage = call("stream-digest", "demo", "--stage", "dpo", sets=sets)
     assert stage.exit_code == 2
     assert "there is no stage 'dpo'; the configuration has: warm_start" in stage.output

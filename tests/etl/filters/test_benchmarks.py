@@ -32,7 +32,7 @@ def test_one_path_or_column_is_a_list_of_one_and_a_path_decides_nothing():
     [
         ({"path": []}, "at least 1"),
         ({"question_columns": []}, "at least 1"),
-        ({"path": "s3://key:secret@bucket/a.jsonl"}, "a s3:// URL holds credentials"),
+        ({"path": "s3://key:secret@bucket/a.jsonl"}, "a s3:// URL contains credentials"),
     ],
 )
 def test_a_benchmark_that_names_nothing_or_a_secret_is_refused(fields, told):

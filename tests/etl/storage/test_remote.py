@@ -44,7 +44,7 @@ def test_schemes(url, scheme):
     ],
 )  # fmt: skip
 def test_credentials_in_a_url_are_refused_and_not_repeated(url):
-    with pytest.raises(ConfigError, match="holds credentials") as raised:
+    with pytest.raises(ConfigError, match="contains credentials") as raised:
         Location.of(url)
     for path in ({"output": url}, {"sources": {"a": {"spec": "synth", "path": [url]}}}):
         with pytest.raises(ConfigError) as of_recipe:
