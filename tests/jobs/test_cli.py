@@ -137,7 +137,7 @@ def test_verify_where_nothing_is(tmp_path):
         ("stages=[filtr, layout]", ["stages.0", "'filtr'", "filter"]),
         ("dedup.near.threshold=2", ["dedup.near.threshold", "2"]),
         ("filter.steps.1.keep=[englsih]", ["filter.steps.1", "no language 'englsih'"]),
-        ("filter.steps.7.keep=[en]", ["filter.steps.7.keep", "position"]),
+        ("filter.steps.7.keep=[en]", ["filter.steps.7.keep", "index"]),
         ("nonsense", ["KEY=VALUE"]),
     ],
 )
