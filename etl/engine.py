@@ -29,7 +29,7 @@ from etl.storage.costs import BuildCosts, EngineCost, map_task, write_cost
 from etl.storage.dataset import Dataset, DatasetLike, Pending
 from etl.storage.location import Location
 from etl.storage.lock import RunLock
-from etl.storage.manifest import FLOW, Plan, Receipt
+from etl.storage.manifest import NOT_LOST, Plan, Receipt
 from etl.usage import TaskMeter, TreeMeter, Usage
 
 MapFn = Callable[[Any], Iterable[Chunk]]
@@ -93,7 +93,7 @@ class Counts:
             for steps in receipt.accounting.values()
             for counts in steps.values()
             for reason, rows in counts.items()
-            if reason not in FLOW
+            if reason not in NOT_LOST
         ]
         tokens = sum(part.tokens or 0 for part in receipt.parts)
         return cls(receipt.rows_in, receipt.rows_out, tokens, sum(losses))

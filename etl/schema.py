@@ -203,6 +203,22 @@ QUARANTINE: Final = pa.schema(
 )
 """`file` and `position` as in PROMPT; `source_example_id` is null where the row's name could not be read."""
 
+ASSEMBLED: Final = pa.schema(
+    [
+        pa.field("record", pa.binary()),
+        pa.field("conversation", pa.string()),
+        place(pa.field("file", pa.string(), nullable=False)),
+        place(pa.field("position", pa.int64(), nullable=False)),
+        pa.field("source_example_id", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("raw", pa.binary()),
+    ]
+)
+"""A row that was made of several raw rows, or one that stayed as it was: its columns as a JSON object. `conversation`
+is the same in rows that were cut from one conversation, which follow one another, the whole last. A row with a `reason`
+is a raw one of which nothing can be made; it has no record."""
+
 DROPPED: Final = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),

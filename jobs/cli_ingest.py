@@ -48,20 +48,20 @@ def ingest_command(
 ) -> None:
     """Ingest files into DIR/ingest; unreadable rows are written to DIR/quarantine.
 
-    Prints one line of JSON to standard output: rows_in, made, kept, dropped and quarantined, even if too few rows could
-    be read (exit code 2). Everything else is printed to standard error.
+    Prints one line of JSON to standard output: rows_in, made, assembled, kept, dropped and quarantined, even if too few
+    rows could be read (exit code 2). Everything else is printed to standard error.
     """
     from etl.stages.ingest import UNPARSED
     from etl.stages.intake import Intake
 
     source = _source_name(name)
-    found = Intake.of(source, {"in": 0, "made": 0, "kept": 0}, {})
+    found = Intake.of(source, {"ingest": {"in": 0, "made": 0, "kept": 0}}, {})
 
     def watch(dataset: "Dataset") -> None:
         nonlocal found
         if dataset.manifest.stage == "ingest":
             unparsed = dataset.manifest.counts(UNPARSED, 2).get(source, {})
-            found = Intake.of(source, dataset.manifest.account(source, "ingest"), unparsed)
+            found = Intake.of(source, dataset.manifest.accounting[source], unparsed)
 
     given = {"path": path or None, "limit": limit}
     entry = {"spec": name, **{key: value for key, value in given.items() if value is not None}}
@@ -100,6 +100,7 @@ def _json(found: "Intake") -> str:
             "source": found.source,
             "rows_in": found.rows_in,
             "made": found.made,
+            "assembled": found.assembled,
             "kept": found.kept,
             "dropped": found.dropped,
             "quarantined": found.quarantined,

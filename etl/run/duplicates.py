@@ -22,11 +22,12 @@ from etl.rows import Rows
 from etl.run.growth import CandidateGrowth, Duplicates, grow, grow_groups
 from etl.run.meter import JobUse
 from etl.run.sample import Sample
+from etl.stages import assemble
 from etl.stages.intake import QUARANTINED
 from etl.stages.keyed import distinct, row_keys
 from etl.storage.build import Job
 from etl.storage.dataset import Dataset
-from etl.storage.manifest import FLOW
+from etl.storage.manifest import NOT_LOST
 from etl.storage.opened import Run
 
 
@@ -67,9 +68,10 @@ class SampleRun:
         """Rows that got a verdict in a dataset, an aligned one or ingest's."""
         if "verdict" not in self.jobs[name].schema.names:
             return 0
-        accounts = self.datasets[name].manifest.accounting.values()
+        # Rows that were never assembled have no verdict: they are none of the rows of a run.
+        accounts = ({**steps, assemble.STEP: {}} for steps in self.datasets[name].manifest.accounting.values())
         reasons = [pair for steps in accounts for counts in steps.values() for pair in counts.items()]
-        return sum(rows for reason, rows in reasons if reason not in FLOW and not reason.startswith(QUARANTINED))
+        return sum(rows for reason, rows in reasons if reason not in NOT_LOST and not reason.startswith(QUARANTINED))
 
     def use(self, name: str) -> JobUse:
         """What the job took that wrote a dataset."""

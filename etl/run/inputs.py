@@ -4,15 +4,18 @@ Files and bytes come from the listing that a run begins with. Rows are known onc
 of Parquet, from one footer a file, up to `MAX_FOOTERS` files a source; lines of JSONL would have to be read.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from etl.columns import left, width
 from etl.sources.files import InputFile
 from etl.sources.listing import LeftOut, told
-from etl.stages.ingest import STEP, Raw
+from etl.stages.assemble import STEP as ASSEMBLE
+from etl.stages.assemble import EmitRaw
+from etl.stages.ingest import STEP
+from etl.stages.raw_input import Raw
 from etl.storage.build import Job
 from etl.storage.dataset import NUM_READERS, Dataset
 
@@ -34,12 +37,15 @@ class InputSize:
     """`datasets/OWNER/NAME@COMMIT` of what is read of the hub."""
 
 
-def input_sizes(job: Job, raw: Raw, splits: Iterable[Any], current: Dataset | None) -> tuple[InputSize, ...]:
+def input_sizes(
+    job: Job, raw: Raw, splits: Iterable[Any], current: Dataset | None, assembled: Mapping[str, InputSize]
+) -> tuple[InputSize, ...]:
     """The sizes of all sources, in the order of the recipe.
 
     Args:
         job: of ingest.
         raw: what it would read.
+        assembled: the sizes of those whose raw rows others read.
         splits: what its tasks would read, as a plan stores it.
         current: what is committed of it, if that is what the job would write.
 
@@ -50,7 +56,32 @@ def input_sizes(job: Job, raw: Raw, splits: Iterable[Any], current: Dataset | No
     for split in splits:
         planned = raw.from_plan(split)
         files[planned.source] |= {piece.file.url: piece.file for piece in planned.pieces}
-    return tuple(_size(name, job, raw, list(files[name].values()), current) for name in raw.sources)
+    return tuple(
+        replace(assembled[name], left_out=job.findings["inputs"][name]["left_out"])
+        if name in assembled
+        else _size(name, job, raw, list(files[name].values()), current)
+        for name in raw.sources
+    )
+
+
+def raw_size(emit: EmitRaw, splits: Iterable[Any], current: Dataset | None) -> InputSize:
+    """The size of a source whose rows are assembled, without the tables that are joined.
+
+    Args:
+        emit: what would read it.
+        splits: what its tasks would read.
+        current: what is committed of it, if that is what the job would write.
+
+    Raises:
+        SourceError: a Parquet footer is damaged.
+    """
+    name = emit.source
+    pieces = (piece for of, split in splits if of == name for piece in emit.raw.from_plan(split).pieces)
+    files = list({piece.file.url: piece.file for piece in pieces}.values())
+    rows = (
+        _rows_of_footers(name, emit.raw, files) if current is None else current.manifest.account(name, ASSEMBLE)["in"]
+    )
+    return InputSize(name, len(files), rows, sum(file.bytes for file in files))
 
 
 def _size(name: str, job: Job, raw: Raw, files: Sequence[InputFile], current: Dataset | None) -> InputSize:

@@ -19,11 +19,12 @@ from etl.digests import canonical_json
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, Reduce, ReduceFn, Resources, Table, Task, Work, nothing
 from etl.errors import DataError
 from etl.run import inputs
-from etl.run.inputs import InputSize, input_sizes
+from etl.run.inputs import InputSize, input_sizes, raw_size
 from etl.run.recipe import Recipe
 from etl.run.record import record_of, stage_records
 from etl.run.revisions import pinned
 from etl.run.run import check, context_of, run_stages
+from etl.stages.assemble import EmitRaw
 from etl.stages.ingest import WritePrompts
 from etl.storage.build import Build, Job, SplitWriter
 from etl.storage.dataset import MANIFEST, Dataset, DatasetLike, Pending
@@ -83,6 +84,8 @@ class _Lookahead(Engine):
         self.planned: list[PlannedStage] = []
         self.jobs: dict[str, Job] = {}
         self.inputs: tuple[InputSize, ...] = ()
+        self.assembled: dict[str, InputSize] = {}
+        """Sizes of the sources whose rows are assembled, as far as they were walked."""
         self.has_ended = False
         """Whether it came to an end before the last stage."""
         self.run = run
@@ -100,7 +103,8 @@ class _Lookahead(Engine):
         splits = list(splits)
         dataset = self._look(job, splits)
         if isinstance(fn, WritePrompts):
-            self.inputs = input_sizes(job, fn.raw, splits, dataset if self._is_kept(job) else None)
+            current = dataset if self._is_kept(job) else None
+            self.inputs = input_sizes(job, fn.raw, splits, current, self.assembled)
         if dataset is None:
             build = Build(job)
             return Pending(build.ref(build.resumable(splits) or build.fresh_plan(splits)), _end)
@@ -108,7 +112,11 @@ class _Lookahead(Engine):
         return dataset
 
     def shuffle(self, job: Job, exchange: Exchange, fn: ReduceFn) -> Dataset:
-        return self._look(job.with_buckets(exchange.num_buckets), range(exchange.num_buckets)) or _end()
+        dataset = self._look(job.with_buckets(exchange.num_buckets), range(exchange.num_buckets))
+        if isinstance(emit := exchange.emit, EmitRaw):
+            current = dataset if self._is_kept(job) else None
+            self.assembled[emit.source] = raw_size(emit, exchange.splits, current)
+        return dataset or _end()
 
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
         return self._look(job, [0]) or _end()
@@ -256,7 +264,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         stages = lookahead.stages(recipe)
         stale = stale_folders(recipe.place, record_of(recipe))
     return RunPlan(
-        inputs=lookahead.inputs or tuple(InputSize(name) for name in recipe.sources),
+        inputs=lookahead.inputs or tuple(lookahead.assembled.get(name, InputSize(name)) for name in recipe.sources),
         stages=stages,
         stale=tuple(PlannedStage("", folder, "stale") for folder in stale),
         remedy=remedy(recipe.place),

@@ -8,7 +8,8 @@ from pydantic_core import to_jsonable_python
 
 from etl.config import Config
 from etl.run.recipe import DROPPED_FOLDER, Recipe
-from etl.stages import ingest
+from etl.sources.spec import Source
+from etl.stages import assemble, ingest
 from etl.storage.record import RunRecord, StageRecord
 
 _PLACE = re.compile(r"(/|~|[A-Za-z]:\\|[A-Za-z][A-Za-z0-9+.-]*://)\S*")
@@ -26,16 +27,22 @@ def stage_records(recipe: Recipe) -> tuple[StageRecord, ...]:
     Folders are those that are surely written, in their order.
     """
     tables = {f"tables/{name}": "TABLE" for name, source in recipe.sources.items() if source.table is not None}
-    first = StageRecord(label=ingest.STEP, kind=ingest.STEP, folders={**tables, **ingest.TABLES}, steps=(ingest.STEP,))
+    made = {f"{assemble.FOLDER}/{name}": "ASSEMBLED" for name, one in recipe.sources.items() if _assembles(one)}
+    steps = (*([assemble.STEP] if made else []), ingest.STEP)
+    folders = {**tables, **made, **ingest.TABLES}
+    first = StageRecord(label=ingest.STEP, kind=ingest.STEP, folders=folders, steps=steps)
     dropped = StageRecord(label=DROPPED_FOLDER, kind=DROPPED_FOLDER, folders={DROPPED_FOLDER: "DROPPED"})
     marks: list[StageRecord] = [first]
     outputs: list[StageRecord] = []
     for stage in recipe.stages:
-        steps = stage.step_labels()
-        folders, by_rows = stage.folders(), stage.folders_by_rows()
-        record = StageRecord(label=stage.label, kind=stage.kind, folders=folders, folders_by_rows=by_rows, steps=steps)
+        labels, owned, by_rows = stage.step_labels(), stage.folders(), stage.folders_by_rows()
+        record = StageRecord(label=stage.label, kind=stage.kind, folders=owned, folders_by_rows=by_rows, steps=labels)
         (outputs if stage.is_output else marks).append(record)
     return (*marks, dropped, *outputs)
+
+
+def _assembles(source: Source) -> bool:
+    return source.shape().assemble is not None
 
 
 def _without_places(value: Any) -> Any:

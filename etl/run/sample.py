@@ -82,6 +82,8 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
         sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
     changed = {
         "sources": sources,
+        # A piece may begin inside a tree, whose first messages then are not there.
+        **({"max_bad_fraction": 1.0} if any(one.shape().assemble is not None for one in sources.values()) else {}),
         "run": recipe.run.model_copy(update={"split_bytes": longest}),
         "stages": tuple(stage.for_sample(taken / total) for stage in recipe.stages),
         **output,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from etl.sources.assemble.raw_rows import raw_rows
 from etl.sources.files import InputFile
 from etl.sources.glance import Glance, glance
 from etl.sources.nearest import made_of, nearest
@@ -72,15 +73,16 @@ def look(source: Source, shape: Shape, files: Sequence[InputFile], storage: Stor
     rows = tuple(file.partitions | row for file, found in zip(chosen, seen, strict=True) for row in found.rows)
     columns = dict.fromkeys(itertools.chain.from_iterable((*found.without_json, *_keys(found.rows)) for found in seen))
     columns |= dict.fromkeys(name for file in chosen for name in file.partitions)
-    used = {root_of(path, set(columns)) for path in shape.columns}
-    needed = dict.fromkeys(root_of(path, set(columns)) for path in shape.required)
+    read = shape if shape.assemble is None else raw_rows(shape)
+    used = {root_of(path, set(columns)) for path in read.columns}
+    needed = dict.fromkeys(root_of(path, set(columns)) for path in read.required)
     could_be_read = not any(found.unread or found.damage for found in seen)
     return Look(
         rows,
         tuple(columns),
         tuple(name for name in columns if name not in used),
         tuple(name for name in needed if rows and name not in columns),
-        could_be_read and _are_sound(rows, shape),
+        could_be_read and (shape.assemble is not None or _are_sound(rows, shape)),
     )
 
 

@@ -42,13 +42,15 @@ def to_prompt(batch: RawBatch, shape: Shape, source: str, file: str) -> pa.Recor
     made = _conversations(batch, shape)
     made, fields = _fields(batch, shape, made)
     size = len(batch)
-    dataset, called = pa.repeat(pa.scalar(source), size), pa.repeat(pa.scalar(file), size)
+    dataset, called, positions = pa.repeat(pa.scalar(source), size), pa.repeat(pa.scalar(file), size), batch.positions
+    if batch.assembled is not None:
+        called, positions = (of.take(positions) for of in (batch.assembled.files, batch.assembled.positions))
     subset = batch.text(shape.subset)
     example = batch.text(shape.example_id)
     if shape.example_id is None:
-        example = _names(batch, shape, called, made.messages)
+        example = _names(shape, called, positions, made.messages)
     tools = pa.nulls(size, pa.string()) if made.tools is None else made.tools
-    ids = _ids([dataset, subset, example], made.messages, tools)
+    ids = ids_of([dataset, subset, example], made.messages, tools)
     columns = {
         "id": ids,
         "source_dataset": dataset,
@@ -61,7 +63,7 @@ def to_prompt(batch: RawBatch, shape: Shape, source: str, file: str) -> pa.Recor
         "skill_bucket": _skill_bucket(batch.text(shape.skill_bucket.column), shape),
         "meta_json": _meta(batch, shape, made),
         "file": called,
-        "position": batch.positions,
+        "position": positions,
         "tools": tools,
     }
     arrays = [columns[field.name] if field.name in columns else pa.nulls(size, field.type) for field in PROMPT]
@@ -73,7 +75,7 @@ def to_prompt(batch: RawBatch, shape: Shape, source: str, file: str) -> pa.Recor
     return prompts
 
 
-def _ids(named: list[pa.Array], messages: pa.ListArray, tools: pa.StringArray) -> pa.Array:
+def ids_of(named: list[pa.Array], messages: pa.ListArray, tools: pa.StringArray) -> pa.Array:
     """The hash of source, subset, example id and what is said: binary(16) [rows].
 
     What later versions have added to a row counts where it has a value, so a row without it keeps the id that it had.
@@ -120,11 +122,11 @@ def _fields(batch: RawBatch, shape: Shape, made: Conversations) -> tuple[Convers
     return made, values
 
 
-def _names(batch: RawBatch, shape: Shape, called: pa.Array, messages: pa.Array) -> pa.Array:
+def _names(shape: Shape, called: pa.Array, positions: pa.Array, messages: pa.Array) -> pa.Array:
     """What rows without an `example_id` are called: string [rows]."""
     if shape.row_name == "content":
         return hex_text(hash128([messages]))
-    return pc.binary_join_element_wise(called, batch.positions.cast(pa.string()), ":")
+    return pc.binary_join_element_wise(called, positions.cast(pa.string()), ":")
 
 
 def _skill_bucket(values: pa.Array, shape: Shape) -> pa.Array:

@@ -71,6 +71,8 @@ class RawBatch:
     """What its fields read as the file has it, in the types of `etl.arrow_types.kept`."""
     usual: dict[str, pa.Array] = field(default_factory=dict)
     """By path what Columns.usual_messages has; `nested` has None for these rows."""
+    assembled: "Assembled | None" = None
+    """Of rows that were made of several; then `positions` are their places in it."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -145,6 +147,20 @@ class RawBatch:
             return orjson.dumps(row | nested)
         except orjson.JSONEncodeError:  # nested too deep
             return orjson.dumps(row)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """What rows that were made of several say beside their columns: [rows], as they were read."""
+
+    files: pa.Array
+    positions: pa.Array
+    conversations: pa.Array
+    """string: equal in rows that were cut from one conversation; null in the others."""
+
+    def place_of(self, row: int) -> tuple[str, int]:
+        """The file and the position that a row is named after."""
+        return self.files[row].as_py(), self.positions[row].as_py()
 
 
 @dataclass

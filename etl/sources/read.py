@@ -13,8 +13,11 @@ import pyarrow as pa
 
 from etl.errors import DataError, SourceError, said
 from etl.sources import raw
+from etl.sources.assemble.raw_rows import RawRows
+from etl.sources.conversations import by_turn, with_conversations
 from etl.sources.files import InputPiece, InputSplit
 from etl.sources.formats.arrow import read_arrow
+from etl.sources.formats.assembled import read_assembled
 from etl.sources.formats.dataset import read_dataset
 from etl.sources.formats.delimited import read_delimited
 from etl.sources.formats.jsonl import read_jsonl
@@ -109,10 +112,56 @@ def _rows(
         quarantine_bad_text(batch, shape)
         quarantine_nulls(batch, shape)
         prompts = to_prompt(batch, shape, split.source, file)
-        bad = [replace(row, file=file) for row in sorted(batch.bad, key=_position)]
         if tally is not None:
             tally.add(batch)
-        yield prompts, bad, batch.ends_row_group
+        bad = _placed(batch, file)
+        for cut in _turns(batch, prompts, shape):
+            yield cut, bad, batch.ends_row_group
+            bad = []
+
+
+def _turns(batch: RawBatch, prompts: pa.RecordBatch, shape: Shape) -> Iterator[pa.RecordBatch]:
+    """The rows with the conversations that they were cut from, one a turn where the description says so."""
+    splits_by_id = shape.split_key is None
+    if batch.assembled is not None and batch.assembled.conversations.null_count < len(batch.assembled.conversations):
+        groups = batch.assembled.conversations.take(batch.positions)
+        prompts = with_conversations(prompts, groups, splits_by_id)
+    if shape.rows == "turn":
+        yield from by_turn(prompts, splits_by_id)
+    else:
+        yield prompts
+
+
+def _placed(batch: RawBatch, file: str) -> list[Bad]:
+    """The bad rows of a batch, by their positions, each with its file."""
+    bad = sorted(batch.bad, key=_position)
+    if batch.assembled is None:
+        return [replace(row, file=file) for row in bad]
+    places = ((row, *batch.assembled.place_of(row.position)) for row in bad)
+    return [replace(row, file=called, position=position) for row, called, position in places]
+
+
+def read_raw(
+    source: Source, shape: RawRows, split: InputSplit, storage: Storage, limits: Limits
+) -> Iterator[tuple[str, RawBatch]]:
+    """The raw rows of a split of a source that is assembled, each batch with what its rows call their file.
+
+    Args:
+        source: that the split is of.
+        shape: the columns that are read.
+        split: what is read.
+        storage: the recipe's options by scheme.
+        limits: as of `read_split`.
+
+    Raises:
+        SourceError: as of `read_split`.
+    """
+    try:
+        for file, batch in _first(source.limit, _pieces(source, shape, split, storage, limits)):
+            quarantine_bad_text(batch, shape)
+            yield file, batch
+    except DataError as error:
+        raise SourceError(f"source '{split.source}': {error}") from error
 
 
 def _committed_rows(source: Source, shape: Shape, split: InputSplit, storage: Storage) -> _Rows:
@@ -169,6 +218,8 @@ def _read_piece(
 
 
 def _batches(source: Source, piece: InputPiece, shape: Shape, location: Location, limits: Limits) -> Iterator[RawBatch]:
+    if shape.assemble is not None:
+        return read_assembled(location, shape, piece, limits)
     kind = source.format_of(piece.file.relative)
     assert kind is not None, piece.file.relative
     if kind == "text":

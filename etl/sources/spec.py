@@ -11,10 +11,13 @@ from pydantic import Field, RootModel, field_validator, model_validator
 from etl import conf
 from etl.config import Config
 from etl.errors import ConfigError
+from etl.sources.assemble.raw_rows import RawRows
+from etl.sources.assemble.tree import Take, Tree
 from etl.sources.fields import Fields
 from etl.sources.formats.endings import compression_of, format_of
 from etl.sources.shapes.columns import ColumnsShape
 from etl.sources.shapes.dataset import DatasetShape
+from etl.sources.shapes.described import RowsOf
 from etl.sources.shapes.messages import MessagesShape
 from etl.sources.shapes.pairs import PairsShape
 from etl.sources.shapes.preference import PreferenceShape
@@ -43,7 +46,7 @@ _Described = (
     | PromptsShape
     | TextShape
 )
-Shape = _Described | DatasetShape
+Shape = _Described | DatasetShape | RawRows
 """How the rows of a data set become conversations."""
 
 
@@ -59,7 +62,7 @@ HtmlText = Literal["raw", "resiliparse", "trafilatura"]
 """What to do with HTML: keep it, or extract its text with a library."""
 
 
-_OF_ROWS = frozenset({"spec", "text_rows", "html", "id_column", "text_column"})
+_OF_ROWS = frozenset({"spec", "text_rows", "html", "id_column", "text_column", "rows", "take", "tables"})
 """Keys that say how to read raw rows."""
 _OF_FILES = ("revision", "shards", "shuffle")
 """Keys that say which files to read, and in which order."""
@@ -68,7 +71,9 @@ _OF_FILES = ("revision", "shards", "shuffle")
 class Source(Config):
     """One entry of a recipe's `sources`."""
 
-    located: ClassVar[frozenset[str]] = frozenset({"path", "table", "dataset", "options", "may_be_empty", "shards"})
+    located: ClassVar[frozenset[str]] = frozenset(
+        {"path", "table", "dataset", "tables", "options", "may_be_empty", "shards"}
+    )
 
     spec: str | None = None
     """Name, path or URI of the YAML file that describes the data set; null for a `dataset` alone."""
@@ -105,6 +110,12 @@ class Source(Config):
     """Column that names a row; overrides the description's."""
     text_column: str | None = Field(default=None, min_length=1)
     """Column of the document; overrides that of a description of raw text."""
+    rows: RowsOf | None = None
+    """Row for each turn of a conversation (`turn`) or for all of it (`conversation`); overrides the description's."""
+    take: Take | None = None
+    """Conversations to take from trees of messages: best_path, pairs or both; overrides the description's."""
+    tables: dict[str, str | tuple[str, ...]] = {}
+    """Data sets to join, where the description does: DATASET/SPLIT to their files, given as a `path` is."""
     limit: int | None = Field(default=None, ge=1)
     """Read only this many rows: the first ones in the order of files and positions, including bad ones. One task reads
     them and stops there."""
@@ -185,6 +196,14 @@ class Source(Config):
         options = {**storage.get(scheme_of(url), {}), **self.options}
         return Location.of(url, options) if "://" in url else Location(_absolute(url), options)
 
+    def table_of(self, path: str | tuple[str, ...]) -> "Source":
+        """The files of a table that is joined, as a source of their own."""
+        return Source(spec=self.spec, path=path, options=self.options)
+
+    def assembled_at(self, folder: str) -> "Source":
+        """The source of the rows that were made of its raw ones, which lie where the run writes."""
+        return Source(spec=self.spec, path=folder)
+
     def shape(self) -> Shape:
         """The description of the data set.
 
@@ -199,5 +218,11 @@ class Source(Config):
                 f"text_column: '{self.text_column}' is for raw text, and conf/sources/{self.spec} has the shape "
                 f"'{shape.shape}'; use spec: text"
             )
-        named = {"example_id": self.id_column, "text": self.text_column}
-        return shape.model_copy(update={key: name for key, name in named.items() if name is not None})
+        named: dict[str, Any] = {"example_id": self.id_column, "text": self.text_column, "rows": self.rows}
+        if self.take is not None:
+            if not isinstance(shape.assemble, Tree):
+                raise ConfigError(f"take: '{self.take}' is for trees of messages, and {self.spec} describes none")
+            named["assemble"] = shape.assemble.model_copy(update={"take": self.take})
+        changed = shape.model_copy(update={key: name for key, name in named.items() if name is not None})
+        changed.check_turns()
+        return changed

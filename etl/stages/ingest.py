@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ValidationError
 
+from etl.arrow_types import hex_text
 from etl.digests import digest_of
 from etl.engine import Table
 from etl.errors import DataError, SourceError
@@ -20,11 +20,9 @@ from etl.filters.blank import drop_blank
 from etl.laws import Growth, With
 from etl.rows import Rows
 from etl.schema import PROMPT, QUARANTINE
-from etl.sources.fields import union
+from etl.sources.assemble.raw_rows import raw_rows
 from etl.sources.files import (
     InputFile,
-    InputPiece,
-    InputSplit,
     Listed,
     cut,
     dataset_files,
@@ -38,17 +36,18 @@ from etl.sources.hub import commits_of
 from etl.sources.listing import told
 from etl.sources.look import UNSEEN, Look, look
 from etl.sources.prompts import INGEST
-from etl.sources.raw import Bad, Tally
-from etl.sources.read import read_split
+from etl.sources.raw import Tally
 from etl.sources.row_groups import Limits
 from etl.sources.spec import Shape, Source
 from etl.stages import intake
+from etl.stages.assemble import Found, assemble_sources, with_assembled
 from etl.stages.context import Context
 from etl.stages.intake import QUARANTINED, Intake
+from etl.stages.raw_input import Raw
 from etl.step import live
 from etl.storage.build import Chunk
 from etl.storage.dataset import PLAN, Dataset, DatasetLike
-from etl.storage.manifest import Plan, sum_counts
+from etl.storage.manifest import ASSEMBLED, Plan, sum_counts
 from etl.storage.remote import Storage
 from etl.storage.untrusted import read_object
 
@@ -71,123 +70,6 @@ tables/NAME."""
 
 
 @dataclass(frozen=True)
-class Raw:
-    """The sources of a recipe with their descriptions, read on the driver."""
-
-    sources: dict[str, Source]
-    shapes: dict[str, Shape]
-    roots: tuple[str, ...]
-    """Folders that the patterns start with. A plan names a file by its place among them and its path below, so that it
-    holds when the input lies elsewhere."""
-    stamps: dict[str, str]
-    """By URL, what a hashed file must still look like when it is read."""
-    storage: Storage
-    """The recipe's options by scheme."""
-    limits: Limits
-
-    def to_plan(self, number: int, split: InputSplit) -> dict[str, Any]:
-        """A split as the plan stores it."""
-        tree = split.model_dump(mode="json")
-        for piece, stored in zip(split.pieces, tree["pieces"], strict=True):
-            del stored["file"]["url"]
-            stored["file"]["root"] = self.roots.index(_root(piece.file))
-        return {"number": number, "input": tree}
-
-    def is_piece(self, files: dict[str, list[InputFile]]) -> Callable[[Any], bool]:
-        """Whether a split of a stored plan, which anybody may have written, reads pieces of these files."""
-        listed = {
-            (name, self.roots.index(_root(file)), file.relative, file.bytes, file.etag, file.table, file.first_row)
-            for name, found in files.items()
-            for file in found
-        }
-
-        def check(split: Any) -> bool:
-            try:
-                planned = _PlannedSplit.model_validate(split).input
-            except ValidationError:
-                return False
-            return all(is_listed(planned.source, piece) for piece in planned.pieces)
-
-        def is_listed(source: str, piece: _PlannedPiece) -> bool:
-            file = piece.file
-            of = (source, file.root, file.relative, file.bytes, file.etag, file.table, file.first_row)
-            return of in listed and 0 <= piece.start <= piece.end <= max(1, file.bytes)
-
-        return check
-
-    def from_plan(self, split: Any) -> InputSplit:
-        """A split from what the plan stores of it."""
-        planned = _PlannedSplit.model_validate(split).input
-        return InputSplit(source=planned.source, pieces=tuple(map(self._piece, planned.pieces)))
-
-    def _piece(self, planned: "_PlannedPiece") -> InputPiece:
-        stored = planned.file.model_dump()
-        url = f"{self.roots[stored.pop('root')]}/{planned.file.relative}"
-        file = InputFile(url=url, stamp=self.stamps.get(url, ""), **stored)
-        return InputPiece(file=file, start=planned.start, end=planned.end)
-
-    def read(self, split: Any, tally: Tally | None = None) -> Iterator[tuple[str, pa.RecordBatch, list[Bad]]]:
-        """The source of a split as the plan stores it, with each of its batches and their bad rows."""
-        pieces = self.from_plan(split)
-        name = pieces.source
-        for batch, bad in read_split(self.sources[name], self.shapes[name], pieces, self.storage, self.limits, tally):
-            yield name, batch, bad
-
-    @property
-    def fields(self) -> pa.Schema:
-        """The fields of all sources.
-
-        Raises:
-            ConfigError: two sources differ about one.
-        """
-        return union({name: shape.fields for name, shape in self.shapes.items()})
-
-
-class _PlannedFile(BaseModel, strict=True, extra="forbid"):
-    """A file as the plan stores it."""
-
-    root: int
-    relative: str
-    bytes: int
-    etag: str
-    # Plans before format 2 of the manifests do not name them.
-    table: str = ""
-    first_row: int = 0
-
-
-class _PlannedPiece(BaseModel, strict=True, extra="forbid"):
-    """An InputPiece as the plan stores it."""
-
-    file: _PlannedFile
-    start: int
-    end: int
-
-
-class _PlannedInput(BaseModel, strict=True, extra="forbid"):
-    """An InputSplit as the plan stores it."""
-
-    source: str
-    pieces: list[_PlannedPiece]
-
-
-class _PlannedAlone(_PlannedPiece):
-    """An InputSplit in a plan from when each had one piece."""
-
-    source: str
-
-    @property
-    def pieces(self) -> list[_PlannedPiece]:
-        return [self]
-
-
-class _PlannedSplit(BaseModel, strict=True, extra="forbid"):
-    """A split of ingest as the plan stores it."""
-
-    number: int
-    input: _PlannedInput | _PlannedAlone
-
-
-@dataclass(frozen=True)
 class WritePrompts:
     """One split of raw input to PROMPT rows with the fields of all sources; counts the bad ones."""
 
@@ -200,8 +82,9 @@ class WritePrompts:
             if self.raw.sources[name].dataset is None:
                 batch = drop_blank(batch, STEP, self.raw.shapes[name].has_answers)
             lost = sum_counts({f"{QUARANTINED}{row.reason}": 1} for row in bad)
-            rows = batch.num_rows + len(bad)
-            counts = {"in": rows, "made": 0, "kept": live(batch).true_count, **lost, **_dropped(batch)}
+            made = _of_turns(batch) if self.raw.shapes[name].rows == "turn" else {"made": 0}
+            rows = batch.num_rows + len(bad) - made["made"] + made.get(ASSEMBLED, 0)
+            counts = {"in": rows, **made, "kept": live(batch).true_count, **lost, **_dropped(batch)}
             where = {"quarantined": {str(split["number"]): len(bad)}} if bad else {}
             yield Chunk(batch, rows, {name: {STEP: counts}}, where)
         counted = {LEFT_OUT: tally.left_out, UNPARSED: tally.unparsed}
@@ -235,6 +118,13 @@ class WriteQuarantine:
             yield Chunk(pa.RecordBatch.from_pylist(rows, schema=QUARANTINE), len(bad), accounting)
 
 
+def _of_turns(batch: pa.RecordBatch) -> dict[str, int]:
+    """The rows that are turns of a conversation, and the conversations that they were made of."""
+    conversation = batch.column("conversation_id")
+    num_whole = pc.equal(conversation, hex_text(batch.column("id"))).true_count
+    return {"made": len(batch) - conversation.null_count, ASSEMBLED: num_whole}
+
+
 def _records_left_out(kinds: dict[str, int]) -> list[str]:
     """What a format leaves out by itself, in words."""
     shown = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
@@ -261,10 +151,6 @@ def _dropped(batch: pa.RecordBatch) -> dict[str, int]:
     return {item["values"]: item["counts"] for item in pc.value_counts(reasons).to_pylist()}
 
 
-def _root(file: InputFile) -> str:
-    return file.url.removesuffix(f"/{file.relative}")
-
-
 def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float, max_row_bytes: int) -> Rows:
     """Write DIR/ingest and, for what could not be read, DIR/quarantine.
 
@@ -287,43 +173,47 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
     for name, found in listed.items():
         for line in (*commits_of(sources[name].patterns), *told(found.left_out)):
             context.tell_always(name, line)
-    files = {name: found.files for name, found in listed.items()}
-    roots = tuple(dict.fromkeys(_root(file) for found in files.values() for file in found))
-    stamps = {file.url: file.stamp for found in files.values() for file in found if file.stamp}
+    given = {name: one.files for name, one in listed.items()}
     limits = Limits(max_row_bytes, context.cutting.max_row_group_bytes)
-    raw = Raw(sources, {name: source.shape() for name, source in sources.items()}, roots, stamps, storage, limits)
+    raw = Raw.of(sources, {name: source.shape() for name, source in sources.items()}, given, storage, limits)
     identity = {
         name: {
             "shape": shape.fingerprinted(),
             **sources[name].reading(),
-            **_identity(sources[name], files[name], shape, datasets.get(name)),
+            **_identity(sources[name], given[name], shape, datasets.get(name)),
         }
         for name, shape in raw.shapes.items()
     }
-    split_bytes = context.cutting.split_bytes or split_bytes_of(sum(map(_bytes, files.values())))
+    split_bytes = context.cutting.split_bytes or split_bytes_of(sum(map(_bytes, given.values())))
+    looks = {
+        name: UNSEEN if name in landed or name in datasets else look(source, raw.shapes[name], given[name], storage)
+        for name, source in sources.items()
+    }
+    assembled = assemble_sources(context, raw, Found(given, identity, landed, split_bytes))
+    raw, files = with_assembled(raw, given, assembled)
+    identity |= {name: {"shape": identity[name]["shape"]} for name in assembled}
     splits = [
         raw.to_plan(number, split)
         for number, split in enumerate(
-            split for name, source in sources.items() for split in cut(name, source, files[name], split_bytes, storage)
+            split
+            for name, source in raw.sources.items()
+            for split in cut(name, source, files[name], split_bytes, storage)
         )
     ]
     fields = raw.fields
     # In their order: the columns of the rows.
     columns = {"fields": fields.names} if fields.names else {}
     semantic = {"version": INGEST_VERSION, "max_row_bytes": max_row_bytes, "sources": identity, **columns}
-    empty = {name: {STEP: {"in": 0, "made": 0, "kept": 0}} for name in sources}
-    looks = {
-        name: UNSEEN if name in landed or name in datasets else look(source, raw.shapes[name], files[name], storage)
-        for name, source in sources.items()
-    }
+    inherited = {name: {STEP: {"in": 0, "made": 0, "kept": 0}, **_account(assembled.get(name))} for name in sources}
     findings = {
         "inputs": {
             name: _findings(sources[name], one, looks[name]) for name, one in listed.items() if name not in landed
         }
     }
+    inputs = (*(dataset for name, dataset in landed.items() if name not in assembled), *assembled.values())
     job = (
-        context.job("ingest", "PROMPT", pa.schema([*PROMPT, *fields]), semantic, tuple(landed.values()))
-        .with_inherited(empty)
+        context.job("ingest", "PROMPT", pa.schema([*PROMPT, *fields]), semantic, inputs)
+        .with_inherited(inherited)
         .with_findings(findings)
         .with_findings_of(partial(_with_unparsed, findings))
         .with_pieces(raw.is_piece(files))
@@ -337,7 +227,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
             return
         unparsed = ingested.manifest.counts(UNPARSED, 2)
         intakes = {
-            name: Intake.of(name, ingested.manifest.account(name, STEP), unparsed.get(name, {})) for name in sources
+            name: Intake.of(name, ingested.manifest.accounting[name], unparsed.get(name, {})) for name in sources
         }
         sizes = {name: _size(one.files) for name, one in listed.items()}
         for name, one in intakes.items():
@@ -352,6 +242,14 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
     if not all(seen.is_sound for seen in looks.values()):
         _settle(context, looks)
     return rows
+
+
+def _account(assembled: Dataset | None) -> dict[str, dict[str, int]]:
+    """The account of what was assembled for a source."""
+    if assembled is None:
+        return {}
+    (steps,) = assembled.manifest.accounting.values()
+    return steps
 
 
 def _settle(context: Context, looks: dict[str, Look]) -> None:
@@ -379,7 +277,8 @@ def _land(context: Context, name: str, source: Source) -> Dataset:
     """The columns of a table that are read, as a dataset."""
     assert source.table is not None
     shape = source.shape()
-    return context.engine.land(Table(name, source.table, shape.columns), context.output / f"tables/{name}")
+    columns = shape.columns if shape.assemble is None else raw_rows(shape).columns
+    return context.engine.land(Table(name, source.table, columns), context.output / f"tables/{name}")
 
 
 def _bytes(files: list[InputFile]) -> int:
@@ -421,7 +320,8 @@ def _identity(source: Source, files: list[InputFile], shape: Shape, dataset: Dat
     commits = commits_of(source.patterns)
     has_pages = any(source.format_of(file.relative) == "warc" for file in files)
     listing = [[file.relative, file.bytes, file.etag] for file in files]
-    of_folders = {key for file in files for key in file.partitions}.intersection(shape.columns)
+    columns = shape.columns if shape.assemble is None else raw_rows(shape).columns
+    of_folders = {key for file in files for key in file.partitions}.intersection(columns)
     return {
         "files": len(files),
         "bytes": _bytes(files),

@@ -6,15 +6,18 @@ description that is not its own. So the run ends before its later stages, and th
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from etl.errors import SourceError
 from etl.sources.look import Look, names
+from etl.sources.prompts import INGEST
 from etl.sources.spec import Shape, Source
+from etl.stages import assemble
 from etl.storage.dataset import Dataset, DatasetLike
-from etl.storage.manifest import FLOW
+from etl.storage.manifest import ASSEMBLED, NOT_LOST
 
 QUARANTINED: Final = "quarantined:"
 """Before the reasons of an account for which a row could not be read."""
@@ -30,7 +33,13 @@ class Intake:
 
     source: str
     rows_in: int
+    """Rows of the files."""
     made: int
+    """Of several rows, or as the turns of one."""
+    assembled: int
+    """Those that went into rows which were made."""
+    num_read: int
+    """Rows after the assembly, of which shares are shares."""
     kept: int
     dropped_by_reason: Mapping[str, int]
     """Rows that were read and are no examples, such as blank ones."""
@@ -40,14 +49,25 @@ class Intake:
     """Values that are null since they were none of their field's type."""
 
     @classmethod
-    def of(cls, source: str, counts: Mapping[str, int], unparsed: Mapping[str, int]) -> "Intake":
-        """From the account of ingest as a manifest has it, and its counts of values that did not parse."""
-        lost = {reason: rows for reason, rows in counts.items() if reason not in FLOW and rows}
+    def of(cls, source: str, accounts: Mapping[str, Mapping[str, int]], unparsed: Mapping[str, int]) -> "Intake":
+        """From the accounts of a source as a manifest of ingest has them, and its counts of values that did not parse.
+
+        Args:
+            source: the name.
+            accounts: by step, those of the assembly and of ingest; other steps are left out.
+            unparsed: by field.
+        """
+        steps = [accounts[step] for step in (assemble.STEP, INGEST) if step in accounts]
+        sums = sum((Counter(counts) for counts in steps), Counter())
+        lost = {reason: rows for reason, rows in sums.items() if reason not in NOT_LOST and rows}
         quarantined = {
             reason.removeprefix(QUARANTINED): rows for reason, rows in lost.items() if reason.startswith(QUARANTINED)
         }
         dropped = {reason: rows for reason, rows in lost.items() if not reason.startswith(QUARANTINED)}
-        return cls(source, counts["in"], counts["made"], counts["kept"], dropped, quarantined, unparsed)
+        return cls(
+            source, steps[0]["in"], sums["made"], sums[ASSEMBLED], steps[-1]["in"], steps[-1]["kept"], dropped,
+            quarantined, unparsed,
+        )  # fmt: skip
 
     @property
     def dropped(self) -> int:
@@ -80,7 +100,8 @@ def line(intake: Intake, size: str, notes: Sequence[str]) -> str:
         size: files and bytes, in words.
         notes: what else there is to say.
     """
-    said = ", ".join([f"{intake.kept:,} kept", *intake.losses()])
+    made = [f"{intake.assembled:,} assembled into {intake.made:,}"] if intake.made else []
+    said = ", ".join([*made, f"{intake.kept:,} kept", *intake.losses()])
     unparsed = intake.unparsed_by_field
     nulls = [f"did not parse, so null: {_listed(unparsed)}"] if unparsed else []
     return "; ".join([f"{intake.rows_in:>10,} rows in {size}: {said}", *nulls, *notes])
@@ -101,7 +122,7 @@ class Limits:
     may_be_empty: bool
     """Whether it need not give a row."""
     max_bad_fraction: float
-    """Share of its rows that may be quarantined."""
+    """Share of its rows, once they are assembled, that may be quarantined."""
 
 
 def check(intake: Intake, limits: Limits, quarantine: DatasetLike, size: str, seen: Look) -> None:
@@ -119,7 +140,7 @@ def check(intake: Intake, limits: Limits, quarantine: DatasetLike, size: str, se
     """
     if not intake.kept and not limits.may_be_empty:
         raise SourceError("; ".join(_nothing_kept(intake, quarantine.result(), size, seen)))
-    if intake.quarantined > limits.max_bad_fraction * intake.rows_in:
+    if intake.quarantined > limits.max_bad_fraction * intake.num_read:
         raise SourceError("; ".join(_too_many_bad(intake, limits.max_bad_fraction, quarantine.result())))
 
 
@@ -138,9 +159,9 @@ def _nothing_kept(intake: Intake, quarantine: Dataset, size: str, seen: Look) ->
 
 
 def _too_many_bad(intake: Intake, max_bad_fraction: float, quarantine: Dataset) -> list[str]:
-    share = intake.quarantined / intake.rows_in
+    share = intake.quarantined / intake.num_read
     refusal = (
-        f"source '{intake.source}': {intake.quarantined:,} of {intake.rows_in:,} rows ({share:.1%}) could not be read "
+        f"source '{intake.source}': {intake.quarantined:,} of {intake.num_read:,} rows ({share:.1%}) could not be read "
         f"({_listed(intake.quarantined_by_reason)}), more than max_bad_fraction={max_bad_fraction}"
     )
     allowing = f"to go on without them, set max_bad_fraction={math.ceil(share * 1000) / 1000}"

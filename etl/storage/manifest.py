@@ -9,7 +9,8 @@ None of them holds a time, a host or an absolute path: equal inputs and configur
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, Field, model_validator
@@ -36,6 +37,9 @@ Accounting = dict[str, dict[str, dict[str, int]]]
 prefix `quarantined:` for rows that could not be read. in + made = kept + the sum of the losses."""
 
 FLOW = ("in", "made", "kept")
+ASSEMBLED = "assembled"
+"""Counts rows that went into others, which are counted as made: they are gone, and not lost."""
+NOT_LOST = (*FLOW, ASSEMBLED)
 TABLE_SUFFIX = ".parquet"
 
 
@@ -290,12 +294,18 @@ def totals(accounting: Accounting) -> tuple[int, int, int]:
     """Rows that came in, that were lost, and that are left, over all sources, of steps that follow one another."""
     entered = lost = left = 0
     for steps in accounting.values():
-        # Rows only become fewer, so the first step is the one that got the most.
-        came = max((counts["in"] for counts in steps.values()), default=0)
+        came = _entered(steps)
         made = sum(counts["made"] for counts in steps.values())
-        gone = sum(rows for counts in steps.values() for reason, rows in counts.items() if reason not in FLOW)
-        entered, lost, left = entered + came, lost + gone, left + came + made - gone
+        gone = sum(rows for counts in steps.values() for reason, rows in counts.items() if reason not in NOT_LOST)
+        assembled = sum(counts.get(ASSEMBLED, 0) for counts in steps.values())
+        entered, lost, left = entered + came, lost + gone, left + came + made - gone - assembled
     return entered, lost, left
+
+
+def _entered(steps: Mapping[str, Mapping[str, int]]) -> int:
+    """Rows that came into the first of some steps, of which each gets what the one before it has kept."""
+    first = Counter(counts["in"] for counts in steps.values()) - Counter(counts["kept"] for counts in steps.values())
+    return next(iter(first), max((counts["in"] for counts in steps.values()), default=0))
 
 
 def accounting_gaps(accounting: Accounting) -> list[str]:

@@ -31,7 +31,7 @@ def ingest(*arguments):
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     (line,) = result.stdout.splitlines()
     said = json.loads(line)
-    assert said["rows_in"] + said["made"] == said["kept"] + said["dropped"] + said["quarantined"]
+    assert said["rows_in"] + said["made"] == said["kept"] + said["dropped"] + said["quarantined"] + said["assembled"]
     assert said["dropped"] == sum(said["dropped_by_reason"].values())
     assert said["quarantined"] == sum(said["quarantined_by_reason"].values())
     return result.exit_code, said, result.stderr

@@ -140,6 +140,11 @@ def read_jsonl(location: Location, shape: Shape, piece: InputPiece, limits: Limi
             yield batch
 
 
+def read_lines(lines: list[bytes], shape: Shape, limits: Limits) -> RawBatch:
+    """Lines that are no file's, each positioned by its number."""
+    return _batch([(number, line, len(line)) for number, line in enumerate(lines)], _Wanted.of(shape), {}, limits)
+
+
 def _parsed(
     lines: list[_Line], wanted: _Wanted, folders: dict[str, Any], held: int, limits: Limits
 ) -> Iterator[tuple[RawBatch, int]]:

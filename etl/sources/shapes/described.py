@@ -11,11 +11,15 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from etl.arrays import Bools
 from etl.config import Config
+from etl.errors import ConfigError
 from etl.schema import SKILLS
+from etl.sources.assemble.gather import Gather
+from etl.sources.assemble.join import Join
+from etl.sources.assemble.tree import Tree
 from etl.sources.fields import Fields
 from etl.sources.hub import Hub
 from etl.sources.shapes.turns import Turns, Unfit
@@ -115,6 +119,11 @@ class Conversations:
         )
 
 
+RowsOf = Literal["conversation", "turn"]
+"""What a row is: a whole conversation, or each of its turns with what was said before it."""
+Assembly = Annotated[Tree | Join | Gather, Field(discriminator="kind")]
+
+
 class Described(Config):
     """What the description of every data set may say of its rows."""
 
@@ -141,6 +150,21 @@ class Described(Config):
     """Columns kept as they are in meta_json, those that a file lacks or that are null left out."""
     fields: Fields = {}
     """Columns that every later table can have of a row, by name: `string`, `bool`, `int`, `double`, or more."""
+    assemble: Assembly | None = None
+    """How rows are made of several raw rows; what is made is read by the rest of the description."""
+    rows: RowsOf = "conversation"
+    """`turn` makes a row of each turn that the assistant answers, with all that was said before it."""
+
+    def check_turns(self) -> None:
+        """Refuse what would make the same turns twice.
+
+        Raises:
+            ConfigError: naming the keys.
+        """
+        if self.rows == "turn" and isinstance(self.assemble, Tree) and self.assemble.take == "both":
+            raise ConfigError(
+                "rows: turn cuts the best path at its answers, and take: both has its pairs; leave one out"
+            )
 
     @property
     def has_answers(self) -> bool:

@@ -41,6 +41,7 @@ def test_a_record_tells_no_place(tmp_path, name):
 
 def test_what_must_not_be_told_is_left_out(tmp_path, source):
     spec = tmp_path / "my.yaml"
+    spec.write_text("shape: messages\nskill_bucket: chat\n")
     recipe = Recipe.model_validate(
         {
             "name": "toy",

@@ -12,7 +12,7 @@ from etl.errors import SourceError
 from etl.run.plan import plan_recipe
 from etl.run.recipe import Recipe
 from etl.run.run import run_recipe
-from etl.stages.intake import Intake
+from etl.stages.intake import Intake, line
 from tests.engines.inprocess import IdleEngine, InProcessEngine
 from tests.etl.stages.test_ingest import flawed_jsonl
 from tests.etl.stages.toys import make_recipe, plain_rows, read, run, stage, write_jsonl
@@ -50,10 +50,21 @@ def shown(refusal):
 
 def test_an_account_by_reason():
     counts = {"in": 9, "made": 1, "kept": 4, "blank_answer": 2, "blank_prompt": 0, "quarantined:invalid_json": 4}
-    intake = Intake.of("mine", counts, {})
+    intake = Intake.of("mine", {"ingest": counts}, {})
     assert (intake.dropped, intake.dropped_by_reason) == (2, {"blank_answer": 2})
     assert (intake.quarantined, intake.quarantined_by_reason) == (4, {"invalid_json": 4})
     assert intake.rows_in + intake.made == intake.kept + intake.dropped + intake.quarantined
+
+
+def test_an_account_of_assembled_rows():
+    assembly = {"in": 20, "made": 3, "assembled": 8, "kept": 5, "deleted": 10}
+    ingest = {"in": 5, "made": 0, "kept": 3, "quarantined:no_parent": 2}
+    intake = Intake.of("mine", {"assemble": assembly, "ingest": ingest}, {})
+    assert (intake.rows_in, intake.made, intake.assembled, intake.num_read) == (20, 3, 8, 5)
+    assert intake.kept + intake.dropped + intake.quarantined + intake.assembled == 20 + 3
+    assert line(intake, "1 file", []).endswith(
+        "20 rows in 1 file: 8 assembled into 3, 3 kept, 2 quarantined (no_parent 2), 10 dropped (deleted 10)"
+    )
 
 
 def test_the_line_of_a_source(tmp_path):

@@ -1,0 +1,1 @@
+"""Rows that are made of several raw rows: trees of messages, tables that are joined, answers to one prompt."""
