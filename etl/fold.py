@@ -32,6 +32,8 @@ _LAST_CHANGED: Final = 0x30000
 """No character from here on has another form or a combining class (but the tags, which have neither)."""
 _JOINS: Final = 255
 """In place of a combining class: the character may join the one before it."""
+_AT_ONCE: Final = 32
+"""ASCII characters read together."""
 FOLDS: Final = np.uint32(1 << 31)
 """In a table of letters: the character has another form or a combining class."""
 
@@ -138,10 +140,35 @@ def marked(letters: U32) -> U32:
 
 
 @njit
+def _read_ascii(data: U8, letters: U32, out: U32) -> tuple[int, np.uint32]:
+    """Write the letters of the ASCII characters with which a text begins; how many there are, and the bits they have.
+
+    By slices of a fixed length, so that the compiler sees that no index is out of them.
+    """
+    num, kinds = 0, np.uint32(0)
+    while num + _AT_ONCE <= len(data):
+        some, to = data[num : num + _AT_ONCE], out[num : num + _AT_ONCE]
+        seen = np.uint8(0)
+        for i in range(_AT_ONCE):
+            seen |= some[i]
+        if seen >= 0x80:
+            break
+        for i in range(_AT_ONCE):
+            to[i] = letters[some[i]]
+            kinds |= to[i]
+        num += _AT_ONCE
+    while num < len(data) and data[num] < 0x80:
+        out[num] = letters[data[num]]
+        kinds |= out[num]
+        num += 1
+    return num, kinds
+
+
+@njit
 def read_folded(
     data: U8, at: int, end: int, letters: U32, number: U32, forms: I64, codes: U32, first: U8, last: U8, out: U32
-) -> int:
-    """Write the letter of each character of the folded text; how many there are.
+) -> tuple[int, np.uint32]:
+    """Write the letter of each character of the folded text; how many there are, and the bits that any of them has.
 
     Args:
         data: UTF-8.
@@ -156,48 +183,40 @@ def read_folded(
         out: longer than the text, by what its forms may be longer than it.
 
     Returns:
-        The number of letters; -1 where the text has to go through `fold` and `etl.text.lowered`: a mark may join, marks
-        stand out of order, a character has no lower case of its own, or `out` is too short.
+        The number of letters and the bits; -1 where the text has to go through `fold` and `etl.text.lowered`: a mark
+        may join, marks stand out of order, a character has no lower case of its own, or `out` is too short.
     """
     count = 0
+    kinds = np.uint32(0)
     before = np.uint8(0)
     while at < end:
         if data[at] < 0x80:
-            while at + 8 <= end:
-                seen = data[at] | data[at + 1] | data[at + 2] | data[at + 3]
-                seen |= data[at + 4] | data[at + 5] | data[at + 6] | data[at + 7]
-                if seen >= 0x80:
-                    break
-                for i in range(8):
-                    out[count + i] = letters[data[at + i]]
-                at, count = at + 8, count + 8
-            while at < end and data[at] < 0x80:
-                out[count] = letters[data[at]]
-                at, count = at + 1, count + 1
+            num, seen = _read_ascii(data[at:end], letters, out[count:])
+            at, count, kinds = at + num, count + num, kinds | seen
             before = np.uint8(0)
             continue
         code, at = decode(data, at, end)
         letter = letters[code]
         if letter & FOLDS == 0:
             out[count] = letter
-            count += 1
+            count, kinds = count + 1, kinds | letter
             before = np.uint8(0)
             continue
         combining = first[code]
         if combining == 255 or 0 < combining < before:
-            return -1
+            return -1, kinds
         before = last[code]
         form = number[code]
         if form == 0:
             out[count] = letter & ~FOLDS
-            count += 1
+            count, kinds = count + 1, kinds | out[count]
             continue
         if count + forms[form + 1] - forms[form] + end - at > len(out):
-            return -1
+            return -1, kinds
         for i in range(forms[form], forms[form + 1]):
             out[count] = letters[codes[i]] & ~FOLDS
-            count += 1
-    return count
+            count, kinds = count + 1, kinds | out[count]
+    return count, kinds
 
 
 def fold(texts: pa.Array) -> pa.Array:

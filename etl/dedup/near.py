@@ -22,13 +22,14 @@ from etl.dedup.minhash import (
     signatures,
     sketches,
 )
-from etl.dedup.shingles import mean_ngram, plain_shingles, token_shingles
+from etl.dedup.shingles import mean_ngram, plain_ngrams, token_ngrams
 from etl.dedup.signs import sign_digests
 from etl.dedup.verify import jaccard_pairs
 from etl.errors import ConfigError
+from etl.text import distinct_hashes
 
 Sets = tuple[I64, U64]
-"""Offsets int64 [rows + 1] and hashes uint64: the set of row r is hashes[offsets[r] : offsets[r + 1]]."""
+"""Offsets int64 [rows + 1] and hashes uint64: the set (or n-grams) of row r is hashes[offsets[r] : offsets[r + 1]]."""
 
 ESTIMATE_BITS: Final = 8
 """Of a signature's entry in the sketches that `verify: estimate` compares."""
@@ -81,16 +82,20 @@ class NearDedup(Config):
         """64-bit words of a one-bit sketch."""
         return -(-self.num_perm // 64)
 
-    def shingles(self, texts: pa.Array, formal: Bools | None = None) -> Sets:
-        """The shingle set of each text.
+    def ngrams(self, texts: pa.Array, formal: Bools | None = None) -> Sets:
+        """The hashed n-grams of each text, in text order and with repeats: enough for its signature.
 
         Args:
             texts: string or large_string [rows].
             formal: bool [rows], which texts are code or maths; null: none. `auto` alone asks.
         """
         if self.unit in ("word", "char"):
-            return plain_shingles(texts, self.ngram, self.unit == "char")
-        return token_shingles(texts, self.ngram, self.signed(len(texts), formal))
+            return plain_ngrams(texts, self.ngram, self.unit == "char")
+        return token_ngrams(texts, self.ngram, self.signed(len(texts), formal))
+
+    def shingles(self, texts: pa.Array, formal: Bools | None = None) -> Sets:
+        """The shingle set of each text: its n-grams, each once; arguments as for `ngrams`."""
+        return distinct_hashes(*self.ngrams(texts, formal))
 
     def sign_digests(self, texts: pa.Array, formal: Bools | None = None) -> tuple[I64, I64]:
         """What tells pairs of texts that differ in signs alone (etl.dedup.signs): int64 [rows] twice."""

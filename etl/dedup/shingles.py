@@ -1,4 +1,4 @@
-"""What near dedup compares of a text: its set of hashed n-grams, of tokens that follow the script and the kind of text.
+"""What near dedup compares of a text: its hashed n-grams, of tokens that follow the script and the kind of text.
 
 Texts are folded first (etl.fold). With `auto` and `token` a token is
 
@@ -35,7 +35,6 @@ from etl.text import (
     TOKEN_START,
     categories,
     char_ngram_hashes,
-    distinct_hashes,
     lowered,
     step,
     token_hashes,
@@ -122,17 +121,9 @@ def _tokens_apart(letters: U32, out: U64) -> int:
 
 
 @njit
-def _of_kind(letters: U32) -> np.uint32:
-    seen = np.uint32(0)
-    for letter in letters:
-        seen |= letter
-    return seen
-
-
-@njit
-def _cut(letters: U32, tokens: U64) -> int:
-    """Write the hash of every token of a text; how many there are."""
-    if _of_kind(letters) & (_APART | _SIGN):
+def _cut(letters: U32, kinds: np.uint32, tokens: U64) -> int:
+    """Write the hash of every token of a text whose letters have some bits; how many there are."""
+    if kinds & (_APART | _SIGN):
         return _tokens_apart(letters, tokens)
     return token_hashes(letters, tokens)
 
@@ -163,11 +154,11 @@ def _hash(
         at, end = offsets[row], offsets[row + 1]
         num = 0
         if not signed[row]:
-            num = read_folded(data, at, end, plain, number, forms, codes, first, last, letters)
-            num = _cut(letters[:num], buffer) if num >= 0 else num
+            num, kinds = read_folded(data, at, end, plain, number, forms, codes, first, last, letters)
+            num = _cut(letters[:num], kinds, buffer) if num >= 0 else num
         if num == 0:
-            num = read_folded(data, at, end, signs, number, forms, codes, first, last, letters)
-            num = _cut(letters[:num], buffer) if num >= 0 else num
+            num, kinds = read_folded(data, at, end, signs, number, forms, codes, first, last, letters)
+            num = _cut(letters[:num], kinds, buffer) if num >= 0 else num
         left[row] = num < 0
         if num <= 0:
             continue
@@ -215,34 +206,34 @@ def _run_once(
     return (out_offsets, out[: out_offsets[-1]]), np.flatnonzero(left)
 
 
-def token_shingles(texts: pa.Array, n: int, signed: Bools) -> tuple[I64, U64]:
-    """The set of n-grams of tokens of each text; the n-gram follows the length (see the top of this file).
+def token_ngrams(texts: pa.Array, n: int, signed: Bools) -> tuple[I64, U64]:
+    """The n-grams of tokens of each text, in text order and with repeats; the n-gram follows the length (see above).
 
     Args:
-        texts: string or large_string [rows]; a null has the empty set.
+        texts: string or large_string [rows]; a null has none.
         n: tokens of an n-gram of a long text, at least 1.
         signed: bool [rows], which texts are cut with their signs.
 
     Returns:
-        offsets int64 [rows + 1] and hashes uint64 [offsets[-1]], strictly ascending within a row.
+        offsets int64 [rows + 1] and hashes uint64 [offsets[-1]], which a caller may overwrite.
     """
-    return distinct_hashes(*_run(texts, signed, _token_tables, n, True))
+    return _run(texts, signed, _token_tables, n, True)
 
 
-def plain_shingles(texts: pa.Array, n: int, of_characters: bool) -> tuple[I64, U64]:
-    """The set of n-grams of the words `\\w+` of each folded text, or of their characters.
+def plain_ngrams(texts: pa.Array, n: int, of_characters: bool) -> tuple[I64, U64]:
+    """As `token_ngrams`, of the words `\\w+` of each folded text, or of their characters, whatever its length.
 
     A text without a word is compared by n-grams of its visible signs.
     """
     no_signs = np.zeros(len(texts), np.bool_)
     if not of_characters:
-        return distinct_hashes(*_run(texts, no_signs, _word_tables, n, False))
+        return _run(texts, no_signs, _word_tables, n, False)
     hashes = char_ngram_hashes(fold(texts), n)
     blank = _without_words(*hashes, char_ngram_hashes(pa.array([""]), n)[1][0])
     if not len(blank):
-        return distinct_hashes(*hashes)
+        return hashes
     signs = _run(texts.take(pa.array(blank)), ~no_signs[blank], _token_tables, n, False)
-    return distinct_hashes(*_replaced(hashes, blank, signs))
+    return _replaced(hashes, blank, signs)
 
 
 def _without_words(offsets: I64, hashes: U64, padding: np.uint64) -> I64:
@@ -369,10 +360,12 @@ def _digest(
     letters = np.empty(longest + _LONGER_FORMS, np.uint32)
     tokens, are_signs = np.empty(2 * len(letters) + 4, np.uint64), np.empty(2 * len(letters) + 4, np.bool_)
     for row in range(len(signed)):
-        num = read_folded(data, offsets[row], offsets[row + 1], signs, number, forms, codes, first, last, letters)
+        num, kinds = read_folded(
+            data, offsets[row], offsets[row + 1], signs, number, forms, codes, first, last, letters
+        )
         left[row] = num < 0
         text = letters[: max(0, num)]
-        if _of_kind(text) & _APART:
+        if kinds & _APART:
             every, others, num_others = _chained(text)
         else:
             num_tokens = _cut_with_signs(text, tokens, are_signs)
@@ -382,7 +375,7 @@ def _digest(
 
 
 def token_digests(texts: pa.Array, signed: Bools) -> tuple[U64, U64]:
-    """Digests of the tokens that `token_shingles` makes n-grams of, in text order and with repeats.
+    """Digests of the tokens that `token_ngrams` makes n-grams of, in text order and with repeats.
 
     With h_0 = 0 and the XXH64 t_i of the hash of token i (seed 0), that of k tokens is h_k, h_i = XXH64(t_i, seed
     h_(i-1)).

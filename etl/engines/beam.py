@@ -318,22 +318,19 @@ class _Reduce(beam.DoFn):
 
         def work() -> Counts:
             with self._sorter() as rows:
-                for batch in _batches(bucket, items):
-                    metadata = batch.schema.metadata or {}
-                    if _ERROR in metadata:
-                        raise StillhouseError.from_text(metadata[_ERROR].decode())
-                    rows.add(batch)
+                spills = []
+                for item in items:
+                    if isinstance(item, Spill):
+                        spills.append(item)
+                    elif (told := (item.schema.metadata or {}).get(_ERROR)) is not None:
+                        raise StillhouseError.from_text(told.decode())
+                    else:
+                        rows.add(item)
+                if spills:
+                    rows.add_views(batch for spill in spills for batch in spill.read(bucket))
                 return self._reduce(bucket, rows.sorted())
 
         self._worker.run(work)
-
-
-def _batches(bucket: int, items: Iterable[pa.RecordBatch | Spill]) -> Iterator[pa.RecordBatch]:
-    for item in items:
-        if isinstance(item, Spill):
-            yield from item.read(bucket)
-        else:
-            yield item
 
 
 # --- the two jobs --------------------------------------------------------------------------------------------------

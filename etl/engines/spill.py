@@ -91,7 +91,5 @@ class ReduceSpills:
 
     def __call__(self, bucket: int) -> Counts:
         with self.sorter() as rows:
-            for spill in self.spills:
-                for batch in spill.read(bucket):
-                    rows.add(batch)
+            rows.add_views(batch for spill in self.spills for batch in spill.read(bucket))
             return self.reduce(bucket, rows.sorted())

@@ -53,12 +53,21 @@ def test_rows_that_tie_are_all_there(rows, batch_rows, run_bytes):
     assert sorted(made, key=expected_key) == sorted(rows, key=expected_key)
 
 
-@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), max_size=60), st.integers(1, 9))
-def test_rows_that_may_go_are_alone_under_their_first_key_and_most_of_them_do(keys, batch_rows):
+@given(
+    st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9), max_size=60),
+    st.integers(1, 9),
+    st.none() | st.integers(1, 500),
+)
+def test_rows_that_may_go_are_alone_under_their_first_key_and_most_of_them_do(keys, batch_rows, view_run_bytes):
+    """Whether they are held or views of files; of views those that stay may spill."""
     rows = pa.table({"key": pa.array(keys, pa.int64()), "n": pa.array(range(len(keys)), pa.int64())})
-    with SortedRows(("key", "n"), may_drop_lone=True) as sorter:
-        for batch in rows.to_batches(max_chunksize=batch_rows):
-            sorter.add(batch)
+    batches = rows.to_batches(max_chunksize=batch_rows)
+    with SortedRows(("key", "n"), view_run_bytes, may_drop_lone=True) as sorter:
+        if view_run_bytes is None:
+            for batch in batches:
+                sorter.add(batch)
+        else:
+            sorter.add_views(iter(batches))
         made = [tuple(row.values()) for batch in sorter.sorted() for row in batch.to_pylist()]
     assert made == sorted(made)
     assert set(made) <= set(zip(keys, range(len(keys)), strict=True))

@@ -27,6 +27,7 @@ from etl.rows import RowsRef
 from etl.schema import count
 from etl.stages.keyed import OUT_ROWS, buckets_of, counted_distinct_rows, int64_schema, live_rows, slices
 from etl.storage.build import Chunk
+from etl.text import distinct_hashes
 
 PAIR_BLOCK = 1 << 20
 """Candidate pairs that one task makes distinct at once: 40 MB."""
@@ -45,8 +46,9 @@ CANDIDATE = pa.schema(
 """Row keys of a candidate pair, the keys by which their bands were sorted, the smaller one first (a canary second), 1
 where both are rows whose sketches are equal, and how many bands they met in: of those in PAIR_BLOCK, since a pair is
 stored once only in there."""
-CANDIDATE_VERSION = 4
-"""1 had the smaller row key first and no `bands`; 2 did not count canaries by script; 3 had no `alike`."""
+CANDIDATE_VERSION = 5
+"""1 had the smaller row key first and no `bands`; 2 did not count canaries by script; 3 had no `alike`, 4 sets' sizes
+in the keys and not those of n-grams with repeats."""
 
 
 @dataclass(frozen=True)
@@ -107,33 +109,33 @@ class EmitBands:
     def _piece(self, batch: pa.RecordBatch, keys: I64) -> Iterator[pa.RecordBatch]:
         ids, texts = batch.column("id"), full_text(batch)
         formal = is_formal(batch)
-        sets = self.near.shingles(texts, formal)
+        ngrams = self.near.ngrams(texts, formal)
         # A text without a visible character resembles nothing.
-        filled = np.diff(sets[0]) > 0
-        some = pick(sets, filled)
+        filled = np.diff(ngrams[0]) > 0
+        some = pick(ngrams, filled)
         yield self._bands(some, stream_keys(hash_array(ids.filter(pa.array(filled)), _KEY_SEED), some), keys[filled])
         chosen = self.canaries.chosen(ids)
         if chosen.any():
             mask = pa.array(chosen)
             yield from self._canaries(
-                ids.filter(mask), texts.filter(mask), keys[chosen], pick(sets, chosen), formal[chosen]
+                ids.filter(mask), texts.filter(mask), keys[chosen], pick(ngrams, chosen), formal[chosen]
             )
 
-    def _bands(self, sets: Sets, order: I64, rows: I64) -> pa.RecordBatch:
+    def _bands(self, ngrams: Sets, order: I64, rows: I64) -> pa.RecordBatch:
         near = self.near
-        signed = signatures(*sets, near.num_perm, near.seed)
+        signed = signatures(*ngrams, near.num_perm, near.seed)
         flat = near.bands_of(signed).ravel()
         num_bands = len(flat) // max(1, len(rows))
         words = np.repeat(sketches(signed, 1), num_bands, axis=0)
         return _band_batch(flat, np.repeat(order, num_bands), np.repeat(rows, num_bands), words, self.num_buckets)
 
     def _canaries(
-        self, ids: pa.Array, texts: pa.Array, rows: I64, sets: Sets, formal: Bools
+        self, ids: pa.Array, texts: pa.Array, rows: I64, ngrams: Sets, formal: Bools
     ) -> Iterator[pa.RecordBatch]:
         edited = self.canaries.edited(ids, texts, formal)
         made = np.flatnonzero(edited.is_valid().to_numpy(zero_copy_only=False))
         copies = self.near.shingles(edited.drop_null(), formal[made])
-        levels = self.canaries.levels.of(canaries.similarities(pick(sets, made), copies))
+        levels = self.canaries.levels.of(canaries.similarities(_sets_of(pick(ngrams, made)), copies))
         useful = levels >= 0
         copies, made = pick(copies, useful), made[useful]
         scripts = canaries.main_scripts(texts.take(pa.array(made)))
@@ -147,8 +149,13 @@ class EmitBands:
             yield _band_batch(bands, membership, np.append(rows[made], keys), none, self.num_buckets)
 
 
+def _sets_of(ngrams: Sets) -> Sets:
+    """Each n-gram once, in a copy."""
+    return distinct_hashes(ngrams[0], ngrams[1].copy())
+
+
 def pick(sets: Sets, which: npt.NDArray[Any]) -> Sets:
-    """The sets of some rows, by place or by mask; the same ones where a mask takes all."""
+    """The sets, or n-grams, of some rows, by place or by mask; the same ones where a mask takes all."""
     if which.dtype == np.bool_ and which.all():
         return sets
     places = np.flatnonzero(which) if which.dtype == np.bool_ else which
@@ -163,10 +170,13 @@ def _band_batch(band: I64, key: I64, row: I64, sketch: U64, num_buckets: int) ->
     return pa.RecordBatch.from_arrays(columns, schema=band_schema(sketch.shape[1]))
 
 
-def stream_keys(hashes: U64, sets: Sets) -> I64:
-    """What rows of equal bands are sorted by: a hash whose lowest bits are the size class of the row's set."""
+def stream_keys(hashes: U64, ngrams: Sets) -> I64:
+    """What rows of equal bands are sorted by: a hash whose lowest bits are the size class of the row's n-grams.
+
+    They are at least as many as its set has: to know that, all sets would have to be sorted.
+    """
     low = np.int64((1 << CLASS_BITS) - 1)
-    return (hashes.view(np.int64) & ~low) | size_class(np.diff(sets[0]))
+    return (hashes.view(np.int64) & ~low) | size_class(np.diff(ngrams[0]))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from etl.arrays import I64, U64, Bools
 from etl.dedup.in_memory import near_duplicates
 from etl.dedup.near import NearDedup
-from etl.dedup.shingles import plain_shingles, token_digests, token_shingles
+from etl.dedup.shingles import plain_ngrams, token_digests, token_ngrams
 from etl.dedup.verify import jaccard_pairs
+from etl.text import distinct_hashes
 
 ALONE = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff]"
 WORDLESS = [
@@ -64,13 +66,17 @@ def pairs_of(text: str, signed: bool) -> set[tuple[str, ...]]:
 short_texts = st.text(st.sampled_from("aB1é中文カ\u0301ไ\u0e48ក +-,\u200dｅ\n"), max_size=20)
 
 
+def token_sets(texts: pa.Array, n: int, signed: Bools) -> tuple[I64, U64]:
+    return distinct_hashes(*token_ngrams(texts, n, signed))
+
+
 @given(short_texts, short_texts, st.booleans())
 @example("e\u0301 中文", "é中 文", False)
 @example("C++", "C#", False)
 @example("❤️ a", "a", False)
 @example("+-", "-+", False)
 def test_short_texts_are_sets_of_pairs_of_tokens(one: str, other: str, signed: bool) -> None:
-    sets = token_shingles(pa.array([one, other]), 5, np.full(2, signed))
+    sets = token_sets(pa.array([one, other]), 5, np.full(2, signed))
     mine, theirs = pairs_of(one, signed), pairs_of(other, signed)
     expected = len(mine & theirs) / max(1, len(mine | theirs))
     assert jaccard_pairs(*sets, np.array([0]), np.array([1]))[0] == pytest.approx(expected)
@@ -79,10 +85,8 @@ def test_short_texts_are_sets_of_pairs_of_tokens(one: str, other: str, signed: b
 def test_long_texts_have_ngrams_and_those_between_a_mixture() -> None:
     for num, expected in ((48, 47), (80, 76), (200, 196)):
         text = " ".join(f"w{i}" for i in range(num))
-        assert token_shingles(pa.array([text]), 5, np.zeros(1, np.bool_))[0][-1] == expected
-    sizes = [
-        token_shingles(pa.array([" ".join(f"w{i}" for i in range(n))]), 5, np.zeros(1, np.bool_)) for n in (63, 64)
-    ]
+        assert token_sets(pa.array([text]), 5, np.zeros(1, np.bool_))[0][-1] == expected
+    sizes = [token_sets(pa.array([" ".join(f"w{i}" for i in range(n))]), 5, np.zeros(1, np.bool_)) for n in (63, 64)]
     shared = np.intersect1d(sizes[0][1], sizes[1][1])
     assert len(shared) / len(sizes[1][1]) > 0.9
 
@@ -122,10 +126,10 @@ def test_forms_of_one_text_are_one(unit: str) -> None:
 
 
 @given(st.lists(st.none() | short_texts, max_size=5), st.booleans())
-def test_plain_sets_do_not_depend_on_the_batch(values: list[str | None], of_characters: bool) -> None:
-    offsets, hashes = plain_shingles(pa.array(values, pa.string()), 3, of_characters)
+def test_plain_ngrams_do_not_depend_on_the_batch(values: list[str | None], of_characters: bool) -> None:
+    offsets, hashes = plain_ngrams(pa.array(values, pa.string()), 3, of_characters)
     for row, value in enumerate(values):
-        alone = plain_shingles(pa.array([value], pa.string()), 3, of_characters)
+        alone = plain_ngrams(pa.array([value], pa.string()), 3, of_characters)
         assert hashes[offsets[row] : offsets[row + 1]].tolist() == alone[1].tolist()
 
 
@@ -159,8 +163,8 @@ def test_a_text_is_cut_as_its_folded_and_lowered_form(values: list[str]) -> None
     folded = pa.array([unicodedata.normalize("NFKC", value).lower() for value in values], pa.string())
     texts, signed = pa.array(values, pa.string()), np.arange(len(values)) % 2 == 1
     cuts = (
-        lambda given: token_shingles(given, 3, signed),
-        lambda given: plain_shingles(given, 2, False),
+        lambda given: token_ngrams(given, 3, signed),
+        lambda given: plain_ngrams(given, 2, False),
         lambda given: token_digests(given, signed),
     )
     for cut in cuts:

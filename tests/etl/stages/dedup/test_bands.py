@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etl.dedup.blocks import set_bytes
 from etl.dedup.canaries import bases, which_canaries
 from etl.dedup.candidates import MEMBERSHIP_KEY
 from etl.dedup.minhash import band_hashes, signatures, sketches
@@ -41,6 +42,15 @@ def test_a_live_row_sends_each_band_of_its_signature_with_its_sketch():
         assert item["bucket"] == item["band"] % 2**64 % 5
     assert by_row == expected
     assert band_bytes(NEAR) == 16 * (4 + 8 + 8 + 8 + 8 * NEAR.num_words)
+
+
+def test_the_size_in_a_stream_key_bounds_that_of_the_set():
+    text = "one two three four five six " * 20
+    batch = conversations([asked(text, "yes")], ()).append_column("skill_bucket", pa.array(["B1"]))
+    (bands,) = EmitBands(ToyRows([], [batch]), NEAR, MakeCanaries(NEAR, 0.0), 5)(1)
+    num_ngrams = 20 * 6 + 1 - 4
+    (size,) = set(set_bytes(bands.column("key").to_numpy()).tolist())
+    assert 8 * 6 < 8 * num_ngrams <= size < 1.2 * 8 * num_ngrams + 10
 
 
 def test_canaries_come_beside_their_rows_each_with_two_membership_records():
