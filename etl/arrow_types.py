@@ -384,6 +384,7 @@ def children(kind: pa.DataType) -> list[pa.DataType]:
     return [field.type for field in kind] if kind_of(kind) == "struct" else []
 
 
+@functools.cache
 def refused(kind: pa.DataType, use: Use) -> pa.DataType | None:
     """The type, or the one inside it, that has no form for a use; None where there is a form for all of it.
 

@@ -258,19 +258,27 @@ class Written:
 
 @dataclass(frozen=True)
 class _Gather:
-    """A map that does both sides of one bucket of a shuffle. Pickles as far as those do."""
+    """A map that does both sides of one bucket of a shuffle. Pickles as far as those do.
+
+    A process runs the map side once and holds its few rows for all its buckets.
+    """
 
     exchange: Exchange
     fn: ReduceFn
 
     def __call__(self, bucket: int) -> Iterator[Chunk]:
-        wanted = self.exchange
-        with wanted.sorter() as rows:
-            for split in wanted.splits:
-                for batch in wanted.emit(split):
-                    mine = batch.cast(wanted.schema)
-                    rows.add(mine.filter(pc.equal(mine.column("bucket"), bucket)) if wanted.num_buckets > 1 else mine)
+        with self.exchange.sorter() as rows:
+            for batch in self._emitted:
+                rows.add(batch.filter(pc.equal(batch.column("bucket"), bucket)))
             yield from self.fn(bucket, rows.sorted())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"exchange": self.exchange, "fn": self.fn}
+
+    @functools.cached_property
+    def _emitted(self) -> list[pa.RecordBatch]:
+        wanted = self.exchange
+        return [batch.cast(wanted.schema) for split in wanted.splits for batch in wanted.emit(split)]
 
 
 def nothing(*_: object) -> None:
@@ -371,8 +379,8 @@ class Engine(ABC):
     ) -> DatasetLike:
         """Like `shuffle`, delayed like a map: each bucket's task runs the map side and keeps its own rows.
 
-        Nothing is sent between workers, so maps before and after it run in the same job. As every bucket costs the
-        whole map side, use it for one bucket, or for no more data than a task reads at once.
+        Nothing is sent between workers, so maps before and after it run in the same job. As every process runs and
+        holds the whole map side, use it for no more data than a task reads at once.
 
         Args:
             job: what is written.

@@ -109,7 +109,7 @@ class Location:
         """
         return open_file_system(self.url, self.options)
 
-    @property
+    @cached_property
     def path(self) -> str:
         """The path inside the file system."""
         return cast(str, self.fs._strip_protocol(self.url))

@@ -12,6 +12,7 @@ An opaque file is a part as it is; its name and its content digest come from its
 import contextlib
 import hashlib
 import tempfile
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -46,8 +47,7 @@ class PartWriter:
         self._folder = folder
         self._split = split
         self._partition = partition
-        self._spool = tempfile.TemporaryDirectory(prefix="stillhouse-part-")
-        self._file = Path(self._spool.name) / "part.parquet"
+        self._file = Path(tempfile.gettempdir()) / f"stillhouse-part-{uuid.uuid4().hex}.parquet"
         # How a column is stored is no part of what readers see; what the content digest leaves out is told by name.
         told = {"stillhouse.table": table, "stillhouse.schema": str(SCHEMA_VERSION), "stillhouse.build": build}
         self._schema = pa.schema([field.remove_metadata() for field in schema], told | Digested.of(schema).to_store())
@@ -71,9 +71,11 @@ class PartWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After a failure, such as a full disk, closing may fail for the same reason.
-        with contextlib.suppress(OSError) if kind else self._explained():
-            self._writer.close()
-        self._spool.cleanup()
+        try:
+            with contextlib.suppress(OSError) if kind else self._explained():
+                self._writer.close()
+        finally:
+            self._file.unlink(missing_ok=True)
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return Location.of(self._file).explained("write")

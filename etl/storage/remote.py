@@ -13,6 +13,7 @@ import contextlib
 import contextvars
 import difflib
 import errno
+import functools
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
 from etl.errors import ConfigError, DataError, StillhouseError
@@ -160,6 +162,8 @@ def open_file_system(url: str, options: Options) -> Any:
         ConfigError: unknown scheme, a package that is not installed, or options that it does not take.
     """
     scheme = scheme_of(url)
+    if scheme == "file" and not options:
+        return _disk()
     if scheme == "gs":
         # gcsfs logs a traceback of every failure; without a handler of the user's, Python would print it.
         logging.getLogger("gcsfs").addHandler(logging.NullHandler())
@@ -188,6 +192,12 @@ def open_file_system(url: str, options: Options) -> Any:
     if scheme == "hf":
         check_url(file_system.endpoint)
     return file_system
+
+
+@functools.cache
+def _disk() -> Any:
+    """That of local paths: one for all, since every task asks for it many times."""
+    return LocalFileSystem()
 
 
 def _merged(defaults: Options, options: Options) -> Options:
