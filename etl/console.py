@@ -12,6 +12,7 @@ kernels make (300,000 objects) is none, and looking through it took 1 CPU-second
 import atexit
 import functools
 import gc
+import json
 import logging
 import os
 import re
@@ -49,6 +50,12 @@ Overrides = Annotated[
         help="Override one setting: dedup.near.threshold=0.7. Repeatable; KEY=@FILE takes the value from a file.",
     ),
 ]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also show internals: every dataset, the engine, how steps are set up.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object; all else goes to standard error.")
+]
 AllowCode = Annotated[
     bool,
     typer.Option(
@@ -67,6 +74,11 @@ def examples(*lines: str) -> str:
 def report(line: str) -> None:
     """One line for the user; whatever it holds, it stays one."""
     OUT.print(one_line(line))
+
+
+def report_json(result: Any) -> None:
+    """The result of a command for scripts: one line of JSON on standard output."""
+    OUT.print(json.dumps(result, ensure_ascii=False))
 
 
 def warn(line: str) -> None:
@@ -150,10 +162,11 @@ def run_app(app: typer.Typer, argv: Sequence[str], program: str) -> int:
 
 def _hint(message: str, context: typer.Context | None) -> str:
     """How a key of a configuration is set, where one was given as an option or an argument."""
-    key = re.match(r"No such option: --([\w.]+)|Got unexpected extra argument.* \(([\w.]+)=", message)
+    key = re.match(r"No such option: --([\w.]+)|Got unexpected extra argument.*? \(([\w.]+)=(\S*)\)", message)
     if key is None or context is None or not any("--set" in parameter.opts for parameter in context.command.params):
         return ""
-    return f"a key of the configuration is set by --set {key[1] or key[2]}=VALUE; "
+    name, value = (key[1], "VALUE") if key[1] else (key[2], key[3])
+    return f"a key of the configuration is set by --set {name}={value}; "
 
 
 def _has_no_reader() -> bool:

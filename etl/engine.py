@@ -16,7 +16,7 @@ import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +29,8 @@ from etl.storage.costs import BuildCosts, EngineCost, map_task, write_cost
 from etl.storage.dataset import Dataset, DatasetLike, Pending
 from etl.storage.location import Location
 from etl.storage.lock import RunLock
-from etl.storage.manifest import NOT_LOST, Plan, Receipt
+from etl.storage.manifest import Plan
+from etl.storage.progress import Counts, Writing
 from etl.usage import TaskMeter, TreeMeter, Usage
 
 MapFn = Callable[[Any], Iterable[Chunk]]
@@ -75,31 +76,6 @@ class Work:
     of_tasks: int
     """Tasks of the whole dataset, including those that an earlier run has done."""
     resources: Resources = DEFAULT
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What one task did, for an engine's counters; the dataset's accounting comes only from receipts."""
-
-    rows_in: int = 0
-    rows_out: int = 0
-    tokens: int = 0
-    dropped: int = 0
-
-    @classmethod
-    def of(cls, receipt: Receipt) -> "Counts":
-        losses = [
-            rows
-            for steps in receipt.accounting.values()
-            for counts in steps.values()
-            for reason, rows in counts.items()
-            if reason not in NOT_LOST
-        ]
-        tokens = sum(part.tokens or 0 for part in receipt.parts)
-        return cls(receipt.rows_in, receipt.rows_out, tokens, sum(losses))
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 Task = Callable[[int, Any], Counts]
@@ -158,6 +134,11 @@ class _HeldMap:
 def _pieces(group: list[_HeldMap], missing: list[set[int]], number: int) -> list[tuple[int, Any]]:
     """(place in the group, value of the split) of every map of a group that has this split to do."""
     return [(place, item.plan.splits[number]) for place, item in enumerate(group) if number in missing[place]]
+
+
+def _writing(build: Build, plan: Plan, missing: Collection[int], num_map_tasks: int = 0) -> Writing:
+    done = frozenset(range(len(plan.splits))).difference(missing)
+    return Writing(build.ref(plan), plan.fingerprint, done, num_map_tasks)
 
 
 @dataclass(frozen=True)
@@ -285,6 +266,23 @@ def nothing(*_: object) -> None:
     """For a hook that nobody uses."""
 
 
+class Onlooker:
+    """Sees what an engine is doing, for people; it has no say in it. This one does nothing with it."""
+
+    def job(self, writing: Sequence[Writing]) -> contextlib.AbstractContextManager[None]:
+        """Around a job that writes datasets."""
+        return contextlib.nullcontext()
+
+    def committed(self, dataset: Dataset, wall_s: float, is_resumed: bool) -> None:
+        """A dataset was committed.
+
+        Args:
+            dataset: it.
+            wall_s: its share of the time since the commit before.
+            is_resumed: whether an earlier run wrote some of its splits.
+        """
+
+
 class Engine(ABC):
     """Runs tasks somewhere. Subclasses implement `run_splits` and `run_buckets`.
 
@@ -293,6 +291,7 @@ class Engine(ABC):
         permit: called before uncommitted work is planned; raises if this run is not to do it.
         may_write: false if the output cannot be written, so that only committed datasets can be used.
         ledger: the driver's cost of the dataset that is committed next.
+        onlooker: sees every job and every commit.
     """
 
     def __init__(self) -> None:
@@ -300,6 +299,7 @@ class Engine(ABC):
         self.permit: Callable[[Job], None] = nothing
         self.may_write = True
         self.ledger = _Ledger()
+        self.onlooker = Onlooker()
         self._held: list[_HeldMap] = []
 
     def map(
@@ -354,7 +354,9 @@ class Engine(ABC):
         items = [(number, _pieces(group, missing, number)) for number in numbers]
         task = _WriteSplit([(item.build.writer(item.plan), item.fn) for item in group])
         stage = "+".join(item.build.job.stage for item in group)
-        self.run_splits(Work(stage, len(numbers), len(group[0].plan.splits), group[0].resources), items, task)
+        writing = [_writing(item.build, item.plan, splits) for item, splits in zip(group, missing, strict=True)]
+        with self.onlooker.job(writing):
+            self.run_splits(Work(stage, len(numbers), len(group[0].plan.splits), group[0].resources), items, task)
 
     def shuffle(self, job: Job, exchange: Exchange, fn: ReduceFn) -> Dataset:
         """Write one dataset, bucket by bucket; rows are sent to the bucket in their column `bucket`.
@@ -428,7 +430,8 @@ class Engine(ABC):
         plan = self._plan(build, splits)
         missing = build.missing(plan)
         if missing:
-            run(build.writer(plan), missing)
+            with self.onlooker.job([_writing(build, plan, missing, num_map_tasks)]):
+                run(build.writer(plan), missing)
         (dataset,) = self._commit([Written(build, plan, missing, num_map_tasks)])
         return dataset
 
@@ -447,7 +450,9 @@ class Engine(ABC):
         costs = [one.build.costs(one.plan, one.num_map_tasks) for one in written]
         for one, cost, engine in zip(written, costs, self._engine_costs(written, costs), strict=True):
             self.guard()
-            yield one.build.commit(one.plan, cost, engine)
+            dataset = one.build.commit(one.plan, cost, engine)
+            self.onlooker.committed(dataset, engine.wall_s, len(one.splits) < len(one.plan.splits))
+            yield dataset
 
     def _engine_costs(self, written: Sequence[Written], costs: Sequence[BuildCosts]) -> Iterator[EngineCost]:
         """The engine's cost of one job beyond its tasks, divided among its datasets like their tasks' CPU-seconds."""

@@ -3,21 +3,24 @@
 Python libraries, C libraries, the JVM and worker processes all write to file descriptor 2. `libraries_aside` points
 that descriptor at a file in the temporary folder; our own lines are written to `screen()`. Logging handlers that the
 user attached to stderr keep the screen. The file's name is shown if it helps: in an error that ends the run, or by
-callers of `log_path()`. Otherwise the file is deleted with the run. It never becomes part of an output. Costs a few
-system calls.
+callers of `log_path()`. Otherwise the file is deleted with the run. What a run says is in it, too, with the time, and a
+run that has done something leaves a copy in its output (etl/run/run.py). Costs a few system calls.
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from etl.errors import StillhouseError
+from etl.terminal import one_line
 
 _STDOUT, _STDERR = 1, 2
 
@@ -29,6 +32,8 @@ class _Log:
     screen_fd: int
     is_named: bool = False
     """Whether the user may have been shown its path."""
+    own_bytes: int = 0
+    """Of our own lines in it."""
 
 
 _logs: list[_Log] = []
@@ -46,6 +51,20 @@ def log_path() -> Path | None:
         return None
     _logs[0].is_named = True
     return _logs[0].path
+
+
+def log_line(text: str) -> None:
+    """Add a line of ours to the file, with the time; nothing where there is none."""
+    if _logs:
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}  {one_line(text)}\n".encode()
+        with _logs[0].path.open("ab") as file:
+            file.write(line)
+        _logs[0].own_bytes += len(line)
+
+
+def log_bytes() -> bytes | None:
+    """All that is in the file so far; None while libraries write to the screen."""
+    return _logs[0].path.read_bytes() if _logs else None
 
 
 @contextlib.contextmanager
@@ -104,13 +123,14 @@ def _pointed(descriptor: int, target: int) -> Iterator[None]:
 
 
 def _has_lines(log: _Log) -> bool:
-    log.is_named = log.is_named or log.path.stat().st_size > 0
+    log.is_named = log.is_named or log.path.stat().st_size > log.own_bytes
     return log.is_named
 
 
 @contextlib.contextmanager
 def _opened() -> Iterator[_Log]:
     descriptor, name = tempfile.mkstemp(prefix="stillhouse-", suffix=".log")
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)  # our own lines come between those of libraries
     sys.stderr.flush()
     kept = os.dup(_STDERR)
     with os.fdopen(kept, "w", 1, encoding=sys.stderr.encoding or "utf-8", errors="backslashreplace") as stream:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from etl.console import AllowCode, Overrides, command, examples, note, report, run_app
+from etl.console import AllowCode, Json, Overrides, Verbose, command, examples, note, report, report_json, run_app
 from etl.errors import StillhouseError
 from etl.library_log import libraries_aside
 from etl.storage.catalog import Dialect, statements
@@ -18,10 +18,12 @@ from etl.storage.opened import Run
 from etl.storage.stale import remedy
 from etl.storage.sweep import find_leftovers, find_stale, parse_age, remove_leftovers
 from etl.storage.verify import verify
-from jobs import cli_data, cli_ingest, cli_lists, cli_training
+from etl.voice import voice_of
+from jobs import cli_data, cli_ingest, cli_json, cli_lists, cli_training
 from jobs.engines import EngineName, run_on
 
 if TYPE_CHECKING:
+    from etl.run.estimate import Estimate
     from etl.run.recipe import Recipe
 
 COMPLETE = "_STILLHOUSE_COMPLETE"
@@ -81,9 +83,13 @@ def run_command(
         typer.Option(min=1, help="Number of processes of the local engine.", show_default="the CPUs of this process"),
     ] = None,
     allow_code: AllowCode = False,
+    verbose: Verbose = False,
+    json_: Json = False,
 ) -> None:
     """Run a recipe. Finished stages are skipped; an interrupted stage is resumed."""
-    run_on(engine, recipe, set_, processes, allow_code)
+    result = run_on(engine, recipe, set_, processes, allow_code, voice_of(verbose, to_stderr=json_))
+    if json_:
+        report_json(cli_json.of_run(result))
 
 
 @app.command("plan", epilog=examples("stillhouse plan demo --set output=out --sample"))
@@ -94,6 +100,7 @@ def plan_command(
     sample: Annotated[bool, typer.Option("--sample", help="Also predict rows, bytes, shuffles and CPU time.")] = False,
     sample_mb: Annotated[int, typer.Option(min=1, help="Size of the sample, in MB of stored input.")] = 16,
     allow_code: AllowCode = False,
+    json_: Json = False,
 ) -> None:
     """Show what a run would do, stage by stage, and which changed setting causes it. Runs nothing.
 
@@ -102,21 +109,30 @@ def plan_command(
     from etl.run.plan import describe, plan_recipe
 
     loaded = _recipe(recipe, set_, allow_code)
-    for line in describe(plan_recipe(loaded)):
-        report(line)
-    if sample:
-        from etl.run.costs import core_hours_line, keep_estimate
-        from etl.run.estimate import estimate
+    planned = plan_recipe(loaded)
+    if not json_:
+        for line in describe(planned):
+            report(line)
+    found = _predicted(loaded, sample_mb, json_) if sample else None
+    if json_:
+        report_json(cli_json.of_plan(planned, found))
 
-        with libraries_aside():
-            found = estimate(loaded, sample_mb << 20)
+
+def _predicted(recipe: "Recipe", sample_mb: int, as_json: bool) -> "Estimate":
+    from etl.run.costs import core_hours_line, keep_estimate
+    from etl.run.estimate import estimate
+
+    with libraries_aside():
+        found = estimate(recipe, sample_mb << 20)
+    if not as_json:
         for line in found.lines():
             report(line)
-        report(core_hours_line(found.total("cpu_s"), loaded.run.price_per_core_hour))
-        try:
-            keep_estimate(loaded, found.input_bytes, found.sample_bytes, found.folder_cpu_s)
-        except StillhouseError as error:
-            note(f"the estimate was not saved, so a run cannot be compared with it: {error}")
+        report(core_hours_line(found.total("cpu_s"), recipe.run.price_per_core_hour))
+    try:
+        keep_estimate(recipe, found.input_bytes, found.sample_bytes, found.folder_cpu_s)
+    except StillhouseError as error:
+        note(f"the estimate was not saved, so a run cannot be compared with it: {error}")
+    return found
 
 
 @app.command("adopt", epilog=examples("stillhouse adopt mine.yaml tokenize --set output=out"))
@@ -136,16 +152,21 @@ def adopt_command(
 
 @app.command("verify", epilog=examples("stillhouse verify out"))
 @command
-def verify_command(path: Annotated[str, typer.Argument(help="A run's output or one dataset.")]) -> int:
+def verify_command(
+    path: Annotated[str, typer.Argument(help="A run's output or one dataset.")], json_: Json = False
+) -> int:
     """Check that every file listed in the manifests exists and has the right checksum; exit code 1 if not.
 
     Datasets left by an earlier recipe are listed as stale, which is not an error.
     """
     run = Run.open(path)
     differences = list(verify(run))
+    damages = sum(item.is_damage for item in differences)
+    if json_:
+        report_json(cli_json.of_verify(run, differences))
+        return 1 if damages else 0
     for item in differences:
         report(f"{item.kind:>11}  {item.dataset}/{item.path}: {item.detail.splitlines()[0]}")
-    damages = sum(item.is_damage for item in differences)
     num_stale = len(differences) - damages
     stale = f", {num_stale:,} stale; {remedy(run.root)} removes what is stale" if num_stale else ""
     report(f"{_counted(len(run.committed), 'dataset')}, {_counted(damages, 'difference')}{stale}")
@@ -161,19 +182,24 @@ def sweep_command(
         bool, typer.Option("--stale", help="Instead, remove datasets left by an earlier recipe, of any age.")
     ] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Remove them. Without this, only list them.")] = False,
+    json_: Json = False,
 ) -> None:
     """Remove leftovers of failed attempts below a folder. Refuses while a run is active there."""
     root, age_s = Location.of(path), parse_age(older_than)
     leftovers = find_stale(root, time.time()) if stale else find_leftovers(root, age_s, time.time())
-    for item in leftovers:
-        report(f"{item.bytes:>14,} bytes  {item.age_s / 3600:>8.1f} h  {item.path}: {item.why}")
+    if not json_:
+        for item in leftovers:
+            report(f"{item.bytes:>14,} bytes  {item.age_s / 3600:>8.1f} h  {item.path}: {item.why}")
     if delete:
         remove_leftovers(root, leftovers)
-    done = "removed" if delete else "would go; --delete removes them"
+    if json_:
+        report_json(cli_json.of_sweep(root, leftovers, delete))
+        return
     if not leftovers:
         report(f"nothing {'stale' if stale else 'left over'} below {root}")
         return
     found = _counted(len(leftovers), "stale object" if stale else "leftover")
+    done = "removed" if delete else "nothing was removed yet; add --delete to remove them"
     report(f"{found}, {sum(item.bytes for item in leftovers):,} bytes: {done}")
 
 
@@ -182,8 +208,12 @@ def sweep_command(
 def catalog_command(
     path: Annotated[str, typer.Argument(help="A run's output or one dataset.")],
     dialect: Annotated[Dialect, typer.Option(help="spark and hive: external tables; duckdb: views.")] = "spark",
+    json_: Json = False,
 ) -> None:
     """Print SQL that registers every dataset of a run as a table."""
+    if json_:
+        report_json({"dialect": dialect, "statements": list(statements(Location.of(path), dialect))})
+        return
     for statement in statements(Location.of(path), dialect):
         for line in statement.splitlines():
             report(line)

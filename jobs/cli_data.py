@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from etl.console import command, examples
+from etl.console import Json, command, examples
 
 app = typer.Typer()
 
@@ -25,7 +25,7 @@ def probe_command(
     output: Annotated[
         Path | None, typer.Option(help="Folder to write mine.yaml and recipe.yaml to; existing files are not replaced.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    json_: Json = False,
 ) -> None:
     """Show what files contain, which description fits their rows, and which rows would be rejected.
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from etl.console import Overrides, command, examples, report
+from etl.console import Overrides, Verbose, command, examples, report
 from etl.errors import StillhouseError
-from etl.library_log import libraries_aside, screen
-from etl.terminal import Terminal, one_line
+from etl.library_log import libraries_aside
+from etl.voice import voice_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +45,7 @@ def ingest_command(
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Read only the first N rows.", show_default="all")
     ] = None,
+    verbose: Verbose = False,
 ) -> None:
     """Ingest files into DIR/ingest; unreadable rows are written to DIR/quarantine.
 
@@ -67,26 +68,24 @@ def ingest_command(
     entry = {"spec": name, **{key: value for key, value in given.items() if value is not None}}
     tree = {"name": "ingest", "output": output, "sources": {source: entry}, "stages": []}
     try:
-        _run(tree, set_, watch)
+        _run(tree, set_, watch, verbose)
     except StillhouseError:
         report(_json(found))
         raise
     report(_json(found))
 
 
-def _run(tree: dict[str, Any], overrides: list[str], watch: "Callable[[Dataset], None]") -> None:
+def _run(tree: dict[str, Any], overrides: list[str], watch: "Callable[[Dataset], None]", verbose: bool) -> None:
     from etl import conf
     from etl.engines.local import LocalEngine
     from etl.machine import usable_cpus
     from etl.run.recipe import Recipe
     from etl.run.run import run_recipe
 
-    with contextlib.closing(LocalEngine(usable_cpus())) as engine:
+    with libraries_aside(), contextlib.closing(LocalEngine(usable_cpus())) as engine:
         engine.fork()
         recipe = conf.made(Recipe, tree, overrides, "ingest")
-        with libraries_aside():
-            terminal = Terminal(file=screen(), soft_wrap=True)
-            run_recipe(recipe, engine, lambda line: terminal.print(one_line(line)), watch)
+        run_recipe(recipe, engine, voice_of(verbose, to_stderr=True), watch)
 
 
 def _source_name(name: str) -> str:

@@ -1,16 +1,13 @@
 """The commands of `stillhouse` that show what is available: a list per group, and `describe` for one entry."""
 
-import json
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from etl.console import command, examples, report
+from etl.console import Json, command, examples, report, report_json
 
 app = typer.Typer()
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def _list(group: str) -> Callable[..., None]:
@@ -26,7 +23,7 @@ def _list(group: str) -> Callable[..., None]:
                 {"name": item.name, "purpose": item.purpose, **({"hub": item.hub} if item.hub else {})}
                 for item in found
             ]
-            report(json.dumps(trees, ensure_ascii=False))
+            report_json(trees)
             return
         width = max(len(item.name) for item in found)
         hub_width = max(len(item.hub) for item in found)
@@ -58,7 +55,7 @@ def describe_command(
 
     found = named(name)
     if json_:
-        report(json.dumps({group: described(item) for group, item in found.items()}, ensure_ascii=False))
+        report_json({group: described(item) for group, item in found.items()})
         return
     for group, item in found.items():
         report(f"{item.name} ({group.removesuffix('s')}): {item.purpose}")

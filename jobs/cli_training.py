@@ -2,17 +2,19 @@
 
 import json
 import sys
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from etl.console import OUT, AllowCode, Overrides, command, examples, report, warn
+from etl.console import OUT, AllowCode, Json, Overrides, command, examples, report, report_json, warn
 from etl.errors import ConfigError
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
+    from training.stages.dry_run import ArmPlan
 
 app = typer.Typer()
 
@@ -88,14 +90,28 @@ def _dry_run(config: "TrainConfig", world_size: int, as_json: bool) -> int:
     for line in outdated_corpora(config.streams, config.stages):
         warn(line)
     if as_json:
-        report(json.dumps(found.to_json()))
+        report_json(found.to_json())
         return 0
     for arm in found.arms:
-        _show(f"{arm.stage} / {arm.arm} ({arm.objective})", arm.summary())
+        _show(f"{arm.stage} / {arm.arm} ({arm.objective})", _in_words(arm))
         _show(f"{arm.stage} / {arm.arm}: tokens by cell", arm.cells)
     _show_memory(found.memory)
     report(f"DeepSpeed: {json.dumps(found.deepspeed)}")
     return 0
+
+
+def _in_words(arm: "ArmPlan") -> dict[str, Any]:
+    return {
+        "documents in the corpus": arm.available_documents,
+        "tokens in the corpus": arm.available_tokens,
+        **{f"left out, {reason}": count for reason, count in arm.left_out.items()},
+        "steps": arm.steps,
+        "packs": arm.packs,
+        "packs are full to": f"{arm.fill:.1%}",
+        "tokens": arm.tokens,
+        "epochs": arm.passes,
+        "the stage ends": arm.stage_ends,
+    }
 
 
 def _show(title: str, values: dict[str, Any]) -> None:
@@ -110,7 +126,7 @@ def _show(title: str, values: dict[str, Any]) -> None:
 
 
 def _show_memory(by_zero_stage: dict[int, dict[str, int]]) -> None:
-    table = Table(title="GiB of a rank by ZeRO stage", title_justify="left")
+    table = Table(title="Memory per GPU (GiB), by ZeRO stage", title_justify="left")
     table.add_column()
     for zero_stage in by_zero_stage:
         table.add_column(str(zero_stage), justify="right")
@@ -219,20 +235,28 @@ def export_command(
     run: Annotated[str, typer.Argument(help="A training run's output, or one checkpoint in it.")],
     target: Annotated[str, typer.Argument(help="Folder or URL to write.")],
     allow_code: AllowCode = False,
+    json_: Json = False,
 ) -> None:
     """Export a trained student as a folder for transformers, with tokenizer, chat template and data manifest."""
     from training.export.export import export
 
-    report(f"exported to {export(run, target, allow_code)}")
+    folder = export(run, target, allow_code)
+    if json_:
+        report_json({"folder": str(folder)})
+    else:
+        report(f"exported to {folder}")
 
 
 @app.command("evaluate", epilog=examples("stillhouse evaluate demo"))
 @command
-def evaluate_command(name: ConfName, set_: Overrides) -> None:
+def evaluate_command(name: ConfName, set_: Overrides, json_: Json = False) -> None:
     """Evaluate an exported student and baselines; print and write a table."""
     from etl import conf
     from training.evaluate.report import EvaluateConfig, evaluate_conf
 
     found = evaluate_conf(conf.load(EvaluateConfig, name, "evaluate", set_))
+    if json_:
+        report_json(asdict(found))
+        return
     for line in found.to_markdown().splitlines():
         report(line)

@@ -19,12 +19,15 @@ import typer
 from rich.table import Table
 
 from etl import conf
-from etl.console import OUT, command, report, run_command
+from etl.console import OUT, Verbose, command, report, run_command
+from etl.live import duration
 from etl.run.run import RunResult
+from etl.voice import voice_of
 from jobs.engines import EngineName, run_on
 
 _NAME = "demo"
 """Of the recipe and of the training configuration."""
+_ENGINES: dict[EngineName, str] = {"spark": "Spark", "local": "this machine's processes", "beam": "Beam"}
 _STARTED, _FINISHED = "started.json", "finished.json"
 """In the student's folder: what it is made from, and beside that, at the end, what came of it."""
 
@@ -38,13 +41,15 @@ def main(argv: list[str]) -> int:
 def _job(
     output: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("out/demo"),
     engine: Annotated[EngineName, typer.Option(help="What makes the corpus.")] = "spark",
+    verbose: Verbose = False,
 ) -> int:
     """Make a corpus and a student from the embedded sample."""
     began = time.monotonic()
-    report(f"1/2  a corpus from the embedded sample on {engine.capitalize()}, in {output}")
-    result = run_on(engine, _NAME, [f"output={output}"])
+    report(f"Part 1 of 2: a corpus from the embedded sample, made on {_ENGINES[engine]}, in {output}")
+    result = run_on(engine, _NAME, [f"output={output}"], voice=voice_of(verbose))
     assert result.corpus is not None, "the recipe has a layout"
-    report("2/2  a tiny student on that corpus")
+    report("")
+    report("Part 2 of 2: a tiny student, trained on that corpus")
     made_from = _made_from(result.corpus.manifest.content_digest)
     finished = _finished(output / "student", made_from)
     if finished is None:
@@ -55,7 +60,8 @@ def _job(
     else:
         report(f"nothing to do: {output / 'student'} holds the student of this corpus")
     _show(result, output, finished)
-    report(f"done in {time.monotonic() - began:.0f} s")
+    report("")
+    report(f"done in {duration(time.monotonic() - began)}")
     return 0
 
 
@@ -70,6 +76,8 @@ def _finished(student: Path, made_from: dict[str, str]) -> dict[str, Any] | None
     """What came of a student that was made from the same and is still there."""
     found = _read(student / _FINISHED)
     if found.get("made_from") != made_from:
+        return None
+    if "said" not in found:  # of an earlier version
         return None
     places = (found["checkpoint"], found["student"], found["metrics"])
     return found if all(Path(place).exists() for place in places) else None
@@ -101,10 +109,13 @@ def _train(corpus: str, student: Path, made_from: dict[str, str]) -> dict[str, A
     if not trained.complete:
         report(trained.told())
         return 128 + signal.Signals[trained.stopped_by or "SIGINT"]
+    held_out = f"held-out {trained.first_held_out:.3f} -> {trained.last_held_out:.3f}"
     finished = {
         "made_from": made_from,
-        "told": f"loss {trained.first_loss:.3f} -> {trained.last_loss:.3f}   held-out {trained.first_held_out:.3f} -> "
-        f"{trained.last_held_out:.3f}   {trained.steps} steps, {trained.supervised_tokens:,} supervised tokens",
+        "said": [
+            f"{trained.steps} steps, {trained.supervised_tokens:,} supervised tokens",
+            f"loss {trained.first_loss:.3f} -> {trained.last_loss:.3f}, {held_out}",
+        ],
         "metrics": trained.metrics,
         "checkpoint": trained.checkpoint,
         "student": str(export(str(student), str(student / "export"))),
@@ -116,7 +127,10 @@ def _train(corpus: str, student: Path, made_from: dict[str, str]) -> dict[str, A
 def _show(result: RunResult, output: Path, finished: dict[str, Any]) -> None:
     assert result.corpus is not None
     _show_cells(result)
-    report(finished["told"])
+    report("")
+    for line in finished["said"]:
+        report(line)
+    report("")
     where = {
         "corpus": result.corpus.folder,
         "dropped rows": result.dropped.folder,

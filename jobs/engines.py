@@ -7,9 +7,9 @@ import contextlib
 import importlib.util
 from typing import TYPE_CHECKING, Literal, get_args
 
-from etl.console import report
 from etl.errors import ConfigError
 from etl.library_log import libraries_aside
+from etl.voice import Voice, voice_of
 
 if TYPE_CHECKING:
     from etl.run.run import RunResult
@@ -29,6 +29,7 @@ def run_on(
     overrides: list[str],
     processes: int | None = None,
     allow_code: bool = False,
+    voice: Voice | None = None,
 ) -> "RunResult":
     """Load a recipe with its overrides and run it.
 
@@ -38,6 +39,7 @@ def run_on(
         overrides: each KEY=VALUE.
         processes: number of processes of the local engine; None: the CPUs that this process may use.
         allow_code: as etl.conf.load takes it.
+        voice: says its lines; None for that of a command line.
 
     Raises:
         ConfigError: the engine's package is missing, or `processes` is given for another engine than local.
@@ -48,15 +50,16 @@ def run_on(
             f"--processes={processes} is only for --engine=local; Spark and Beam have their own settings for it"
         )
     require_package(engine)
+    voice = voice or voice_of()
     if engine == "spark":
         from jobs import run_recipe as spark
 
-        return spark.run(name_or_path, overrides, allow_code)
+        return spark.run(name_or_path, overrides, allow_code, voice)
     if engine == "beam":
         from jobs import run_beam as beam
 
-        return beam.run(name_or_path, overrides, [], allow_code)
-    return _run_locally(name_or_path, overrides, processes, allow_code)
+        return beam.run(name_or_path, overrides, [], allow_code, voice)
+    return _run_locally(name_or_path, overrides, processes, allow_code, voice)
 
 
 def require_package(engine: EngineName) -> None:
@@ -74,7 +77,9 @@ def require_package(engine: EngineName) -> None:
         )
 
 
-def _run_locally(name_or_path: str, overrides: list[str], processes: int | None, allow_code: bool) -> "RunResult":
+def _run_locally(
+    name_or_path: str, overrides: list[str], processes: int | None, allow_code: bool, voice: Voice
+) -> "RunResult":
     from etl import conf
     from etl.engines.local import LocalEngine
     from etl.machine import usable_cpus
@@ -82,8 +87,7 @@ def _run_locally(name_or_path: str, overrides: list[str], processes: int | None,
     from etl.run.run import run_recipe
 
     at_once = usable_cpus() if processes is None else processes
-    with contextlib.closing(LocalEngine(at_once)) as engine:
+    with libraries_aside(), contextlib.closing(LocalEngine(at_once)) as engine:
         engine.fork()
         recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
-        with libraries_aside():
-            return run_recipe(recipe, engine, report)
+        return run_recipe(recipe, engine, voice)

@@ -10,16 +10,19 @@ import sys
 import typer
 
 from etl import conf
-from etl.console import AllowCode, ConfFlag, Overrides, command, report, run_command
+from etl.console import AllowCode, ConfFlag, Overrides, Verbose, command, report, run_command
 from etl.engines.beam_import import import_beam_without_clouds, import_clouds
 from etl.errors import ConfigError
 from etl.library_log import libraries_aside
 from etl.run.recipe import Recipe
 from etl.run.run import RunResult, run_recipe
 from etl.sources.files import SAMPLE
+from etl.voice import Voice, voice_of
 
 
-def run(name_or_path: str, overrides: list[str], flags: list[str], allow_code: bool = False) -> RunResult:
+def run(
+    name_or_path: str, overrides: list[str], flags: list[str], allow_code: bool = False, voice: Voice | None = None
+) -> RunResult:
     """Load a recipe with its overrides (etl.conf.load) and run it with Beam's flags.
 
     Raises:
@@ -34,8 +37,9 @@ def run(name_or_path: str, overrides: list[str], flags: list[str], allow_code: b
     options = pipeline_options(flags)
     if not runs_here(options):
         _check_reach(recipe)
-    with libraries_aside(), contextlib.closing(BeamEngine(options, report, recipe.place)) as engine:
-        return run_recipe(recipe, engine, report)
+    voice = voice or voice_of()
+    with libraries_aside(), contextlib.closing(BeamEngine(options, voice, recipe.place)) as engine:
+        return run_recipe(recipe, engine, voice)
 
 
 def _load_beam(flags: list[str]) -> None:
@@ -69,13 +73,15 @@ def main(argv: list[str]) -> int:
 
 
 @command
-def _job(context: typer.Context, name: ConfFlag, set_: Overrides, allow_code: AllowCode = False) -> None:
+def _job(
+    context: typer.Context, name: ConfFlag, set_: Overrides, allow_code: AllowCode = False, verbose: Verbose = False
+) -> None:
     """Run a recipe on Beam. Other flags are passed to Beam; they can follow `--`."""
     _load_beam(context.args)
     from etl.engines.beam import JobNotRun
 
     try:
-        run(name, set_, context.args, allow_code)
+        run(name, set_, context.args, allow_code, voice_of(verbose))
     except JobNotRun as described:
         for line in str(described).splitlines():
             report(line)

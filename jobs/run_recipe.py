@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from etl import conf
-from etl.console import AllowCode, ConfFlag, Overrides, command, report, run_command
+from etl.console import AllowCode, ConfFlag, Overrides, Verbose, command, run_command
 from etl.engines.spark import SparkEngine
 from etl.engines.spark_daemon import VOCABULARY
 from etl.harmony.vocabulary import vocabulary_file
@@ -21,6 +21,7 @@ from etl.library_log import libraries_aside
 from etl.run.recipe import Recipe
 from etl.run.run import RunResult, label_of, run_recipe, run_stage
 from etl.stages.tokens import Tokenize
+from etl.voice import Voice, voice_of
 
 LabelFlag = Annotated[
     str | None,
@@ -34,21 +35,24 @@ StageFlag = Annotated[
 ]
 
 
-def run(name_or_path: str, overrides: list[str], allow_code: bool = False) -> RunResult:
+def run(name_or_path: str, overrides: list[str], allow_code: bool = False, voice: Voice | None = None) -> RunResult:
     """Load a recipe with its overrides (etl.conf.load) and run it in the active session, or else a local one."""
-    with _ready(name_or_path, overrides, allow_code) as (recipe, engine):
-        return run_recipe(recipe, engine, report)
+    voice = voice or voice_of()
+    with _ready(name_or_path, overrides, allow_code, voice) as (recipe, engine):
+        return run_recipe(recipe, engine, voice)
 
 
 @contextlib.contextmanager
-def _ready(name_or_path: str, overrides: list[str], allow_code: bool) -> Iterator[tuple[Recipe, SparkEngine]]:
+def _ready(
+    name_or_path: str, overrides: list[str], allow_code: bool, voice: Voice
+) -> Iterator[tuple[Recipe, SparkEngine]]:
     recipe = conf.load(Recipe, name_or_path, "recipes", overrides, allow_code)
     for stage in recipe.stages:
         if isinstance(stage, Tokenize):
             # An unusable vocabulary is reported here as the user's error; the daemon would just exit.
             vocabulary_file(stage.harmony.vocabulary)
             os.environ[VOCABULARY] = stage.harmony.vocabulary
-    with libraries_aside(), contextlib.closing(SparkEngine(report=report)) as engine:
+    with libraries_aside(), contextlib.closing(SparkEngine(report=voice, detail=voice.detail)) as engine:
         yield recipe, engine
 
 
@@ -56,13 +60,20 @@ def main(argv: list[str]) -> int:
     """Exit code of one run: 0, or 2 for an error that the user can fix."""
 
     @command
-    def job(name: ConfFlag, set_: Overrides, stage: LabelFlag = None, allow_code: AllowCode = False) -> None:
+    def job(
+        name: ConfFlag,
+        set_: Overrides,
+        stage: LabelFlag = None,
+        allow_code: AllowCode = False,
+        verbose: Verbose = False,
+    ) -> None:
         """Run a recipe, or one of its stages, on Spark."""
+        voice = voice_of(verbose)
         if stage is None:
-            run(name, set_, allow_code)
+            run(name, set_, allow_code, voice)
             return
-        with _ready(name, set_, allow_code) as (recipe, engine):
-            run_stage(recipe, engine, report, stage)
+        with _ready(name, set_, allow_code, voice) as (recipe, engine):
+            run_stage(recipe, engine, voice, stage)
 
     return run_command(job, argv, "run_recipe.py")
 
@@ -71,10 +82,17 @@ def main_of_stage(kind: str, argv: list[str]) -> int:
     """Exit code of one stage of a recipe; earlier stages must be committed."""
 
     @command
-    def job(name: ConfFlag, set_: Overrides, stage: StageFlag = None, allow_code: AllowCode = False) -> None:
+    def job(
+        name: ConfFlag,
+        set_: Overrides,
+        stage: StageFlag = None,
+        allow_code: AllowCode = False,
+        verbose: Verbose = False,
+    ) -> None:
         """Run one stage of a recipe on Spark; earlier stages must be committed."""
-        with _ready(name, set_, allow_code) as (recipe, engine):
-            run_stage(recipe, engine, report, label_of(recipe, kind, stage))
+        voice = voice_of(verbose)
+        with _ready(name, set_, allow_code, voice) as (recipe, engine):
+            run_stage(recipe, engine, voice, label_of(recipe, kind, stage))
 
     return run_command(job, argv, f"stage_{kind}.py")
 

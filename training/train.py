@@ -130,7 +130,8 @@ def train(
                     config.corpora(),
                     config.teacher_tables(),
                 )
-            place = Place(state.step, state.tokens, sum(stage.tokens for stage in config.stages))
+            names = tuple(stage.name for stage in config.stages)
+            place = Place(state.step, state.tokens, sum(stage.tokens for stage in config.stages), names)
             recorder = Recorder(engine, shape, output, config.metrics, config.watchdog, place, state)
             with recorder.start(options.json_lines, options.profile):
                 trainer = Trainer(config, here, engine, teacher, heads.sizes, rates, checkpoints, recorder, state)

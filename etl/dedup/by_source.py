@@ -74,7 +74,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
         if line["over_select"] is None:
             yield f"{source}: all of its {line['rows']:,} rows are duplicates of others"
         elif line["removed_share"]:
-            share = f"{line['removed_share']:.1%} of {line['rows']:,} rows"
-            yield f"{source}: {share} are duplicates; over-select by {line['over_select']:.3f}"
+            found = f"{sum(line['removed'].values()):,} of {line['rows']:,} rows are duplicates"
+            yield f"{source}: {found} ({line['removed_share']:.1%}); over-select by {line['over_select']:.3f}"
     for source, other, contained in subsets(report):
-        yield f"warning: {contained:.1%} of {source} stands in {other}: a subset of it"
+        yield f"warning: {contained:.1%} of {source} is in {other}, too: a subset of it"

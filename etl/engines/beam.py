@@ -30,10 +30,9 @@ from apache_beam.options.pipeline_options import (
     TestOptions,
 )
 from apache_beam.runners.runner import PipelineState
-from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from etl.arrays import Bools
-from etl.engine import Counts, EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
+from etl.engine import EmitFn, Engine, Exchange, Reduce, Resources, Task, Work
 from etl.engines.beam_frames import ApplySteps, RecordBatchCoder, TableCoder, ToArrow, no_rows
 from etl.engines.beam_options import (
     WorkerOptions,
@@ -44,11 +43,11 @@ from etl.engines.beam_options import (
     runs_here,
 )
 from etl.engines.bucket_slices import bucket_slices
-from etl.engines.progress import progress_of
 from etl.engines.spill import Spill, WriteSpill
 from etl.errors import ConfigError, DataError, StillhouseError
 from etl.sorting import SortedRows
 from etl.storage.location import Location
+from etl.storage.progress import Counts
 
 __all__ = ["ApplySteps", "BeamEngine", "JobNotRun", "RecordBatchCoder", "TableCoder", "ToArrow"]
 
@@ -168,11 +167,10 @@ class BeamEngine(Engine):
         options = self._job_options(work.stage)
         pipeline = beam.Pipeline(runner=runner_of(options), options=options)
         _ = pipeline | work.stage >> job
-        with _spinner(f"{work.stage}  {work.num_tasks} of {work.of_tasks} tasks"):
-            result = pipeline.run()
-            self._stop_if_not_run(work, options)
-            self._tell(work, options, result)
-            state = result.wait_until_finish()
+        result = pipeline.run()
+        self._stop_if_not_run(work, options)
+        self._tell(work, options, result)
+        state = result.wait_until_finish()
         if state not in (None, PipelineState.DONE):
             raise DataError(f"the job of {work.stage} ended as {state}; run again to resume")
 
@@ -193,14 +191,6 @@ class BeamEngine(Engine):
                 f"{work.stage}  {work.num_tasks} of {work.of_tasks} tasks: {cloud.job_name} "
                 f"https://console.cloud.google.com/dataflow/jobs/{cloud.region}/{result.job_id()}?project={cloud.project}"
             )
-
-
-@contextlib.contextmanager
-def _spinner(text: str) -> Iterator[None]:
-    columns = (SpinnerColumn(), TextColumn("{task.description:>24}"), TimeElapsedColumn())
-    with progress_of(*columns) as progress:
-        progress.add_task(text, total=None)
-        yield
 
 
 # --- what runs on workers ------------------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ from typing import Any, Final
 import pyarrow as pa
 
 from etl.digests import file_sha256
-from etl.engine import Counts, Exchange, Work
+from etl.engine import Exchange, Work
 from etl.engines.java import Java
+from etl.storage.progress import Counts
 
 QUIET: Final = "-Xlog:cds*=off"
 """What a JVM says of an archive that it does not use is nothing to a user."""

@@ -9,19 +9,20 @@ Costs nothing to start in this process. A pool costs 1.5 CPU-seconds of imports 
 called before anything else is done (etl.engines.pool).
 """
 
+import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from etl.engine import Counts, Engine, Exchange, Reduce, Task, Work
+from etl.engine import Engine, Exchange, Reduce, Task, Work
 from etl.engines.pool import WorkerPool, may_fork
-from etl.engines.progress import counts_line, progress_bar
 from etl.engines.spill import ReduceSpills, Spill, WriteSpill
 from etl.errors import ConfigError
+from etl.storage.progress import Counts
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,29 +57,24 @@ class LocalEngine(Engine):
             self._pool.close()
 
     def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
-        with _Job(work, len(items)) as job:
-            self._run(work, task, items, job.count)
+        with _counted(work) as count:
+            self._run(work, task, items, count)
 
     def run_buckets(self, work: Work, buckets: Sequence[int], exchange: Exchange, reduce: Reduce) -> None:
         wanted = np.zeros(exchange.num_buckets, np.bool_)
         wanted[list(buckets)] = True
         pool_folder = None if self._pool is None else self._pool.folder
         with (
-            _Job(work, len(exchange.splits) + len(buckets)) as job,
+            _counted(work) as count,
             tempfile.TemporaryDirectory(
                 prefix="stillhouse-shuffle-", dir=pool_folder, ignore_cleanup_errors=True
             ) as folder,
         ):
             spills: list[Spill] = []
-
-            def spilled(spill: Spill) -> None:
-                spills.append(spill)
-                job.count(Counts())
-
             write = WriteSpill(exchange.emit, exchange.schema, wanted, Path(folder))
-            self._run(work, write, list(enumerate(exchange.splits)), spilled)
+            self._run(work, write, list(enumerate(exchange.splits)), spills.append)
             read = ReduceSpills(sorted(spills, key=lambda spill: spill.path), exchange.sorter, reduce)
-            self._run(work, read, [(bucket,) for bucket in buckets], job.count)
+            self._run(work, read, [(bucket,) for bucket in buckets], count)
 
     def _run(
         self, work: Work, task: Callable[..., Any], calls: Sequence[tuple[Any, ...]], done: Callable[[Any], None]
@@ -91,28 +87,9 @@ class LocalEngine(Engine):
         self._pool.run(task, calls, at_once, done)
 
 
-class _Job:
-    """One job of this engine as people see it: a bar while it runs, and what its tasks counted."""
-
-    def __init__(self, work: Work, num_calls: int) -> None:
-        self._work = work
-        self._counts = Counts()
-        self._progress = progress_bar()
-        self._bar = self._progress.add_task(work.stage, total=num_calls, counts="")
-
-    def __enter__(self) -> "_Job":
-        self._progress.start()
-        return self
-
-    def count(self, counts: Counts) -> None:
-        """A call is done."""
-        self._counts += counts
-        self._progress.update(self._bar, advance=1, counts=counts_line(self._counts))
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._progress.stop()
-        if kind is None:
-            _LOG.info("%s: %s", self._work.stage, counts_line(self._counts))
-
-
-# --- a shuffle over scratch files ----------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _counted(work: Work) -> Iterator[Callable[[Counts], None]]:
+    """Around a job: takes what each task counted, and leaves their sum in the log."""
+    counts: list[Counts] = []
+    yield counts.append
+    _LOG.info("%s: %s", work.stage, sum(counts, Counts()))

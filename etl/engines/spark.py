@@ -9,8 +9,8 @@ session is active or when spark-submit configured one; only what nobody set gets
 4 s, a job about 0.1 s.
 
 Every job has a group and a description ("stillhouse: filter, 12 of 40 splits"), which the web page, the event log and
-the history server show, and an accumulator of what its tasks counted, which the progress bar and the log show: Spark
-gives an accumulator of Python's no name and therefore no place on the page of a stage.
+the history server show, and an accumulator of what its tasks counted, which the log shows: Spark gives an accumulator
+of Python's no name and therefore no place on the page of a stage.
 
 For people without a recipe: `apply(df, steps)` and `read(session, path)`.
 """
@@ -21,7 +21,6 @@ import itertools
 import logging
 import os
 import tempfile
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,10 +29,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from rich.progress import Progress
 
-from etl.engine import Counts, Engine, Exchange, Reduce, Table, Task, Work, Written
-from etl.engines.progress import counts_line, progress_bar
+from etl.engine import Engine, Exchange, Reduce, Table, Task, Work, Written, nothing
 from etl.engines.spark_frames import apply, read
 from etl.engines.spark_resources import Ask, ask
 from etl.engines.spark_session import active_session, make_context, workers_fault
@@ -43,11 +40,11 @@ from etl.errors import StillhouseError
 from etl.storage.build import Build
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
+from etl.storage.progress import Counts
 
 __all__ = ["SparkEngine", "apply", "read"]
 
 _LOG = logging.getLogger(__name__)
-_POLL_S = 0.3
 
 
 class SparkEngine(Engine):
@@ -55,15 +52,19 @@ class SparkEngine(Engine):
 
     Args:
         session: an active SparkSession; None makes or adopts one at the first job.
-        report: gets a line about the Java that was found, and about needs of a task that the master cannot meet.
+        report: gets a line about needs of a task that the master cannot meet.
+        detail: gets a line about the Java that was found.
     """
 
-    def __init__(self, session: Any = None, report: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, session: Any = None, report: Callable[[str], None] = print, detail: Callable[[str], None] = nothing
+    ) -> None:
         super().__init__()
         self._session = session
         self._context: Any = None if session is None else session.sparkContext
         self._is_ours = False
         self._report = report
+        self._detail = detail
         self._told = {""}
         self._numbers = itertools.count()
 
@@ -73,7 +74,7 @@ class SparkEngine(Engine):
         if self._context is None:
             self._session = active_session()
             if self._session is None:
-                self._context = make_context(self._report)
+                self._context = make_context(self._detail)
                 self._is_ours = True
             else:
                 self._context = self._session.sparkContext
@@ -242,12 +243,11 @@ class _CountsParam:
 
 
 class _Job:
-    """One Spark job of ours: its group, what its tasks have counted so far, and a progress bar."""
+    """One Spark job of ours: its group, and what its tasks have counted so far."""
 
     def __init__(self, context: Any, work: Work, group: str) -> None:
         self.group = group
         self.counts = context.accumulator(Counts(), _CountsParam())
-        self._context = context
         self._work = work
 
     def run(self, errors: Callable[[], list[str | None]]) -> None:
@@ -256,39 +256,16 @@ class _Job:
         Raises:
             StillhouseError: the first that a task met.
         """
-        done = threading.Event()
-        with progress_bar() as progress:
-            bar = progress.add_task(self._work.stage, total=None, counts="")
-            watcher = threading.Thread(target=self._watch, args=(progress, bar, done), daemon=True)
-            watcher.start()
-            try:
-                failures = [error for error in errors() if error is not None]
-            except Exception as error:
-                fault = workers_fault(str(error))
-                if fault is None:
-                    raise
-                raise fault from error
-            finally:
-                done.set()
-                watcher.join()
-        _LOG.info("%s: %s", self._work.stage, counts_line(self.counts.value))
+        try:
+            failures = [error for error in errors() if error is not None]
+        except Exception as error:
+            fault = workers_fault(str(error))
+            if fault is None:
+                raise
+            raise fault from error
+        _LOG.info("%s: %s", self._work.stage, self.counts.value)
         if failures:
             raise StillhouseError.from_text(failures[0])
-
-    def _watch(self, progress: Progress, bar: Any, done: threading.Event) -> None:
-        tracker = self._context.statusTracker()
-        while not done.wait(_POLL_S):
-            stages = [
-                tracker.getStageInfo(stage)
-                for job in tracker.getJobIdsForGroup(self.group)
-                if (info := tracker.getJobInfo(job)) is not None
-                for stage in info.stageIds
-            ]
-            tasks = [stage for stage in stages if stage is not None]
-            if tasks:
-                finished = sum(stage.numCompletedTasks for stage in tasks)
-                total = sum(stage.numTasks for stage in tasks)
-                progress.update(bar, total=total, completed=finished, counts=counts_line(self.counts.value))
 
 
 _GROUP_PROPERTIES = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel")

@@ -15,11 +15,12 @@ from typing import Any
 import pyarrow as pa
 
 from etl.digests import canonical_json
-from etl.engine import Counts, Table
+from etl.engine import Table
 from etl.engines.spark_types import arrow_schema
 from etl.errors import DataError, SourceError
 from etl.storage.build import Chunk, Job, SplitWriter
 from etl.storage.location import Location
+from etl.storage.progress import Counts
 
 _VERSIONS = {
     "delta": ("DESCRIBE HISTORY {} LIMIT 1", "version"),

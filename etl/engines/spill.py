@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from etl.arrays import I32, Bools
-from etl.engine import Counts, EmitFn, Reduce
+from etl.engine import EmitFn, Reduce
 from etl.engines.bucket_slices import bucket_slices
 from etl.sorting import SortedRows
+from etl.storage.progress import Counts
 
 
 @dataclass(frozen=True)

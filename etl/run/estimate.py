@@ -8,13 +8,12 @@ Costs the sample's run (about 10 s for 16 MB without a model) and one listing of
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from etl.columns import left, width
-from etl.engine import nothing
 from etl.engines.local import LocalEngine
 from etl.laws import CandidatePairs, VerifiedPairs
 from etl.run.duplicates import SampleRun
@@ -96,7 +95,6 @@ class Estimate:
 def estimate(
     recipe: Recipe,
     sample_bytes: int = SAMPLE_BYTES,
-    report: Callable[[str], None] = lambda line: None,
     seed: int = 0,
 ) -> Estimate:
     """Run a recipe on a sample of its input and predict the cost of the whole.
@@ -104,7 +102,6 @@ def estimate(
     Args:
         recipe: what would run; nothing is read from or written to its output.
         sample_bytes: stored bytes of input to sample. Slow steps (IFD) run on every row of it.
-        report: gets one line for each dataset of the sample's run.
         seed: of the places that are sampled.
 
     Raises:
@@ -117,9 +114,9 @@ def estimate(
             warm = write_sample(recipe, Path(folder) / "warm", MIN_PIECE_BYTES, seed)
             sample = write_sample(recipe, Path(folder) / "sample", sample_bytes, seed)
         # Models load and kernels compile once a worker, not once a row: they are not to be scaled up.
-        run_stages(warm.recipe, context_of(warm.recipe, LocalEngine(), nothing))
+        run_stages(warm.recipe, context_of(warm.recipe, LocalEngine()))
         engine = MeteredEngine()
-        done = run_stages(sample.recipe, context_of(sample.recipe, engine, report))
+        done = run_stages(sample.recipe, context_of(sample.recipe, engine))
         return _Prediction(SampleRun(sample, done.rows, engine.jobs, engine.uses, engine.emitted)).estimate()
 
 
@@ -198,8 +195,8 @@ class _Prediction:
                 f"{pairs.removed:,.0f} rows dropped"
             )
             if self._run.scale > 1 and pairs.sample_pairs < _FEW_PAIRS:
+                number = f"only {pairs.sample_pairs}" if pairs.sample_pairs else "no"
                 yield (
-                    f"{name}: only {pairs.sample_pairs} pairs of near duplicates are in the sample: the numbers of "
-                    "pairs, of the rows in them and of clusters may be wrong by a factor of several; take a larger "
-                    "sample"
+                    f"{name}: the sample holds {number} near duplicates, so the numbers of pairs, of the rows in them "
+                    "and of clusters may be wrong by a factor of several; take a larger sample"
                 )

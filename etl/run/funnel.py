@@ -5,10 +5,10 @@
     ingest              1,199,990    900,000   40,000     9,100  2,149,090  parse 10
     …
 
-A line is a step in the order of the run. Its columns are the sources, largest first; those that 80 columns do not hold
-are one column. What the step dropped is summed over the sources. No name is cut: a long one of a step has a line for
-itself, and sources with long names, or in a column with others, are named below the table. Made from the accounts of
-manifests: no row is read.
+A line is a step in the order of the run. Its columns are the sources, largest first; those that do not fit are one
+column. What the step dropped is summed over the sources, and is below the numbers where it does not fit behind them. No
+name is cut: a long one of a step has a line for itself, and sources with long names, or in a column with others, are
+named below the table. Made from the accounts of manifests: no row is read.
 """
 
 import shlex
@@ -20,7 +20,7 @@ from etl.storage.dataset import Dataset
 from etl.storage.location import Location
 from etl.storage.manifest import FLOW, Accounting
 
-_WIDTH = 80
+WIDTH = 80
 _MIN_REASONS = 20
 _MAX_NAME = 18
 _NO_BREAK = "\xa0"
@@ -28,12 +28,13 @@ _NO_BREAK = "\xa0"
 _TITLE, _READ, _ALL, _LOST = "rows left after", "(read)", "all", "lost to"
 
 
-def funnel(accounting: Accounting, order: Sequence[str]) -> list[str]:
+def funnel(accounting: Accounting, order: Sequence[str], screen: int = WIDTH) -> list[str]:
     """The lines of a funnel; none where no row was accounted for.
 
     Args:
         accounting: source -> step -> reason -> rows of the whole run.
         order: the steps in the order of the run; those that have no account are left out.
+        screen: columns of the terminal.
     """
     steps = [step for step in order if any(step in of_source for of_source in accounting.values())]
     if not steps:
@@ -42,7 +43,9 @@ def funnel(accounting: Accounting, order: Sequence[str]) -> list[str]:
     by_size = dict(sorted(columns.items(), key=lambda item: (-item[1][0], item[0])))
     names = [_READ, *steps]
     first = max(width(name) for name in (_TITLE, *names) if width(name) <= _MAX_NAME)
-    cells, legend = _folded(by_size, _WIDTH - first - _MIN_REASONS)
+    cells, legend = _folded(by_size, screen - first - _MIN_REASONS)
+    reasons = {step: _reasons(accounting, step) for step in steps}
+    widest = max((width(bound) + 1 for told in reasons.values() for bound in told.split(", ")), default=0)
     widths = [max(width(title), *(len(f"{rows:,}") for rows in column)) for title, column in cells]
     head = "  ".join([left(_TITLE, first), *(right(title, n) for (title, _), n in zip(cells, widths, strict=True))])
     lines = [f"{head}  {_LOST}"]
@@ -52,8 +55,7 @@ def funnel(accounting: Accounting, order: Sequence[str]) -> list[str]:
             name = ""
         numbers = (f"{column[row]:>{n},}" for (_, column), n in zip(cells, widths, strict=True))
         text = "  ".join([left(name, first), *numbers])
-        reasons = _reasons(accounting, steps[row - 1]) if row else ""
-        lines += _beside(text, reasons)
+        lines += _beside(text, reasons[steps[row - 1]] if row else "", screen, widest)
     return [*lines, *legend]
 
 
@@ -94,7 +96,7 @@ def _folded(columns: dict[str, list[int]], num_columns: int) -> tuple[list[tuple
 def _listed(title: str, names: Sequence[str]) -> list[str]:
     """Names as lines of words, none of them broken."""
     text = f"{title}: {', '.join(name.replace(' ', _NO_BREAK) for name in names)}"
-    wrapped = textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    wrapped = textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return [line.replace(_NO_BREAK, " ") for line in wrapped]
 
 
@@ -109,28 +111,42 @@ def _reasons(accounting: Accounting, step: str) -> str:
     return ", ".join([*made, *(f"{reason} {-rows:,}" for rows, reason in lost)])
 
 
-def _beside(text: str, reasons: str) -> list[str]:
-    """A line with reasons behind it, which go on below where they do not fit."""
+def _beside(text: str, reasons: str, screen: int, widest: int) -> list[str]:
+    """A line with reasons behind it, which go on below where they do not fit; all of them if one alone does not.
+
+    Args:
+        text: of the line.
+        reasons: with their rows.
+        screen: columns of the terminal.
+        widest: columns of the longest reason of all lines.
+    """
     if not reasons:
         return [text]
-    at = width(text)
-    bound = ", ".join(reason.replace(" ", _NO_BREAK) for reason in reasons.split(", "))
-    room = max(_MIN_REASONS - 2, _WIDTH - at - 2)
-    wrapped = textwrap.wrap(bound, room, break_long_words=False, break_on_hyphens=False)
+    bound = [reason.replace(" ", _NO_BREAK) for reason in reasons.split(", ")]
+    room = screen - width(text) - 2
+    if is_below := room < max(map(width, bound)) + 1:
+        room = max(widest, _MIN_REASONS)
+    wrapped = textwrap.wrap(", ".join(bound), room, break_long_words=False, break_on_hyphens=False)
     shown = [line.replace(_NO_BREAK, " ") for line in wrapped]
-    return [f"{text}  {shown[0]}", *(f"{'':{at}}  {line}" for line in shown[1:])]
+    if is_below:
+        return [text, *(" " * max(0, screen - room) + line for line in shown)]
+    return [f"{text}  {shown[0]}", *(f"{'':{width(text)}}  {line}" for line in shown[1:])]
 
 
-def last_lines(accounting: Accounting, order: Sequence[str], corpus: Dataset | None, output: Location) -> Iterator[str]:
-    """The funnel, what the corpus holds, and the command that comes next.
+def last_lines(
+    accounting: Accounting, order: Sequence[str], corpus: Dataset | None, output: Location, screen: int | None = None
+) -> Iterator[str]:
+    """The funnel, what the corpus holds, and the command that comes next; blank lines between them.
 
     Args:
         accounting: of the whole run.
         order: its steps in their order.
         corpus: None where the recipe lays none out.
         output: of the run.
+        screen: columns of the terminal; None where there is none.
     """
-    yield from funnel(accounting, order)
+    table = funnel(accounting, order, max(screen or WIDTH, WIDTH))
+    yield from ["", *table, ""] if table else []
     if corpus is None:
         yield f"next: stillhouse catalog {shlex.quote(str(output))} --dialect duckdb"
         return

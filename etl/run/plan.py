@@ -127,7 +127,7 @@ class _Lookahead(Engine):
         if self.run.state(stage) != "committed":
             self._note(folder, stage, "run", _NOTHING)
             _end()
-        self._note(folder, stage, "check", f"runs again if {table.name} has changed")
+        self._note(folder, stage, "check", f"will re-run only if {table.name} has changed")
         return self.run.dataset(stage)
 
     def _note(self, folder: Location, stage: str, action: Action, *reasons: str) -> None:
@@ -156,9 +156,9 @@ class _Lookahead(Engine):
             reason = "what an earlier run began there is of another recipe, input or cut"
             self._note(job.folder, job.stage, "run", reason)
         elif anew:
-            self._note(job.folder, job.stage, "run", f"begins anew, since {', '.join(anew)} runs again")
+            self._note(job.folder, job.stage, "run", f"starts over, because {_all(anew)} will re-run")
         elif unsure:
-            reason = f"{self._progress(job.stage)}, unless {', '.join(unsure)} gives other rows"
+            reason = f"{self._progress(job.stage)}; starts over if {_changes(unsure)}"
             self._note(job.folder, job.stage, "check", reason)
         else:
             self._note(job.folder, job.stage, "resume", self._progress(job.stage))
@@ -173,7 +173,7 @@ class _Lookahead(Engine):
         if reasons:
             self._note(job.folder, job.stage, "run", *reasons)
         elif unsure:
-            self._note(job.folder, job.stage, "check", f"runs again if {', '.join(unsure)} gives other rows")
+            self._note(job.folder, job.stage, "check", f"will re-run only if {_changes(list(unsure))}")
         else:
             self._note(job.folder, job.stage, "keep")
 
@@ -205,8 +205,8 @@ class _Lookahead(Engine):
         state = self.run.state(stage)
         if state == "absent":
             return PlannedStage(label, stage, "run", (_NOTHING,))
-        told = f"{self._progress(stage)}, and it " if state == "started" else ""
-        return PlannedStage(label, stage, "check", (f"{told}runs again if an earlier stage gives other rows",))
+        told = f"{self._progress(stage)}; starts over if" if state == "started" else "will re-run only if"
+        return PlannedStage(label, stage, "check", (f"{told} an earlier stage changes",))
 
     def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
         raise AssertionError(work)
@@ -216,6 +216,15 @@ class _Lookahead(Engine):
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _all(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _changes(names: Sequence[str]) -> str:
+    """The condition that one of several datasets gets other rows."""
+    return f"{names[0]} changes" if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]} change"
 
 
 def _places_known(job: Job) -> bool:
@@ -275,7 +284,7 @@ def _walk(recipe: Recipe) -> _Lookahead:
     lookahead = _Lookahead(Run.open(recipe.place))
     check(recipe)
     try:
-        run_stages(recipe, context_of(recipe, lookahead, nothing), lookahead.enter)
+        run_stages(recipe, context_of(recipe, lookahead), lookahead.enter)
     except _LookaheadEnd:
         lookahead.has_ended = True
     return lookahead

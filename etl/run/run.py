@@ -5,16 +5,17 @@ A stage whose dataset is there with the same fingerprint is not run again; when 
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from etl.columns import right
-from etl.engine import Engine, nothing, reader, sole_writer
+from etl.engine import Engine, Onlooker, nothing, reader, sole_writer
 from etl.errors import ConfigError, DataError, StillhouseError
 from etl.laws import Growth, With
+from etl.library_log import log_bytes, log_path
 from etl.rows import Rows, RowsRef
 from etl.run.costs import cost_lines, keep_costs, run_costs
 from etl.run.fields import fields_of
@@ -23,17 +24,20 @@ from etl.run.places import check_places
 from etl.run.recipe import DROPPED_FOLDER, Recipe
 from etl.run.record import record_of
 from etl.run.revisions import pinned
+from etl.run.told import Lines, StageLines, StageOutcome
 from etl.schema import DROPPED, PROMPT
 from etl.stages import ingest
 from etl.stages.context import Context
 from etl.stages.keyed import uuid_texts
 from etl.storage.build import Chunk, Job
+from etl.storage.costs import RunCosts
 from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.manifest import Accounting
 from etl.storage.opened import Run
-from etl.storage.record import write_record
+from etl.storage.record import LOG, write_record
 from etl.storage.remote import is_refused, storage_options
 from etl.storage.stale import stale_folders, stale_lines
+from etl.voice import Voice
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class RunResult:
     corpus: Dataset | None
     accounting: Accounting
     """Every step of the run, from the raw rows to the corpus."""
+    stages: tuple[StageOutcome, ...] = ()
+    """What each stage did to the rows, in the order of the run."""
+    had_nothing_to_do: bool = False
+    costs: RunCosts | None = None
+    """What all that is there has cost; None where nothing says so."""
 
 
 def check(recipe: Recipe) -> None:
@@ -63,10 +72,10 @@ def check(recipe: Recipe) -> None:
     check_places(recipe)
 
 
-def context_of(recipe: Recipe, engine: Engine, report: Callable[[str], None]) -> Context:
+def context_of(recipe: Recipe, engine: Engine) -> Context:
     """What the stages of a recipe get when it runs on an engine."""
     sources = tuple(sorted(recipe.sources))
-    return Context(engine, recipe.place, sources, recipe.run, recipe.storage, report)
+    return Context(engine, recipe.place, sources, recipe.run, recipe.storage, label=ingest.STEP)
 
 
 def run_recipe(
@@ -77,40 +86,56 @@ def run_recipe(
     Args:
         recipe: what is run.
         engine: what runs it.
-        report: gets each line for the user.
+        report: gets each line for the user; a `Voice` says internals, too, and how far the run is.
         watch: gets every dataset once it is committed, or found so, also of a run that fails later.
 
     Raises:
         StillhouseError: one of its four classes, for what a user can mend.
     """
-    lines = _Lines(report)
-    with storage_options(recipe.storage):
-        recipe = pinned(recipe)
-        context = replace(context_of(recipe, engine, lines), always=report, watch=watch)
-        check(recipe)
-        with _held(recipe, context, lines, "this recipe"):
-            result = run_stages(recipe, context)
-            costs = _told_costs(recipe, engine)
-        tell_stale(recipe, report)
-    for line in costs:
-        report(line)
-    for line in last_lines(result.accounting, record_of(recipe).steps, result.corpus, context.output):
-        report(line)
-    return result
+    lines = Lines(_voice(report))
+    with _logged(recipe, lines):
+        with storage_options(recipe.storage):
+            recipe = pinned(recipe)
+            check(recipe)
+            with _told(recipe, engine, lines) as (context, stages), _held(recipe, context, lines, "this recipe"):
+                result = run_stages(recipe, replace(context, watch=watch))
+                stages.close()
+                costs, why = _kept_costs(recipe, engine)
+            tell_stale(recipe, lines.voice)
+        known = [why] if costs is None else cost_lines(costs, recipe.run.price_per_core_hour)
+        steps, columns = record_of(recipe).steps, lines.voice.columns
+        ends = last_lines(result.accounting, steps, result.corpus, context.output, columns)
+        for line in itertools.chain(["", *filter(None, known)], ends):
+            lines.voice(line)
+    return replace(result, stages=tuple(stages.outcomes), had_nothing_to_do=lines.are_held, costs=costs)
 
 
-def _told_costs(recipe: Recipe, engine: Engine) -> list[str]:
-    """Leave in the output what it has cost, if it may be written; the lines that say so."""
+def _voice(report: Callable[[str], None]) -> Voice:
+    return report if isinstance(report, Voice) else Voice(report)
+
+
+@contextlib.contextmanager
+def _told(recipe: Recipe, engine: Engine, lines: Lines) -> Iterator[tuple[Context, StageLines]]:
+    """The context of a run that says a line a stage, and what says them; at its end all of them are said."""
+    stages = StageLines(recipe.labels, lines)
+    engine.onlooker = stages
+    try:
+        yield replace(context_of(recipe, engine), telling=stages), stages
+    finally:
+        engine.onlooker = Onlooker()
+        stages.say_rest()
+
+
+def _kept_costs(recipe: Recipe, engine: Engine) -> tuple[RunCosts | None, str]:
+    """What the run has cost, left in the output if it may be written; a line that says why it is not known."""
     try:
         costs = run_costs(recipe)
-        if costs is None:
-            return []
-        if engine.may_write:
+        if costs is not None and engine.may_write:
             keep_costs(recipe.place, costs)
     except StillhouseError as error:
         # All is committed, and costs are nothing that anybody builds on.
-        return [f"{right('costs', 24)}  not known: {error}"]
-    return list(cost_lines(costs, recipe.run.price_per_core_hour))
+        return None, f"costs: not known: {error}"
+    return costs, ""
 
 
 def tell_stale(recipe: Recipe, report: Callable[[str], None]) -> None:
@@ -121,11 +146,11 @@ def tell_stale(recipe: Recipe, report: Callable[[str], None]) -> None:
         # All is committed: a store that lists nothing, or the damage of another's dataset, does not undo that.
         lines = [("stale", f"not looked for: {error}")]
     for what, line in lines:
-        report(f"{right(what, 24)}  {line}")
+        report(f"{what}: {line}")
 
 
 @contextlib.contextmanager
-def _held(recipe: Recipe, context: Context, lines: "_Lines", maker: str) -> Iterator[None]:
+def _held(recipe: Recipe, context: Context, lines: Lines, maker: str) -> Iterator[None]:
     """Hold the output and leave the run's record; one that may not be written is taken as it is if the run is done.
 
     Args:
@@ -154,35 +179,8 @@ def _held(recipe: Recipe, context: Context, lines: "_Lines", maker: str) -> Iter
     lines.tell_nothing(f"{context.output}, which may not be written, holds all that {maker} makes")
 
 
-class _Lines:
-    """The lines of a run, held back until it has something to do: what is there already is no news."""
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
-        self._held: list[str] = []
-        self.are_held = True
-
-    def __call__(self, line: str) -> None:
-        if self.are_held:
-            self._held.append(line)
-        else:
-            self._report(line)
-
-    def tell_nothing(self, why: str) -> None:
-        """In the place of the lines, if there was nothing to do."""
-        if self.are_held:
-            self._report(f"nothing to do: {why}")
-
-    def release(self) -> None:
-        """There is something to do."""
-        self.are_held = False
-        for line in self._held:
-            self._report(line)
-        self._held = []
-
-
 @contextlib.contextmanager
-def _recorded(recipe: Recipe, engine: Engine, lines: _Lines) -> Iterator[None]:
+def _recorded(recipe: Recipe, engine: Engine, lines: Lines) -> Iterator[None]:
     """Leave the run's record, and release its lines, before its first dataset is begun; the lines by an error, too.
 
     Not at once: what fails before it has written anything, such as for want of input, leaves the output as it was. A
@@ -197,7 +195,7 @@ def _recorded(recipe: Recipe, engine: Engine, lines: _Lines) -> Iterator[None]:
 
     def begin() -> None:
         guard_and_record()
-        lines.release()
+        lines.begin()
 
     engine.guard = begin
     try:
@@ -207,6 +205,24 @@ def _recorded(recipe: Recipe, engine: Engine, lines: _Lines) -> Iterator[None]:
         raise
     if engine.guard is begin:
         guard_and_record()
+
+
+@contextlib.contextmanager
+def _logged(recipe: Recipe, lines: Lines) -> Iterator[None]:
+    """Leave in the output what a run has said that did something, and what libraries said meanwhile."""
+    try:
+        yield
+    finally:
+        if lines.has_begun and (said := log_bytes()) is not None:
+            _keep_log(recipe, lines, said)
+
+
+def _keep_log(recipe: Recipe, lines: Lines, said: bytes) -> None:
+    try:
+        (recipe.place / LOG).replace(said)
+    except StillhouseError as error:
+        # The file of this machine stays, and nothing else depends on the copy.
+        lines.voice(f"the log {log_path()} could not be copied into the output: {error}")
 
 
 class _Done(Exception):
@@ -222,7 +238,7 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
     """
     if label not in recipe.labels:
         raise ConfigError(f"the recipe '{recipe.name}' has no stage '{label}'; it has {', '.join(recipe.labels)}")
-    lines = _Lines(report)
+    lines = Lines(_voice(report))
     reached = False
 
     def enter(name: str) -> None:
@@ -233,14 +249,14 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
         reached = name == label
         engine.permit = nothing if reached else functools.partial(_refuse, recipe, name, label)
 
-    with storage_options(recipe.storage):
+    with _logged(recipe, lines), storage_options(recipe.storage):
         recipe = pinned(recipe)
-        context = replace(context_of(recipe, engine, lines), always=report)
         check(recipe)
-        with _held(recipe, context, lines, f"the stage '{label}'"):
+        with _told(recipe, engine, lines) as (context, stages), _held(recipe, context, lines, f"the stage '{label}'"):
             with contextlib.suppress(_Done):
                 run_stages(recipe, context, enter)
-            _told_costs(recipe, engine)
+            stages.close()
+            _kept_costs(recipe, engine)
 
 
 def label_of(recipe: Recipe, kind: str, name: str | None) -> str:
@@ -282,16 +298,22 @@ def _job_of(recipe: Recipe, label: str) -> str:
 
 def run_stages(recipe: Recipe, context: Context, enter: Callable[[str], None] = nothing) -> RunResult:
     """Every stage in its order, through the engine of the context; `enter` is called with the label of each before."""
-    enter(ingest.STEP)
+
+    def begin(label: str) -> None:
+        enter(label)
+        context.telling.enter(label)
+
+    begin(ingest.STEP)
     rows = ingest.ingest(context, recipe.sources, recipe.max_bad_fraction, recipe.max_row_bytes)
+    of_dropped = replace(context, label=DROPPED_FOLDER)
     dropped: DatasetLike | None = None
     for stage in recipe.stages:
-        enter(stage.label)
+        begin(stage.label)
         if stage.is_output and dropped is None:
-            dropped = _write_dropped(recipe, context, rows)
-        rows = stage.run(context.of_stage(stage.name, stage.foreign_identity()), rows)
+            dropped = _write_dropped(recipe, of_dropped, rows)
+        rows = stage.run(context.of_stage(stage.label, stage.name, stage.foreign_identity()), rows)
     if dropped is None:
-        dropped = _write_dropped(recipe, context, rows)
+        dropped = _write_dropped(recipe, of_dropped, rows)
     context.engine.settle()
     corpus = next(iter(context.outputs.values()), None)
     accounting = corpus.manifest.accounting if corpus is not None else rows.accounting

@@ -7,7 +7,6 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from etl.columns import right
 from etl.config import Config
 from etl.engine import DEFAULT, Engine, Exchange, MapFn, ReduceFn, Resources, nothing
 from etl.laws import LIVE_ROWS, Growth, Law, Pieces, With
@@ -18,7 +17,6 @@ from etl.step import Offer, prefixed
 from etl.storage.build import Job, SplitWriter
 from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.location import Location
-from etl.storage.manifest import totals
 from etl.storage.remote import Storage
 from etl.text import UNICODE_VERSION
 
@@ -48,6 +46,25 @@ def named_folder(name: str | None, base: str) -> str:
     return f"{parent}{slash}{name}-{last}"
 
 
+class Telling:
+    """What a run tells its user, as stages tell it; this one tells nothing."""
+
+    def enter(self, label: str) -> None:
+        """The stage of a label begins; the one before begins no more datasets."""
+
+    def began(self, label: str, folder: str) -> None:
+        """A stage has begun a dataset."""
+
+    def ended(self, label: str, dataset: Dataset) -> None:
+        """A dataset that a stage has begun is committed, or was found so."""
+
+    def note(self, label: str, line: str, always: bool = False) -> None:
+        """A line for the user about a stage; `always` also in a run that has nothing to do."""
+
+    def detail(self, line: str) -> None:
+        """A line about the inside, for a user who asks for them."""
+
+
 @dataclass(frozen=True)
 class Context:
     """One run, as the stage at work sees it."""
@@ -59,8 +76,10 @@ class Context:
     cutting: Cutting
     storage: Storage
     """Options for the models that steps load."""
-    report: Callable[[str], None]
-    """Gets one line for the user at a time."""
+    telling: Telling = field(default_factory=Telling)
+    """What is told the user."""
+    label: str = ""
+    """Of the stage at work."""
     name: str | None = None
     """Of the stage at work."""
     identity: dict[str, Any] = field(default_factory=dict)
@@ -69,14 +88,12 @@ class Context:
     """What stages of this run have made for steps after them, such as a model, by the name after `run:`."""
     outputs: dict[str, Dataset] = field(default_factory=dict)
     """The datasets that a run is for, by their folder: the corpus."""
-    always: Callable[[str], None] | None = None
-    """Gets the lines that a run says even where it has nothing to do; None for `report`, which may hold lines back."""
     watch: Callable[[Dataset], None] = nothing
     """Gets every dataset once it is committed, or found so."""
 
-    def of_stage(self, name: str | None, identity: dict[str, Any]) -> "Context":
-        """The same run for the stage of a name, and of an identity where it is from outside the package."""
-        return replace(self, name=name, identity=identity)
+    def of_stage(self, label: str, name: str | None, identity: dict[str, Any]) -> "Context":
+        """The same run for the stage of a label and a name, and of an identity where it is from outside the package."""
+        return replace(self, label=label, name=name, identity=identity)
 
     def unnamed(self) -> "Context":
         """The same run and stage, for folders that are called as they are."""
@@ -130,46 +147,52 @@ class Context:
         then: Callable[[Dataset], None] = nothing,
     ) -> DatasetLike:
         """Engine.map; the user is told when the dataset is committed, and `then` is called."""
+        self.telling.began(self.label, job.stage)
 
         def committed(dataset: Dataset) -> None:
-            self._tell(dataset)
+            self.watch(dataset)
             then(dataset)
+            self.telling.ended(self.label, dataset)
 
         return self.engine.map(job, splits, fn, resources, committed)
 
     def shuffle(self, job: Job, exchange: Exchange, fn: ReduceFn) -> Dataset:
         """Engine.shuffle, the user told when the dataset is committed."""
+        self.telling.began(self.label, job.stage)
         dataset = self.engine.shuffle(job, exchange, fn)
-        self._tell(dataset)
+        self._ended(dataset)
         return dataset
 
     def gather(self, job: Job, exchange: Exchange, fn: ReduceFn) -> DatasetLike:
         """Engine.gather, the user told when the dataset is committed."""
-        return self.engine.gather(job, exchange, fn, self._tell)
+        self.telling.began(self.label, job.stage)
+        return self.engine.gather(job, exchange, fn, self._ended)
 
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
         """Engine.drive, the user told when the dataset is committed."""
+        self.telling.began(self.label, job.stage)
         dataset = self.engine.drive(job, fn)
-        self._tell(dataset)
+        self._ended(dataset)
         return dataset
 
     def buckets(self, total_bytes: int, grow: Law = With.INPUT) -> Pieces:
         """The buckets of a shuffle that moves so many bytes, and how these grow with the input."""
         return Pieces((total_bytes,), self.cutting.bucket_bytes, grow)
 
-    def tell(self, what: str, line: str) -> None:
-        """One line for the user about a folder or step of the stage at work."""
-        self.report(f"{right(self.folder(what), 24)}  {line}")
+    def tell(self, what: str, line: str, always: bool = False) -> None:
+        """One line for the user about a folder, step or source of the stage at work.
 
-    def tell_always(self, what: str, line: str) -> None:
-        """As `tell`, also in a run that has nothing to do."""
-        (self.always or self.report)(f"{right(what, 24)}  {line}")
+        Args:
+            what: it is about; a folder or a step is called as it is without the stage's name.
+            line: of prose.
+            always: also in a run that has nothing to do.
+        """
+        self.telling.note(self.label, f"{self.folder(what)}: {line}", always)
 
-    def _tell(self, dataset: Dataset) -> None:
+    def detail(self, what: str, line: str) -> None:
+        """As `tell`, about the inside of a stage: for a user who asks for it."""
+        self.telling.detail(f"{self.folder(what)}: {line}")
+
+    def _ended(self, dataset: Dataset) -> None:
         self.watch(dataset)
-        manifest = dataset.manifest
-        told = f"{manifest.rows_out:>10,} rows"
-        if manifest.accounts_rows and manifest.accounting:
-            entered, lost, left = totals(manifest.accounting)
-            told = f"{entered:>10,} in {lost:>10,} lost {left:>10,} left"
-        self.report(f"{right(manifest.stage, 24)}  {told}  {dataset.folder}")
+        self.telling.ended(self.label, dataset)

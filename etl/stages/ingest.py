@@ -172,7 +172,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
     }
     for name, found in listed.items():
         for line in (*commits_of(sources[name].patterns), *told(found.left_out)):
-            context.tell_always(name, line)
+            context.tell(name, line, always=True)
     given = {name: one.files for name, one in listed.items()}
     limits = Limits(max_row_bytes, context.cutting.max_row_group_bytes)
     raw = Raw.of(sources, {name: source.shape() for name, source in sources.items()}, given, storage, limits)
@@ -233,7 +233,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
         for name, one in intakes.items():
             notes = intake.notes_on(sources[name], raw.shapes[name], looks[name].unused)
             notes += _records_left_out(ingested.manifest.counts(LEFT_OUT, levels=2).get(name, {}))
-            context.tell_always(name, intake.line(one, sizes[name], notes))
+            context.tell(name, intake.line(one, sizes[name], notes), always=True)
         for name, one in intakes.items():
             allowed = intake.Limits(sources[name].may_be_empty, max_bad_fraction)
             intake.check(one, allowed, quarantine, sizes[name], looks[name])

@@ -104,7 +104,7 @@ def line(intake: Intake, size: str, notes: Sequence[str]) -> str:
     said = ", ".join([*made, f"{intake.kept:,} kept", *intake.losses()])
     unparsed = intake.unparsed_by_field
     nulls = [f"did not parse, so null: {_listed(unparsed)}"] if unparsed else []
-    return "; ".join([f"{intake.rows_in:>10,} rows in {size}: {said}", *nulls, *notes])
+    return "; ".join([f"{intake.rows_in:,} rows in {size}: {said}", *nulls, *notes])
 
 
 def notes_on(source: Source, shape: Shape, unused: Sequence[str]) -> list[str]:

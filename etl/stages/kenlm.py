@@ -92,7 +92,7 @@ def _write_model(context: Context, rows: Rows, config: Kenlm) -> Dataset:
 
 
 def _train(context: Context, config: Kenlm, sample: Dataset, writer: SplitWriter) -> None:
-    context.tell("kenlm", backend_line(config.max_words))
+    context.detail("kenlm", backend_line(config.max_words))
     with tempfile.TemporaryDirectory(prefix="stillhouse-kenlm-") as folder:
         # The sample was drawn already, so all of it is taken.
         lines = sample_lines(sample.read(), config.seed, 1.0)

@@ -28,6 +28,7 @@ from etl.usage import Usage
 DATASET_COSTS = f"{TASK_COSTS}.json"
 COSTS = "_costs.json"
 ESTIMATE = "_estimate.json"
+_MAP = "map-"
 _REMEDY = "remove it: nothing but costs is lost"
 
 C = TypeVar("C", bound=Config)
@@ -124,7 +125,12 @@ def split_task(split: int) -> str:
 
 def map_task(split: int) -> str:
     """The name of the task on the map side that reads a split."""
-    return f"map-{split:05d}"
+    return f"{_MAP}{split:05d}"
+
+
+def is_map_task(name: str) -> bool:
+    """Whether an object among the costs of a build's tasks is of the map side."""
+    return name.startswith(_MAP)
 
 
 def write_cost(folder: Location, build: str, task: str, usage: Usage) -> None:

@@ -180,7 +180,10 @@ def _read_manifest(folder: Location) -> Manifest:
     try:
         return read_object(folder / MANIFEST, Manifest, "remove it and run the recipe")
     except (FileNotFoundError, NotADirectoryError) as error:
-        what = f"name {folder / _CORPUS}" if (folder / _CORPUS / MANIFEST).exists() else "run the recipe that writes it"
+        is_run = (folder / _CORPUS / MANIFEST).exists()
+        what = (
+            f"name {folder / _CORPUS}" if is_run else "name a run's folder 'corpus', or run the recipe that writes it"
+        )
         raise DataError(f"{folder} is not a committed dataset (no {MANIFEST}); {what}") from error
 
 

@@ -18,6 +18,8 @@ from etl.storage.manifest import leave
 from etl.storage.untrusted import MAX_OBJECT_BYTES, NotOursError, RelativePath, Text, parse_object, parse_tree, shown
 
 RECORD = "_run.json"
+LOG = "_run.log"
+"""What the last run that did something has said, with the time, and what libraries said meanwhile; it is never read."""
 FORMAT = 1
 
 

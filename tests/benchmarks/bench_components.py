@@ -218,9 +218,7 @@ def stars(args: argparse.Namespace, folder: Path, kind: str) -> None:
     })  # fmt: skip
     engine = Measured(make_engine(args, output.with_name(f"{output.name}-spark")))
     try:
-        labels = label_components(
-            context_of(recipe, engine, say), Rows.of(pairs), "components", pairs, ("a", "b")
-        ).result()
+        labels = label_components(context_of(recipe, engine), Rows.of(pairs), "components", pairs, ("a", "b")).result()
     finally:
         engine.close()
     kinds_of = ("python", "jvm", "driver")

@@ -243,7 +243,7 @@ def run_one(args: argparse.Namespace, megabytes: int, skew: str) -> dict[str, An
     began = time.monotonic()
     try:
         run_recipe(recipe, engine, lambda line: None)
-        run_verbs(context_of(recipe, engine, lambda line: None))
+        run_verbs(context_of(recipe, engine))
     finally:
         engine.close()
     shuffled = shuffled_bytes(output.with_name(f"{output.name}-spark"))

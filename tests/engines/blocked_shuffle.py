@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from etl.engine import Counts, Exchange, Work
+from etl.engine import Exchange, Work
 from etl.engines.local import LocalEngine
+from etl.storage.progress import Counts
 from tests.environment import PROJECT
 from tests.services.process import wait_until
 

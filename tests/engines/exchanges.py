@@ -7,8 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from etl.engine import Counts, Exchange, Work
+from etl.engine import Exchange, Work
 from etl.storage.build import Chunk
+from etl.storage.progress import Counts
 
 NUMBER = pa.schema([("n", pa.int64())])
 KEYS = pa.schema([("bucket", pa.int32()), ("word", pa.binary()), ("text", pa.string()), ("n", pa.int64())])

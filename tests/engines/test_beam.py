@@ -13,7 +13,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.engine import Counts, Exchange, Resources, Work
+from etl.engine import Exchange, Resources, Work
 from etl.engines.beam import (
     ApplySteps,
     BeamEngine,
@@ -31,6 +31,7 @@ from etl.schema import PROMPT, VERDICT
 from etl.step import Step, append
 from etl.storage.build import Chunk, Job
 from etl.storage.location import Location
+from etl.storage.progress import Counts
 from tests.engines.exchanges import NUMBER, ROW, WORDS, emit_numbers, exchanged, write_numbers
 from tests.engines.grid import check_files_are_those_of_the_oracle
 from tests.engines.inprocess import InProcessEngine
@@ -366,7 +367,8 @@ QUIET = """
 import sys
 calls = []
 sys.addaudithook(lambda event, args: event in ("socket.connect", "socket.getaddrinfo") and calls.append(args[-1]))
-from etl.engine import Counts, Work
+from etl.engine import Work
+from etl.storage.progress import Counts
 from etl.engines.beam import BeamEngine
 engine = BeamEngine()
 engine.run_splits(Work("toy", 2, 2), [(0, 0), (1, 1)], lambda number, split: Counts())

@@ -3,11 +3,12 @@
 import pyarrow as pa
 import pytest
 
-from etl.engine import Counts, Work
+from etl.engine import Work
 from etl.engines.beam import BeamEngine
 from etl.errors import SourceError
 from etl.storage.build import Chunk, Job
 from etl.storage.location import Location
+from etl.storage.progress import Counts
 from tests.engines.grid import check_files_are_those_of_the_oracle
 
 pytestmark = pytest.mark.slow

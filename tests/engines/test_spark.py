@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark import TaskContext
 
-from etl.engine import Counts, Exchange, Resources, Work
+from etl.engine import Exchange, Resources, Work
 from etl.engines.spark import SparkEngine, _Job
 from etl.errors import ConfigError, DataError, SchemaError, SourceError
 from etl.scoring.kenlm_train import train
 from etl.storage.build import Chunk, Job
 from etl.storage.dataset import Dataset
 from etl.storage.location import Location
+from etl.storage.progress import Counts
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages.toys import (
     files,

@@ -65,7 +65,7 @@ def test_flags_arrive_and_the_code_of_the_job_is_returned(capsys):
             ["--conf", "demo", "data.corpus=x"],
             (
                 "ConfigError: Got unexpected extra argument(s) (data.corpus=x); a key of the configuration is set by "
-                "--set data.corpus=VALUE; `python -m jobs.toy --help` shows what there is\n"
+                "--set data.corpus=x; `python -m jobs.toy --help` shows what there is\n"
             ),
         ),
     ],

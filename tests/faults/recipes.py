@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.dataset as pds
 
-from etl.engine import Engine, nothing
+from etl.engine import Engine
 from etl.run.recipe import Recipe
 from etl.run.run import context_of, run_stages
 from etl.storage.dataset import Dataset
@@ -78,7 +78,7 @@ def recipe_at(output: Location, sources: dict[str, Path], cutting_bytes: int = 8
 def run_here(recipe: Recipe, engine: Engine | None = None) -> None:
     """A run in this process, without its lock: a kill that is an exception would leave it to a process that lives."""
     with storage_options(recipe.storage):
-        run_stages(recipe, context_of(recipe, engine or InProcessEngine(), nothing))
+        run_stages(recipe, context_of(recipe, engine or InProcessEngine()))
 
 
 def write_conf(recipe: Recipe, path: Path) -> Path:

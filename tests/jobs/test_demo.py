@@ -30,7 +30,7 @@ from jobs import demo
 
 settings, names = json.loads(sys.argv[1]), ("pyspark", "py4j", "torch", "transformers", "deepspeed", "apache_beam")
 run_on = demo.run_on
-demo.run_on = lambda engine, name, given: run_on(engine, name, [*given, *settings])
+demo.run_on = lambda engine, name, given, **more: run_on(engine, name, [*given, *settings], **more)
 code = demo.main(["--output", sys.argv[2]])
 print(sorted(set(names) & set(sys.modules)))
 sys.exit(code)
@@ -66,14 +66,14 @@ def trained(monkeypatch, tmp_path, result):
 
     monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(exporting, "export", export)
-    monkeypatch.setattr(demo, "run_on", lambda engine, name, given: result)
+    monkeypatch.setattr(demo, "run_on", lambda engine, name, given, **more: result)
     return lambda: (demo.main(["--output", str(tmp_path)]), asked)
 
 
 def test_a_second_run_says_that_there_was_nothing_to_do_and_what_there_is(trained, capsys, result, tmp_path):
     assert trained() == (0, [(result.corpus.folder.url, ["started.json"])])
     first = capsys.readouterr().out
-    assert "loss 5.000 -> 4.000   held-out 6.000 -> 5.500   3 steps, 60 supervised tokens" in first
+    assert "3 steps, 60 supervised tokens\nloss 5.000 -> 4.000, held-out 6.000 -> 5.500\n" in first
     assert trained() == (0, [(result.corpus.folder.url, ["started.json"])])
     second = capsys.readouterr().out
     told = f"nothing to do: {tmp_path / 'student'} holds the student of this corpus"
@@ -119,7 +119,7 @@ def test_a_second_run_starts_no_spark_and_loads_no_torch(tmp_path, result):
     output = Path(result.corpus.folder.path).parent
     student = output / "student"
     made = {name: str(student) for name in ("metrics", "checkpoint", "student")}
-    demo._write(student / "finished.json", {"made_from": demo._made_from(digest_of(result)), "told": "fine", **made})
+    demo._write(student / "finished.json", {"made_from": demo._made_from(digest_of(result)), "said": ["fine"], **made})
     command = [sys.executable, "-c", AGAIN, json.dumps(runs.SETTINGS["demo"]), str(output)]
     environment = {**os.environ, "JAVA_HOME": "/nonexistent", "PATH": "", "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)

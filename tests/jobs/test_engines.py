@@ -1,6 +1,7 @@
 """`stillhouse run --engine`: the same corpus, what is refused, and what a local run does not load."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,10 +27,13 @@ def call(*arguments):
 
 
 def steady(lines):
-    """What a run says but for its costs."""
+    """What a run says but for what it took: its costs, and time and rates in the lines of stages."""
     costs = next(at for at, line in enumerate(lines) if line.startswith("costs"))
     hours = next(at for at, line in enumerate(lines) if line.startswith("core-hours"))
-    return lines[:costs] + lines[hours + 1 :]
+    stages = [
+        re.sub(r"(^\d/6 \w+ +[\d,]+ +\d+ +\d+) .*?\d m?s? +\S+( |$)| \(\S+/s\)", r"\1", one) for one in lines[:costs]
+    ]
+    return stages + lines[hours + 1 :]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def test_the_local_engine_takes_the_cpus_of_the_process(recipe, monkeypatch):
 
     monkeypatch.setattr("etl.engines.local.LocalEngine", Engine)
     monkeypatch.setattr("etl.machine.usable_cpus", lambda: 5)
-    monkeypatch.setattr("etl.run.run.run_recipe", lambda recipe, engine, report: None)
+    monkeypatch.setattr("etl.run.run.run_recipe", lambda recipe, engine, voice: None)
     run_on("local", str(recipe), [])
     assert chosen == [5, "forked", "closed"]
 

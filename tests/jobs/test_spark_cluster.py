@@ -32,7 +32,8 @@ TASKS = """
 import os, sys
 from pathlib import Path
 from pyspark import TaskContext
-from etl.engine import Counts, Resources, Work
+from etl.engine import Resources, Work
+from etl.storage.progress import Counts
 from etl.engines.spark import SparkEngine
 
 folder, cpus, gpus, memory_bytes = Path(sys.argv[1]), *map(int, sys.argv[2:])

@@ -14,7 +14,6 @@ from types import FrameType
 
 SUPERVISED = "STILLHOUSE_SUPERVISED"
 """Environment variable of the ranks of a supervisor."""
-_SHOW_CURSOR = "\x1b[?25h"
 _STOPPING = "stopping: the step at work is finished and saved; Ctrl-C again ends the run at once, without saving\n"
 
 
@@ -49,8 +48,8 @@ class Stop:
             for each in numbers:
                 signal.signal(each, signal.SIG_IGN if is_supervised else signal.SIG_DFL)
             if sys.stderr.isatty():
-                # The live line hides the cursor, and whoever is killed does not give it back.
-                os.write(2, f"\n{_SHOW_CURSOR}{_STOPPING}".encode())
+                # Below the line that moves.
+                os.write(2, f"\n{_STOPPING}".encode())
 
         for number in numbers:
             signal.signal(number, on_signal)

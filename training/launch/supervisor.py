@@ -299,7 +299,7 @@ def _defaults(ranks: Ranks, local_rank: int) -> dict[str, str]:
     """What a user's environment overrides."""
     found = {} if ranks.per_node == 1 else {"OMP_NUM_THREADS": "1"}
     if local_rank == 0 and sys.stderr.isatty():
-        # rich would take the pipe for a file and show no progress line.
+        # The rank has a pipe, and would show no line that moves.
         found |= {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1", "COLUMNS": str(os.get_terminal_size(2).columns)}
     return found
 

@@ -10,19 +10,18 @@ with TensorBoard (2 busy cores).
 import importlib
 import json
 import math
+import sys
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from rich.progress import Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Column
-
 from etl.errors import ConfigError
-from etl.terminal import Terminal
+from etl.live import LiveLine, duration
 from training.record.metrics import MetricsConfig, Record
 
 
@@ -148,29 +147,30 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 class ProgressLine:
-    """The live line on standard error: how far, loss and objective, rate, speed, MFU, time left."""
+    """The line that moves, on standard error: stage, how far, time left, and the numbers of the step."""
 
-    def __init__(self, done: int, total: int) -> None:
-        """`done` of `total` are in the unit of the run's target (steps or tokens)."""
-        # On a narrow screen the numbers of the step are cut, not how far the run is.
-        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-        self._progress = Progress(
-            TextColumn("train"),
-            TaskProgressColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", table_column=rest),
-            console=Terminal(stderr=True),
-            expand=True,
-        )
-        self._task = self._progress.add_task("", total=total, completed=done)
-        self._progress.start()
+    def __init__(self, place: "Place", line: LiveLine, clock: Callable[[], float] = time.monotonic) -> None:
+        self._place = place
+        self._line = line
+        self._clock = clock
+        self._began_s = clock()
+        self._stack = ExitStack()
+        self._stack.enter_context(line.guarded())
 
     def update(self, record: Record, done: int) -> None:
-        self._progress.update(self._task, completed=done, description=live_text(record))
+        """A step was taken; `done` is in the unit of the run's target."""
+        place = self._place
+        spent_s, now = self._clock() - self._began_s, done - place.done
+        rest = f"{duration(spent_s * max(0, place.total - done) / now)} left, " if now > 0 else ""
+        # On a narrow screen the numbers of the step are cut, not how far the run is.
+        number = place.stages.index(record["stage"]) + 1
+        self._line.show(
+            f"{number}/{len(place.stages)} {record['stage']}: {done / place.total:.0%}, {rest}{live_text(record)}"
+        )
 
     def close(self) -> None:
-        self._progress.stop()
+        self._line.clear()
+        self._stack.close()
 
 
 def live_text(record: Record) -> str:
@@ -195,6 +195,8 @@ class Place:
     """In the unit of `total`."""
     total: int
     """The run's target in steps or tokens."""
+    stages: tuple[str, ...]
+    """Of the run, in their order."""
 
 
 class Journal:
@@ -233,6 +235,12 @@ class Journal:
             self._line.update(record, done)
 
 
+def _standard_error() -> Callable[[], TextIO]:
+    """The stream as it is now, whoever stands in its place later."""
+    stream = sys.stderr
+    return lambda: stream
+
+
 def open_journal(output: Path, config: MetricsConfig, place: Place, stream: TextIO | None) -> Journal:
     """The journal of the rank that writes: metrics.jsonl and what the configuration asks for, in the run's folder.
 
@@ -247,4 +255,4 @@ def open_journal(output: Path, config: MetricsConfig, place: Place, stream: Text
         sinks.append(TensorBoard(output / "tensorboard", place.step))
     if stream is not None:
         return Journal(sinks, [JsonStream(stream)])
-    return Journal(sinks, line=ProgressLine(place.done, place.total))
+    return Journal(sinks, line=ProgressLine(place, LiveLine(_standard_error())))

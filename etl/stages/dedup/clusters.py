@@ -391,7 +391,7 @@ def _report_findings(context: Context, findings: dict[str, Any]) -> None:
     canary = findings["canaries"]
     if canary["recall"] is not None:
         rates = f"recall {canary['recall']:.4f}, precision {canary['precision'] or 0:.4f}"
-        context.tell("near", f"canaries: {rates}")
+        context.detail("near", f"canaries: {rates}")
     in_signs = findings["pairs"]["differ_in_signs_alone"]
     if in_signs:
         context.tell(
@@ -451,4 +451,4 @@ def write_clusters(context: Context, rows: Rows, kinds: Callable[[], list[Duplic
 def tell_kinds(context: Context, kinds: list[DuplicateCounts]) -> None:
     """What kinds of duplicates come to by source, for the user."""
     for line in lines(by_source(kinds)):
-        context.tell("dedup", line)
+        context.telling.note(context.label, line)

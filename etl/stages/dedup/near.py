@@ -102,7 +102,8 @@ def _find_candidates(
 ) -> Dataset:
     num_bands, num_rows = near.banding
     found = candidate_probability(near.threshold, num_bands, num_rows)
-    context.tell("near", f"{num_bands} bands of {num_rows} rows find {found:.2%} of pairs at {near.threshold}")
+    chance = f"a pair at similarity {near.threshold} is found with {found:.2%}"
+    context.detail("near", f"{num_bands} bands × {num_rows} rows: {chance}")
     banding = {
         "minhash": MINHASH_VERSION, "bands": num_bands, "rows": num_rows,
         **near.model_dump(include={"num_perm", "seed", "max_partners", "threshold"}), **shingling,

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from etl.engine import Counts
 from etl.errors import DataError, SchemaError
 from etl.run.plan import adopt, describe, differences, plan_recipe
 from etl.storage.opened import Run
+from etl.storage.progress import Counts
 from tests.engines.inprocess import DyingEngine, IdleEngine, InProcessEngine, KilledError
 from tests.etl.stages.toys import (
     FILTER,
@@ -87,7 +87,7 @@ def test_the_field_that_differs_is_named_and_what_depends_on_it_is_marked(tmp_pa
     plan = actions(changed)
     assert (plan["ingest"], plan["filter"], plan["tokenize"]) == ("keep", "keep", "run")
     assert plan["corpus"] == "check"
-    assert "runs again if tokenize gives other rows" in " ".join(describe(plan_recipe(changed)))
+    assert "will re-run only if tokenize changes" in " ".join(describe(plan_recipe(changed)))
     result = run(changed, IdleEngineBut({"tokenize", "dropped", "cells", "corpus"}))
     assert result.corpus is not None
 
@@ -227,12 +227,12 @@ def test_what_an_interrupted_build_is_made_from_decides_whether_it_is_resumed(tm
     with pytest.raises(KilledError):
         run(of(FILTER["steps"]), DyingInBuckets("split_hits"))
     assert actions(of(FILTER["steps"]))["split_hits"] == "resume"
-    assert reasons(of([{"kind": "answer"}]), "split_hits") == ("begins anew, since filter runs again",)
+    assert reasons(of([{"kind": "answer"}]), "split_hits") == ("starts over, because filter will re-run",)
     with pytest.raises(KilledError):
         run(of(FILTER["steps"], FILTER["cuts"]), DyingInBuckets("split_hits"))
     other = [FILTER["steps"][0], FILTER["steps"][1] | {"min_score": 0.1}]
     assert reasons(of(other, FILTER["cuts"]), "split_hits") == (
-        "2 of 4 splits are done, unless english_share gives other rows",
+        "2 of 4 splits are done; starts over if english_share changes",
     )
     assert actions(of(other, FILTER["cuts"]))["split_hits"] == "check"
 
@@ -244,7 +244,7 @@ def test_what_stands_behind_a_gap_is_looked_at_when_the_gap_is_filled(tmp_path, 
     planned = {stage.stage: stage for stage in plan_recipe(recipe).stages}
     assert (planned["tokenize"].action, planned["split_hits"].action) == ("keep", "run")
     assert [planned[name].action for name in ("split", "dropped", "cells", "corpus")] == ["check"] * 4
-    assert planned["corpus"].reasons == ("runs again if an earlier stage gives other rows",)
+    assert planned["corpus"].reasons == ("will re-run only if an earlier stage changes",)
     run(recipe, IdleEngineBut({"split_hits"}))
     shutil.rmtree(tmp_path / "out" / "split_hits")
     with pytest.raises(DataError, match="there is no stage 'corpus' to adopt; so far there are: ingest"):

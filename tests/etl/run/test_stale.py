@@ -68,7 +68,7 @@ def test_what_the_first_recipe_left_is_told_by_plan_before_and_by_run_after(outp
     text = list(describe(planned))
     heading = text.index(f"left by an earlier recipe; once this one has run, {planned.remedy} removes it")
     assert [line.split() for line in text[heading + 1 :]] == [[folder, "stale"] for folder in sorted(OF_DEDUP)]
-    named = [line.split()[0] for line in told(recipe)]
+    named = [line.partition(":")[0] for line in told(recipe)]
     assert named == ["candidates", "clusters", "components", "stale"]
     assert f"and {len(OF_DEDUP) - 3} more; `stillhouse sweep {output} --stale --delete`" in told(recipe)[-1]
     assert outdated(str(output / "corpus")) == "", "it is the second recipe's"

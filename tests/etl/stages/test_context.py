@@ -3,7 +3,6 @@
 import pyarrow as pa
 import pytest
 
-from etl.engine import nothing
 from etl.laws import Growth, With
 from etl.run.run import context_of
 from etl.text import UNICODE_VERSION
@@ -15,7 +14,7 @@ SCHEMA = pa.schema([("id", pa.string())])
 
 @pytest.fixture
 def context(tmp_path):
-    return context_of(make_recipe(tmp_path / "out", {"a": "a.jsonl"}), InProcessEngine(), nothing)
+    return context_of(make_recipe(tmp_path / "out", {"a": "a.jsonl"}), InProcessEngine())
 
 
 def test_the_first_version_of_a_job_is_left_out_of_its_fingerprint(context):

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from etl.engine import nothing
 from etl.errors import SchemaError
 from etl.rows import Rows
 from etl.run.plan import plan_recipe
@@ -98,7 +97,7 @@ def ingested(tmp_path, monkeypatch):
     rows = [item | {"query": f"q{n}", "synthetic_answer": "a"} for n, item in enumerate(plain_rows(2500))]
     source = write_parquet(tmp_path / "a.parquet", rows, row_group_size=900)
     recipe = make_recipe(tmp_path / "out", {"toy": source}, run={"split_bytes": 1 << 30})
-    context = context_of(recipe, InProcessEngine(), nothing)
+    context = context_of(recipe, InProcessEngine())
     rows = ingest(context, recipe.sources, recipe.max_bad_fraction, recipe.max_row_bytes)
     context.engine.settle()
     return context, rows
@@ -359,7 +358,7 @@ def test_rounds_are_committed(tmp_path):
     result = run(recipe)
     base, filtered, _ = result.rows.datasets
     rows = Rows.of(base).with_side(filtered, result.rows.ref.sides[0].schema)
-    context = context_of(recipe, IdleEngine(), nothing)
+    context = context_of(recipe, IdleEngine())
     again = run_cut(context, rows, recipe.filter.cuts[0])
     assert again.datasets[-1].result().manifest == Dataset.open(f"{recipe.output}/english_share").manifest
 

@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import math
 import sys
@@ -8,7 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from etl.errors import ConfigError
-from training.record.journal import Journal, JsonLines, Place, live_text, open_journal, scalars, to_json
+from etl.live import LiveLine
+from training.record.journal import Journal, JsonLines, Place, ProgressLine, live_text, open_journal, scalars, to_json
 from training.record.metrics import MetricsConfig
 
 QUIET = MetricsConfig(tensorboard=False)
@@ -20,7 +22,7 @@ def lines(path):
 
 def step_record(step, loss=2.0):
     speed = {"lr": 1e-4, "tokens_per_s": 12_345.6}
-    return {"step": step, "loss": loss, "objective": 3 * loss, **speed, "span_loss": {"final": loss}}
+    return {"step": step, "stage": "toy", "loss": loss, "objective": 3 * loss, **speed, "span_loss": {"final": loss}}
 
 
 def test_a_resumed_file_ends_at_the_step_it_resumes_from(tmp_path):
@@ -58,7 +60,7 @@ def test_a_torn_line_of_an_earlier_step_is_cut_too(tmp_path):
 
 def test_the_stream_gets_one_line_a_step_and_the_file_everything(tmp_path):
     stream = io.StringIO()
-    with open_journal(tmp_path, QUIET, Place(0, 0, 10), stream) as journal:
+    with open_journal(tmp_path, QUIET, Place(0, 0, 10, ("toy",)), stream) as journal:
         journal.write({"step": 0, "held_out": {"B1/C1": 3.0}})
         journal.step(step_record(1), 5)
         assert json.loads(stream.getvalue()) == step_record(1)
@@ -76,10 +78,10 @@ def test_a_journal_of_another_rank_writes_nothing():
 
 
 def test_tensorboard_has_the_scalars_and_a_resumed_run_takes_steps_back(tmp_path):
-    with open_journal(tmp_path, MetricsConfig(), Place(0, 0, 3), io.StringIO()) as journal:
+    with open_journal(tmp_path, MetricsConfig(), Place(0, 0, 3, ("toy",)), io.StringIO()) as journal:
         for step in (1, 2, 3):
             journal.step({**step_record(step), "router": {"layer_entropy": [0.5, 1.0], "load": [[1, 2]]}}, step)
-    with open_journal(tmp_path, MetricsConfig(), Place(1, 1, 3), io.StringIO()) as journal:
+    with open_journal(tmp_path, MetricsConfig(), Place(1, 1, 3, ("toy",)), io.StringIO()) as journal:
         journal.step(step_record(2, loss=7.0), 2)
     events = EventAccumulator(str(tmp_path / "tensorboard"), purge_orphaned_data=True)
     events.Reload()
@@ -91,7 +93,7 @@ def test_tensorboard_has_the_scalars_and_a_resumed_run_takes_steps_back(tmp_path
 
 def test_wandb_that_is_not_installed_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"wandb_project is 'p', but the package wandb is not installed"):
-        open_journal(tmp_path, MetricsConfig(wandb_project="p"), Place(0, 0, 1), None)
+        open_journal(tmp_path, MetricsConfig(wandb_project="p"), Place(0, 0, 1, ("toy",)), None)
 
 
 def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
@@ -104,7 +106,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     config = MetricsConfig(tensorboard=False, wandb_project="p")
     for step in (1, 2):
-        with open_journal(tmp_path, config, Place(step - 1, 0, 2), io.StringIO()) as journal:
+        with open_journal(tmp_path, config, Place(step - 1, 0, 2, ("toy",)), io.StringIO()) as journal:
             journal.step({"step": step, "loss": 2.0}, step)
     assert logged == [(1, {"loss": 2.0}), (2, {"loss": 2.0})]
     assert started[0] == started[1]
@@ -116,12 +118,17 @@ def test_the_live_line_says_loss_rate_speed_mfu_and_time_left(tmp_path, capsys):
     assert live_text({**step_record(17), "mfu": 0.4123}) == expected
     assert "MFU" not in live_text(step_record(17))
     assert "objective" not in live_text({**step_record(17), "objective": 2.0})
-    with open_journal(tmp_path, QUIET, Place(0, 0, 4), None) as journal:
+    clock = itertools.chain([0.0], itertools.repeat(31.0))
+    stream = io.StringIO()
+    line = ProgressLine(
+        Place(0, 2, 10, ("first", "toy")), LiveLine(lambda: stream, iter([0.0, 31.0, 31.0]).__next__), clock.__next__
+    )
+    line.update(step_record(17), 4)
+    line.close()
+    assert stream.getvalue() == f"2/2 toy: 40%, 1m 33s left, {expected.removesuffix('  MFU 41.2%')}\n"
+    with open_journal(tmp_path, QUIET, Place(0, 0, 4, ("toy",)), None) as journal:
         journal.step(step_record(1), 1)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "25%" in shown.err
-    assert "left" in shown.err
+    assert capsys.readouterr() == ("", "")
 
 
 def test_records_are_json_whatever_the_numbers():

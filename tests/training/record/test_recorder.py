@@ -43,7 +43,7 @@ class ToyEngine:
 
 
 def recorder(folder, engine=None, state=BEGINS, **config):
-    place = Place(state.step, state.tokens, 1000)
+    place = Place(state.step, state.tokens, 1000, ("toy",))
     config = MetricsConfig(tensorboard=False, **config)
     return Recorder(engine or ToyEngine(), SHAPE, folder, config, WatchdogConfig(), place, state)
 

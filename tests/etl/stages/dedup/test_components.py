@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 
 from etl.dedup.blocks import CLASS_BITS, set_bytes, size_class
-from etl.engine import nothing
 from etl.rows import ROW_BITS, Rows
 from etl.run.run import context_of
 from etl.stages.dedup.bands import CANDIDATE
@@ -60,7 +59,7 @@ def base(folder, num_splits):
 
 def context(output, max_edges, engine=None):
     run = {"max_component_edges": max_edges, "bucket_bytes": 1 << 11}
-    return context_of(make_recipe(output, {"toy": output}, run=run), engine or InProcessEngine(), nothing)
+    return context_of(make_recipe(output, {"toy": output}, run=run), engine or InProcessEngine())
 
 
 def label(output, pairs, max_edges, engine=None, num_splits=1):

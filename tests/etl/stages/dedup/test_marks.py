@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.engine import nothing
 from etl.rows import Rows
 from etl.run.run import context_of
 from etl.schema import ID, PROMPT, aligned
@@ -154,7 +153,7 @@ def test_hits_are_marked_whatever_split_has_found_them(tmp_path):
     parts = [[(4, "a"), (1, "b"), (4, "c")], [(0, "d"), (4, "e")]]
     batches = [[pa.RecordBatch.from_pylist([{"row": keys[n], "word": w} for n, w in part], TOY_HIT)] for part in parts]
     hits = commit(recipe.place / "toy_hits", TOY_HIT, batches, "toy_hits")
-    context = context_of(recipe, InProcessEngine(), nothing)
+    context = context_of(recipe, InProcessEngine())
     done = mark_hits(context, base, hits, ToyMark("toy"), {"found": 5})
     assert done.schema.names == [*PROMPT.names[:-1], "words", "verdict"]
     table = done.datasets[-1].result()

@@ -8,7 +8,6 @@ import pytest
 
 from etl.dedup.survivor import Survivor
 from etl.dedup.units import UNITS_VERSION, UnitDedup
-from etl.engine import nothing
 from etl.rows import Rows
 from etl.run.run import context_of
 from etl.schema import MESSAGE, PROMPT, REMOVED
@@ -321,7 +320,7 @@ def test_which_of_two_rows_of_one_id_keeps_a_unit_does_not_depend_on_their_order
     rows = [made | {"messages": [say("text", LICENCE)], "license": licence} for licence in licences]
     splits = [[pa.RecordBatch.from_pylist([item], schema=PROMPT)] for item in rows]
     base = Rows.of(commit(recipe.place / "ingest", PROMPT, splits, "ingest"))
-    context = context_of(recipe, InProcessEngine(), nothing)
+    context = context_of(recipe, InProcessEngine())
     done = dedup_units(context, base, UnitDedup(unit="line"), Survivor())
     left = [
         item for split in (0, 1) for batch in done.ref.read(split, ["license", "verdict"]) for item in batch.to_pylist()

@@ -1,0 +1,146 @@
+"""The line that says how far something is: repainted on a terminal; without one, a plain line now and then.
+
+On a terminal it is cut to the width, so that it stays one line, and it is gone when other lines are written or the work
+ends. Without one (a log, a pipe, a cluster's driver) it is written as a whole, each `pause_s` at most, so that a long
+silence never looks like a hang. Several threads may use it. Costs one write a repaint.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO, cast
+
+from etl.columns import cut
+from etl.terminal import one_line
+
+PAUSE_S = 30.0
+"""Between two plain lines."""
+_ERASE = "\r\x1b[2K"
+_COLUMNS = 80
+"""Of a terminal that does not say."""
+
+
+class LiveLine:
+    """One line about work that goes on.
+
+    Args:
+        stream: gives the stream at each use, since a program may point it elsewhere meanwhile.
+        clock: seconds.
+        pause_s: without a terminal, the least time between a line and the next one of this kind.
+    """
+
+    def __init__(
+        self, stream: Callable[[], TextIO], clock: Callable[[], float] = time.monotonic, pause_s: float = PAUSE_S
+    ) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._is_shown = False
+        self._last_s = clock()
+        self.pause_s = pause_s
+
+    @property
+    def moves(self) -> bool:
+        """Whether the stream is a terminal on which a line can be repainted, or leads to one."""
+        leads_there = os.environ.get("TTY_INTERACTIVE") == "1"  # of rich; a supervisor sets it for its ranks
+        return (leads_there or is_terminal(self._stream())) and os.environ.get("TERM", "dumb") != "dumb"
+
+    def show(self, text: str) -> None:
+        """How far it is now."""
+        line, stream = one_line(text), self._stream()
+        with self._lock:
+            if self.moves:
+                # The last column stays free: some terminals begin a new line as soon as it is written.
+                stream.write(f"{_ERASE}{cut(line, columns_of(stream) - 1)}")
+                self._is_shown = True
+            elif self._clock() - self._last_s >= self.pause_s:
+                stream.write(f"{line}\n")
+                self._last_s = self._clock()
+            stream.flush()
+
+    def clear(self) -> None:
+        """Take the line off the screen."""
+        with self._lock:
+            if self._is_shown:
+                stream = self._stream()
+                stream.write(_ERASE)
+                stream.flush()
+                self._is_shown = False
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Inside, what others write to standard error and output does not run into the line."""
+        with contextlib.ExitStack() as stack:
+            if self.moves:
+                stack.enter_context(contextlib.redirect_stderr(cast(TextIO, _Aside(sys.stderr, self))))
+                stack.enter_context(contextlib.redirect_stdout(cast(TextIO, _Aside(sys.stdout, self))))
+            yield
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside, other lines are written, on this stream or another one of the same screen."""
+        with self._lock:
+            self.clear()
+            yield
+            self._last_s = self._clock()
+
+
+class _Aside:
+    """A stream whose writes take the live line off the screen before."""
+
+    def __init__(self, stream: TextIO, line: LiveLine) -> None:
+        self._stream = stream
+        self._line = line
+
+    def write(self, text: str) -> int:
+        with self._line.aside():
+            return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person looks at it."""
+    return not stream.closed and stream.isatty()
+
+
+def columns_of(stream: TextIO) -> int:
+    """Columns of a terminal; what leads to one has them in COLUMNS."""
+    try:
+        found = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        found = 0
+    told = os.environ.get("COLUMNS", "")
+    return found or (int(told) if told.isdecimal() else 0) or _COLUMNS
+
+
+def duration(seconds: float) -> str:
+    """Such as `0.4 s`, `12 s`, `3m 05s`, `2h 07m`, `3d 04h`."""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes}m {rest:02d}s"
+    days, hours = divmod(hours, 24)
+    return f"{days}d {hours:02d}h" if days else f"{hours}h {minutes:02d}m"
+
+
+def amount(number: float) -> str:
+    """A number as far as it matters at a glance: `7`, `4,871`, `49k`, `1.2M`, `13M`."""
+    for size, sign in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= size:
+            scaled = number / (1e3 if sign == "k" else size)
+            return f"{scaled:.1f}{sign}" if scaled < 9.95 else f"{scaled:,.0f}{sign}"
+    return f"{number:,.0f}"
+
+
+def rate(number: float, seconds: float) -> str:
+    """So many a second; `-` where no time has passed."""
+    return amount(number / seconds) if seconds > 0 else "-"
