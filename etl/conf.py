@@ -64,11 +64,17 @@ def read_text(url: str) -> str:
     try:
         return Location.of(url).read().decode("utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ConfigError(f"there is no file {url}") from error
+        raise ConfigError(f"there is no file {url}{_relative_to(url)}") from error
     except DataError as error:
         raise ConfigError(str(error)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{url} is not UTF-8 text: {error}") from error
+
+
+def _relative_to(url: str) -> str:
+    """Where a relative path begins, for who took it for the folder of the configuration that names it."""
+    is_relative = "://" not in url and not Path(url).expanduser().is_absolute()
+    return f" in {Path.cwd()}, where relative paths begin" if is_relative else ""
 
 
 def shipped(folder: str) -> list[str]:

@@ -223,9 +223,9 @@ def catalog_command(
 @command
 def sample_command(folder: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
     """Write the embedded sample: real text from installed packages, as files with SYNTH's columns."""
-    from etl.sources.sample import write_sample
+    from etl.sources.sample import copy_sample
 
-    for name, path in write_sample(folder).items():
+    for name, path in copy_sample(folder).items():
         report(f"{name:>12}  {path}")
 
 

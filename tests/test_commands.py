@@ -25,6 +25,10 @@ from tests.training.corpora import write_corpus
 
 RUN_WHOLE = {
     "docs/how-to/your-data.md": "tests/test_docs.py",
+    "docs/tutorials/distil.md": "tests/test_tutorials.py",
+    "docs/tutorials/notebook.md": "tests/test_tutorials.py",
+    "docs/tutorials/own-data.md": "tests/test_tutorials.py",
+    "docs/tutorials/student.md": "tests/test_tutorials.py",
 }
 """Page -> the test that runs its blocks in order."""
 RUN_ELSEWHERE = {
@@ -51,7 +55,8 @@ def parse(words):
         name, *rest = words[1:]
         typer.main.get_command(app).commands[name].make_context(name, rest)
     elif words[0] == "make":
-        assert {word for word in words[1:] if "=" not in word} <= TARGETS
+        targets = words[3:] if words[1] == "-C" else words[1:]
+        assert {word for word in targets if "=" not in word} <= TARGETS
     elif words[:2] == ["python", "-m"] and words[2].startswith(("jobs.", "training.")):
         _take(importlib.import_module(words[2])._job, words[3:])
     elif words[0] in ("spark-submit", "deepspeed"):

@@ -98,6 +98,10 @@ def write_sample(folder: Path) -> dict[str, str]:
     for item in (importlib.resources.files("conf") / "sample").iterdir():
         if item.name.endswith(".jsonl"):
             _replace(folder / "synth" / item.name, item.read_bytes())
+    return _globs(folder)
+
+
+def _globs(folder: Path) -> dict[str, str]:
     suffixes = {"stdlib": "parquet", "licences": "parquet", "dialogue": "parquet", "synth": "jsonl"}
     return {name: str(folder / name / f"*.{suffix}") for name, suffix in suffixes.items()}
 
@@ -124,6 +128,14 @@ def sample_folder() -> Path:
             write_sample(folder)
             (folder / "_done").touch()
     return folder
+
+
+def copy_sample(folder: Path) -> dict[str, str]:
+    """As `write_sample`, from the cache folder: at once where the sample is in it."""
+    made = sample_folder()
+    for file in made.glob("*/*"):
+        _replace(folder / file.relative_to(made), file.read_bytes())
+    return _globs(folder)
 
 
 def _row(synth_id: str, **columns: str) -> Row:

@@ -259,6 +259,12 @@ def test_shipped_configurations_are_found_from_anywhere(tmp_path, monkeypatch):
     assert conf.find("demo", "recipes") == conf.find("conf/recipes/demo.yaml", "anything")
 
 
+def test_where_a_relative_path_begins_is_said_of_one_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"there is no file \./mine\.yaml in {tmp_path}, where relative paths begin"):
+        conf.find("./mine.yaml", "recipes")
+
+
 def test_a_file_goes_before_a_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf" / "recipes").mkdir(parents=True)
