@@ -64,7 +64,8 @@ def parse(words):
         if scripts:
             (place,) = scripts
             assert (PROJECT / "jobs" / Path(words[place]).name).exists()
-            _take(_recipe_job, words[place + 1 :])
+            rescores = words[place].endswith("rescore.py")
+            _take(importlib.import_module("jobs.rescore")._job if rescores else _recipe_job, words[place + 1 :])
 
 
 def _recipe_job(name: ConfFlag, set_: Overrides, stage: LabelFlag = None, allow_code: AllowCode = False) -> None:
