@@ -53,7 +53,9 @@ def input_sizes(
         SourceError: a Parquet footer is damaged.
     """
     files: dict[str, dict[str, InputFile]] = {name: {} for name in raw.sources}
-    for split in splits:
+    # To cut the input may take a look at each file: only where its files are not known otherwise.
+    is_known = current is not None and raw.sources.keys() <= job.findings["inputs"].keys()
+    for split in () if is_known else splits:
         planned = raw.from_plan(split)
         files[planned.source] |= {piece.file.url: piece.file for piece in planned.pieces}
     return tuple(

@@ -100,7 +100,8 @@ class _Lookahead(Engine):
     def map(
         self, job: Job, splits: Iterable[Any], fn: MapFn, resources: Resources = DEFAULT, then: _Then = nothing
     ) -> DatasetLike:
-        splits = list(splits)
+        if self.run.state(job.stage) != "committed":
+            splits = list(splits)
         dataset = self._look(job, splits)
         if isinstance(fn, WritePrompts):
             current = dataset if self._is_kept(job) else None

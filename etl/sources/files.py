@@ -26,6 +26,7 @@ from etl.errors import ConfigError, DataError, SourceError, decoding
 from etl.extras import check_installed
 from etl.sources.formats.endings import FORMATS, compression_of
 from etl.sources.formats.pages import packages_for
+from etl.sources.hub_listing import keep_listing, kept_listing
 from etl.sources.listing import BESIDE, ENDING, LeftOut, Listing, list_pattern, summary, told
 from etl.sources.partitions import partitions_of
 from etl.sources.sample import sample_folder
@@ -183,7 +184,10 @@ def listing_of(source: Source, place: Location) -> Listing:
     Raises:
         ConfigError: a package that reads the files is not installed.
     """
-    listing = place.ask("list", functools.partial(list_pattern, place, source.format_of))
+    listing = kept_listing(source, place)
+    if listing is None:
+        listing = place.ask("list", functools.partial(list_pattern, place, source.format_of))
+        keep_listing(source, place, listing)
     _leave_out_notes(listing, source)
     if any(source.format_of(found.relative) == "warc" for found in listing.files):
         check_installed(*packages_for(source.html))

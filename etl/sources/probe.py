@@ -17,6 +17,7 @@ from etl.filters.blank import drop_blank
 from etl.sources.files import InputFile, InputPiece, InputSplit, listing_of, source_places, url_of
 from etl.sources.formats.endings import FORMATS
 from etl.sources.glance import Column, Glance, glance
+from etl.sources.hub import repo_of, resolve
 from etl.sources.leaves import leaves_of
 from etl.sources.listing import LeftOut, summary, told
 from etl.sources.nearest import Fit, nearest, tried
@@ -126,7 +127,10 @@ def probe(path: str, rows: int = ROWS) -> Probe:
     Raises:
         SourceError: no file is found, none can be read, or no description fits the rows.
     """
-    source = Source(spec="text", path=path)
+    repo = repo_of(path)
+    # What is looked at twice must be the same, though a branch moves.
+    place = path if repo is None or repo.is_commit else repo.at(resolve(repo, {}))
+    source = Source(spec="text", path=place)
     files, left_out = _listed(source, path)
     seen = {file.url: _glanced(source, file) for file in _spread(source, files)}
     rows_are = _text_rows(seen.values())

@@ -5,7 +5,7 @@ in which a row was bad, so a clean input costs nothing for it.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -45,7 +45,7 @@ from etl.stages.context import Context
 from etl.stages.intake import QUARANTINED, Intake
 from etl.stages.raw_input import Raw
 from etl.step import live
-from etl.storage.build import Chunk
+from etl.storage.build import Build, Chunk
 from etl.storage.dataset import PLAN, Dataset, DatasetLike
 from etl.storage.manifest import ASSEMBLED, Plan, sum_counts
 from etl.storage.remote import Storage
@@ -185,35 +185,41 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
         for name, shape in raw.shapes.items()
     }
     split_bytes = context.cutting.split_bytes or split_bytes_of(sum(map(_bytes, given.values())))
-    looks = {
-        name: UNSEEN if name in landed or name in datasets else look(source, raw.shapes[name], given[name], storage)
-        for name, source in sources.items()
-    }
+    shapes = raw.shapes
     assembled = assemble_sources(context, raw, Found(given, identity, landed, split_bytes))
     raw, files = with_assembled(raw, given, assembled)
     identity |= {name: {"shape": identity[name]["shape"]} for name in assembled}
-    splits = [
+    # Cut when a task is to be planned, and not before: it may take a look at each file.
+    splits = (
         raw.to_plan(number, split)
         for number, split in enumerate(
             split
             for name, source in raw.sources.items()
             for split in cut(name, source, files[name], split_bytes, storage)
         )
-    ]
+    )
     fields = raw.fields
     # In their order: the columns of the rows.
     columns = {"fields": fields.names} if fields.names else {}
     semantic = {"version": INGEST_VERSION, "max_row_bytes": max_row_bytes, "sources": identity, **columns}
     inherited = {name: {STEP: {"in": 0, "made": 0, "kept": 0}, **_account(assembled.get(name))} for name in sources}
+    inputs = (*(dataset for name, dataset in landed.items() if name not in assembled), *assembled.values())
+    job = context.job("ingest", "PROMPT", pa.schema([*PROMPT, *fields]), semantic, inputs)
+    is_on_hub = any(commits_of(source.patterns) for source in sources.values())
+    current = Build(job).committed() if is_on_hub else None
+    looks = {
+        name: UNSEEN
+        if name in landed or name in datasets
+        else _looked(source, shapes[name], given[name], storage, _unused(current, name))
+        for name, source in sources.items()
+    }
     findings = {
         "inputs": {
             name: _findings(sources[name], one, looks[name]) for name, one in listed.items() if name not in landed
         }
     }
-    inputs = (*(dataset for name, dataset in landed.items() if name not in assembled), *assembled.values())
     job = (
-        context.job("ingest", "PROMPT", pa.schema([*PROMPT, *fields]), semantic, inputs)
-        .with_inherited(inherited)
+        job.with_inherited(inherited)
         .with_findings(findings)
         .with_findings_of(partial(_with_unparsed, findings))
         .with_pieces(raw.is_piece(files))
@@ -265,6 +271,20 @@ def _settle(context: Context, looks: dict[str, Look]) -> None:
         if not near or near[0] in str(error):
             raise
         raise SourceError(f"{error}; {near[0]}") from error
+
+
+def _unused(current: Dataset | None, name: str) -> list[str] | None:
+    """The columns that the description of a source never names, as its committed rows say; None where nobody knows."""
+    inputs = {} if current is None else current.manifest.findings_by_column("inputs")
+    found = inputs.get(name, {}).get("columns_not_used")
+    return found if isinstance(found, list) and all(isinstance(column, str) for column in found) else None
+
+
+def _looked(source: Source, shape: Shape, files: list[InputFile], storage: Storage, unused: list[str] | None) -> Look:
+    """A look at the files; of rows on the hub that are committed, what the first look has found, without a request."""
+    if unused is not None and commits_of(source.patterns):
+        return replace(UNSEEN, unused=tuple(unused))
+    return look(source, shape, files, storage)
 
 
 def _listed(name: str, source: Source, landed: Dataset | None, storage: Storage) -> Listed:

@@ -32,7 +32,8 @@ def rows_of(start, count):
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLHOUSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with hub_server() as server:
         yield server
@@ -110,6 +111,20 @@ def test_a_resumed_run_keeps_its_commit_and_a_new_output_takes_the_newest(tmp_pa
     anew, _ = run(recipe_of(tmp_path, hub, "other"))
     assert anew.findings["inputs"]["facts"]["hub"] == [f"datasets/{NAME}@{second}"]
     assert anew.rows_out == 160
+
+
+def test_what_is_committed_needs_no_network(tmp_path, hub, data, monkeypatch):
+    hub.put(NAME, data)
+    recipe = recipe_of(tmp_path, hub)
+    _, said = run(recipe)
+    hub.asked.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    plan = plan_recipe(recipe)
+    assert {stage.action for stage in plan.stages} == {"keep"}
+    assert (plan.inputs[0].files, plan.inputs[0].rows) == (3, 120)
+    (source,) = (line for line in said if "120 kept" in line)
+    assert source in run(recipe)[1]
+    assert hub.asked == []
 
 
 def test_an_edited_revision_is_read_anew(tmp_path, hub, data):
