@@ -50,6 +50,8 @@ SCRIPTS: Final = (
 """By which recall is told apart; 32 fit into a row key."""
 _NAMED: Final = {"CJK": "han", "HIRAGANA": "kana", "KATAKANA": "kana"}
 _JUDGED_CHARACTERS: Final = 2000
+_LATIN: Final = SCRIPTS.index("latin")
+_ASCII_LETTER: Final = re.compile("[A-Za-z]")
 
 
 @cache
@@ -64,15 +66,18 @@ def _script(char: str) -> int | None:
 
 def main_scripts(texts: pa.Array) -> I64:
     """The script of most letters at the beginning of each text, a place among SCRIPTS: int64 [rows]."""
-    found = []
-    for text in texts.to_pylist():
-        counts: Counter[int] = Counter()
-        for char, count in Counter(unicodedata.normalize("NFKC", text[:_JUDGED_CHARACTERS])).items():
-            script = _script(char)
-            if script is not None:
-                counts[script] += count
-        found.append(max(counts, key=lambda script: (counts[script], -script)) if counts else 0)
-    return np.array(found, np.int64)
+    return np.array([_main_script(text[:_JUDGED_CHARACTERS]) for text in texts.to_pylist()], np.int64)
+
+
+def _main_script(text: str) -> int:
+    if text.isascii():
+        return _LATIN if _ASCII_LETTER.search(text) else 0
+    counts: Counter[int] = Counter()
+    for char, count in Counter(unicodedata.normalize("NFKC", text)).items():
+        script = _script(char)
+        if script is not None:
+            counts[script] += count
+    return max(counts, key=lambda script: (counts[script], -script)) if counts else 0
 
 
 _WORD: Final = np.uint8(1)

@@ -6,6 +6,7 @@ Ullman, "Mining of Massive Datasets", §3.4. One core permutes about 370 million
 (AVX-512).
 """
 
+import functools
 import math
 from typing import Final
 
@@ -25,6 +26,7 @@ THINNING_LOSS: Final = 1e-4
 _EMPTY: Final = np.uint32(0xFFFFFFFF)
 
 
+@functools.cache
 def permutations(num_perm: int, seed: int) -> tuple[U32, U32]:
     """Odd multipliers and increments of the permutations, uint32 [num_perm]: halves of XXH64(i, seed)."""
     hashes = np.array([xxh64(i.to_bytes(8, "little"), seed) for i in range(num_perm)], np.uint64)

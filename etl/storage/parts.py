@@ -48,6 +48,7 @@ class PartWriter:
         self._split = split
         self._partition = partition
         self._file = Path(tempfile.gettempdir()) / f"stillhouse-part-{uuid.uuid4().hex}.parquet"
+        self._spool = Location.of(self._file)
         # How a column is stored is no part of what readers see; what the content digest leaves out is told by name.
         told = {"stillhouse.table": table, "stillhouse.schema": str(SCHEMA_VERSION), "stillhouse.build": build}
         self._schema = pa.schema([field.remove_metadata() for field in schema], told | Digested.of(schema).to_store())
@@ -78,7 +79,7 @@ class PartWriter:
             self._file.unlink(missing_ok=True)
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
-        return Location.of(self._file).explained("write")
+        return self._spool.explained("write")
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append a batch as one row group.
