@@ -66,8 +66,8 @@ class Recipe(Config):
     output: str = Field(min_length=1)
     """Folder or URL; every stage's dataset is a folder below it."""
     storage: Storage = Field(default={}, repr=False)
-    """fsspec options by scheme (s3, gs, az, hdfs), such as endpoint_url; they hold for the output, for sources without
-    options of their own, and for models. Never stored, printed or part of a fingerprint."""
+    """fsspec options by scheme (s3, gs, az, hdfs, hf), such as endpoint_url; they hold for the output, for sources
+    without options of their own, and for models. Never stored, printed or part of a fingerprint."""
     single_writer: bool = False
     """Allow a store that cannot create objects conditionally. Nothing then prevents a second run from writing there at
     the same time."""

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from etl.errors import ConfigError, SourceError
@@ -124,6 +126,24 @@ def test_what_is_committed_needs_no_network(tmp_path, hub, data, monkeypatch):
     assert (plan.inputs[0].files, plan.inputs[0].rows) == (3, 120)
     (source,) = (line for line in said if "120 kept" in line)
     assert source in run(recipe)[1]
+    assert hub.asked == []
+
+
+def test_a_shipped_description_alone_reads_its_trees_and_needs_no_network_again(tmp_path, hub, monkeypatch):
+    about = {"lang": "en", "deleted": False, "message_tree_id": "t", "tree_state": "ready_for_export"}
+    said = [("t", None, "prompter", "why?", None), ("a", "t", "assistant", "so", 0), ("b", "t", "assistant", "no", 1)]
+    rows = [
+        {"message_id": name, "parent_id": parent, "role": role, "text": text, "rank": rank, **about}
+        for name, parent, role, text, rank in said
+    ]
+    (tmp_path / "oasst2" / "data").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "oasst2" / "data" / "train-0.parquet")
+    hub.put("OpenAssistant/oasst2", tmp_path / "oasst2")
+    recipe = recipe_of(tmp_path, hub, spec="oasst2")
+    assert run(recipe)[0].rows_out == 1
+    hub.asked.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert {stage.action for stage in plan_recipe(recipe).stages} == {"keep"}
     assert hub.asked == []
 
 
