@@ -143,4 +143,7 @@ def amount(number: float) -> str:
 
 def rate(number: float, seconds: float) -> str:
     """So many a second; `-` where no time has passed."""
-    return amount(number / seconds) if seconds > 0 else "-"
+    if seconds <= 0:
+        return "-"
+    found = number / seconds
+    return f"{found:.1f}" if 0 < found < 9.95 else amount(found)

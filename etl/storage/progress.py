@@ -78,8 +78,8 @@ class Watched:
         self._writing = writing
         self._seen: set[int] = set()
         self._counts = Counts()
-        # An earlier run's, of which this one may write some again.
-        self._old_map_tasks = self._map_tasks()
+        # Of an interrupted run, which this one may do again. A fresh build has none, however late this looks.
+        self._old_map_tasks = self._map_tasks() if writing.done else set()
 
     def look(self) -> Seen:
         """How far it is now.

@@ -97,7 +97,7 @@ def test_a_map_is_watched_by_its_receipts(engine, watched, tmp_path):
     job, live = watched
     engine.map(job, range(3), Write(tmp_path)).result()
     assert [text for text in live.shown if not text.startswith("2/2 numbers: 0 of")][:2] == [
-        "2/2 numbers: 1 of 3 parts, 10 rows, 5 rows/s, 4.0 s left",
+        "2/2 numbers: 1 of 3 parts, 10 rows, 5.0 rows/s, 4.0 s left",
         "2/2 numbers: 2 of 3 parts, 30 rows, 1 lost, 15 rows/s, 1.0 s left",
     ]
 

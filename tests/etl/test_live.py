@@ -125,4 +125,4 @@ def test_durations_and_amounts_are_short():
 
 
 def test_a_rate_needs_time():
-    assert (rate(300, 2), rate(3, 0)) == ("150", "-")
+    assert (rate(300, 2), rate(3, 2), rate(0, 2), rate(3, 0)) == ("150", "1.5", "0", "-")
