@@ -1,4 +1,4 @@
-"""What duplicates say about the sources of a recipe: how much of each goes, and how much of one stands in another.
+"""Duplicates by source: how much of each source is removed, and how much of one source is contained in another.
 
 Pure functions over counts, for the `findings` of a manifest.
 """
@@ -72,7 +72,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     """The report for a terminal."""
     for source, line in report.items():
         if line["over_select"] is None:
-            yield f"{source}: all of its {line['rows']:,} rows are duplicates of others"
+            yield f"{source}: all {line['rows']:,} rows are duplicates of others"
         elif line["removed_share"]:
             found = f"{sum(line['removed'].values()):,} of {line['rows']:,} rows are duplicates"
             yield f"{source}: {found} ({line['removed_share']:.1%}); over-select by {line['over_select']:.3f}"

@@ -1,4 +1,4 @@
-"""Near duplicates of texts in memory: the kernels of the stages one after the other, without a run around them.
+"""Near duplicates of texts in memory: the kernels of the stages in sequence, without a run.
 
 For a notebook, a small corpus, or a check of the stages. The result is theirs, but for the order in which rows of a hot
 band are compared. Holds the texts' shingle sets, about as many bytes as the texts, and 8 bytes for each band of a row;
@@ -54,7 +54,7 @@ def near_duplicates(texts: pa.Array | pa.ChunkedArray, near: NearDedup, formal: 
         SchemaError: they are of another type.
     """
     if kind_of(texts.type) not in ("string", "null"):
-        raise SchemaError(f"the texts are {texts.type}, strings are needed; cast them, for example to pa.string()")
+        raise SchemaError(f"the texts are {texts.type}, but strings are needed; cast them, for example to pa.string()")
     sets, bands, words = _hashed(texts, near, formal)
     pairs = _candidates(bands, words, near)
     left, right = pairs // len(texts), pairs % len(texts)

@@ -97,8 +97,8 @@ def band_hashes(signature: U32, bands: int, rows: int) -> I64:
     """
     if bands < 1 or rows < 1 or bands * rows > signature.shape[1]:
         raise ConfigError(
-            f"{bands} bands of {rows} rows need {bands * rows} permutations, but there are "
-            f"{signature.shape[1]}; lower bands or rows, or raise num_perm"
+            f"{bands} bands of {rows} rows need {bands * rows} permutations, but there are {signature.shape[1]}; "
+            "lower bands or rows, or raise num_perm"
         )
     out = np.empty((len(signature), bands), np.int64)
     _band_hashes(signature, rows, out)
@@ -127,7 +127,7 @@ def choose_bands(threshold: float, num_perm: int, recall: float) -> tuple[int, i
         if candidate_probability(threshold, num_perm // rows, rows) >= recall:
             return num_perm // rows, rows
     raise ConfigError(
-        f"{num_perm} permutations cannot make pairs at {threshold} meet with a chance of {recall}; raise num_perm or "
+        f"{num_perm} permutations cannot find pairs at {threshold} with probability {recall}; raise num_perm or "
         "lower recall"
     )
 

@@ -1,4 +1,4 @@
-"""Near dedup as its configuration: what rows are compared by, how candidates meet, and when a pair is a duplicate.
+"""Configuration of near dedup: how rows are compared, how candidates are found, and when a pair is a duplicate.
 
 All of it is about arrays in memory; etl.stages.dedup.near carries it through shuffles, etl.dedup.in_memory does
 without. A set of 64-bit shingle hashes takes 8 bytes a shingle, about as much as the text.
@@ -154,7 +154,7 @@ class NearDedup(Config):
             raise ValueError(str(error)) from error
         if bands * rows > self.num_perm:
             raise ValueError(
-                f"{bands} bands of {rows} rows need {bands * rows} permutations, num_perm is {self.num_perm}; lower "
-                "bands or rows, or raise num_perm"
+                f"{bands} bands of {rows} rows need {bands * rows} permutations, but num_perm is {self.num_perm}; "
+                "lower bands or rows, or raise num_perm"
             )
         return self

@@ -1,4 +1,4 @@
-"""Which of some duplicates stays: a number for each row, the smaller the better.
+"""Decides which of several duplicates is kept: a number for each row, the smaller the better.
 
 The high half is the place of the row's source in a stated priority, the low half an order-preserving form of a score.
 Ties go by what the caller sorts by next: the row's digest among equal contents, the id among similar ones.
@@ -36,7 +36,7 @@ class Survivor(Config):
         return ["source_dataset", *([self.score] if self.score else [])]
 
     def check(self, schema: pa.Schema) -> None:
-        """Refuse a score that is not there.
+        """Refuse a score column that does not exist.
 
         Raises:
             SchemaError: naming the column and what there is.
@@ -45,15 +45,15 @@ class Survivor(Config):
             return
         if self.score not in schema.names:
             raise SchemaError(
-                f"survivor.score: no earlier stage adds the column '{self.score}'; there are {schema.names}; "
+                f"survivor.score: no earlier stage adds the column '{self.score}'; the columns are {schema.names}; "
                 f"{OF_THE_INPUT}"
             )
         kind = schema.field(self.score).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-            raise SchemaError(f"survivor.score: column '{self.score}' is {kind}, a number is needed")
+            raise SchemaError(f"survivor.score: column '{self.score}' is {kind}, but numbers are needed")
 
     def check_sources(self, where: str, known: Collection[str]) -> None:
-        """Refuse a priority of a source that there is not.
+        """Refuse a priority that names an unknown source.
 
         Raises:
             ValueError: naming it and the known ones.
@@ -63,7 +63,7 @@ class Survivor(Config):
             raise ValueError(f"{where}.survivor.sources names {unknown}; the recipe's sources are {sorted(known)}")
 
     def preference(self, batch: pa.RecordBatch) -> I64:
-        """The number of each row, int64 [rows] >= 0; the smallest of a group stays."""
+        """The number of each row, int64 [rows] >= 0; the smallest of a group is kept."""
         place = np.full(batch.num_rows, len(self.sources), np.int64)
         if self.sources:
             found = pc.index_in(batch.column("source_dataset"), value_set=pa.array(self.sources, pa.string()))

@@ -1,10 +1,10 @@
 """The Beam engine: a job of `map` is one ParDo over splits, `shuffle` is ParDo, GroupByKey and a sorting ParDo.
 
-Any runner does: the in-process one (no JVM, no network) when none is named, a portable job service, Dataflow. Each job
-is a pipeline of its own and is waited for. An element of a shuffle is an Arrow batch with rows of one bucket, so no
-Python object stands for a row. On this machine the batches lie in scratch files below TMPDIR, which take the bytes of a
-shuffle, and the elements say where; elsewhere the runner moves them. Costs here: 35 ms a
-job of `map` in process, 75 ms a shuffle.
+Any runner works: the in-process one (the default; no JVM, no network), a portable job service, Dataflow. Each job is a
+pipeline of its own, and the engine waits for it. An element of a shuffle is an Arrow batch with rows of one bucket, so
+there is no Python object per row. On this machine the batches are in scratch files below TMPDIR, as large as the
+shuffle, and the elements are references to them; elsewhere the runner moves the batches. Costs here: 35 ms a job of
+`map` in process, 75 ms a shuffle.
 
 For people without a recipe: `ApplySteps` and `ToArrow`.
 """
@@ -60,20 +60,20 @@ _ERROR = b"stillhouse.error"
 
 
 class JobNotRun(Exception):  # nothing went wrong
-    """A job was described (--template_location, --dry_run) and not run, so there is nothing to go on with."""
+    """A job was only described (--template_location, --dry_run), not run, so the run cannot continue."""
 
 
 class BeamEngine(Engine):
-    """Runs tasks as Beam jobs, one after the other.
+    """Runs tasks as Beam jobs, in sequence.
 
     Args:
-        options: Beam's options, or flags for them; the runner is the in-process one unless they name another.
+        options: Beam's options, or flags for them; the default runner is the in-process one.
         report: gets one line for each job that runs elsewhere.
         scratch: folder that driver and workers reach, for errors on their way back; None takes a local one, which only
             runners on this machine can do with.
 
     Raises:
-        ConfigError: a flag is wrong, or workers elsewhere would not reach the scratch folder.
+        ConfigError: a flag is wrong, or remote workers cannot reach the scratch folder.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class BeamEngine(Engine):
         self._scratch = None if scratch is None else Location.of(scratch)
         if not runs_here(self.options) and (self._scratch is None or self._scratch.is_local):
             raise ConfigError(
-                f"{scratch} is not reached by the workers of {self.options.view_as(StandardOptions).runner}; "
-                "give a URL such as gs://bucket/folder"
+                f"the workers of {self.options.view_as(StandardOptions).runner} cannot reach {scratch}; give a URL "
+                "such as gs://bucket/folder"
             )
         named = self.options.view_as(GoogleCloudOptions).job_name
         self._job_prefix = named or f"stillhouse-{uuid.uuid4().hex[:8]}"
@@ -153,7 +153,7 @@ class BeamEngine(Engine):
         if resources.gpus and gpu_type:
             hints["accelerator"] = f"type:{gpu_type};count:{resources.gpus};install-nvidia-driver"
         elif resources.gpus and not runs_here(self.options):
-            raise ConfigError("this stage needs a GPU on its workers; say which with --gpu_type, e.g. nvidia-l4")
+            raise ConfigError("this stage needs a GPU on its workers; choose one with --gpu_type, e.g. nvidia-l4")
         return hints
 
     def _job_options(self, stage: str) -> PipelineOptions:
@@ -175,17 +175,17 @@ class BeamEngine(Engine):
         self._tell(work, options, result)
         state = result.wait_until_finish()
         if state not in (None, PipelineState.DONE):
-            raise DataError(f"the job of {work.stage} ended as {state}; run again to resume")
+            raise DataError(f"the job of {work.stage} ended in state {state}; run again to resume")
 
     def _stop_if_not_run(self, work: Work, options: PipelineOptions) -> None:
         template = options.view_as(GoogleCloudOptions).template_location
         if template and runner_name(options) == "dataflow":
             raise JobNotRun(
-                f"{work.stage}: the template is {template}; start a job from it, and then this command again to commit "
-                "what the job wrote and to get the template of what follows"
+                f"{work.stage}: the template is {template}; start a job from it, then run this command again to "
+                "commit the job's output and to get the next template"
             )
         if options.view_as(TestOptions).dry_run:
-            raise JobNotRun(f"{work.stage}: the job was made and, as --dry_run says, not submitted")
+            raise JobNotRun(f"{work.stage}: the job was built but, because of --dry_run, not submitted")
 
     def _tell(self, work: Work, options: PipelineOptions, result: Any) -> None:
         if runner_name(options) == "dataflow":
@@ -201,10 +201,10 @@ class BeamEngine(Engine):
 
 @dataclass(frozen=True)
 class _Failure:
-    """The object in which a worker leaves an error that a user can mend; the first one wins.
+    """The object in which a worker stores an error that the user can fix; the first one wins.
 
-    Such an error would be the same at every attempt. A failed element would be tried four times on a cluster and come
-    back as a traceback, and no result of a pipeline reaches the driver on every runner.
+    Such an error is the same in every attempt. A failed element would be retried four times on a cluster and come back
+    as a traceback, and no runner-independent result of a pipeline reaches the driver.
     """
 
     place: Location

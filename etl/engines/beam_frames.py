@@ -69,8 +69,9 @@ registry.register_coder(pa.Table, TableCoder)
 class ApplySteps(beam.PTransform[Any, Any]):
     """Steps over a PCollection of Arrow record batches or tables: the same elements with the steps' columns.
 
-    Rows, their order and their columns stay; the steps' columns follow, and `verdict` is the last unless it was there:
-    null, or struct<step, reason, value> of the step that would drop the row. Each worker opens the steps once.
+    Rows, their order and their columns are unchanged. The steps' columns follow, then `verdict` (unless it was there
+    already): null, or struct<step, reason, value> of the step that would drop the row. Each worker opens the steps
+    once.
 
         schema = pa.schema([PROMPT.field("messages")])
         rows | ToArrow(schema) | ApplySteps([LanguageStep(keep=["en"])]) | beam.FlatMap(pa.RecordBatch.to_pylist)
@@ -136,7 +137,7 @@ def _typed(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
         place = batch.schema.get_field_index(name)
         return batch.set_column(place, batch.schema.field(place).with_type(wanted), column.cast(wanted))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise SchemaError(f"column '{name}' is {column.type}, the steps read it as {wanted}: {error}") from error
+        raise SchemaError(f"column '{name}' is {column.type}, but the steps read it as {wanted}: {error}") from error
 
 
 class ToArrow(beam.PTransform[Any, Any]):

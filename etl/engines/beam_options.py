@@ -1,4 +1,4 @@
-"""Beam's flags: every options class knows its own, an unknown flag is an error, and which runner they name."""
+"""Beam's flags: unknown ones are errors, and they decide the runner."""
 
 import argparse
 import copy
@@ -26,7 +26,7 @@ class WorkerOptions(PipelineOptions):
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--gpu_type", help="accelerator for stages that need GPUs, as Dataflow names it: nvidia-tesla-t4, nvidia-l4"
+            "--gpu_type", help="accelerator for stages that need GPUs, by Dataflow's name: nvidia-tesla-t4, nvidia-l4"
         )
 
 

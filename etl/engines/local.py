@@ -1,4 +1,4 @@
-"""The local engine: both verbs in this process, or in a pool of processes on this machine. No JVM, no service.
+"""The local engine: both verbs in this process or in a pool of processes on this machine. No JVM, no service.
 
 A shuffle goes over local scratch files below TMPDIR. The map side of a split writes one Arrow file, its rows in slices
 of one bucket each; a bucket then reads its slices from all of them and sorts them (etl.sorting). So nobody holds a
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 class LocalEngine(Engine):
     """Runs tasks on this machine.
 
-    A task that asks for `cpus` counts for as many processes; memory and GPUs are the user's to divide. With a pool,
+    A task that needs `cpus` counts as that many processes; the user has to divide memory and GPUs. With a pool,
     `etl.engine.worker_number()` says on a task's side which process it is in, from 0.
 
     Args:
@@ -47,7 +47,7 @@ class LocalEngine(Engine):
         self._pool = WorkerPool(processes) if processes > 1 else None
 
     def fork(self) -> None:
-        """Start the workers now, as forks of this process, where that works (etl.engines.pool)."""
+        """Start the workers now, as forks of this process, if that is possible (etl.engines.pool)."""
         if self._pool is not None and may_fork():
             self._pool.fork()
 

@@ -1,4 +1,4 @@
-"""A pool of worker processes on this machine: each gets a job's task once, then one call after another.
+"""A pool of worker processes on this machine: each gets a job's task once, then its calls in sequence.
 
 Workers are spawned, not forked: threads of torch and gRPC, and a CUDA context, do not survive a fork. A start costs
 each worker 1.5 CPU-seconds of imports; they are kept until `close`. A process that has imported everything and done
@@ -143,7 +143,7 @@ class WorkerPool:
             raise _died(worker) from error
 
     def _start(self, count: int, method: Literal["spawn", "fork"] = "spawn") -> None:
-        """See to it that there are so many workers; a job of few calls starts no more than it can use."""
+        """Start workers up to this number; a job of few calls starts only as many as it can use."""
         context: Any = multiprocessing.get_context(method)
         threads = max(1, usable_cpus() // self.processes)
         with _quiet_children(threads):
@@ -191,7 +191,7 @@ def _died(worker: _Worker) -> DataError:
     worker.process.join(_CLOSE_S)
     code = worker.process.exitcode
     how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-    memory = "; SIGKILL often means that memory ran out: use fewer processes" if how == "SIGKILL" else ""
+    memory = "; SIGKILL often means out of memory: use fewer processes" if how == "SIGKILL" else ""
     return DataError(f"worker process {worker.process.pid} died ({how}{memory}); run again to resume")
 
 

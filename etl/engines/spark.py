@@ -199,7 +199,7 @@ class SparkEngine(Engine):
         return dataset
 
     def _ask(self, work: Work) -> Ask:
-        """How this session can meet the needs of the tasks; what it cannot is told once."""
+        """How this session provides the resources of the tasks; what it cannot provide is reported once."""
         asked = ask(self.context, work)
         if asked.line not in self._told:
             self._told.add(asked.line)
@@ -286,10 +286,9 @@ def _see_own_gpus() -> None:
 
 
 def _error(work: Callable[[], Counts], counts: Any) -> str | None:
-    """None, or an error that a user can mend. What the work counted goes to the accumulator.
+    """None, or an error that the user can fix. Counts are added to the accumulator.
 
-    Such an error would be the same at every attempt, so Spark must not see a failed task; all other exceptions are its
-    business.
+    Such an error is the same in every attempt, so Spark must not see a failed task. Other exceptions are left to Spark.
     """
     try:
         counts.add(work())

@@ -1,8 +1,8 @@
 """Steps and datasets as Spark DataFrames, for people without a recipe: `apply(df, steps)` and `read(session, path)`.
 
-Both are lazy, as DataFrames are: what they check, they check on the driver before a job runs; the work is done when the
-user's own action runs. Steps cost one load of their models for each partition; every column of the frame travels to
-Python and back, so select what is needed first.
+Both are lazy like DataFrames: they check their arguments on the driver at once, and work when the user's own action
+runs. Steps cost one load of their models for each partition; every column of the frame travels to Python and back, so
+select what is needed first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,7 +51,7 @@ def apply(df: Any, steps: Sequence[Step]) -> Any:
     given = arrow_schema(df.schema, SchemaError)
     twice = sorted({name for name in given.names if given.names.count(name) > 1})
     if twice:
-        raise SchemaError(f"the DataFrame has more than one column called {twice}; rename all but one")
+        raise SchemaError(f"the DataFrame has several columns called {twice}; rename all but one")
     schema = given if "verdict" in given.names else pa.schema([*given, pa.field("verdict", VERDICT)])
     for step in steps:
         schema = step.output_schema(schema)
@@ -98,8 +98,8 @@ def _check_type(field: Any, wanted: pa.DataType) -> None:
     if field.dataType.simpleString() == kind.simpleString() or (field.name == "messages" and _is_messages(field)):
         return
     raise SchemaError(
-        f"column '{field.name}' is {field.dataType.simpleString()}, the steps read it as {kind.simpleString()}; cast "
-        "it, or build it with named_struct and array"
+        f"column '{field.name}' is {field.dataType.simpleString()}, but the steps read it as "
+        f"{kind.simpleString()}; cast it, or build it with named_struct and array"
     )
 
 

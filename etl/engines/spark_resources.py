@@ -1,10 +1,9 @@
-"""How a Spark session meets what a task needs (CPUs, GPUs, memory): a resource profile, or fewer tasks at once.
+"""How a Spark session provides what a task needs (CPUs, GPUs, memory): a resource profile, or fewer tasks at once.
 
-- With dynamic allocation a full profile is asked for: executors with these CPUs, GPUs and this memory are started for
-  the stage and given back after it.
-- Without it the executors are there already, so a profile can only say what each task takes of them: CPUs and GPUs.
-  Their memory is what the user gave them.
-- `local[n]` has no profiles (Spark refuses them). Fewer partitions are made instead, each of which does its splits one
+- With dynamic allocation a full profile is requested: executors with these CPUs, GPUs and this memory are started for
+the stage and released after it. - Without it the executors exist already, so a profile can only set the CPUs and GPUs
+per task. Their memory is the user's choice. - `local[n]` has no profiles (Spark refuses them). Fewer partitions are
+made instead, each of which does its splits one
   after another; where a GPU is needed, one.
 
 Memory is asked for beside the JVM's heap (memoryOverhead), since our tasks hold Arrow buffers and models in Python.
@@ -50,8 +49,8 @@ def ask(context: Any, work: Work) -> Ask:
     if not needs.memory_bytes:
         return Ask(_task_profile(needs))
     line = (
-        f"{work.stage}: a task needs {needs.memory_bytes >> 20:,} MiB beside the heap; without dynamic allocation "
-        "executors have what spark.executor.memoryOverhead gives them"
+        f"{work.stage}: a task needs {needs.memory_bytes >> 20:,} MiB beside the heap; without dynamic allocation, "
+        "spark.executor.memoryOverhead must provide it"
     )
     return Ask(_task_profile(needs) if needs.cpus or needs.gpus else None, line=line)
 
@@ -66,7 +65,10 @@ def _ask_local(cores: int, work: Work) -> Ask:
     at_once = max(1, min(limits))
     if at_once >= cores:
         return Ask()
-    return Ask(at_once=at_once, line=f"{work.stage}: {at_once} of {cores} tasks at a time, for what each of them needs")
+    return Ask(
+        at_once=at_once,
+        line=f"{work.stage}: only {at_once} of {cores} tasks at a time, because of the resources that each needs",
+    )
 
 
 def _check_executors(conf: Any, work: Work) -> None:
@@ -75,13 +77,13 @@ def _check_executors(conf: Any, work: Work) -> None:
     if cores is not None and needs.cpus > int(cores):
         raise ConfigError(
             f"{work.stage}: a task needs {needs.cpus} CPUs, but spark.executor.cores is {cores}; "
-            "raise it, or set spark.dynamicAllocation.enabled=true so that fitting executors are started"
+            "raise it, or set spark.dynamicAllocation.enabled=true so that suitable executors are started"
         )
     gpus = conf.get(f"{_GPU}.amount", "0")
     if needs.gpus > int(gpus):
         raise ConfigError(
             f"{work.stage}: a task needs {needs.gpus} GPUs, but {_GPU}.amount is {gpus}; set it (with "
-            f"{_GPU}.discoveryScript), or spark.dynamicAllocation.enabled=true so that fitting executors are started"
+            f"{_GPU}.discoveryScript), or spark.dynamicAllocation.enabled=true so that suitable executors are started"
         )
 
 

@@ -1,8 +1,8 @@
-"""The Spark context of a run: made where there is none, with the user's master and settings before every default.
+"""The Spark context of a run: created if there is none; the user's master and settings override every default.
 
-What Spark writes while it starts goes where libraries write (etl.library_log), unless the user has a log4j
-configuration. A Spark that cannot start, and workers whose Python cannot work, are a ConfigError with the reason that
-the JVM gives; its stack trace is in the log. A cold local context costs about 4 s.
+Spark's output while it starts is written to the libraries' log (etl.library_log), unless the user has a log4j
+configuration. If Spark cannot start, or its workers' Python does not work, that is a ConfigError with the JVM's reason;
+the stack trace is in the log. A cold local context costs about 4 s.
 """
 
 import importlib.util
@@ -80,7 +80,7 @@ def make_context(report: Callable[[str], None]) -> Any:
     """A new context.
 
     Args:
-        report: gets a line about the Java that was found, and where Spark's own lines are.
+        report: gets a line about the Java in use and the file with Spark's own log.
 
     Raises:
         ConfigError: Spark does not start with these settings, or its local workers would not.
@@ -209,15 +209,17 @@ def check_python(executable: str) -> None:
     if executable == sys.executable:
         return
     mine = f"{sys.version_info.major}.{sys.version_info.minor}"
-    advice = f"unset {_PYTHON}, or name a Python {mine} that has this project"
+    advice = f"unset {_PYTHON}, or set it to a Python {mine} with this project installed"
     if shutil.which(executable) is None:
         raise ConfigError(f"{_PYTHON}={executable}: there is no such program; {advice}")
     answer = _answer(executable, "import sys; print('%d.%d' % sys.version_info[:2])", dict(os.environ))
     version = answer.stdout.strip()
     if answer.returncode != 0 or not re.fullmatch(r"\d+\.\d+", version):
-        raise ConfigError(f"{_PYTHON}={executable} does not say its version (exit code {answer.returncode}); {advice}")
+        raise ConfigError(
+            f"{_PYTHON}={executable} does not report its version (exit code {answer.returncode}); {advice}"
+        )
     if version != mine:
-        raise ConfigError(f"{_PYTHON}={executable} is Python {version}, and the driver is {mine}; {advice}")
+        raise ConfigError(f"{_PYTHON}={executable} is Python {version}, but the driver is {mine}; {advice}")
 
 
 def _answer(executable: str, code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -234,8 +236,8 @@ def _answer(executable: str, code: str, environment: dict[str, str]) -> subproce
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(
-            f"{_PYTHON}={executable} does not start ({error}); unset {_PYTHON}, or name a Python "
-            f"{sys.version_info.major}.{sys.version_info.minor} that has this project"
+            f"{_PYTHON}={executable} does not start ({error}); unset {_PYTHON}, or set it to a Python "
+            f"{sys.version_info.major}.{sys.version_info.minor} with this project installed"
         ) from error
 
 
@@ -245,8 +247,8 @@ def workers_fault(text: str) -> ConfigError | None:
         found = re.search(r"\[PYTHON_VERSION_MISMATCH\][^\n]*|Cannot run program[^\n]*", text)
         reason = found.group(0) if found else _told(text.partition("Error from python worker")[2])
         return ConfigError(
-            f"the workers' Python cannot work ({reason}); set {_PYTHON} (or spark.pyspark.python) to a Python "
-            f"{sys.version_info.major}.{sys.version_info.minor} that is there on every worker and has this project"
+            f"the workers' Python does not work ({reason}); set {_PYTHON} (or spark.pyspark.python) to a Python "
+            f"{sys.version_info.major}.{sys.version_info.minor} that every worker has, with this project installed"
         )
     return without_package(text)
 
@@ -283,7 +285,7 @@ def _told(text: str) -> str:
     lines = [line.strip(" :\t") for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith(_EMPTY_WORDS)]
     named = [line for line in lines if re.search("exception|error|invalid|could not", line, re.IGNORECASE)]
-    line = next(iter(named), lines[0] if lines else "it does not say why")
+    line = next(iter(named), lines[0] if lines else "no reason given")
     # The class of an exception says less than its message.
     return re.sub(r"^(Exception in thread \"[^\"]*\" )?([\w$]+\.)+[\w$]+(Exception|Error): ", "", line).rstrip(".")
 

@@ -1,4 +1,4 @@
-"""Landing a table of the session's catalog as a dataset, which ingest then reads like files.
+"""Copies a table of the session's catalog into a dataset, which ingest then reads like files.
 
 Its version (Delta, Iceberg), or the paths, sizes and times of its files, tell whether a table has changed since. A
 view, or a table of a source that tells neither, is landed anew in every run; where it gives the same files again,
@@ -60,7 +60,7 @@ class OpenTable:
 
 
 def open_table(session: Any, table: Table) -> OpenTable:
-    """Look a table up; names are compared without case, as Hive stores them in lower case.
+    """Look up a table; names are compared without case, as Hive stores them in lower case.
 
     Raises:
         SourceError: there is no such table, it has none of the columns, or Spark cannot hand one of them to Python.
@@ -76,7 +76,7 @@ def open_table(session: Any, table: Table) -> OpenTable:
     columns = [whole[f"`{there[name.lower()]}`"].alias(name) for name in table.columns if name.lower() in there]
     if not columns:
         raise SourceError(
-            f"source '{table.source}': {table.name} has the columns {whole.columns}, none of {list(table.columns)}"
+            f"source '{table.source}': {table.name} has the columns {whole.columns}, but none of {list(table.columns)}"
         )
     frame = whole.select(*columns)
     arrow_schema(frame.schema, SourceError, f"source '{table.source}': {table.name}: ")
@@ -131,7 +131,7 @@ def land_partition(
 
         number = TaskContext().partitionId()
         if number >= num_partitions:
-            raise DataError(f"Spark cut {writer.folder} into more than {num_partitions} partitions; run again")
+            raise DataError(f"Spark split {writer.folder} into more than {num_partitions} partitions; run again")
         with writer.measured(number):
             return Counts.of(writer.write(number, (Chunk(batch.cast(schema), batch.num_rows) for batch in batches)))
 

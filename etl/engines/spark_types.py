@@ -1,4 +1,4 @@
-"""Arrow and Spark types of the same columns, or an error that names the column for which there is none.
+"""Converts between Arrow and Spark types; an error names a column without one.
 
 What Spark makes of an Arrow type stands in etl/arrow_types.py. The other way only Spark's intervals of years and months
 have no Arrow type. Moments travel in UTC, whatever the session's time zone shows.
@@ -33,8 +33,8 @@ def arrow_schema(schema: Any, error: type[StillhouseError], where: str = "") -> 
             (made,) = to_arrow_schema(StructType([field]), timezone="UTC")
         except PySparkTypeError as reason:
             raise error(
-                f"{where}column '{field.name}' is {field.dataType.simpleString()}, which Spark cannot hand to Python; "
-                "cast it to string, or leave it out"
+                f"{where}column '{field.name}' is {field.dataType.simpleString()}, which Spark cannot pass to "
+                "Python; cast it to string, or leave it out"
             ) from reason
         fields.append(made.with_type(_nullable(made.type)))
     return pa.schema(fields)

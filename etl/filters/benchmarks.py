@@ -1,4 +1,4 @@
-"""Benchmarks as files: where they lie, which columns hold questions and answers, and reading them as items.
+"""Benchmarks as files: their places, their columns of questions and answers, and reading them as items.
 
 A benchmark is small (GSM8K's test set has 1,319 items, MATH's 5,000), so its files are read whole as Python objects,
 about 50,000 items a second; this happens once for each change of the files, see `etl.filters.contamination`. A path is
@@ -49,11 +49,11 @@ class Benchmark(Config):
 
 
 def benchmark_files(name: str, benchmark: Benchmark) -> list[Path]:
-    """The local files of a benchmark, copied into the cache where they are remote.
+    """The local files of a benchmark; remote ones are copied into the cache.
 
     Raises:
-        ConfigError: nothing is there, or a file has a suffix that we cannot read.
-        SourceError: the store cannot be asked, or a link is broken.
+        ConfigError: there is no file, or one has an unsupported suffix.
+        SourceError: the store cannot be reached, or a link is broken.
     """
     key = f"benchmarks.{name}.path"
     try:
@@ -90,7 +90,7 @@ def _format_of(name: str) -> str | None:
 
 def _readable(url: str) -> str:
     if _format_of(url) is None:
-        raise ConfigError(f"{url} is neither Parquet nor JSON (which may have one of {COMPRESSIONS}); convert it")
+        raise ConfigError(f"{url} is neither Parquet nor JSON (possibly compressed: {COMPRESSIONS}); convert it")
     return url
 
 
@@ -106,14 +106,14 @@ def read_items(name: str, benchmark: Benchmark, files: list[Path]) -> Iterator[t
     for column in columns:
         if rows and not any(_has(row, column) for row in rows):
             raise ConfigError(
-                f"benchmarks.{name}: no row has the column '{column}'; the first one has {sorted(rows[0])}"
+                f"benchmarks.{name}: no row has the column '{column}'; the first row has {sorted(rows[0])}"
             )
     questions = [_joined(name, row, benchmark.question_columns) for row in rows]
     if not any(question.strip() for question in questions):
         where = ", ".join(map(str, files))
         raise ConfigError(
             f"benchmarks.{name}: {where} holds no text in {list(benchmark.question_columns)} ({len(rows)} rows); "
-            "name another file or column, or leave the benchmark out"
+            "give another file or column, or remove the benchmark"
         )
     for position, (row, question) in enumerate(zip(rows, questions, strict=True)):
         item = None if benchmark.id_column is None else _text(name, benchmark.id_column, _get(row, benchmark.id_column))
@@ -128,7 +128,8 @@ def _read_file(name: str, file: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ConfigError(
-                f"benchmarks.{name}: row {number} of {file} is a {type(row).__name__}; a row is an object with columns"
+                f"benchmarks.{name}: row {number} of {file} is a {type(row).__name__}; a row must be an object "
+                "with columns"
             )
     return rows
 
@@ -184,6 +185,6 @@ def _text(name: str, column: str, value: Any) -> str:
     if isinstance(value, str | int | float):
         return str(value)
     raise ConfigError(
-        f"benchmarks.{name}: column '{column}' holds a {type(value).__name__}, text is needed; "
-        f"name what is in it, such as '{column}.text'"
+        f"benchmarks.{name}: column '{column}' holds a {type(value).__name__}, but text is needed; give a key "
+        f"inside it, such as '{column}.text'"
     )

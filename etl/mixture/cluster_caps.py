@@ -27,7 +27,7 @@ class ClusterCaps(Config):
     @model_validator(mode="after")
     def _does_something(self) -> "ClusterCaps":
         if self.cap is None and self.tail_share == 0:
-            raise ValueError("neither cap nor tail_share is set; set one, or leave the section out")
+            raise ValueError("neither cap nor tail_share is set; set one, or remove the section")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Cuts: keep a part of the rows by a threshold on (score, hash of id), found exactly without sorting the world.
+"""Cuts: keep part of the rows by a threshold on (score, hash of id), found exactly without a global sort.
 
 The base of all cuts is here, too; the one by given values is in `etl.mixture.threshold`.
 
@@ -80,7 +80,7 @@ class Cut(Selected, Kinded):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """Name of the step in verdicts, and of the folder of the cut's dataset."""
     version: ClassVar[int] = 1
-    """Raised when the same configuration and rows would be cut elsewhere, or a default changes."""
+    """Increased when the same configuration and rows would give another result, or a default changes."""
 
     @property
     def label(self) -> str:
@@ -109,7 +109,7 @@ class Cut(Selected, Kinded):
         missing = [name for name in self.needed if name not in schema.names]
         if missing:
             raise SchemaError(
-                f"cut '{self.name}' reads {missing}; at that point there are {schema.names}; "
+                f"cut '{self.name}' reads {missing}; the columns at that point are {schema.names}; "
                 f"{nearest(missing[0], schema.names)}{OF_THE_INPUT}"
             )
 
@@ -161,9 +161,9 @@ class RankedCut(Cut):
             kind = schema.field(name).type
             number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
             if name in self.numeric() and not number:
-                raise SchemaError(f"cut '{self.name}' needs a number, column '{name}' is {kind}")
+                raise SchemaError(f"cut '{self.name}' needs numbers, but column '{name}' is {kind}")
             if name not in self.numeric() and not pa.types.is_string(kind):
-                raise SchemaError(f"cut '{self.name}' needs text, column '{name}' is {kind}")
+                raise SchemaError(f"cut '{self.name}' needs text, but column '{name}' is {kind}")
 
     @abstractmethod
     def group(self, batch: pa.RecordBatch) -> pa.Array:

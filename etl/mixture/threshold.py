@@ -1,4 +1,4 @@
-"""The cut `threshold`: rows stay whose value in a column is within given bounds.
+"""The cut `threshold`: keeps the rows whose value in a column is within given bounds.
 
 One narrow pass over the column, no rounds. Bounds are checked against the column's type before a row is read, and
 compared in that type, so that no stored value is rounded: an integer column by whole numbers, exactly, and a float32
@@ -103,7 +103,7 @@ class ThresholdCut(RowCut):
                 stored.setdefault(key, []).append(_as_stored(value, kind, key))
             except ValueError as error:
                 raise SchemaError(
-                    f"cut '{self.name}': {key} is {_shown(value)}, column '{self.column}' is {kind}; {error}"
+                    f"cut '{self.name}': {key} is {_shown(value)}, but column '{self.column}' is {kind}; {error}"
                 ) from error
         return stored
 
@@ -121,7 +121,7 @@ def _as_stored(value: Value, kind: pa.DataType, key: Key) -> Value:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if pa.types.is_boolean(kind):
         if key in ("min", "max"):
-            raise ValueError("true and false have no order: use `equals: true` or `equals: false`")
+            raise ValueError("true and false have no order; use `equals: true` or `equals: false`")
         if not isinstance(value, bool):
             raise ValueError("write true or false")
         return value
@@ -131,7 +131,7 @@ def _as_stored(value: Value, kind: pa.DataType, key: Key) -> Value:
         return value
     is_integer = pa.types.is_integer(kind)
     if not (is_integer or pa.types.is_float32(kind) or pa.types.is_float64(kind)):
-        raise ValueError(f"a threshold compares {_TYPES}: name a column of these")
+        raise ValueError(f"a threshold compares {_TYPES}; give such a column")
     if not number:
         raise ValueError("write a number, without quotes")
     assert not isinstance(value, str)
@@ -141,11 +141,11 @@ def _as_stored(value: Value, kind: pa.DataType, key: Key) -> Value:
 def _whole(value: float, kind: pa.DataType, key: Key) -> int:
     """The nearest whole number that cuts between the same integers."""
     if key in ("equals", "in") and value != math.floor(value):
-        raise ValueError("no whole number equals it: write a whole number, or use min and max")
+        raise ValueError("no whole number equals it; write a whole number, or use min and max")
     whole = math.floor(value) if key == "max" else math.ceil(value)
     limits = np.iinfo(kind.to_pandas_dtype())
     if not limits.min <= whole <= limits.max:
-        raise ValueError(f"its values are from {limits.min} to {limits.max}: write one of these")
+        raise ValueError(f"its values are from {limits.min} to {limits.max}; write one of these")
     return whole
 
 
@@ -153,7 +153,7 @@ def _floating(value: float, kind: pa.DataType) -> float:
     """The nearest float of the column's type."""
     largest = float(np.finfo(kind.to_pandas_dtype()).max)
     if abs(value) > largest:
-        raise ValueError(f"its values are from {-largest} to {largest}: write one of these")
+        raise ValueError(f"its values are from {-largest} to {largest}; write one of these")
     return float(kind.to_pandas_dtype()(value))
 
 

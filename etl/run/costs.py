@@ -1,4 +1,4 @@
-"""What the datasets of a run have cost: summed by stage, kept in `_costs.json`, told as a table, compared with a plan.
+"""The cost of a run: summed by stage, stored in `_costs.json`, shown as a table, compared with a plan.
 
     costs        CPU s  wall s  peak MB  rows/CPU s  MB/CPU s  predicted
     ingest         3.1     2.4      310      22,300      16.7        2.9
@@ -7,9 +7,9 @@
     total         31.4    20.8      640       2,200       1.6       24.0
     core-hours: 0.00872, which cost 0.000349; predicted: 0.00667, which cost 0.000267
 
-Each dataset says what it took when it was made (etl/storage/costs.py), so a run that keeps it shows that again. Rows
-and MB are those of the run's input, whatever the stage; so the rates of stages can be compared, and their inverses
-added. Costs a GET for each folder of the recipe, and a LIST of `rounds`.
+Each dataset stores its cost when it is made (etl/storage/costs.py), so a run that keeps a dataset shows its cost again.
+Rows and MB are those of the run's input for every stage, so that rates can be compared and their inverses added. Costs
+a GET for each folder of the recipe, and a LIST of `rounds`.
 """
 
 import itertools
@@ -50,7 +50,7 @@ _MOST_NAMED = 3
 
 
 def run_costs(recipe: Recipe) -> RunCosts | None:
-    """What the datasets of a recipe in its output have cost; None where none of them says so.
+    """The cost of a recipe's datasets in its output; None if none of them has stored it.
 
     Raises:
         DataError: ingest is not committed; what a dataset says of its costs, or a plan of its prediction, is damaged.
@@ -105,7 +105,7 @@ def _input(recipe: Recipe) -> tuple[int, int | None]:
 
 
 def keep_estimate(recipe: Recipe, input_bytes: int, sample_bytes: int, cpu_s: Mapping[str, float]) -> None:
-    """Leave in an output what a sample predicts, for the run to compare with.
+    """Store the prediction of a sample in an output, for the run to compare with.
 
     Args:
         recipe: that was predicted.
@@ -148,7 +148,7 @@ def keep_costs(output: Location, costs: RunCosts) -> None:
 
 
 def cost_lines(costs: RunCosts, price: float | None) -> Iterator[str]:
-    """A table for a terminal: a line for each stage, one for the engine around them, and what all of it comes to.
+    """A table for a terminal: a line per stage, one for the engine beyond the tasks, and the total.
 
     Args:
         costs: of a run.
@@ -168,7 +168,7 @@ def cost_lines(costs: RunCosts, price: float | None) -> Iterator[str]:
         yield "  ".join([left(name, first), *(f"{cell:>{n}}" for cell, n in zip(cells, widths, strict=False))])
     yield core_hours_line(costs.total.all_cpu_s, price, costs.predicted_cpu_s)
     if costs.total.unmeasured:
-        yield f"not in it: {costs.total.unmeasured:,} of {costs.total.tasks:,} tasks, which do not say what they took"
+        yield f"not included: {costs.total.unmeasured:,} of {costs.total.tasks:,} tasks, whose cost is unknown"
     if costs.unmeasured:
         named, more = costs.unmeasured[:_MOST_NAMED], len(costs.unmeasured) - _MOST_NAMED
         yield f"not in it: {', '.join(named)}{f' and {more:,} more' if more > 0 else ''}, made by an earlier version"
@@ -191,7 +191,7 @@ def _rate(amount: float | None, cpu_s: float, digits: int) -> str:
 
 
 def core_hours_line(cpu_s: float, price: float | None, predicted_cpu_s: float | None = None) -> str:
-    """What CPU-seconds come to in core-hours, and at a price.
+    """CPU-seconds as core-hours, and their price.
 
     Args:
         cpu_s: that were used, or are predicted.
@@ -208,6 +208,6 @@ def _told(cpu_s: float, price: float | None) -> str:
 
 
 def _short(number: float) -> str:
-    """Three digits that say something, without an exponent."""
+    """Three significant digits, without an exponent."""
     digits = 0 if number == 0 else max(0, 2 - math.floor(math.log10(number)))
     return f"{number:,.{digits}f}"

@@ -1,4 +1,4 @@
-"""What a sample's run left behind, and what it found of duplicates.
+"""The output of a sample's run, and the duplicates that it found.
 
     groups      rows, or things in them, that are equal: what crossed a shuffle
     candidates  pairs of rows that may be near duplicates, and how each grows

@@ -1,8 +1,8 @@
-"""What a recipe would cost on its whole input, predicted from a seeded sample of that input.
+"""Predicts the cost of a recipe on its whole input from a seeded sample.
 
-The recipe runs on the sample in this process, in a temporary folder, through an engine that counts CPU-seconds and the
-bytes that would cross a shuffle. What it counted is then scaled up, each job by the laws that its stage gave it
-(etl.laws, etl.run.scaling); a stage from outside that gave none grows as its live rows do.
+The recipe runs on the sample in this process, in a temporary folder, with an engine that counts CPU-seconds and
+shuffled bytes. The counts of each job are then scaled up by the laws that its stage declares (etl.laws,
+etl.run.scaling); a job without a law grows like its live rows.
 
 Costs the sample's run (about 10 s for 16 MB without a model) and one listing of the input.
 """

@@ -1,4 +1,4 @@
-"""The columns that the sources of a recipe give beside those of every row, checked before a row is read."""
+"""The additional columns from a recipe's sources, checked before a row is read."""
 
 from collections.abc import Iterable
 from typing import get_args
@@ -18,8 +18,8 @@ def fields_of(recipe: Recipe) -> pa.Schema:
     """The fields of all sources, in the order of the recipe.
 
     Raises:
-        ConfigError: a description is absent or wrong, two sources differ about a field, or one is called like a column
-            that some step or stage makes.
+        ConfigError: a description is missing or wrong, two sources differ about a field, or one has the name of a
+            column that a step or stage adds.
     """
     fields = {name: source.shape().fields for name, source in recipe.sources.items()}
     taken = _columns_of_stages(recipe.stages)
@@ -27,7 +27,7 @@ def fields_of(recipe: Recipe) -> pa.Schema:
         for name, field in given.items():
             if name.lower() in taken:
                 raise ConfigError(
-                    f"source '{source}': the field '{name}' is called like a column of {taken[name.lower()]}; "
+                    f"source '{source}': the field '{name}' has the name of a column of {taken[name.lower()]}; "
                     f"{called_otherwise(name, field)}"
                 )
     return union(fields)

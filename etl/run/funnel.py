@@ -1,4 +1,4 @@
-"""What a run says at its end: the funnel from raw rows to the corpus, by step and source, and the next command.
+"""The summary at the end of a run: the funnel from raw rows to the corpus, by step and source, and the next command.
 
     rows left after         stack        web     code  2 others        all  lost to
     (read)              1,200,000    900,000   40,000     9,100  2,149,100
@@ -94,14 +94,14 @@ def _folded(columns: dict[str, list[int]], num_columns: int) -> tuple[list[tuple
 
 
 def _listed(title: str, names: Sequence[str]) -> list[str]:
-    """Names as lines of words, none of them broken."""
+    """Names as lines, without breaking one."""
     text = f"{title}: {', '.join(name.replace(' ', _NO_BREAK) for name in names)}"
     wrapped = textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return [line.replace(_NO_BREAK, " ") for line in wrapped]
 
 
 def _reasons(accounting: Accounting, step: str) -> str:
-    """What a step dropped rows for, most rows first, and what it made."""
+    """The reasons for which a step dropped rows, most rows first, and the rows that it made."""
     total: dict[str, int] = {}
     for of_source in accounting.values():
         for reason, rows in of_source.get(step, {}).items():

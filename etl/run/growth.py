@@ -1,4 +1,4 @@
-"""How duplicates grow with the input: laws by which those of a sample stand for those of the whole.
+"""How duplicates grow with the input: laws that predict those of the whole from a sample.
 
 `scale` is the input's bytes over the sample's. A pair of rows of one piece of the sample (one split) stands for `scale`
 pairs. A pair of rows of two pieces stands for `scale`^2: it is in the sample only if both rows are. Both are unbiased,

@@ -1,4 +1,4 @@
-"""How large the input of a recipe is, by source, without reading a row.
+"""The size of a recipe's input by source, without reading a row.
 
 Files and bytes come from the listing that a run begins with. Rows are known once ingest is committed, and before that
 of Parquet, from one footer a file, up to `MAX_FOOTERS` files a source; lines of JSONL would have to be read.
@@ -24,7 +24,7 @@ MAX_FOOTERS = 256
 
 @dataclass(frozen=True)
 class InputSize:
-    """What one source has; None where that is not known."""
+    """The size of one source; None if unknown."""
 
     source: str
     files: int | None = None
@@ -32,7 +32,7 @@ class InputSize:
     bytes: int | None = None
     """As the files are stored, compressed ones compressed."""
     left_out: LeftOut = field(default_factory=dict)
-    """What lies among the files and is not read."""
+    """Files among them that are not read."""
     hub: tuple[str, ...] = ()
     """`datasets/OWNER/NAME@COMMIT` of what is read of the hub."""
 
@@ -120,7 +120,7 @@ def lines(sizes: Sequence[InputSize]) -> Iterator[str]:
     for size in sizes:
         yield from (f"{left(size.source, widest)}  {line}" for line in (*size.hub, *told(size.left_out)))
     if any(size.rows is None for size in sizes):
-        yield f"?: not known before the input is read; rows of Parquet are, up to {MAX_FOOTERS} files a source"
+        yield f"?: unknown until the input is read, except for Parquet of up to {MAX_FOOTERS} files a source"
 
 
 def _shown(number: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Where a recipe reads and writes: neither place may lie in the other, whatever links lead there.
+"""Checks the places a recipe reads from and writes to: neither may be inside the other, also through links.
 
 An output in an input folder would be read by the next run; an input in a folder that the run writes would be cleared.
 Costs, on the local disk, one more listing of the input without reading it; elsewhere paths are compared and nothing is
@@ -41,15 +41,15 @@ def check_places(recipe: Recipe) -> None:
                 rest = _below(output, real)
                 if rest is not None and _reads(pattern, posixpath.join(relative, rest), folders):
                     raise ConfigError(
-                        f"output={recipe.place} lies in the input folder {real} of {key}, so the next run would read "
-                        "what this one writes; choose an output elsewhere"
+                        f"output={recipe.place} is inside the input folder {real} of {key}, so the next run would "
+                        "read what this one writes; choose another output"
                     )
             for real in _ends(place, listing):
                 rest = _below(real, output)
                 if rest is not None and rest.partition("/")[0] in folders:
                     raise ConfigError(
-                        f"{key} reads {real}, and the run clears that folder of output={recipe.place} before it "
-                        "writes there; choose another output, or move the input"
+                        f"{key} reads {real}, a folder that the run clears before it writes to "
+                        f"output={recipe.place}; choose another output, or move the input"
                     )
 
 

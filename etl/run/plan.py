@@ -1,4 +1,4 @@
-"""What a run would do, and why, before anything runs; and accepting an old result on purpose.
+"""Shows what a run would do and why, before anything runs; and adopts old results on request.
 
 The stages are walked with an engine that runs nothing. A dataset that is committed is handed on, and so is an old one
 that the run would replace, so that the stages after it can be looked at too; a map that has to run is handed on as a
@@ -38,13 +38,13 @@ from etl.storage.stale import remedy, stale_folders
 _Then = Callable[[Dataset], None]
 Action = Literal["keep", "resume", "run", "check", "stale"]
 """keep: committed and current. resume: some splits are done. run: all of it. check: current, unless an earlier stage
-that runs again gives other rows. stale: nothing, since an earlier recipe left it."""
-_NOTHING = "nothing is there yet"
+that runs again changes the rows. stale: left alone, as it is from an earlier recipe."""
+_NOTHING = "not written yet"
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What a run would do about one dataset."""
+    """What a run would do with one dataset."""
 
     label: str
     """Of the recipe's stage that writes it."""
@@ -63,7 +63,7 @@ class RunPlan:
     stages: tuple[PlannedStage, ...]
     """One for each dataset, in the order of the run."""
     stale: tuple[PlannedStage, ...] = ()
-    """One for each dataset that an earlier recipe left, which no stage of this one writes."""
+    """One for each stale dataset, which no stage of this recipe writes."""
     remedy: str = ""
     """The command that removes what is stale, once the recipe has run."""
 
@@ -77,7 +77,7 @@ def _end() -> NoReturn:
 
 
 class _Lookahead(Engine):
-    """Runs nothing; notes what would run."""
+    """Runs nothing; records what would run."""
 
     def __init__(self, run: Run) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class _Lookahead(Engine):
         anew = [name for name, action in self._needed(job).items() if action == "run"]
         unsure = [name for name, action in self._needed(job).items() if action == "check"]
         if Build(job).resumable(splits) is None:
-            reason = "what an earlier run began there is of another recipe, input or cut"
+            reason = "an earlier run started it with another recipe, input or splits"
             self._note(job.folder, job.stage, "run", reason)
         elif anew:
             self._note(job.folder, job.stage, "run", f"starts over, because {_all(anew)} will re-run")
@@ -168,8 +168,10 @@ class _Lookahead(Engine):
         # As JSON, which is what is stored: it knows lists alone.
         reasons = differences(old.made_from, json.loads(canonical_json(_made_from(job, old))))
         if _places_known(job) and not job.is_base_of(old):
-            of = "the rows that it is aligned with are cut in another way"
-            reasons.append(of if job.places_of is None else "files and positions that it repeats are of another ingest")
+            of = "the rows that it is aligned with are split in another way"
+            reasons.append(
+                of if job.places_of is None else "the files and positions that it repeats are from another ingest"
+            )
         unsure = dict.fromkeys(dataset.ref.stage for dataset in job.needed if self._action(dataset) != "keep")
         if reasons:
             self._note(job.folder, job.stage, "run", *reasons)
@@ -292,7 +294,7 @@ def _walk(recipe: Recipe) -> _Lookahead:
 
 
 def adopt(recipe: Recipe, stage: str) -> list[str]:
-    """Take what is committed for a stage as the result of this recipe, though it was made from something else.
+    """Accept the committed result of a stage for this recipe, although it was made from something else.
 
     Returns:
         The fields that differ; the manifest keeps them under `adopted`.
@@ -306,7 +308,7 @@ def adopt(recipe: Recipe, stage: str) -> list[str]:
         job = lookahead.jobs.get(stage)
         if job is None:
             known = ", ".join(one.stage for one in lookahead.planned)
-            raise DataError(f"there is no stage '{stage}' to adopt; so far there are: {known}")
+            raise DataError(f"there is no stage '{stage}' to adopt; the stages so far: {known}")
         (stage_plan,) = (one for one in lookahead.planned if one.stage == stage)
         _refuse_what_is_not_old(job, stage_plan, lookahead)
         old = lookahead.run.dataset(stage)
@@ -317,20 +319,22 @@ def adopt(recipe: Recipe, stage: str) -> list[str]:
 
 def _refuse_what_is_not_old(job: Job, stage_plan: PlannedStage, lookahead: _Lookahead) -> None:
     if lookahead.run.state(job.stage) != "committed":
-        raise DataError(f"{job.folder} holds no committed dataset; run the recipe")
+        raise DataError(f"{job.folder} has no committed dataset; run the recipe")
     if stage_plan.action in ("keep", "check"):
-        raise DataError(f"{job.folder} is what this recipe makes already; there is nothing to adopt")
+        raise DataError(f"{job.folder} is current already; there is nothing to adopt")
     needed = {dataset.ref.stage for dataset in job.needed}
     undecided = [one.stage for one in lookahead.planned if one.stage in needed and one.action != "keep"]
     if undecided:
-        raise DataError(f"{job.folder} is made from {', '.join(undecided)}, to run again; adopt or run that first")
+        raise DataError(
+            f"{job.folder} is made from {', '.join(undecided)}, which would run again; adopt or run that first"
+        )
 
 
 def _refuse_rows_that_do_not_fit(job: Job, old: Dataset) -> None:
     if not job.is_base_of(old.manifest):
-        raise DataError(f"{job.folder} is aligned with rows that are cut in another way; it has to run again")
+        raise DataError(f"{job.folder} is aligned with rows that are split in another way; it must run again")
     if old.manifest.parts and not old.schema.equals(job.schema):
-        raise DataError(f"{job.folder} has the columns {old.schema.names}, this recipe makes {job.schema.names}")
+        raise DataError(f"{job.folder} has the columns {old.schema.names}, but this recipe makes {job.schema.names}")
 
 
 def _rewrite(job: Job, old: Manifest, differing: Iterable[str]) -> None:
@@ -354,5 +358,5 @@ def describe(plan: RunPlan) -> Iterator[str]:
         before = one.label
     if plan.stale:
         yield ""
-        yield f"left by an earlier recipe; once this one has run, {plan.remedy} removes it"
+        yield f"from an earlier recipe; after the next run, {plan.remedy} removes it"
         yield from (f"{'':<{labels}}  {left(one.stage, folders)}  {one.action}" for one in plan.stale)

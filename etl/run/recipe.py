@@ -136,11 +136,11 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _stages_make_sense(self) -> "Recipe":
-        _refuse_repeated("stages lists", self.labels, "give each but one of a kind a `name`")
+        _refuse_repeated("stages lists", self.labels, "give all but one of a kind a `name`")
         outputs = [stage.label for stage in self.stages if stage.is_output]
         last = self.stages[len(self.stages) - len(outputs) :]
         if [stage.label for stage in last] != outputs:
-            raise ValueError(f"stages: {outputs} must come last, since they write what is left after every other stage")
+            raise ValueError(f"stages: {outputs} must come last, as they write the rows that all other stages leave")
         offered: set[str] = set()
         for stage in self.stages:
             for asked in stage.asks():
@@ -158,9 +158,9 @@ class Recipe(Config):
         cuts = [cut for stage in self.stages for cut in stage.cut_names()]
         taken = sorted(reserved_names().intersection(cuts))
         if taken:
-            raise ValueError(f"cuts are called {taken}, which are folders or steps of a run; give them other names")
+            raise ValueError(f"cuts are named {taken}, which are folders or steps of a run; give them other names")
         steps = [*ingest.TABLES, *(step for stage in self.stages for step in stage.step_labels())]
-        _refuse_repeated("the steps", steps, "accounts are kept by step, so give each but one of them a `name`")
+        _refuse_repeated("the steps", steps, "accounting is by step, so give all but one of them a `name`")
         folders = [*ingest.TABLES, DROPPED_FOLDER, *(folder for stage in self.stages for folder in stage.folders())]
         _refuse_repeated("the folders", folders, "give the stages or cuts that write them other names")
         return self
@@ -169,7 +169,9 @@ class Recipe(Config):
     def _sides_agree(self) -> "Recipe":
         sides = {stage.label: stage.sides() for stage in self.stages if isinstance(stage, Split | Layout)}
         if any(side != next(iter(sides.values())) for side in sides.values()):
-            raise ValueError(f"stages hold out other rows: {sides}; give them one validation_fraction and one seed")
+            raise ValueError(
+                f"stages hold out different rows: {sides}; give them the same validation_fraction and seed"
+            )
         return self
 
 
@@ -180,7 +182,7 @@ def _of_sections(kind: str, sections: dict[str, Any]) -> Any:
         return None
     parts = [sections[name] for name in needed]
     if None in parts:
-        raise ValueError(f"stages lists '{kind}', but the section `{kind}:` is missing")
+        raise ValueError(f"stages lists '{kind}', but its section `{kind}:` is missing")
     if not parts:
         return {"kind": kind}
     stage: Stage

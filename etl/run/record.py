@@ -1,4 +1,4 @@
-"""What a run says of itself in `_run.json`, made from its recipe; etl/storage/record.py keeps it."""
+"""Makes a run's record, `_run.json`, from its recipe; etl/storage/record.py stores it."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _PLACE = re.compile(r"(/|~|[A-Za-z]:\\|[A-Za-z][A-Za-z0-9+.-]*://)\S*")
 
 
 def record_of(recipe: Recipe) -> RunRecord:
-    """The record that a run of a recipe leaves: the same wherever its input, output and models lie."""
+    """The record of a recipe's run; it does not depend on the places of input, output and models."""
     return RunRecord(name=recipe.name, stages=stage_records(recipe), recipe=_without_places(recipe))
 
 

@@ -90,7 +90,7 @@ def run_recipe(
         watch: gets every dataset once it is committed, or found so, also of a run that fails later.
 
     Raises:
-        StillhouseError: one of its four classes, for what a user can mend.
+        StillhouseError: one of its four classes, for an error that the user can fix.
     """
     lines = Lines(_voice(report))
     with _logged(recipe, lines):

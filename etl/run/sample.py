@@ -93,13 +93,11 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
 
 def _listed(name: str, source: Source, storage: Storage) -> list[InputFile]:
     if source.table is not None:
-        raise ConfigError(f"sources.{name}.table={source.table}: a sample can only be taken of files, not of a table")
+        raise ConfigError(f"sources.{name}.table={source.table}: only files can be sampled, not a table")
     if source.dataset is not None:
-        raise ConfigError(
-            f"sources.{name}.dataset={source.dataset}: a sample can only be taken of files, not of a dataset"
-        )
+        raise ConfigError(f"sources.{name}.dataset={source.dataset}: only files can be sampled, not a dataset")
     if source.limit is not None:
-        raise ConfigError(f"sources.{name}.limit={source.limit}: a sample is taken of whole sources; leave it out")
+        raise ConfigError(f"sources.{name}.limit={source.limit}: only whole sources can be sampled; remove the limit")
     return list_files(name, source, storage)
 
 

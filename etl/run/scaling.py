@@ -1,4 +1,4 @@
-"""From the sizes that a sample's run left to those of the whole input: what each law of etl.laws comes to.
+"""From the sizes of a sample's run to those of the whole input, by the laws of etl.laws.
 
 With L for the input's bytes over the sample's:
 

@@ -1,4 +1,4 @@
-"""An n-gram model from lines of ours, in the format that KenLM scores with; the same bytes for the same lines.
+"""Trains an n-gram model in KenLM's format; the same lines give the same bytes.
 
 Two backends, both modified interpolated Kneser-Ney (Chen and Goodman 1999). `lmplz` and `build_binary` of KenLM, when
 both are on PATH (`make kenlm-tools` builds them): sorts on disk in 1 GB of memory, 1.4 million words a second for a
@@ -51,7 +51,7 @@ MODEL_VERSIONS: Final = {"lmplz": 1, "kaldingram": 2}
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What `train` wrote."""
+    """The result of `train`."""
 
     path: Path
     sha256: str
@@ -62,12 +62,12 @@ class TrainedModel:
 
 
 def backend() -> str:
-    """The backend that `train` takes here."""
+    """The backend that `train` uses here."""
     return "lmplz" if shutil.which("lmplz") and shutil.which("build_binary") else "kaldingram"
 
 
 def backend_line(max_words: int) -> str:
-    """One line for the user about the backend that `train` takes here."""
+    """One line for the user about the backend that `train` uses here."""
     if backend() == "lmplz":
         return "training with lmplz"
     return f"training with kaldingram, up to {max_words:,} words; `make kenlm-tools` builds lmplz, which has no limit"
@@ -86,7 +86,7 @@ def train(lines: Iterable[str], order: int, out: Path, max_words: int = MAX_WORD
         ConfigError: order out of range, no lines, or more words than max_words without lmplz.
     """
     if order not in ORDERS:
-        raise ConfigError(f"order {order} is not one of 2 to 5")
+        raise ConfigError(f"order {order} must be from 2 to 5")
     chosen = backend()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"_{out.name}.") as name:
@@ -142,7 +142,7 @@ def _run(command: list[str]) -> None:
     if done.returncode != 0:
         raise ConfigError(
             f"{command[0]} ended with exit code {done.returncode}: {done.stderr.strip()[-500:]}; "
-            "rebuild it with `make kenlm-tools`, or take it off PATH to use kaldingram"
+            "rebuild it with `make kenlm-tools`, or remove it from PATH to use kaldingram"
         )
 
 

@@ -1,4 +1,4 @@
-"""Texts as an n-gram model sees them: lines of words separated by single spaces.
+"""Texts for n-gram models: lines of words separated by single spaces.
 
 One definition serves training and scoring; a model and its scores belong to `LINES_VERSION`. Each line of a text
 (separated by a line feed, never glued to the next) is, in this order,

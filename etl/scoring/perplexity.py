@@ -1,6 +1,6 @@
 """Perplexity of each text under a KenLM n-gram model, and whether the model was trained on the row.
 
-Stores numbers and drops nothing: a cut by raw value, percentile or retention target is made from the stored column.
+Only stores numbers: cuts by value, percentile or retention target use the stored column.
 For a text of normalised lines l (`etl.scoring.lines`) with w(l) words and log10 probability s(l), both with the end
 of line counted,
 
@@ -90,7 +90,7 @@ def in_kenlm_sample(ids: pa.Array, seed: int, fraction: float) -> pa.BooleanArra
 
 
 def load(path: str) -> kenlm.Model:
-    """The model in a file, without KenLM's progress bars and advice.
+    """The model in a file, loaded without KenLM's progress bars and advice.
 
     Raises:
         ConfigError: the file is not a model that KenLM reads.

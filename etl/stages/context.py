@@ -1,4 +1,4 @@
-"""What every stage needs of its run: the engine, where datasets go, how finely work is cut, and its own name."""
+"""What every stage needs from its run: the engine, the place of datasets, the size of splits, and its own name."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -67,7 +67,7 @@ class Telling:
 
 @dataclass(frozen=True)
 class Context:
-    """One run, as the stage at work sees it."""
+    """One run, from the view of the current stage."""
 
     engine: Engine
     output: Location
@@ -81,15 +81,15 @@ class Context:
     label: str = ""
     """Of the stage at work."""
     name: str | None = None
-    """Of the stage at work."""
+    """Name of the current stage."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """Of the stage at work, where it is from outside the package: in the fingerprint of each of its datasets."""
+    """Identity of the current stage if it is from outside the package; part of the fingerprint of its datasets."""
     offers: dict[str, Offer] = field(default_factory=dict)
     """What stages of this run have made for steps after them, such as a model, by the name after `run:`."""
     outputs: dict[str, Dataset] = field(default_factory=dict)
     """The datasets that a run is for, by their folder: the corpus."""
     watch: Callable[[Dataset], None] = nothing
-    """Gets every dataset once it is committed, or found so."""
+    """Gets every dataset when it is committed, or found committed."""
 
     def of_stage(self, label: str, name: str | None, identity: dict[str, Any]) -> "Context":
         """The same run for the stage of a label and a name, and of an identity where it is from outside the package."""
@@ -176,7 +176,7 @@ class Context:
         return dataset
 
     def buckets(self, total_bytes: int, grow: Law = With.INPUT) -> Pieces:
-        """The buckets of a shuffle that moves so many bytes, and how these grow with the input."""
+        """The buckets of a shuffle that moves this many bytes, and how the bytes grow with the input."""
         return Pieces((total_bytes,), self.cutting.bucket_bytes, grow)
 
     def tell(self, what: str, line: str, always: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""KenLM: an n-gram model from a seeded sample of the live rows, as a dataset whose one part is the model file.
+"""KenLM: an n-gram model from a seeded sample of the live rows, stored as a dataset whose only part is the model file.
 
 The sample is written by a narrow pass (DIR/kenlm_sample); the model is trained on the driver from that alone. Rows of
 the sample are flagged by the perplexity step, whose `in_kenlm_sample` is the same function of id, seed and fraction.
@@ -54,7 +54,7 @@ class Kenlm(Stage):
         """The rows as they are; the model is offered to perplexity steps as `run:kenlm`.
 
         Raises:
-            ConfigError: no text in the sample, or more of it than kaldingram takes and lmplz is not there.
+            ConfigError: the sample has no text, or more than kaldingram takes and lmplz is not installed.
         """
         model = _write_model(context, rows, self)
         part = model.manifest.parts[0]

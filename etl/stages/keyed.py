@@ -1,4 +1,4 @@
-"""Streams of rows with row keys: what the stages share that shuffle rows by a key and bring the result back.
+"""Streams of rows with row keys: code shared by stages that shuffle rows by a key and bring the result back.
 
 A row key is split << 32 | row (`etl.rows.ROW_BITS`). A map side reads the live rows of a split with their row keys and
 hashes what it sends into buckets. A reducer gets batches of any size, sorted, and writes row groups of OUT_ROWS rows

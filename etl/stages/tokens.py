@@ -23,15 +23,16 @@ class Tokenize(StepsStage):
     harmony: HarmonyStep = HarmonyStep()
     """The rendering."""
     ctx: CtxBucketStep = CtxBucketStep()
-    """The longest example that is kept."""
+    """The longest example to keep."""
 
     @model_validator(mode="after")
     def _all_rows_have_tokens(self) -> "Tokenize":
         limited = [key for key, step in (("harmony", self.harmony), ("ctx", self.ctx)) if step.selects_by]
         if limited and self.name is None:
             raise ValueError(
-                f"{' and '.join(limited)} can have no sources and skill_buckets, since the corpus has tokens of every "
-                "row; leave them out, or give the stage a `name`, so that its columns stand beside those of the corpus"
+                f"{' and '.join(limited)} cannot be limited to sources or skill_buckets, as the corpus has tokens "
+                "of every row; remove them, or give the stage a `name`, so that its columns are added to the "
+                "corpus's own"
             )
         return self
 

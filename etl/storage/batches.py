@@ -1,7 +1,7 @@
-"""Checkpoints of a task: record batches that one attempt stores for the next. Never part of a dataset.
+"""Checkpoints of a task: record batches that an attempt stores for the next one. Never part of a dataset.
 
-A slow task (a model over rows) stores what it has made every `Limits.seconds` or `Limits.rows`, so a kill costs at most
-that much of a split. Reading them back costs one small GET a checkpoint.
+A slow task (a model over rows) stores its results every `Limits.seconds` or `Limits.rows`, so a kill loses at most that
+much. Reading them back costs one small GET per checkpoint.
 """
 
 import time
@@ -35,15 +35,15 @@ LIMITS: Final = Limits(rows=1000, seconds=60.0)
 def checkpointed(
     folder: Location, slices: Sequence[S], run: Callable[[S], pa.RecordBatch], limits: Limits, first_row: int = 0
 ) -> Iterator[pa.RecordBatch]:
-    """The output of some slices of rows, in order, a checkpoint at a time; what is stored already is not made again.
+    """The output of some slices of rows, in order, one checkpoint at a time. Stored checkpoints are reused.
 
-    The slices must be the same at every attempt.
+    The slices must be the same in every attempt.
 
     Args:
         folder: of the checkpoints; each is named after the row that it begins with.
         slices: the input, cut.
-        run: makes as many rows as its slice has.
-        limits: when a checkpoint is due; it is looked at between two slices.
+        run: returns as many rows as its slice has.
+        limits: when a checkpoint is due; checked between slices.
         first_row: number of the first slice's first row.
     """
     at, row = 0, first_row
@@ -75,7 +75,7 @@ def _run_some(slices: Sequence[S], run: Callable[[S], pa.RecordBatch], limits: L
 
 
 def load_batch(place: Location) -> pa.RecordBatch | None:
-    """What `store_batch` put there; None where nothing is."""
+    """The batch that `store_batch` has stored; None if there is none."""
     try:
         data = place.read()
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def load_batch(place: Location) -> pa.RecordBatch | None:
 
 
 def store_batch(place: Location, batch: pa.RecordBatch) -> None:
-    """Put a batch where nothing is yet, in one visible step; what is there already stays."""
+    """Store a batch atomically, unless one is stored already."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)

@@ -1,10 +1,10 @@
 """The protocol that commits a dataset: `Build` on the driver, `SplitWriter` on the workers.
 
-A build adopts or writes the plan, workers write parts and create-only receipts, and the build commits what the receipts
-name. A killed build leaves parts, a plan and some receipts; the next one of the same plan does only the splits that
-have no receipt, another one closes it and clears the folder. Cost of a commit: a GET a split and a LIST of the folder.
-The file is long because the protocol is one: what a plan, a part, a receipt and a commit may assume of each other is
-read here from top to bottom.
+A build adopts or writes the plan, workers write parts and create-only receipts, and the build commits the parts that
+the receipts name. A killed build leaves parts, a plan and some receipts. The next build with the same plan writes only
+the splits without a receipt; any other build closes the old one and clears the folder. A commit costs a GET per split
+and a LIST of the folder. The file is long because the protocol is a whole: what plan, part, receipt and commit may
+assume of each other can be read here from top to bottom.
 """
 
 import contextlib
@@ -66,16 +66,16 @@ from etl.storage.untrusted import MAX_OBJECT_BYTES, NotOursError, parse_object, 
 from etl.usage import TaskMeter, look_at_memory
 
 _HASHED_TABLES = {"TOKENIZED": "TOKENIZE"}
-"""What fingerprints hash in the place of a table's name. TOKENIZED was TOKENIZE in the first manifests: by another
-fingerprint, everything that was tokenized under that name would be tokenized again."""
+"""Names that fingerprints hash in place of a table's name. TOKENIZED was TOKENIZE in the first manifests; a different
+fingerprint would tokenize all of it again."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a task hands to the writer: one row group and what it counts for."""
+    """A task's output for the writer: one row group and its counts."""
 
     batch: pa.RecordBatch | None
-    """None for counts alone."""
+    """None for counts only."""
     rows_in: int = 0
     accounting: Accounting = field(default_factory=dict)
     distributions: dict[str, Any] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Job:
     table: str
     schema: pa.Schema
     semantic: dict[str, Any]
-    """What decides the rows beside the inputs: step configurations and versions, artefact digests."""
+    """Everything but the inputs that decides the rows: step configurations and versions, artefact digests."""
     inputs: tuple[DatasetLike, ...] = ()
     base: DatasetLike | None = None
     """The dataset that it is aligned with or whose row keys it holds. Its cut is not in the fingerprint, which says
@@ -106,54 +106,54 @@ class Job:
     made again where that is made from other files."""
     thresholds: dict[str, Any] = field(default_factory=dict)
     inherited: Accounting = field(default_factory=dict)
-    """Accounts of earlier stages that the manifest repeats, so that the last one tells the whole story."""
+    """Accounting of earlier stages that the manifest repeats, so that the last manifest has all of it."""
     findings: dict[str, Any] = field(default_factory=dict)
     findings_of: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Makes the findings from the distributions of all splits; None where `findings` are all."""
     num_buckets: int = 0
     """Of the shuffle that writes it, 0 for a map. Rows are dealt by it, so a plan of another number is not resumed."""
     grows: Growth = LIVE_ROWS
-    """How it grows with the input; no part of the fingerprint."""
+    """How it grows with the input; not part of the fingerprint."""
     is_piece: Callable[[Any], bool] = _is_no_piece
     """Whether a split of a stored plan, which anybody may have written, is a piece of this work, where the work may be
     cut in more than one way. Where it may not, only this run's own splits are resumed."""
 
     def with_thresholds(self, thresholds: dict[str, Any]) -> "Job":
-        """The same job, its manifest recording the thresholds that were applied."""
+        """The same job, with the applied thresholds in its manifest."""
         return replace(self, thresholds=thresholds)
 
     def with_inherited(self, accounting: Accounting) -> "Job":
-        """The same job, its manifest beginning with the accounts of earlier stages."""
+        """The same job, with the accounting of earlier stages in its manifest."""
         return replace(self, inherited=accounting)
 
     def with_findings(self, findings: dict[str, Any]) -> "Job":
-        """The same job, its manifest stating what was found out; no part of the fingerprint."""
+        """The same job, with findings in its manifest; they are not part of the fingerprint."""
         return replace(self, findings=findings)
 
     def with_findings_of(self, fn: Callable[[dict[str, Any]], dict[str, Any]]) -> "Job":
-        """The same job, its manifest stating what `fn` makes of the distributions of all splits."""
+        """The same job, with findings that `fn` makes from the distributions of all splits."""
         return replace(self, findings_of=fn)
 
     def with_pieces(self, is_piece: Callable[[Any], bool]) -> "Job":
-        """The same job, which may have been cut in another way when a build of it was interrupted."""
+        """The same job, whose interrupted build may have other splits."""
         return replace(self, is_piece=is_piece)
 
     def with_places_of(self, dataset: DatasetLike) -> "Job":
-        """The same job, its dataset repeating the files and positions of another one."""
+        """The same job, whose dataset repeats the files and positions of another one."""
         return replace(self, places_of=dataset)
 
     def with_buckets(self, num_buckets: int) -> "Job":
-        """The same job as a shuffle into so many buckets."""
+        """The same job as a shuffle into this many buckets."""
         return replace(self, num_buckets=num_buckets)
 
     @property
     def waits(self) -> bool:
-        """True while an input is not committed, so that the fingerprint is not known."""
+        """True while an input is not committed and the fingerprint is therefore unknown."""
         return not all(dataset.done() for dataset in self.needed)
 
     @property
     def needed(self) -> tuple[DatasetLike, ...]:
-        """What decides whether a committed dataset is this one."""
+        """Digest that decides whether a committed dataset is this one."""
         return (*self.inputs, *(dataset for dataset in (self.base, self.places_of) if dataset is not None))
 
     @property
@@ -202,7 +202,7 @@ class Job:
 
 
 class _Tally:
-    """What the chunks of a split add up to."""
+    """The sums over the chunks of a split."""
 
     def __init__(self, digested: Digested) -> None:
         self.rows_in = 0
@@ -234,16 +234,16 @@ class SplitWriter:
 
     @contextlib.contextmanager
     def measured(self, split: int) -> Iterator[None]:
-        """Around all that a task does for a split: leaves what it took beside the receipt that it wrote inside."""
+        """Context manager around a task's work on a split: stores its cost beside the receipt."""
         with TaskMeter() as meter:
             yield
         write_cost(self.folder, self.name, split_task(split), meter.usage())
 
     def write(self, split: int, chunks: Iterable[Chunk]) -> Receipt:
-        """Write a split's chunks as parts, then its receipt; returns the receipt of the attempt that was first.
+        """Write a split's chunks as parts, then its receipt; returns the receipt of the first attempt.
 
         Raises:
-            DataError: the build was given up meanwhile.
+            DataError: the build was abandoned in the meantime.
         """
         tally = _Tally(Digested.of(self.schema))
         parts = []
@@ -277,7 +277,7 @@ class SplitWriter:
             distributions: counts for the manifest.
 
         Raises:
-            DataError: no room for them, or the build was given up meanwhile.
+            DataError: no room for them, or the build was abandoned in the meantime.
         """
         parts = upload_files(self.folder, split, stem, files)
         receipt = Receipt(
@@ -297,16 +297,19 @@ class SplitWriter:
         either sees them or has closed the build before the look at `_closed` here: no part stays behind.
 
         Raises:
-            DataError: the build was given up meanwhile.
+            DataError: the build was abandoned in the meantime.
         """
         if (self.folder / CLOSED / self.name).exists():
             self._remove(receipt.parts, keep=())
-            raise DataError(f"the build {self.name} of {self.folder} was given up for another one; nothing is written")
+            raise DataError(f"the build {self.name} of {self.folder} was abandoned for another one; nothing is written")
         if (self.folder / receipt_path(self.name, receipt.split)).create(to_json(receipt)):
             return receipt
         first = read_receipt(self.folder, self.name, receipt.split)
         if first is None:
-            raise DataError(f"the receipt of split {receipt.split} of {self.folder} came and went; run again to resume")
+            raise DataError(
+                f"the receipt of split {receipt.split} of {self.folder} was removed while it was read; run again "
+                "to resume"
+            )
         self._remove(receipt.parts, keep=first.parts)
         return first
 
@@ -324,13 +327,13 @@ class Build:
         self.job = job
         self.folder = job.folder
         self._fresh: Plan | None = None
-        """A plan that was written just now: nobody has got a writer of it yet."""
+        """A plan that was just written, so no writer exists yet."""
 
     def committed(self) -> Dataset | None:
-        """The dataset, if it is there with this fingerprint.
+        """The dataset, if it is committed with this fingerprint.
 
-        A manifest that is absent or damaged is none; one that may not be read is an error, since what is there may be
-        good and must not be cleared.
+        A missing or damaged manifest counts as none. One that may not be read is an error, as the dataset may be good
+        and must not be cleared.
         """
         try:
             manifest = parse_object((self.folder / MANIFEST).read_at_most(MAX_OBJECT_BYTES), Manifest)
@@ -341,7 +344,7 @@ class Build:
         return Dataset.of(self.folder, manifest)
 
     def reopen(self) -> Dataset | None:
-        """The committed dataset, without the parts that a late attempt left beside it when it was killed."""
+        """The committed dataset, after removing parts that a late, killed attempt left beside it."""
         dataset = self.committed()
         if dataset is not None:
             self._refuse_links()
@@ -349,14 +352,14 @@ class Build:
         return dataset
 
     def is_occupied(self) -> bool:
-        """True when a committed dataset is in the folder, ours or not."""
+        """True if the folder has a committed dataset, ours or not."""
         return (self.folder / MANIFEST).exists()
 
     def plan(self, splits: Iterable[Any]) -> Plan:
         """The plan of an interrupted build of the same work, or a new one after clearing the folder.
 
         Raises:
-            DataError: the folder holds something that no build of ours has left there.
+            DataError: the folder contains something that no build of ours has written.
         """
         self._refuse_links()
         fresh = self.fresh_plan(splits)
@@ -366,25 +369,25 @@ class Build:
         self._clear(stored)
         (self.folder / CLOSED / fresh.name).remove()
         if not (self.folder / PLAN).create(to_json(fresh)):
-            raise DataError(f"another run is writing {self.folder}; wait for it to end")
+            raise DataError(f"another run is writing {self.folder}; wait until it ends")
         self._fresh = fresh
         return fresh
 
     def fresh_plan(self, splits: Iterable[Any]) -> Plan:
-        """The plan of a build from the beginning, not written anywhere."""
+        """The plan of a new build, not written anywhere."""
         return Plan(fingerprint=self.job.plan_fingerprint, splits=tuple(json.loads(json.dumps(list(splits)))))
 
     def resumable(self, splits: Iterable[Any]) -> Plan | None:
         """The plan of an interrupted build of the same work.
 
         Raises:
-            DataError: what lies in the place of a plan is none.
+            DataError: the object in place of a plan is not a plan.
         """
         stored = self._stored_plan()
         return stored if self._resumes(stored, self.fresh_plan(splits)) else None
 
     def _resumes(self, stored: Plan | None, fresh: Plan) -> TypeGuard[Plan]:
-        """Whether a plan is of this work, and each of its splits a piece of it: a task does what its split says."""
+        """Whether a plan and each of its splits belong to this work, as tasks do what their split says."""
         if stored is None or stored.fingerprint != fresh.fingerprint:
             return False
         return stored.splits == fresh.splits or (bool(stored.splits) and all(map(self.job.is_piece, stored.splits)))
@@ -394,31 +397,30 @@ class Build:
             return read_object(
                 self.folder / PLAN,
                 Plan,
-                "so nothing says that the folder is a run's; look at what is in it, and remove it or choose another "
-                "output",
+                "so the folder may not belong to a run; look at its content, then remove it or choose another output",
             )
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def give_up(self) -> None:
-        """Clear what an earlier build left, finished or not, so that `plan` begins anew.
+        """Clear an earlier build, finished or not, so that `plan` starts from scratch.
 
         Raises:
-            DataError: the folder holds something that no build of ours has left there.
+            DataError: the folder contains something that no build of ours has written.
         """
         self._refuse_links()
         self._clear(self._stored_plan())
 
     def _refuse_links(self) -> None:
-        """Raise where the folder, or one in it, leads somewhere else on this disk: nothing there is ours to change."""
+        """Raise if the folder, or one in it, is a link to another place on this disk, which is not ours to change."""
         if not self.folder.is_local:
             return
         path, stage = self.folder.path, self.job.stage
         below = stage if path.endswith(f"/{stage}") else self.folder.name
         if (link := linked_folder(path.removesuffix(f"/{below}"), below)) is not None:
             raise DataError(
-                f"{link} is a link to a folder, and a run writes and removes nothing behind one; remove the link, or "
-                "name the place that it leads to as the output"
+                f"{link} is a link to a folder, and a run does not write or remove anything behind links; remove "
+                "the link, or give its target as the output"
             )
 
     def _clear(self, old: Plan | None) -> None:
@@ -429,14 +431,14 @@ class Build:
         known to be ours.
         """
         names = [name for name, _ in self.folder.walk()]
-        # A listing may lag behind, so what it names is asked for: an object that is gone is nobody's.
-        # A straggler may leave what it took after its build was cleared.
+        # A listing may be outdated, so its objects are checked: one that is gone does not count.
+        # A straggler may store its cost after its build was cleared.
         strays = (CLOSED, TASK_COSTS)
         others = (name for name in names if name.split("/")[0] not in strays and (self.folder / name).exists())
         if old is None and (other := next(others, None)) is not None:
             raise DataError(
-                f"{self.folder} holds files (such as {other}) but no {PLAN}, so no run of ours wrote it; "
-                "choose another output, or remove that folder yourself"
+                f"{self.folder} contains files (such as {other}) but no {PLAN}, so no run of ours wrote it; choose "
+                "another output, or remove that folder yourself"
             )
         (self.folder / MANIFEST).remove()
         if old is not None:
@@ -450,21 +452,21 @@ class Build:
         (self.folder / PLAN).remove()
 
     def writer(self, plan: Plan) -> SplitWriter:
-        """What the workers get."""
+        """The part that workers get."""
         self._fresh = None
         return SplitWriter(self.folder, plan.name, self.job.schema, self.job.table)
 
     def ref(self, plan: Plan) -> DatasetRef:
-        """The dataset that this build is going to commit."""
+        """The dataset that this build will commit."""
         return DatasetRef(self.folder, self.job.stage, len(plan.splits), plan.name)
 
     def _receipts(self, plan: Plan) -> list[Receipt | None]:
         return read_receipts(self.folder, plan.name, len(plan.splits))
 
     def missing(self, plan: Plan) -> list[int]:
-        """The splits that have no receipt yet, or whose parts are gone or short; such a receipt is taken back.
+        """The splits without a receipt, or with missing or truncated parts; the receipts of the latter are deleted.
 
-        Costs a GET a split and a HEAD a part; nothing for a plan that was written just now.
+        Costs a GET per split and a HEAD per part; nothing for a plan that was just written.
         """
         splits = range(len(plan.splits))
         if plan is self._fresh:
@@ -483,7 +485,7 @@ class Build:
         return is_whole
 
     def costs(self, plan: Plan, num_map_tasks: int) -> BuildCosts:
-        """What the tasks left of what they took: a GET each.
+        """The costs that the tasks have stored: a GET each.
 
         Raises:
             DataError: one is damaged.
@@ -491,18 +493,18 @@ class Build:
         return BuildCosts.read(self.folder, plan.name, len(plan.splits), num_map_tasks)
 
     def commit(self, plan: Plan, costs: BuildCosts | None = None, engine: EngineCost | None = None) -> Dataset:
-        """Delete the parts that lost, then write the manifest from the receipts; before it what all of it has cost.
+        """Delete the parts of losing attempts, write the costs, then the manifest from the receipts.
 
         In this order a kill between the two leaves an uncommitted dataset, which the next run commits, and never a
         committed one with foreign parts beside its own.
 
         Args:
             plan: of the build.
-            costs: of its tasks; None where nobody measured them.
-            engine: what the engine took around them.
+            costs: of its tasks; None if they were not measured.
+            engine: the engine's cost beyond the tasks.
 
         Raises:
-            DataError: a split has no receipt (its task failed), or the accounts do not close.
+            DataError: a split has no receipt (its task failed), or the accounting does not add up.
         """
         receipts = []
         for split, receipt in enumerate(self._receipts(plan)):
@@ -512,7 +514,7 @@ class Build:
         accounting = sum_counts([self.job.inherited, *(receipt.accounting for receipt in receipts)])
         gaps = accounting_gaps(accounting)
         if gaps:
-            raise DataError(f"the accounts of {self.folder} do not close: {'; '.join(gaps)}")
+            raise DataError(f"the accounting of {self.folder} does not add up: {'; '.join(gaps)}")
         counts = sum_counts(receipt.distributions for receipt in receipts)
         manifest = Manifest(
             stage=self.job.stage,
@@ -538,7 +540,7 @@ class Build:
             self._write_costs(manifest, costs, costs.engine + (engine or EngineCost()))
         (self.folder / MANIFEST).replace(to_json(manifest))
         if costs is not None:
-            # Not before: a kill would lose what the next commit would have to write again.
+            # Not earlier: after a kill the next commit would lack them.
             (self.folder / TASK_COSTS).remove_tree()
         return Dataset.of(self.folder, manifest)
 

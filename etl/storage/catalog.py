@@ -1,8 +1,8 @@
-"""SQL that makes committed datasets tables of a catalog: external tables for Spark or Hive, views for DuckDB.
+"""SQL that registers committed datasets in a catalog: external tables for Spark or Hive, views for DuckDB.
 
-Columns and types come from the first part's footer, partition columns from the folders in the paths of the parts. All
-of them may be somebody else's: every name is quoted as its dialect quotes names, every place as a string, and a dataset
-whose names or place hold control characters gets a comment. Cost: one manifest and one footer a dataset.
+Columns and types come from the first part's footer, partition columns from the folders in the paths of the parts. None
+of this is trusted: names are quoted as in the dialect, places are quoted as strings, and a dataset whose names or place
+contain control characters gets a comment instead. Cost: one manifest and one footer per dataset.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,8 +25,8 @@ Dialect = Literal["spark", "hive", "duckdb"]
 def statements(root: Location, dialect: Dialect) -> Iterator[str]:
     """SQL for every committed dataset at or below a folder, in the order of their paths; a comment where there is none.
 
-    A table is called as its folder, with `_` for every sign that a name cannot have. One that an earlier recipe left
-    (etl/storage/stale.py) gets a comment, too, unless it is the folder that was given.
+    A table has the name of its folder, with `_` for every character that a name cannot have. A stale dataset
+    (etl/storage/stale.py) gets a comment, unless its folder was given.
 
     Raises:
         DataError: there is no committed dataset at or below the folder, or a record or manifest is damaged.
@@ -39,23 +39,23 @@ def statements(root: Location, dialect: Dialect) -> Iterator[str]:
         dataset = run.dataset(folder)
         name = table_name(root, folder)
         if folder in stale:
-            yield f"-- {name}: left out, since an earlier recipe left it and no stage of the last one writes it"
+            yield f"-- {name}: skipped, as it is from an earlier recipe and no stage of the last recipe writes it"
         elif dataset.manifest.holds_files:
-            yield f"-- {name}: no table, but files such as {one_line(dataset.manifest.parts[0].path)}"
+            yield f"-- {name}: not a table, but files such as {one_line(dataset.manifest.parts[0].path)}"
         elif not dataset.manifest.parts:
-            yield f"-- {name}: no rows, so no file says what its columns are"
+            yield f"-- {name}: no rows, so its columns are unknown"
         elif unseen := _unseen(dataset):
-            yield f"-- {name}: no table, since {unseen} has control characters"
+            yield f"-- {name}: no table, as {unseen} has control characters"
         elif dialect == "duckdb":
             yield _view(name, dataset)
         elif reason := _without_sql(dataset):
-            yield f"-- {name}: no table, since {one_line(reason)}"
+            yield f"-- {name}: no table, as {one_line(reason)}"
         else:
             yield from _table(name, dataset, dialect)
 
 
 def table_name(root: Location, folder: str) -> str:
-    """The path of a dataset below `root` (the name of `root` where it is that) as an identifier."""
+    """The path of a dataset below `root` (or the name of `root` itself) as an identifier."""
     return "".join(sign if sign.isascii() and sign.isalnum() else "_" for sign in folder or root.name)
 
 
@@ -69,11 +69,11 @@ def sql_type(arrow: pa.DataType, dialect: Dialect = "spark") -> str:
     """The type as Spark and Hive write it.
 
     Raises:
-        SchemaError: there is none that reads the type as it is stored.
+        SchemaError: no SQL type reads it as it is stored.
     """
     if (part := refused(arrow, "sql")) is not None:
         raise SchemaError(
-            f"the Arrow type {part} has no SQL type here; docs/reference/arrow_types.md has what to cast it to"
+            f"the Arrow type {part} has no SQL type here; docs/reference/arrow_types.md says what to cast it to"
         )
     arrow = plain_type(arrow)
     name = str(FORMS[kind_of(arrow)].sql)
@@ -85,15 +85,15 @@ def sql_type(arrow: pa.DataType, dialect: Dialect = "spark") -> str:
         return f"STRUCT<{', '.join(fields)}>"
     if inner:
         return f"{name}<{', '.join(inner)}>"
-    # Hive's TIMESTAMP has no zone, and not all that read its tables know another word for one.
+    # Hive's TIMESTAMP has no zone, and not all readers of its tables know another type.
     return "TIMESTAMP" if name == "TIMESTAMP_NTZ" and dialect == "hive" else name
 
 
 def _without_sql(dataset: Dataset) -> str:
-    """Which column is of a type that SQL has no word for; empty when none is."""
+    """A message about the first column whose type SQL does not have; empty if there is none."""
     for field in dataset.schema:
         if (part := refused(field.type, "sql")) is not None:
-            return f"column '{field.name}' is {field.type}, and {part} has no SQL type that reads it as it is stored"
+            return f"column '{field.name}' is {field.type}, and no SQL type reads {part} as it is stored"
     return ""
 
 
@@ -129,7 +129,7 @@ def _double_quoted(name: str) -> str:
 
 
 def _unseen(dataset: Dataset) -> str:
-    """Which name of a dataset cannot stand in a line; empty when none is."""
+    """Which name of a dataset cannot be printed on one line; empty if none."""
     names = {"its place": [_place(dataset)], "a part": [part.path for part in dataset.manifest.parts]}
     names["a column"] = list(_names(dataset.schema))
     found = (what for what, texts in names.items() if any(one_line(text) != text for text in texts))
@@ -137,7 +137,7 @@ def _unseen(dataset: Dataset) -> str:
 
 
 def _names(fields: Iterable[pa.Field]) -> Iterator[str]:
-    """Of fields and of all that is inside of them."""
+    """Names of fields and of nested fields."""
     for field in fields:
         yield field.name
         inner = [field.type.field(number) for number in range(field.type.num_fields)]

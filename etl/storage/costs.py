@@ -1,4 +1,4 @@
-"""What tasks, datasets and runs cost, beside what they wrote; no digest, fingerprint or comparison sees any of it.
+"""The costs of tasks, datasets and runs, stored beside their output; not part of any digest, fingerprint or comparison.
 
     _task_costs/<build>/<split>.json         of the task that wrote a split, while its build is at work
     _task_costs/<build>/map-<split>.json     of a shuffle's map side, by the split that it reads
@@ -6,9 +6,8 @@
     _costs.json                              of an output: their sums by stage and dataset, written at the end of a run
     _estimate.json                           of an output: what `plan --sample` predicted
 
-A task writes its cost after its receipt, so an attempt that was killed has none; of several attempts the last one
-counts. A cost that is missing is missing: it never makes a task run again. Costs a small PUT a task, and at the commit
-a GET and a DELETE of each.
+A task writes its cost after its receipt, so a killed attempt has none; of several attempts the last one counts. A
+missing cost never makes a task run again. Each task costs a small PUT, and at the commit a GET and a DELETE.
 """
 
 import math
@@ -38,7 +37,7 @@ Duration = Annotated[float, Field(ge=0, lt=1e12, allow_inf_nan=False)]
 
 
 class TaskCost(Config):
-    """What the last attempt at one task took."""
+    """Cost of the last attempt at one task."""
 
     cpu_s: Duration
     wall_s: Duration
@@ -134,13 +133,13 @@ def is_map_task(name: str) -> bool:
 
 
 def write_cost(folder: Location, build: str, task: str, usage: Usage) -> None:
-    """Leave what a task took, in the place of what an earlier attempt left."""
+    """Store a task's cost, replacing that of an earlier attempt."""
     (folder / cost_path(build, task)).replace(to_json(TaskCost.of(usage)))
 
 
 @dataclass(frozen=True)
 class BuildCosts:
-    """What the tasks of one build left."""
+    """The costs that the tasks of one build have stored."""
 
     splits: dict[int, TaskCost]
     """By number, rising."""
@@ -179,10 +178,10 @@ class BuildCosts:
 
 
 def read_dataset_costs(folder: Location) -> DatasetCosts | None:
-    """What the tasks of a committed dataset took; None where nothing says so.
+    """The costs of the tasks of a committed dataset; None if they are unknown.
 
     Raises:
-        DataError: what says so is damaged.
+        DataError: the file with the costs is damaged.
     """
     return _read(folder / DATASET_COSTS, DatasetCosts)
 
@@ -198,7 +197,7 @@ def _read(place: Location, model: type[C]) -> C | None:
 
 
 class CostSum(Config):
-    """What a dataset, a stage or a run took."""
+    """Cost of a dataset, a stage or a run."""
 
     tasks: Count = 0
     """That wrote a split, and of the map sides of shuffles."""
@@ -254,7 +253,7 @@ def total_s(values: Iterable[float]) -> float:
 
 
 class StageCosts(Config):
-    """What one stage of the recipe took."""
+    """Cost of one stage of the recipe."""
 
     label: RelativePath
     sum: CostSum
@@ -275,7 +274,7 @@ class RunCosts(Config):
     stages: tuple[StageCosts, ...]
     total: CostSum
     unmeasured: tuple[RelativePath, ...] = ()
-    """Folders of datasets that do not say what they took, such as those of earlier versions."""
+    """Folders of datasets without costs, such as those of earlier versions."""
     core_hours: Duration
     """CPU-seconds of tasks and engine / 3600."""
     predicted_cpu_s: Duration | None = None
@@ -294,7 +293,7 @@ class StoredEstimate(Config):
 
 
 def read_run_costs(output: Location) -> RunCosts | None:
-    """What the last run found that its output has cost; None where none has said so.
+    """The cost of an output as the last run recorded it; None if there is no record.
 
     Raises:
         DataError: it is damaged.
@@ -303,7 +302,7 @@ def read_run_costs(output: Location) -> RunCosts | None:
 
 
 def read_estimate(output: Location) -> StoredEstimate | None:
-    """What `plan --sample` predicted last for an output; None where it did not.
+    """The last prediction of `plan --sample` for an output; None if there is none.
 
     Raises:
         DataError: it is damaged.
@@ -312,7 +311,7 @@ def read_estimate(output: Location) -> StoredEstimate | None:
 
 
 def check_costs(place: Location) -> None:
-    """Look whether one of the objects of this file can be read, by its name.
+    """Check that one of the objects of this file can be read, by its name.
 
     Raises:
         DataError: it is damaged.

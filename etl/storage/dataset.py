@@ -1,6 +1,6 @@
-"""Datasets: a committed folder of one table, or of opaque files, as drivers and workers read it.
+"""Datasets: a committed folder of one table or of opaque files, as drivers and workers read it.
 
-Reading trusts `_manifest.json` alone; a folder without one is not a dataset. What commits it is etl/storage/build.py.
+Readers use only `_manifest.json`; a folder without one is not a dataset. etl/storage/build.py commits it.
 
 A worker gets a `DatasetRef` and never reads a manifest: it asks for the receipt of its split by name, so its cost does
 not grow with the number of splits. The driver reads receipts with `NUM_READERS` threads: one small GET each.
@@ -28,10 +28,10 @@ RECEIPTS = "_receipts"
 CHECKPOINTS = "_checkpoints"
 TASK_COSTS = "_task_costs"
 CLOSED = "_closed"
-"""Names of builds that were given up: a straggler of one that comes late finds its name here."""
+"""Names of abandoned builds, so that their stragglers know."""
 NUM_READERS = 16
 _FEW = 64
-"""Objects on a disk that are read without threads."""
+"""Number of objects on a disk that are read without threads."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class DatasetRef:
         receipt = read_receipt(self.folder, self.receipts, split)
         if receipt is None:
             raise DataError(
-                f"{self.folder / receipt_path(self.receipts, split)} is gone; remove {self.folder / MANIFEST} and "
-                "run the recipe again"
+                f"{self.folder / receipt_path(self.receipts, split)} is missing; remove {self.folder / MANIFEST} "
+                "and run the recipe again"
             )
         return receipt.parts
 
@@ -112,17 +112,17 @@ class Dataset:
         return self.ref.part_location(part)
 
     def check_part(self, part: Part) -> None:
-        """Look whether a part is there with the manifest's size: one HEAD.
+        """Check that a part exists with the manifest's size: one HEAD.
 
         Raises:
-            DataError: it is gone, or of another size.
+            DataError: it is missing, or of another size.
         """
         size = self.part_location(part).size()
         if size != part.bytes:
             found = "is gone" if size is None else f"has {size:,} bytes"
             raise DataError(
-                f"{self.part_location(part)} {found}, the manifest says {part.bytes:,} bytes; run `stillhouse verify "
-                f"{self.folder}`, then the recipe that writes it"
+                f"{self.part_location(part)} {found}, but the manifest says {part.bytes:,} bytes; run `stillhouse "
+                f"verify {self.folder}`, then the recipe that writes it"
             )
 
     @cached_property
@@ -139,10 +139,10 @@ class Dataset:
 
 
 class Pending:
-    """A dataset whose work an engine holds back, as a future of it. Stays on the driver; a worker gets `ref`."""
+    """A future of a dataset whose work an engine has delayed. Stays on the driver; a worker gets `ref`."""
 
     def __init__(self, ref: DatasetRef, settle: Callable[[], None]) -> None:
-        """A dataset that `settle`, which runs and commits what an engine holds back, is going to write."""
+        """A dataset that `settle` will write by running and committing delayed maps."""
         self.ref = ref
         self._settle = settle
         self._dataset: Dataset | None = None
@@ -169,11 +169,11 @@ class Pending:
 
 
 DatasetLike = Dataset | Pending
-"""What the driver hands from stage to stage: `ref` at any time, `result()` where a manifest is needed."""
+"""Passed from stage to stage on the driver: `ref` is always available, `result()` gives the manifest."""
 
 
 _CORPUS = "corpus"
-"""The folder of a run's output that its user means most often."""
+"""The folder of a run's output that users most often need."""
 
 
 def _read_manifest(folder: Location) -> Manifest:
@@ -193,7 +193,7 @@ def receipt_path(receipts: str, split: int) -> str:
 
 
 def read_receipt(folder: Location, receipts: str, split: int) -> Receipt | None:
-    """What a split wrote, asked for by name (a listing may lag behind); None when it has no receipt yet.
+    """The receipt of a split, read by name (a listing may be outdated); None if there is none yet.
 
     Raises:
         DataError: the receipt is damaged.
@@ -204,7 +204,7 @@ def read_receipt(folder: Location, receipts: str, split: int) -> Receipt | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     if receipt.split != split:
-        raise DataError(f"{location} is damaged: it is of split {receipt.split}; {remedy}")
+        raise DataError(f"{location} is damaged: it belongs to split {receipt.split}; {remedy}")
     return receipt
 
 
@@ -220,7 +220,7 @@ def read_receipts(folder: Location, receipts: str, num_splits: int) -> list[Rece
 def read_all(folder: Location, read: Callable[[T], R], names: Sequence[T]) -> list[R]:
     """What `read` gives for each of some small objects of a folder, in order, several read at a time.
 
-    A few on a disk are read one after the other, since to start the threads would take longer.
+    A few on a disk are read in sequence, as starting threads would take longer.
     """
     if folder.is_local and len(names) <= _FEW:
         return [read(name) for name in names]
@@ -234,7 +234,7 @@ def is_ours(path: str) -> bool:
 
 
 def read_part(location: Location, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """One batch for each row group of a Parquet file, the columns in the order asked for."""
+    """One batch per row group of a Parquet file, with the columns in the given order."""
     with location.open_parquet() as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=columns).combine_chunks()

@@ -1,4 +1,4 @@
-"""Files of the local disk that are whole as soon as they are visible, and what tells two versions of one apart."""
+"""Local files that appear atomically, and a stamp that distinguishes two versions of a file."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ def local_stamp(found: os.stat_result) -> str:
 
 @contextlib.contextmanager
 def temporary_beside(path: str) -> Iterator[str]:
-    """A name in the same folder (made if need be) for a file that is renamed into place; removed if it is not."""
+    """A temporary name in the same folder (created if needed), to be renamed into place; else the file is removed."""
     folder, name = os.path.split(path)
     Path(folder).mkdir(parents=True, exist_ok=True)
     temporary = str(Path(folder) / f"_{name}.{uuid.uuid4().hex}.tmp")
@@ -32,15 +32,15 @@ def read_regular(path: str, limit: int) -> bytes:
     Raises:
         OSError: there is none, or what is there is a folder, a pipe or a device, which may never end.
     """
-    # A pipe that nobody writes to does not hold up a reader that opens it so.
+    # So that opening a pipe without a writer does not block.
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except NotADirectoryError as error:
-        # A file stands where a folder of the path would be, so nothing can be below it.
+        # A folder of the path is a file, so nothing can be below it.
         raise FileNotFoundError(errno.ENOENT, "no such file", path) from error
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
-        raise OSError(errno.EINVAL, "no regular file", path)
+        raise OSError(errno.EINVAL, "not a regular file", path)
     with open(opened, "rb") as file:
         return file.read(limit)
 

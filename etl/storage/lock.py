@@ -1,4 +1,4 @@
-"""One run at a time on one output: a create-only lock object with a heartbeat, and a takeover that only one can win.
+"""One run at a time per output: a create-only lock object with a heartbeat, and a takeover that only one run can win.
 
 A lock is a chain. `_lock.json` names the run that made it; a run that finds a dead holder takes over by creating
 `_lock-<the dead run>.json`, create-only, so that of many that try one succeeds; should that one die too, the next link
@@ -7,7 +7,7 @@ at its head and never revived by halves. A kill leaves at most dead links, which
 
 An object in the place of a link that no run has written (etl/storage/untrusted.py), or that leads back into the chain,
 is nobody's. It holds up nobody and leads nowhere: its successor is called after the digest of its bytes. Nobody removes
-it either; `stillhouse verify` tells of it.
+it either; `stillhouse verify` reports it.
 
 A holder is dead when it was on this machine and its process is gone, or when its heartbeat is silent: older than
 `STALE_S` by the clocks, and then unchanged for `STALE_S` while we watch, since two hosts' clocks may differ. A run that
@@ -41,9 +41,9 @@ LINK = re.compile(r"_lock(-[0-9a-f]{32})?\.json")
 """Names of all links."""
 BEAT_S = 10.0
 STALE_S = 60.0
-"""Silence after which a holder may be dead; several beats, each of which may be tried again for a while."""
+"""Silence in seconds after which a holder may be dead: several beats, including retries."""
 _LOOK_S = 2.0
-"""How often a silent lock is looked at."""
+"""Seconds between two looks at a silent lock."""
 _TRIES = 10
 _MAX_LINKS = 1000
 """Of a chain: as many runs that died before anybody swept."""
@@ -51,7 +51,7 @@ _MAX_BYTES = 1 << 16
 
 
 class Holder(BaseModel, frozen=True, extra="forbid"):
-    """What a link of the chain says."""
+    """The content of a link of the chain."""
 
     run: Hex32
     host: Text
@@ -93,7 +93,7 @@ class Holder(BaseModel, frozen=True, extra="forbid"):
         return to_json(self.model_copy(update={"beat_unix_s": time.time()}))
 
     def is_gone(self) -> bool:
-        """True when this machine knows that the process has ended."""
+        """True if the process was on this machine and has ended."""
         if not self.is_somebody:
             return True
         if self.machine != _machine():
@@ -120,7 +120,7 @@ class RunLock:
 
     Raises:
         DataError: another run holds it, or this one may not write there.
-        ConfigError: the store cannot be reached, lacks the bucket, or cannot create an object only where none is.
+        ConfigError: the store cannot be reached, has no such bucket, or does not support conditional creation.
     """
 
     def __init__(self, output: Location) -> None:
@@ -144,7 +144,7 @@ class RunLock:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        # A store that fails now must not hide what ended the run; the lock it leaves is dead.
+        # A failing store must not hide the error that ended the run; the remaining lock is dead.
         with contextlib.suppress(StillhouseError) if kind else contextlib.nullcontext():
             if self._is_mine():
                 for place, holder in self._links:
@@ -157,15 +157,15 @@ class RunLock:
         return frozenset(place.name for place, _ in self._links)
 
     def check(self) -> None:
-        """Go on only as the holder: called before each commit.
+        """Raise unless this run holds the lock; called before each commit.
 
         Raises:
             DataError: another run has taken the lock over, or somebody removed it.
         """
         if not self._is_mine():
             raise DataError(
-                f"this run (process {self._me.pid} on {self._me.host}) no longer holds {self._output / LOCK}: it was "
-                "taken over or removed, so nothing more is committed; run again when no other run is at work there"
+                f"this run (process {self._me.pid} on {self._me.host}) no longer holds {self._output / LOCK}: it "
+                "was taken over or removed, so nothing more is committed; run again when no other run is active there"
             )
 
     def _take(self) -> None:
@@ -177,7 +177,7 @@ class RunLock:
             for place, holder in self._links:
                 if holder.run == self._me.run:
                     place.remove()
-        raise DataError(f"other runs come and go at {self._output / LOCK}; start again when they are done")
+        raise DataError(f"other runs keep starting and ending at {self._output / LOCK}; run again when they are done")
 
     def _join(self) -> list[tuple[Location, Holder]]:
         """The chain with our link at its end; empty when it was cut meanwhile."""
@@ -223,7 +223,7 @@ def last_holder(folder: Location) -> tuple[Location, Holder] | None:
 
 
 def live_holder(folder: Location) -> Holder | None:
-    """Who holds the lock of a folder right now; may watch a silent one for `STALE_S`."""
+    """The current holder of a folder's lock; may watch a silent one for `STALE_S`."""
     last = last_holder(folder)
     return last[1] if last is not None and _is_alive(*last) else None
 
@@ -260,7 +260,7 @@ def _read(place: Location) -> Holder | None:
 
 
 def why_not_a_link(place: Location) -> str:
-    """What is wrong with an object that has the name of a link; empty where a run has written it, or it is gone."""
+    """Why an object with the name of a link is not one; empty if a run has written it, or it is gone."""
     try:
         parse_object(place.read_at_most(_MAX_BYTES), Holder)
     except FileNotFoundError:
@@ -273,13 +273,13 @@ def why_not_a_link(place: Location) -> str:
 def _refuse_if_alive(output: Location, place: Location, holder: Holder) -> None:
     if _is_alive(place, holder):
         raise DataError(
-            f"{output} is held by {holder}; wait for that run to end, or stop it. A run that has died loses the lock "
-            f"{STALE_S:.0f} s after its last sign; if you know that it is dead, remove {place}"
+            f"{output} is held by {holder}; wait for that run to end, or stop it. A dead run loses the lock "
+            f"{STALE_S:.0f} s after its last heartbeat; if you know that it is dead, remove {place}"
         )
 
 
 def _is_alive(place: Location, holder: Holder) -> bool:
-    """Whether the holder is at work; watches a silent one for a sign."""
+    """Whether the holder is alive; watches a silent one for a heartbeat."""
     if holder.is_gone():
         return False
     if holder.is_fresh():
@@ -305,8 +305,8 @@ def _prove_create_only(output: Location) -> None:
     """
     probe = output / f"_probe-{uuid.uuid4().hex}.tmp"
     refusal = ConfigError(
-        f"{output}: this store cannot create an object only where none is, so two runs could overwrite each other; "
-        "use another store, or set `single_writer: true` and see to it that one run at a time writes there"
+        f"{output}: this store cannot create objects conditionally, so two runs could overwrite each other; use "
+        "another store, or set `single_writer: true` and make sure that only one run writes there at a time"
     )
     try:
         first = probe.create(b"first")
@@ -324,7 +324,7 @@ def _prove_create_only(output: Location) -> None:
 
 
 def _machine() -> str:
-    """The same for two processes that see each other's process numbers; empty where the system does not say."""
+    """Equal for two processes that see each other's process ids; empty if the system does not provide it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -333,7 +333,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """When a process began, in ticks since boot, since numbers are used again; empty where the system does not say."""
+    """Start of a process in ticks since boot, as ids are reused; empty if the system does not provide it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
     except OSError:

@@ -5,7 +5,7 @@
     _closed/<build>                      a build that was given up; empty
     _manifest.json                       everything that was committed; written last
 
-None of them holds a time, a host or an absolute path: equal inputs and configuration give equal bytes.
+None of them contains a time, a host or an absolute path: equal inputs and configuration give equal bytes.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ class Part(Config):
 
     @property
     def is_table(self) -> bool:
-        """Whether it is Parquet, which the name of every part says."""
+        """Whether it is Parquet, according to its name."""
         return self.path.endswith(TABLE_SUFFIX)
 
 
@@ -69,7 +69,7 @@ class Plan(Config):
     fingerprint: Hex32
     """Of the work: the configuration, and for each input the name of the build that writes it."""
     splits: tuple[Any, ...] = Field(max_length=MAX_SPLITS)
-    """What each split reads, in JSON; its position is the split's number."""
+    """What each split reads, as JSON; its index is the split's number."""
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ class Plan(Config):
 
 
 class Receipt(Config):
-    """What the winning attempt of one split wrote."""
+    """What the winning attempt of a split wrote."""
 
     split: SplitNumber
     rows_in: Count
@@ -120,9 +120,9 @@ class Manifest(Config):
     accounting: dict[str, dict[str, Account]]
     thresholds: dict[str, Any] = {}
     distributions: Counts = {}
-    """Counts, summed over the splits."""
+    """Counts, summed over all splits."""
     findings: dict[str, Any] = {}
-    """What the run found out from the counts of its datasets: recall, overlaps, shares."""
+    """Results computed from the counts of the run's datasets: recall, overlaps, shares."""
     splits: int = Field(ge=0, le=MAX_SPLITS, strict=True)
     parts: tuple[Part, ...]
     adopted: tuple[dict[str, Any], ...] = ()
@@ -131,7 +131,7 @@ class Manifest(Config):
     @model_validator(mode="after")
     def _parts_are_of_the_splits(self) -> "Manifest":
         if any(part.split >= self.splits for part in self.parts):
-            raise ValueError(f"parts: one is of a split beyond the {self.splits} that there are")
+            raise ValueError(f"parts: one is of a split beyond the {self.splits} splits")
         return self
 
     @property
@@ -171,18 +171,18 @@ class Manifest(Config):
             DataError: there is none.
         """
         found = self.accounting.get(source, {}).get(step)
-        return self._unlike(f"accounting has no {source!r}, {step!r}") if found is None else found
+        return self._unlike(f"accounting has no entry {source!r}, {step!r}") if found is None else found
 
     def count(self, *names: str) -> int:
         """A number of the distributions, by its name at each level; 0 where it is not there.
 
         Raises:
-            DataError: it is no number.
+            DataError: it is not a number.
         """
         found: Any = self.distributions
         for name in names:
             found = found.get(name, 0) if isinstance(found, dict) else found
-        return found if isinstance(found, int) else self._unlike(f"distributions.{'.'.join(names)} is no number")
+        return found if isinstance(found, int) else self._unlike(f"distributions.{'.'.join(names)} is not a number")
 
     def counts(self, name: str, levels: int = 1) -> dict[str, Any]:
         """Counts of the distributions by name, or by names of several levels; empty where they are not there.
@@ -192,7 +192,7 @@ class Manifest(Config):
         """
         found = self.distributions.get(name, {})
         if not _has_levels(found, levels):
-            self._unlike(f"distributions.{name} is not counts by names of {levels} level{'s' * (levels > 1)}")
+            self._unlike(f"distributions.{name} must be counts by names of {levels} level{'s' * (levels > 1)}")
         return dict(found)
 
     def findings_by_column(self, name: str) -> dict[str, dict[str, Any]]:
@@ -203,7 +203,7 @@ class Manifest(Config):
         """
         found = self.findings.get(name, {})
         if not isinstance(found, dict) or not all(isinstance(said, dict) for said in found.values()):
-            self._unlike(f"findings.{name} is not told by column")
+            self._unlike(f"findings.{name} must be a mapping by column")
         return dict(found)
 
     @property
@@ -223,7 +223,7 @@ class Manifest(Config):
         """
         found = self.made_from.get(key, {})
         if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-            self._unlike(f"made_from.{key} is not texts by name")
+            self._unlike(f"made_from.{key} must be texts by name")
         return dict(found)
 
     def _unlike(self, what: str) -> NoReturn:
@@ -309,12 +309,12 @@ def _entered(steps: Mapping[str, Mapping[str, int]]) -> int:
 
 
 def accounting_gaps(accounting: Accounting) -> list[str]:
-    """One line for every (source, step) whose account does not close."""
+    """One line for every (source, step) whose accounting does not add up."""
     gaps = []
     for source, steps in accounting.items():
         for step, counts in steps.items():
             lost = sum(n for reason, n in counts.items() if reason not in FLOW)
             left = counts.get("in", 0) + counts.get("made", 0) - counts.get("kept", 0) - lost
             if left:
-                gaps.append(f"{source}/{step}: in + made exceeds kept + lost by {left} rows")
+                gaps.append(f"{source}/{step}: in + made exceeds kept + dropped by {left} rows")
     return gaps

@@ -1,7 +1,7 @@
-"""What a run left behind in its output, read once and in one place: `Run.open(DIR)`.
+"""Reads the output of a run: `Run.open(DIR)`.
 
-DIR is a run's output, a folder above several of them, or a single dataset. Opening reads nothing; each question costs
-what it has to, and is asked once:
+DIR is a run's output, a folder above several of them, or a single dataset. Opening reads nothing; each property is read
+once, when it is needed:
 
     record, stages           one GET
     committed, started       one LIST of the folder
@@ -10,7 +10,7 @@ what it has to, and is asked once:
     datasets, accounts …     the LIST, and one GET a dataset, several at a time
     progress of a build      one GET, of its plan, and one LIST of its receipts; no receipt is read
 
-An output of a version that left no `_run.json` opens as well: its stages are unknown, its datasets are not.
+An output without `_run.json`, from an early version, can be opened too: its datasets are known, its stages are not.
 """
 
 import posixpath
@@ -48,7 +48,7 @@ def dataset_folders(paths: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, .
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a build came that did not end."""
+    """Progress of an unfinished build."""
 
     done: int
     """Splits that have a receipt."""
@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left behind. Folders are named by their path below `root`, "" where `root` is the dataset."""
+    """The output of a run. Folders are named by their path below `root`; "" if `root` is the dataset."""
 
     root: Location
     _opened: dict[str, Dataset] = field(default_factory=dict, compare=False, repr=False)
@@ -75,16 +75,16 @@ class Run:
 
     @cached_property
     def record(self) -> RunRecord | None:
-        """What the run was; None where there is no record.
+        """The run's record; None if there is none.
 
         Raises:
-            DataError: it is damaged, or of another version's format.
+            DataError: it is damaged, or has the format of another version.
         """
         return read_record(self.root / RECORD)
 
     @property
     def recipe(self) -> dict[str, Any] | None:
-        """The recipe in JSON types, without where things lay; None where there is no record."""
+        """The recipe in JSON types, without places; None if there is no record."""
         return self.record.recipe if self.record else None
 
     @property
@@ -171,7 +171,7 @@ class Run:
         """
         place = self.place(folder) / PLAN
         try:
-            return read_object(place, Plan, "look at what lies beside it, and remove the folder if nobody needs it")
+            return read_object(place, Plan, "look at the folder, and remove it if nobody needs it")
         except FileNotFoundError as error:
             raise DataError(f"there is no {place}; run the recipe") from error
 
@@ -195,7 +195,7 @@ class Run:
 
     @cached_property
     def corpus(self) -> Dataset | None:
-        """The corpus; None where none is committed."""
+        """The corpus; None if none is committed."""
         found = [dataset for dataset in self.own.values() if dataset.manifest.table == CORPUS]
         return found[-1] if found else None
 

@@ -1,4 +1,4 @@
-"""Writing one part: spool a Parquet file on local disk, hash it, upload it once under a name that its content gives.
+"""Writes one part: spools a Parquet file on local disk, hashes it, and uploads it once, named by its content.
 
 One `write` is one row group, so an aligned table repeats its parent's boundaries by writing batch for batch. A file is
 whole before anything shows in the dataset's folder. Cost: one local write and one read of the part's compressed bytes.
@@ -85,7 +85,7 @@ class PartWriter:
         """Append a batch as one row group.
 
         Raises:
-            DataError: no room in the folder for temporary files.
+            DataError: no space in the folder for temporary files.
         """
         table = pa.Table.from_batches([batch]).cast(self._schema)
         with self._explained():

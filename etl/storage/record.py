@@ -1,12 +1,12 @@
-"""`_run.json`: what a run leaves in its output beside its datasets, so that others know how it was made.
+"""`_run.json`: the record that a run writes beside its datasets, so that others know how they were made.
 
     name, format    of the recipe; of this file
     stages          in their order: label, kind, folders with their tables, steps that may drop a row
     recipe          the recipe itself, without what says where things lie or how fast to work
 
-It holds no time, host, absolute path or credentials: two runs of one recipe write the same bytes. It is written under
-the run's lock before the first dataset, and only where it differs from what is there: one GET a run, a PUT for a new
-recipe. Nothing that it says is ever opened: the folders that it names are compared with those that are there.
+It contains no time, host, absolute path or credentials: two runs of one recipe write the same bytes. It is written
+under the run's lock before the first dataset, and only where it differs from what is there: one GET a run, a PUT for a
+new recipe. Nothing that it says is ever opened: the folders that it names are compared with those that are there.
 """
 
 from typing import Any
@@ -86,16 +86,16 @@ def read_record(place: Location) -> RunRecord | None:
         version = parse_tree(data).get("format", FORMAT)
         if version != FORMAT:
             raise DataError(
-                f"{place} has the format {shown(version)}, this version of Stillhouse reads format {FORMAT}; use the "
-                "version that wrote it"
+                f"{place} has the format {shown(version)}, but this version of Stillhouse reads format {FORMAT}; "
+                "use the version that wrote it"
             )
         return parse_object(data, RunRecord)
     except NotOursError as error:
         raise DataError(
-            f"{place} is damaged: {error}; remove it, and the next run of the recipe writes it again"
+            f"{place} is damaged: {error}; remove it, and the next run of the recipe will write it again"
         ) from error
 
 
 def write_record(output: Location, record: RunRecord) -> None:
-    """Leave the record in an output, unless it is there already."""
+    """Write the record to an output, unless it is there already."""
     leave(output / RECORD, record)

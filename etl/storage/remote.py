@@ -1,8 +1,8 @@
-"""Opening file systems: schemes and their options, and what a store's failures mean to the user.
+"""Opens file systems: schemes and their options, and messages for a store's failures.
 
-Every error of a store ends here as one of the four classes with one line that names the URL, what was wrong and what
-to do; values of options that may be secret are cut out of whatever a library says. Options come from the recipe's
-`storage` (by scheme), else from the store's usual chain and fsspec's own environment and files.
+Every error of a store becomes one of the four classes here, with one line that says the URL, what was wrong and what to
+do. Values of options that may be secret are removed from a library's message. Options come from the recipe's `storage`
+(by scheme), else from the store's usual chain and fsspec's own environment and files.
 
 One request is tried three times by botocore (s3, at most 3 s of waiting), six times by gcsfs (gs, about 31 s) and
 huggingface_hub (hf, 23 s) and four times by the Azure SDK (az); `etl.storage.retry` tries the whole operation again
@@ -118,7 +118,7 @@ def check_scheme(scheme: str) -> str:
         )
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(
-            f"there is no storage of the scheme '{scheme}://'; {hint}use s3, gs, az, hdfs, hf, https or a local path"
+            f"there is no storage scheme '{scheme}://'; {hint}use s3, gs, az, hdfs, hf, https or a local path"
         )
     return name
 
@@ -133,7 +133,7 @@ def check_storage(storage: Storage) -> Storage:
     for name, options in storage.items():
         for option, value in options.items():
             if _SECRET.search(option) and isinstance(value, int | float) and not isinstance(value, bool):
-                raise ConfigError(f"{name}.{option} must be text, YAML has read a number; put it in quotes")
+                raise ConfigError(f"{name}.{option} must be text, but YAML reads it as a number; put it in quotes")
         check_places(name, options)
         checked.setdefault(check_scheme(name), {}).update(options)
     return checked
@@ -208,7 +208,7 @@ def _merged(defaults: Options, options: Options) -> Options:
 
 
 def redact(text: str, options: Options) -> str:
-    """The text without the values of options that may be secret."""
+    """The text without values of options that may be secret."""
     for value in sorted(_secrets(options), key=len, reverse=True):
         text = text.replace(value, "***")
     return text
@@ -264,12 +264,10 @@ def explain(error: Exception, url: str, options: Options, verb: str) -> Exceptio
         return no_bucket(url)
     if isinstance(error, FileNotFoundError):
         if verb == "write" and scheme == "file":
-            return DataError(f"cannot write {url} ({reason}); name a folder that can be made")
+            return DataError(f"cannot write {url} ({reason}); give a folder that can be created")
         return error
     if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
-        return (
-            error if verb == "read" else DataError(f"cannot {verb} {url} ({reason}); a file stands in its way, move it")
-        )
+        return error if verb == "read" else DataError(f"cannot {verb} {url} ({reason}); a file is in the way, move it")
     if code in _REFUSED_CODES or status == 401 or not names.isdisjoint(_NO_CREDENTIALS):
         return ConfigError(
             f"{url}: the store does not accept the credentials ({reason}); correct them under "
@@ -277,22 +275,22 @@ def explain(error: Exception, url: str, options: Options, verb: str) -> Exceptio
         )
     if _is_refusal(error):
         who = f"user {os.getuid()}" if scheme == "file" else "these credentials"
-        return DataError(f"may not {verb} {url} ({reason}); let {who} do so, or name another place")
+        return DataError(f"no permission to {verb} {url} ({reason}); give {who} permission, or choose another place")
     if number in _NO_ROOM or status == 507:
         return DataError(
-            f"no room to {verb} {url} ({reason}); free some and run again: what is finished stays, nothing is half done"
+            f"no space to {verb} {url} ({reason}); free some and run again, which resumes from the finished parts"
         )
     if is_unreached(error):
         place = "HF_ENDPOINT, HF_HUB_OFFLINE" if scheme == "hf" else "its endpoint_url"
         return ConfigError(f"{url}: the store cannot be reached ({reason}); check {place} and the network")
     if is_passing(error):
         return DataError(
-            f"cannot {verb} {url}: the store still fails after {BUDGET_S:.0f} s of trying ({reason}); "
-            "run again later to go on from here"
+            f"cannot {verb} {url}: the store still fails after {BUDGET_S:.0f} s of retries ({reason}); run again "
+            "later to resume"
         )
     wrong = isinstance(error, TypeError | ValueError | KeyError) or "botocore.exceptions.ParamValidationError" in names
     if wrong and scheme != "file":
-        # File systems take unknown options when they are made and stumble when they first connect.
+        # File systems accept unknown options at first and fail when they connect.
         return ConfigError(f"{url}: check the options under `storage: {{{scheme}: …}}` ({reason})")
     if isinstance(error, OSError) or any(name.startswith(_LIBRARIES) for name in names):
         return DataError(f"cannot {verb} {url} ({reason})")
@@ -317,4 +315,4 @@ def _is_refusal(error: BaseException) -> bool:
 def no_bucket(url: str) -> ConfigError:
     """What to raise for a bucket that is not there."""
     bucket = url.partition("://")[2].partition("/")[0]
-    return ConfigError(f"{url}: there is no bucket '{bucket}'; make it, or correct the URL")
+    return ConfigError(f"{url}: there is no bucket '{bucket}'; create it, or correct the URL")

@@ -1,9 +1,9 @@
-"""Trying again: which failures of a store pass by themselves, and for how long an operation is tried.
+"""Retries: which failures of a store are transient, and for how long an operation is retried.
 
 Throttling (429, 503 SlowDown), other 5xx, timeouts, resets and refused connections are tried again with exponential
 backoff and full jitter, up to 15 s apart and for `BUDGET_S` in all; then the last error is raised. 401, 403, 404, 412
 and a full disk are raised at once. An endpoint that has never answered this process gets `FIRST_CONTACT_S`, so that a
-wrong address is told soon. What the libraries try by themselves below this is in `etl.storage.remote`.
+wrong address is reported soon. `etl.storage.remote` lists the libraries' own retries below this.
 """
 
 import ssl
@@ -15,7 +15,7 @@ import tenacity
 T = TypeVar("T")
 
 BUDGET_S = 120.0
-"""No try begins later than this after the first one."""
+"""No retry starts later than this after the first attempt."""
 FIRST_CONTACT_S = 10.0
 """The same for an endpoint that cannot be connected to and never could."""
 FIRST_WAIT_S = 0.5
@@ -104,7 +104,7 @@ def code_of(error: BaseException) -> str:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same request may well succeed a little later."""
+    """Whether the same request may succeed a little later."""
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return False
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error)):
@@ -126,14 +126,14 @@ def is_unreached(error: BaseException) -> bool:
 
 
 def persist(call: Callable[[], T], endpoint: str) -> T:
-    """The result of a call that is tried again while its failures may pass.
+    """The result of a call that is retried while its failures are transient.
 
     Args:
         call: one operation that may be done twice.
         endpoint: what the call talks to, for the first contact.
 
     Raises:
-        Exception: the last one, when time is up, or the first one that will not pass.
+        Exception: the last one when time is up, or the first permanent one.
     """
 
     def is_over(state: tenacity.RetryCallState) -> bool:

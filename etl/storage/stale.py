@@ -1,9 +1,9 @@
-"""Datasets that an earlier recipe left in an output, and corpora that are older than what lies beside them.
+"""Finds datasets that an earlier recipe left in an output, and corpora that are older than the datasets beside them.
 
 The record of a run names the folders of its stages. A committed dataset in a folder that none of them owns is *stale*:
-a run of another recipe wrote it, and this one neither reads nor renews it. It is sound, and nothing removes it unasked.
-An output without a record has none, and a dataset that says of itself that it lay in another place (a copy, or one of a
-run further down) is not taken for one.
+a run of another recipe wrote it, and this one neither reads nor renews it. It is intact, and is never removed without
+being asked for. An output without a record has none, and a dataset that says of itself that it lay in another place (a
+copy, or one of a run further down) is not taken for one.
 
 Folders lie directly below the output, or one level further down as those in `rounds` and `tables` do. Looking costs a
 LIST of the output's own level, and for each folder there that no stage owns a HEAD or two, a LIST or a GET.
@@ -63,7 +63,7 @@ def remedy(output: Location) -> str:
 def stale_lines(output: Location, folders: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What a run says of stale folders at its end: a folder, and a line about it; nothing where there are none."""
     for folder in folders[:_MOST_LINES]:
-        yield folder, "stale: an earlier recipe left it, and no stage of this one writes it"
+        yield folder, "stale: from an earlier recipe; no stage of this one writes it"
     if folders:
         more = len(folders) - _MOST_LINES
         yield "stale", f"{f'and {more:,} more; ' if more > 0 else ''}{remedy(output)} removes what is stale"
@@ -123,7 +123,7 @@ def outdated(corpus: str | Location) -> str:
     try:
         reason = _why_outdated(run, manifest)
     except StillhouseError as error:
-        reason = f"the run beside it cannot be looked at: {error}"
+        reason = f"the run beside it cannot be read: {error}"
     return f"{place} may be out of date: {reason}" if reason else ""
 
 
@@ -159,7 +159,7 @@ def _by_builds(run: Run, record: RunRecord) -> str:
     with ThreadPoolExecutor(NUM_READERS) as pool:
         for folder, state in zip(folders, pool.map(run.state, folders), strict=True):
             if state == "started":
-                return f"{folder} is begun and not committed; run the recipe that last ran in {run.root} to its end"
+                return f"{folder} is started but not committed; run the recipe that last ran in {run.root} to its end"
     return ""
 
 
@@ -184,5 +184,5 @@ def _change(run: Run, record: RunRecord, folder: str, digest: str) -> str:
     if not record.owns(folder):
         return f"which no stage of the recipe that last ran in {run.root} writes; run that recipe to its end"
     if run.dataset(folder).manifest.content_digest != digest:
-        return f"which holds other rows now; run the recipe that last ran in {run.root} to its end"
+        return f"which has other rows now; run the recipe that last ran in {run.root} to its end"
     return ""

@@ -1,4 +1,4 @@
-"""Finding and removing what dead attempts have left below a folder, and nothing that anybody needs.
+"""Finds and removes what dead attempts have left below a folder.
 
 Left over are, when they are older than a given age: objects that no manifest names in a committed dataset; receipts,
 costs of tasks and checkpoints of builds other than the one that the manifest or plan names; checkpoints of a committed
@@ -6,9 +6,9 @@ dataset and costs of its tasks one by one, which are in one object then; parts t
 no receipt names in a build that did not end; marks of builds that were given up; unfinished files (`_*.tmp`) and errors
 that were not delivered (`_failure-*.txt`); links of dead locks that a run has written; and on S3 uploads in pieces that
 were never finished. Objects outside every dataset are touched only when they have such a name. A live lock anywhere on
-the way to the folder or below it stops the sweep. Datasets that an earlier recipe left (etl/storage/stale.py) go only
-when they alone are asked for. Costs one LIST of the folder, one GET a dataset, and one a receipt of a build that did
-not end.
+the way to the folder or below it stops the sweep. Stale datasets (etl/storage/stale.py) are only removed on request,
+and then nothing else is. Costs one LIST of the folder, one GET a dataset, and one a receipt of a build that did not
+end.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _TEMPORARY = re.compile(r"_.*\.tmp|_failure-[0-9a-f]{32}\.txt")
 
 @dataclass(frozen=True)
 class Leftover:
-    """One object that may go."""
+    """One object that can be removed."""
 
     path: str
     """Below the folder that is swept."""
@@ -52,16 +52,16 @@ def parse_age(text: str) -> float:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if match is None:
-        raise ConfigError(f"'{text}' is no age; give a number and one of s, m, h and d, such as 24h")
+        raise ConfigError(f"'{text}' is not an age; give a number and one of s, m, h and d, such as 24h")
     return float(match[1]) * _UNITS_S[match[2]]
 
 
 def find_leftovers(root: Location, older_than_s: float, now_unix_s: float) -> list[Leftover]:
-    """What may go, sorted by path.
+    """The objects that can be removed, sorted by path.
 
     Args:
         root: a run's output or one dataset.
-        older_than_s: what is younger stays, as it may belong to a run that is just beginning.
+        older_than_s: younger objects are kept, as they may belong to a run that is just starting.
         now_unix_s: the time.
 
     Raises:
@@ -73,7 +73,7 @@ def find_leftovers(root: Location, older_than_s: float, now_unix_s: float) -> li
     reasons = _Reasons(run)
     found = []
     for entry in run.entries:
-        # Where a store does not tell the age, nothing is old enough.
+        # If a store does not report the age, nothing is old enough.
         age_s = now_unix_s - entry.modified_unix_s if entry.modified_unix_s is not None else -1.0
         if age_s >= older_than_s and (why := reasons.of(entry)):
             found.append(Leftover(entry.path, entry.bytes, age_s, why))
@@ -96,7 +96,7 @@ def find_stale(root: Location, now_unix_s: float) -> list[Leftover]:
         folder = run.dataset_of(entry.path)
         if folder in parts and (is_ours(path := _within(folder, entry.path)) or path in parts[folder]):
             age_s = now_unix_s - (entry.modified_unix_s or now_unix_s)
-            found.append(Leftover(entry.path, entry.bytes, age_s, "an earlier recipe left this dataset"))
+            found.append(Leftover(entry.path, entry.bytes, age_s, "dataset of an earlier recipe"))
     # What is interrupted is found again as long as the manifest is there.
     return sorted(found, key=lambda item: (posixpath.basename(item.path) == MANIFEST, item.path))
 
@@ -153,18 +153,18 @@ def _refuse_live(run: Run) -> None:
     for folder in folders:
         holder = live_holder(folder)
         if holder is not None:
-            raise DataError(f"{folder} is held by {holder}; sweep when that run has ended")
+            raise DataError(f"{folder} is held by {holder}; sweep after that run has ended")
 
 
 class _Reasons:
-    """Why an object may go, by the dataset that it lies in."""
+    """Why an object can be removed, by its dataset."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._known: dict[str, _Known] = {}
 
     def of(self, entry: Entry) -> str:
-        """Empty when the object must stay."""
+        """Empty if the object must be kept."""
         name = posixpath.basename(entry.path)
         if _TEMPORARY.fullmatch(name):
             return "a file that was never finished"
@@ -182,17 +182,17 @@ class _Reasons:
         if path in (MANIFEST, PLAN):
             return ""
         if kind == RECEIPTS:
-            return "" if rest.startswith(f"{known.build}/") else "a receipt of a build that was given up"
+            return "" if rest.startswith(f"{known.build}/") else "a receipt of an abandoned build"
         if kind == CHECKPOINTS:
             if known.is_committed:
-                return "a checkpoint of a dataset that is committed"
-            return "" if rest.startswith(f"{known.fingerprint}/") else "a checkpoint of a build that was given up"
+                return "a checkpoint of a committed dataset"
+            return "" if rest.startswith(f"{known.fingerprint}/") else "a checkpoint of an abandoned build"
         if kind == TASK_COSTS:
             if known.is_committed:
-                return "what a task of a dataset took that is committed"
-            return "" if rest.startswith(f"{known.build}/") else "what a task took of a build that was given up"
+                return "a task's cost, of a committed dataset"
+            return "" if rest.startswith(f"{known.build}/") else "a task's cost, of an abandoned build"
         if kind == CLOSED:
-            return "the mark of a build that was given up"
+            return "the mark of an abandoned build"
         if is_ours(path) or path in known.parts:
             return ""
         return "no manifest names it" if known.is_committed else "no receipt of the build names it"

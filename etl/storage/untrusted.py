@@ -1,4 +1,4 @@
-"""JSON objects of a folder that anybody may have written: how they are read, and the types that their fields have.
+"""Reads JSON objects that anybody may have written, with types for their fields.
 
 Plans, receipts, locks, manifests, records, decisions and checkpoints all come through `read_object`. What it gives back
 has names that lead nowhere but down, digests that are hexadecimal, and numbers that are finite and bounded, so nothing
@@ -136,9 +136,9 @@ def parse_tree(data: bytes) -> dict[str, Any]:
     except NotOursError:
         raise
     except ValueError as error:
-        raise NotOursError(f"it is no JSON ({str(error)[:100]})") from error
+        raise NotOursError(f"it is not JSON ({str(error)[:100]})") from error
     if not isinstance(tree, dict):
-        raise NotOursError("it is no JSON object")
+        raise NotOursError("it is not a JSON object")
     return tree
 
 
@@ -154,12 +154,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise NotOursError(f"{text[:20]} is too large a number")
+        raise NotOursError(f"the number {text[:20]} is too large")
     return number
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise NotOursError(f"{text} is no number of JSON")
+    raise NotOursError(f"{text} is not a JSON number")
 
 
 def _line(item: Any) -> str:

@@ -1,9 +1,9 @@
-"""Checking what is committed below a folder: every manifest against the objects that it names.
+"""Checks the datasets below a folder: every manifest against the objects that it names.
 
 Reads each part once, several at a time (a remote one through a file on local disk), and each receipt. Found are parts
 that are missing, of another size, with other bytes or another number of rows, receipts that are gone or do not say what
 the manifest says, objects that no manifest names, content digests that no longer hold, accounts that do not close, and
-records and costs of runs that are damaged. Datasets that an earlier recipe left are told, too, and are no damage.
+records and costs of runs that are damaged. Datasets of an earlier recipe are reported too, but are not damage.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ _THREADS = 4
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as a manifest says."""
+    """One difference from a manifest."""
 
     dataset: str
     path: str
@@ -70,7 +70,7 @@ def verify(place: Location | Run) -> Iterator[Difference]:
     yield from _check_records(run)
     yield from _check_costs(run)
     for folder in run.started:
-        yield Difference(run.place(folder).url, PLAN, "uncommitted", "a build that did not end; run its recipe again")
+        yield Difference(run.place(folder).url, PLAN, "uncommitted", "an unfinished build; run its recipe again")
     for folder in run.committed:
         yield from _check_dataset(run, folder)
 
@@ -93,7 +93,7 @@ def _check_records(run: Run) -> Iterator[Difference]:
             yield Difference(output.url, RECORD, "changed", str(error))
             continue
         for folder in stale_folders(output, record) if record else ():
-            detail = "an earlier recipe left it, and no stage of the last one writes it"
+            detail = "from an earlier recipe; no stage of the last recipe writes it"
             yield Difference((output / folder).url, MANIFEST, "stale", detail)
 
 
@@ -128,10 +128,10 @@ def _check_dataset(run: Run, name: str) -> Iterator[Difference]:
     if None not in digests:
         total = ContentDigest.total(str(digest) for digest in digests)
         if total != manifest.content_digest:
-            detail = f"digest {total}, the manifest says {manifest.content_digest}"
+            detail = f"digest {total}, but the manifest says {manifest.content_digest}"
             yield Difference(folder.url, MANIFEST, "content", detail)
     if sum(part.rows for part in manifest.parts) != manifest.rows_out:
-        yield Difference(folder.url, MANIFEST, "rows", f"rows_out {manifest.rows_out} is not the sum of the parts")
+        yield Difference(folder.url, MANIFEST, "rows", f"rows_out {manifest.rows_out} is not the sum over the parts")
     for path in orphans(manifest, list(sizes)):
         yield Difference(folder.url, path, "orphan", "no manifest names it; `stillhouse sweep` removes it")
 
@@ -162,7 +162,7 @@ def _check_receipts(dataset: Dataset, sizes: dict[str, int]) -> Iterator[Differe
             return str(error)
         if receipt is None:
             return "it is missing"
-        return "" if list(receipt.parts) == parts.get(split, []) else "it names other parts than the manifest"
+        return "" if list(receipt.parts) == parts.get(split, []) else "its parts differ from the manifest's"
 
     there = [split for split in range(manifest.splits) if receipt_path(manifest.receipts, split) in sizes]
     missing = sorted(set(range(manifest.splits)).difference(there))
@@ -183,14 +183,14 @@ def _check_part(dataset: Dataset, sizes: dict[str, int], part: Part) -> tuple[li
         return [Difference(dataset.folder.url, part.path, kind, detail)], None
 
     if part.path not in sizes:
-        return wrong("missing", "the manifest names it")
+        return wrong("missing", "the manifest lists it")
     if sizes[part.path] != part.bytes:
-        return wrong("short", f"{sizes[part.path]} bytes, the manifest says {part.bytes}")
+        return wrong("short", f"{sizes[part.path]} bytes, but the manifest says {part.bytes}")
     row_groups = []
     try:
         with _on_disk(dataset.part_location(part)) as (copy, sha256):
             if sha256 != part.sha256:
-                return wrong("changed", "another SHA-256 than the manifest's")
+                return wrong("changed", "the SHA-256 differs from the manifest's")
             if not part.is_table:
                 return [], ContentDigest(int(file_content([part]), 16))
             digest = ContentDigest(digested=_digested(copy))
@@ -198,11 +198,11 @@ def _check_part(dataset: Dataset, sizes: dict[str, int], part: Part) -> tuple[li
                 row_groups.append(batch.num_rows)
                 digest.add(batch)
     except FileNotFoundError:
-        return wrong("missing", "it went while it was read")
+        return wrong("missing", "it was removed while it was read")
     except SourceError as error:
         return wrong("changed", str(error))
     if tuple(row_groups) != part.row_groups:
-        return wrong("rows", f"row groups {row_groups}, the manifest says {part.row_groups}")
+        return wrong("rows", f"row groups {row_groups}, but the manifest says {part.row_groups}")
     return [], digest
 
 

@@ -349,7 +349,7 @@ def test_a_column_of_another_arrow_type_is_cast():
     ("batch", "told"),
     [
         (pa.record_batch({"text": ["a"]}), r"step 'answer' reads \['messages'\]"),
-        (pa.record_batch({"messages": ["a"]}), "column 'messages' is string, the steps read it as list<"),
+        (pa.record_batch({"messages": ["a"]}), "column 'messages' is string, but the steps read it as list<"),
     ],
 )
 def test_a_missing_or_wrong_column_is_a_schema_error(caplog, batch, told):

@@ -165,7 +165,7 @@ def test_templates_come_one_stage_at_a_time(tmp_path, capsys, gcs, store, place,
 
 def test_a_dry_run_submits_and_stages_nothing(capsys, gcs, store, place, rows, flags, recipe):
     assert main(arguments(gcs, place, recipe, [*flags, "--dry_run=True"])) == 0
-    assert "ingest: the job was made and, as --dry_run says, not submitted" in capsys.readouterr().out
+    assert "ingest: the job was built but, because of --dry_run, not submitted" in capsys.readouterr().out
     assert not store.exists(f"{place}/tmp")
 
 

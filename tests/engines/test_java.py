@@ -70,7 +70,7 @@ def test_a_java_that_says_nothing_is_passed_over(no_java, tmp_path, monkeypatch)
     home = fake_java(tmp_path, "17")
     (home / "bin" / "java").write_text("#!/bin/sh\nexit 3\n")
     monkeypatch.setenv("JAVA_HOME", str(home))
-    assert "does not say its version (exit code 3)" in find_java().line
+    assert "does not report its version (exit code 3)" in find_java().line
 
 
 def test_without_any_java_the_error_says_what_to_do(no_java, monkeypatch):

@@ -173,7 +173,7 @@ class Die:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        (-signal.SIGKILL, "SIGKILL; SIGKILL often means that memory ran out: use fewer processes"),
+        (-signal.SIGKILL, "SIGKILL; SIGKILL often means out of memory: use fewer processes"),
         (3, "exit code 3"),
     ],
 )

@@ -88,7 +88,7 @@ def test_columns_are_checked_before_anything_runs(spark):
     with pytest.raises(SchemaError, match=r"step 'answer' reads \['messages'\]"):
         apply(frame, [AnswerStep()])
     with pytest.raises(
-        SchemaError, match=r"column 'messages' is array<string>, the steps read it as array<struct<role:str"
+        SchemaError, match=r"column 'messages' is array<string>, but the steps read it as array<struct<role:str"
     ):
         apply(frame.withColumn("messages", F.array(F.lit("no"))), [AnswerStep()])
     with pytest.raises(SchemaError, match="column 'verdict' is string"):
@@ -98,7 +98,7 @@ def test_columns_are_checked_before_anything_runs(spark):
     with pytest.raises(SchemaError, match=r"step 'answer' reads \['source_dataset'\]|'messages', 'source_dataset'"):
         apply(read_messages(spark), [AnswerStep(sources=("a",))])
     wrong = read_messages(spark).withColumn("short_n_tokens", F.lit("no"))
-    with pytest.raises(SchemaError, match="column 'short_n_tokens' is string, the steps read it as int"):
+    with pytest.raises(SchemaError, match="column 'short_n_tokens' is string, but the steps read it as int"):
         apply(wrong, [CtxBucketStep(name="short")])
 
 

@@ -33,7 +33,9 @@ def test_without_needs_nothing_is_asked_for():
 def test_a_local_master_runs_fewer_tasks_at_once(needs, at_once):
     asked = ask(context("local[8]"), need(**needs))
     assert (asked.profile, asked.at_once) == (None, at_once)
-    assert asked.line == (f"score: {at_once} of 8 tasks at a time, for what each of them needs" if at_once else "")
+    assert asked.line == (
+        f"score: {at_once} of 8 tasks at a time, because of the resources that each needs" if at_once else ""
+    )
 
 
 def test_executors_that_are_there_must_hold_a_task():

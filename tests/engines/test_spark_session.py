@@ -46,9 +46,9 @@ def test_a_python_that_is_absent_of_another_version_or_none_is_refused(tmp_path,
     check_python("./same")
     with pytest.raises(ConfigError, match=r"/absent: there is no such program; unset PYSPARK_PYTHON"):
         check_python("/absent")
-    with pytest.raises(ConfigError, match=r"older is Python 3\.7, and the driver is 3\.\d+"):
+    with pytest.raises(ConfigError, match=r"older is Python 3\.7, but the driver is 3\.\d+"):
         check_python(script(tmp_path / "older", "echo 3.7"))
-    with pytest.raises(ConfigError, match=r"does not say its version \(exit code 3\)"):
+    with pytest.raises(ConfigError, match=r"does not report its version \(exit code 3\)"):
         check_python(script(tmp_path / "broken", "exit 3"))
 
 
@@ -59,7 +59,7 @@ def test_a_python_that_is_absent_of_another_version_or_none_is_refused(tmp_path,
         ("Error occurred during initialization of VM\nToo small maximum heap\n", "Too small maximum heap"),
         ("WARNING: Using incubator modules\nInvalid heap size: -Xmx1x\nError: x", "Invalid heap size: -Xmx1x"),
         ('Exception in thread "main" a.b.IllegalArgumentException: bad flag', "bad flag"),
-        ("", "it does not say why"),
+        ("", "no reason given"),
     ],
 )
 def test_the_reason_among_what_a_jvm_says(said, reason):

@@ -85,7 +85,7 @@ def test_columns_of_any_type_come_out_as_they_went_in(spark):
 def test_intervals_of_months_are_named(spark, name):
     frame = frame_of(spark, INTERVALS, messages=MESSAGES).select(name, "messages")
     with pytest.raises(
-        SchemaError, match=rf"column '{name}' is interval.*, which Spark cannot hand to Python; cast it"
+        SchemaError, match=rf"column '{name}' is interval.*, which Spark cannot pass to Python; cast it"
     ):
         apply(frame, [AnswerStep()])
 
@@ -140,12 +140,14 @@ def test_fields_that_a_message_does_not_have_read_as_null(spark):
         (row,) = apply(frame_of(spark, {"messages": messages}), [AnswerStep()]).collect()
         assert (row["verdict"] and row["verdict"]["reason"]) == reason
     for wrong in ("named_struct('role', 'user')", "named_struct('role', 'user', 'content', 'a', 'tools', 'b')"):
-        with pytest.raises(SchemaError, match=r"column 'messages' is array<struct<role:string.*, the steps read it as"):
+        with pytest.raises(
+            SchemaError, match=r"column 'messages' is array<struct<role:string.*, but the steps read it as"
+        ):
             apply(frame_of(spark, {"messages": f"array({wrong})"}), [AnswerStep()])
 
 
 def test_a_name_that_stands_twice(spark):
-    with pytest.raises(SchemaError, match=r"more than one column called \['a'\]"):
+    with pytest.raises(SchemaError, match=r"several columns called \['a'\]"):
         apply(spark.range(1).selectExpr(f"{MESSAGES} AS messages", "1 AS a", "2 AS a"), [AnswerStep()])
 
 
@@ -180,12 +182,12 @@ def test_columns_of_any_type_of_a_table_are_kept(spark, tmp_path):
     assert kept == {name: value for name, (_, value) in COLUMNS.items() if value is not None}
     assert list(verify(Location.of(tmp_path / "out"))) == []
     (line,) = [line for line in statements(Location.of(tmp_path / "out"), "spark") if "tables_a" in line]
-    assert line.startswith("-- tables_a: no table, since column 'void' is null, and null has no SQL type")
+    assert line.startswith("-- tables_a: no table, as column 'void' is null, and null has no SQL type")
 
 
 def test_a_table_whose_column_spark_cannot_hand_over_is_named(spark, tmp_path):
     frame = frame_of(spark, INTERVALS, name="'n'", q="'q'", a="'a'")
-    message = r"source 'a': months: column 'months' is interval year to month, which Spark cannot hand to Python"
+    message = r"source 'a': months: column 'months' is interval year to month, which Spark cannot pass to Python"
     with view(spark, frame, "months") as table, pytest.raises(SourceError, match=message):
         run_recipe(recipe_of(tmp_path, table, ["months"]), SparkEngine(session=spark), lambda line: None)
 

@@ -30,8 +30,8 @@ def test_a_small_recipe_is_complete_with_defaults():
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        (["filter"], "stages lists 'filter', but the section `filter:` is missing"),
-        (["score"], "stages lists 'score', but the section `score:` is missing"),
+        (["filter"], "stages lists 'filter', but its section `filter:` is missing"),
+        (["score"], "stages lists 'score', but its section `score:` is missing"),
         (["dedup", "dedup"], r"stages lists \['dedup'\] more than once"),
         (["tokenize", "layout", "split"], r"\['layout'\] must come last"),
         (["tokenise"], "tokenise|stages.0"),
@@ -51,7 +51,7 @@ def test_the_model_of_the_run_is_trained_before_it_is_used(stages):
 
 
 def test_the_corpus_is_written_from_tokens():
-    with pytest.raises(SchemaError, match=r"'layout' writes the corpus from \['input_ids', 'ctx_bucket'\]; list 'tok"):
+    with pytest.raises(SchemaError, match=r"'layout' needs the columns \['input_ids', 'ctx_bucket'\]; list 'tok"):
         check(recipe(stages=["dedup", "layout"]))
 
 
@@ -66,7 +66,7 @@ def test_a_cut_is_not_called_like_a_folder_of_the_run(name):
 @pytest.mark.parametrize("name", ["ingest", "quarantine", "near", "exact"])
 def test_a_step_is_not_called_like_one_of_another_stage(name):
     named = {"steps": [{"kind": "answer", "name": name}]}
-    with pytest.raises(ValidationError, match=rf"the steps \['{name}'\] more than once; accounts are kept by step"):
+    with pytest.raises(ValidationError, match=rf"the steps \['{name}'\] more than once; accounting is by step"):
         recipe(stages=["dedup", "filter"], filter=named)
 
 
@@ -139,7 +139,7 @@ def test_a_recipe_without_sources_is_refused():
 @pytest.mark.parametrize("part", ["harmony", "ctx"])
 def test_the_corpus_has_tokens_of_every_row(part):
     limited = {part: {"skill_buckets": ["B1"]}}
-    with pytest.raises(ValidationError, match=f"{part} can have no sources and skill_buckets, since the corpus"):
+    with pytest.raises(ValidationError, match=f"{part} cannot be limited to sources or skill_buckets, as the corpus"):
         recipe(stages=["tokenize"], **limited)
     found = recipe(stages=[{"kind": "tokenize"}, {"kind": "tokenize", "name": "short", **limited}])
     assert found.stages[1].step_labels() == ("short", "short-ctx_bucket")

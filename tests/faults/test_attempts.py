@@ -1,6 +1,6 @@
 """Several attempts of one split, each to completion: at most one of them is read, whenever the others end.
 
-Attempts are started by the test: together, after the commit, and from a build that was given up for another one.
+Attempts are started by the test: together, after the commit, and from a build that was abandoned for another one.
 """
 
 import functools

@@ -100,7 +100,7 @@ def test_stale_datasets_are_named_and_swept_only_when_asked_for(made):
     named = call("verify", made)
     assert named.exit_code == 0
     assert f"0 differences, 3 stale; `stillhouse sweep {made} --stale --delete`" in named.output
-    assert f"stale  {made}/tokenize/_manifest.json: an earlier recipe left it" in named.output
+    assert f"stale  {made}/tokenize/_manifest.json: from an earlier recipe" in named.output
     assert call("sweep", made, "--older-than", "0s", "--delete").exit_code == 0
     listed = call("sweep", made, "--stale")
     assert "stale objects" in listed.output

@@ -70,13 +70,15 @@ def test_a_part_of_another_size_than_the_manifests_is_named(run, split):
     size = path.stat().st_size
     table = pq.read_table(path, partitioning=None)
     pq.write_table(table, path)
-    refused(run, DataError, rf"{path.name} has [\d,]+ bytes, the manifest says {size:,} bytes; run `stillhouse verify")
+    refused(
+        run, DataError, rf"{path.name} has [\d,]+ bytes, but the manifest says {size:,} bytes; run `stillhouse verify"
+    )
 
 
 def test_a_part_that_was_cut_short_is_named(run):
     path = part_of(run)
     path.write_bytes(path.read_bytes()[:-100])
-    refused(run, DataError, rf"{path.name} has [\d,]+ bytes, the manifest says")
+    refused(run, DataError, rf"{path.name} has [\d,]+ bytes, but the manifest says")
 
 
 def chunk(path, column):

@@ -52,5 +52,5 @@ def test_a_score_must_be_there_and_be_a_number() -> None:
     Survivor(score="n").check(schema)
     with pytest.raises(SchemaError, match="no earlier stage adds the column 'composite'"):
         Survivor(score="composite").check(schema)
-    with pytest.raises(SchemaError, match="column 'language' is string, a number is needed"):
+    with pytest.raises(SchemaError, match="column 'language' is string, but numbers are needed"):
         Survivor(score="language").check(schema)

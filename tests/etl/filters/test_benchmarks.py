@@ -155,7 +155,7 @@ def test_a_path_with_nothing_to_read_is_told(path, told):
         ({}, "", ConfigError, r"toy: .*toy\.jsonl holds no text in \['q'\] \(0 rows\)"),
         ({}, '{"q": " ", "a": "1"}', ConfigError, r"holds no text in \['q'\] \(1 rows\)"),
         ({}, '{"q": {"deep": 1}, "a": "1"}', ConfigError, r"column 'q' holds a dict, .*'q\.text'"),
-        ({}, '["x"]', ConfigError, r"row 0 of .*toy\.jsonl is a str; a row is an object"),
+        ({}, '["x"]', ConfigError, r"row 0 of .*toy\.jsonl is a str; a row must be an object"),
         ({}, '{"q": ', SourceError, r"toy\.jsonl cannot be read \(JSONDecodeError: .*\); replace or remove it"),
     ],
 )  # fmt: skip

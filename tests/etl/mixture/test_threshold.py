@@ -156,16 +156,16 @@ def test_the_value_of_a_verdict_is_the_rows_as_text():
         (pa.string(), {"equals": True}, "equals is true, column 'n' is string; write it as text"),
         (pa.bool_(), {"equals": "true"}, "equals is 'true', column 'n' is bool; write true or false"),
         (pa.bool_(), {"in": [1]}, "in is 1, column 'n' is bool; write true or false"),
-        (pa.bool_(), {"min": False}, "min is false, column 'n' is bool; true and false have no order: use `equals"),
+        (pa.bool_(), {"min": False}, "min is false, column 'n' is bool; true and false have no order; use `equals"),
         (pa.int64(), {"max": 2**63}, r"max is 9223372036854775808, .*from -9223372036854775808 to 9223372036854775807"),
         (pa.int64(), {"max": 1e300}, "max is 1e[+]300, column 'n' is int64; its values are from"),
-        (pa.int32(), {"max": 3_000_000_000}, "its values are from -2147483648 to 2147483647: write one of these"),
+        (pa.int32(), {"max": 3_000_000_000}, "its values are from -2147483648 to 2147483647; write one of these"),
         (pa.uint8(), {"min": -1}, "its values are from 0 to 255"),
         (pa.int64(), {"equals": 0.5}, "equals is 0.5, column 'n' is int64; no whole number equals it"),
         (pa.float32(), {"min": -1e39}, "its values are from -3.40"),
         (pa.float64(), {"min": 10**400}, "its values are from -1.79"),
         (pa.list_(pa.int64()), {"min": 1}, "column 'n' is list<.*compares numbers, text, and true or false"),
-        (pa.list_(MESSAGE), {"equals": "x"}, "compares numbers, text, and true or false: name a column of these"),
+        (pa.list_(MESSAGE), {"equals": "x"}, "compares numbers, text, and true or false; give such a column"),
         (pa.binary(16), {"equals": "x"}, "compares numbers, text"),
         (pa.timestamp("us"), {"min": "2024-01-01"}, "compares numbers, text"),
     ],
@@ -176,7 +176,7 @@ def test_a_bound_that_the_column_cannot_hold_is_told_before_a_row_is_read(kind, 
 
 
 def test_a_column_that_is_not_there_is_told():
-    with pytest.raises(SchemaError, match=r"cut 'c' reads \['n'\]; at that point there are \['m'\]"):
+    with pytest.raises(SchemaError, match=r"cut 'c' reads \['n'\]; the columns at that point are \['m'\]"):
         read(min=1).check(pa.schema([("m", pa.int64())]))
 
 

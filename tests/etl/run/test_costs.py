@@ -155,7 +155,7 @@ def test_a_task_without_a_cost_is_counted_as_such(source, tmp_path):
     assert int(gone.stem) not in read_dataset_costs(recipe.place / "ingest").tasks.task
     total = read_run_costs(recipe.place).total
     assert total.unmeasured == 1
-    assert f"not in it: 1 of {total.tasks} tasks, which do not say what they took" in lines
+    assert f"not included: 1 of {total.tasks} tasks, whose cost is unknown" in lines
 
 
 def test_datasets_of_an_earlier_version_are_named(copied):
@@ -163,7 +163,7 @@ def test_datasets_of_an_earlier_version_are_named(copied):
     for name in ("filter", "tokenize"):
         Path(recipe.output, name, DATASET_COSTS).unlink()
     lines = lines_of(recipe, IdleEngine())
-    assert "not in it: filter, tokenize, made by an earlier version" in lines
+    assert "not included: filter, tokenize, made by an earlier version" in lines
     for path in Path(recipe.output).rglob(DATASET_COSTS):
         path.unlink()
     assert run_costs(recipe) is None
@@ -196,7 +196,7 @@ def test_what_is_damaged_is_named_and_stops_nothing(copied, tmp_path, name):
     (tmp_path / "out" / name).write_text('{"format": 1, "cpu_s": -1}')
     (found,) = verify(recipe.place)
     assert (f"{found.dataset}/{found.path}", found.kind) == (f"{tmp_path}/out/{name}", "changed")
-    assert "remove it: nothing but costs is lost" in found.detail
+    assert "remove it: only costs are lost" in found.detail
     lines = lines_of(recipe, IdleEngine())
     if name == COSTS:
         assert list(verify(recipe.place)) == []

@@ -169,7 +169,7 @@ def test_the_order_of_fields_is_that_of_the_columns(tmp_path):
         (
             {"perplexity": "double"},
             {},
-            "source 'web': the field 'perplexity' is called like a column of the step 'perpl",
+            "source 'web': the field 'perplexity' has the name of a column of the step 'perpl",
         ),
         ({}, {"Cluster_Size": "int"}, "'Cluster_Size' is a column that tables have already"),
         (
@@ -177,7 +177,7 @@ def test_the_order_of_fields_is_that_of_the_columns(tmp_path):
             {"semantic_cluster_id": "string"},
             "source 'books': .* of the stage 'semantic'; give the field another na",
         ),
-        ({"wiki_perplexity": "double"}, {}, "'wiki_perplexity' is called like a column of the stage 'score'"),
+        ({"wiki_perplexity": "double"}, {}, "'wiki_perplexity' has the name of a column of the stage 'score'"),
     ],
 )
 def test_names_and_types_that_cannot_be(tmp_path, web, books, message):

@@ -66,4 +66,4 @@ def test_a_line_for_each_source():
     ]
     *_, unknown, note = lines([known, InputSize("a_long_name")])
     assert unknown.split() == ["a_long_name", "?", "?", "?"]
-    assert note.startswith("?: not known before the input is read")
+    assert note.startswith("?: unknown until the input is read")

@@ -10,8 +10,8 @@ from etl.run.plan import plan_recipe
 from tests.engines.inprocess import IdleEngine
 from tests.etl.stages.toys import files, make_recipe, plain_rows, run, write_jsonl
 
-INSIDE = r"output=.* lies in the input folder .* of sources\.toy\.path=.*; choose an output elsewhere"
-CLEARED = r"sources\.toy\.path=.* reads .*, and the run clears that folder of output="
+INSIDE = r"output=.* is inside the input folder .* of sources\.toy\.path=.*; choose another output"
+CLEARED = r"sources\.toy\.path=.* reads .*, a folder that the run clears before it writes to output="
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_nothing_is_there_yet(tmp_path, source):
         ("layout", "cells"),
         ("layout", "corpus"),
     ]
-    assert {(stage.action, stage.reasons) for stage in planned.stages} == {("run", ("nothing is there yet",))}
+    assert {(stage.action, stage.reasons) for stage in planned.stages} == {("run", ("not written yet",))}
     assert not (tmp_path / "out").exists()
 
 
@@ -137,7 +137,7 @@ def test_an_interrupted_run_in_an_object_store(folder, source):
     action, (told,) = found["split_hits"]
     assert action == "resume"
     assert re.fullmatch(r"[01] of \d+ splits are done", told)
-    assert found["split"] == found["dropped"] == ("run", ("nothing is there yet",))
+    assert found["split"] == found["dropped"] == ("run", ("not written yet",))
 
 
 class DyingInBuckets(InProcessEngine):
@@ -247,7 +247,7 @@ def test_what_stands_behind_a_gap_is_looked_at_when_the_gap_is_filled(tmp_path, 
     assert planned["corpus"].reasons == ("will re-run only if an earlier stage changes",)
     run(recipe, IdleEngineBut({"split_hits"}))
     shutil.rmtree(tmp_path / "out" / "split_hits")
-    with pytest.raises(DataError, match="there is no stage 'corpus' to adopt; so far there are: ingest"):
+    with pytest.raises(DataError, match="there is no stage 'corpus' to adopt; the stages so far: ingest"):
         adopt(recipe, "corpus")
 
 
@@ -305,9 +305,9 @@ def test_an_adopted_stage_is_kept_and_its_manifest_says_so(tmp_path, source):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("filter", "is what this recipe makes already"),
-        ("nothing", "there is no stage 'nothing' to adopt; so far there are: ingest"),
-        ("corpus", "is what this recipe makes already"),
+        ("filter", "is current already"),
+        ("nothing", "there is no stage 'nothing' to adopt; the stages so far: ingest"),
+        ("corpus", "is current already"),
     ],
 )
 def test_what_cannot_be_adopted_is_refused(tmp_path, source, name, message):

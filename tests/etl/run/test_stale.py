@@ -66,7 +66,7 @@ def test_what_the_first_recipe_left_is_told_by_plan_before_and_by_run_after(outp
     assert {one.stage for one in planned.stale} == OF_DEDUP
     assert not OF_DEDUP & {one.stage for one in planned.stages}
     text = list(describe(planned))
-    heading = text.index(f"left by an earlier recipe; once this one has run, {planned.remedy} removes it")
+    heading = text.index(f"from an earlier recipe; after the next run, {planned.remedy} removes it")
     assert [line.split() for line in text[heading + 1 :]] == [[folder, "stale"] for folder in sorted(OF_DEDUP)]
     named = [line.partition(":")[0] for line in told(recipe)]
     assert named == ["candidates", "clusters", "components", "stale"]

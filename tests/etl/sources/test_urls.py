@@ -71,7 +71,7 @@ def test_one_file_of_the_web_is_not_read_to_see_whether_it_is_a_folder(data, web
 
 
 def test_a_scheme_that_is_not_there_or_not_installed():
-    with pytest.raises(ConfigError, match="there is no storage of the scheme 'hfs://'"):
+    with pytest.raises(ConfigError, match="there is no storage scheme 'hfs://'"):
         list_source("s", Source(spec="synth", path="hfs://datasets/a/b"), {})
     with pytest.raises(ConfigError, match=r"sources\.s\.path: .*libarchive.* package that is not installed"):
         list_source("s", Source(spec="synth", path="libarchive://x.jsonl::file:///a.zip"), {})

@@ -322,5 +322,5 @@ def test_a_column_that_the_training_record_has_as_another_type_is_refused():
     schema = pa.schema([*CORPUS, ("ctx_bucket", pa.string())])
     assert Layout().output_schema(schema) == schema
     other = schema.set(schema.get_field_index("utility_score"), pa.field("utility_score", pa.string()))
-    with pytest.raises(SchemaError, match="'utility_score' is string, the training record has it as double; give"):
+    with pytest.raises(SchemaError, match="'utility_score' is string, but the training record has it as double; give"):
         Layout().output_schema(other)

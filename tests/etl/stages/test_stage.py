@@ -86,7 +86,7 @@ def test_a_stage_that_is_not_there_is_told_what_is(tmp_path, kind, name, message
 
 
 def test_stages_of_one_kind_need_names(tmp_path):
-    with pytest.raises(ValidationError, match=r"stages lists \['toy'\] more than once; give each but one .* a `name`"):
+    with pytest.raises(ValidationError, match=r"stages lists \['toy'\] more than once; give all but one .* a `name`"):
         toy_recipe(tmp_path, "toy", "toy")
 
 

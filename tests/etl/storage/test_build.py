@@ -139,7 +139,7 @@ def test_a_straggler_of_a_committed_build_leaves_nothing(folder):
 def test_a_straggler_of_a_build_that_was_given_up_leaves_nothing(folder):
     _, _, late = begin(job(folder, semantic={"version": 1}), [0])
     dataset = build(folder, splits=[[[9]]], semantic={"version": 2})
-    with pytest.raises(DataError, match="was given up for another one"):
+    with pytest.raises(DataError, match="was abandoned for another one"):
         late.write(0, [counted(numbers(8))])
     assert data_files(folder) == [dataset.manifest.parts[0].path]
     assert build(folder, splits=[[[8]]], semantic={"version": 1}).manifest.rows_out == 1
@@ -216,7 +216,7 @@ def test_an_interrupted_build_on_another_base_is_not_gone_on_with(folder, bases)
 def test_a_folder_whose_plan_is_none_belongs_to_nobody(folder, plan):
     (folder / "precious.txt").create(b"precious")
     (folder / PLAN).create(plan)
-    with pytest.raises(DataError, match=r"_plan.json is damaged: .*; so nothing says that the folder is a run's"):
+    with pytest.raises(DataError, match=r"_plan.json is damaged: .*; so the folder may not belong to a run"):
         build(folder)
     with pytest.raises(DataError, match=r"_plan.json is damaged"):
         Build(job(folder)).give_up()
@@ -265,7 +265,9 @@ def test_nothing_is_written_or_removed_behind_a_link(tmp_path, below):
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(victim)
     for changes in ({}, {"semantic": {"version": 0}}):
-        with pytest.raises(DataError, match=r"is a link to a folder, and a run writes and removes nothing behind one"):
+        with pytest.raises(
+            DataError, match=r"is a link to a folder, and a run does not write or remove anything behind links"
+        ):
             build(folder, **changes)
     assert [path.name for path in victim.iterdir()] == ["x.txt"]
 
@@ -325,7 +327,7 @@ def test_a_plan_that_another_run_writes_first_is_refused(folder, monkeypatch):
 def test_accounts_that_do_not_close_are_refused(folder):
     begun, plan, writer = begin(job(folder), [0])
     writer.write(0, [Chunk(numbers(1), 2, {"web": {"step": {"in": 2, "made": 0, "kept": 1}}})])
-    with pytest.raises(DataError, match=r"do not close: web/step: in \+ made exceeds kept \+ lost by 1 rows"):
+    with pytest.raises(DataError, match=r"does not add up: web/step: in \+ made exceeds kept \+ dropped by 1 rows"):
         begun.commit(plan)
     assert not (folder / MANIFEST).exists()
 

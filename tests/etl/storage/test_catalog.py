@@ -47,7 +47,7 @@ def test_statements_for_spark_and_hive(output):
     assert made == [
         f"CREATE EXTERNAL TABLE IF NOT EXISTS `corpus` {columns}{by}\nLOCATION '{place}/corpus';",
         "MSCK REPAIR TABLE `corpus`;",
-        "-- quarantine: no rows, so no file says what its columns are",
+        "-- quarantine: no rows, so its columns are unknown",
         f"CREATE EXTERNAL TABLE IF NOT EXISTS `rounds_share_0` {columns}LOCATION '{place}/rounds/share-0';",
     ]
     hive = list(statements(output, "hive"))
@@ -74,7 +74,7 @@ def test_files_are_no_table(tmp_path):
     (part,) = build.commit(plan).manifest.parts
     for dialect in ("spark", "hive", "duckdb"):
         made = list(statements(Location.of(tmp_path), dialect))
-        assert made == [f"-- model: no table, but files such as {part.path}"]
+        assert made == [f"-- model: not a table, but files such as {part.path}"]
 
 
 def test_one_dataset_alone_is_called_as_its_folder(output):
@@ -138,4 +138,4 @@ def test_s12_names_with_control_characters_make_a_comment_of_one_line(tmp_path, 
     write_dataset(root / "corpus", "corpus", "WORDS", {"": pa.table({"x": pa.array([{name: 1}])})})
     for dialect in ("spark", "hive", "duckdb"):
         made = list(statements(root, dialect))
-        assert made == ["-- corpus: no table, since a column has control characters"]
+        assert made == ["-- corpus: no table, as a column has control characters"]

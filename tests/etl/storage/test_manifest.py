@@ -106,8 +106,8 @@ def test_accounts_that_do_not_close_are_named():
         "books": {"a": {"in": 1, "made": 0, "kept": 1, "odd": 2}},
     }
     assert accounting_gaps(accounting) == [
-        "web/a: in + made exceeds kept + lost by 1 rows",
-        "books/a: in + made exceeds kept + lost by -2 rows",
+        "web/a: in + made exceeds kept + dropped by 1 rows",
+        "books/a: in + made exceeds kept + dropped by -2 rows",
     ]
 
 

@@ -65,7 +65,7 @@ def test_other_urls_are_taken(url):
 
 
 def test_a_scheme_that_is_none():
-    with pytest.raises(ConfigError, match=r"there is no storage of the scheme 's4://'; did you mean 's3'"):
+    with pytest.raises(ConfigError, match=r"there is no storage scheme 's4://'; did you mean 's3'"):
         Location.of("s4://bucket/key").exists()
 
 
@@ -124,7 +124,7 @@ LOCAL = [
     (OSError(errno.EDQUOT, "Disk quota exceeded"), "no room to write /data/x"),
     (PermissionError(errno.EACCES, "Permission denied"), "may not write /data/x .*let user"),
     (OSError(errno.EROFS, "Read-only file system"), "may not write /data/x"),
-    (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "move what stands in its way|a file stands in its way"),
+    (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "move what stands in its way|a file is in the way"),
     (OSError(errno.EIO, "Input/output error"), "cannot write /data/x"),
 ]
 
@@ -163,8 +163,8 @@ WRONG = [
     (f"storage.s3={SECRET}", r"storage\.s3"),
     (f"storage.s3=[{SECRET}", r"storage\.s3"),
     (f"storage.s3.secret.x={SECRET}", "s3"),
-    ("storage.s3.secret=8123456789", r"s3\.secret must be text, YAML has read a number"),
-    (f"storage.s4.secret={SECRET}", "there is no storage of the scheme 's4://'"),
+    ("storage.s3.secret=8123456789", r"s3\.secret must be text, but YAML reads it as a number"),
+    (f"storage.s4.secret={SECRET}", "there is no storage scheme 's4://'"),
     (f"sources.toy.options={SECRET}", r"sources\.toy\.options"),
 ]
 

@@ -112,7 +112,7 @@ def test_a_live_lock_stops_a_sweep(output, inside):
     (output / "ingest/stray").create(b"x")
     place = output if inside == "." else output / inside
     with RunLock(output if inside != "later" else place):
-        with pytest.raises(DataError, match=r"is held by process \d+ on .*; sweep when that run has ended"):
+        with pytest.raises(DataError, match=r"is held by process \d+ on .*; sweep after that run has ended"):
             swept(output if inside == "later" else place)
         if inside == ".":
             with pytest.raises(DataError, match="is held by"):

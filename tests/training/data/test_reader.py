@@ -110,7 +110,9 @@ def test_a_part_that_is_not_the_manifests_is_refused_when_it_is_opened(tmp_path)
     data = path.read_bytes()
     path.write_bytes(data + b"more")
     assert len(reader.read_index([unit for unit in reader.whole if unit.part == 0], 0)) == 15
-    with pytest.raises(DataError, match=rf"{path.name} has {len(data) + 4:,} bytes, the manifest says {len(data):,}"):
+    with pytest.raises(
+        DataError, match=rf"{path.name} has {len(data) + 4:,} bytes, but the manifest says {len(data):,}"
+    ):
         reader.read_index(reader.whole, 0)
     path.unlink()
     with pytest.raises(DataError, match=rf"{path.name} is gone"):

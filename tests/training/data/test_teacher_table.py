@@ -145,7 +145,7 @@ def test_a_part_of_another_size_is_refused(tmp_path):
     write(tmp_path / "t", [[range(3)]])
     (path,) = (tmp_path / "t").glob("*.parquet")
     path.write_bytes(path.read_bytes() + b"more")
-    with pytest.raises(DataError, match=rf"{path.name} has .* bytes, the manifest says"):
+    with pytest.raises(DataError, match=rf"{path.name} has .* bytes, but the manifest says"):
         TeacherTable(str(tmp_path / "t"))
 
 

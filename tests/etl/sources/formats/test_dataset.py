@@ -130,7 +130,7 @@ def test_a_limit_takes_the_first_rows(first, tmp_path):
 
 
 def test_a_run_does_not_write_where_it_reads(first):
-    with pytest.raises(ConfigError, match="the run clears that folder"):
+    with pytest.raises(ConfigError, match=", a folder that the run clears"):
         run(recipe_over(first, {"x": {"dataset": str(first / "corpus")}}, LAYOUT))
 
 
