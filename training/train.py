@@ -442,7 +442,7 @@ class Trainer:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code: 0, 2 for what the user can mend, or 130 after Ctrl-C."""
+    """Exit code: 0, 2 for an error that the user can fix, or 130 after Ctrl-C."""
     return run_command(_job, argv, "python -m training.train")
 
 

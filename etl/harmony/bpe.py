@@ -57,9 +57,9 @@ def load_fast_bpe(uri: str = DEFAULT_VOCABULARY) -> Bpe:
         bpe = make(uri) if make.is_usable() else None
         if bpe is not None and digest(*bpe.encode_batch(texts)) == PROBE_SHA256:
             return bpe
-        _log.warning("%s does not encode here: it is not usable, or its tokens are not tiktoken's", make.__name__)
+        _log.warning("%s is not used: it does not work here, or its tokens differ from tiktoken's", make.__name__)
     raise ConfigError(
-        "the tokens of gigatoken and of quicktok are not tiktoken's; install the versions that requirements.lock names"
+        "the tokens of gigatoken and quicktok differ from tiktoken's; install the versions in requirements.lock"
     )
 
 

@@ -79,7 +79,7 @@ def parse(
     from openai_harmony import HarmonyError, Role
 
     if next_role is not None and next_role not in ROLES:
-        raise ConfigError(f"next_role {next_role!r} is no role of Harmony; there are {', '.join(ROLES)}")
+        raise ConfigError(f"next_role {next_role!r} is not a Harmony role; the roles are {', '.join(ROLES)}")
     if next_role is None and _is_document(tokens):
         text = load_bpe(vocabulary).decode(list(tokens[:-1]))
         return [_plain(TEXT_ROLE, text)]
@@ -191,8 +191,8 @@ def _check(tokens: Sequence[int], where: str) -> None:
         if 0 <= token < NUM_TEXT_TOKENS:
             continue
         if token not in _NEXT[where]:
-            name = load_encoding().decode([token]) if 0 <= token < VOCAB_SIZE else "no token of o200k_harmony"
-            raise _malformed(tokens, f"{token} ({name}) stands {where}, at position {place}")
+            name = load_encoding().decode([token]) if 0 <= token < VOCAB_SIZE else "not a token of o200k_harmony"
+            raise _malformed(tokens, f"{token} ({name}) {where}, at position {place}")
         where = _NEXT[where][token]
 
 

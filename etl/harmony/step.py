@@ -38,21 +38,21 @@ def _date(text: str) -> str:
         year, month, day = found.groups() if found else ("", "", "")
         datetime.date.fromisoformat(f"{year}{month or '-01'}{day or '-01'}")
     except ValueError as error:
-        raise ValueError(f"{text!r} is no date; write 2025-06-28, 2025-06 or 2025, or null for none") from error
+        raise ValueError(f"{text!r} is not a date; write 2025-06-28, 2025-06 or 2025, or null for none") from error
     return text
 
 
 def _no_marks(text: str) -> str:
     """Text that is the same tokens for the corpus and for the chat template of a model trained on it."""
     if mark := CONTROL_MARK.search(text):
-        raise ValueError(f"{mark[0]} is a control token; write it in another way")
+        raise ValueError(f"{mark[0]} is a control token; write it differently")
     return text
 
 
 def _one_line(text: str) -> str:
     """Lines of the system message mean something each, so its text cannot bring more of them."""
     if text.splitlines() not in ([], [text]):
-        raise ValueError(f"{text!r} has a line break; give one line, and longer instructions as `developer`")
+        raise ValueError(f"{text!r} has a line break; give one line, and put longer instructions into `developer`")
     return text
 
 

@@ -135,7 +135,7 @@ def load_bpe(uri: str = DEFAULT_VOCABULARY) -> "Tokenizer":
     ranks = b"".join(b"%b %d\n" % (base64.b64encode(token(i)), i) for i in range(NUM_TEXT_TOKENS))
     if hashlib.sha256(ranks).hexdigest() != VOCABULARY_SHA256:
         raise ConfigError(
-            f"quicktok {quicktok.__version__} does not carry the ranks of {path}; "
-            "install the version that requirements.lock names"
+            f"quicktok {quicktok.__version__} does not have the ranks of {path}; install the version in "
+            "requirements.lock"
         )
     return bpe

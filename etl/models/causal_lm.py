@@ -67,7 +67,7 @@ class CausalLM:
         tokenizer.backend_tokenizer.encode_special_tokens = True
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if start is None:
-            raise ConfigError(f"the tokenizer of {folder} has neither a BOS nor an EOS token; name another model")
+            raise ConfigError(f"the tokenizer of {folder} has neither a BOS nor an EOS token; give another model")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.eval().to(device), tokenizer, start, model.config.max_position_embeddings)
 

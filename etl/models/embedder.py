@@ -59,7 +59,7 @@ class SentenceEmbedder:
         model = load_model(AutoModel, "an encoder", folder, dtype=torch.float32)
         longest = model.config.max_position_embeddings
         if max_tokens > longest:
-            raise ConfigError(f"max_tokens is {max_tokens}, but the model '{uri}' takes {longest} at most; lower it")
+            raise ConfigError(f"max_tokens is {max_tokens}, but the model '{uri}' takes at most {longest}; lower it")
         backend = tokenizer.backend_tokenizer
         # Text that looks like a control token is text.
         backend.encode_special_tokens = True

@@ -42,9 +42,8 @@ def _load(auto: Any, what: str, folder: str | Path, more: dict[str, Any]) -> Any
     try:
         return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **more)
     except SafetensorError as error:
-        raise ConfigError(f"the weights in {folder} are damaged ({said(error)}); copy them anew") from error
+        raise ConfigError(f"the weights in {folder} are damaged ({said(error)}); copy them again") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{folder} is not {what} that transformers loads from safetensors and without code of its own: "
-            f"{said(error)}"
+            f"{folder} is not {what} that transformers can load from safetensors and without custom code: {said(error)}"
         ) from error

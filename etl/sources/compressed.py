@@ -122,7 +122,7 @@ class _Members(io.RawIOBase):
             packed = self._packed or self._stored.read(_PACKED_BYTES)
             self._packed = b""
             if not packed:
-                raise self._not_whole("it is cut short, or empty")
+                raise self._not_whole("it is truncated or empty")
         with decoding(self._url):
             return self._member.decompress(packed, max_length)
 
@@ -138,7 +138,7 @@ class _Members(io.RawIOBase):
             if rest:
                 break
         if padding and padding % unit:
-            raise self._not_whole(f"{padding} zeros follow a stream, which is no multiple of {unit}")
+            raise self._not_whole(f"{padding} zeros follow a stream, which is not a multiple of {unit}")
         if self._packed:
             self._member = self._format.begin()
         return bool(self._packed)

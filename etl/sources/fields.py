@@ -69,8 +69,8 @@ class SourceField(Config):
             raise ValueError(f"`of: {self.of}` gives values of type {wanted}, not {self.type}; write `type: {wanted}`")
         if self.of is None and "*" in parts_of(self.column or ""):
             raise ValueError(
-                f"'{self.column}' is a list of values; say which of it the field is: of: any, all, count, or a place "
-                "in the list such as 0"
+                f"'{self.column}' is a list of values; say what the field takes from it: of: any, all, count, or "
+                "an index such as 0"
             )
         return self
 
@@ -101,10 +101,10 @@ def _are_no_columns_of_ours(fields: dict[str, SourceField]) -> dict[str, SourceF
     known: dict[str, str] = {}
     for name, field in fields.items():
         if name.lower() in _OURS:
-            raise ValueError(f"'{name}' is a column that tables have already; {called_otherwise(name, field)}")
+            raise ValueError(f"every table already has a column '{name}'; {called_otherwise(name, field)}")
         if name.lower() in known:
             raise ValueError(
-                f"'{known[name.lower()]}' and '{name}' differ in letter case alone; {called_otherwise(name, field)}"
+                f"'{known[name.lower()]}' and '{name}' differ only in letter case; {called_otherwise(name, field)}"
             )
         known[name.lower()] = name
     return fields
@@ -132,13 +132,13 @@ def union(fields: Mapping[str, Mapping[str, SourceField]]) -> pa.Schema:
             other, theirs, known = columns.setdefault(name.lower(), (source, name, field))
             if theirs != name:
                 raise ConfigError(
-                    f"the field '{name}' of the source '{source}' and '{theirs}' of '{other}' differ in letter case "
-                    "alone; give both one name, or names that differ in more"
+                    f"the field '{name}' of the source '{source}' and '{theirs}' of '{other}' differ only in "
+                    "letter case; give both the same name, or clearly different ones"
                 )
             if known.type != field.type:
                 raise ConfigError(
                     f"the field '{name}' has the type {field.type} in the source '{source}' and {known.type} in "
-                    f"'{other}'; give both one type, or two names"
+                    f"'{other}'; give both the same type, or different names"
                 )
     return pa.schema([(name, field.arrow_type) for _, name, field in columns.values()])
 

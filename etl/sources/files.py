@@ -249,7 +249,7 @@ def open_dataset(name: str, source: Source, storage: Storage) -> Dataset:
     except DataError as error:
         raise SourceError(f"source '{name}': {error}") from error
     if found.manifest.holds_files:
-        raise SourceError(f"source '{name}': {source.dataset} holds files, no rows; name a corpus, or `ingest`")
+        raise SourceError(f"source '{name}': {source.dataset} contains files, not rows; give a corpus, or `ingest`")
     return found
 
 
@@ -285,7 +285,7 @@ def _described(source: Source, place: Location, listing: Listing) -> Iterator[In
         location = Location(url_of(place, found.path), place.options)
         etag = "" if location.is_local else stamp_of(dict(found.info))
         if found.info["size"] is None:
-            raise SourceError(f"{location} has no length that the server would tell; copy it to a disk or a store")
+            raise SourceError(f"the server does not report the length of {location}; copy it to a disk or a store")
         # Before the file is hashed: what is written after that is another file than the one that was hashed.
         stamp = "" if etag else location.stamp()
         yield InputFile(

@@ -48,7 +48,7 @@ class Look:
         fits = nearest(Glance("", list(map(dict, self.rows))))
         seen = f"the rows have the columns {names(self.columns)}"
         if not fits:
-            return f"{seen}; no description is near, see docs/reference/sources.md"
+            return f"{seen}; no description is similar, see docs/reference/sources.md"
         # What is kept in meta_json alone is no matter for the rows to be read.
         bare = {key: value for key, value in fits[0].tree.items() if key != "meta"}
         spec = shipped_as(replace(fits[0], tree=bare)) or json.dumps(bare, ensure_ascii=False)

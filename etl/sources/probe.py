@@ -294,11 +294,11 @@ def _nothing(path: str, seen: dict[str, Glance], damage: Sequence[str]) -> str:
     unread = Counter(reason for found in seen.values() for reason in found.unread)
     if unread:
         ((reason, _),) = unread.most_common(1)
-        return f"{path}: none of the first {unread.total():,} rows can be read ({reason}); a row is a JSON object"
-    return damage[0] if damage else f"{path}: there is no row in {len(seen):,} files"
+        return f"{path}: none of the first {unread.total():,} rows can be read ({reason}); a row must be a JSON object"
+    return damage[0] if damage else f"{path}: {len(seen):,} files without any row"
 
 
 def _no_fit(path: str, whole: Glance, fits: Sequence[Fit]) -> str:
     columns = ", ".join(f"{column.name} ({column.kind})" for column in whole.columns[:20])
-    near = f"the nearest is {fits[0].reason}" if fits else "no column holds what is said"
+    near = f"the nearest is {fits[0].reason}" if fits else "no column has text of a conversation"
     return f"{path}: no shape fits the columns {columns}; {near}. Write a description, see docs/reference/sources.md"

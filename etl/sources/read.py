@@ -212,7 +212,7 @@ def _read_piece(
         yield from _batches(source, piece, shape, location, limits)
         location.check_unchanged(piece.file.pin)
     except FileNotFoundError as error:
-        raise SourceError(f"{location} cannot be read: it went away; run again when nobody writes there") from error
+        raise SourceError(f"{location} cannot be read: it was removed; run again when nobody writes there") from error
     except OSError as error:
         raise SourceError(f"{location} cannot be read to its end ({said(error)}); replace or remove it") from error
 

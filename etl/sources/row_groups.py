@@ -101,6 +101,6 @@ def _slices(table: pa.Table, table_bytes: int) -> Iterator[pa.Table]:
 def _check(place: str, size: int, limits: Limits) -> None:
     if size > limits.row_group_bytes:
         raise SourceError(
-            f"{place} has {size:,} bytes or more when it is decoded, above run.max_row_group_bytes="
+            f"{place} has {size:,} bytes or more when decoded, above run.max_row_group_bytes="
             f"{limits.row_group_bytes}; write the file with smaller row groups, or raise the limit"
         )

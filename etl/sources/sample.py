@@ -172,8 +172,8 @@ def _stdlib() -> Path:
     root = Path(sysconfig.get_path("stdlib"))
     if not (root / "ast.py").is_file():
         raise ConfigError(
-            f"this Python has no sources of its standard library in {root}, which the sample is made of; "
-            "use a Python that was installed with them"
+            f"this Python has no source code of its standard library in {root}, from which the sample is made; use "
+            "a Python installed with it"
         )
     return root
 
@@ -374,8 +374,8 @@ def _dialogues() -> Iterator[Row]:
     spec = importlib.util.find_spec("chatterbot_corpus")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            "the package chatterbot-corpus is not installed, which the sample takes its dialogues from; "
-            "install the extra `demo`"
+            "the package chatterbot-corpus, which has the dialogues of the sample, is not installed; install the "
+            "extra `demo`"
         )
     data = Path(spec.submodule_search_locations[0]) / "data"
     for folder, language in LANGUAGES.items():

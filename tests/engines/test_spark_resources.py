@@ -49,6 +49,6 @@ def test_memory_of_executors_that_are_there_is_told():
     asked = ask(context("yarn"), need(memory_bytes=3 << 30))
     assert asked.profile is None
     assert asked.line == (
-        "score: a task needs 3,072 MiB beside the heap; without dynamic allocation executors have what "
-        "spark.executor.memoryOverhead gives them"
+        "score: a task needs 3,072 MiB beside the heap; without dynamic allocation, "
+        "spark.executor.memoryOverhead must provide it"
     )

@@ -109,7 +109,7 @@ def test_after_ctrl_c_the_same_student_is_gone_on_with(trained, monkeypatch, cap
     train = training.train
     monkeypatch.setattr(training, "train", lambda config: replace(train(config), complete=False, stopped_by="SIGINT"))
     assert trained()[0] == 128 + signal.SIGINT
-    assert "stopped before its end; start it again to go on" in capsys.readouterr().out
+    assert "stopped before its end; run it again to resume" in capsys.readouterr().out
     monkeypatch.setattr(training, "train", train)
     code, asked = trained()
     assert (code, asked[1][1]) == (0, ["checkpoints", "metrics.jsonl", "started.json"])

@@ -136,7 +136,7 @@ def test_json_is_for_scripts(tmp_path):
     [
         ([{"a": 1, "b": 2}], "no shape fits the columns a (int), b (int)"),
         ([[{"role": "user", "content": "a?"}]] * 2, "not_an_object: list<object {role, content}>"),
-        ([], "there is no row"),
+        ([], "files without any row"),
     ],
 )
 def test_where_nothing_fits_one_line_says_what_was_found(tmp_path, rows, said):

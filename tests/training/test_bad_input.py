@@ -206,7 +206,9 @@ def test_too_many_of_them_one_after_the_other_end_the_run_and_it_goes_on_from_th
 
 def test_a_share_of_a_cell_without_documents_is_refused(untouched, tmp_path):
     config = configuration(untouched / "corpus", tmp_path, TOKENS, 'data.shares={"B1/C1": 0.5, "B2/C1": 0.5}')
-    with pytest.raises(ConfigError, match=r"'B2/C1' of data.shares names no cell .* the corpus has B1/C1, B3/C1"):
+    with pytest.raises(
+        ConfigError, match=r"'B2/C1' of data.shares matches no remaining cell .* the corpus has B1/C1, B3/C1"
+    ):
         train(config)
 
 
@@ -228,5 +230,5 @@ def test_a_later_stage_that_needs_an_empty_cell_is_refused_before_the_first_is_t
         {"name": "second", "tokens": 500, "data": {"shares": {"B2/C1": 0.5, "B1/C1": 0.5}}},
     ]
     config = configuration(untouched / "corpus", tmp_path, f"stages={json.dumps(stages)}")
-    with pytest.raises(StillhouseError, match=r"'B2/C1' of data.shares names no cell"):
+    with pytest.raises(StillhouseError, match=r"'B2/C1' of data.shares matches no remaining cell"):
         train(config, lambda record: pytest.fail("a step was taken"))

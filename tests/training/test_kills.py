@@ -101,7 +101,7 @@ def test_a_signal_saves_the_step_at_work_and_says_where(corpus, tmp_path, number
     (folder,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     last = said.read_text().splitlines()[-1]
     assert last.startswith("3 steps, ")
-    assert f"stopped before its end; start it again to go on; checkpoint: {folder}, " in last
+    assert f"stopped before its end; run it again to resume; checkpoint: {folder}, " in last
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(corpus, tmp_path):
@@ -209,7 +209,7 @@ def test_a_killed_rank_takes_the_other_down_and_the_last_checkpoint_is_whole(cor
     ranks = run.until_step(5)
     ranks[1].kill()
     assert run.end() == 128 + signal.SIGKILL
-    assert "rank 1 has ended with SIGKILL, the others were stopped" in "".join(run.said)
+    assert "rank 1 ended with SIGKILL; the others were stopped" in "".join(run.said)
     wait_for_the_end_of(ranks)
     assert checked_steps(tmp_path)[-1] >= 2
 

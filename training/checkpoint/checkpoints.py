@@ -106,7 +106,7 @@ class Checkpoints:
         found = self.world.from_rank_0(self._newest)
         if found is not None and found.manifest.identity != self.identity:
             raise ConfigError(
-                f"the checkpoint {self.root / found.tag} is of {found.manifest.identity}, the configuration says "
+                f"the checkpoint {self.root / found.tag} is of {found.manifest.identity}, but the configuration is "
                 f"{self.identity}; give this run another `output`"
             )
         return found
@@ -163,7 +163,7 @@ class Checkpoints:
         # torch says RuntimeError when a disk is full.
         except (OSError, RuntimeError) as error:
             raise DataError(
-                f"cannot write a checkpoint to {own}: {error}; make room or set checkpoint.scratch"
+                f"cannot write a checkpoint to {own}: {error}; free some space or set checkpoint.scratch"
             ) from error
         return own / tag
 
@@ -194,7 +194,7 @@ class Checkpoints:
             return None
         self.failures += 1
         told = "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None)
-        return f"the checkpoint {upload.tag} is not complete ({told}); its files stay in {self.scratch / _SAVES}"
+        return f"the checkpoint {upload.tag} is not complete ({told}); its files are kept in {self.scratch / _SAVES}"
 
     def _all(self, is_well: bool) -> bool:
         return float(self.world.sum(torch.tensor([float(not is_well)], dtype=torch.float64))) == 0.0

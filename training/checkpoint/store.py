@@ -1,4 +1,4 @@
-"""Checkpoints at their root: receipts, manifests, uploads in the background, and which of them stay.
+"""Checkpoints at their root: receipts, manifests, uploads in the background, and which ones are kept.
 
 What has no manifest.json does not exist for a reader. The manifest is written last and create-only; when a checkpoint
 goes, its manifest goes first. Folders without one, of uploads that never ended, go after the next commit. Every file is
@@ -108,7 +108,7 @@ def read_manifest(folder: Location) -> CheckpointManifest:
     try:
         return read_object(folder / MANIFEST, CheckpointManifest, "remove it to resume from an earlier one")
     except FileNotFoundError as error:
-        raise DataError(f"{folder / MANIFEST} went while it was read; run again") from error
+        raise DataError(f"{folder / MANIFEST} was removed while it was read; run again") from error
 
 
 def retain(root: Location, current: str, retention: Retention) -> None:
@@ -156,10 +156,12 @@ def _check_digest(source: Location, file: CheckpointFile, out: Any) -> None:
                 digest.update(block)
                 out.write(block)
     except FileNotFoundError as error:
-        raise DataError(f"{source} is gone; remove the {MANIFEST} beside it to resume from an earlier one") from error
+        raise DataError(
+            f"{source} is missing; remove the {MANIFEST} beside it to resume from an earlier one"
+        ) from error
     if digest.hexdigest() != file.sha256:
         raise DataError(
-            f"{source} is not what its receipt says ({file.bytes} bytes, SHA-256 {file.sha256[:16]}…); remove the "
+            f"{source} does not match its receipt ({file.bytes} bytes, SHA-256 {file.sha256[:16]}…); remove the "
             f"{MANIFEST} beside it to resume from an earlier one"
         )
 
@@ -214,7 +216,7 @@ class Upload:
         except StillhouseError as error:
             self.error = error
         except OSError as error:
-            self.error = DataError(f"cannot bring {self._files} to {self._root / self.tag}: {error}")
+            self.error = DataError(f"cannot upload {self._files} to {self._root / self.tag}: {error}")
         finally:
             self._has_files.set()
 
@@ -251,7 +253,7 @@ class Commit:
         try:
             retain(root, tag, self._retention)
         except StillhouseError as error:
-            _log.warning("old checkpoints could not be removed and will be after the next one: %s", error)
+            _log.warning("old checkpoints could not be removed; that is tried again after the next one: %s", error)
 
     def _await(self, place: Location, rank: int, deadline: float) -> CheckpointReceipt | None:
         pause_s = _FIRST_POLL_S
@@ -259,7 +261,7 @@ class Commit:
             with contextlib.suppress(FileNotFoundError):
                 return read_object(place, CheckpointReceipt, "another run writes to this root; give this run another")
             if time.monotonic() > deadline:
-                raise DataError(f"rank {rank} has left no receipt within commit_timeout_s = {self._timeout_s:g}")
+                raise DataError(f"rank {rank} has written no receipt within commit_timeout_s = {self._timeout_s:g}")
             if self.is_given_up.wait(pause_s):
                 return None
             pause_s = min(2 * pause_s, _LONGEST_POLL_S)
@@ -271,7 +273,7 @@ def _receipt(folder: Location, rank: int) -> Location:
 
 def _create(place: Location, content: Config) -> None:
     if not place.create((content.model_dump_json(indent=1) + "\n").encode()):
-        raise DataError(f"{place} is there already: another run writes to this root; give this run another")
+        raise DataError(f"{place} exists already: another run writes to this root; give this run another")
 
 
 def _put(path: Path, target: Location) -> CheckpointFile:

@@ -1,4 +1,4 @@
-"""torch's pickled files read as data: tensors, plain values and the few classes below; any other class is refused.
+"""Reads torch's pickled files as data: tensors, plain values and the few classes below; any other class is refused.
 
 A checkpoint of somebody else may lie beside its own checksums, so those prove nothing. DeepSpeed reads its files with a
 call of its own, which takes everything; torch has a variable of the environment that overrules it.
@@ -40,8 +40,8 @@ def tensors_only() -> Iterator[None]:
             yield
     except pickle.UnpicklingError as error:
         raise DataError(
-            "a file of the checkpoint is damaged, or holds more than tensors and plain values, which could run code, "
-            f"so it is not read: {str(error).splitlines()[0]}"
+            "a file of the checkpoint is damaged, or contains more than tensors and plain values. That could run "
+            f"code, so it is not read: {str(error).splitlines()[0]}"
         ) from error
     finally:
         if before is None:

@@ -1,4 +1,4 @@
-"""A checkpoint for another number of ranks, ZeRO stage or precision: parameters by name, exact to the last bit.
+"""Converts a checkpoint to another number of ranks, ZeRO stage or precision: parameters by name, bit for bit.
 
     universal/<tag>/00000.safetensors …   one trained parameter each: fp32, exp_avg, exp_avg_sq, flat float32
     universal/<tag>/index.json            what is where, the steps of AdamW; written last
@@ -147,11 +147,11 @@ def convert(files: Path, layout: ShardLayout, target: Path) -> None:
         index["global_steps"] = _read(_model_file(files, layout, 0))["global_steps"]
     except (FileNotFoundError, KeyError, IndexError, RuntimeError) as error:
         raise DataError(
-            f"{files} does not hold what ZeRO stage {layout.zero_stage} of {layout.world} ranks writes "
+            f"{files} does not contain what ZeRO stage {layout.zero_stage} of {layout.world} ranks writes "
             f"({type(error).__name__}: {error}); remove its manifest.json to resume from an earlier checkpoint"
         ) from error
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot convert into {target}: {error}; make room or set checkpoint.scratch") from error
+        raise DataError(f"cannot convert into {target}: {error}; free some space or set checkpoint.scratch") from error
     Location.of(target / INDEX).replace(json.dumps(index).encode())
 
 

@@ -1,4 +1,4 @@
-"""Packs of single cells (skill x context bucket), drawn once: what a held-out loss is measured on."""
+"""Packs of single cells (skill x context bucket), drawn once, on which held-out loss is measured."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice

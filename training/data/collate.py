@@ -1,4 +1,4 @@
-"""One pack of documents as the arrays of one training sequence; the only place that shifts labels.
+"""Turns one pack of documents into the arrays of one training sequence; the only place that shifts labels.
 
 A span covers tokens [start, end) as *targets*: token t is predicted at row t - 1 of the same document. A document's
 first token is never a target and no row predicts across a document's end. Room that is left over is a document of its

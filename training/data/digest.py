@@ -1,4 +1,4 @@
-"""One SHA-256 of the global token stream: what a change of ranks, workers or resume points must never change.
+"""One SHA-256 of the global token stream, which ranks, workers and resume points must never change.
 
 All ranks run in this process, step by step, so memory is that of one segment or two over all ranks (4 bytes a token of
 each), whatever the number of steps.

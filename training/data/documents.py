@@ -1,4 +1,4 @@
-"""Some documents in flat arrays: what the reader gives and collate takes."""
+"""Documents in flat arrays, from the reader to collate."""
 
 from dataclasses import dataclass, replace
 

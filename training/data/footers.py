@@ -1,4 +1,4 @@
-"""Parts of a dataset, a row group at a time: some columns of it, and the largest value of one by its footer.
+"""Reads parts of a dataset by row group: some columns, and the largest value of a column from the footer.
 
 A footer is one read of the store. A row group whose footer says nothing of the column is read, that column alone.
 """

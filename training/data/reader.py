@@ -355,8 +355,8 @@ class CorpusReader:
 def beyond_vocabulary(place: str, corpus: str, largest: int, model: str, size: int) -> ConfigError:
     """The error of a corpus that holds a token id which a model has no row for."""
     return ConfigError(
-        f"{place} holds the token id {largest:,}, so the vocabulary of {corpus} has at least {largest + 1:,} ids, but "
-        f"{model} has {size:,}; take a model with the vocabulary that the corpus was tokenised with"
+        f"{place} has the token id {largest:,}, so the vocabulary of {corpus} has at least {largest + 1:,} ids, "
+        f"but {model} has {size:,}; use a model with the vocabulary that the corpus was tokenised with"
     )
 
 

@@ -1,4 +1,4 @@
-"""A row group of a corpus as flat numpy arrays, decoded and checked once; what is kept on the local disk.
+"""A row group of a corpus as flat numpy arrays, decoded and checked once; cached on local disk.
 
 Nothing here is done row by row in Python: lists become offsets and values, and rows are copied by a compiled kernel.
 About 200 million tokens per CPU-second from BYTE_STREAM_SPLIT + zstd.
@@ -76,7 +76,7 @@ def decode(table: pa.Table, teachers: Teachers, name: str, largest_id: int) -> R
     tokens = ids.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
     if len(tokens) and not 0 <= tokens.min() <= tokens.max() <= largest_id:
         raise DataError(
-            f"{name} is damaged: it holds the token ids {tokens.min()} to {tokens.max()}, but its footer says 0 to "
+            f"{name} is damaged: it has the token ids {tokens.min()} to {tokens.max()}, but its footer says 0 to "
             f"{largest_id}; run `stillhouse verify` on the corpus, then the recipe that writes it"
         )
     flat = spans.flatten()
@@ -185,8 +185,8 @@ def _rows_of(
     if bad.any():
         row = int(scored[np.argmax(bad)])
         raise DataError(
-            f"{name}, row {row} (id {ids[row]}): {table.dataset.folder} was scored on other supervised tokens of this "
-            "id; rescore this corpus, or name the folder that was scored from it"
+            f"{name}, row {row} (id {ids[row]}): {table.dataset.folder} was scored with other supervised tokens "
+            "for this id; rescore this corpus, or give the folder that was scored from it"
         )
     return scored, rows
 

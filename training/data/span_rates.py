@@ -1,4 +1,4 @@
-"""How often a corpus holds each kind of span: what the floor of losses that are normalised by kind is made of.
+"""How often a corpus has each kind of span, for the floor of losses that are normalised by kind.
 
 The counts are those of the corpus's manifest (`distributions.supervised`). A corpus that was laid out before they were
 kept, or by somebody else, is counted by the narrow columns n_analysis, n_commentary, … in one pass over them.

@@ -1,4 +1,4 @@
-"""Arrays that were read once, kept on the local disk of this rank: appended at first touch, memory-mapped afterwards.
+"""Arrays cached on this rank's local disk: appended when they are first read, memory-mapped afterwards.
 
 Each segment of the stream picks documents from all row groups of its lanes, so no order of eviction helps: what is
 kept is kept for good, and what no longer fits is read from the store again. The file has no name: nothing is left
@@ -43,7 +43,7 @@ class Spool:
                 self._descriptor = os.dup(file.fileno())
         except OSError as error:
             raise ConfigError(
-                f"read.cache_folder: no file can be made in {self._folder} ({error.strerror}); name a folder of a "
+                f"read.cache_folder: cannot create a file in {self._folder} ({error.strerror}); give a folder on a "
                 "local disk, or set read.cache_gib=0"
             ) from error
         self._close = weakref.finalize(self, os.close, self._descriptor)
@@ -100,8 +100,8 @@ class Spool:
             is_first, self._is_full, self._room = not self._is_full, True, 0
         if is_first:
             _log.warning(
-                "read.cache_folder: %s holds no more (%s); %.1f GiB of decoded rows stay there, the others are read "
-                "from the store again in every segment", self._folder, error.strerror, self._end / 2**30,
+                "read.cache_folder: %s is full (%s); %.1f GiB of decoded rows are kept there, the others are "
+                "read from the store again in every segment", self._folder, error.strerror, self._end / 2**30,
             )  # fmt: skip
 
     def close(self) -> None:

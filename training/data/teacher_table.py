@@ -1,4 +1,4 @@
-"""Reads a TEACHER_LOGP dataset: for rows by id, the teacher's log-probability of each supervised token.
+"""Reads a TEACHER_LOGP dataset: the teacher's log-probability of each supervised token, for rows by id.
 
 The index of all rows is in memory, 28 bytes a row: id, part, row group and row, sorted by id, found by bisection. What
 the teacher said is read when it is asked for, each row group once, in file order; a caller that asks for rows in the
@@ -101,8 +101,8 @@ class TeacherTable:
         twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
         if len(twice):
             raise DataError(
-                f"{folder} has two rows of the id {self._keys[twice[0]].hex()}; the corpus must have been through "
-                "exact dedup before it is rescored"
+                f"{folder} has two rows with the id {self._keys[twice[0]].hex()}; run exact dedup on the corpus "
+                "before rescoring it"
             )
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class TeacherTable:
         found = self._find(ids)
         if (found < 0).any():
             missing = int(np.argmax(found < 0))
-            raise DataError(f"{self.dataset.folder} has no row of the id {ids[missing]}; ask `has` first")
+            raise DataError(f"{self.dataset.folder} has no row with the id {ids[missing]}; call `has` first")
         places = self._places[found]
         order = np.lexsort((places[:, 2], places[:, 1], places[:, 0]))
         pieces = [self._read_rows(places[numbers]) for numbers in _runs(places, order)]
@@ -162,7 +162,7 @@ class TeacherTable:
         found = self.dataset.manifest.findings.get(name)
         if not isinstance(found, int | float):
             raise DataError(
-                f"the manifest of {self.dataset.folder} has no number {name} in its findings; rescore again"
+                f"the manifest of {self.dataset.folder} has no number {name} in its findings; rescore the corpus"
             )
         return float(found)
 

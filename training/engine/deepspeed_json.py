@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON: what a user may say in it, and the exact one that a run uses.
+"""The DeepSpeed JSON: what users may set in it, and the exact JSON that a run uses.
 
 A JSON says ZeRO stage, precision, communication and offloading. Batch sizes, clipping, the optimizer and its schedule
 belong to the training configuration and are refused here. bf16 always accumulates and reduces gradients in float32.
@@ -36,7 +36,7 @@ def read_deepspeed_json(name_or_path: str) -> dict[str, Any]:
     for key, owner in OWNED_KEYS.items():
         if key in found:
             raise ConfigError(
-                f"{name_or_path} sets '{key}'; remove it there, `{owner}` of the training configuration decides"
+                f"{name_or_path} sets '{key}'; remove it, as `{owner}` of the training configuration decides that"
             )
     found_zero_stage = zero_stage(found)
     if found_zero_stage not in range(4):

@@ -286,9 +286,9 @@ class Faults:
             newest = self._newest_checkpoint()
             again = "start again, as there is no checkpoint yet"
             if newest is not None:
-                again = f"resume from {newest}, which is whole"
+                again = f"resume from {newest}, which is complete"
             raise DataError(
-                f"step {step}: {fault}; {self._in_a_row} steps one after the other were skipped (learning rate "
+                f"step {step}: {fault}; {self._in_a_row} steps in a row were skipped (learning rate "
                 f"{learning_rate:g}). Lower optimizer.lr, or look at the documents in the folder watchdog of the "
                 f"output, and {again}; optimizer.max_skipped_in_a_row allows more"
             )

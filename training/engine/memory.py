@@ -1,4 +1,4 @@
-"""Memory of a rank before anything is allocated: what each ZeRO stage keeps, and what one pack adds on top.
+"""Predicts the memory of a rank: what each ZeRO stage keeps, and what one pack adds.
 
 The states are counted exactly, byte for byte, as DeepSpeed 0.19 lays them out (Rajbhandari et al. 2020, ZeRO, section
 3, for the idea; the float32 sums of bf16 gradients are ours): float32 masters and moments are 12 bytes a parameter,

@@ -1,4 +1,4 @@
-"""AdamW and its learning rate: what is configured, which parameters decay, and a rate that is a function of tokens.
+"""AdamW and its learning rate: the configuration, the parameters that decay, and the rate as a function of tokens.
 
 Only AdamW, in torch's own fused form: what DeepSpeed brings would be compiled at first use, and checkpoints are carried
 from one number of processes to another by knowing what AdamW keeps. The rate is a pure function of trained tokens, so
@@ -30,8 +30,8 @@ class Schedule(Config):
     def _one_warmup(self) -> "Schedule":
         if self.warmup_tokens is not None and self.warmup_fraction is not None:
             raise ValueError(
-                f"warmup_tokens = {self.warmup_tokens} and warmup_fraction = {self.warmup_fraction} both say how long "
-                "to warm up; remove one"
+                f"warmup_tokens = {self.warmup_tokens} and warmup_fraction = {self.warmup_fraction} both set the "
+                "length of the warm-up; remove one"
             )
         return self
 

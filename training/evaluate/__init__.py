@@ -1,1 +1,1 @@
-"""An exported student beside baselines."""
+"""Evaluates an exported student and baselines."""

@@ -1,4 +1,4 @@
-"""Local models as an evaluation uses them: packed for losses, or with transformers' generate; one in memory at a time.
+"""Local models for evaluation: packed for losses, or with transformers' generate; one in memory at a time.
 
 A packed model computes what training computes, document by document in one sequence; a generator is the class of
 transformers with its own attention. Decoding is greedy, so the same folder gives the same text.
@@ -35,7 +35,7 @@ class Models:
             self.device = torch.empty(0, device=chosen).device
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(
-                f"device={shown(chosen)} is not here ({said(error)}); leave it out, or name cpu"
+                f"device={shown(chosen)} is not available ({said(error)}); leave it out, or use cpu"
             ) from error
         self.dtype = DTYPES[dtype]
         self._kept: tuple[str, str, Any] = ("", "", None)

@@ -47,7 +47,7 @@ class EvaluateConfig(Config):
     @classmethod
     def _no_second_model(cls, baselines: dict[str, str]) -> dict[str, str]:
         if MODEL in baselines:
-            raise ValueError(f"a baseline cannot be called '{MODEL}', that is the evaluated one; name it otherwise")
+            raise ValueError(f"a baseline cannot be named '{MODEL}', which is the evaluated model; choose another name")
         return baselines
 
 

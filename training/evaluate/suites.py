@@ -1,4 +1,4 @@
-"""What an evaluation measures, each suite a model of the YAML with `run(models, folder)` -> numbers by name.
+"""The suites of an evaluation: each is a section of the YAML with `run(models, folder)` -> numbers by name.
 
 held_out     loss of a corpus's split by cell and span kind; with a teacher, KL(teacher || student), too (canaries are
              a corpus of their own)
@@ -167,7 +167,7 @@ class FormatSuite(Config):
         """
         prompts = list(islice(self._prompts(seed), self.prompts))
         if not prompts:
-            raise DataError(f"{self.corpus} has no conversation in the split {self.split}; name another corpus")
+            raise DataError(f"{self.corpus} has no conversation in the split {self.split}; give another corpus")
         said = models.generator(folder).complete(prompts, self.max_new_tokens, self.batch_size)
         judged = [judge(tokens) for tokens in said]
         shares = {name: sum(found.verdict == name for found in judged) / len(judged) for name in VERDICTS}
@@ -260,7 +260,7 @@ class ReasoningSuite(Config):
         judge = Judge()
         rows = list(islice(self._rows(), self.questions))
         if not rows:
-            raise DataError(f"{self.file} has no question; name another file")
+            raise DataError(f"{self.file} has no question; give another file")
         model = models.generator(folder)
         prompts = [model.prompt(f"{question}\n\n{self.instruction}".strip()) for question, _ in rows]
         said = [model.answer(tokens) for tokens in model.complete(prompts, self.max_new_tokens, self.batch_size)]
@@ -289,7 +289,7 @@ class ReasoningSuite(Config):
         try:
             lines = (gzip.decompress(data) if self.file.endswith(".gz") else data).decode("utf-8").split("\n")
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-            raise DataError(f"{self.file} is damaged, or no UTF-8 text ({said(error)}); replace it") from error
+            raise DataError(f"{self.file} is damaged, or not UTF-8 text ({said(error)}); replace it") from error
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -335,7 +335,7 @@ class LmEvalSuite(Config):
         except ImportError as error:
             raise ConfigError(f"suite lm_eval needs the harness ({error}); install stillhouse[eval]") from error
         if not Path(self.folder).is_dir():
-            raise ConfigError(f"there is no folder {self.folder}; name the local folder of the task files")
+            raise ConfigError(f"there is no folder {self.folder}; give the local folder of the task files")
         manager = TaskManager(include_path=self.folder, include_defaults=False)
         unknown = sorted(set(self.tasks) - set(manager.all_tasks))
         if unknown:

@@ -1,4 +1,4 @@
-"""What lies in an export for people: README.md, the model card of the Hugging Face Hub, and LICENSES.md.
+"""The files of an export for people: README.md (the model card of the Hugging Face Hub) and LICENSES.md.
 
 Both are made from the export's own manifest (training/export/export.py), so they hold no time, host or path that it
 does not hold.

@@ -1,4 +1,4 @@
-"""The chat template of an export: a Jinja template that speaks as the corpus does that a model was trained on.
+"""The chat template of an export: a Jinja template that renders messages as in the corpus of the training.
 
 chat_template.jinja beside this file renders a conversation; here the corpus's preamble and the channels are put before
 it, each preamble value as the default of an argument of `apply_chat_template`. An assistant's messages stand between

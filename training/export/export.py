@@ -1,4 +1,4 @@
-"""A run's newest checkpoint as a folder that transformers loads, with what it was trained on.
+"""Exports a run's newest checkpoint as a folder that transformers loads, with a manifest of its training data.
 
     TARGET/model.safetensors, or model-00001-of-… and an index above 5 GB    bfloat16, names of the transformers class
     TARGET/config.json, generation_config.json
@@ -153,7 +153,7 @@ def _check_target(target: Location) -> None:
     is_file = target.is_local and Path(target.path).is_file()
     occupied = is_file or next(target.walk(), None) is not None
     if occupied and not (target / MANIFEST).exists():
-        raise ConfigError(f"{target} holds something that is not an export; name an empty place")
+        raise ConfigError(f"{target} contains something that is not an export; give an empty folder")
 
 
 @contextmanager
@@ -310,7 +310,7 @@ def _decisions(folder: Location) -> dict[str, list[Any]]:
     for path, _ in folder.walk():
         stream, _, name = path.rpartition("/")
         if name.endswith(".json"):
-            record = read_object(folder / path, Record, "put the old one back, or remove the log to export without it")
+            record = read_object(folder / path, Record, "restore the old one, or remove the log to export without it")
             streams.setdefault(stream, []).append(record.model_dump(mode="json"))
     return streams
 

@@ -1,4 +1,4 @@
-"""Which preamble an export's chat template begins with: that of the corpus that the model was trained on last.
+"""The preamble of an export's chat template: that of the corpus that the model was trained on last.
 
 A run reads its corpora's preambles from their manifests, as its record has kept them (`findings.preambles`). Of several
 corpora the one of the last stage counts, there that of the arm with the largest share, since a model speaks as what it

@@ -1,1 +1,1 @@
-"""Processes of a run: who starts them, who they are, how they stop."""
+"""Processes of a run: how they start, their ranks, how they stop."""

@@ -1,4 +1,4 @@
-"""What torch, DeepSpeed and transformers are told before they are loaded: how to wait, and what to say.
+"""Settings for torch, DeepSpeed and transformers before they are loaded: how to wait, and what to log.
 
 They ask the environment once, while they are imported, so the package does this when it is imported itself, whoever
 starts it: `stillhouse`, `python -m training.train`, torchrun, a worker of an engine. What a user has set stays.

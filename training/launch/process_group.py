@@ -1,4 +1,4 @@
-"""The process group of a run: joined through DeepSpeed, left behind a barrier, alone where no launcher has set one up.
+"""The process group of a run: joined through DeepSpeed, left after a barrier; one process if no launcher is used.
 
 Where all ranks are on one machine, the store by which they meet listens on the loopback address alone: it asks nobody
 who he is, and ranks exchange pickles over what is agreed there. Several machines need a network of their own.

@@ -1,4 +1,4 @@
-"""The request to stop that a rank gets as a signal. Set by a handler, asked by the trainer once a step.
+"""A rank's request to stop, from a signal. Set by a handler, checked by the trainer once per step.
 
 A scheduler may signal every process of a job (Slurm and systemd do), and the supervisor passes its own signal on, so a
 rank under a supervisor gets the same request twice. It ignores all but the first: the supervisor kills those that are

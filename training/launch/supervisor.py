@@ -1,4 +1,4 @@
-"""The ranks of one machine as child processes: started together, stopped together, none left behind.
+"""Runs the ranks of one machine as child processes, which start and stop together.
 
 SIGTERM, SIGINT and SIGHUP become one SIGTERM to each rank, which saves and exits 0 (stop.py beside this file); what
 runs after the grace period, or at a second signal, is killed. A rank that fails takes the others down at once. Each
@@ -110,14 +110,16 @@ def _watch(children: "_Children", signals: "_Signals", grace_s: float) -> int:
             return _failed(failed, children, signals)
         if signals.count and deadline is None:
             deadline = time.monotonic() + grace_s
-            late = f"those that run in {grace_s:g} s, or at a second signal, are killed"
+            late = f"ranks still running in {grace_s:g} s, or at a second signal, are killed"
             _tell(f"{signals.name}: the ranks save and stop; {late}")
             children.terminate()
         if deadline is not None and (time.monotonic() > deadline or signals.count > 1):
             late = ", ".join(str(child.rank) for child in children.running())
             children.kill()
             why = "after a second signal" if signals.count > 1 else f"{grace_s:g} s after the signal"
-            _tell(f"rank {late} still ran {why} and was killed; what was not saved is lost, complete checkpoints stay")
+            _tell(
+                f"rank {late} still ran {why} and was killed; unsaved progress is lost, complete checkpoints are kept"
+            )
             return KILLED
         time.sleep(_LOOK_S)
     failed = children.first_failure()
@@ -131,7 +133,7 @@ def _failed(failed: "_Child", children: "_Children", signals: "_Signals") -> int
     """Exit code after a rank has failed; the others are killed."""
     children.kill()
     if signals.count and failed.code == -signal.SIGTERM:
-        _tell(f"{signals.name} came before training had begun: there was nothing to save; run the same command again")
+        _tell(f"{signals.name} before training had started: nothing to save; run the same command again")
         return 128 + signal.Signals[signals.name]
     _tell(failed.epitaph())
     return failed.exit_code
@@ -214,8 +216,8 @@ class _Child:
         assert self.code is not None
         how = f"exit code {self.code}" if self.code >= 0 else f"{signal.Signals(-self.code).name}"
         tail = b"".join(self._tail).decode(errors="replace").rstrip()
-        last = f"; its last lines on stderr:\n{tail}" if tail else "; it said nothing on stderr"
-        return f"rank {self.rank} has ended with {how}, the others were stopped{last}"
+        last = f"; its last lines on stderr:\n{tail}" if tail else "; it printed nothing to stderr"
+        return f"rank {self.rank} ended with {how}; the others were stopped{last}"
 
 
 def _relay(source: IO[bytes], target: IO[bytes], prefix: bytes, tail: collections.deque[bytes] | None) -> None:

@@ -1,4 +1,4 @@
-"""This process among those of a run: its rank, its device, and the few collectives of the trainer.
+"""This process within a run: its rank, its device, and the few collectives of the trainer.
 
 Torch alone, so that whoever only holds a `World` loads no DeepSpeed; process_group.py beside this file makes one.
 """

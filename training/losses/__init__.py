@@ -1,1 +1,1 @@
-"""Losses, as sums and counts, and the LM head that never makes tokens times vocabulary."""
+"""Losses, as sums and counts, and the LM head that never materialises tokens x vocabulary."""

@@ -1,4 +1,4 @@
-"""The LM head, which never holds tokens x vocabulary: logits are made, used and overwritten a chunk of rows at a time.
+"""The LM head without tokens x vocabulary in memory: logits are computed, used and overwritten in chunks of rows.
 
 `LmHead(hidden, row_loss)` is called inside the engine's forward on supervised rows only; it holds the student's own
 Parameter (tied or not), so ZeRO-3 gathers that weight around the whole of it. What is made of logits is a RowLoss's

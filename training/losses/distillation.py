@@ -1,4 +1,4 @@
-"""Base of the losses that pull a student to a teacher's distribution, mixed with cross-entropy where that is asked for.
+"""Base of the losses that pull a student towards a teacher's distribution, optionally mixed with cross-entropy.
 
     alpha * f * D + (1 - alpha) * -ln p(t)      a token; f is T squared with `times_temperature_squared`, else 1
 

@@ -1,4 +1,4 @@
-"""Divergences from a teacher model's distribution, both heads in chunks: neither's logits exist for all rows at once.
+"""Divergences from a teacher model's distribution, with both heads in chunks: no logits exist for all rows at once.
 
 With m = (1 - beta) * student + beta * teacher, everything at one temperature T:
 

@@ -1,4 +1,4 @@
-"""Direct preference optimisation (Rafailov et al. 2023) on pairs whose two sides lie in one pack.
+"""Direct preference optimisation (Rafailov et al. 2023) on pairs whose two sides are in one pack.
 
     margin = beta * ((S_chosen - R_chosen) - (S_rejected - R_rejected))
     L = mean over the pairs of the global batch of -(1 - e) * ln sigmoid(margin) - e * ln sigmoid(-margin)
@@ -64,8 +64,8 @@ class Dpo(Objective):
         missing = np.ones(len(pack.pair), bool) if pack.reference_logp is None else ~np.isfinite(pack.reference_logp)
         if missing.any():
             raise DataError(
-                f"{missing.sum()} documents of preference pairs have no reference logp; score them with the reference "
-                "model first and name the table in the arm's `data`"
+                f"{missing.sum()} documents of preference pairs have no reference logp; score them with the "
+                "reference model first, and give the table in the arm's `data`"
             )
         kind, document = pack.target_kind[rows].astype(np.int64), pack.document[rows]
         chosen = kind[pack.side[document] == CHOSEN]

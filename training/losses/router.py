@@ -1,4 +1,4 @@
-"""The load-balancing loss of mixture-of-experts layers: each layer by itself, over the tokens of documents only.
+"""The load-balancing loss of mixture-of-experts layers: separately for each layer, over the tokens of documents only.
 
     L = coefficient * mean over layers of E * sum over experts e of f_e * P_e   (Fedus et al. 2021, eq. 4)
 

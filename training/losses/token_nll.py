@@ -1,4 +1,4 @@
-"""-ln p of one target a row: the RowLoss of cross-entropy and of all that is built on a token's log-probability.
+"""-ln p of one target per row: the RowLoss of cross-entropy and everything based on a token's log-probability.
 
 The logits become exp(logit - largest) in place, and their gradient by one subtraction at the target; division by the
 row's sum is left to the scale of the row, which saves a pass over rows x vocabulary.

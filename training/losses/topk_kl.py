@@ -123,11 +123,11 @@ class TopKDivergence(DistillationObjective):
             ConfigError: the temperatures differ, or the table has no top-k.
         """
         if topk == 0:
-            raise ConfigError("data.teacher holds no top-k; rescore with `topk` above 0, or use another objective")
+            raise ConfigError("data.teacher has no top-k; rescore with `topk` above 0, or use another objective")
         if stored != self.temperature:
             raise ConfigError(
                 f"objective.temperature is {self.temperature:g}, but the teacher's top-k were stored at temperature "
-                f"{stored:g} and cannot be turned into another's (the tail is unknown); set it to {stored:g}"
+                f"{stored:g} and cannot be converted (the tail is unknown); set it to {stored:g}"
             )
 
     def counts(self, pack: Pack) -> Counts:

@@ -87,7 +87,7 @@ def _routers(base: PreTrainedModel) -> list[nn.Module]:
     if recorder is None:
         return []
     if not isinstance(recorder, OutputRecorder) or not hasattr(base.config, "num_experts_per_tok"):
-        raise ConfigError(f"{type(base).__name__} routes in a way of its own; a student needs num_experts_per_tok")
+        raise ConfigError(f"{type(base).__name__} has its own routing; a student needs num_experts_per_tok")
 
     def keep(router: nn.Module, _inputs: object, output: tuple[torch.Tensor, ...]) -> None:
         setattr(router, ROUTER_LOGITS, output[recorder.index])
@@ -230,8 +230,8 @@ def from_weights(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     wrong = sorted(loaded["missing_keys"]) + sorted(str(key) for key in loaded["mismatched_keys"])
     if wrong:
         raise ConfigError(
-            f"the weights of {folder} lack {len(wrong)} tensors of its config.json or have another shape, "
-            f"{wrong[0]} among them; give a whole model"
+            f"the weights of {folder} lack {len(wrong)} tensors of its config.json, or have them in another shape, "
+            f"e.g. {wrong[0]}; give a complete model"
         )
     return _with_plain_head(model)
 
@@ -253,7 +253,8 @@ def _config(given: dict[str, Any] | str | None) -> PretrainedConfig:
         raise ConfigError("model.params.config needs a `model_type` that transformers knows, e.g. qwen3") from error
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ConfigError(
-            f"model.params.config is not what transformers takes ({error}); YAML reads 1e-5 as text, 1.0e-5 as a number"
+            f"model.params.config is not accepted by transformers ({error}); YAML reads 1e-5 as text, 1.0e-5 as a "
+            "number"
         ) from error
 
 
@@ -276,17 +277,17 @@ def refuse_what_cannot_be_packed(config: PretrainedConfig) -> None:
         raise ConfigError(f"a student of model_type '{config.model_type}' cannot have {key} = {value!r}: {why}")
 
     if getattr(text, "attn_logit_softcapping", None) is not None:
-        refuse("attn_logit_softcapping", text.attn_logit_softcapping, "packed attention has no soft caps")
+        refuse("attn_logit_softcapping", text.attn_logit_softcapping, "packed attention does not support soft caps")
     for key in LOGIT_KEYS:
         if getattr(text, key, None) not in (None, 1, 1.0):
-            refuse(key, getattr(text, key), "the head multiplies by its weight and does nothing else")
+            refuse(key, getattr(text, key), "the head only multiplies by its weight")
     if getattr(text, "use_bidirectional_attention", None):
         refuse("use_bidirectional_attention", text.use_bidirectional_attention, "packed attention is causal")
     if getattr(text, "attention_dropout", 0.0):
-        refuse("attention_dropout", text.attention_dropout, "packed attention has no dropout; set it to 0")
+        refuse("attention_dropout", text.attention_dropout, "packed attention does not support dropout; set it to 0")
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
-        refuse("layer_types", sorted(kinds), "such layers carry state over the border of documents")
+        refuse("layer_types", sorted(kinds), "such layers carry state across documents")
     moving = MOVING_ROPE & set(_rope_types(getattr(text, "rope_parameters", None) or {}))
     if moving:
         refuse("rope_type", min(moving), "it depends on the longest document of a pack; use default, yarn or llama3")

@@ -1,4 +1,4 @@
-"""Whether a student keeps the contract that packing needs; the conformance test behind `stillhouse check-model`.
+"""Checks that a student meets the requirements of packing: the conformance test of `stillhouse check-model`.
 
 Any factory is tried on one pack of made-up documents on the CPU: each document must give the per-token losses that it
 gives alone (1e-5 in float32; 2e-2 in bfloat16 where no router turns a rounding into another expert), no gradient may

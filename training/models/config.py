@@ -1,4 +1,4 @@
-"""The model's section of a training configuration: which student and which adapters. Loads neither torch nor peft.
+"""The section `model` of a training configuration: the student and its adapters. Loads neither torch nor peft.
 
 A factory is code that a configuration names, so two things are asked of it. It must be marked as one
 (`student_factory`), because any other function that can be imported would take what the configuration gives it, and

@@ -1,4 +1,4 @@
-"""Students by name: any module that maps packed ids to hidden states, wrapped with a head that gives losses.
+"""Creates students by name: any module that maps packed ids to hidden states, wrapped with a head that gives losses.
 
     model: {factory: package.module:function, params: {…}}
 
@@ -109,8 +109,8 @@ def _imported(name: str) -> Any:
         ) from error
     if not is_student_factory(found):
         raise ConfigError(
-            f"model.factory '{name}' is not marked as a factory, so it is not called; put @student_factory of "
-            "training.models.config above the function"
+            f"model.factory '{name}' is not marked as a factory, so it is not called; decorate the function with "
+            "@student_factory of training.models.config"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""A student of GPT-OSS's shape of any size, or GPT-OSS itself from a local folder of weights.
+"""A student of any size with GPT-OSS's architecture, or GPT-OSS itself from a local folder of weights.
 
 Sliding and full attention alternate and every head has a sink as in GPT-OSS; the experts are stacked parameters, which
 ZeRO 0-3 takes as they are. Names of weights are those of GptOssForCausalLM.
@@ -40,7 +40,7 @@ class GptOssParams(Config):
     @model_validator(mode="after")
     def _sizes_fit(self) -> "GptOssParams":
         if self.heads % self.kv_heads:
-            raise ValueError(f"heads is {self.heads}, it must be a multiple of kv_heads, {self.kv_heads}")
+            raise ValueError(f"heads is {self.heads}, but must be a multiple of kv_heads, {self.kv_heads}")
         if self.experts_per_token > self.experts:
             raise ValueError(f"experts_per_token is {self.experts_per_token}, more than the {self.experts} experts")
         return self

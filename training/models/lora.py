@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021) by peft: the base is frozen, two thin matrices a targeted layer are trained.
+"""Low-rank adapters (Hu et al. 2021) with peft: the base is frozen, and two thin matrices per target layer are trained.
 
 An adapted layer gives W x + alpha / r * B (A x), with B zero at the start, so that a fresh adapter changes nothing.
 Memory: gradients and optimizer state of the adapters only. For export the product is added to W in float32.
@@ -31,10 +31,14 @@ def inject(network: nn.Module, config: LoraConfig) -> None:
     known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     unknown = sorted(set(config.targets) - known)
     if unknown:
-        raise ConfigError(f"model.lora.targets: no linear layer is called {unknown[0]!r}; there are {sorted(known)}")
+        raise ConfigError(
+            f"model.lora.targets: no linear layer is named {unknown[0]!r}; the layers are {sorted(known)}"
+        )
     head = getattr(network, "head_weight", "")
     if head.rpartition(".")[0].rpartition(".")[2] in config.targets:
-        raise ConfigError(f"model.lora.targets: the head cannot be adapted; name '{head}' in model.lora.train instead")
+        raise ConfigError(
+            f"model.lora.targets: the head cannot have an adapter; list '{head}' in model.lora.train instead"
+        )
     chosen = _chosen(network, config.train)
     # In a transformers model peft would take targets for names of older checkpoints, and it fails on those with experts
     # that are not whole models; it does not look for that inside a plain list.

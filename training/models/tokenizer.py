@@ -1,4 +1,4 @@
-"""Refuses a teacher whose token ids are not those of the corpus: all 199,998 text tokens and the control tokens.
+"""Refuses a teacher whose token ids differ from the corpus's: all 199,998 text tokens and the control tokens.
 
 What is compared is the tokenizer.json beside the teacher's weights with the o200k vocabulary that rendered the corpus;
 nothing is encoded. Half a second.
@@ -67,8 +67,8 @@ def _tokens(folder: Path) -> dict[int, str]:
         return tokens | {int(item["id"]): str(item["content"]) for item in stored.get("added_tokens", ())}
     except FileNotFoundError as error:
         raise ConfigError(
-            f"the teacher {folder} has no tokenizer.json, so nothing says that its token ids are the corpus's; put the "
-            "model's tokenizer.json there"
+            f"the teacher {folder} has no tokenizer.json, so it is unknown whether its token ids are the corpus's; "
+            "put the model's tokenizer.json there"
         ) from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ConfigError(f"{path} is not a tokenizer.json: {type(error).__name__}: {error}") from error

@@ -1,1 +1,1 @@
-"""What a run says of itself: metrics, accounts, hardware, watchdog."""
+"""Records of a run: metrics, accounting, hardware, watchdog."""

@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, and what part of the device's peak that is (MFU).
+"""Floating-point operations of a training step, as a number and as a fraction of the device's peak (MFU).
 
 What is counted, a multiply-add as two: the matrix products that the model's definition needs, forward and backward.
 

@@ -1,4 +1,4 @@
-"""How much memory is left and how busy the device is: NVML and torch for an NVIDIA GPU, psutil for the host.
+"""Free memory and utilisation of the device: NVML and torch for an NVIDIA GPU, psutil for the host.
 
 A run never fails for want of a number: without an NVIDIA device there are only host fields, and where the driver cannot
 be asked (no library in the image, a field that a partitioned device does not have) the fields are absent and `nvml`

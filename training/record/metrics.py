@@ -1,4 +1,4 @@
-"""What is measured of training: where the time of a step goes, speed, use of experts, spikes, teacher scores.
+"""Measurements of training: time by phase of a step, speed, use of experts, spikes, teacher scores.
 
 `StepClock`, `throughput`, `router_metrics`, `SpikeWatch` and `TeacherLogps` give plain data of one rank, or of the
 whole run where the caller has summed or gathered them. Fields that differ between two equal runs are those of MEASURED.

@@ -1,4 +1,4 @@
-"""What a run writes down about itself: the record of each logged step, skipped steps, evaluations, the ledger.
+"""Writes the records of a run: logged steps, skipped steps, evaluations, the ledger.
 
 One of these a rank; rank 0 alone writes. The numbers are the business of metrics.py, flops.py, hardware.py and
 ledger.py; here they are brought together. A record costs two small collectives and a pass over the optimizer's states

@@ -1,4 +1,4 @@
-"""What a run came to, for the caller, as JSON and in words."""
+"""The result of a run, as JSON and in words."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ class TrainResult:
         held_out = ""
         if self.first_held_out is not None and self.last_held_out is not None:
             held_out = f", held out {self.first_held_out:.4g} -> {self.last_held_out:.4g}"
-        state = "complete" if self.complete else "stopped before its end; start it again to go on"
+        state = "complete" if self.complete else "stopped before its end; run it again to resume"
         return (
             f"{self.steps:,} steps, {self.tokens:,} tokens, loss {self.first_loss:.4g} -> {self.last_loss:.4g}"
             f"{held_out}: {state}; checkpoint: {self.checkpoint or 'none'}, metrics: {self.metrics}"

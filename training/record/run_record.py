@@ -1,4 +1,4 @@
-"""What a run was made of, for who uses its weights later: written once at the start, read by the export.
+"""The origin of a run's weights, for later users: written once at the start, read by the export.
 
     OUTPUT/run.json    the configuration, version and source digest of each objective from outside the package, and of
                        each corpus and teacher table the manifest without its list of files
@@ -59,7 +59,9 @@ def read(output: Location) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{output} has no {NAME}; give the `output` of a training run") from error
     except NotOursError as error:
-        raise DataError(f"{output / NAME} is damaged: {error}; the next start of the run writes it again") from error
+        raise DataError(
+            f"{output / NAME} is damaged: {error}; the next start of the run will write it again"
+        ) from error
 
 
 def _manifests(urls: Iterable[str]) -> dict[str, Any]:

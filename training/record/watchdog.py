@@ -1,4 +1,4 @@
-"""Names the rank and the step of a hang, and keeps what a rank was training on at a NaN.
+"""Reports the rank and step of a hang, and stores what a rank was training on at a NaN.
 
 Every rank has one file, `rank-00003.txt`, whose first line is its last sign of life: step, phase and time. When a rank
 has made no progress for `hang_timeout_s`, a thread compares the files of all ranks (of those that share the folder),

@@ -1,1 +1,1 @@
-"""What a run goes through: its stages, their streams, the state between two steps."""
+"""The course of a run: its stages, their streams, the state between two steps."""

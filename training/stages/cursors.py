@@ -1,4 +1,4 @@
-"""Which arms of a stage share a cursor over a corpus, where a cursor begins, and which step of it is whose.
+"""Decides which arms of a stage share a cursor over a corpus, where a cursor starts, and which arm has each step.
 
 Arms of a stage that read the same corpus with the same keys of `data` share one sequence of steps (a *cursor*), so that
 none reads what another has just read. Where a table of scores lies is no such key: arms with other tables are classes

@@ -1,4 +1,4 @@
-"""What a run would do, found without training: steps, packs, passes, tokens by cell, memory by ZeRO stage, the JSON.
+"""Shows what a run would do, without training: steps, packs, passes, tokens by cell, memory by ZeRO stage, the JSON.
 
 Every stage is gone through step by step as the run goes through it, each from where the one before it ended, with the
 decisions that already lie in the output; only no token is read and nothing is written. What a run refuses before its

@@ -1,4 +1,4 @@
-"""Held-out loss per cell: the same packs of the validation split each time, kept in memory by the rank that runs them.
+"""Held-out loss per cell, on the same packs of the validation split each time; each rank keeps its packs in memory.
 
 Each cell (skill x context bucket) has packs of its own, so its loss costs nothing extra; further named sets, such as
 canaries, are corpora beside it. The loss is always span-normalised cross-entropy, whatever the stage trains on, so the
@@ -89,7 +89,7 @@ class HeldOut:
         if not any(map(_is_own, self._packs)):
             raise ConfigError(
                 f"no document of the validation split of {data.corpus} fits data.pack_tokens = {data.pack_tokens}; "
-                "raise it, or leave `evaluate` out"
+                "raise it, or remove `evaluate`"
             )
 
     def _add(self, name: str, held_out: HeldOutSet, data: StreamConfig, max_packs: int, seed: int) -> None:

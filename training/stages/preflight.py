@@ -1,4 +1,4 @@
-"""What is looked at before the first step of a run, in all its stages: sizes that must fit a head, and span kinds.
+"""Checks all stages before the first step of a run: sizes that must fit a head, and span kinds.
 
 A number that is compared with a head's size comes from many places: the corpora and held-out sets, `vocab_size` of an
 objective, a teacher's head, a table of a teacher's likeliest tokens. Each is checked here, by the footers of files

@@ -1,4 +1,4 @@
-"""What a run may go on with: the stages that a checkpoint was made with, against those of the configuration.
+"""Decides whether a run may resume: compares the stages of the checkpoint with those of the configuration.
 
 A checkpoint's payload holds, beside the run's state, a `RunOutline`: of each stage its name, target, optimizer, stop
 rule and arms, and of each arm its share, its loss and what decides its documents. Stages are known by their names, in

@@ -1,4 +1,4 @@
-"""What is trained when: stages one after the other, arms side by side inside a stage, all of it in one YAML.
+"""The schedule of a run, in one YAML: stages in sequence, and arms that alternate within a stage.
 
 A *stage* (warm start, rescored, SFT, DPO) has a target in trained tokens and may end before it by a stop rule. An
 *arm* is a share of a stage's optimizer steps that has a loss and a stream of documents of its own; a step is of one

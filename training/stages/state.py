@@ -1,4 +1,4 @@
-"""Everything of a run that is not a tensor: counters, places in the streams, and what the last evaluations found.
+"""The state of a run other than tensors: counters, positions in the streams, and results of the last evaluations.
 
 It travels in the checkpoint's manifest as JSON and is the same for every number of ranks.
 """

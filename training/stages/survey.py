@@ -1,4 +1,4 @@
-"""What the stages of a run leave out and whether their documents suffice, known before the first step of the run.
+"""Finds, before the first step, which documents the stages of a run drop and whether the rest suffice.
 
 What arms read alike (a corpus, its tables of scores, packs of a size, shares of cells) is surveyed once, from the
 narrow index columns. Each rank reads its part of the rows, and one exchange makes the result the same on every rank.

@@ -1,1 +1,1 @@
-"""Teachers: asked for log-probabilities of a corpus, or frozen beside a student."""
+"""Teachers: they score a corpus, or run frozen beside a student."""

@@ -1,4 +1,4 @@
-"""The teacher whose logits an objective compares with: a student's kind of model that is only asked."""
+"""The frozen teacher whose logits an objective compares with: a model like a student, used only for inference."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The prompt of a row as a teacher of another reasoning effort has to see it.
+"""The prompt of a row, changed for a teacher with another reasoning effort.
 
 The effort is one line of the Harmony system message ("Reasoning: medium"). That message's text is taken from the row's
 own tokens, the line is changed, and the text is encoded again by the corpus's tokenizer, which is what rendering the

@@ -1,4 +1,4 @@
-"""Which rows of a corpus a teacher scores: a share of its tokens, the long and hard rows of every cell first.
+"""Chooses the rows of a corpus that a teacher scores: a share of its tokens, long and hard rows of every cell first.
 
 The budget (a fraction of the tokens of all rows) is shared among the cells: `balanced` gives each the same and what a
 small cell cannot use to the others, `proportional` gives each its own share. Inside a cell rows come in the order of

@@ -1,4 +1,4 @@
-"""Teachers: log-probabilities of given tokens after given tokens, from a local model or a server.
+"""Teachers: log-probabilities of given tokens after given prompts, from a local model or a server.
 
 The request and the answer of every teacher, and the configuration of a local one. No torch here: a run that drives
 other processes, or asks a server, needs none. The two teachers are local.py and server.py beside this file.

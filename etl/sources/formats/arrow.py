@@ -64,7 +64,7 @@ def read_arrow(location: Location, shape: Shape, piece: InputPiece, limits: Limi
         with decoding(str(location)):
             is_whole = file.is_whole()
         if not is_whole:
-            raise SourceError(f"{location} is cut short behind row {row}; replace or remove it")
+            raise SourceError(f"{location} is truncated after row {row}; replace or remove it")
 
 
 class Ipc(io.RawIOBase):

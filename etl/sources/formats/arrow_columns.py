@@ -52,7 +52,7 @@ class ArrowColumns:
         found = cls(shape, wanted, folders)
         twice = [name for name in found.roots if schema.names.count(name) > 1]
         if twice:
-            raise SourceError(f"{location} has more than one column of each of the names {twice}; rename all but one")
+            raise SourceError(f"{location} has several columns named {twice}; rename all but one")
         for path, root in wanted.items():
             if path == root:
                 for use in _uses(path, shape):
@@ -115,7 +115,7 @@ def _check_type(column: str, kind: pa.DataType, use: Use) -> None:
         return
     if use in ("kept", "field"):
         key = "meta" if use == "kept" else "fields"
-        raise SourceError(f"{column} is {kind}, and {part} has no form as JSON; take it out of the source's `{key}`")
+        raise SourceError(f"{column} is {kind}, and {part} has no form as JSON; remove it from the source's `{key}`")
     raise SourceError(f"{column} is {kind}, {'JSON' if use == 'nested' else 'text'} is needed")
 
 

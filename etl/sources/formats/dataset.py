@@ -45,7 +45,7 @@ def read_dataset(location: Location, piece: InputPiece, source: Source, name: st
         folders = {column: value for column, value in piece.file.partitions.items() if column not in names}
         missing = [column for column in _REQUIRED if column not in names and column not in folders]
         if missing:
-            raise DataError(f"{location} lacks the columns {missing} of a prompt; name a corpus, or `ingest`")
+            raise DataError(f"{location} lacks the columns {missing} of prompts; give a corpus, or `ingest`")
         fields = {called: field.column or called for called, field in source.fields.items()}
         columns = [column for column in dict.fromkeys([*PROMPT.names, *fields.values()]) if column in names]
         for group in range(piece.start, end):

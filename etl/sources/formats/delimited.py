@@ -141,7 +141,7 @@ def rows_of(location: Location, stream: io.TextIOWrapper, limits: Limits = _LIMI
             wrong = str(error)
             if "unexpected end of data" in wrong:
                 begun = reader.line_num - lines.num_lines + 1
-                raise SourceError(f"{location}: a quote of the row in line {begun} does not end") from error
+                raise SourceError(f"{location}: a quote in the row of line {begun} is not closed") from error
         if lines.is_too_long:
             lost = too_long(lines.num_bytes, limits)
             yield number, Broken(lost.reason, lost.detail, lines.text()[: raw.RAW_BYTES])

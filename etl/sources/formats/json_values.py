@@ -95,7 +95,7 @@ def values(place: str, stream: IO[bytes], max_bytes: int) -> Iterator[list[Value
         data = np.frombuffer(block, np.uint8)
         count = _find(data, offset, state, starts, ends)
         if count < 0:
-            raise SourceError(f"{place} goes on behind the end of its array, at byte {offset - count - 1:,}")
+            raise SourceError(f"{place} continues after the end of its array, at byte {offset - count - 1:,}")
         found: list[Value] = []
         for start, end in zip(starts[:count].tolist(), ends[:count].tolist(), strict=True):
             text = pending + block[: end - offset] if start < offset else block[start - offset : end - offset]
@@ -110,7 +110,7 @@ def values(place: str, stream: IO[bytes], max_bytes: int) -> Iterator[list[Value
         if state[_DEPTH] == 0:
             yield [(int(state[_START]), pending, offset - int(state[_START]))]
         else:
-            raise SourceError(f"{place} is cut short: it ends inside a value or an array; replace or remove it")
+            raise SourceError(f"{place} is truncated: it ends inside a value or an array; replace or remove it")
 
 
 _DEPTH, _IN_TEXT, _ESCAPED, _START, _BASE, _SEEN, _CLOSED, _STATE = range(8)

@@ -219,7 +219,7 @@ def _block(location: Location, record: Any, limits: Limits) -> bytes:
     block: bytes = record.reader.read(wanted) if wanted else b""
     num_bytes = len(block) + record.reader.consume()
     if record.headers.get("Content-Length") is None or num_bytes != record.content_length:
-        raise SourceError(f"{location} is cut short in the record at byte {record.stream_pos:,}; replace or remove it")
+        raise SourceError(f"{location} is truncated in the record at byte {record.stream_pos:,}; replace or remove it")
     return block
 
 

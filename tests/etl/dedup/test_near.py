@@ -42,8 +42,11 @@ def test_bands_that_are_given_are_taken() -> None:
     [
         ({"bands": 14}, "give both bands and rows, or neither"),
         ({"rows": 8}, "give both bands and rows, or neither"),
-        ({"bands": 17, "rows": 8}, "17 bands of 8 rows need 136 permutations, num_perm is 128; lower bands or rows"),
-        ({"bands": 2, "rows": 3, "num_perm": 5}, "2 bands of 3 rows need 6 permutations, num_perm is 5"),
+        (
+            {"bands": 17, "rows": 8},
+            "17 bands of 8 rows need 136 permutations, but num_perm is 128; lower bands or rows",
+        ),
+        ({"bands": 2, "rows": 3, "num_perm": 5}, "2 bands of 3 rows need 6 permutations, but num_perm is 5"),
         ({"threshold": 0.1, "num_perm": 8}, r"8 permutations cannot find pairs at 0\.1 with probability 0\.998"),
         ({"threshold": 0}, "greater than 0"),
         ({"threshold": 1.01}, "less than or equal to 1"),

@@ -157,7 +157,7 @@ def test_a_control_token_in_a_wrong_place_is_no_text(text, place):
 
 
 def test_an_unknown_role_is_refused():
-    with pytest.raises(ConfigError, match="next_role 'critic' is no role of Harmony; there are system, developer"):
+    with pytest.raises(ConfigError, match="next_role 'critic' is not a Harmony role; the roles are system, developer"):
         parse([5], "critic")
 
 

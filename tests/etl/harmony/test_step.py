@@ -186,7 +186,7 @@ def test_dates(date):
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["conversation_start_date", "knowledge_cutoff"])
 def test_what_is_no_date_is_refused(key, date):
-    with pytest.raises(ValidationError, match="is no date; write 2025-06-28, 2025-06 or 2025, or null for none"):
+    with pytest.raises(ValidationError, match="is not a date; write 2025-06-28, 2025-06 or 2025, or null for none"):
         HarmonyStep.model_validate({key: date})
 
 
@@ -196,7 +196,7 @@ def test_the_system_message_has_no_further_lines_and_nothing_a_control_token():
             HarmonyStep(system=text)
     for key in ("system", "developer"):
         for mark in ("<|end|>", "<|reserved_200500|>"):
-            with pytest.raises(ValidationError, match="is a control token; write it in another way"):
+            with pytest.raises(ValidationError, match="is a control token; write it differently"):
                 HarmonyStep.model_validate({key: f"a {mark}"})
     assert HarmonyStep(developer="a\n\nb <|x|>", system="<| end |>").developer == "a\n\nb <|x|>"
 

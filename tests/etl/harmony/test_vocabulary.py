@@ -73,7 +73,7 @@ def test_another_vocabulary_is_refused_with_both_digests(tmp_path):
 
 def test_a_bpe_with_other_ranks_is_refused(fresh, monkeypatch):
     monkeypatch.setattr(vocabulary, "NUM_TEXT_TOKENS", 1000)
-    with pytest.raises(ConfigError, match="does not carry the ranks"):
+    with pytest.raises(ConfigError, match="does not have the ranks"):
         load_bpe()
 
 

@@ -171,7 +171,7 @@ def test_the_order_of_fields_is_that_of_the_columns(tmp_path):
             {},
             "source 'web': the field 'perplexity' has the name of a column of the step 'perpl",
         ),
-        ({}, {"Cluster_Size": "int"}, "'Cluster_Size' is a column that tables have already"),
+        ({}, {"Cluster_Size": "int"}, "every table already has a column 'Cluster_Size'"),
         (
             {},
             {"semantic_cluster_id": "string"},

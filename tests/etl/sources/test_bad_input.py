@@ -387,8 +387,8 @@ def test_a_file_of_no_bytes_is_an_error_where_the_format_has_some(tmp_path, name
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"[" + GOOD + b"] and more", "goes on behind the end of its array, at byte 33"),
-        (b"[" + GOOD + b"] [1]", "goes on behind the end of its array, at byte 33"),
+        (b"[" + GOOD + b"] and more", "continues after the end of its array, at byte 33"),
+        (b"[" + GOOD + b"] [1]", "continues after the end of its array, at byte 33"),
         (b"[" + GOOD + b',{"q": "x', "is cut short"),
         (b"[\n" + GOOD + b",\n", "is cut short"),
     ],

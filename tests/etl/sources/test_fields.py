@@ -199,10 +199,10 @@ def test_short_and_long_forms(tmp_path):
         ("  s: doubel", "fields.s: 'doubel' is not known; did you mean 'double'"),
         ("  s: {column: x}", "fields.s.type: is missing"),
         ("  a-b: int", "fields.a-b: must match"),
-        ("  language: string", r"'language' is a column that tables have already; .*{type: string, column: language}"),
-        ("  Input_IDs: string", "'Input_IDs' is a column that tables have already"),
+        ("  language: string", r"every table already has a column 'language'; .*{type: string, column: language}"),
+        ("  Input_IDs: string", "every table already has a column 'Input_IDs'"),
         ("  split: string", "'split' is a column"),
-        ("  s: int\n  S: int", "'s' and 'S' differ in letter case alone"),
+        ("  s: int\n  S: int", "'s' and 'S' differ only in letter case"),
         ("  s: {type: double, of: count}", "`of: count` gives values of type int, not double"),
         ("  s: {type: int, of: any}", "`of: any` gives values of type bool, not int"),
         ("  s: {type: int, of: some}", "fields.s.of"),
@@ -227,7 +227,7 @@ def test_fields_of_several_sources():
     assert union(fields) == pa.schema([("x", pa.int64()), ("y", pa.bool_()), ("z", pa.float64())])
     with pytest.raises(ConfigError, match="the field 'x' has the type double in the source 'b' and int in 'a'"):
         union({"a": {"x": field("int")}, "b": {"x": field()}})
-    with pytest.raises(ConfigError, match="the field 'X' of the source 'b' and 'x' of 'a' differ in letter case"):
+    with pytest.raises(ConfigError, match="the field 'X' of the source 'b' and 'x' of 'a' differ only in letter case"):
         union({"a": {"x": field("int")}, "b": {"X": field("int")}})
 
 
@@ -385,7 +385,7 @@ def test_a_column_without_a_form_is_an_error_that_names_it(tmp_path):
     table = pa.table({"q": ["q", "r"], "a": ["a", "b"], "u": union_type})
     with pa.ipc.new_file(str(tmp_path / "x.arrow"), table.schema) as file:
         file.write_table(table)
-    with pytest.raises(SourceError, match=r"column 'u' is .*take it out of the source's `fields`"):
+    with pytest.raises(SourceError, match=r"column 'u' is .*remove it from the source's `fields`"):
         read(tmp_path, shape_of({"u": field("string")}))
 
 

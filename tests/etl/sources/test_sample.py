@@ -161,5 +161,5 @@ def test_without_the_dialogue_package_the_error_says_what_to_install(monkeypatch
 
 def test_a_python_without_sources_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sample.sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(ConfigError, match="no sources of its standard library"):
+    with pytest.raises(ConfigError, match="no source code of its standard library"):
         list(sample._functions())

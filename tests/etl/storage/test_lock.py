@@ -322,7 +322,7 @@ def test_a_store_that_overwrites_what_it_should_create_is_refused(folder):
     if folder.is_local:
         pytest.skip("a local disk is known to create")
     careless = Overwrites(folder.url)
-    with pytest.raises(ConfigError, match=r"cannot create an object only where none is.*single_writer: true"):
+    with pytest.raises(ConfigError, match=r"cannot create objects conditionally.*single_writer: true"):
         RunLock(careless).__enter__()
     assert list(folder.walk()) == []
     with RunLock(replace(careless, single_writer=True)):

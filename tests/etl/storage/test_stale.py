@@ -132,6 +132,6 @@ def test_a_corpus_without_the_run_that_made_it_is_taken_as_it_is(output, tmp_pat
     shutil.copytree(f"{output.path}/corpus", tmp_path / "elsewhere" / "corpus")
     assert outdated(str(tmp_path / "elsewhere" / "corpus")) == ""
     (output / RECORD).replace(b"{")
-    assert "cannot be looked at" in outdated(output / "corpus")
+    assert "cannot be read" in outdated(output / "corpus")
     (output / RECORD).remove()
     assert outdated(output / "corpus") == ""

@@ -143,5 +143,5 @@ def test_ages(text, age_s):
 
 @pytest.mark.parametrize("text", ["", "24", "h", "-1h", "1w", "1h "])
 def test_ages_that_are_none(text):
-    with pytest.raises(ConfigError, match="is no age"):
+    with pytest.raises(ConfigError, match="is not an age"):
         parse_age(text)

@@ -137,7 +137,7 @@ def test_a_changed_file_is_told(make, engine):
     data[len(data) // 2] ^= 1
     file.replace(bytes(data))
     for stage in (1, 3):
-        with pytest.raises(DataError, match=r"optim_states\.pt is not what its receipt says"):
+        with pytest.raises(DataError, match=r"optim_states\.pt does not match its receipt"):
             checkpoints.load(engine_of(make_engine({"stage": stage, "bf16": False})), found, seed=0)
     file.remove()
     with pytest.raises(DataError, match=r"optim_states\.pt is gone"):
@@ -175,7 +175,9 @@ def test_an_upload_that_fails_costs_no_training_and_no_older_checkpoint(make, en
     assert checkpoints.failures == 1
     assert "step-00000002" in caplog.text
     assert "/dev/null/no-folder" in caplog.text
-    with pytest.raises(SourceError, match=r"step-00000003-\w+ is not complete \(rank 0: .*its files stay in .*saves"):
+    with pytest.raises(
+        SourceError, match=r"step-00000003-\w+ is not complete \(rank 0: .*its files are kept in .*saves"
+    ):
         checkpoints.wait()
     (kept,) = (checkpoints.scratch / "saves").iterdir()
     assert kept.name.startswith("step-00000003")

@@ -79,7 +79,7 @@ def test_the_manifest_comes_when_all_receipts_are_there(root, tmp_path):
 def test_a_receipt_that_never_comes_is_told(root, tmp_path):
     first = upload(root, new_tag(1), tmp_path / "0", commit=commit_of(2, timeout_s=0.1))
     assert not first.wait_for_end()
-    assert "rank 1 has left no receipt within commit_timeout_s = 0.1" in str(first.error)
+    assert "rank 1 has written no receipt within commit_timeout_s = 0.1" in str(first.error)
 
 
 def test_giving_up_ends_the_wait_for_receipts(root, tmp_path):
@@ -112,7 +112,7 @@ def test_a_damaged_manifest_is_told(root, tmp_path):
 def test_a_download_appears_only_when_it_is_right(root, tmp_path):
     (root / "file").replace(b"content")
     wrong = CheckpointFile(name="file", bytes=7, sha256="0" * 64)
-    with pytest.raises(DataError, match="is not what its receipt says"):
+    with pytest.raises(DataError, match="does not match its receipt"):
         download(root / "file", wrong, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
@@ -210,7 +210,7 @@ def test_a_store_that_cannot_be_reached_is_told_and_the_files_stay(server, here,
     checkpoints.root = Location(place.url, {**server.options, **one_try, "endpoint_url": f"http://127.0.0.1:{port}"})
     checkpoints.save(engine_of(engine), {"step": 2})
     with pytest.raises(
-        SourceError, match=r"step-00000002-\w+ is not complete .*s3://checkpoints/other.*its files stay in"
+        SourceError, match=r"step-00000002-\w+ is not complete .*s3://checkpoints/other.*its files are kept in"
     ):
         checkpoints.wait()
     assert len([path for path in (tmp_path / "scratch" / "saves").rglob("*") if path.is_file()]) >= 2

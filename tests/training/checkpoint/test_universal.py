@@ -114,6 +114,6 @@ def test_an_optimizer_that_keeps_more_than_adamw_is_refused(tmp_path):
 @pytest.mark.parametrize("claimed", [{"world": 1}, {"zero_stage": 3}, {"zero_stage": 0}])
 def test_files_that_are_not_what_the_layout_says_are_told(tmp_path, claimed):
     write_stage_1(tmp_path)
-    with pytest.raises(DataError, match="does not hold what ZeRO stage"):
+    with pytest.raises(DataError, match="does not contain what ZeRO stage"):
         convert(tmp_path, LAYOUT.model_copy(update=claimed), tmp_path / "universal")
     assert not (tmp_path / "universal" / "index.json").exists()

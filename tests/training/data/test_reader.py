@@ -135,7 +135,7 @@ def test_the_largest_token_id_must_have_a_place_in_each_vocabulary(tmp_path):
 def test_token_ids_that_the_footer_does_not_know_are_damage(tmp_path):
     write_corpus(tmp_path, num_train=20)
     reader = CorpusReader(str(tmp_path), "train")
-    with pytest.raises(DataError, match=r"row group 0 is damaged: it holds the token ids 0 to 96, .* says 0 to 95"):
+    with pytest.raises(DataError, match=r"row group 0 is damaged: it has the token ids 0 to 96, .* says 0 to 95"):
         decode(
             pq.read_table(tmp_path / reader.parts[0].path, partitioning=None), Teachers(None, None), "row group 0", 95
         )

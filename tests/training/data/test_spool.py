@@ -100,7 +100,7 @@ def test_a_write_that_is_cut_short_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"read\.cache_folder: no file can be made in .*absent"):
+    with pytest.raises(ConfigError, match=r"read\.cache_folder: cannot create a file in .*absent"):
         Spool(str(tmp_path / "absent"), 1 << 20)
 
 

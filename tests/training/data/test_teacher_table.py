@@ -137,7 +137,7 @@ def test_other_tables_and_double_ids_are_refused(tmp_path):
     with pytest.raises(SchemaError, match="is a CORPUS dataset"):
         TeacherTable(str(tmp_path / "other"))
     write(tmp_path / "twice", [[range(3)], [range(2, 4)]])
-    with pytest.raises(DataError, match="two rows of the id"):
+    with pytest.raises(DataError, match="two rows with the id"):
         TeacherTable(str(tmp_path / "twice"))
 
 

@@ -40,5 +40,5 @@ def test_what_is_no_model_is_refused(tmp_path):
     more = [f"model={tmp_path}", f"output={tmp_path}"]
     with pytest.raises(ConfigError, match=r"has no config\.json; give the local folder"):
         evaluate_conf(conf.load(EvaluateConfig, "demo", "evaluate", more))
-    with pytest.raises(ConfigError, match="a baseline cannot be called 'model'"):
+    with pytest.raises(ConfigError, match="a baseline cannot be named 'model'"):
         conf.load(EvaluateConfig, "demo", "evaluate", [*more, "baselines.model=x"])

@@ -161,7 +161,7 @@ def test_format_is_the_share_of_valid_completions_of_real_prompts(corpus):
 
 
 def test_a_split_without_a_prompt_that_is_short_enough_is_an_error(corpus):
-    with pytest.raises(DataError, match=r"has no conversation in the split validation; name another corpus"):
+    with pytest.raises(DataError, match=r"has no conversation in the split validation; give another corpus"):
         FormatSuite(corpus=corpus, max_prompt_tokens=1).run(Actor([[]]), "", 0)
 
 
@@ -184,7 +184,7 @@ def test_questions_are_answered_and_compared(tmp_path):
 def test_a_file_without_questions_is_refused(tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_text("\n")
-    with pytest.raises(DataError, match="has no question; name another file"):
+    with pytest.raises(DataError, match="has no question; give another file"):
         ReasoningSuite(file=str(path)).run(Actor(["2"]), "", 0)
 
 
@@ -201,7 +201,7 @@ def test_questions_that_cannot_be_read_are_refused(tmp_path, damage):
     }[damage]
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"q\.jsonl.* is damaged, or no UTF-8 text \(.*\); replace it"):
+    with pytest.raises(DataError, match=r"q\.jsonl.* is damaged, or not UTF-8 text \(.*\); replace it"):
         ReasoningSuite(file=str(path)).run(Actor(["2"]), "", 0)
 
 

@@ -273,7 +273,7 @@ def test_what_is_no_run_and_what_is_in_the_way_is_refused(harmony_run, tmp_path)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
     for target in (tmp_path / "precious", tmp_path / "precious" / "thesis.txt"):
-        with pytest.raises(ConfigError, match="holds something that is not an export"):
+        with pytest.raises(ConfigError, match="contains something that is not an export"):
             export(str(harmony_run[0]), str(target))
     assert [path.name for path in tmp_path.rglob("*")] == ["precious", "thesis.txt"]
 
@@ -285,7 +285,7 @@ def test_a_damaged_checkpoint_leaves_no_trace(harmony_run, tmp_path):
     path.unlink()
     path.write_bytes(data[:-1] + b"?")
     try:
-        with pytest.raises(DataError, match="is not what its receipt says"):
+        with pytest.raises(DataError, match="does not match its receipt"):
             export(checkpoint, str(tmp_path / "model"))
     finally:
         path.write_bytes(data)

@@ -132,7 +132,7 @@ def test_a_rank_that_ignores_the_signal_is_killed_with_its_children_after_the_gr
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 137
-    lost = "rank 0, 1 still ran 0.3 s after the signal and was killed; what was not saved is lost, complete checkpoints"
+    lost = "rank 0, 1 still ran 0.3 s after the signal and was killed; unsaved progress is lost, complete checkpoints"
     assert lost in told
     until(lambda: all(map(is_gone, ranks)))
 
@@ -144,8 +144,8 @@ def test_a_signal_before_training_has_begun_saves_nothing_and_says_so(start, tmp
     process.send_signal(number)
     _, told = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == code
-    assert f"{number.name} came before training had begun: there was nothing to save" in told
-    assert "has ended with" not in told
+    assert f"{number.name} before training had started: nothing to save" in told
+    assert "ended with" not in told
     assert all(map(is_gone, ranks))
 
 
@@ -165,7 +165,7 @@ def test_a_rank_that_crashes_takes_the_others_down_and_is_named(start, tmp_path)
     _, told = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1
     last = told.partition("stillhouse: ")[2]
-    assert last.startswith("rank 1 has ended with exit code 1, the others were stopped")
+    assert last.startswith("rank 1 ended with exit code 1; the others were stopped")
     assert last.endswith("  a line of progress\n  the disk of rank one is full\n")
     assert "[rank 1] the disk of rank one is full\n" in told
     assert all(map(is_gone, wait_for_ranks(tmp_path, 2)))
@@ -177,7 +177,7 @@ def test_a_rank_that_is_killed_gives_the_code_of_a_shell(start, tmp_path):
     os.kill(int((tmp_path / "ready-1").read_text()), signal.SIGKILL)
     _, told = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 137
-    assert "rank 1 has ended with SIGKILL" in told
+    assert "rank 1 ended with SIGKILL" in told
     assert all(map(is_gone, ranks))
 
 

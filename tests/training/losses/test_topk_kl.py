@@ -127,5 +127,5 @@ def test_top_k_is_refused_at_a_temperature_that_it_was_not_stored_at():
 
 
 def test_a_table_without_top_k_is_refused():
-    with pytest.raises(ConfigError, match="holds no top-k"):
+    with pytest.raises(ConfigError, match="has no top-k"):
         TopKDivergence().check_stored(1.0, topk=0)

@@ -119,7 +119,7 @@ def test_a_users_module_gives_logits_over_the_vocabulary():
 def test_a_function_that_is_no_factory_is_not_called(tmp_path):
     started = {"()": "subprocess.Popen", "args": ["touch", str(tmp_path / "ran")]}
     gadget = {"factory": "logging.config:dictConfig", "params": {"version": 1, "formatters": {"x": started}}}
-    with pytest.raises(ConfigError, match="put @student_factory"):
+    with pytest.raises(ConfigError, match="decorate the function with @student_factory"):
         build_student(ModelConfig.model_validate(gadget), seed=0)
     assert not (tmp_path / "ran").exists()
 

@@ -58,7 +58,7 @@ def test_a_wrong_parameter_is_named():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"heads": 3, "kv_heads": 2}, "heads is 3, it must be a multiple of kv_heads, 2"),
+        ({"heads": 3, "kv_heads": 2}, "heads is 3, but must be a multiple of kv_heads, 2"),
         ({"experts_per_token": 5}, "experts_per_token is 5, more than the 4 experts"),
     ],
 )

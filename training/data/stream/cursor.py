@@ -1,4 +1,4 @@
-"""The plan of a cursor: one sequence of steps over a corpus, which the arms of a stage that share it take in turn.
+"""The plan of a cursor: one sequence of steps over a corpus, taken in turn by the arms that share it.
 
 Arms that join other side tables (a teacher's, say, that has scored a part of the corpus) read other documents; such
 arms are *classes* of the cursor. Inside a segment a lane's packs are planned class by class, the one that can read the
@@ -114,8 +114,8 @@ class CursorPlan:
         config.check_world(own.world)
         if config.clusters is not None and not own.has_clusters:
             raise ConfigError(
-                f"data.clusters is set, but the rows of {config.corpus} have no semantic clusters; list 'semantic' in "
-                "the recipe's stages, or leave data.clusters out"
+                f"data.clusters is set, but the rows of {config.corpus} have no semantic clusters; list 'semantic' "
+                "in the recipe's stages, or remove data.clusters"
             )
         self.config = config = config.resolved(own.parts)
         self.own = own
@@ -174,8 +174,8 @@ class CursorPlan:
         self.log.start(begun)
         if self.log.digest_at(begun) != state.log_digest:
             raise ConfigError(
-                f"the decisions up to segment {begun} are not those that the checkpoint was made with; put "
-                "back the decision log that lay beside it, or start in another `output`"
+                f"the decisions up to segment {begun} are not those of the checkpoint; restore the decision log "
+                "that was beside it, or start in another `output`"
             )
         return begun
 
@@ -218,8 +218,8 @@ class CursorPlan:
                 for pattern in plan.groups_without_documents(policy):
                     reasons = {reason: count for reason, count in self.supply(class_).left_out.items() if count}
                     raise ConfigError(
-                        f"data.shares gives '{pattern}' a share, but lane {lane} has no document of it that can be "
-                        f"trained on (left out in this rank's lanes: {reasons or 'none'}); lower data.lanes, raise "
+                        f"data.shares gives '{pattern}' a share, but lane {lane} has no such document to train on "
+                        f"(dropped in this rank's lanes: {reasons or 'none'}); lower data.lanes, raise "
                         "data.pack_tokens for longer documents, or set data.on_exhausted to redistribute"
                     )
 

@@ -1,4 +1,4 @@
-"""Deals the documents of a corpus to lanes, so that each lane is a small image of the whole corpus.
+"""Distributes the documents of a corpus to lanes, so that each lane is a small image of the whole corpus.
 
 Cell by cell the row groups lie in a seeded order on a line of tokens, and the line is cut into as many equal intervals
 as there are lanes; a lane gets the same interval of every cell, and a row group is cut into row ranges only where a

@@ -1,4 +1,4 @@
-"""The decision log: one immutable record a segment, written before the segment starts.
+"""The decision log: one immutable record per segment, written before the segment starts.
 
     decisions/000000.json    kind "initial": the recipe, the seed, the corpus
     decisions/000001.json    kind "keep": nothing changes
@@ -181,7 +181,7 @@ class DecisionLog:
         store = FolderStore(folder)
         first = _read(store, 0)
         if first is None:
-            raise ConfigError(f"{folder} has no decision log; start the run first, its recipe says what it begins with")
+            raise ConfigError(f"{folder} has no decision log; start the run first")
         return cls(store, first)
 
     @classmethod
@@ -193,7 +193,7 @@ class DecisionLog:
         if found != mine:
             is_old = {"after", "classes"} & (mine.value.keys() - found.value.keys())
             raise ConfigError(
-                f"the run in {store} began with another stream ({_difference(found.value, mine.value)}); "
+                f"the run in {store} started with another stream ({_difference(found.value, mine.value)}); "
                 "give this one another `output`, or remove that folder"
                 + (f". If there is a checkpoint beside it, {OLD_ORDER}" if is_old else "")
             )
@@ -236,15 +236,15 @@ class DecisionLog:
             while self._store.read(free) is not None:
                 free += 1
             raise ConfigError(
-                f"segment {segment} of {self._store} has its record (kind '{found.kind}'), and records never change; "
-                f"the first free segment from there on is {free}"
+                f"segment {segment} of {self._store} has its record (kind '{found.kind}'), and records never "
+                f"change; the next free segment is {free}"
             )
         return mine
 
     def _after(self, policy: Policy, record: Record) -> Policy:
         """The policy with what a record changes."""
         if record.segment < 1:
-            raise ConfigError(f"segment {record.segment} is not to be decided on, 0 is the recipe's; name 1 or later")
+            raise ConfigError(f"segment {record.segment} cannot be decided: 0 is the recipe's; give 1 or later")
         origin = f"decision '{record.kind}' of segment {record.segment}"
         if record.kind not in KINDS:
             near = difflib.get_close_matches(record.kind, KINDS, n=1, cutoff=0.0)
@@ -253,7 +253,7 @@ class DecisionLog:
         if not set(required) <= set(record.value) <= set(allowed):
             raise ConfigError(
                 f"{origin}: it sets {', '.join(sorted(record.value)) or 'nothing'}; it must set "
-                f"{', '.join(required) or 'nothing'}, and may set no more than {', '.join(allowed) or 'that'}"
+                f"{', '.join(required) or 'nothing'}, and may only set {', '.join(allowed) or 'that'}"
             )
         return check(Policy, {**policy.model_dump(), **record.value}, origin)
 
@@ -276,13 +276,15 @@ def _read(store: Store, segment: int) -> Record | None:
     data = store.read(segment)
     if data is None:
         return None
-    remedy = "put the old one back, or go on from a checkpoint before it in another `output`"
+    remedy = "restore the old one, or continue from an earlier checkpoint in another `output`"
     try:
         record = parse_object(data, Record)
         if segment == 0:
             Initial.model_validate(record.value)
     except ValidationError as error:
-        raise DataError(f"the first record in {store} begins no stream: it lacks cells or recipe; {remedy}") from error
+        raise DataError(
+            f"the first record in {store} cannot start a stream: it lacks cells or recipe; {remedy}"
+        ) from error
     except NotOursError as error:
         raise DataError(f"the record of segment {segment} in {store} is damaged: {error}; {remedy}") from error
     if record.segment != segment or record != Record.of(segment, record.kind, record.value):

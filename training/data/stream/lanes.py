@@ -1,4 +1,4 @@
-"""What one rank sees of the stream: it owns some lanes, reads only those, and gives its packs of every global step.
+"""One rank's view of the stream: it owns some lanes, reads only those, and gives its packs of every global step.
 
 At the start of a segment the rank plans its lanes from their index (cursor.py) and reads, in one sweep, the documents
 that its packs from here on need; a resumed rank so never reads what is behind it. When half of a segment has been given

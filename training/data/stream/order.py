@@ -1,4 +1,4 @@
-"""Which lane gives pack p of the run, and which rank owns which lane: numbers only.
+"""Which lane gives pack p of the run, and which rank owns which lane; only numbers.
 
 Ranks own contiguous blocks of lanes, so that they share few row groups; the lanes take turns in an order that spreads
 any few consecutive packs over all blocks, whatever the number of ranks. For 2^a, 3 · 2^a and 7 · 2^a lanes (2^a <= 64)

@@ -1,4 +1,4 @@
-"""Streaming packing by look-ahead: the oldest document opens a pack, and the last two fill it to the brim.
+"""Streaming packing with look-ahead: the oldest document opens a pack, and the last two fill it completely.
 
 A buffer of the next `lookahead` documents is kept sorted by length. Each pack takes the oldest document, so that none
 waits for ever, and goes on with the oldest ones for as long as no two can reach the end of the pack; then the one or

@@ -1,4 +1,4 @@
-"""What the training stream is a function of: recipe, corpus, position; and what planning knows of each document.
+"""The inputs of the training stream (recipe, corpus, position), and what planning knows of each document.
 
 The stream is a pure function of (manifest, recipe, seed, decision log). The corpus is dealt to L canonical *lanes*,
 each a small image of the whole (deal.py). Lanes take turns in a fixed order, one pack a turn, and a global step
@@ -94,7 +94,7 @@ class StreamConfig(Config):
     @classmethod
     def _at_least_one(cls, epochs: int | str) -> int | str:
         if isinstance(epochs, int) and epochs < 1:
-            raise ValueError(f"{epochs} epochs read nothing; give 1 or more, or auto")
+            raise ValueError(f"{epochs} epochs would read nothing; give 1 or more, or auto")
         return epochs
 
     @field_validator("shares")

@@ -1,4 +1,4 @@
-"""The documents of one rank's lanes, and which of them each side table has: read once, for all plans over them.
+"""The documents of one rank's lanes, and which of them each side table has; read once for all plans.
 
 A stage that goes on where others stopped plans the streams of those again (cursor.py); all of these plans are over the
 same lanes. Memory: about 60 bytes a document, and one byte for each table.

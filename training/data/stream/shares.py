@@ -39,7 +39,7 @@ class Groups:
         for pattern in shares:
             if pattern not in owner:
                 raise ConfigError(
-                    f"the pattern '{pattern}' of data.shares names no cell that is left for it; the corpus has "
+                    f"the pattern '{pattern}' of data.shares matches no remaining cell; the corpus has "
                     f"{', '.join(cells)}"
                 )
         patterns = tuple(sorted(pattern for pattern, share in shares.items() if share > 0))
@@ -69,8 +69,8 @@ def _owner(cell: str, patterns: list[str]) -> str | None:
     naming = sorted((p for p in patterns if fnmatchcase(cell, p)), key=_exactness)
     if len(naming) > 1 and _exactness(naming[-1]) == _exactness(naming[-2]):
         raise ConfigError(
-            f"the patterns '{naming[-2]}' and '{naming[-1]}' of data.shares both name the cell {cell}; "
-            f"add '{cell}' with a share of its own"
+            f"the patterns '{naming[-2]}' and '{naming[-1]}' of data.shares both match the cell {cell}; add "
+            f"'{cell}' with a share of its own"
         )
     return naming[-1] if naming else None
 

@@ -1,4 +1,4 @@
-"""What the trainer asks of a stream, whoever makes it: global steps in order, a state to resume from, an end.
+"""The interface of a stream to the trainer: global steps in order, a state to resume from, an end.
 
 `RankStream` (lanes.py beside this file) draws documents from a corpus; training/stages/stream.py deals the steps of a
 stage to one `DocumentStream` a cursor and is itself a `Stream`.

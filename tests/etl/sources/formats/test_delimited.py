@@ -64,8 +64,8 @@ def test_a_file_without_rows_gives_none(tmp_path, text):
     ("text", "message"),
     [
         ("id,q,n\n1,b,c\n", r"lacks the columns \['a'\]"),
-        ("id,q,a,a\n1,b,c,d\n", "more than one column"),
-        ('id,q,a,n\n1,b,c,d\n2,"b,c,d\n3,b,c,d\n', "a quote of the row in line 3 does not end"),
+        ("id,q,a,a\n1,b,c,d\n", "several columns"),
+        ('id,q,a,n\n1,b,c,d\n2,"b,c,d\n3,b,c,d\n', "a quote in the row of line 3 is not closed"),
         ("id,q,a,n\n".encode("utf-16"), "is UTF-16"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_file_that_is_cut_short_is_an_error(tmp_path, text):
 
 def test_a_file_that_goes_on_behind_its_array_is_an_error(tmp_path):
     (tmp_path / "x.json").write_text('[{"q": "1",\n "a": "b"}]\n\n {"q": "2"}')
-    with pytest.raises(SourceError, match="goes on behind the end of its array, at byte 26"):
+    with pytest.raises(SourceError, match="continues after the end of its array, at byte 26"):
         rows_of(tmp_path / "x.json", SHAPE)
 
 

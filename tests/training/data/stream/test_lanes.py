@@ -183,7 +183,7 @@ def test_a_checkpoint_of_another_log_is_refused(corpus, tmp_path):
     with closing(other), pytest.raises(ConfigError, match="decisions up to segment 1 are not those"):
         other.seek(state)
     other = opener(corpus, config)(0, 1)
-    with closing(other), pytest.raises(ConfigError, match="not those that the checkpoint was made with"):
+    with closing(other), pytest.raises(ConfigError, match="not those of the checkpoint"):
         other.seek(StreamState("0" * 32, 0, 0))
 
 

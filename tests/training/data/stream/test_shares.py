@@ -37,9 +37,9 @@ def test_without_shares_all_documents_are_one_group():
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
-        ({"B9/*": 1, "*": 1}, r"'B9/\*' of data.shares names no cell.* B1/C1, B1/C2"),
-        ({"B1/*": 1, "*/C2": 1}, r"'\*/C2' of data.shares both name the cell B1/C2; add 'B1/C2'"),
-        ({"B3/C?": 1, "B3/C1": 1}, "'B3/C.' of data.shares names no cell that is left"),
+        ({"B9/*": 1, "*": 1}, r"'B9/\*' of data.shares matches no remaining cell.* B1/C1, B1/C2"),
+        ({"B1/*": 1, "*/C2": 1}, r"'\*/C2' of data.shares both match the cell B1/C2; add 'B1/C2'"),
+        ({"B3/C?": 1, "B3/C1": 1}, "'B3/C.' of data.shares matches no remaining cell"),
     ],
 )
 def test_a_pattern_that_cannot_be_followed_is_named(shares, message):
