@@ -69,7 +69,7 @@ def test_a_segment_that_has_started_is_refused_naming_the_first_free_one(tmp_pat
     operator = DecisionLog.existing(Location.of(tmp_path))
     operator.append(3, "weights", {"weights": "uniform"})
     for segment in (1, 2):
-.*next free segment is 4"):
+        with pytest.raises(ConfigError, match=f"segment {segment} of .* has its record .*next free segment is 4"):
             operator.append(segment, "weights", {"weights": "uniform"})
     with pytest.raises(ConfigError, match="segment 0 cannot be decided"):
         operator.append(0, "keep", {})
