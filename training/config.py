@@ -140,7 +140,7 @@ class TrainConfig(Config):
                 "its documents are read",
                 f"set tokens to {ended.tokens:,}, data.epochs, or data.on_exhausted to repeat",
             ),
-            "stop rule": ("its stop rule held", f"to end at the schedule's rate, set tokens to {ended.tokens:,}"),
+            "stop rule": ("its stop rule applied", f"to end at the schedule's rate, set tokens to {ended.tokens:,}"),
         }
         reason, remedy = why[ended.reason]
         return (

@@ -145,10 +145,10 @@ def train(
 
 
 def _resumed(config: TrainConfig, found: Checkpoint, here: World) -> TrainState:
-    """The state of a checkpoint that the configuration may go on with; what has changed is said.
+    """The state of a checkpoint from which the configuration may resume; reports what has changed.
 
     Raises:
-        ConfigError: the stages of the configuration do not go on from those of the checkpoint.
+        ConfigError: the stages of the configuration cannot resume from those of the checkpoint.
     """
     now = config.outline()
     state, was = resume.of_payload(found.payload)
@@ -426,7 +426,7 @@ class Trainer:
         )
 
     def _newest_checkpoint(self) -> str | None:
-        """Where the newest complete one lies. Every rank must call it."""
+        """The place of the newest complete checkpoint. Every rank must call it."""
         found = self.checkpoints.newest()
         return None if found is None else str(self.checkpoints.root / found.tag)
 

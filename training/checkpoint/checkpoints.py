@@ -4,11 +4,11 @@
     ROOT/step-00000040-019a9f3c21d0/_receipts/<rank>.json    names, bytes and SHA-256 of a rank's files; create-only
     ROOT/step-00000040-019a9f3c21d0/manifest.json            all receipts and the state; last, create-only
 
-A rank writes its files into scratch on its own machine and trains on; a thread uploads them and leaves a receipt. Rank
-0's thread writes the manifest when all receipts are there. A kill at any moment leaves the last complete checkpoint as
-it was. At most one checkpoint is on its way: the next save waits for it. Training stands still for the write to scratch
-alone. Scratch holds one checkpoint of this machine's ranks, two while the store fails, and after a resume what was
-downloaded or converted, until the next checkpoint is complete.
+A rank writes its files into scratch on its own machine and continues to train; a thread uploads them and writes a
+receipt. Rank 0's thread writes the manifest when all receipts are there. A kill at any moment leaves the last complete
+checkpoint intact. At most one checkpoint is being uploaded: the next save waits for it. Training only pauses for the
+write to scratch. Scratch holds one checkpoint of this machine's ranks, or two while the store fails; after a resume it
+also holds the downloaded or converted files, until the next checkpoint is complete.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ class Checkpoints:
     def __init__(
         self, root: Location, scratch: Path, config: CheckpointConfig, world: World, identity: dict[str, Any]
     ) -> None:
-        """Open a root that this run alone writes to.
+        """Open a root to which only this run writes.
 
         Args:
             root: where checkpoints are kept.
@@ -127,7 +127,7 @@ class Checkpoints:
         Args:
             engine: its `deepspeed` is what is saved.
             payload: the run's state in JSON types; its `step` (int) names the checkpoint. The same on every rank.
-            score: held-out loss, lower is better; None where there is none.
+            score: held-out loss, lower is better; None if there is none.
 
         Raises:
             DataError: scratch cannot be written.
@@ -212,7 +212,8 @@ class Checkpoints:
         """Weights, optimizer and random states; hyperparameters stay as the engine has them.
 
         Equal layouts load DeepSpeed's files as they are, bit for bit. Others are converted into scratch, once a
-        machine. Random states are restored for the same number of ranks, and otherwise begin anew (`seed_generators`).
+        machine. Random states are restored for the same number of ranks, and otherwise seeded again
+        (`seed_generators`).
 
         Args:
             engine: a fresh one.
@@ -268,7 +269,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _same_hyperparameters(engine: Engine) -> Iterator[None]:
-    """A checkpoint holds rates and decays too; those of the configuration win."""
+    """A checkpoint also contains rates and decays; those of the configuration override them."""
     chosen = [{key: value for key, value in group.items() if key != "params"} for group in _groups(engine)]
     yield
     for group, values in zip(_groups(engine), chosen, strict=True):

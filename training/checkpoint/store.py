@@ -1,8 +1,8 @@
 """Checkpoints at their root: receipts, manifests, uploads in the background, and which ones are kept.
 
-What has no manifest.json does not exist for a reader. The manifest is written last and create-only; when a checkpoint
-goes, its manifest goes first. Folders without one, of uploads that never ended, go after the next commit. Every file is
-read once for its SHA-256, then uploaded, or hard-linked where root and scratch are on one disk.
+A folder without manifest.json does not exist for a reader. The manifest is written last and create-only, and is removed
+first. Folders without one, of unfinished uploads, are removed after the next commit. Every file is read once for its
+SHA-256, then uploaded, or hard-linked where root and scratch are on one disk.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ class Retention:
 
 
 def new_tag(step: int) -> str:
-    """A name for a checkpoint of a step; of two of one step the later one sorts behind (milliseconds since 1970)."""
+    """A name for the checkpoint of a step; of two for one step, the later sorts last (milliseconds since 1970)."""
     return f"step-{step:08d}-{time.time_ns() // 1_000_000:012x}"
 
 
@@ -103,7 +103,7 @@ def read_manifest(folder: Location) -> CheckpointManifest:
     """The manifest of a complete checkpoint.
 
     Raises:
-        DataError: it is gone or damaged.
+        DataError: it is missing or damaged.
     """
     try:
         return read_object(folder / MANIFEST, CheckpointManifest, "remove it to resume from an earlier one")
@@ -227,7 +227,7 @@ class Upload:
 
 
 class Commit:
-    """Rank 0's part: the manifest when all receipts are there, then retention."""
+    """Rank 0's part: the manifest as soon as all receipts exist, then retention."""
 
     def __init__(self, manifest: CheckpointManifest, retention: Retention, timeout_s: float) -> None:
         """`manifest` is whole but for its receipts; `timeout_s` bounds the wait for those."""

@@ -1,7 +1,7 @@
 """Reads torch's pickled files as data: tensors, plain values and the few classes below; any other class is refused.
 
-A checkpoint of somebody else may lie beside its own checksums, so those prove nothing. DeepSpeed reads its files with a
-call of its own, which takes everything; torch has a variable of the environment that overrules it.
+Somebody else's checkpoint may come with matching checksums, so those prove nothing. DeepSpeed reads its files with a
+call of its own that accepts everything; an environment variable of torch overrides that.
 """
 
 import os
@@ -28,7 +28,7 @@ _OF_NUMPY: Final[list[Any]] = [np.empty(0).__reduce__()[0], np.ndarray, np.dtype
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Inside it every `torch.load` of this process reads data alone, whatever its caller says.
+    """Inside it every `torch.load` of this process reads only data, regardless of its arguments.
 
     Raises:
         DataError: a file names another class.
@@ -51,7 +51,7 @@ def tensors_only() -> Iterator[None]:
 
 
 def load(path: Path, **more: Any) -> Any:
-    """What `torch.load` gives for a file of tensors and plain values; `more` goes to it.
+    """The result of `torch.load` for a file of tensors and plain values; `more` is passed on.
 
     Raises:
         DataError: the file names a class that is not known here.

@@ -1,9 +1,9 @@
 """Turns one pack of documents into the arrays of one training sequence; the only place that shifts labels.
 
 A span covers tokens [start, end) as *targets*: token t is predicted at row t - 1 of the same document. A document's
-first token is never a target and no row predicts across a document's end. Room that is left over is a document of its
-own that nothing attends to and nothing supervises; a pack without documents is all room. A compiled kernel fills the
-arrays: 0.02 ms for 8,192 tokens, all of collate included.
+first token is never a target, and no row predicts across a document's end. Remaining room is a document of its own that
+nothing attends to and nothing supervises; a pack without documents is only room. A compiled kernel fills the arrays:
+0.02 ms for 8,192 tokens, all of collate included.
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ from etl.arrays import I64
 
 @dataclass(frozen=True)
 class TeacherSignal:
-    """What a teacher said of the targets of some documents, flat."""
+    """A teacher's scores of the targets of some documents, flat."""
 
     entries: I64
     """[documents, 2]: document d has logp[entries[d, 0] : entries[d, 1]], one of each of its targets in the order of
@@ -29,7 +29,7 @@ class TeacherSignal:
 
 @dataclass(frozen=True)
 class Documents:
-    """Tokens and spans of some documents, and where each document lies in them."""
+    """Tokens and spans of some documents, and the range of each document in them."""
 
     input_ids: npt.NDArray[np.int32]
     span_kind: npt.NDArray[np.int8]
@@ -74,6 +74,6 @@ class Documents:
 
 
 def ranges(lengths: I64) -> I64:
-    """[n, 2] half-open ranges of these lengths, one behind the other."""
+    """[n, 2] consecutive half-open ranges of these lengths."""
     ends = np.cumsum(lengths, dtype=np.int64)
     return np.stack([ends - lengths, ends], axis=1)

@@ -1,6 +1,6 @@
 """Reads parts of a dataset by row group: some columns, and the largest value of a column from the footer.
 
-A footer is one read of the store. A row group whose footer says nothing of the column is read, that column alone.
+A footer is one read of the store. If it has no statistics of the column, the column of that row group is read.
 """
 
 import math
@@ -18,7 +18,7 @@ from etl.storage.manifest import Part
 
 @dataclass(frozen=True)
 class Largest:
-    """A largest value and where it lies."""
+    """A largest value and its place."""
 
     value: float
     """-inf where there is none; NaN takes no part."""
@@ -38,7 +38,7 @@ def largest_in(dataset: Dataset, parts: Sequence[Part], columns: Sequence[str]) 
     """The largest value of each column, of numbers or of lists of numbers, over all row groups of some parts.
 
     Raises:
-        DataError: a part is gone, of another size than the manifest's, or damaged.
+        DataError: a part is missing, of another size than the manifest's, or damaged.
     """
     found = dict.fromkeys(columns, NOTHING)
     for part in parts:

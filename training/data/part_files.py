@@ -33,7 +33,7 @@ class PartFiles:
         """Columns of a row group, each in at most one chunk.
 
         Raises:
-            DataError: the part is gone, of another size than the manifest's, or cannot be decoded.
+            DataError: the part is missing, of another size than the manifest's, or cannot be decoded.
         """
         return read_columns(self._file(part), self._dataset, self._parts[part], group, columns)
 

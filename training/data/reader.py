@@ -198,8 +198,8 @@ class CorpusReader:
         A null sampling weight counts as 1, and a row without a cluster is one of its own.
 
         Raises:
-            ConfigError: a row group holds a token id that a model has no place for, by its footer; names both sizes.
-            DataError: a part is gone, of another size than the manifest's, or damaged.
+            ConfigError: by its footer, a row group has a token id beyond a model's vocabulary; has both sizes.
+            DataError: a part is missing, of another size than the manifest's, or damaged.
         """
         return self.read_scored_index(units, seed, ())[0]
 
@@ -353,7 +353,7 @@ class CorpusReader:
 
 
 def beyond_vocabulary(place: str, corpus: str, largest: int, model: str, size: int) -> ConfigError:
-    """The error of a corpus that holds a token id which a model has no row for."""
+    """The error for a corpus with a token id beyond a model's vocabulary."""
     return ConfigError(
         f"{place} has the token id {largest:,}, so the vocabulary of {corpus} has at least {largest + 1:,} ids, "
         f"but {model} has {size:,}; use a model with the vocabulary that the corpus was tokenised with"
@@ -450,7 +450,7 @@ def _lengths(offsets: I64, rows: I64) -> I64:
 
 
 def _picked(values: npt.NDArray[Any], offsets: I64, rows: I64) -> npt.NDArray[Any]:
-    """The values of some rows, one behind the other."""
+    """The values of some rows, concatenated."""
     places = ranges(_lengths(offsets, rows))
     out = np.empty(int(places[-1, 1]) if len(places) else 0, values.dtype)
     copy_rows(values, offsets, rows, out, places[:, 0])

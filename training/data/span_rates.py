@@ -30,11 +30,11 @@ class SpanRates:
 
     @classmethod
     def of(cls, counts: I64, num_tokens: int) -> "SpanRates":
-        """From the counts [2 * kinds] of so many tokens."""
+        """From the counts [2 * kinds] over this many tokens."""
         return cls(counts / max(num_tokens, 1))
 
     def expected(self, num_tokens: int) -> F64:
-        """[2 * kinds]: what so many tokens bring on average."""
+        """[2 * kinds]: the average counts of this many tokens."""
         return self.per_token * num_tokens
 
 
@@ -58,7 +58,7 @@ def counted(dataset: Dataset, parts: Sequence[Part]) -> I64:
     """The counts [2 * kinds] of some parts, and behind them their tokens, from narrow columns.
 
     Raises:
-        DataError: a part is gone, of another size than the manifest's, or damaged.
+        DataError: a part is missing, of another size than the manifest's, or damaged.
     """
     columns = _COLUMNS if set(_COLUMNS) <= set(dataset.schema.names) else ("spans",)
     total = np.zeros(2 * len(SPAN_KINDS) + 1, np.int64)

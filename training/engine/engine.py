@@ -153,7 +153,7 @@ class Engine:
             return float(self.deepspeed.get_global_grad_norm())
         norm = float(nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), self._clip_norm))
         if not math.isfinite(norm):
-            self.deepspeed.zero_grad()  # AdamW leaves parameters without a gradient alone.
+            self.deepspeed.zero_grad()  # AdamW does not change parameters without a gradient.
         self.deepspeed.step()
         return norm
 
@@ -267,7 +267,7 @@ class Faults:
     """Counts the steps that were skipped one after the other, and ends the run when they are too many."""
 
     def __init__(self, max_in_a_row: int, newest_checkpoint: Callable[[], str | None]) -> None:
-        """`newest_checkpoint` says where the newest complete one lies, None where there is none."""
+        """`newest_checkpoint` returns the place of the newest complete checkpoint, or None."""
         self.last = ""
         """The last fault; empty before the first one."""
         self._max_in_a_row = max_in_a_row

@@ -97,7 +97,7 @@ _NOT_OF_ALL: Final = (
     "`stillhouse_manifest.json` says which."
 )
 _NO_PROMPTS: Final = (
-    "## How to prompt it\n\nNo tokenizer of Harmony lies here, so there is no chat template of the corpus."
+    "## How to prompt it\n\nThis export has no Harmony tokenizer, so it has no chat template of the corpus."
 )
 
 

@@ -122,7 +122,7 @@ def export(source: str, target: str, allow_code: bool = False) -> str:
         The URL of the target.
 
     Raises:
-        ConfigError: there is no complete checkpoint, something else lies at the target, the student is not of this
+        ConfigError: there is no complete checkpoint, the target contains something else, the student is not of this
             package and allow_code is not given, or the run's record has a preamble that no recipe can have.
         DataError: the checkpoint is damaged.
     """

@@ -29,7 +29,7 @@ def spoken(record: dict[str, Any]) -> Spoken:
     """From the record of a run (training/record/run_record.py).
 
     Raises:
-        ConfigError: the record holds a preamble that no recipe can have.
+        ConfigError: the record has a preamble that no recipe can have.
     """
     manifests = {url: record["corpora"][url] for url in _corpora(record["config"]) if url in record["corpora"]}
     talks = [url for url, manifest in manifests.items() if _talks(manifest)]
@@ -39,7 +39,7 @@ def spoken(record: dict[str, Any]) -> Spoken:
     others = [url for url in talks if told[url] not in (None, told[main])]
     notes = [f"{url} has another preamble than {main}, whose preamble the chat template begins with" for url in others]
     if told[main] is None:
-        notes = [f"the manifest of {main} is of a version that tells no preamble; {_ASSUMED}", *notes]
+        notes = [f"the manifest of {main} is of a version that does not record the preamble; {_ASSUMED}", *notes]
     step = conf.check(HarmonyStep, told[main] or {}, f"the preamble of {main} in the run's record")
     return Spoken(step.preamble(), main if told[main] else None, tuple(notes))
 

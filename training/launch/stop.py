@@ -20,7 +20,7 @@ _STOPPING = "stopping: the step at work is finished and saved; Ctrl-C again ends
 class Stop:
     """In a rank: set by SIGTERM or SIGINT, asked once a step.
 
-    The trainer all-reduces the flag, so that all ranks stop after the same step even if one of them alone was told.
+    The trainer all-reduces the flag, so that all ranks stop after the same step even if only one got the signal.
     """
 
     def __init__(self) -> None:

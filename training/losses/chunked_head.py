@@ -168,7 +168,7 @@ def _sweep(
 
 
 def _chunk_rows(bytes_per_row: int, logits_bytes: int) -> int:
-    """Rows whose logits exist at a time: what fits, in multiples of 64 where so many fit."""
+    """Number of rows whose logits exist at a time: as many as fit, in multiples of 64 if possible."""
     fitting = max(logits_bytes // bytes_per_row, 1)
     return fitting if fitting < 64 else fitting // 64 * 64
 

@@ -54,7 +54,7 @@ class DistillationObjective(SpanObjective):
         return Anchor(here.targets, self.alpha, parts) if self.alpha < 1 else None
 
     def output(self, here: Supervised, anchor: Anchor | None, found: tuple[torch.Tensor, torch.Tensor]) -> LossOutput:
-        """The loss of a pack from what the head gave, total and values."""
+        """The loss of a pack from the head's results, total and values."""
         total, values = found
         parts = () if anchor is None else anchor.parts
         return LossOutput(total, torch.cat([here.sums(values), *map(here.sums, parts)]))

@@ -74,7 +74,7 @@ class CausalLmParams(Config):
 
 
 ROUTER_LOGITS = "_router_logits"
-"""Where a router leaves what it gave, until the end of the pass."""
+"""Where a router stores its output until the end of the pass."""
 
 
 def _routers(base: PreTrainedModel) -> list[nn.Module]:
@@ -117,7 +117,7 @@ class TransformersNetwork(nn.Module):
         (self.head_weight,) = (name for name, parameter in self.named_parameters() if parameter is head.weight)
         text_config = causal_lm.config.get_text_config()
         window = getattr(text_config, "sliding_window", None)
-        # What stands at pad_token_id may be a word of a document here, and its embedding is trained like any other.
+        # The token at pad_token_id can occur in a document here, and its embedding is trained like any other.
         embedding: Any = causal_lm.get_input_embeddings()
         embedding.padding_idx = None
         self._windows: frozenset[Window] = frozenset({None, window or None})

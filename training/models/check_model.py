@@ -160,7 +160,7 @@ def _shapes(student: Student, sample: Sample) -> tuple[bool, str]:
 
 @torch.no_grad()
 def _packed(student: Student, sample: Sample, tolerance: float) -> tuple[bool, str]:
-    """Largest difference of a token's loss between the pack and its document alone."""
+    """Largest difference of a token's loss between the pack and its separate document."""
     packed = sample.hidden(student)
     worst = 0.0
     for start, end in sample.documents:

@@ -54,7 +54,7 @@ class Student(nn.Module):
 
     @property
     def experts_per_token(self) -> int:
-        """Experts that a token goes to in each layer that routes; 0 for a dense student."""
+        """Experts per token in each layer with a router; 0 for a dense student."""
         return int(getattr(self.network, "experts_per_token", 0))
 
     @property

@@ -15,7 +15,7 @@ from etl.errors import ConfigError
 from training.models.config import LoraConfig
 
 ADAPTER = "default"
-"""peft's name for an adapter that is alone."""
+"""peft's name for a single adapter."""
 
 
 def inject(network: nn.Module, config: LoraConfig) -> None:

@@ -65,7 +65,7 @@ def _whole_bytes(lines: Iterator[bytes], step: int) -> int:
 
 
 class JsonStream:
-    """One JSON object a line on an open stream, which stays open."""
+    """Writes one JSON object per line to an open stream, and leaves it open."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -187,7 +187,7 @@ def live_text(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run stands as its journal opens."""
+    """The position of a run when its journal opens."""
 
     step: int
     """Optimizer steps taken; 0 for a run that begins."""

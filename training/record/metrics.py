@@ -23,7 +23,7 @@ from training.data.collate import Pack
 from training.record.flops import mfu
 
 MEASURED = frozenset({"seconds", "tokens_per_s", "supervised_tokens_per_s", "flops_per_s", "mfu", "time", "hardware"})
-"""Fields of a record that a second run, or a resumed one, measures anew; all others are the same."""
+"""Fields of a record that differ in a second or resumed run; all others are the same."""
 
 PHASES = ("data", "forward_backward", "optimizer", "checkpoint", "evaluation")
 

@@ -1,6 +1,6 @@
 """A profile of some steps by torch.profiler: a trace for Perfetto or chrome://tracing, and a table of top operators.
 
-The first step is left out (it compiles and allocates), the second warms the profiler up, those after it are recorded.
+The first step is skipped (it compiles and allocates), the second warms up the profiler, later ones are recorded.
 A recorded step is slower, and a trace takes some MB a step.
 """
 

@@ -97,7 +97,7 @@ class Watchdog:
         self._file.close()
 
     def beat(self, step: int, phase: str) -> None:
-        """The rank has come to a phase of a step; the time begins anew."""
+        """The rank has reached a phase of a step; the timer restarts."""
         count = self._last[3] + 1 if step == self._last[1] else 0
         self._last = (time.monotonic(), step, phase, count)
         os.pwrite(self._file.fileno(), _line(Beat(self._rank, step, phase, time.time(), count)), 0)
@@ -117,7 +117,7 @@ class Watchdog:
                 self._abort()
 
     def _abort(self) -> None:
-        """Say where every rank stands, where this one's threads stand, and end the process."""
+        """Report the position of every rank and the stacks of this one's threads, and end the process."""
         standing = beats(self._folder, self._world_size)
         report = [
             f"no progress for {self._timeout_s:g} s; {behind(standing)} is behind",

@@ -48,7 +48,7 @@ class Cursor:
         return tuple(dict.fromkeys(map(tables_of, self.data)))
 
     def data_of_class(self, class_: int) -> StreamConfig:
-        """Where what a class reads lies."""
+        """The place of a class's data."""
         return next(data for data in self.data if tables_of(data) == self.tables[class_])
 
     def class_of(self, arm: ArmConfig) -> int:
@@ -134,7 +134,7 @@ def _digest(corpus: str) -> str:
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """A stage that is behind the current one, and where its cursors stopped."""
+    """An earlier stage, and where its cursors stopped."""
 
     stage: StageConfig
     streams: Mapping[str, StreamState]
@@ -170,7 +170,7 @@ def position_of(legs: Sequence[Leg], stage: int) -> list[Any]:
 
 
 def continues(before: Cursor, cursor: Cursor) -> bool:
-    """Whether a cursor goes on with the corpus of one of an earlier stage.
+    """Whether a cursor continues in the corpus of an earlier stage's cursor.
 
     Raises:
         ConfigError: it does, but its documents were dealt to another number of lanes; with both remedies.
@@ -182,8 +182,9 @@ def continues(before: Cursor, cursor: Cursor) -> bool:
         return False
     if before.config.lanes != cursor.config.lanes:
         raise ConfigError(
-            f"stage '{cursor.stage.name}' goes on with {cursor.config.corpus} where stage '{before.stage.name}' stops, "
-            f"but data.lanes is {cursor.config.lanes} in it and {before.config.lanes} in the other; give both the "
-            f"same, or set `order: fresh` in the data of stage '{cursor.stage.name}', which then reads the corpus anew"
+            f"stage '{cursor.stage.name}' continues in {cursor.config.corpus} where stage '{before.stage.name}' "
+            f"stops, but its data.lanes is {cursor.config.lanes} and the other's {before.config.lanes}; give both "
+            f"the same, or set `order: fresh` in the data of stage '{cursor.stage.name}', which then reads the "
+            "corpus from the start"
         )
     return True

@@ -95,8 +95,8 @@ class Preflight:
         if compared is not None and largest.value >= compared:
             raise ConfigError(
                 f"{name} compares {compared:,} ids (objective.vocab_size), but {largest.place} of "
-                f"{self._corpus(stage, arm)} holds the token id {int(largest.value):,}, which would be left out; "
-                f"set it to the tokenizer's size, at least {int(largest.value) + 1:,}, or to null"
+                f"{self._corpus(stage, arm)} has the token id {int(largest.value):,}, which would be left out; set "
+                f"it to the tokenizer's size, at least {int(largest.value) + 1:,}, or to null"
             )
         data = self.streams.config_of(stage, arm)
         for folder in filter(None, (data.teacher, data.reference)):
@@ -107,9 +107,9 @@ class Preflight:
                 _check_logp(folder, column, of[column])
             if "topk_ids" in of and of["topk_ids"].value >= heads.student:
                 raise ConfigError(
-                    f"{name}: {of['topk_ids'].place} of {folder} holds the token id {int(of['topk_ids'].value):,} "
-                    f"among a teacher's likeliest, but the student's head has {heads.student:,} rows; take a student "
-                    "with the teacher's vocabulary, or rescore with a teacher that has the student's"
+                    f"{name}: {of['topk_ids'].place} of {folder} has the token id {int(of['topk_ids'].value):,} in "
+                    f"a teacher's top-k, but the student's head has {heads.student:,} rows; use a student with the "
+                    "teacher's vocabulary, or rescore with a teacher that has the student's"
                 )
 
     def _largest_id(self, corpus: str, split: str) -> Largest:
@@ -148,7 +148,7 @@ class Preflight:
 
 
 def expected(rates: SpanRates, num_tokens: int) -> torch.Tensor:
-    """What a step of so many tokens brings on average: StepContext.expected."""
+    """The average counts of a step of this many tokens: StepContext.expected."""
     return torch.from_numpy(rates.expected(num_tokens))
 
 
@@ -161,6 +161,6 @@ def _check_corpus(corpus: str, largest: Largest, heads: Heads) -> None:
 def _check_logp(folder: str, column: str, largest: Largest) -> None:
     if largest.value > LOGP_ROUNDING:
         raise DataError(
-            f"{largest.place} of {folder} holds the log-probability {largest.value:g} in {column}; none is above 0 (a "
-            f"rounding of {LOGP_ROUNDING:g} aside). Rescore, or write natural logarithms of probabilities"
+            f"{largest.place} of {folder} has the log-probability {largest.value:g} in {column}, but none may be "
+            f"above 0 (except by rounding, {LOGP_ROUNDING:g}). Rescore, or write natural logarithms of probabilities"
         )

@@ -195,14 +195,14 @@ def adopted(state: TrainState, beside: RunOutline | None, now: RunOutline) -> tu
     if index > 0:
         raise ConfigError(
             f"{whole}, and there is no run.json beside it that names them: it stands in stage {index + 1} of its list, "
-            f"which cannot be compared with {_quoted(now.names)}; put run.json back, go on with the version that wrote "
-            "the checkpoint, or give this run another `output`"
+            f"which cannot be compared with {_quoted(now.names)}; restore run.json, continue with the version that "
+            "wrote the checkpoint, or give this run another `output`"
         )
     return now, f"{whole}; it stands in the first one, which is taken for '{now.names[0]}'"
 
 
 def place(was: RunOutline, state: TrainState) -> str:
-    """Where a run goes on, for the user."""
+    """Where a run resumes, for the user."""
     here = state.stage
     stage = was.stages[here.index] if here.index < len(was.stages) else None
     told = f" (stage '{stage.name}', {here.tokens:,} of {stage.tokens:,} tokens)" if stage and here.steps else ""
@@ -253,8 +253,9 @@ def _both_lists(was: RunOutline, now: RunOutline, state: TrainState) -> str:
     told += [f"'{name}'" for name in was.names[fixed:]]
     return (
         f"the stages are not those that the run was trained with. The checkpoint of step {state.step} has "
-        f"{', '.join(told)}; the configuration has {_quoted(now.names)}. What is done or begun cannot be renamed, "
-        f"moved or removed, and nothing can come before it: let the list begin with {_quoted(was.names[:fixed])} (what "
+        f"{', '.join(told)}; the configuration has {_quoted(now.names)}. Stages that are done or started cannot be "
+        "renamed, moved or removed, and nothing can be put before them: let the list begin with "
+        f"{_quoted(was.names[:fixed])} (what "
         "comes behind is free), or give this run another `output`"
     )
 
@@ -298,8 +299,8 @@ def _of_ended(old: StageOutline, new: StageOutline) -> Iterator[str]:
     """What changed of a stage that another one has followed."""
     if new.tokens > old.tokens:
         raise ConfigError(
-            f"tokens of stage '{old.name}' was raised from {old.tokens:,} to {new.tokens:,}, but that stage is over "
-            "and another has followed it, so it would have no effect; set it back, and add a stage behind the last one"
+            f"tokens of stage '{old.name}' was raised from {old.tokens:,} to {new.tokens:,}, but that stage is "
+            "over and another one has followed, so it would have no effect; undo that, and add a stage at the end"
         )
     changes = _changes({**_settings(old), "reset": old.reset}, {**_settings(new), "reset": new.reset})
     if changes:

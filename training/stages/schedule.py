@@ -179,7 +179,7 @@ def _given(section: Config) -> dict[str, Any]:
 
 
 def check_stages(stages: tuple[StageConfig, ...]) -> None:
-    """Refuse stages that could not be told apart in the run's folder.
+    """Refuse stages that could not be distinguished in the run's folder.
 
     Raises:
         ConfigError: two stages share a name.

@@ -26,7 +26,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class StageState:
-    """Where the run stands inside its stage."""
+    """The position of the run within its stage."""
 
     index: int = 0
     """Position among the stages."""
@@ -92,7 +92,7 @@ class TrainState:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "TrainState":
-        """What `to_json` gave.
+        """The state from the result of `to_json`.
 
         Losses of an earlier kind are left out where later ones are compared with them: by the stop rule, the watch for
         spikes and the checkpoints to keep.

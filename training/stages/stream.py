@@ -79,7 +79,7 @@ class GlobalStep:
     capacity: int
     """Tokens that the step's packs could hold."""
     is_over: bool
-    """Whether the arm's stream is over: no document is left."""
+    """Whether the arm's stream is exhausted."""
     stops: bool
     """Whether some rank was asked to stop."""
 
@@ -137,7 +137,7 @@ class _StageCursors(Generic[OneStream]):
 
     @property
     def state(self) -> tuple[int, dict[str, StreamState]]:
-        """Global steps given out, and where each cursor that has had a step stands."""
+        """Number of global steps returned, and the position of each cursor that has had a step."""
         return self._steps, {**self._resumed, **{name: stream.state for name, stream in self._streams.items()}}
 
     def seek(self, state: tuple[int, dict[str, StreamState]]) -> None:
@@ -204,7 +204,7 @@ class StageStream(_StageCursors[DocumentStream]):
 
 
 class PlannedStage(_StageCursors[PlannedStream]):
-    """The same steps, from lengths alone."""
+    """The same steps, computed only from lengths."""
 
     def next_step(self) -> tuple[ArmConfig, PlannedStep]:
         """The arm of the next global step, and what it would read."""
@@ -289,7 +289,7 @@ class RunStreams:
         vocab_sizes: Mapping[str, int] = MappingProxyType({}),
         finished: Sequence[FinishedStage] = (),
     ) -> PlannedStage:
-        """What a stage reads as the only rank, with the decisions that are there; reads lengths alone, writes nothing.
+        """What a stage would read as the only rank, with the existing decisions; reads only lengths and writes nothing.
 
         `vocab_sizes` and `finished` as for `open_stage`.
         """

@@ -27,7 +27,7 @@ from training.stages.state import EndedStage
 from training.stages.stream import RunStreams
 
 SIZE_STEP = 64
-"""Sizes are counted rounded up to a multiple of so many tokens."""
+"""Sizes are counted rounded up to a multiple of this many tokens."""
 QUANTILE = 0.99
 _ANY_LENGTH = np.iinfo(np.int64).max
 
@@ -217,7 +217,7 @@ def _counted(index: DocumentIndex, scored: Any, groups: Groups, pack_tokens: int
 
 
 def left_out_lines(arms: Sequence[SurveyedArm]) -> Iterator[str]:
-    """What is left out: one line for the arms that read alike."""
+    """The dropped documents: one line for arms that read the same."""
     alike: dict[tuple[Any, ...], list[SurveyedArm]] = {}
     for arm in arms:
         alike.setdefault(_source(arm.data), []).append(arm)

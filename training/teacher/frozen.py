@@ -14,7 +14,7 @@ class FrozenTeacher:
     """
 
     def __init__(self, model: Student, device: torch.device, dtype: torch.dtype) -> None:
-        """Moves the model. Its parameters take `dtype`'s bytes each on every rank, whatever the ZeRO stage."""
+        """Moves the model. Every rank holds all its parameters in `dtype`, in any ZeRO stage."""
         self._model = model.to(device, dtype).eval().requires_grad_(False)
 
     @property

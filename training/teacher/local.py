@@ -1,6 +1,6 @@
 """A teacher in this process: any transformers causal LM of a local folder.
 
-The rows of a batch lie one behind the other in one sequence and attend only to themselves
+The rows of a batch are concatenated in one sequence and attend only to themselves
 (training/models/attention.py), so nothing is padded on a CPU; on a GPU a batch is filled to one length, so that nothing
 is compiled twice. Logits are made `chunk_tokens` positions at a time, in float32, only for the tokens that are asked
 for, and only their log-probabilities stay: peak memory over the weights is the activations of one batch, chunk_tokens x

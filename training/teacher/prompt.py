@@ -44,7 +44,7 @@ class Prompt:
 
     input_ids: I32
     shift: int
-    """How much further right than in the row everything after the system message lies."""
+    """By how many tokens everything after the system message is shifted."""
 
 
 class PromptRenderer:

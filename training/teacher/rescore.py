@@ -154,7 +154,7 @@ class ScoreSplit:
         for group in groups:
             narrow = self.corpus.read(part, group, self.corpus.narrow)
             rows, reasons = self._rows(part, group, narrow, teacher.max_tokens)
-            # A slice is what the teacher gets at once. It is cut by the rows alone, never by the clock: scores depend
+            # The teacher gets a slice at a time. Slices depend only on the rows, never on time: scores depend
             # a little on what else is in a forward pass, and a resumed run must give what an unbroken one gives.
             slices = _slices(rows, teacher.batch_tokens, self.limits.rows)
             score = functools.partial(self._score, teacher)
@@ -265,7 +265,7 @@ class ScoreSplit:
 
 
 def _slices(rows: list[ChosenRow], batch_tokens: int, max_rows: int) -> list[list[ChosenRow]]:
-    """Consecutive rows, at most `batch_tokens` tokens and `max_rows` rows together; a longer row is alone."""
+    """Consecutive rows, together at most `batch_tokens` tokens and `max_rows` rows; a longer row is separate."""
     out: list[list[ChosenRow]] = []
     held = batch_tokens
     for row in rows:
@@ -366,7 +366,7 @@ def rescore(
         ConfigError: the teacher is absent or of another tokenizer.
         SchemaError: the corpus lacks a column.
         SourceError: a server does not answer.
-        DataError: no corpus, no row chosen, another run at work, or a worker that died.
+        DataError: no corpus, no row chosen, another run is active, or a worker died.
     """
     identity = _identity(config)
     corpus = Dataset.open(config.corpus)
@@ -393,7 +393,7 @@ def _found(config: RescoreConfig, counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(dataset: Dataset) -> Iterator[str]:
-    """What a rescored dataset holds and lacks, for people: lines for cells, span kinds and reasons, then the totals."""
+    """A report about a rescored dataset: lines for cells, span kinds and reasons, then the totals."""
     manifest = dataset.manifest
     for cell, cut in manifest.thresholds["subset"].items():
         yield (

@@ -169,8 +169,8 @@ class ServerTeacher:
             answer = retrying(self._post, ids)
         except (_AgainError, httpx.TransportError) as error:
             raise SourceError(
-                f"{self._place} gave no answer in {self._config.attempts} attempts ({self._without_key(said(error))}); "
-                "see to the server and run again, which resumes from here"
+                f"{self._place} gave no answer in {self._config.attempts} attempts "
+                f"({self._without_key(said(error))}); check the server and run again, which resumes from here"
             ) from error
         return self._checked(answer, ids)
 
@@ -252,7 +252,7 @@ def _checked_key(key: str, name: str) -> str:
     key = key.strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(
-            f"teacher.api_key_env: the key in {name} is empty, or holds a space, a line feed or a character beyond "
-            "ASCII; export the key alone"
+            f"teacher.api_key_env: the key in {name} is empty, or contains a space, a line feed or a non-ASCII "
+            "character; export only the key"
         )
     return key

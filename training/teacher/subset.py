@@ -128,7 +128,7 @@ def _budgets(tokens: npt.NDArray[np.int64], config: SubsetConfig) -> npt.NDArray
         return np.round(tokens * config.fraction).astype(np.int64)
     left = round(int(tokens.sum()) * config.fraction)
     out = np.zeros(len(tokens), np.int64)
-    # From the smallest cell on, each takes an equal share of what is left, or all that it has.
+    # From the smallest cell on, each gets an equal share of the rest, or all that it has.
     for place, cell in enumerate(np.argsort(tokens, kind="stable").tolist()):
         out[cell] = min(int(tokens[cell]), round(left / (len(tokens) - place)))
         left -= int(out[cell])
@@ -161,7 +161,7 @@ def _cut(rows: RowColumns, budget: int, config: SubsetConfig) -> Cell:
 def _scores(
     rows: RowColumns, length: tuple[float, float], difficulty: tuple[float, float], config: SubsetConfig
 ) -> F64:
-    """float64 [rows], the same for a row whatever rows are beside it."""
+    """float64 [rows]; a row's value does not depend on other rows."""
     hard = np.nan_to_num(_z(rows.difficulty.astype(np.float64), difficulty), nan=0.0)
     return np.round(config.difficulty_weight * hard + config.length_weight * _z(_length(rows), length), 9)
 

@@ -40,7 +40,7 @@ class Scores:
 
 
 class Teacher(Protocol):
-    """Scores rows. Made by `open_teacher` in rescore.py, once a process; what it holds goes with it."""
+    """Scores rows. Created by `open_teacher` in rescore.py, once per process; its resources are released with it."""
 
     max_tokens: int
     """The longest row that it takes."""
@@ -71,5 +71,5 @@ class LocalTeacherConfig(Config):
 
 
 def local_folder(config: LocalTeacherConfig) -> Path:
-    """Where a local teacher lies."""
+    """The folder of a local teacher."""
     return Path(config.model).expanduser()

@@ -81,7 +81,7 @@ def test_ids_that_a_model_has_no_row_for_are_refused(tables, model, models, tmp_
     table = table.append_column("sampling_weight", pa.array(np.ones(len(table))))
     cells = {"split=validation/skill_bucket=B2/ctx_bucket=C1": table}
     write_dataset(str(tmp_path), "layout", "CORPUS", cells)
-    with pytest.raises(ConfigError, match=r"holds the token id 300,000, .* but the model has 201,088"):
+    with pytest.raises(ConfigError, match=r"has the token id 300,000, .* but the model has 201,088"):
         HeldOutSuite(corpus=str(tmp_path), pack_tokens=1024).run(models, model, 0)
 
 

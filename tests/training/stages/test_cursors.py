@@ -261,14 +261,12 @@ def test_the_order_of_a_first_stage_of_one_arm_is_the_one_of_all_versions(corpus
 def test_stages_of_unequal_lanes_are_refused_with_both_remedies_unless_one_is_fresh(large, tmp_path):
     streams = streams_of(large, tmp_path)
     first = stage_of("first", 100)
-    with pytest.raises(
-        ConfigError, match=r"lanes is 2 in it and 4 in the other; give both the same, or .*order: fresh"
-    ):
+    with pytest.raises(ConfigError, match=r"lanes is 2 and the other's 4; give both the same, or .*order: fresh"):
         check_corpora(streams, [first, stage_of("second", 100, lanes=2)])
     check_corpora(streams, [first, stage_of("second", 100, lanes=2, order="fresh")])
 
 
-OLD = r"`order: continue` .*`order: fresh` .*train anew in another `output`"
+OLD = r"`continue` .*`fresh` .*train again in another `output`"
 
 
 def test_a_checkpoint_of_the_old_order_in_a_later_stage_is_refused():

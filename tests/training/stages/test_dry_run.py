@@ -178,7 +178,7 @@ def test_more_ranks_than_lanes_are_refused(streams):
 
 def test_token_ids_beyond_a_vocabulary_are_refused(streams):
     small = ModelConfig(factory=f"{__name__}:build", params={"vocab": 90})
-    with pytest.raises(ConfigError, match=r"holds the token id 96, .* but the student has 90"):
+    with pytest.raises(ConfigError, match=r"has the token id 96, .* but the student has 90"):
         dry_run(run_of(streams, stage_of(500), model=small), world_size=1)
     with pytest.raises(ConfigError, match=r"but the teacher has 90"):
         dry_run(run_of(streams, stage_of(500), teacher=small), world_size=1)

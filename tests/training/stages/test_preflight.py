@@ -36,7 +36,7 @@ def test_what_fits_is_taken(corpus):
 def test_a_later_stages_corpus_and_a_held_out_set_fit_the_student(corpus, larger, where):
     arms, sets = ([{"data": {"corpus": larger}}], []) if where == "train" else ([], [(larger, "validation")])
     for heads, model in ((Heads(VOCAB), "the student has 97"), (Heads(500, VOCAB), "the teacher has 97")):
-        with pytest.raises(ConfigError, match=rf"split={where}/.* holds the token id 19\d, .* {model}"):
+        with pytest.raises(ConfigError, match=rf"split={where}/.* has the token id 19\d, .* {model}"):
             preflight(corpus, *arms).check_sizes(heads, sets)
     preflight(corpus, *arms).check_sizes(Heads(197, 197), sets)
 
@@ -58,7 +58,7 @@ def test_a_teachers_likeliest_tokens_are_the_students(corpus, tmp_path):
     preflight(corpus, arm).check_sizes(Heads(VOCAB))
     write_teacher(tmp_path / "beyond", rows_of(corpus), 2, top=lambda place, topk: ([place, 97], [-1.0, -1.5]))
     arm["data"]["teacher"] = str(tmp_path / "beyond")
-    with pytest.raises(ConfigError, match=r"'stage 0', arm 'main': part.* holds the token id 97 .* head has 97 rows"):
+    with pytest.raises(ConfigError, match=r"'stage 0', arm 'main': part.* has the token id 97 .* head has 97 rows"):
         preflight(corpus, arm).check_sizes(Heads(VOCAB))
     plain = {"objective": {"kind": "weighted_ce"}, "data": arm["data"]}
     preflight(corpus, plain).check_sizes(Heads(VOCAB))
@@ -72,7 +72,9 @@ def test_a_log_probability_above_0_is_refused(corpus, tmp_path, kind, key, colum
     best = 0.25 if column == "topk_logp" else -0.25
     of = {"top": lambda place, topk: ([1, 2], [best, -9.0]), "logp": lambda row, place: -0.25 if best > 0 else 0.25}
     write_teacher(tmp_path, rows_of(corpus)[:9], 2, **of)
-    with pytest.raises(DataError, match=rf"row group 0 of .* the log-probability 0\.25 in {column}; none is above"):
+    with pytest.raises(
+        DataError, match=rf"row group 0 of .* the log-probability 0\.25 in {column}, but none may be above"
+    ):
         preflight(corpus, arm).check_sizes(Heads(VOCAB))
 
 

@@ -265,7 +265,7 @@ def test_a_checkpoint_without_any_record_is_taken_in_its_first_stage_only():
     assert "taken for 'a'" in line
     behind = replace(first, stage=StageState(index=7, steps=3))
     for beside in (None, now):
-        with pytest.raises(ConfigError, match=r"stands in stage 8 of its list.*'a', 'b', 'c'; put run\.json back"):
+        with pytest.raises(ConfigError, match=r"stands in stage 8 of its list.*'a', 'b', 'c'; restore run\.json"):
             resume.adopted(behind, beside, now)
 
 

@@ -138,7 +138,7 @@ class CursorPlan:
         return self.config.segment_packs // self.config.global_batch_packs
 
     def segment(self, number: int) -> PlannedSegment:
-        """Plan the next segment, from lengths alone; segments come in order, from 0."""
+        """Plan the next segment, using only lengths; segments come in order, from 0."""
         assert number == self._next_segment, "segments are planned in order"
         self._next_segment += 1
         size, batch = self.config.segment_packs, self.config.global_batch_packs
@@ -241,7 +241,7 @@ class PlannedStep:
 
 
 class PlannedStream:
-    """The steps of a cursor, in order, from lengths alone: what they would read, and where the stream stands."""
+    """The steps of a cursor in order, from lengths only: what they would read, and the position of the stream."""
 
     def __init__(self, plan: CursorPlan) -> None:
         self.plan = plan
@@ -252,7 +252,7 @@ class PlannedStream:
 
     @property
     def state(self) -> StreamState:
-        """Where the stream stands: everything before it has been given out."""
+        """Position of the stream: everything before it has been returned."""
         digest = self.plan.log.digest_at(max(self._segment, 0))
         if self.at_border:
             return StreamState(digest, self._segment + 1, 0)

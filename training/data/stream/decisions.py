@@ -40,7 +40,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 class Policy(Config):
-    """What holds in a segment: the recipe's values, replaced by those of the records up to it."""
+    """The values in a segment: the recipe's, replaced by those of the records up to it."""
 
     weights: Literal["sampling_weight", "uniform"] = "sampling_weight"
     shares: dict[str, float] | None = None
@@ -122,7 +122,7 @@ class FolderStore:
 
 
 class PreviewStore:
-    """The records of a folder, if one is given, read and never written; what a run would write stays in memory."""
+    """The records of a folder (if given), read-only; what a run would write is kept in memory."""
 
     def __init__(self, folder: Location | None = None) -> None:
         self._folder = FolderStore(folder) if folder else None
@@ -187,7 +187,7 @@ class DecisionLog:
     @classmethod
     def _begin(cls, store: Store, initial: dict[str, Any]) -> "DecisionLog":
         mine = Record.of(0, INITIAL, initial)
-        # Checked before it is written: a mistake in the recipe leaves nothing behind.
+        # Checked before it is written, so that a mistake in the recipe leaves no record.
         log = cls(store, mine)
         found = _create_or_read(store, mine)
         if found != mine:
@@ -200,7 +200,7 @@ class DecisionLog:
         return log
 
     def start(self, segment: int) -> Policy:
-        """What holds in a segment that begins now: its record is taken as it is, or written. Segments come in order.
+        """The values in a segment that starts now: its record is used, or written if new. Segments come in order.
 
         Raises:
             DataError: a record was changed after it was written.
@@ -215,7 +215,7 @@ class DecisionLog:
         return self._policies[segment]
 
     def policy_at(self, segment: int) -> Policy:
-        """What holds in a segment that was started."""
+        """The values in a segment that has started."""
         return self._policies[segment]
 
     def digest_at(self, segment: int) -> str:
@@ -223,7 +223,7 @@ class DecisionLog:
         return self._digests[segment]
 
     def append(self, segment: int, kind: str, value: dict[str, Any]) -> Record:
-        """Decide what holds from a segment on that has not started; deciding the same again changes nothing.
+        """Set the values from a segment on that has not started; repeating a decision changes nothing.
 
         Raises:
             ConfigError: no such kind or value, or the segment has its record; says which is the first free one.

@@ -198,7 +198,7 @@ class LanePlan:
         return self._left_out | {NO_SHARE: len(self._items.expanded(np.flatnonzero(no_share)))}
 
     def usable(self) -> DocumentIndex:
-        """The documents that can be trained on, whatever the shares."""
+        """The documents that can be trained on, regardless of shares."""
         return self.index.take(self._items.expanded(np.arange(len(self._items))))
 
     def groups_without_documents(self, policy: Policy) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ class RankStream:
 
     @property
     def state(self) -> StreamState:
-        """Where the stream stands: everything before it has been given out."""
+        """Position of the stream: everything before it has been returned."""
         return self._planned.state
 
     @property
@@ -111,7 +111,7 @@ class RankStream:
         return LocalStep(packs, (*step.slots, *[FILLER] * missing), step.lanes_left)
 
     def close(self) -> None:
-        """End the thread, behind what it has begun, and close the readers."""
+        """End the thread after its current work, and close the readers."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         for reader in self._readers:
             reader.close()

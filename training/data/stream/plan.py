@@ -31,16 +31,16 @@ from training.versions import versioned
 
 ONE_EPOCH_ROWS = 1_000_000
 THREE_EPOCH_ROWS = 35_000
-"""`epochs: auto` reads a corpus once from so many rows on, three times up to so many."""
+"""Rows from which on `epochs: auto` reads a corpus once, and rows up to which it reads it three times."""
 SEGMENT_TOKENS = 64_000_000
 PASSES = 2
 """How passes over a corpus follow one another: 2, none begins before the last document of the one before is in a pack.
 A stream of several passes that began otherwise would go on with other packs, so it is refused."""
 OLD_ORDER = (
-    "it was made by a version in which every stage and arm read the corpus in one order, from its start. Now "
-    "`data.order` says where a stage begins, `order: continue` where the stages before have stopped, `order: fresh` in "
-    "an order of its own, and neither goes on from there: finish that run with the version that began it, or train "
-    "anew in another `output`"
+    "it was made by a version in which every stage and arm read the corpus in the same order, from its start. Now "
+    "`data.order` decides where a stage starts: `continue` where earlier stages stopped, `fresh` in an order of "
+    "its own. Neither can resume that run: finish it with the version that started it, or train again in another "
+    "`output`"
 )
 """What is wrong with a checkpoint or a log from before `order`."""
 
@@ -117,7 +117,7 @@ class StreamConfig(Config):
         return self.model_copy(update={"epochs": num_epochs, "segment_tokens": segment_tokens})
 
     def num_epochs(self, num_rows: int) -> int:
-        """Passes over a corpus of so many rows before it is exhausted."""
+        """Number of passes over a corpus of this many rows."""
         if self.epochs != "auto":
             return self.epochs
         low, high = math.log(THREE_EPOCH_ROWS), math.log(ONE_EPOCH_ROWS)
@@ -151,7 +151,7 @@ def check_shares(shares: dict[str, float] | None) -> dict[str, float] | None:
 
 
 def corpus_digest(parts: Sequence[Part]) -> str:
-    """What a split of a corpus is, wherever it lies: 32 hex digits of its parts' digests and row groups."""
+    """Identity of a split of a corpus, independent of its place: 32 hex digits of its parts' digests and row groups."""
     return hashlib.sha256(canonical_json([[p.sha256, list(p.row_groups)] for p in parts]).encode()).hexdigest()[:32]
 
 
@@ -170,7 +170,7 @@ def initial_value(config: StreamConfig, seed: int, parts: Sequence[Part], **more
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where a stream stands, the same for every rank and every number of ranks."""
+    """Position of a stream, the same for every rank and number of ranks."""
 
     log_digest: str
     """Of the decision log up to the segment that was begun last."""
@@ -258,7 +258,7 @@ class DocumentIndex:
 
     @classmethod
     def concatenate(cls, indexes: Sequence["DocumentIndex"]) -> "DocumentIndex":
-        """All documents of one or more indexes, one behind the other."""
+        """All documents of one or more indexes, concatenated."""
         return cls(*(np.concatenate([getattr(index, field.name) for index in indexes]) for field in fields(cls)))
 
 

@@ -38,7 +38,7 @@ class Stream(Protocol):
 
     @property
     def state(self) -> Any:
-        """Where it stands: everything before it has been given out."""
+        """Its position: everything before it has been returned."""
         ...
 
     def seek(self, state: Any) -> None:
@@ -50,7 +50,7 @@ class Stream(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the stream holds."""
+        """Release the stream's resources."""
         ...
 
 
