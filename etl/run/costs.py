@@ -171,7 +171,7 @@ def cost_lines(costs: RunCosts, price: float | None) -> Iterator[str]:
         yield f"not included: {costs.total.unmeasured:,} of {costs.total.tasks:,} tasks, whose cost is unknown"
     if costs.unmeasured:
         named, more = costs.unmeasured[:_MOST_NAMED], len(costs.unmeasured) - _MOST_NAMED
-        yield f"not in it: {', '.join(named)}{f' and {more:,} more' if more > 0 else ''}, made by an earlier version"
+        yield f"not included: {', '.join(named)}{f' and {more:,} more' if more > 0 else ''}, made by an earlier version"
 
 
 def _cells(costs: RunCosts, total: CostSum, cpu_s: float, predicted_cpu_s: float | None) -> list[str]:

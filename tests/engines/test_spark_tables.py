@@ -94,7 +94,7 @@ def test_a_table_that_is_not_there_and_one_without_the_columns(rows, spark, tmp_
     with pytest.raises(SourceError, match=r"source 'a': there is no table toys.nothing: \[TABLE_OR_VIEW_NOT_FOUND\]"):
         run(recipe(tmp_path, "toys.nothing"), engine)
     spark.range(3).write.saveAsTable("toys.numbers")
-    with pytest.raises(SourceError, match=r"source 'a': toys.numbers has the columns \['id'\], none of"):
+    with pytest.raises(SourceError, match=r"source 'a': toys.numbers has the columns \['id'\], but none of"):
         run(recipe(tmp_path, "toys.numbers"), engine)
 
 

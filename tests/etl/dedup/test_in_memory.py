@@ -69,7 +69,7 @@ def test_any_string_type_gives_the_same_duplicates(kind: pa.DataType) -> None:
 
 
 def test_what_is_no_text_is_named() -> None:
-    with pytest.raises(SchemaError, match="the texts are int64, strings are needed"):
+    with pytest.raises(SchemaError, match="the texts are int64, but strings are needed"):
         near_duplicates(pa.array([1, 2]), NearDedup())
 
 

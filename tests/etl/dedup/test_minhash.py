@@ -137,7 +137,7 @@ def test_bands_are_the_longest_with_which_pairs_at_the_threshold_meet(
 
 
 def test_a_threshold_that_no_bands_reach_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"8 permutations cannot find pairs at 0\.1 meet"):
+    with pytest.raises(ConfigError, match=r"8 permutations cannot find pairs at 0\.1"):
         choose_bands(0.1, 8, 0.998)
 
 

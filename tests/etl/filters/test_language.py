@@ -177,7 +177,7 @@ def test_another_model_in_the_package_is_refused(tmp_path, monkeypatch):
     # A process reads its model once.
     language.classifier.cache_clear()
     found = hashlib.sha256(b"another model").hexdigest()
-    message = rf"{folder}/lid\.ftz has sha256 {found}, expected {MODEL_SHA256}; .* install 'other_langdetect' again"
+    message = rf"{folder}/lid\.ftz has sha256 {found}, expected {MODEL_SHA256}; .* reinstall 'other_langdetect'"
     for use in (LanguageStep().artefacts, LanguageStep().open):
         with pytest.raises(ConfigError, match=message):
             use()

@@ -331,7 +331,7 @@ def test_rows_of_another_cut_are_not_adopted(tmp_path, source):
     finer = recipe_of(tmp_path, source, stages=[], run={"split_bytes": 1 << 12})
     run(finer)
     changed = recipe_of(tmp_path, source, filter=FILTER | {"steps": [{"kind": "answer"}, *FILTER["steps"][1:]]})
-    with pytest.raises(DataError, match="cut in another way"):
+    with pytest.raises(DataError, match="split in another way"):
         adopt(changed, "filter")
 
 

@@ -56,13 +56,13 @@ def test_what_a_late_attempt_left_is_no_obstacle(made, read_only, tmp_path):
 def test_a_run_with_something_to_do_is_refused(made, read_only, tmp_path, sections):
     recipe = make_recipe(tmp_path / "out", {"toy": tmp_path / "in.jsonl"}, **{"stages": STAGES} | sections)
     engine = InProcessEngine()
-    with pytest.raises(DataError, match=r"may not write .*/out/_lock\.json \(.*Read-only file system"):
+    with pytest.raises(DataError, match=r"no permission to write .*/out/_lock\.json \(.*Read-only file system"):
         run(recipe, engine)
     assert engine.ran == []
 
 
 def test_an_output_that_is_not_there_is_refused(made, read_only, tmp_path):
-    with pytest.raises(DataError, match="may not write"):
+    with pytest.raises(DataError, match="no permission to write"):
         run(made[0].model_copy(update={"output": str(tmp_path / "new")}), IdleEngine())
 
 

@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch, write):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     monkeypatch.setattr(location.shutil, "copyfile", full)
-    with pytest.raises(DataError, match=r"no room to write .*/object .*free some and run again"):
+    with pytest.raises(DataError, match=r"no space to write .*/object .*free some and run again"):
         getattr(place, write)(tmp_path / "made" if write == "upload" else b"new")
     assert files_below(Location.of(tmp_path / "data")) == []
 
@@ -201,7 +201,9 @@ def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", "/data")
 
     monkeypatch.setattr(Path, "mkdir", refuses)
-    with pytest.raises(DataError, match=r"may not write .*/a \(.*Permission denied.*\); let user \d+ do so"):
+    with pytest.raises(
+        DataError, match=r"no permission to write .*/a \(.*Permission denied.*\); give user \d+ permission"
+    ):
         Location.of(tmp_path / "a").create(b"")
 
 

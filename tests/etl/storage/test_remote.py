@@ -94,8 +94,8 @@ TOLD = [
     (answer(403, "InvalidAccessKeyId"), "list", ConfigError, "does not accept the credentials"),
     (answer(401), "list", ConfigError, "does not accept the credentials"),
     (NoCredentialsError(), "list", ConfigError, "Unable to locate credentials"),
-    (answer(403, "AccessDenied"), "write", DataError, "may not write s3://bucket/key"),
-    (answer(507), "write", DataError, "no room to write"),
+    (answer(403, "AccessDenied"), "write", DataError, "no permission to write s3://bucket/key"),
+    (answer(507), "write", DataError, "no space to write"),
     (answer(503, "SlowDown"), "read", DataError, "still fails after 120 s"),
     (ConnectionRefusedError("refused"), "read", ConfigError, "cannot be reached"),
     (TypeError("unexpected keyword 'endpoint'"), "read", ConfigError, "check the options under"),
@@ -120,11 +120,11 @@ def test_what_is_for_the_caller_or_a_bug_stays(error):
 
 
 LOCAL = [
-    (OSError(errno.ENOSPC, "No space left on device"), "no room to write /data/x .*free some and run again"),
-    (OSError(errno.EDQUOT, "Disk quota exceeded"), "no room to write /data/x"),
-    (PermissionError(errno.EACCES, "Permission denied"), "may not write /data/x .*let user"),
-    (OSError(errno.EROFS, "Read-only file system"), "may not write /data/x"),
-    (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "move what stands in its way|a file is in the way"),
+    (OSError(errno.ENOSPC, "No space left on device"), "no space to write /data/x .*free some and run again"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space to write /data/x"),
+    (PermissionError(errno.EACCES, "Permission denied"), "no permission to write /data/x .*give user"),
+    (OSError(errno.EROFS, "Read-only file system"), "no permission to write /data/x"),
+    (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "a file is in the way"),
     (OSError(errno.EIO, "Input/output error"), "cannot write /data/x"),
 ]
 

@@ -154,13 +154,16 @@ def test_a_model_card_and_the_licences_lie_in_the_export(exported):
 
 
 def test_the_template_begins_as_the_corpus_does(harmony_run, exported, tmp_path, capsys):
-    """The corpus here tells no preamble; a copy of the run's record does."""
+    """The corpus here does not record the preamble; a copy of the run's record does."""
     from transformers import AutoTokenizer
 
     turn = [{"role": "user", "content": "hi"}]
     assumed = json.loads((exported / MANIFEST).read_text())["preamble"]
     assert assumed["corpus"] is None
-    assert "tells no preamble; the chat template begins as the step `harmony` does by default" in assumed["notes"][0]
+    assert (
+        "does not record the preamble; the chat template begins as the step `harmony` does by default"
+        in assumed["notes"][0]
+    )
     shutil.copytree(harmony_run[0], tmp_path / "run")
     path = tmp_path / "run" / "run.json"
     record = json.loads(path.read_text())

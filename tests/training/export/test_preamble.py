@@ -58,7 +58,7 @@ def test_of_several_corpora_it_is_that_of_the_last_stages_largest_arm(stages, co
 def test_a_corpus_of_an_earlier_version_is_taken_to_have_the_default():
     found = spoken(record({"main": OLD, "a": told(system="A.")}, ("a", [arm()]), (None, [arm()])))
     assert (found.preamble, found.corpus) == (HarmonyStep().preamble(), None)
-    assert "the manifest of main is of a version that tells no preamble" in found.notes[0]
+    assert "the manifest of main is of a version that does not record the preamble" in found.notes[0]
     assert "begins as the step `harmony` does by default" in found.notes[0]
     assert len(found.notes) == 2
 

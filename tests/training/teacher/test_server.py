@@ -200,7 +200,7 @@ KEY = "sk-s3cr3tZx9w8e7"
 @pytest.mark.parametrize("key", [f"bad\n{KEY}", f"{KEY}\r\nX-A: b", f"{KEY}\u00e9", f"{KEY} more", " \n", f"{KEY}\x1b"])
 def test_s7_a_key_that_no_header_can_hold_is_one_error_without_it(server, monkeypatch, key):
     monkeypatch.setenv("TEACHER_KEY", key)
-    with pytest.raises(ConfigError, match=r"the key in TEACHER_KEY is empty, or holds") as raised:
+    with pytest.raises(ConfigError, match=r"the key in TEACHER_KEY is empty, or contains") as raised:
         ask(server, api_key_env="TEACHER_KEY")
     assert KEY not in "".join(traceback.format_exception(raised.value))
     assert server.asked == []

@@ -84,7 +84,7 @@ def test_lines_that_are_lists_stay_bad_rows(tmp_path):
 )
 def test_a_file_that_is_cut_short_is_an_error(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(SourceError, match=r"x\.json is cut short"):
+    with pytest.raises(SourceError, match=r"x\.json is truncated"):
         rows_of(tmp_path / "x.json", SHAPE)
 
 

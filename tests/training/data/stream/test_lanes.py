@@ -288,7 +288,7 @@ def test_a_share_of_documents_that_cannot_be_trained_on_is_refused_before_the_fi
     write_row_groups(tmp_path, {"B1/C1": short, "B3/C1": long}, 50)
     config = small_stream(pack_tokens=24, shares={"B1/*": 1, "B3/*": 1})
     with pytest.raises(
-        ConfigError, match=r"'B3/\*' a share, but lane 0 has no document.*'longer than pack_tokens': \d+"
+        ConfigError, match=r"'B3/\*' a share, but lane 0 has no such document.*'longer than pack_tokens': \d+"
     ):
         opener(tmp_path, config)(0, 2)
     with closing(opener(tmp_path, config.model_copy(update={"on_exhausted": "redistribute"}))(0, 2)) as stream:
