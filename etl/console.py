@@ -1,4 +1,4 @@
-"""What every entry point shares: the two streams, errors that become one line and an exit code, and typer commands.
+"""Shared by every entry point: the two streams, errors as one line and an exit code, and typer commands.
 
 A command is a function that returns its exit code, or None for 0. `@command` turns bad input, and a package that is
 not installed, into one line and exit code 2. `run_app` and `run_command` do the same for bad options, turn Ctrl-C into
@@ -47,7 +47,8 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         default_factory=list,
         show_default=False,
-        help="Override one setting: dedup.near.threshold=0.7. Repeatable; KEY=@FILE takes the value from a file.",
+        help="Override one setting, e.g. --set dedup.near.threshold=0.7. Repeatable. KEY=@FILE takes the value from a "
+        "file.",
     ),
 ]
 Verbose = Annotated[
@@ -60,7 +61,7 @@ AllowCode = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        help="Allow a configuration from a URI, or the files of a run, to name code from outside the package. It runs "
+        help="Allow code from outside the package in a configuration from a URI, or in the files of a run. It runs "
         "here, with your rights.",
     ),
 ]
@@ -72,7 +73,7 @@ def examples(*lines: str) -> str:
 
 
 def report(line: str) -> None:
-    """One line for the user; whatever it holds, it stays one."""
+    """One line for the user; any text stays on one line."""
     OUT.print(one_line(line))
 
 
@@ -82,12 +83,12 @@ def report_json(result: Any) -> None:
 
 
 def warn(line: str) -> None:
-    """One line for the user about what is not wrong, but may not be what was meant; on standard error."""
+    """One warning line for the user, on standard error."""
     ERR.print(one_line(f"warning: {line}"), style="yellow" if sys.stderr.isatty() else None)
 
 
 def note(line: str) -> None:
-    """One line for the user about how a long run goes on; on standard error, where it mixes with no result."""
+    """One line about the progress of a long run, on standard error, apart from results."""
     ERR.print(one_line(line))
 
 
@@ -144,7 +145,7 @@ def run_app(app: typer.Typer, argv: Sequence[str], program: str) -> int:
             of: typer.Context | None = getattr(error, "ctx", None)
             path = program if of is None else of.command_path
             hint = _hint(message, of)
-            raise ConfigError(f"{message.rstrip('.')}; {hint}`{path} --help` shows what there is") from error
+            raise ConfigError(f"{message.rstrip('.')}; {hint}`{path} --help` shows all options") from error
         return 0
 
     if logging.lastResort is not None:
@@ -156,7 +157,7 @@ def run_app(app: typer.Typer, argv: Sequence[str], program: str) -> int:
             return 1
         if not _is_ctrl_c(error):
             raise
-        ERR.print("stopped by Ctrl-C; run the same command again to go on")
+        ERR.print("stopped by Ctrl-C; run the same command again to resume")
         return 128 + signal.SIGINT
 
 

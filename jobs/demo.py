@@ -1,7 +1,7 @@
 """`make demo`: the recipe `demo` on the embedded sample, then a tiny student trained on the corpus just written.
 
-Everything lands below out/demo. Run again, it finds what is committed and says so, without Spark and without torch;
-stopped, it goes on where it was. A corpus of other rows, or another training configuration, makes another student.
+Everything is written below out/demo. Run again, it finds the committed results and reports them, without Spark and
+torch; after a stop it resumes. A corpus of other rows, or another training configuration, makes another student.
 `--engine local` and `--engine beam` make the same corpus without a JVM. `stillhouse warm`, which `make venv` runs, has
 compiled and converted what a first run needs.
 """
@@ -29,7 +29,7 @@ _NAME = "demo"
 """Of the recipe and of the training configuration."""
 _ENGINES: dict[EngineName, str] = {"spark": "Spark", "local": "this machine's processes", "beam": "Beam"}
 _STARTED, _FINISHED = "started.json", "finished.json"
-"""In the student's folder: what it is made from, and beside that, at the end, what came of it."""
+"""In the student's folder: its inputs and, at the end, its result."""
 
 
 def main(argv: list[str]) -> int:
@@ -39,11 +39,11 @@ def main(argv: list[str]) -> int:
 
 @command
 def _job(
-    output: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("out/demo"),
-    engine: Annotated[EngineName, typer.Option(help="What makes the corpus.")] = "spark",
+    output: Annotated[Path, typer.Option(help="Folder for all output.")] = Path("out/demo"),
+    engine: Annotated[EngineName, typer.Option(help="Engine that makes the corpus.")] = "spark",
     verbose: Verbose = False,
 ) -> int:
-    """Make a corpus and a student from the embedded sample."""
+    """Make a corpus from the embedded sample, then train a student on it."""
     began = time.monotonic()
     report(f"Part 1 of 2: a corpus from the embedded sample, made on {_ENGINES[engine]}, in {output}")
     result = run_on(engine, _NAME, [f"output={output}"], voice=voice_of(verbose))
@@ -66,14 +66,14 @@ def _job(
 
 
 def _made_from(corpus: str) -> dict[str, str]:
-    """What a student is made from: the digests of the corpus's rows, and of the training configuration as it stands."""
+    """The inputs of a student: digests of the corpus's rows and of the training configuration."""
     text = conf.find(_NAME, "training")
     deepspeed = conf.find(conf.parse_yaml(text, _NAME)["deepspeed"], "deepspeed")
     return {"corpus": corpus, "training": hashlib.sha256(f"{text}\0{deepspeed}".encode()).hexdigest()}
 
 
 def _finished(student: Path, made_from: dict[str, str]) -> dict[str, Any] | None:
-    """What came of a student that was made from the same and is still there."""
+    """The result of an existing student with the same inputs."""
     found = _read(student / _FINISHED)
     if found.get("made_from") != made_from:
         return None
@@ -84,7 +84,7 @@ def _finished(student: Path, made_from: dict[str, str]) -> dict[str, Any] | None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Of a file of ours; nothing where it is absent."""
+    """Digest of a file of ours; empty if it is missing."""
     return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
 
 
@@ -96,13 +96,13 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _train(corpus: str, student: Path, made_from: dict[str, str]) -> dict[str, Any] | int:
-    """Train the student to its end and export it: what came of it, or the exit code after a request to stop."""
+    """Train the student to its end and export it; returns its result, or the exit code after a request to stop."""
     from training.config import TrainConfig
     from training.export.export import export
     from training.train import train
 
     if _read(student / _STARTED) != made_from:
-        # A checkpoint of another corpus or configuration cannot be gone on from; the demo starts its student anew.
+        # A checkpoint of another corpus or configuration cannot be resumed; the demo starts a new student.
         shutil.rmtree(student, ignore_errors=True)
         _write(student / _STARTED, made_from)
     trained = train(conf.load(TrainConfig, _NAME, "training", [f"data.corpus={corpus}", f"output={student}"]))

@@ -29,9 +29,9 @@ MAX_NAMES = 5
 """So many of the files that are left out for one reason are named."""
 HIDDEN = "hidden"
 ENDING = "unknown ending"
-FOLDER = "a folder, which a pattern does not enter"
+FOLDER = "a folder, which the pattern does not match inside"
 BESIDE = "text beside other data"
-SPECIAL = "no regular file"
+SPECIAL = "not a regular file"
 CYCLE = "a link to a folder above it"
 _SIGNS = "*?["
 _WEB = frozenset({"http", "https"})
@@ -112,7 +112,7 @@ def told(left_out: LeftOut) -> Iterator[str]:
     for reason, what in left_out.items():
         names = ", ".join(what["names"])
         more = ", …" if what["files"] > len(what["names"]) else ""
-        yield f"{what['files']:,} left out ({reason}): {names}{more}"
+        yield f"{what['files']:,} skipped ({reason}): {names}{more}"
 
 
 def pattern_of(place: Location) -> Pattern | None:
@@ -190,7 +190,7 @@ def _one_file(place: Location, format_of: FormatOf) -> Listing:
     if _exists(place, path):
         if format_of(path) is None:
             raise SourceError(
-                f"{path} is none of {FORMATS} (or these with {COMPRESSIONS}); with `text_rows` any file reads as text"
+                f"{path} is not one of {FORMATS} (also with {COMPRESSIONS}); with `text_rows` any file is read as text"
             )
         listing.files.append(Found(path, posixpath.basename(path), place.fs.info(path)))
     return listing
@@ -280,7 +280,7 @@ def _walk(pattern: Pattern, listing: Listing, relative: str, real: str, above: t
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            raise SourceError(f"{entry.path} is a link that leads back to itself; mend or remove it") from error
+            raise SourceError(f"{entry.path} is a link that leads back to itself; fix or remove it") from error
         if not stat.S_ISDIR(info.st_mode):
             if is_named:
                 kind = "file" if stat.S_ISREG(info.st_mode) else "other"
@@ -318,5 +318,5 @@ def _count_hidden(pattern: Pattern, listing: Listing, entry: os.DirEntry[str], r
 
 def _broken(path: str) -> SourceError:
     with contextlib.suppress(OSError):
-        return SourceError(f"{path} is a link to {Path(path).readlink()}, which is not there; mend or remove the link")
-    return SourceError(f"{path} went away while it was listed; run again when nobody writes there")
+        return SourceError(f"{path} is a link to {Path(path).readlink()}, which does not exist; fix or remove the link")
+    return SourceError(f"{path} was removed while it was listed; run again when nobody writes there")

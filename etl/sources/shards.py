@@ -46,17 +46,17 @@ class Shards:
             if (name := line.strip()) and not name.startswith("#"):
                 found._add(name, number)
         if not found.relative and not found.whole:
-            raise SourceError(f"the list of shards {place} names no file")
+            raise SourceError(f"the list of shards {place} lists no file")
         return found
 
     def _add(self, name: str, number: int) -> None:
         is_whole = name.startswith("/") or "://" in name
         name = name if is_whole else posixpath.normpath(name)
         if name.split("/")[0] == "..":
-            raise SourceError(f"{self.url}, line {number}: {name} lies above the folder; write its whole path")
+            raise SourceError(f"{self.url}, line {number}: {name} is above the folder; write its whole path")
         names = self.whole if is_whole else self.relative
         if name in names:
-            raise SourceError(f"{self.url}, line {number}: {name} stands in line {names[name]} already; remove one")
+            raise SourceError(f"{self.url}, line {number}: {name} is already in line {names[name]}; remove one")
         names[name] = number
 
     def choose(self, listing: Listing, folder: Location) -> None:

@@ -28,7 +28,7 @@ DATASET_COSTS = f"{TASK_COSTS}.json"
 COSTS = "_costs.json"
 ESTIMATE = "_estimate.json"
 _MAP = "map-"
-_REMEDY = "remove it: nothing but costs is lost"
+_REMEDY = "remove it: only costs are lost"
 
 C = TypeVar("C", bound=Config)
 

@@ -1,4 +1,4 @@
-"""Where bytes live: one folder or object on any fsspec file system, and the few operations that commits rest on.
+"""A folder or object on any fsspec file system, and the few operations that commits need.
 
 `create` never overwrites and never shows a half-written object: on a local disk it hard-links a finished temporary
 file, on an object store it is a conditional PUT, on HDFS a rename that fails when the name is taken. `replace`,
@@ -6,7 +6,7 @@ file, on an object store it is a conditional PUT, on HDFS a rename that fails wh
 moment. Remote operations are tried again (`etl.storage.retry`), and every failure is one of the four errors with one
 line that says what to do (`etl.storage.remote`). A Location pickles to its URL and options, so workers open their own
 connection.
-The file is long because one class answers for every store, and each operation says beside the others what holds where.
+The file is long because one class covers every store, and each operation documents the differences.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ class Location:
     url: str
     options: Options = field(default_factory=dict, hash=False, repr=False)
     single_writer: bool = field(default=False, repr=False)
-    """`create` looks first and then writes: for stores that cannot do both in one, while nobody else writes there."""
+    """`create` checks, then writes: for stores without conditional creation, while nobody else writes there."""
 
     @classmethod
     def of(cls, url: "str | Path | Location", options: Options | None = None) -> "Location":
@@ -140,7 +140,7 @@ class Location:
             DataError: the path has a `.` or `..` piece, which would lead somewhere else.
         """
         if not _leads_down(relative):
-            raise DataError(f"{relative!r} is no place below {self.url}: it has a piece '.' or '..'")
+            raise DataError(f"{relative!r} is not a place below {self.url}: it has a piece '.' or '..'")
         return Location(f"{self.url}/{relative}", self.options, self.single_writer)
 
     def __str__(self) -> str:
@@ -148,9 +148,9 @@ class Location:
 
     @contextlib.contextmanager
     def explained(self, verb: str) -> Iterator[None]:
-        """Failures of the store or disk inside the block become one of the four errors.
+        """Turns failures of the store or disk inside the block into one of the four errors.
 
-        Absent objects stay FileNotFoundError.
+        A missing object is still a FileNotFoundError.
         """
         try:
             yield
@@ -161,7 +161,7 @@ class Location:
             raise told from error
 
     def ask(self, verb: str, call: Callable[[], T]) -> T:
-        """The result of an operation on the store, tried again while its failures may pass.
+        """The result of an operation on the store, with retries of transient failures.
 
         Args:
             verb: read, list, write or remove.
@@ -174,7 +174,7 @@ class Location:
         return bool(self.ask("read", lambda: self.fs.exists(self.path)))
 
     def size(self) -> int | None:
-        """Bytes of the object; None when there is none."""
+        """Bytes of the object; None if there is none."""
         try:
             return int(self.ask("read", lambda: self.fs.info(self.path))["size"])
         except (FileNotFoundError, NotADirectoryError):
@@ -241,7 +241,7 @@ class Location:
         else:
             data = self.ask("read", lambda: self._first_bytes(limit + 1))
         if len(data) > limit:
-            raise DataError(f"{self.url} has more than {limit:,} bytes, too many for what it is called; remove it")
+            raise DataError(f"{self.url} has more than {limit:,} bytes, too many for its name; remove it")
         return data
 
     def _first_bytes(self, size: int) -> bytes:
@@ -384,7 +384,7 @@ class Location:
         """
         for path in paths if self.is_local else ():
             if (link := link_above(self.path, path)) is not None:
-                raise DataError(f"{link} is a link, and what it leads to is not ours to remove; remove the link")
+                raise DataError(f"{link} is a link, and its target is not ours to remove; remove the link")
         # One request each: s3fs does not tell which objects of a bulk delete stayed.
         with ThreadPoolExecutor(_DELETE_THREADS) as pool:
             list(pool.map(lambda path: (self / path).remove(), paths))
@@ -452,7 +452,7 @@ class Location:
             how = {"memory_map": True} if self.is_local else {"pre_buffer": True}
             return pq.ParquetFile(source, metadata=footer, page_checksum_verification=True, **how)
         except FileNotFoundError as error:
-            raise DataError(f"{self.url} is gone; for a dataset of ours run `stillhouse verify`") from error
+            raise DataError(f"{self.url} is missing; for a dataset of ours run `stillhouse verify`") from error
         except (StillhouseError, MemoryError):
             raise
         except Exception as error:

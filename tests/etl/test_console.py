@@ -98,7 +98,7 @@ def test_a_bug_keeps_its_traceback():
 @pytest.mark.parametrize("name", ["stopped", "stopped badly", "stopped and refused"])
 def test_ctrl_c_is_one_line_also_where_cleaning_up_after_it_fails(capsys, name):
     assert call("--conf", name) == 130
-    assert capsys.readouterr().err == "stopped by Ctrl-C; run the same command again to go on\n"
+    assert capsys.readouterr().err == "stopped by Ctrl-C; run the same command again to resume\n"
 
 
 def test_without_a_command_an_app_shows_its_commands(capsys):

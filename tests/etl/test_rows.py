@@ -157,7 +157,7 @@ def test_tables_that_are_not_aligned_are_a_data_error(folder, ids, cut):
     count = sum(map(sum, cut))
     values = [{"score": 0.0, "verdict": None}] * count
     rows = with_side(prompts(folder), "score", SCORES, values, ids=list(ids)[:count], cut=cut)
-    with pytest.raises(DataError, match=r"are not aligned|00001\.json is gone"):
+    with pytest.raises(DataError, match=r"are not aligned|00001\.json is missing"):
         [list(rows.ref.read(split, ["messages", "score"])) for split in rows.splits]
 
 

@@ -16,7 +16,7 @@ from tests.faults.recipes import write_conf
 from tests.progress_lines import without_progress
 
 PROJECT = Path(__file__).resolve().parents[2]
-STOPPED = "stopped by Ctrl-C; run the same command again to go on"
+STOPPED = "stopped by Ctrl-C; run the same command again to resume"
 
 
 @pytest.fixture(scope="module")

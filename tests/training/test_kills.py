@@ -116,7 +116,7 @@ def test_ctrl_c_before_the_first_step_has_nothing_to_save(corpus, tmp_path):
     for site in ("build", "evaluate"):
         said = tmp_path / f"said-{site}"
         assert kills.train_until(run, kills.Moment(site, 1, signals=(signal.SIGINT,)), said) == 130
-        assert said.read_text().splitlines()[-1] == "stopped by Ctrl-C; run the same command again to go on"
+        assert said.read_text().splitlines()[-1] == "stopped by Ctrl-C; run the same command again to resume"
         assert checked_steps(tmp_path / "run") == []
 
 

@@ -26,12 +26,12 @@ from etl.sources.shapes.turns import Turns, Unfit
 
 
 class Turn(Question):
-    """One exchange: what the user says and what the assistant answers."""
+    """One exchange: the user's text and the assistant's answer."""
 
     analysis: str | None = None
-    """Column of the reasoning; an empty one makes no message."""
+    """Column of the reasoning; an empty value makes no message."""
     final: str
-    """Column of the answer; reasoning in tags at its start becomes a message of its own."""
+    """Column of the answer; reasoning in tags at its start becomes a separate message."""
 
     def question(self, columns: Columns) -> pa.Array:
         """What the user says: string [rows]."""
@@ -39,15 +39,16 @@ class Turn(Question):
 
 
 class ColumnsShape(Turn, Described):
-    """Rows that hold prompt, reasoning and answer in columns of their own."""
+    """Rows with prompt, reasoning and answer in separate columns."""
 
     shape: Literal["columns"]
     system: Value | None = None
-    """Instructions before the conversation; empty ones make no message."""
+    """Instructions before the conversation; an empty value makes no message."""
     then: tuple[Turn, ...] = ()
-    """Later exchanges; one whose columns are all empty is left out."""
+    """Later exchanges; an exchange whose columns are all empty is skipped."""
     tools: str | None = None
-    """Column of the definitions of tools: a list, or its JSON. With it an answer that is the JSON of calls is these."""
+    """Column of tool definitions: a list, or its JSON. With it, an answer that is JSON of tool calls becomes these
+    calls."""
 
     @property
     def exchanges(self) -> tuple[Turn, ...]:

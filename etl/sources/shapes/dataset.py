@@ -6,8 +6,8 @@ from etl.sources.shapes.described import Described, SkillRule
 
 
 class DatasetShape(Described):
-    """Rows that are prompts already, which no description says anything of."""
+    """Rows that are prompts already and need no description."""
 
     shape: Literal["dataset"] = "dataset"
     skill_bucket: SkillRule = SkillRule(default="B4")
-    """Of no use: the rows have their own."""
+    """Ignored: the rows have their own."""

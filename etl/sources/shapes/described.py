@@ -41,14 +41,14 @@ SkillBucket = Annotated[str, AfterValidator(_known_bucket)]
 
 
 class SkillRule(Config):
-    """The skill bucket of a row: by the value of a column, else the default."""
+    """The skill bucket of a row, by the value of a column, or else the default."""
 
     column: str | None = None
     """Column whose value decides."""
     by_value: dict[str, SkillBucket] = {}
     """Skill bucket by value."""
     default: SkillBucket
-    """Skill bucket of every other value."""
+    """Skill bucket for every other value."""
 
 
 def _rule(value: Any) -> Any:
@@ -132,24 +132,24 @@ class Described(Config):
     hub: Hub | None = None
     """Where the data set lies on the Hugging Face hub: what is read where a recipe gives neither `path` nor `table`."""
     example_id: str | None = None
-    """Column that names the row within its data set. Without one, `row_name` says what does."""
+    """Column that names the row within its data set. Without it, `row_name` decides."""
     row_name: Literal["position", "content"] = "position"
-    """Of rows without an `example_id`: the file and the position in it, the same as long as the file is; or a hash of
-    the conversation, the same wherever it stands."""
+    """Names rows without an `example_id`. position: file and position in it, stable as long as the file is unchanged.
+    content: a hash of the conversation, the same in any file."""
     language: Value | None = None
-    """Language of a row, as the data set says it."""
+    """Language of a row, as given by the data set."""
     license: Value | None = None
-    """Licence of a row, as the data set says it."""
+    """Licence of a row, as given by the data set."""
     subset: Value | None = None
-    """Part of the data set that a row is from."""
+    """Part of the data set that a row belongs to."""
     split_key: str | None = None
-    """Column whose value decides train or validation; the row's id when none is named."""
+    """Column whose value decides between train and validation; null: the row's id."""
     skill_bucket: Annotated[SkillRule, BeforeValidator(_rule)]
-    """One for all rows, such as `math`, or a rule."""
+    """One bucket for all rows, such as `math`, or a rule."""
     meta: tuple[str, ...] = ()
-    """Columns kept as they are in meta_json, those that a file lacks or that are null left out."""
+    """Columns to keep unchanged in meta_json; missing and null ones are left out."""
     fields: Fields = {}
-    """Columns that every later table can have of a row, by name: `string`, `bool`, `int`, `double`, or more."""
+    """Columns to keep as typed columns for later stages, by name: `string`, `bool`, `int`, `double`, or a mapping."""
     assemble: Assembly | None = None
     """How rows are made of several raw rows; what is made is read by the rest of the description."""
     rows: RowsOf = "conversation"

@@ -36,11 +36,11 @@ class Spoken(Config):
     """How a list of messages says who speaks and what is said."""
 
     roles: dict[str, Speaker] = {}
-    """Names of speakers beyond the usual ones (etl/sources/shapes/dialogue.py)."""
+    """Roles for further names of speakers; the usual ones are known (etl/sources/shapes/dialogue.py)."""
     role_keys: tuple[str, ...] = ("role", "from")
-    """Keys that say who speaks; the first that a message has counts."""
+    """Keys with the speaker; the first one that a message has is used."""
     content_keys: tuple[str, ...] = ("content", "value", "text")
-    """Keys that say what is said; the first that a message has counts."""
+    """Keys with the text; the first one that a message has is used."""
 
     def add(self, turns: Turns, messages: Any, calls: dialogue.Calls) -> Any:
         """Add the messages of a list, or its texts in turn; returns what stood in `<tools>`, or None.
@@ -141,15 +141,15 @@ def converse_with_tools(
 
 
 class MessagesShape(Spoken, Described):
-    """Rows that hold a list of messages."""
+    """Rows with a list of messages."""
 
     shape: Literal["messages"]
     messages: str = "messages"
-    """Column of the list, or of its JSON; of texts the first is the user's, the second the assistant's, and so on."""
+    """Column of the list, or of its JSON. A list of plain texts alternates between user and assistant, user first."""
     system: Value | None = None
-    """Instructions before the messages; empty ones make no message."""
+    """Instructions before the messages; an empty value makes no message."""
     tools: str | None = "tools"
-    """Column of the definitions of tools: a list, or its JSON."""
+    """Column of tool definitions: a list, or its JSON."""
 
     @property
     def said(self) -> tuple[str, ...]:

@@ -16,19 +16,20 @@ from etl.sources.shapes.turns import Turns, Unfit
 
 
 class PairsShape(Described):
-    """Rows that hold a list of exchanges."""
+    """Rows with a list of exchanges."""
 
     shape: Literal["pairs"]
     pairs: str = "conversation"
-    """Column of the list; null and an empty list are none. It may also hold messages, or texts in turn."""
+    """Column of the list; null and an empty list mean no exchange. It may also contain messages, or alternating
+    texts."""
     user_key: str = "human"
-    """Key of what the user says; an exchange may also be a list of two texts."""
+    """Key of the user's text; an exchange may also be a list of two texts."""
     assistant_key: str = "assistant"
-    """Key of what the assistant says."""
+    """Key of the assistant's text."""
     system: Value | None = None
-    """Instructions before the conversation; empty ones make no message."""
+    """Instructions before the conversation; an empty value makes no message."""
     last: Turn | None = None
-    """An exchange after those of the list."""
+    """One more exchange after those of the list."""
 
     @property
     def said(self) -> tuple[str, ...]:

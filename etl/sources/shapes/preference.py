@@ -18,27 +18,27 @@ from etl.sources.shapes.turns import MESSAGE_FIELDS, Message, Turns, Unfit
 
 
 class PreferenceShape(Spoken, Described):
-    """Rows that say which of several answers is better."""
+    """Rows with a better and a worse answer."""
 
     shape: Literal["preference"]
     prompt: str | None = None
-    """Column of what is asked, a text or messages; none where both sides hold the whole conversation."""
+    """Column of the prompt, a text or messages; null if both sides contain the whole conversation."""
     chosen: str | None = None
-    """Column of the better side: the answer or the whole conversation, as text, messages or a transcript."""
+    """Column of the better side: the answer or the whole conversation, as text, messages or transcript."""
     rejected: str | None = None
     """Column of the other side, likewise."""
     responses: str | None = None
-    """In place of `chosen` and `rejected`: column of a list of answers, of which the best and the worst are taken."""
+    """Instead of `chosen` and `rejected`: column of a list of answers; the best and the worst are used."""
     rewards: str | None = None
     """Column of the list of their rewards."""
     completion: str | None = None
-    """In place of `chosen` and `rejected`: column of the one answer, or whole conversation, that `label` judges."""
+    """Instead of `chosen` and `rejected`: column of a single answer, or whole conversation, that `label` judges."""
     label: str | None = None
-    """Column that says whether the answer is a good one: true or false, 1 or 0."""
+    """Column with the judgement of the answer: true or 1 for good, false or 0 for bad."""
     system: Value | None = None
-    """Instructions before the conversation; empty ones make no message."""
+    """Instructions before the conversation; an empty value makes no message."""
     transcript: Marked = Marked()
-    """How a side that is a transcript shows who speaks."""
+    """How a transcript marks who speaks."""
 
     @model_validator(mode="after")
     def _says_what_is_better(self) -> "PreferenceShape":

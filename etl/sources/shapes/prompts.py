@@ -57,13 +57,13 @@ def as_messages(value: Any) -> Any:
 
 
 class PromptsShape(Asked, Described):
-    """Rows that only ask."""
+    """Rows with a prompt but no answer."""
 
     shape: Literal["prompts"]
     system: Value | None = None
-    """Instructions before the prompt; empty ones make no message."""
+    """Instructions before the prompt; an empty value makes no message."""
     tools: str | None = "tools"
-    """Column of the definitions of tools: a list, or its JSON."""
+    """Column of tool definitions: a list, or its JSON."""
 
     @property
     def has_answers(self) -> bool:

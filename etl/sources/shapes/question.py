@@ -11,9 +11,9 @@ class Question(Config):
     """What a row asks."""
 
     user: str | None = None
-    """Column of what the user says."""
+    """Column of the user's text."""
     prompt: str | None = None
-    """In place of `user`: a template over several columns, such as `{instruction}`, a blank line, `{input}`."""
+    """Instead of `user`: a template over several columns, such as `{instruction}`, a blank line, `{input}`."""
 
     @field_validator("prompt")
     @classmethod

@@ -13,7 +13,7 @@ from etl.sources.shapes.described import Columns, Conversations, Described
 
 
 class TextShape(Described):
-    """Rows that each hold one raw document."""
+    """Rows with one raw document each."""
 
     shape: Literal["text"]
     text: str

@@ -16,12 +16,12 @@ from etl.sources.shapes.turns import Turns, Unfit
 
 
 class Marked(Config):
-    """How a transcript shows who speaks."""
+    """How a transcript marks who speaks."""
 
     marks: dict[str, Speaker | Literal["nobody"]] = {"Human:": "user", "Assistant:": "assistant", "System:": "system"}
-    """What stands before what somebody says, and who that is; what `nobody` says is left out."""
+    """The text before each turn, and its speaker; turns of `nobody` are dropped."""
     between: str = "\n\n"
-    """What stands before a mark that is not at the start of the text; may be empty."""
+    """The text before a mark that is not at the start of the transcript; may be empty."""
 
     def add(self, turns: Turns, text: str) -> None:
         """Add the messages of a transcript, white space round each removed.
@@ -46,13 +46,13 @@ def _split(between: str, marks: tuple[str, ...]) -> re.Pattern[str]:
 
 
 class TranscriptShape(Marked, Described):
-    """Rows that hold a whole conversation as one text."""
+    """Rows with a whole conversation as one text."""
 
     shape: Literal["transcript"]
     text: str
     """Column of the transcript."""
     system: Value | None = None
-    """Instructions before the conversation; empty ones make no message."""
+    """Instructions before the conversation; an empty value makes no message."""
 
     @property
     def said(self) -> tuple[str, ...]:

@@ -16,17 +16,17 @@ from etl.sources.shapes.turns import Turns
 
 
 class VerifiableShape(Asked, Described):
-    """Rows that ask what can be checked."""
+    """Rows with a question whose answer can be checked."""
 
     shape: Literal["verifiable"]
     answer: str | None = None
-    """Column of the right answer, of any kind."""
+    """Column of the right answer, of any type."""
     tests: str | None = None
-    """Column of the tests, of any kind."""
+    """Column of the tests, of any type."""
     final: str | None = None
-    """Column of a worked solution: what the assistant says; reasoning in tags becomes a message of its own."""
+    """Column of a worked solution, the assistant's text; reasoning in tags becomes a separate message."""
     system: Value | None = None
-    """Instructions before the problem; empty ones make no message."""
+    """Instructions before the problem; an empty value makes no message."""
 
     @model_validator(mode="after")
     def _can_be_checked(self) -> "VerifiableShape":

@@ -38,11 +38,11 @@ CONTENT_VERSION: Final = 2
 
 
 class ExactDedup(Config):
-    """Rows whose content is equal; `survivor` says which one stays, then the smallest row digest."""
+    """Rows with equal content. `survivor` decides which one is kept, then the smallest row digest."""
 
     by: Literal["content", "row"] = "content"
-    """content: prompt and answer after normalisation; code, maths and every text with an indented line after its first
-    keep line breaks and indentation. row: all messages as they are."""
+    """content: prompt and answer after normalisation (line breaks and indentation count in code, maths and any text
+    with an indented line after its first). row: all messages as they are."""
 
 
 CONTENT = pa.schema(

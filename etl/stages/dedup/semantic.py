@@ -46,7 +46,7 @@ SEMANTIC = pa.schema(
 
 
 class Semantic(SemanticDedup, Stage):
-    """Writes DIR/semantic: every live row's cluster, and a verdict for what is too similar to a better row."""
+    """Writes DIR/semantic: a cluster for every remaining row, and a verdict for rows too similar to a better one."""
 
     kind: Literal["semantic"] = "semantic"
     purpose: ClassVar[str] = "Cluster rows by meaning and drop those that are too similar to a better one."

@@ -91,7 +91,7 @@ def _leaked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 class Split(Sides, Stage):
-    """Writes DIR/split_hits and DIR/split: validation rows whose prompt stands in train get a verdict."""
+    """Writes DIR/split_hits and DIR/split: validation rows whose prompt is also in train get a verdict."""
 
     kind: Literal["split"] = "split"
     purpose: ClassVar[str] = "Choose validation rows and drop those whose prompt also stands in train."

@@ -41,7 +41,7 @@ def _units(kind: str) -> dict[str, str]:
 
 
 class Dedup(Stage):
-    """What is looked for; null leaves a kind out."""
+    """Which duplicates to look for; null turns a kind off."""
 
     kind: Literal["dedup"] = "dedup"
     purpose: ClassVar[str] = "Drop exact duplicates, repeated units of raw text and near duplicates."
@@ -51,13 +51,13 @@ class Dedup(Stage):
     }  # fmt: skip
 
     survivor: Survivor = Survivor()
-    """Which row of some duplicates stays."""
+    """Which row of a group of duplicates is kept."""
     exact: ExactDedup | None = ExactDedup()
-    """Exact duplicates by content or by row; null leaves them in."""
+    """Exact duplicates, by content or by row; null keeps them."""
     units: tuple[UnitDedup, ...] = ()
-    """Paragraphs, lines or sentences of raw documents, in this order, between exact and near."""
+    """Repeated paragraphs, lines or sentences of raw documents, in this order; runs between exact and near."""
     near: NearDedup | None = NearDedup()
-    """Near duplicates by MinHash, each pair verified; null leaves them in."""
+    """Near duplicates, found by MinHash and verified; null keeps them."""
 
     @model_validator(mode="after")
     def _units_are_distinct(self) -> "Dedup":

@@ -37,7 +37,7 @@ def test_a_source_that_stands_in_another_is_named() -> None:
     report = by_source(counts())
     assert list(subsets(report)) == [("b", "a", 0.95), ("d", "a", 1.0)]
     said = list(lines(report))
-    assert "warning: 95.0% of b is contained in a" in said
+    assert "warning: 95.0% of b is in a, too: a subset of it" in said
     assert "d: all 4 rows are duplicates of others" in said
     assert not any(line.startswith("c:") for line in said)
 

@@ -389,8 +389,8 @@ def test_a_file_of_no_bytes_is_an_error_where_the_format_has_some(tmp_path, name
     [
         (b"[" + GOOD + b"] and more", "continues after the end of its array, at byte 33"),
         (b"[" + GOOD + b"] [1]", "continues after the end of its array, at byte 33"),
-        (b"[" + GOOD + b',{"q": "x', "is cut short"),
-        (b"[\n" + GOOD + b",\n", "is cut short"),
+        (b"[" + GOOD + b',{"q": "x', "is truncated"),
+        (b"[\n" + GOOD + b",\n", "is truncated"),
     ],
 )
 def test_an_array_that_does_not_end_where_its_file_does_is_an_error(tmp_path, data, message):

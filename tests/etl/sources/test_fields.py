@@ -201,7 +201,7 @@ def test_short_and_long_forms(tmp_path):
         ("  a-b: int", "fields.a-b: must match"),
         ("  language: string", r"every table already has a column 'language'; .*{type: string, column: language}"),
         ("  Input_IDs: string", "every table already has a column 'Input_IDs'"),
-        ("  split: string", "'split' is a column"),
+        ("  split: string", "every table already has a column 'split'"),
         ("  s: int\n  S: int", "'s' and 'S' differ only in letter case"),
         ("  s: {type: double, of: count}", "`of: count` gives values of type int, not double"),
         ("  s: {type: int, of: any}", "`of: any` gives values of type bool, not int"),

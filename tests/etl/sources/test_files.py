@@ -86,7 +86,7 @@ def test_a_pattern_without_a_file_is_an_error_that_says_what_to_check(tree, path
 
 
 def test_a_file_that_cannot_be_read_is_refused_when_it_was_named(tree):
-    with pytest.raises(SourceError, match=r"readme\.md\.gz is none of .*\.parquet"):
+    with pytest.raises(SourceError, match=r"readme\.md\.gz is not one of .*\.parquet"):
         listed(tree / "readme.md.gz")
 
 

@@ -82,7 +82,7 @@ def test_where_nothing_is_read_the_error_tells_what_is_there(tmp_path):
 def test_what_is_no_file_is_told(tmp_path):
     fill(tmp_path, "a.jsonl")
     os.mkfifo(tmp_path / "b.jsonl")
-    assert listed(tmp_path) == (["a.jsonl"], {"no regular file": counted("b.jsonl")})
+    assert listed(tmp_path) == (["a.jsonl"], {"not a regular file": counted("b.jsonl")})
 
 
 # --- links ---

@@ -47,8 +47,8 @@ def test_whole_names_alone_need_no_folder(shards):
     [
         ("a.jsonl\nc.jsonl\n", r"shards\.txt, line 2: there is no file c\.jsonl in .*/data$"),
         ("notes.md\n", r"line 1: there is no file notes\.md in .*/data that can be read \(unknown ending\)"),
-        ("a.jsonl\n\n./a.jsonl\n", r"line 3: a\.jsonl stands in line 1 already"),
-        ("../else/z.jsonl\n", "line 1: .* lies above the folder; write its whole path"),
+        ("a.jsonl\n\n./a.jsonl\n", r"line 3: a\.jsonl is already in line 1"),
+        ("../else/z.jsonl\n", "line 1: .* is above the folder; write its whole path"),
         ("/no/such.jsonl\n", r"line 1: there is no file /no/such\.jsonl"),
         ("# nothing\n", "names no file"),
     ],

@@ -97,7 +97,7 @@ def test_what_was_read_and_what_was_not_is_told_and_kept(tmp_path):
     ]
     ending = ["many", "1 left out (unknown ending): c.doc"]
     assert told == [
-        [["many", "1 left out (hidden): _SUCCESS"], ending, *reading],
+        [["many", "1 skipped (hidden): _SUCCESS"], ending, *reading],
         [["many", "2 left out (hidden): _SUCCESS, _none"], ending, *reading],
     ]
     assert len(fingerprints) == 1

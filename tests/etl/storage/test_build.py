@@ -278,7 +278,7 @@ def test_a_part_behind_a_link_is_not_removed(tmp_path):
     (victim / "x").write_text("precious")
     Path(folder.path).mkdir()
     (Path(folder.path) / "link").symlink_to(victim)
-    with pytest.raises(DataError, match="link is a link, and what it leads to is not ours to remove"):
+    with pytest.raises(DataError, match="link is a link, and its target is not ours to remove"):
         folder.remove_all(["link/x"])
     assert (victim / "x").exists()
 

@@ -311,5 +311,5 @@ def test_a_damaged_parquet_file_is_a_source_error(folder, parquet_bytes, size):
 
 
 def test_a_missing_parquet_file_is_a_data_error(folder):
-    with pytest.raises(DataError, match=r"x\.parquet is gone"):
+    with pytest.raises(DataError, match=r"x\.parquet is missing"):
         (folder / "x.parquet").open_parquet()

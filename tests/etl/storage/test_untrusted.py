@@ -165,7 +165,7 @@ def test_a_pipe_and_a_folder_are_no_objects(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(DataError, match=f"cannot read .*/{name} .*no regular file"):
+        with pytest.raises(DataError, match=f"cannot read .*/{name} .*not a regular file"):
             read_object(Location.of(tmp_path) / name, Toy, "remove it")
 
 
@@ -180,7 +180,7 @@ def test_an_empty_object_is_read(folder):
 
 @pytest.mark.parametrize("piece", ["..", ".", "../x", "a/../b", "a/."])
 def test_no_place_is_joined_that_lies_elsewhere(folder, piece):
-    with pytest.raises(DataError, match="is no place below"):
+    with pytest.raises(DataError, match="is not a place below"):
         folder / piece
 
 

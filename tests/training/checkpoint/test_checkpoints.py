@@ -140,7 +140,7 @@ def test_a_changed_file_is_told(make, engine):
         with pytest.raises(DataError, match=r"optim_states\.pt does not match its receipt"):
             checkpoints.load(engine_of(make_engine({"stage": stage, "bf16": False})), found, seed=0)
     file.remove()
-    with pytest.raises(DataError, match=r"optim_states\.pt is gone"):
+    with pytest.raises(DataError, match=r"optim_states\.pt is missing"):
         checkpoints.load(engine_of(engine), found, seed=0)
 
 

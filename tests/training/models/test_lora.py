@@ -62,7 +62,7 @@ def test_the_exported_model_is_the_base_with_its_adapters_added():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"targets": ["qproj"]}, r"no linear layer is named 'qproj'; there are \['down_proj'"),
+        ({"targets": ["qproj"]}, r"no linear layer is named 'qproj'; the layers are \['down_proj'"),
         ({"targets": ["lm_head"]}, r"head cannot have an adapter; list 'lm_head\.weight' in model\.lora\.train"),
         ({"train": ["*.sink"]}, r"no weight matches '\*\.sink'"),
     ],
