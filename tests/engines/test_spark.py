@@ -302,7 +302,7 @@ def test_on_a_local_master_fewer_tasks_run_at_once_when_each_needs_more(spark, t
     for _ in range(2):
         engine.run_splits(work, [(number, None) for number in range(4)], where)
     assert {(tmp_path / str(number)).read_text() for number in range(4)} == {"0"}
-    assert lines == ["score: 1 of 2 tasks at a time, because of the resources that each needs"]
+    assert lines == ["score: only 1 of 2 tasks at a time, because of the resources that each needs"]
 
 
 def test_a_given_session_is_not_stopped(engine, spark):

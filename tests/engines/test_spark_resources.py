@@ -34,7 +34,7 @@ def test_a_local_master_runs_fewer_tasks_at_once(needs, at_once):
     asked = ask(context("local[8]"), need(**needs))
     assert (asked.profile, asked.at_once) == (None, at_once)
     assert asked.line == (
-        f"score: {at_once} of 8 tasks at a time, because of the resources that each needs" if at_once else ""
+        f"score: only {at_once} of 8 tasks at a time, because of the resources that each needs" if at_once else ""
     )
 
 

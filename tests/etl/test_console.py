@@ -49,7 +49,7 @@ def test_flags_arrive_and_the_code_of_the_job_is_returned(capsys):
     ("argv", "line"),
     [
         (["--conf", "absent"], "DataError: there is no 'absent'; name another one\n"),
-        ([], "ConfigError: Missing option '--conf'; `python -m jobs.toy --help` shows what there is\n"),
+        ([], "ConfigError: Missing option '--conf'; `python -m jobs.toy --help` shows all options\n"),
         (["--conf", "demo", "--con", "x"], "ConfigError: No such option: --con"),
         (["--conf", "demo", "--code", "two"], "ConfigError: Invalid value for '--code': "),
         (["--conf", "demo", "--code", "-1"], "ConfigError: Invalid value for '--code': "),
@@ -58,14 +58,14 @@ def test_flags_arrive_and_the_code_of_the_job_is_returned(capsys):
             ["--conf", "demo", "--output", "x"],
             (
                 "ConfigError: No such option: --output; a key of the configuration is set by --set output=VALUE; "
-                "`python -m jobs.toy --help` shows what there is\n"
+                "`python -m jobs.toy --help` shows all options\n"
             ),
         ),
         (
             ["--conf", "demo", "data.corpus=x"],
             (
                 "ConfigError: Got unexpected extra argument(s) (data.corpus=x); a key of the configuration is set by "
-                "--set data.corpus=x; `python -m jobs.toy --help` shows what there is\n"
+                "--set data.corpus=x; `python -m jobs.toy --help` shows all options\n"
             ),
         ),
     ],

@@ -113,7 +113,7 @@ def test_a_straggler_of_a_build_that_was_given_up(folders, groups, moment):
         attempt(writer, ONE_GROUP)
     if moment == "committed":
         build.commit(plan)
-    with pytest.raises(DataError, match="given up"):
+    with pytest.raises(DataError, match="abandoned"):
         attempt(old_writer, groups)
     if moment == "planned":
         attempt(writer, ONE_GROUP)
@@ -130,7 +130,7 @@ def test_a_straggler_that_uploads_while_its_build_is_given_up(folders, monkeypat
 
     def slow(place: Location, **options) -> None:
         remove_children(place, **options)
-        with pytest.raises(DataError, match="given up"):
+        with pytest.raises(DataError, match="abandoned"):
             attempt(old_writer, [[7, 8]])
         refused.append(place)
 

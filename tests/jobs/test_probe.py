@@ -97,7 +97,7 @@ def test_everything_about_the_files_is_said(tmp_path):
     for line in (
         f"jsonl, gzip: x.jsonl.gz, {(tmp_path / 'd' / 'x.jsonl.gz').stat().st_size} bytes",
         "csv: y.csv, 35 bytes",
-        "1 left out (unknown ending): notes.docx",
+        "1 skipped (unknown ending): notes.docx",
         "  question  string  '9?'",
         "  assistant final       because",
         "of the first 7 rows 5 are kept",

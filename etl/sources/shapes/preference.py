@@ -38,7 +38,7 @@ class PreferenceShape(Spoken, Described):
     system: Value | None = None
     """Instructions before the conversation; an empty value makes no message."""
     transcript: Marked = Marked()
-    """How a transcript marks who speaks."""
+    """How a side that is a transcript marks who speaks."""
 
     @model_validator(mode="after")
     def _says_what_is_better(self) -> "PreferenceShape":

@@ -48,7 +48,7 @@ def test_what_is_left_out_is_known_before_and_after_the_run(recipe, tmp_path):
         assert [list(size.left_out) for size in planned.inputs] == [["hidden", "unknown ending"], []]
         assert [line.split(None, 1) for line in describe(planned) if "left out" in line] == [
             ["many", "1 skipped (hidden): _SUCCESS"],
-            ["many", "1 left out (unknown ending): notes.doc"],
+            ["many", "1 skipped (unknown ending): notes.doc"],
         ]
         run(recipe)
 

@@ -44,7 +44,7 @@ def test_every_file_that_is_not_read_is_counted_by_its_reason(tmp_path, kind):
         "hidden": counted(*sorted(hidden)[:5], files=6),
         "unknown ending": counted(*endings[:5], files=8),
     }
-    assert list(told(left_out))[1] == "8 left out (unknown ending): n0.doc, n1.doc, n2.doc, n3.doc, n4.doc, …"
+    assert list(told(left_out))[1] == "8 skipped (unknown ending): n0.doc, n1.doc, n2.doc, n3.doc, n4.doc, …"
     folder.remove_tree()
 
 
@@ -75,7 +75,7 @@ def test_nothing_is_left_out_twice_and_nothing_that_is_read(tmp_path):
 
 def test_where_nothing_is_read_the_error_tells_what_is_there(tmp_path):
     fill(tmp_path, "a.doc", "_b.jsonl")
-    with pytest.raises(SourceError, match=r"no file .*\(1 left out \(hidden\): _b\.jsonl; .*ending\): a\.doc\)"):
+    with pytest.raises(SourceError, match=r"no file .*\(1 skipped \(hidden\): _b\.jsonl; .*ending\): a\.doc\)"):
         listed(tmp_path)
 
 

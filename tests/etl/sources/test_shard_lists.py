@@ -50,7 +50,7 @@ def test_whole_names_alone_need_no_folder(shards):
         ("a.jsonl\n\n./a.jsonl\n", r"line 3: a\.jsonl is already in line 1"),
         ("../else/z.jsonl\n", "line 1: .* is above the folder; write its whole path"),
         ("/no/such.jsonl\n", r"line 1: there is no file /no/such\.jsonl"),
-        ("# nothing\n", "names no file"),
+        ("# nothing\n", "lists no file"),
     ],
 )
 def test_a_list_that_is_wrong(shards, text, told):

@@ -95,10 +95,10 @@ def test_what_was_read_and_what_was_not_is_told_and_kept(tmp_path):
         ["many", f"13 rows in 2 files, {sizes[0]:,} bytes: {lost}"],
         ["one", f"5 rows in 1 file, {sizes[1]:,} bytes: 5 kept"],
     ]
-    ending = ["many", "1 left out (unknown ending): c.doc"]
+    ending = ["many", "1 skipped (unknown ending): c.doc"]
     assert told == [
         [["many", "1 skipped (hidden): _SUCCESS"], ending, *reading],
-        [["many", "2 left out (hidden): _SUCCESS, _none"], ending, *reading],
+        [["many", "2 skipped (hidden): _SUCCESS, _none"], ending, *reading],
     ]
     assert len(fingerprints) == 1
     left_out = {

@@ -88,7 +88,7 @@ OPTIONS = {
 }
 
 TOLD = [
-    (answer(404, "NoSuchBucket"), "read", ConfigError, "there is no bucket 'bucket'; make it"),
+    (answer(404, "NoSuchBucket"), "read", ConfigError, "there is no bucket 'bucket'; create it"),
     (FileNotFoundError("x"), "write", ConfigError, "there is no bucket 'bucket'"),
     (answer(403, "SignatureDoesNotMatch"), "write", ConfigError, "does not accept the credentials"),
     (answer(403, "InvalidAccessKeyId"), "list", ConfigError, "does not accept the credentials"),

@@ -188,7 +188,7 @@ def test_a_file_without_questions_is_refused(tmp_path):
         ReasoningSuite(file=str(path)).run(Actor(["2"]), "", 0)
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "no gzip", "no UTF-8", "no UTF-8 inside"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "no gzip", "not UTF-8", "no UTF-8 inside"])
 def test_questions_that_cannot_be_read_are_refused(tmp_path, damage):
     line = json.dumps({"question": "1+1?", "answer": "2"}).encode()
     packed = gzip.compress(line)
@@ -196,7 +196,7 @@ def test_questions_that_cannot_be_read_are_refused(tmp_path, damage):
         "cut": ("q.jsonl.gz", packed[:-10]),
         "changed": ("q.jsonl.gz", packed[:14] + bytes([packed[14] ^ 255]) + packed[15:]),
         "no gzip": ("q.jsonl.gz", line),
-        "no UTF-8": ("q.jsonl", line.replace(b"1+1", b"\xff")),
+        "not UTF-8": ("q.jsonl", line.replace(b"1+1", b"\xff")),
         "no UTF-8 inside": ("q.jsonl.gz", gzip.compress(b"\xff" + line)),
     }[damage]
     path = tmp_path / name
