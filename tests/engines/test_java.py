@@ -57,7 +57,7 @@ def test_an_old_java_is_passed_over_and_named(no_java, tmp_path, monkeypatch, ve
     monkeypatch.setenv("PATH", str(fake_java(tmp_path, "17") / "bin"))
     found = find_java()
     assert found.home == tmp_path / "java-17"
-    assert found.line.endswith(f"(passed over: JAVA_HOME={tmp_path / f'java-{version}'} is Java {named})")
+    assert found.line.endswith(f"(rejected: JAVA_HOME={tmp_path / f'java-{version}'} is Java {named})")
 
 
 def test_a_java_home_without_java_is_passed_over(no_java, tmp_path, monkeypatch):

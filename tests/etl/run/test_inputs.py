@@ -46,7 +46,7 @@ def test_what_is_left_out_is_known_before_and_after_the_run(recipe, tmp_path):
     for _ in range(2):
         planned = plan_recipe(recipe)
         assert [list(size.left_out) for size in planned.inputs] == [["hidden", "unknown ending"], []]
-        assert [line.split(None, 1) for line in describe(planned) if "left out" in line] == [
+        assert [line.split(None, 1) for line in describe(planned) if "skipped" in line] == [
             ["many", "1 skipped (hidden): _SUCCESS"],
             ["many", "1 skipped (unknown ending): notes.doc"],
         ]

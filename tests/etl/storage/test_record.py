@@ -44,9 +44,9 @@ def changed(**changes):
 
 OUTSIDE = "must be a path inside the folder"
 BAD = {
-    "half": (b'{"format":1,', "is damaged: it is no JSON"),
+    "half": (b'{"format":1,', "is damaged: it is not JSON"),
     "list": (b"[]", "is damaged: it is not a JSON object"),
-    "empty": (b"", "is damaged: it is no JSON"),
+    "empty": (b"", "is damaged: it is not JSON"),
     "newer": (changed(format=2), "has the format 2, but this version of Stillhouse reads format 1"),
     "key": (changed(owner="x"), "unknown key 'owner'"),
     "missing": (b'{"format":1,"name":"toy","recipe":{}}', "stages: is missing"),

@@ -102,7 +102,7 @@ def test_verify_names_it_and_checks_it_as_any_other(output):
 
 def test_catalog_leaves_it_out_and_says_so(output):
     made = list(statements(output, "duckdb"))
-    left_out = "skipped, as it is from an earlier recipe and no stage of the last one writes it"
+    left_out = "skipped, as it is from an earlier recipe and no stage of the last recipe writes it"
     assert f"-- near: {left_out}" in made
     assert sum(left_out in line for line in made) == len(STALE) + 1
     assert any('VIEW "near_copied"' in line for line in made)
