@@ -59,7 +59,7 @@ def test_the_corpus_is_written_from_tokens():
 def test_a_cut_is_not_called_like_a_folder_of_the_run(name):
     assert name in reserved_names()
     cut = FILTER["cuts"][0] | {"name": name}
-    with pytest.raises(ValidationError, match=rf"cuts are called \['{name}'\].*give them other names"):
+    with pytest.raises(ValidationError, match=rf"cuts are named \['{name}'\].*give them other names"):
         recipe(stages=["filter"], filter=FILTER | {"cuts": [cut]})
 
 
