@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator, BeforeValidator
 
+from etl.arrays import Bools
+from etl.harmony.history import with_last_turn_alone, without_history_analysis
 from etl.harmony.render import Effort, Messages, Preamble, Rendered, Renderer
 from etl.harmony.vocabulary import CONTROL_MARK, DEFAULT_VOCABULARY, VOCABULARY_SHA256, vocabulary_file
 from etl.hashing import hash_array, signed
@@ -85,7 +87,7 @@ class HarmonyStep(Step):
     example: ClassVar[str] = "{kind: harmony, reasoning_effort: high}"
     version: ClassVar[int] = 4
     reads: ClassVar[tuple[str, ...]] = ("messages",)
-    may_read: ClassVar[tuple[str, ...]] = ("tools",)
+    may_read: ClassVar[tuple[str, ...]] = ("tools", "conversation_id")
     adds: ClassVar[pa.Schema] = TOKENIZED_COLUMNS
     located: ClassVar[frozenset[str]] = frozenset({"vocabulary"})
 
@@ -99,6 +101,9 @@ class HarmonyStep(Step):
     """`Current date` of the system message: a day, a month or a year; null: no such line."""
     knowledge_cutoff: DateText | None = "2024-06"
     """`Knowledge cutoff` of the system message: a day, a month or a year; null: no such line."""
+    history_analysis: Literal["drop", "keep"] = "drop"
+    """In rows that are turns of one conversation (`rows: turn`): leave out the reasoning of earlier turns, as at
+    inference, or render it. Only the last turn of such a row is supervised. Other rows keep all reasoning."""
     vocabulary: str = DEFAULT_VOCABULARY
     """URI of o200k_base.tiktoken, from any place; its digest is checked."""
 
@@ -127,17 +132,22 @@ class HarmonyStep(Step):
         renderer = _renderer(self.preamble(), self.vocabulary)
 
         def render(batch: pa.RecordBatch) -> pa.RecordBatch:
-            batch, messages = self._judge(batch)
+            turns = _turns(batch)
+            batch, messages = self._judge(batch, turns)
             is_live = live(batch)
             rendered = renderer.render(messages)
+            if turns.any():
+                rendered = with_last_turn_alone(rendered, turns[is_live.to_numpy(zero_copy_only=False)])
             columns = _columns(rendered, is_live.to_numpy(zero_copy_only=False), self.reasoning_effort)
             return append(batch, TOKENIZED_COLUMNS, columns)
 
         return render
 
-    def _judge(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Messages]:
+    def _judge(self, batch: pa.RecordBatch, turns: Bools) -> tuple[pa.RecordBatch, Messages]:
         """Verdicts for the rows that cannot be rendered or teach nothing, and the messages of those that live on."""
         column, was_live = batch.column("messages"), live(batch)
+        if self.history_analysis == "drop" and turns.any():
+            column = without_history_analysis(column, turns)
         tools = batch.column("tools") if "tools" in batch.schema.names else pa.nulls(batch.num_rows, pa.string())
         messages = Messages.of(*_of_live(was_live, column, tools))
         number = _numbers(was_live)
@@ -152,6 +162,13 @@ class HarmonyStep(Step):
         if not is_live.equals(was_live):
             messages = Messages.of(*_of_live(is_live, column, tools))
         return batch, messages
+
+
+def _turns(batch: pa.RecordBatch) -> Bools:
+    """bool [rows]: which rows are turns of one conversation."""
+    if "conversation_id" not in batch.schema.names:
+        return np.zeros(batch.num_rows, np.bool_)
+    return batch.column("conversation_id").is_valid().to_numpy(zero_copy_only=False)
 
 
 def _of_live(is_live: pa.BooleanArray, *columns: pa.Array) -> Iterator[pa.Array]:

@@ -62,6 +62,8 @@ QUARANTINE_VERSION = 2
 STEP = INGEST
 LEFT_OUT: Final = "left_out"
 """Counts of what stands in files and is no row, by source and kind."""
+CONVERSATIONS: Final = "conversations"
+"""Counts of rows that have a `conversation_id`, by source."""
 UNPARSED: Final = "unparsed"
 """Counts of values that were none of their field's type, by source and field."""
 TABLES: Final = {"ingest": "PROMPT", "quarantine": "QUARANTINE"}
@@ -85,7 +87,9 @@ class WritePrompts:
             made = _of_turns(batch) if self.raw.shapes[name].rows == "turn" else {"made": 0}
             rows = batch.num_rows + len(bad) - made["made"] + made.get(ASSEMBLED, 0)
             counts = {"in": rows, **made, "kept": live(batch).true_count, **lost, **_dropped(batch)}
-            where = {"quarantined": {str(split["number"]): len(bad)}} if bad else {}
+            where: dict[str, Any] = {"quarantined": {str(split["number"]): len(bad)}} if bad else {}
+            if num_turns := batch.num_rows - batch.column("conversation_id").null_count:
+                where[CONVERSATIONS] = {name: num_turns}
             yield Chunk(batch, rows, {name: {STEP: counts}}, where)
         counted = {LEFT_OUT: tally.left_out, UNPARSED: tally.unparsed}
         found = {what: {name: dict(counts)} for what, counts in counted.items() if counts}

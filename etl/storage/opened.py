@@ -24,7 +24,7 @@ from typing import Any, Literal, Self
 from etl.errors import DataError
 from etl.storage.dataset import MANIFEST, NUM_READERS, PLAN, RECEIPTS, Dataset
 from etl.storage.location import Entry, Location
-from etl.storage.manifest import Accounting, Plan
+from etl.storage.manifest import Accounting, Plan, add_counts
 from etl.storage.record import RECORD, RunRecord, StageRecord, read_record
 from etl.storage.untrusted import read_object
 
@@ -212,8 +212,7 @@ class Run:
             found = {}
             for dataset in self.own.values():
                 if dataset.manifest.accounts_rows:
-                    for source, steps in dataset.manifest.accounting.items():
-                        found = {**found, source: {**found.get(source, {}), **steps}}
+                    found = add_counts(found, dataset.manifest.accounting)
         order = self.record.steps if self.record else _by_rows(found)
         return {source: _in_order(steps, order) for source, steps in sorted(found.items())}
 

@@ -6,9 +6,10 @@ import random
 import pytest
 
 from etl.run.recipe import Recipe
+from etl.storage.manifest import accounting_gaps
 from tests.engines.inprocess import InProcessEngine
 from tests.etl.stages import toyforum
-from tests.etl.stages.toys import run, stage
+from tests.etl.stages.toys import ENGLISH, run, sentence, stage
 
 JOIN = """
 shape: columns
@@ -18,11 +19,12 @@ user: question
 final: answer
 skill_bucket: code
 """
-CHAT = [
-    {"role": role, "content": f"{role} {number} says that it is so"}
-    for number in range(12)
-    for role in ("user", "assistant")
-]
+TURNS = 12
+
+
+def chat(seed):
+    rng = random.Random(seed)
+    return [{"role": role, "content": sentence(rng, ENGLISH, 20)} for role in ("user", "assistant") * TURNS]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,11 @@ def inputs(tmp_path_factory):
         for n in range(40)
     ]
     toyforum.write(folder / "taco.jsonl", [{"question": f"What is {n}?"} for n in range(7)])
-    chats = [{"messages": [{"role": "user", "content": f"Chat {n}"}, *CHAT[1:]]} for n in range(5)]
+    # One of them comes again, and once more with another last word.
+    same = [
+        {"messages": [*chat(0)[:-1], {"role": "assistant", "content": chat(0)[-1]["content"] + end}]} for end in " !"
+    ]
+    chats = [*({"messages": chat(seed)} for seed in range(3)), *same]
     for number in (1, 3):
         for name, rows in (("trees", toyforum.flat_rows()), ("coded", coded), ("chats", chats)):
             random.Random(number).shuffle(rows)
@@ -54,8 +60,8 @@ def digests(folder, number, output, engine):
     tree = {
         "name": "toy",
         "output": str(output),
-        "stages": [],
-        "run": {"split_bytes": 1024, "bucket_bytes": 1 << (20 if number == 1 else 11)},
+        "stages": ["dedup", "tokenize", "layout"],
+        "run": {"split_bytes": 4096, "bucket_bytes": 1 << (20 if number == 1 else 12)},
         "sources": {
             "trees": {"spec": "oasst_tree", "path": f"{folder}/{number}/trees", "take": "both"},
             "coded": {
@@ -68,7 +74,8 @@ def digests(folder, number, output, engine):
     }
     (folder / "chats.yaml").write_text("{shape: messages, row_name: content, skill_bucket: chat}\n")
     run(Recipe.model_validate(tree), engine)
-    names = ("assembled/trees", "assembled/coded", "ingest", "dropped")
+    folders = ("exact", "near", "turn_groups", "turn_hits", "turns", "tokenize", "dropped", "corpus")
+    names = ("assembled/trees", "assembled/coded", "ingest", *folders)
     return {name: stage(output, name).manifest.content_digest for name in names}
 
 
@@ -86,8 +93,11 @@ def test_local(inputs, tmp_path, expected):
 
     with contextlib.closing(LocalEngine(processes=2)) as engine:
         assert digests(inputs, 3, tmp_path, engine) == expected
-    counts = stage(tmp_path, "ingest").manifest.account("chats", "ingest")
-    assert counts == {"in": 5, "made": 60, "assembled": 5, "kept": 60}
+    found = stage(tmp_path, "corpus").manifest.accounting["chats"]
+    assert accounting_gaps({"chats": found}) == []
+    assert found["ingest"] == {"in": 5, "made": 60, "assembled": 5, "kept": 60}
+    assert found["layout"]["kept"] == 36, "no turn of a conversation that stays is lost"
+    assert sum(found[step].get(f"{step}_duplicate", 0) for step in ("exact", "near")) == 24
 
 
 def test_spark(inputs, tmp_path, expected, spark):

@@ -18,7 +18,9 @@ from etl.dedup.units import UnitDedup
 from etl.rows import Rows
 from etl.schema import CLUSTER_COLUMNS
 from etl.stages.context import Context
+from etl.stages.dedup import conversations
 from etl.stages.dedup.clusters import cluster, tell_kinds, write_clusters
+from etl.stages.dedup.conversations import give_turns_back, hold_turns
 from etl.stages.dedup.exact import ExactDedup, exact
 from etl.stages.dedup.units import dedup_units, unit_counts
 from etl.stages.stage import Stage
@@ -47,7 +49,8 @@ class Dedup(Stage):
     purpose: ClassVar[str] = "Drop exact duplicates, repeated units of raw text and near duplicates."
     example: ClassVar[str] = "{kind: dedup, exact: {}, near: {threshold: 0.8}}"
     tables: ClassVar[Mapping[str, str]] = {
-        **_EXACT, **_units("paragraph"), **_units("line"), **_units("sentence"), **_NEAR, **_ROUNDS
+        **_EXACT, **_units("paragraph"), **_units("line"), **_units("sentence"), **_NEAR, **_ROUNDS,
+        **conversations.FOLDERS,
     }  # fmt: skip
 
     survivor: Survivor = Survivor()
@@ -75,11 +78,17 @@ class Dedup(Stage):
         return {self.named(folder): table for folder, table in found.items()}
 
     def folders_by_rows(self) -> dict[str, str]:
-        return {self.named("candidate_components"): "LABEL"} if self.near is not None else {}
+        by_pairs = {"candidate_components": "LABEL"} if self.near is not None else {}
+        return {self.named(folder): table for folder, table in {**by_pairs, **conversations.FOLDERS}.items()}
 
     def step_labels(self) -> tuple[str, ...]:
         # Both ends whatever is left out: DIR/dropped has them in its fingerprint.
         return tuple(self.named(step) for step in ("exact", *(units.unit for units in self.units), "near"))
+
+    def _searches(self) -> tuple[str, ...]:
+        """Labels of the steps that look for duplicates, in their order."""
+        exact, near = (["exact"] if self.exact else []), (["near"] if self.near else [])
+        return tuple(self.named(step) for step in (*exact, *(units.unit for units in self.units), *near))
 
     @property
     def added(self) -> pa.Schema:
@@ -103,6 +112,7 @@ class Dedup(Stage):
 
     def run(self, context: Context, rows: Rows) -> Rows:
         """Mark duplicates."""
+        rows, turns = hold_turns(context, rows)
         kinds = []
         if self.exact is not None:
             rows, counts = exact(context, rows, self.exact, self.survivor)
@@ -114,4 +124,4 @@ class Dedup(Stage):
             write_clusters(context, rows, lambda: [*kinds, near_counts()])
         elif kinds:
             tell_kinds(context, kinds)
-        return rows
+        return rows if turns is None else give_turns_back(context, rows, turns, self._searches())

@@ -10,6 +10,7 @@ from etl.errors import DataError, SourceError
 from etl.run.recipe import Recipe
 from etl.run.record import record_of, stage_records
 from etl.run.run import run_stage
+from etl.stages.dedup.conversations import FOLDERS
 from etl.stages.stage import Stage
 from etl.storage.location import Location
 from etl.storage.manifest import to_json
@@ -145,8 +146,9 @@ def test_folders_that_hang_on_the_rows_are_in_it_apart(tmp_path):
     recipe = make_recipe(tmp_path, {"a": tmp_path / "a.jsonl"}, stages=stages, filter=filtered)
     record = record_of(recipe)
     by_label = {stage.label: stage for stage in record.stages}
-    assert by_label["dedup"].folders_by_rows == {"candidate_components": "LABEL"}
-    assert {stage.label for stage in record.stages if stage.folders_by_rows} == {"dedup"}
+    assert by_label["dedup"].folders_by_rows == {"candidate_components": "LABEL", **FOLDERS}
+    assert by_label["late-dedup"].folders_by_rows == {f"late-{folder}": table for folder, table in FOLDERS.items()}
+    assert {stage.label for stage in record.stages if stage.folders_by_rows} == {"dedup", "late-dedup"}
     assert not any(map(record.owns, ("filter", "late-near", "late-candidate_components", "paragraph")))
     assert all(map(record.owns, ("rounds/candidate_components-3", "rounds/edges-ends", "rounds/english_share-9")))
 
