@@ -293,7 +293,7 @@ def test_a_checkpoint_of_the_old_order_in_a_stage_of_two_arms_is_refused(large, 
 def test_a_log_of_the_old_order_is_refused(large, tmp_path):
     streams, stage = streams_of(large, tmp_path), rescored("mix", 1000, large / "part")
     alone = StageConfig(name="mix", tokens=1000, arms=stage.arms[:1])
-    for one, error in ((alone, None), (stage, f"began with another stream .*{OLD}")):
+    for one, error in ((alone, None), (stage, f"started with another stream .*{OLD}")):
         with closing(streams.open_stage(one, 0, 1, DecisionLog.open)) as opened:
             if error is None:
                 opened.next_step()
