@@ -1,10 +1,12 @@
 """Rows that are made of several raw rows: what they hold, their accounts, and that no cut or order of files shows."""
 
 import random
+import shutil
 
 import pytest
 
 from etl.errors import ConfigError, SourceError
+from etl.run.estimate import estimate
 from etl.run.plan import plan_recipe
 from etl.run.recipe import Recipe
 from etl.storage.manifest import accounting_gaps
@@ -225,3 +227,41 @@ def test_answers_with_rewards_become_a_preference(tmp_path):
     assert accounts(tmp_path / "out")["assemble"] == {
         "in": 4, "made": 1, "assembled": 3, "kept": 1, "too_few_in_group": 1
     }  # fmt: skip
+
+
+def test_a_placeholder_in_messages_is_filled(tmp_path):
+    """As in Nemotron-Competitive-Programming: the user's turn is the placeholder, the answer is the row's own."""
+    turns = [{"role": "user", "content": "-"}, {"role": "assistant", "content": "print(sorted(x))"}]
+    rows = [
+        {"uuid": "1", "messages": turns, "dataset": "taco", "split": "train", "index": "0"},
+        {"uuid": "2", "messages": [{"role": "user", "content": "Own?"}, turns[1]], "dataset": None, "split": None},
+    ]
+    toyforum.write(tmp_path / "taco.jsonl", [{"question": "Sort a list."}])
+    (tmp_path / "spec.yaml").write_text(
+        "shape: messages\nexample_id: uuid\nskill_bucket: code\n"
+        "assemble: {kind: join, into: messages, tables: {taco: [{column: question}]}}\n"
+    )
+    tables = {"taco/train": str(tmp_path / "taco.jsonl")}
+    path = toyforum.write(tmp_path / "in.jsonl", rows)
+    run(recipe(tmp_path / "out", path, str(tmp_path / "spec.yaml"), source={"tables": tables}))
+    assert toyforum.said(read(stage(tmp_path / "out", "ingest"))) == [
+        [("user", "Own?"), ("assistant", "print(sorted(x))")],
+        [("user", "Sort a list."), ("assistant", "print(sorted(x))")],
+    ]
+
+
+def test_a_run_that_ended_after_assemble_goes_on_from_there(tmp_path):
+    made = recipe(tmp_path / "out", toyforum.write(tmp_path / "in.jsonl", toyforum.flat_rows()))
+    run(made)
+    before = stage(tmp_path / "out", "ingest").manifest.content_digest
+    shutil.rmtree(tmp_path / "out" / "ingest")
+    shutil.rmtree(tmp_path / "out" / "quarantine")
+    planned = {one.stage: one.action for one in plan_recipe(made).stages}
+    assert (planned["assembled/a"], planned["ingest"]) == ("keep", "run")
+    run(made)
+    assert stage(tmp_path / "out", "ingest").manifest.content_digest == before
+
+
+def test_a_sample_of_trees_is_assembled(tmp_path):
+    found = estimate(recipe(tmp_path / "out", toyforum.write(tmp_path / "in.jsonl", toyforum.flat_rows())))
+    assert "assembled/a" in {cost.stage for cost in found.stages}
