@@ -42,7 +42,7 @@ def test_the_output_schema_is_the_input_and_what_steps_add():
     added = ["detected_language", "language_score", *TOKENIZED_COLUMNS.names, "ctx_bucket"]
     assert read.output_schema(BASE) == pa.schema([*BASE, *read.added])
     assert read.added.names == added
-    assert read.reads() == ["messages", "tools"]
+    assert read.reads() == ["messages", "tools", "conversation_id"]
 
 
 def test_reads_leaves_out_what_a_step_before_adds():
@@ -256,7 +256,7 @@ def test_steps_of_one_kind_stand_side_by_side_under_names(models):
     schema = together.output_schema(BASE)
     assert together.labels[1:4] == ("late-wiki", "language", "strict")
     assert together.labels[-2:] == ("short", "short-ctx_bucket")
-    assert together.reads() == ["id", "messages", "tools"]
+    assert together.reads() == ["id", "messages", "tools", "conversation_id"]
     batch = conversations(rows)
     done = open_steps(together.steps)(batch)
     assert [name for name in schema.names if name not in BASE.names] == done.schema.names[3:]

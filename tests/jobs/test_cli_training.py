@@ -241,7 +241,7 @@ def test_a_decision_changes_the_shares_from_its_segment_on(corpus, tmp_path):
     ("kind", "value", "message"),
     [
         ("phases", '{"shares": {"B1/*": 1}}', "did you mean 'phase'"),
-        ("phase", '{"shares": {"B7/*": 1}}', "names no cell"),
+        ("phase", '{"shares": {"B7/*": 1}}', "matches no remaining cell"),
         ("phase", "5", "must be a mapping"),
         ("phase", '{"weights": "uniform"}', "it must set shares"),
     ],

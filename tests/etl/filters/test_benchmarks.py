@@ -70,7 +70,7 @@ def test_links_and_endings_are_those_of_sources(tmp_path):
     assert [q for _, q, _ in items_of(Benchmark(path=str(folder), question_columns="q"))] == ["loud?", "linked?"]
     (folder / "a.jsonl").unlink()
     (folder / "B.JSONL.GZ").unlink()
-    with pytest.raises(ConfigError, match=r"toy\.path: no file .*1 left out \(unknown ending\): readme\.md"):
+    with pytest.raises(ConfigError, match=r"toy\.path: no file .*1 skipped \(unknown ending\): readme\.md"):
         benchmark_files("toy", Benchmark(path=str(folder), question_columns="q"))
     (folder / "a.jsonl").symlink_to(blobs / "gone")
     with pytest.raises(SourceError, match=r"toy\.path: .*a\.jsonl is a link to .*gone"):

@@ -139,7 +139,7 @@ def test_models_that_are_not_there(uri, complaint):
 
 def test_a_folder_that_is_no_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="not a tokenizer that transformers loads"):
+    with pytest.raises(ConfigError, match="not a tokenizer that transformers can load"):
         SentenceEmbedder.load(str(tmp_path), 8)
 
 

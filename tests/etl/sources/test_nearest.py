@@ -162,7 +162,7 @@ def test_a_column_without_a_form_as_json_is_noted(tmp_path):
 def test_of_a_damaged_file_the_rows_before_the_damage_are_seen(tmp_path):
     (tmp_path / "x.jsonl").write_text('[{"text": "a"}, {"text": "b"}, {"te')
     found = glance(Location.of(tmp_path / "x.jsonl"), "jsonl")
-    assert "cut short" in found.damage
+    assert "is truncated" in found.damage
     assert found.rows == [{"text": "a"}, {"text": "b"}]
 
 

@@ -155,7 +155,7 @@ def test_pieces_of_a_topic_join_to_the_whole():
 
 def test_without_the_dialogue_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"chatterbot-corpus is not installed.*extra `demo`"):
+    with pytest.raises(ConfigError, match=r"chatterbot-corpus.* is not installed; install the extra `demo`"):
         list(sample._dialogues())
 
 

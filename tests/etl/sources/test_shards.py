@@ -273,7 +273,7 @@ def test_a_file_that_changes_after_it_was_listed_is_an_error_that_names_it(tmp_p
     source, splits = listed(tmp_path)
     assert len(read(source, splits)) == 5
     change(tmp_path / name)
-    with pytest.raises(SourceError, match=rf"{name} (changed while it was read|cannot be read|is gone)") as error:
+    with pytest.raises(SourceError, match=rf"{name} (changed while it was read|cannot be read|is missing)") as error:
         read(source, splits)
     assert "\n" not in str(error.value)
 

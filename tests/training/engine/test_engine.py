@@ -104,7 +104,7 @@ def test_too_many_faults_in_a_row_end_the_run_and_name_step_and_rank():
     faults.note(7, fault, 0.1)
     faults.note(8, None, 0.1)
     faults.note(9, fault, 0.1)
-    with pytest.raises(DataError, match=r"step 10: the loss of rank 3 is nan.*2 steps.*Lower optimizer\.lr.*whole"):
+    with pytest.raises(DataError, match=r"step 10: the loss of rank 3 is nan.*2 steps.*Lower optimizer\.lr.*complete"):
         faults.note(10, fault, 0.1)
     assert faults.last == fault
 
@@ -112,7 +112,7 @@ def test_too_many_faults_in_a_row_end_the_run_and_name_step_and_rank():
 def test_no_checkpoint_is_said_to_be_whole_where_there_is_none():
     with pytest.raises(DataError, match="start again, as there is no checkpoint yet") as refused:
         Faults(1, lambda: None).note(1, "the loss of rank 0 is nan in its micro-batch 0", 0.1)
-    assert "whole" not in str(refused.value)
+    assert "complete" not in str(refused.value)
 
 
 @STAGES

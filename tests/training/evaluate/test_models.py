@@ -141,5 +141,5 @@ def test_a_question_is_plain_text_for_a_folder_without_a_chat_template(tmp_path)
 
 @pytest.mark.parametrize("device", ["gpuu", "cuda:99"])
 def test_a_device_that_is_not_here_is_refused(device):
-    with pytest.raises(ConfigError, match=f"device='{device}' is not here"):
+    with pytest.raises(ConfigError, match=f"device='{device}' is not available"):
         Models("float32", device)
