@@ -108,7 +108,7 @@ def run(command: str) -> str:
         return ended.output
     body = re.fullmatch(r"python - <<'EOF'\n(.*)EOF\n", command, re.DOTALL)
     if body is not None:
-        with contextlib.redirect_stdout(io.StringIO()) as said:
+        with contextlib.redirect_stdout(io.StringIO()) as said, own_tables():
             exec(body[1], {})
         return said.getvalue()
     done = subprocess.run(

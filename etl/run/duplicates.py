@@ -22,7 +22,7 @@ from etl.rows import Rows
 from etl.run.growth import CandidateGrowth, Duplicates, grow, grow_groups
 from etl.run.meter import JobUse
 from etl.run.sample import Sample
-from etl.stages import assemble
+from etl.stages.assemble import STEP as ASSEMBLE_STEP
 from etl.stages.intake import QUARANTINED
 from etl.stages.keyed import distinct, row_keys
 from etl.storage.build import Job
@@ -69,7 +69,7 @@ class SampleRun:
         if "verdict" not in self.jobs[name].schema.names:
             return 0
         # Rows that were never assembled have no verdict: they are none of the rows of a run.
-        accounts = ({**steps, assemble.STEP: {}} for steps in self.datasets[name].manifest.accounting.values())
+        accounts = ({**steps, ASSEMBLE_STEP: {}} for steps in self.datasets[name].manifest.accounting.values())
         reasons = [pair for steps in accounts for counts in steps.values() for pair in counts.items()]
         return sum(rows for reason, rows in reasons if reason not in NOT_LOST and not reason.startswith(QUARANTINED))
 

@@ -28,6 +28,17 @@ def named(folder: str) -> list[str]:
     return conf.shipped(folder)
 
 
+NEEDED = {
+    ("rescore", "topk"): ["corpus=c", "output=o", "teacher.model=m"],
+    ("evaluate", "held_out"): ["model=m", "suites.held_out.corpus=c", "output=o"],
+}
+"""What a file's first lines ask a user for."""
+
+
+def given(folder: str, name: str) -> list[str]:
+    return NEEDED.get((folder, name), [])
+
+
 def recipe(name: str) -> Recipe:
     tree = conf.parse_yaml(conf.find(name, "recipes"), name)
     absent = [f"sources.{source}.path=none" for source, given in tree["sources"].items() if "path" not in given]
@@ -99,13 +110,13 @@ def test_training_configurations_load(name):
 @pytest.mark.parametrize("name", named("rescore"))
 def test_rescoring_configurations_load(name):
     rescore = pytest.importorskip("training.teacher.rescore", exc_type=ImportError)
-    assert conf.load(rescore.RescoreConfig, name, "rescore", []).output
+    assert conf.load(rescore.RescoreConfig, name, "rescore", given("rescore", name)).output
 
 
 @pytest.mark.parametrize("name", named("evaluate"))
 def test_evaluation_configurations_load(name):
     evaluate = pytest.importorskip("training.evaluate.report", exc_type=ImportError)
-    assert conf.load(evaluate.EvaluateConfig, name, "evaluate", []).suites
+    assert conf.load(evaluate.EvaluateConfig, name, "evaluate", given("evaluate", name)).suites
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "deepspeed").glob("*.json")), ids=lambda path: path.name)

@@ -34,7 +34,7 @@ def refusal(recipe, engine=None):
 def line_of(recipe):
     lines = []
     run_recipe(recipe, InProcessEngine(), lines.append)
-    (found,) = [line.split(None, 1)[1] for line in lines if line.split()[:1] == ["mine"]]
+    (found,) = [line.split(None, 1)[1] for line in lines if line.split()[:1] == ["mine:"]]
     return found
 
 
