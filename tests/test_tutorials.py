@@ -99,6 +99,17 @@ def commands(text: str) -> list[str]:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def own_tables() -> Iterator[None]:
+    """A database of its own for what a page asks: a view of another test may have the name of a page's variable."""
+    before = duckdb.default_connection()
+    duckdb.set_default_connection(duckdb.connect())
+    try:
+        yield
+    finally:
+        duckdb.set_default_connection(before)
+
+
 def run(command: str) -> str:
     """What a command prints; it has to succeed."""
     words = [] if "<<" in command else shlex.split(command.replace("\\\n", " "))
@@ -108,7 +119,7 @@ def run(command: str) -> str:
         return ended.output
     body = re.fullmatch(r"python - <<'EOF'\n(.*)EOF\n", command, re.DOTALL)
     if body is not None:
-        with contextlib.redirect_stdout(io.StringIO()) as said, own_tables():
+        with contextlib.redirect_stdout(io.StringIO()) as said:
             exec(body[1], {})
         return said.getvalue()
     done = subprocess.run(
@@ -138,7 +149,7 @@ def ran(folder: Path) -> list[Ran]:
     """All commands of all pages, run in one folder."""
     found: list[Ran] = []
     cells: dict[str, Any] = {}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, own_tables():
         patch.chdir(folder)
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         patch.setenv("PYTHONPATH", str(PROJECT))

@@ -104,7 +104,7 @@ def test_other_engines_refuse_a_table(tmp_path):
 
 
 def test_a_source_is_files_or_a_table(tmp_path):
-    for table, source in ((None, {}), ("t", {"path": "x"}), ("t", {"options": {"anon": True}})):
+    for table, source in (("t", {"path": "x"}), ("t", {"options": {"anon": True}})):
         with pytest.raises(ValidationError, match=r"either `path`|`options` are for the files"):
             recipe(tmp_path, table, **source)
 

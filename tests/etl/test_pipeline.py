@@ -51,6 +51,7 @@ def test_reads_leaves_out_what_a_step_before_adds():
         "id",
         "messages",
         "tools",
+        "conversation_id",
     ]
 
 

@@ -28,7 +28,11 @@ def hub(tmp_path):
 
 def stillhouse(*words, **environment):
     command = [sys.executable, "-c", "import sys; from jobs.start import main; sys.exit(main())", *words]
-    cleared = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
+    cleared = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    }
     return subprocess.run(command, env=cleared | environment, capture_output=True, text=True, check=False)
 
 

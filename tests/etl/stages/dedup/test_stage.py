@@ -51,7 +51,7 @@ def test_sources_tell_what_they_have_in_common(tmp_path):
     assert found["a"]["in_others"] == {"b": {"exact": 10, "near": 0, "share": round(10 / 43, 6)}}
     assert found["b"]["removed_share"] == 1.0
     assert found["b"]["in_others"]["a"]["share"] == 1.0
-    assert any("warning: 100.0% of b stands in a" in line for line in lines)
+    assert any("warning: 100.0% of b is in a" in line for line in lines)
 
 
 def test_a_dropped_row_is_no_survivor(tmp_path):
