@@ -182,9 +182,7 @@ def test_columns_of_any_type_of_a_table_are_kept(spark, tmp_path):
     assert kept == {name: value for name, (_, value) in COLUMNS.items() if value is not None}
     assert list(verify(Location.of(tmp_path / "out"))) == []
     (line,) = [line for line in statements(Location.of(tmp_path / "out"), "spark") if "tables_a" in line]
-    assert line.startswith(
-        "-- tables_a: no table, as column 'void' is null, and no SQL type reads null as it is stored"
-    )
+    assert line.startswith("-- tables_a: no table, as column 'void' is null, and no SQL type reads null")
 
 
 def test_a_table_whose_column_spark_cannot_hand_over_is_named(spark, tmp_path):

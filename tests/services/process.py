@@ -82,7 +82,9 @@ def running(
 
     def ready() -> bool:
         if process.poll() is not None:
-            raise RuntimeError(f"{command[0]} ended with {process.returncode}: …{log.read_text()[-2000:]}")
+            raise RuntimeError(
+                f"{command[0]} ended with {process.returncode}: {log.read_text()[:1000]} … {log.read_text()[-1000:]}"
+            )
         return is_ready()
 
     try:

@@ -53,7 +53,23 @@ class S3:
 
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[S3]:
-    """SeaweedFS with its data in `folder`, which must be the test's own."""
+    """SeaweedFS with its data in `folder`, which must be the test's own.
+
+    A server that ends before it is ready, as where another process has taken one of its ports, is started again.
+    """
+    with contextlib.ExitStack() as held:
+        yield _first_that_starts(held, folder)
+
+
+def _first_that_starts(held: contextlib.ExitStack, folder: Path) -> S3:
+    for attempt in ("1", "2"):
+        with contextlib.suppress(RuntimeError):
+            return held.enter_context(_server(folder / attempt))
+    return held.enter_context(_server(folder / "3"))
+
+
+@contextlib.contextmanager
+def _server(folder: Path) -> Iterator[S3]:
     data = folder / "weed"
     data.mkdir(parents=True)
     users = folder / "users.json"

@@ -79,9 +79,7 @@ def test_a_missing_bucket_is_told(server):
         lambda: place.create(b""),
     )
     for look in looks:
-        with pytest.raises(
-            ConfigError, match=r"gs://no-such-bucket/out: there is no bucket 'no-such-bucket'; create it"
-        ):
+        with pytest.raises(ConfigError, match=r"gs://no-such-bucket/out: there is no bucket 'no-such-bucket'; create"):
             look()
 
 

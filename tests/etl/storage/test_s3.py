@@ -265,9 +265,7 @@ def test_a_mistake_is_told_before_work_begins(server, folder, monkeypatch, mista
 def test_a_missing_bucket_is_told_and_not_made(server):
     place = Location.of("s3://no-such-bucket/out", server.options)
     for look in (RunLock(place).__enter__, lambda: list(verify(place)), lambda: find_leftovers(place, 0, time.time())):
-        with pytest.raises(
-            ConfigError, match=r"s3://no-such-bucket/out: there is no bucket 'no-such-bucket'; create it"
-        ):
+        with pytest.raises(ConfigError, match=r"s3://no-such-bucket/out: there is no bucket 'no-such-bucket'; create"):
             look()
     recipe = make_recipe("s3://tests/x", {"toy": "s3://no-such-bucket/*.jsonl"}, storage={"s3": server.options})
     with pytest.raises(ConfigError, match="there is no bucket 'no-such-bucket'"):
