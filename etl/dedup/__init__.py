@@ -1,5 +1,5 @@
 """Duplicates: MinHash signatures and bands, candidate pairs, their exact verification, and clusters.
 
-Each module is pure functions over numpy arrays; the stages that carry their results through a shuffle are in
+Each module consists of pure functions over numpy arrays; the stages that carry their results through a shuffle are in
 `etl.stages`.
 """

@@ -4,9 +4,9 @@ A component whose shingle sets fit the budget is one block. The rows of a larger
 candidate stream saw them, that order is cut into chunks of half the budget, and a block is a pair of chunks. A hot band
 pairs a row with its neighbours in that order (`etl.dedup.candidates`), and all bands have the same order, so a set
 travels to one or two blocks for all its hot bands, and to one more for each partner from small ones. An order of small
-bandwidth (Cuthill-McKee) would save some of the latter, but needs all pairs in memory, and loses the hot bands where
-small groups tie their ends together. Costs 12 bytes a node, one pass over the nodes and one sort of those in components
-that are cut, which takes 40 bytes for each of them.
+bandwidth (Cuthill-McKee) would save some of the latter, but it needs all pairs in memory, and it loses the gain in hot
+bands where small groups tie their ends together. Costs 12 bytes a node, one pass over the nodes and one sort of those
+in components that are cut, which takes 40 bytes for each of them.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from etl.jit import njit
 
 _CLASSES_PER_DOUBLING = 4
 CLASS_BITS = 7
-"""Bits that a size class takes: the lowest of a stream key."""
+"""Bits of a size class: the lowest of a stream key."""
 _CLASS_MASK = np.int64((1 << CLASS_BITS) - 1)
 
 
@@ -28,12 +28,12 @@ def size_class(num_shingles: I64) -> I64:
 
 
 def class_bytes(classes: I64) -> I64:
-    """Most bytes that a set of a class takes, 8 a shingle."""
+    """Largest number of bytes of a set of a class, 8 a shingle."""
     return np.ceil(8 * np.exp2(classes / _CLASSES_PER_DOUBLING)).astype(np.int64)
 
 
 def set_bytes(keys: I64) -> I64:
-    """Most bytes that the shingle sets of rows with these stream keys take: int64."""
+    """Largest number of bytes of the shingle sets of rows with these stream keys: int64."""
     return _BYTES[keys & _CLASS_MASK]
 
 
@@ -50,7 +50,7 @@ def _totals(root: I32, keys: I64, class_size: I64) -> I64:
 
 @njit
 def _members(root: I32, place: I64) -> I32:
-    """The nodes whose root has a place."""
+    """The nodes whose root is among those with a place."""
     count = 0
     for node in range(len(root)):
         count += place[root[node]] >= 0
@@ -89,10 +89,10 @@ def _chunks(component: I64, size: I64, half: int, state: I64) -> I64:
 class ChunkStream:
     """The chunk of each node of a stream that is sorted by component and stream key; holds two numbers.
 
-    Unlike `Blocks` it cuts a component also when that would fit the budget.
+    Unlike `Blocks`, it also cuts components that would fit the budget.
 
     Args:
-        budget: the sets of two chunks take at most so many bytes, and two sets more.
+        budget: the sets of two chunks take at most this many bytes, plus two sets.
     """
 
     def __init__(self, budget: int) -> None:
@@ -100,7 +100,7 @@ class ChunkStream:
         self._state = np.array([-1, 0], np.int64)
 
     def push(self, component: I64, keys: I64) -> I64:
-        """Take the next nodes: the place of each one's chunk in its component, int64.
+        """Take the next nodes; returns the place of each one's chunk in its component, int64.
 
         Args:
             component: int64 [nodes], >= 0.
@@ -111,12 +111,12 @@ class ChunkStream:
 
 @dataclass(frozen=True)
 class Blocks:
-    """To which block a pair belongs.
+    """Finds the block of a pair.
 
     Attributes:
         rows: row key of each node, int64 [nodes].
         root: the node with the smallest row key of each node's component, int32 [nodes].
-        chunk: place of each node's chunk in its component, int32 [nodes]; 0 where that fits the budget.
+        chunk: place of each node's chunk in its component, int32 [nodes]; 0 if the component fits the budget.
         cut: roots of the components that do not fit the budget, ascending, int32.
         num_chunks: chunks of each of these, int64.
         first: number of the first block of each of these, int64.
@@ -131,7 +131,7 @@ class Blocks:
 
     @classmethod
     def of(cls, rows: I64, root: I32, keys: I64, budget: int) -> "Blocks":
-        """Cut the components; the sets of a block will take at most `budget` bytes, and two sets more.
+        """Cut the components; the sets of a block will take at most `budget` bytes, plus two sets.
 
         Args:
             rows: row key of each node, int64 [nodes], all different, >= 0.
@@ -157,7 +157,7 @@ class Blocks:
         return cls(rows, root, chunk, cut[by_root].astype(np.int32), num_chunks[by_root], first[by_root])
 
     def of_pairs(self, left: I32, right: I32) -> I64:
-        """The block of each pair: the smallest row key of its component while that is one chunk, else negative.
+        """The block of each pair: the smallest row key of its component if that is one chunk, else negative.
 
         Args:
             left: node numbers, int32 [pairs].

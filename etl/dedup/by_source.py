@@ -1,4 +1,4 @@
-"""Duplicates by source: how much of each source is removed, and how much of one source is contained in another.
+"""Duplicates by source: how much of each source is removed, and how much of it is contained in another.
 
 Pure functions over counts, for the `findings` of a manifest.
 """
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 SUBSET_SHARE: Final = 0.95
-"""Share of a source that stands in another one from which on it is called a subset of it."""
+"""A source of which at least this share is in another one is called a subset of that."""
 
 
 @dataclass(frozen=True)
 class DuplicateCounts:
-    """What one kind of duplicates (exact, near) counts for, by source."""
+    """The counts of one kind of duplicates (exact, near), by source."""
 
     kind: str
     rows: dict[str, int]
@@ -24,14 +24,14 @@ class DuplicateCounts:
 
 
 def by_source(kinds: Sequence[DuplicateCounts]) -> dict[str, Any]:
-    """For each source: rows, what went, the share of that, the factor by which a mixture must over-select, overlaps.
+    """For each source: rows, removed rows, their share, the factor by which a mixture must over-select, overlaps.
 
-    `over_select` rows have to be taken for each row that is to be left: 1 / (1 - removed share); null when none is. The
-    share of A in B is that of A's rows with an exact duplicate in B, or, among the rows left by then, a near one; a row
-    with both counts twice, so it is an upper bound, at most 1.
+    `over_select` rows have to be taken for each row that should remain: 1 / (1 - removed share); null if none remains.
+    The share of A in B counts A's rows that have an exact duplicate in B, and those of the remaining rows that have a
+    near one. A row with both counts twice, so the share is an upper bound, at most 1.
 
     Args:
-        kinds: in the order in which they ran; a kind's rows are those that the one before it left.
+        kinds: in the order in which they ran; the rows of a kind are those that the previous one left.
     """
     report = {}
     for source, rows in kinds[0].rows.items():
@@ -61,7 +61,7 @@ def _share(part: int, whole: int) -> float:
 
 
 def subsets(report: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """(A, B, share) where nearly all of A stands in B."""
+    """(A, B, share) where nearly all of A is in B."""
     for source, line in report.items():
         for other, found in line["in_others"].items():
             if found["share"] >= SUBSET_SHARE:

@@ -1,12 +1,12 @@
 """Canaries: edited copies of sampled rows, which show what near dedup finds and what it misses.
 
-Every run sends them through the real stage beside the rows that they copy. How similar a canary is to its row is
-computed exactly when it is made, so the share that is reported at each level of similarity is the recall of this run on
-this data, and what is reported below the threshold tells the precision. A canary is paired with its own row alone and
-pairs up no other rows, so it changes nothing for them and never leaves the stage.
+Every run sends them through the real stage with the rows that they copy. The similarity of a canary to its row is
+computed exactly when it is made. So the share of canaries that is found at each level of similarity is the recall of
+this run on this data, and those found below the threshold show the precision. A canary is paired only with its own row
+and makes no pairs of other rows, so it changes nothing for them and never leaves the stage.
 
 A canary has the row key of its row with the highest bits set: 2^62, from bit 57 on its level, and from bit 52 on
-the script of the row's letters. One costs about 0.1 ms, for each of the two times that it is made.
+the script of the row's letters. One costs about 0.1 ms each time it is made, which is twice.
 """
 
 import re
@@ -35,11 +35,11 @@ _ROW_MASK: Final = np.int64((1 << 52) - 1)
 _SEED: Final = 0x63616E617279
 _TOLERANCE: Final = 1e-12
 _LEAST_TOKENS: Final = 24
-"""A shorter text has too few n-grams to be edited to a level."""
+"""A text with fewer has too few n-grams to be edited to a level."""
 
 
 CANARIES_VERSION: Final = 3
-"""Raised when a row would get another copy; part of the fingerprint."""
+"""Increased when a row would get another copy; part of the fingerprint."""
 
 
 SCRIPTS: Final = (
@@ -47,7 +47,7 @@ SCRIPTS: Final = (
     "bengali", "gurmukhi", "gujarati", "oriya", "tamil", "telugu", "kannada", "malayalam", "sinhala", "thai", "lao",
     "tibetan", "myanmar", "khmer", "ethiopic", "mongolian", "cherokee", "tifinagh", "han", "kana", "hangul",
 )  # fmt: skip
-"""By which recall is told apart; 32 fit into a row key."""
+"""The scripts by which recall is broken down; 32 fit into a row key."""
 _NAMED: Final = {"CJK": "han", "HIRAGANA": "kana", "KATAKANA": "kana"}
 _JUDGED_CHARACTERS: Final = 2000
 _LATIN: Final = SCRIPTS.index("latin")
@@ -56,7 +56,7 @@ _ASCII_LETTER: Final = re.compile("[A-Za-z]")
 
 @cache
 def _script(char: str) -> int | None:
-    """Place of a letter's script among SCRIPTS, by its name in Unicode; None for what is no letter."""
+    """Place of a letter's script among SCRIPTS, by its name in Unicode; None for any other character."""
     if not char.isalpha():
         return None
     first = unicodedata.name(char, "OTHER").split()[0]
@@ -65,7 +65,7 @@ def _script(char: str) -> int | None:
 
 
 def main_scripts(texts: pa.Array) -> I64:
-    """The script of most letters at the beginning of each text, a place among SCRIPTS: int64 [rows]."""
+    """The script of most letters at the beginning of each text, as a place among SCRIPTS: int64 [rows]."""
     return np.array([_main_script(text[:_JUDGED_CHARACTERS]) for text in texts.to_pylist()], np.int64)
 
 
@@ -88,7 +88,7 @@ _SIGN: Final = np.uint8(8)
 
 @cache
 def _kinds() -> U8:
-    """uint8 [2^21]: what a character is to tokens; _ALONE only beside _WORD, and 0 for white space."""
+    """uint8 [2^21]: the role of a character in tokens; _ALONE only together with _WORD, and 0 for white space."""
     every = every_character()
     kinds = np.zeros(TABLE_SIZE, np.uint8)
     for run in re.finditer(r"\w+", every):
@@ -103,7 +103,7 @@ def _kinds() -> U8:
 
 @njit
 def _spans(codes: U32, kinds: U8, signed: bool, out: I64) -> int:
-    """Write where each token begins and ends; how many there are."""
+    """Write where each token begins and ends; returns how many there are."""
     count, at = 0, 0
     while at < len(codes):
         kind = kinds[codes[at]]
@@ -123,10 +123,10 @@ def _spans(codes: U32, kinds: U8, signed: bool, out: I64) -> int:
 
 
 def token_spans(text: str, signed: bool) -> I64:
-    """Where the tokens of a text begin and end, cut as near dedup cuts it, in characters: int64 [tokens, 2].
+    """Where the tokens of a text, cut as near dedup cuts it, begin and end, in characters: int64 [tokens, 2].
 
-    A token is a character of a script without spaces with its marks, a run of other word characters and marks that
-    begins with no mark, or, where signs count, a visible sign.
+    A token is a character of a script without spaces with its marks, a run of other word characters and marks that does
+    not begin with a mark, or, if signs count, a visible sign.
     """
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     out = np.empty((len(codes), 2), np.int64)
@@ -141,7 +141,7 @@ def is_canary(row: int) -> bool:
 
 @njit
 def base_row(row: int) -> int:
-    """The key of the row that a canary copies; a row's own key for a row."""
+    """The key of the row that a canary copies; for a row, its own key."""
     return int(row & np.int64((1 << 52) - 1))
 
 
@@ -152,7 +152,7 @@ def kind_of(row: int) -> int:
 
 
 def canary_rows(rows: I64, levels: I64, scripts: I64 | int = 0) -> I64:
-    """Keys of canaries, whose scripts are places among SCRIPTS: int64 [rows]."""
+    """Keys of canaries, with scripts as places among SCRIPTS: int64 [rows]."""
     assert not len(rows) or int(rows.max()) <= _ROW_MASK, "more splits than row keys leave room for"
     return rows | levels << LEVEL_BIT | np.int64(scripts) << SCRIPT_BIT | np.int64(1) << CANARY_BIT
 
@@ -177,13 +177,13 @@ def which_canaries(rows: I64) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Levels:
-    """Ranges of Jaccard similarity in which canaries are counted: two below a threshold, and all above it."""
+    """The ranges of Jaccard similarity in which canaries are counted: two below a threshold, and those above it."""
 
     threshold: float
 
     @cached_property
     def edges(self) -> tuple[float, ...]:
-        """Where each level begins, ascending; the last one is 1 alone."""
+        """Where each level begins, ascending; the last one is exactly 1."""
         width = 0.05 if self.threshold >= 0.4 else 0.1
         above = int(np.ceil((1 - self.threshold) / width - _TOLERANCE))
         edges = [self.threshold + width * step for step in range(-2, above)]
@@ -204,15 +204,16 @@ class Levels:
         return "1" if ends[level] == 1 else f"{ends[level]:.4g}-{ends[level + 1]:.4g}"
 
     def is_duplicate(self, level: int) -> bool:
-        """Whether rows that similar are to be found."""
+        """Whether rows of this similarity are to be found."""
         return self.edges[level] >= self.threshold - _TOLERANCE
 
 
 def edited(text: str, target: float, span: Callable[[int], float], signed: bool, seed: int) -> str | None:
-    """A copy in which some tokens became words that stand nowhere else; None for a short text.
+    """A copy in which some tokens are replaced by words that occur nowhere else; None for a short text.
 
-    With r of m n-grams gone and as many new ones, J = (m - r) / (m + r). A lone edit inside the text takes as many
-    n-grams as it has tokens; one that is fewer tokens from the end takes that many, which makes up the rest.
+    If r of m n-grams are replaced by as many new ones, J = (m - r) / (m + r). A single edit inside the text replaces as
+    many n-grams as an n-gram has tokens. One that is fewer tokens from the end replaces only that many, which makes up
+    the rest.
 
     Args:
         text: of a row.
@@ -252,7 +253,7 @@ def edit_all(ids: pa.Array, texts: pa.Array, levels: Levels, span: Callable[[int
     Args:
         ids: binary(16) [rows]; with the text they decide the edits.
         texts: string [rows].
-        levels: among which each canary draws one to aim at.
+        levels: from which each canary draws one to aim at.
         span: as in `edited`.
         signed: bool [rows], in which texts visible signs are tokens.
     """

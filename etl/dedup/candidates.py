@@ -2,14 +2,14 @@
 
 Rows with equal band hashes are a group, and every row pairs with the `max_partners` rows before it in its group, as
 long as their sketches agree (`etl.dedup.minhash.most_disagreement`). So a hot band (boilerplate, empty answers) costs
-time and pairs linear in its rows; rows further apart are still joined through similar ones between them. What that may
-have cost is estimated: the key is a hash, so the first rows of a group are a random sample of it, and the share of the
-sample that agrees with a row stands for all the partners with which the row was not compared. A row that is alone in
-its group comes to nothing, so it may be left out.
+time and pairs linear in its rows; rows further apart are still joined through similar ones between them. The pairs that
+this may miss are estimated: the key is a hash, so the first rows of a group are a random sample of it, and the share of
+the sample that agrees with a row stands for all the partners with which the row was not compared. A row without others
+in its group gives no pair, so it may be left out.
 
-Canaries (`etl.dedup.canaries`) pair with their own row alone and take nobody's place. The state is one group's last
-`max_partners` rows; a chunk of r rows gives at most r · max_partners pairs. A pair that shares several bands comes
-once for each.
+Canaries (`etl.dedup.canaries`) pair only with their own row and take no other row's place. The state is one group's
+last `max_partners` rows; a chunk of r rows gives at most r · max_partners pairs. A pair that shares several bands is
+given once for each.
 """
 
 from dataclasses import dataclass, field
@@ -24,10 +24,10 @@ from etl.jit import njit
 
 MAX_PARTNERS: Final = 64
 MEMBERSHIP_KEY: Final = np.int64(-(1 << 63))
-"""The key of a membership record: it counts a canary that belongs to the run, and pairs with nobody. A second record,
-of the row that it copies, keeps it company in its group."""
+"""The key of a membership record: it counts a canary of the run, and pairs with no row. A second record, of the row
+that it copies, keeps it from being the only one of its group."""
 SAMPLE: Final = 8
-"""Rows of a group that stand for those with which a row was not compared."""
+"""Rows of a group that represent those with which a row was not compared."""
 
 
 @njit
@@ -45,7 +45,7 @@ def _pair_up(
     tally: I64,
     pairs: I64,
 ) -> int:
-    """Pairs of rows from `start` on with those before them; the number of pairs, or -1 at a row out of order.
+    """Pairs of rows from `start` on with those before them; returns their number, or -1 if a row is out of order.
 
     `limits` holds max_partners, the most disagreement of a candidate and of a pair that counts as similar; `group` the
     rows of the open group so far; `tally` the pairs compared, left out, and left out but similar (in parts of SAMPLE),
@@ -76,7 +76,7 @@ def _pair_up(
             stranger = (mine or other) and (mine == other or base_row(row[i]) != base_row(row[j]))
             apart = disagreement(sketch[i], sketch[j], 1)
             if not stranger and apart <= most:
-                # The one that came first has the smaller key; a canary is second.
+                # The row that came first has the smaller key; a canary is second.
                 a, b = (i, j) if other else (j, i)
                 pairs[count, 0], pairs[count, 1] = row[a], row[b]
                 pairs[count, 2], pairs[count, 3] = key[a], key[b]
@@ -100,7 +100,7 @@ def _pair_up(
 
 @njit
 def _close(group: I64, max_partners: int, hot: I64) -> None:
-    """Count the group that has ended, if it was too large for all of its pairs, by the doubling of its rows."""
+    """Count the group that has ended, if it was too large for all of its pairs, by the power of two below its rows."""
     if group[0] > max_partners + 1:
         size = 0
         while (1 << (size + 1)) <= group[0]:
@@ -111,11 +111,11 @@ def _close(group: I64, max_partners: int, hot: I64) -> None:
 
 @dataclass
 class Rows:
-    """Rows of a stream, one after the other.
+    """Rows of a stream, in sequence.
 
     Attributes:
         band: band hashes, int64 [rows].
-        key: what rows of a band are sorted by, int64 [rows].
+        key: by which rows of a band are sorted, int64 [rows].
         row: row keys, int64 [rows].
         sketch: one bit a permutation, uint64 [rows, words].
     """
@@ -129,7 +129,7 @@ class Rows:
         return len(self.band)
 
     def after(self, other: "Rows") -> "Rows":
-        """The other rows, then these."""
+        """The rows of `other`, then these."""
         return Rows(
             np.concatenate([other.band, self.band]), np.concatenate([other.key, self.key]),
             np.concatenate([other.row, self.row]), np.concatenate([other.sketch, self.sketch]),
@@ -144,7 +144,7 @@ class Rows:
 
 @dataclass
 class CandidateCounts:
-    """What a stream has counted; the counts are complete after `CandidateStream.finish`."""
+    """The counts of a stream; they are complete after `CandidateStream.finish`."""
 
     num_rows: int = 0
     """Rows that share a band with others, once for each band."""
@@ -153,7 +153,7 @@ class CandidateCounts:
     num_left_out: int = 0
     """Pairs of rows that share a band and were not compared in it."""
     num_similar_left_out: int = 0
-    """How many of those are as similar as the threshold, estimated."""
+    """An estimate of how many of those reach the threshold."""
     hot_bands: dict[str, int] = field(default_factory=dict)
     """Groups in which pairs were left out, by the power of two below their rows."""
     canaries: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -161,7 +161,7 @@ class CandidateCounts:
 
 
 class CandidateStream:
-    """Turns sorted chunks into candidate pairs; equal to one chunk with everything, however it is cut.
+    """Turns sorted chunks into candidate pairs; the result does not depend on how the stream is cut into chunks.
 
     Args:
         max_partners: earlier rows of its group that a row is compared with.
@@ -203,14 +203,14 @@ class CandidateStream:
         return pairs[:count].copy()
 
     def _first_open(self, rows: Rows) -> int:
-        """Where the rows begin that a later row may still meet."""
+        """The first of the rows that a later row may still meet."""
         last = int(np.searchsorted(rows.band, rows.band[-1]))
         real = np.flatnonzero(rows.row[last:] >> np.int64(62) == 0)
         partners = int(self._limits[0])
         return last + (int(real[-partners]) if len(real) >= partners else 0)
 
     def finish(self) -> CandidateCounts:
-        """What was seen in all."""
+        """The counts of the whole stream."""
         _close(self._group, int(self._limits[0]), self._hot)
         compared, left_out, similar, num_rows = self._tally.tolist()
         return CandidateCounts(

@@ -1,10 +1,11 @@
 """Connected components in one process, from pairs of row keys that come in pieces.
 
-A hash table numbers the keys in the order in which they come, and a union-find runs over the numbers (Tarjan 1975,
-with path halving; the smaller key becomes the root). One look at each pair and no sort but that of the labels.
-Memory does not depend on the number of pairs: 8 bytes a node for its key, 4 for its parent, 5 to 11 for the table, and
-8 for the order of the labels when the table is gone; arrays are reserved for `max_nodes` but take only what is used.
-Labels depend neither on the order of the pairs nor on how they are cut.
+A hash table numbers the keys in
+the order in which they come, and a union-find runs over the numbers (Tarjan 1975, with path halving; the smaller key
+becomes the root). It looks at each pair once, and sorts only the labels. Memory does not depend on the number of
+pairs: 8 bytes a node for its key, 4 for its parent, 5 to 11 for the table, and 8 for the order of the labels once the
+table is freed; arrays are reserved for `max_nodes` but take only what is used. Labels depend neither on the order of
+the pairs nor on how they are cut.
 """
 
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def _insert_all(nodes: I64, table: I32, shift: np.uint64) -> None:
 
 @njit
 def _number(keys: I64, nodes: I64, num_nodes: int, table: I32, shift: np.uint64, out: I32) -> tuple[int, int]:
-    """Number keys until the table is three quarters full; how many keys got theirs, and how many nodes there are."""
+    """Number keys until the table is three quarters full; returns how many keys have a number, and how many nodes."""
     mask = len(table) - 1
     room = min(len(nodes), len(table) // 4 * 3)
     for i in range(len(keys)):
@@ -88,7 +89,7 @@ class Components:
     """The connected components of a graph whose pairs come in pieces.
 
     Args:
-        max_nodes: the most nodes that may come; 12 bytes of address space are reserved for each.
+        max_nodes: largest number of nodes that may come; 12 bytes of address space are reserved for each.
     """
 
     def __init__(self, max_nodes: int) -> None:
@@ -100,7 +101,7 @@ class Components:
 
     @property
     def nodes(self) -> I64:
-        """Key of each node, int64 [nodes]."""
+        """The key of each node, int64 [nodes]."""
         return self._nodes[: self._num_nodes]
 
     def number(self, keys: I64) -> I32:
@@ -135,7 +136,7 @@ class Components:
     def labels(self, batch_rows: int) -> Iterator[tuple[I64, I64]]:
         """Keys in ascending order and the smallest key of each one's component, `batch_rows` at a time.
 
-        Gives the table up: nothing can be numbered after it.
+        Frees the table: no key can be numbered after it.
         """
         del self._table
         nodes, roots = self.nodes, self.roots()

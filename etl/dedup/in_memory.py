@@ -1,8 +1,8 @@
 """Near duplicates of texts in memory: the kernels of the stages in sequence, without a run.
 
-For a notebook, a small corpus, or a check of the stages. The result is theirs, but for the order in which rows of a hot
-band are compared. Holds the texts' shingle sets, about as many bytes as the texts, and 8 bytes for each band of a row;
-about 80 MB of text a CPU-second.
+For a notebook, a small corpus, or a check of the stages. The result is that of the stages, except for the order in
+which rows of a hot band are compared. Holds the texts' shingle sets, about as many bytes as the texts, and 8 bytes for
+each band of a row; about 80 MB of text a CPU-second.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from etl.dedup.near import NearDedup, Sets
 from etl.errors import SchemaError
 
 _TEXTS = 1 << 11
-"""Texts that are hashed at once."""
+"""Number of texts that are hashed at once."""
 _PUSH_ROWS = 1 << 16
-"""Rows of equal bands that are paired at once."""
+"""Number of rows of equal bands that are paired at once."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class NearDuplicates:
 
 
 def near_duplicates(texts: pa.Array | pa.ChunkedArray, near: NearDedup, formal: Bools | None = None) -> NearDuplicates:
-    """Pairs of texts whose similarity reaches the threshold, and the connected components of them.
+    """Pairs of texts whose similarity reaches the threshold, and their connected components.
 
     Args:
         texts: of any string type (string, large_string, string_view, a dictionary of one) [rows], no nulls.
-        near: as in a recipe; canaries, and which row stays, are no matter of this.
-        formal: bool [rows], which texts are code or maths and cut with their signs by `unit: auto`; null: none.
+        near: as in a recipe; canaries and the choice of the survivor have no effect here.
+        formal: bool [rows], which texts are code or maths, which `unit: auto` cuts with their signs; null: none.
 
     Raises:
         SchemaError: they are of another type.
@@ -65,7 +65,7 @@ def near_duplicates(texts: pa.Array | pa.ChunkedArray, near: NearDedup, formal: 
 
 
 def _hashed(texts: pa.Array | pa.ChunkedArray, near: NearDedup, formal: Bools | None) -> tuple[Sets, I64, U64]:
-    """What is compared of each text, its band hashes [rows, bands] and its sketch [rows, words]."""
+    """The compared form of each text, its band hashes [rows, bands] and its sketch [rows, words]."""
     offsets, hashes = [np.zeros(1, np.int64)], [np.empty(0, np.uint64)]
     bands, words = [], []
     for start in range(0, len(texts), _TEXTS):

@@ -2,7 +2,7 @@
 
 Seeds are drawn as in k-means++ (Arthur and Vassilvitskii 2007), with 1 − cosine as the squared distance, in whole
 numbers; a centroid is the direction of the sum of its members' unit vectors in fixed point (2^20 to one). Sums of whole
-numbers have no order, so only the order of the sample decides (the draws name places in it): callers sort it.
+numbers have no order, so only the order of the sample matters (the draws name places in it): callers sort it.
 
 Cost for n vectors, k centroids: n · k · dim products for the seeds and again for each round. 32,768 vectors of 384
 dimensions, 2,048 centroids, 10 rounds take 7 s on one core; memory is 9 bytes a component of the sample and
@@ -25,7 +25,7 @@ _ONE: Final = 1 << 20
 
 @njit
 def _closer(sample: I8, squares: F64, chosen: int, distance: I64) -> None:
-    """Lower each vector's distance to that to the chosen one, where it is nearer."""
+    """Lower each vector's distance to that from the chosen vector, if it is nearer."""
     for i in range(sample.shape[0]):
         product = np.int32(0)
         for d in range(sample.shape[1]):
@@ -39,7 +39,7 @@ def seeds(sample: I8, k: int, seed: int) -> I64:
 
     Args:
         sample: int8 [rows, dim], at least one row, none of zeros.
-        k: most places that are wanted.
+        k: largest number of places.
         seed: of the draws.
     """
     squares = squared_lengths(sample)
@@ -63,12 +63,12 @@ def _add(units: npt.NDArray[np.int32], label: I64, sums: I64) -> None:
 
 
 def kmeans(sample: I8, k: int, iterations: int, seed: int) -> I8:
-    """Centroids of a sample: int8 [at most k, dim]; fewer where there are fewer directions, one of zeros for none.
+    """Centroids of a sample: int8 [at most k, dim]; fewer if there are fewer directions, one of zeros for none.
 
     Args:
         sample: int8 [rows, dim], at least one row, in an order that is the same in every run.
         k: centroids wanted, at least 1.
-        iterations: rounds at most; it ends before when no vector changes its centroid.
+        iterations: rounds at most; it ends earlier once no vector changes its centroid.
         seed: of the first centroids.
     """
     squares = squared_lengths(sample)

@@ -1,11 +1,12 @@
 """A cheap embedding of a text without any model: tf-idf of its words and word pairs, projected to a few dimensions.
 
 The weight of a word or pair is (1 + ln times) · (1 + ln((1 + rows) / (1 + rows that have it))), in fixed point. Rows
-that have it are counted by hash in 2^20 slots, so the counts are one table of fixed size that splits add up exactly; in
-a corpus of many millions of words and pairs the rare ones share slots and count as less rare, all alike. Each word or
-pair adds its weight, with a sign, to one component of each quarter of `dim` that its hash names (a sparse random
-projection; Kane and Nelson 2014): all in whole numbers, so a row's vector does not depend on what else is in a batch.
-The cosine of two such vectors has a standard deviation of about (1 − c²) / √dim around the tf-idf cosine c.
+that have it are counted by hash in 2^20 slots, so the counts are one table of fixed size, and the tables of splits add
+up exactly. In a corpus of many millions of words and pairs the rare ones share slots, and all of them count as less
+rare. Each word or pair adds its weight, with a sign, to one component in each quarter of `dim`, which its hash selects
+(a sparse random projection; Kane and Nelson 2014). All of it is in whole numbers, so a row's vector does not depend on
+what else is in a batch. The cosine of two such vectors has a standard deviation of about (1 − c²) / √dim around the
+tf-idf cosine c.
 
 One core counts 55 MB and projects 37 MB of text a second; memory is 40 bytes a word of the batch.
 """
@@ -22,7 +23,7 @@ from etl.jit import njit
 from etl.text import ngram_hashes, shingles
 
 LEXICAL_VERSION: Final = 1
-"""Raised when the same text and counts would give another vector; part of the fingerprint."""
+"""Increased when the same text and counts would give another vector; part of the fingerprint."""
 SLOT_BITS: Final = 20
 NUM_SLOTS: Final = 1 << SLOT_BITS
 _SHIFT: Final = np.uint64(64 - SLOT_BITS)
@@ -33,7 +34,7 @@ _TIMES: Final = np.rint((1.0 + np.log(np.arange(1, 257))) * 256).astype(np.int64
 
 @njit
 def _row_terms(words: U64, pairs: U64, held: U64) -> U64:
-    """Hashes of both kinds in ascending order, in the front of `held`."""
+    """Hashes of both kinds in ascending order, at the front of `held`."""
     held[: len(words)] = words
     held[len(words) : len(words) + len(pairs)] = pairs
     row = held[: len(words) + len(pairs)]
@@ -75,7 +76,7 @@ def _project(
 
 
 def count_terms(texts: pa.Array, counts: I64) -> None:
-    """Add to each slot how many times one of its words or pairs is in one of the texts, repeats in a text not counted.
+    """Count in each slot the occurrences of its words and pairs in the texts; repeats within a text do not count.
 
     Args:
         texts: string [rows], no nulls.
@@ -97,7 +98,7 @@ def embed(texts: pa.Array, rare: I64, dim: int, seed: int) -> I8:
 
     Args:
         texts: string [rows], no nulls.
-        rare: what `rarity` gives.
+        rare: the result of `rarity`.
         dim: components, a multiple of 4, at most 32,768.
         seed: of the projection.
     """

@@ -18,10 +18,10 @@ from etl.hashing import xxh64, xxh64_u64
 from etl.jit import njit
 
 MINHASH_VERSION: Final = 2
-"""Raised when equal shingles would give another signature, band or sketch; part of the fingerprint."""
+"""Increased when equal shingles would give another signature, band or sketch; part of the fingerprint."""
 
 THINNING_LOSS: Final = 1e-4
-"""Most of the pairs at the threshold that `least_agreement` may lose."""
+"""Largest share of the pairs at the threshold that `least_agreement` may lose."""
 
 _EMPTY: Final = np.uint32(0xFFFFFFFF)
 
@@ -106,19 +106,19 @@ def band_hashes(signature: U32, bands: int, rows: int) -> I64:
 
 
 def candidate_probability(jaccard: float, bands: int, rows: int) -> float:
-    """Chance that two sets of Jaccard J share a band, 1 - (1 - J^rows)^bands: the expected recall at J."""
+    """The chance that two sets of Jaccard J share a band, 1 - (1 - J^rows)^bands: the expected recall at J."""
     return float(1.0 - (1.0 - jaccard**rows) ** bands)
 
 
 def choose_bands(threshold: float, num_perm: int, recall: float) -> tuple[int, int]:
-    """Bands and rows a band for a threshold, by the S-curve: the longest bands with which pairs at it still meet.
+    """Bands and rows a band for a threshold, by the S-curve: the longest bands with which such pairs still meet.
 
-    Longer bands let fewer dissimilar pairs meet. As many bands are made as the permutations allow.
+    Longer bands let fewer dissimilar pairs meet. There are as many bands as the permutations allow.
 
     Args:
         threshold: Jaccard similarity of the pairs that are wanted.
         num_perm: entries of a signature.
-        recall: chance at the threshold, at least.
+        recall: smallest chance at the threshold.
 
     Raises:
         ConfigError: not even bands of one row reach that chance.
@@ -177,7 +177,7 @@ def disagreement(one: U64, other: U64, bits: int) -> int:
 
 
 def most_disagreement(threshold: float, num_perm: int, loss: float = THINNING_LOSS) -> int:
-    """Entries in which the one-bit sketches of a pair at the threshold differ, but for a chance of `loss`.
+    """Largest number of differing entries in one-bit sketches of pairs at the threshold, but for a chance of `loss`.
 
     An entry of such a pair differs with chance (1 - threshold) / 2. A pair that shares a band agrees in more.
     """
@@ -202,7 +202,7 @@ def _estimate_pairs(words: U64, num_perm: int, bits: int, left: I64, right: I64,
 
 
 def estimate_pairs(words: U64, num_perm: int, bits: int, left: I64, right: I64) -> F64:
-    """The Jaccard similarity of pairs as their sketches tell it: float64 [pairs].
+    """The Jaccard similarity of pairs, estimated from their sketches: float64 [pairs].
 
     Unbiased, with a standard error of about sqrt(J (1 - J) / num_perm) at 8 bits; 1 for equal sets.
 

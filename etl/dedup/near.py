@@ -1,6 +1,6 @@
 """Configuration of near dedup: how rows are compared, how candidates are found, and when a pair is a duplicate.
 
-All of it is about arrays in memory; etl.stages.dedup.near carries it through shuffles, etl.dedup.in_memory does
+Everything here works on arrays in memory; etl.stages.dedup.near carries it through shuffles, etl.dedup.in_memory does
 without. A set of 64-bit shingle hashes takes 8 bytes a shingle, about as much as the text.
 """
 
@@ -32,7 +32,7 @@ Sets = tuple[I64, U64]
 """Offsets int64 [rows + 1] and hashes uint64: the set (or n-grams) of row r is hashes[offsets[r] : offsets[r + 1]]."""
 
 ESTIMATE_BITS: Final = 8
-"""Of a signature's entry in the sketches that `verify: estimate` compares."""
+"""Bits of a signature's entry in the sketches that `verify: estimate` compares."""
 _CHARS_PER_WORD: Final = 6.0
 
 
@@ -87,7 +87,7 @@ class NearDedup(Config):
 
         Args:
             texts: string or large_string [rows].
-            formal: bool [rows], which texts are code or maths; null: none. `auto` alone asks.
+            formal: bool [rows], which texts are code or maths; null: none. Only `auto` uses it.
         """
         if self.unit in ("word", "char"):
             return plain_ngrams(texts, self.ngram, self.unit == "char")
@@ -98,7 +98,7 @@ class NearDedup(Config):
         return distinct_hashes(*self.ngrams(texts, formal))
 
     def sign_digests(self, texts: pa.Array, formal: Bools | None = None) -> tuple[I64, I64]:
-        """What tells pairs of texts that differ in signs alone (etl.dedup.signs): int64 [rows] twice."""
+        """The digests that reveal pairs of texts which differ only in signs (etl.dedup.signs): int64 [rows] twice."""
         return sign_digests(texts, self.signed(len(texts), formal))
 
     def signed(self, num_rows: int, formal: Bools | None) -> Bools:
@@ -108,7 +108,7 @@ class NearDedup(Config):
         return np.full(num_rows, self.unit == "token")
 
     def tokens_of_ngram(self, num_tokens: int) -> float:
-        """Tokens that an n-gram covers, on average, in a text of so many (etl.dedup.shingles)."""
+        """Tokens that an n-gram covers, on average, in a text of this many (etl.dedup.shingles)."""
         if self.unit == "word":
             return self.ngram
         if self.unit == "char":
@@ -116,21 +116,21 @@ class NearDedup(Config):
         return mean_ngram(num_tokens, self.ngram)
 
     def compared(self, sets: Sets) -> Sets:
-        """What verification compares of each shingle set: the set, or the sketch that tells about it."""
+        """The form of each shingle set that verification compares: the set, or its sketch."""
         if self.verify == "exact":
             return sets
         words = sketches(signatures(*sets, self.num_perm, self.seed), ESTIMATE_BITS)
         return np.arange(len(words) + 1, dtype=np.int64) * words.shape[1], words.ravel()
 
     def similarity(self, sets: Sets, left: I64, right: I64) -> npt.NDArray[np.float64]:
-        """The Jaccard similarity of pairs of what `compared` gives, exact or estimated: float64 [pairs]."""
+        """The Jaccard similarity of pairs of results of `compared`, exact or estimated: float64 [pairs]."""
         if self.verify == "exact":
             return jaccard_pairs(*sets, left, right)
         num_words = -(-self.num_perm * ESTIMATE_BITS // 64)
         return estimate_pairs(sets[1].reshape(-1, num_words), self.num_perm, ESTIMATE_BITS, left, right)
 
     def is_duplicate(self, jaccard: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        """Whether similarities reach the threshold; 4/5 counts as 0.8 whatever the rounding of the division."""
+        """Whether similarities reach the threshold; 4/5 counts as 0.8, however the division rounds."""
         return jaccard >= self.threshold - 1e-12
 
     def bands_of(self, signature: U32) -> I64:
@@ -139,7 +139,7 @@ class NearDedup(Config):
 
     def candidate_stream(self) -> CandidateStream:
         """An empty stream of candidates."""
-        # Bits that differ at the threshold on average: a similar pair is taken for one in half of the cases or more.
+        # The average number of differing bits at the threshold: at least half of the similar pairs count as similar.
         similar = int(self.num_perm * (1 - self.threshold) / 2)
         most = most_disagreement(self.threshold, self.num_perm)
         return CandidateStream(self.max_partners, most, similar, self.num_words)

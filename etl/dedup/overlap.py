@@ -1,6 +1,6 @@
-"""How much of one source stands in another: counts from groups of equal or similar rows.
+"""How much of one source is in another: counts from groups of equal or similar rows.
 
-A group's rows come one after the other, and a group may be cut anywhere: the state is one row of counts. For sources A
+The rows of a group come in sequence, and a group may be cut anywhere: the state is one row of counts. For sources A
 and B the count is the number of A's rows whose group has a row of B as well; the diagonal counts A's rows whose group
 has another row of A. Costs one pass over (group, source) and a product of two matrices of groups × sources.
 """
@@ -52,5 +52,5 @@ class Overlap:
     def _add(self, counts: I64) -> None:
         counts = counts[counts.sum(axis=1) > 1]
         self._shared += counts.T @ (counts > 0)
-        # A row is no other row of its own source.
+        # A row does not count as another row of its own source.
         self._shared[np.diag_indices(len(self._sources))] -= (counts == 1).sum(axis=0)

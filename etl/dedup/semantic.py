@@ -1,9 +1,9 @@
-"""Semantic duplicates: what the stage looks for, the text that it embeds, and which rows of a cluster go.
+"""Semantic duplicates: what the stage looks for, the text that it embeds, and which rows of a cluster are dropped.
 
-Inside a cluster rows are taken in their order (best first); a row goes when its cosine to a row that stays is at least
-the threshold, as SemDeDup (Abbas et al. 2023) does it, except that only a row that stays can make another one go: so
-each removed row lies within the threshold of its survivor, and there are no chains. A cluster of n rows costs n² / 2
-cosines, 60 million a second on one core at 384 dimensions, and memory for a block with a block (130 MB).
+Inside a cluster rows are taken in order, best first. A row is dropped if its cosine to a row that is kept is at least
+the threshold. This is SemDeDup (Abbas et al. 2023), except that only a kept row can cause another to be dropped: so
+each dropped row is within the threshold of its survivor, and there are no chains. A cluster of n rows costs n² / 2
+cosines, 60 million a second on one core at 384 dimensions, and the memory of two blocks with their products (130 MB).
 """
 
 from collections.abc import Callable
@@ -31,11 +31,11 @@ EMBEDDING: Final = pa.schema([("embedding_int8", pa.binary())])
 """The direction of a row's text, one int8 a dimension; null for a row with an earlier verdict."""
 
 SAMPLE_ROWS_PER_CLUSTER: Final = 8
-"""Sampled rows that a cluster has at least, on average."""
+"""Smallest average number of sampled rows in a cluster."""
 
 
 class SemanticDedup(Config):
-    """Rows of one skill and context bucket that mean the same: their clusters, and which of them go."""
+    """Rows of one skill and context bucket that mean the same: their clusters, and which of them are dropped."""
 
     located: ClassVar[frozenset[str]] = frozenset({"model"})
 
@@ -70,18 +70,18 @@ class SemanticDedup(Config):
         return EmbedStep(model=self.model, max_tokens=self.max_tokens, text=self.text)
 
     def lexical_identity(self) -> dict[str, Any]:
-        """What decides a lexical embedding, beside the rows."""
+        """Everything that decides a lexical embedding, besides the rows."""
         return {"version": LEXICAL_VERSION, "text": self.text, "dim": self.dim, "seed": self.seed}
 
     def num_clusters(self, rows: int) -> int:
-        """Centroids of a cell of so many rows."""
+        """The number of centroids of a cell of this many rows."""
         sampled = min(rows, self.sample_rows)
         wanted = min(round(rows / self.rows_per_cluster), self.max_clusters, sampled // SAMPLE_ROWS_PER_CLUSTER)
         return max(1, wanted)
 
 
 def embedded_text(batch: pa.RecordBatch, text: EmbeddedText) -> pa.StringArray:
-    """The text of each row that is embedded, all of it where there is no prompt or answer: string [rows]."""
+    """The text of each row that is embedded; all of it if there is no prompt or answer: string [rows]."""
     if text == "conversation":
         return full_text(batch)
     chosen = instruction_text(batch) if text == "prompt" else response_text(batch)
@@ -144,7 +144,7 @@ def _mark_hits(products: npt.NDArray[Any], mine: F64, others: F64, least: float,
 
 @njit
 def _mark_within(products: npt.NDArray[Any], squares: F64, least: float, first: int, found: I64) -> None:
-    """The same inside one block, row by row: only a row that stays makes a later one go."""
+    """The same inside one block, row by row: only a row that is kept can cause a later one to be dropped."""
     for i in range(products.shape[0]):
         if found[i] >= 0:
             continue
@@ -155,16 +155,16 @@ def _mark_within(products: npt.NDArray[Any], squares: F64, least: float, first: 
 
 
 def survivors(read: Callable[[int, int], I8], num_rows: int, threshold: float, block_rows: int = BLOCK_ROWS) -> I64:
-    """For each row of a cluster the place of the row that stays in its stead, −1 where it stays itself.
+    """For each row of a cluster, the place of the row that is kept in its stead; −1 if it is kept itself.
 
     Args:
         read: gives the vectors of the rows from one place up to another: int8 [rows, dim].
-        num_rows: of the cluster, best first.
-        threshold: cosine at which a row goes, above 0.
+        num_rows: rows of the cluster, which come best first.
+        threshold: cosine from which a row is dropped, above 0.
         block_rows: rows that are compared at once; it does not change the result.
 
     Returns:
-        int64 [num_rows]; of several rows that would do, the first.
+        int64 [num_rows]; of several candidates, the first.
     """
     found = np.full(num_rows, -1, np.int64)
     least = threshold * threshold

@@ -1,4 +1,4 @@
-"""What near dedup compares of a text: its hashed n-grams, of tokens that follow the script and the kind of text.
+"""The hashed n-grams of a text that near dedup compares; the script and the kind of text decide the tokens.
 
 Texts are folded first (etl.fold). With `auto` and `token` a token is
 
@@ -6,15 +6,16 @@ Texts are folded first (etl.fold). With `auto` and `token` a token is
 - each other run of word characters (`\\w` of the lower-cased text) and their marks;
 - in text that is cut with its signs (code, maths, `unit: token`), each other visible character by itself.
 
-Invisible format characters are passed over. A text without any token is cut with its signs, whatever the unit; one
+Invisible format characters are skipped. A text without any token is cut with its signs, whatever the unit; one
 without a visible character has the empty set and resembles nothing.
 
 The n-gram follows the length. In a text of up to 48 tokens it has 2, so that one changed slot in twenty leaves a
-Jaccard similarity of 17/21; in one of 16n tokens and more it has n. Between, the n-gram that begins at a token has n
+Jaccard similarity of 17/21; in one of 16n tokens and more it has n. In between, the n-gram that begins at a token has n
 tokens if a hash of that token is below a bound that grows with the length, so texts of about the same length make the
-same choice. Above 48 tokens a slot stands in at most 5 of at least 45 5-grams: if it changes, at least 40 of 50 agree.
+same choice. Above 48 tokens a slot is in at most 5 of at least 45 5-grams: if it changes, at least 40 of 50 agree.
 
-Prose without marks and scripts of its own goes through the fast kernel of etl.text; memory is 8 bytes a byte of text.
+Prose without marks and without scripts that have no spaces takes the fast kernel of etl.text; memory is 8 bytes a byte
+of text.
 """
 
 import functools
@@ -43,13 +44,13 @@ from etl.text import (
 )  # fmt: skip
 
 SHINGLES_VERSION: Final = 2
-"""Raised when a text would give another set; part of the fingerprint of near dedup."""
+"""Increased when a text would give another set; part of the fingerprint of near dedup."""
 
 SHORT: Final = 48
 """Tokens up to which all n-grams are pairs: above, one changed slot leaves a similarity of 0.8 with 5-grams too."""
 _LONG_FACTOR: Final = 16
 _LONGER_FORMS: Final = 64
-"""Letters by which the forms of a text may be longer than its bytes; a text beyond it is folded first."""
+"""The number of letters by which the forms of a text may exceed its bytes; a text beyond that is folded first."""
 _ALONE: Final = np.uint32(1 << 24)
 _MARK: Final = np.uint32(1 << 25)
 _SIGN: Final = np.uint32(1 << 26)
@@ -59,7 +60,7 @@ _APART: Final = np.uint32(_ALONE | _MARK | _PASSED)
 
 @functools.cache
 def _token_tables() -> tuple[U32, U32]:
-    """uint32 [2^21] twice: the letter of a character with what it is in the high bits; without signs and with them."""
+    """uint32 [2^21] twice: the letter of a character, with its class in the high bits; without signs and with them."""
     table = word_table()[0].copy()
     for first, last in ALONE_RANGES:
         table[first : last + 1] |= (table[first : last + 1] != 0) * _ALONE
@@ -78,7 +79,7 @@ def _token_tables() -> tuple[U32, U32]:
 
 @functools.cache
 def _word_tables() -> tuple[U32, U32]:
-    """As `_token_tables`, where a token is a run of word characters: the first without marks and single characters."""
+    """Like `_token_tables`, with runs of word characters as tokens: the first lacks marks and single characters."""
     return marked(word_table()[0]), _token_tables()[1]
 
 
@@ -88,14 +89,14 @@ _Tables = Callable[[], tuple[U32, U32]]
 
 @functools.cache
 def _of_folded(tables: _Tables) -> tuple[U32, U32]:
-    """The tables for texts that are folded already."""
+    """The tables for texts that have already been folded."""
     plain, signs = tables()
     return plain & ~FOLDS, signs & ~FOLDS
 
 
 @njit
 def _tokens_apart(letters: U32, out: U64) -> int:
-    """Write the hash of every token of a text; how many there are. A mark belongs to the character before it."""
+    """Write the hash of every token of a text; returns how many. A mark belongs to the character before it."""
     count = 0
     token = TOKEN_START
     is_open, in_word = False, False
@@ -122,7 +123,7 @@ def _tokens_apart(letters: U32, out: U64) -> int:
 
 @njit
 def _cut(letters: U32, kinds: np.uint32, tokens: U64) -> int:
-    """Write the hash of every token of a text whose letters have some bits; how many there are."""
+    """Write the hash of every token of a text whose letters have some bits; returns how many there are."""
     if kinds & (_APART | _SIGN):
         return _tokens_apart(letters, tokens)
     return token_hashes(letters, tokens)
@@ -193,7 +194,7 @@ def _run_once(
     n: int,
     follows: bool,
 ) -> tuple[tuple[I64, U64], I64]:
-    """The n-grams of those texts that the kernel folds, and the places of the others."""
+    """The n-grams of the texts that the kernel folds, and the places of the others."""
     data, offsets = binary_buffers(texts)
     valid = texts.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8)
     out = np.empty(int(offsets[-1] - offsets[0]) + len(texts) * (1 + _LONGER_FORMS), np.uint64)
@@ -243,7 +244,7 @@ def _without_words(offsets: I64, hashes: U64, padding: np.uint64) -> I64:
 
 
 def _replaced(sets: tuple[I64, U64], rows: I64, others: tuple[I64, U64]) -> tuple[I64, U64]:
-    """The lists of `sets`, those of some rows, ascending, taken from `others`; costs one copy of all."""
+    """The lists of `sets`, with those of some rows (ascending) taken from `others`; costs one copy of all."""
     (offsets, hashes), (starts, values) = sets, others
     pieces, at = [], 0
     for place, row in enumerate(rows.tolist()):
@@ -256,9 +257,9 @@ def _replaced(sets: tuple[I64, U64], rows: I64, others: tuple[I64, U64]) -> tupl
 
 @njit
 def _chained(letters: U32) -> tuple[np.uint64, np.uint64, int]:
-    """Digests of the tokens of a text that was cut with its signs: of all, of those that are no signs; how many.
+    """Digests of the tokens of a text cut with its signs: of all, and of those that are no signs; how many those are.
 
-    The tokens are those of `_tokens_apart`, in its order; without signs the others stay what they are.
+    The tokens are those of `_tokens_apart`, in its order; leaving out the signs does not change the others.
     """
     every, others, num_others = np.uint64(0), np.uint64(0), 0
     token = TOKEN_START
@@ -297,7 +298,7 @@ def _signed_step(token: np.uint64, was_sign: bool, letter: np.uint32) -> tuple[n
 
 @njit
 def _cut_rest(letters: U32, token: np.uint64, is_sign: bool, tokens: U64, signs: Bools, count: int) -> int:
-    """Go on with a half from a hash that has begun; how many tokens it has."""
+    """Continue a half from a hash that has begun; returns how many tokens it has."""
     for i in range(len(letters)):
         tokens[count], signs[count] = token, is_sign
         token, ended, is_sign = _signed_step(token, is_sign, letters[i])
@@ -310,7 +311,7 @@ def _cut_rest(letters: U32, token: np.uint64, is_sign: bool, tokens: U64, signs:
 
 @njit
 def _cut_with_signs(letters: U32, tokens: U64, signs: Bools) -> int:
-    """Write the tokens of `_tokens_apart` and which are signs, of a text of words and signs alone; how many there are.
+    """Write the tokens of `_tokens_apart`, and which are signs, of a text of only words and signs; returns how many.
 
     Without branches and in two halves, as `token_hashes`. `tokens` and `signs` are twice as long as the text, and 4.
     """
@@ -339,7 +340,7 @@ def _cut_with_signs(letters: U32, tokens: U64, signs: Bools) -> int:
 
 @njit
 def _chained_tokens(tokens: U64, signs: Bools) -> tuple[np.uint64, np.uint64, int]:
-    """As `_chained`, of tokens that are cut."""
+    """As `_chained`, for tokens that are cut."""
     every, others, num_others = np.uint64(0), np.uint64(0), 0
     for i in range(len(tokens)):
         mixed = xxh64_u64(tokens[i], np.uint64(0))
@@ -385,7 +386,7 @@ def token_digests(texts: pa.Array, signed: Bools) -> tuple[U64, U64]:
         signed: bool [rows], which texts are cut with their signs.
 
     Returns:
-        uint64 [rows] twice: of each text as it is cut, and cut with its signs.
+        uint64 [rows] twice: for each text as it is cut, and for the text cut with its signs.
     """
     digests, left = _digest_once(texts, signed, _token_tables()[1])
     if len(left):
@@ -395,7 +396,7 @@ def token_digests(texts: pa.Array, signed: Bools) -> tuple[U64, U64]:
 
 
 def _digest_once(texts: pa.Array, signed: Bools, signs: U32) -> tuple[U64, I64]:
-    """uint64 [2, rows] of those texts that the kernel folds, and the places of the others."""
+    """uint64 [2, rows] for the texts that the kernel folds, and the places of the others."""
     data, offsets = binary_buffers(pc.fill_null(texts, ""))
     out, left = np.zeros((2, len(texts)), np.uint64), np.zeros(len(texts), np.bool_)
     _digest(data, offsets, signed, signs, *letter_forms(), out, left)
@@ -403,7 +404,7 @@ def _digest_once(texts: pa.Array, signed: Bools, signs: U32) -> tuple[U64, I64]:
 
 
 def mean_ngram(num_tokens: int, n: int) -> float:
-    """Tokens of an n-gram, on average, in a text of so many: between 2 and n (see the top of this file)."""
+    """Tokens of an n-gram, on average, in a text of this many: between 2 and n (see the top of this file)."""
     if n <= 2:
         return n
     share = (num_tokens - SHORT) / (_LONG_FACTOR * n - SHORT) if _LONG_FACTOR * n > SHORT else 1.0

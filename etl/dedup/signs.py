@@ -1,8 +1,8 @@
-"""Which texts differ in visible signs alone (C++ and C#): digests of a text as it is compared and with its signs.
+"""Which texts differ only in visible signs (C++ and C#): digests of a text as it is compared and with its signs.
 
-Two texts of which the first digests are equal and the second are not have the same words in the same order, and near
+Two texts whose first digests are equal and whose second ones are not have the same words in the same order, and near
 dedup has not compared the signs in which they differ. A text that is cut with its signs has the same digest twice, so
-such a pair is never one of those. Both cost as much as cutting the text once more.
+it is never in such a pair. Both cost as much as cutting the text once more.
 """
 
 from typing import Final
@@ -14,7 +14,7 @@ from etl.arrays import I64, Bools
 from etl.dedup.shingles import token_digests
 
 SIGNS_VERSION: Final = 1
-"""Raised when a text would get other digests; part of the fingerprint of near dedup."""
+"""Increased when a text would get other digests; part of the fingerprint of near dedup."""
 
 
 def sign_digests(texts: pa.Array, signed: Bools) -> tuple[I64, I64]:

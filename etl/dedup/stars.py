@@ -1,11 +1,12 @@
 """Star contraction: connected components by rounds over sorted streams, in O(1) memory each.
 
 Kiveris, Lattanzi, Mirrokni, Rastogi and Vassilvitskii 2014, "Connected Components in MapReduce and Beyond": large-star
-ties every larger neighbour of a node to the smallest node it knows of, small-star every smaller one; in turn they make
-each component a star round its smallest node. Here a node's neighbours come in ascending order, so the first of them is
-the smallest, a repeated edge is the one before, and a hub with any number of neighbours costs no memory.
+ties every larger neighbour of a node to the smallest node it knows of, small-star every smaller one; alternating, they
+turn each component into a star round its smallest node. Here a node's neighbours come in ascending order, so the first
+of them is the smallest, a repeated edge equals the previous one, and a hub with any number of neighbours costs no
+memory.
 
-A self-loop stands for itself and lasts, so a node without other edges keeps a label.
+A self-loop is kept as it is, so a node without other edges keeps a label.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from etl.arrays import I64
 from etl.jit import njit
 
 _NODE, _SMALLEST, _LAST, _UNSETTLED = range(4)
-"""Places in the state: the open node, the smallest of it and its neighbours, its last neighbour; the count."""
+"""Places in the state: the open node, the smallest among it and its neighbours, its last neighbour, and the count."""
 
 
 @njit
@@ -45,7 +46,7 @@ def _small(node: I64, neighbour: I64, state: I64, out: I64) -> int:
         if not is_new and v == state[_LAST]:
             continue
         if is_new:
-            # The first neighbour is the smallest; the node itself is tied to it, as every later neighbour is.
+            # The first neighbour is the smallest; the node itself is tied to it, like every later neighbour.
             state[_NODE], state[_SMALLEST] = u, v
         state[_LAST] = v
         out[0, size], out[1, size] = u if is_new else v, state[_SMALLEST]
@@ -65,11 +66,11 @@ class LargeStar(_Star):
 
     @property
     def num_unsettled(self) -> int:
-        """Edges so far that do not lie in a star round its smallest node; 0 for a whole graph says that it is done."""
+        """Edges so far that are not in a star round its smallest node; 0 for a whole graph means that it is done."""
         return int(self._state[_UNSETTLED])
 
     def push(self, node: I64, neighbour: I64) -> I64:
-        """Take the next edges, each of which comes once from either end.
+        """Take the next edges, each of which comes once from each end.
 
         Args:
             node: int64 [edges], >= 0.
@@ -101,5 +102,5 @@ class SmallStar(_Star):
 
 
 def max_rounds(num_edges: int) -> int:
-    """Half-rounds that a graph of so many edges cannot need: O(log² n) with room to spare."""
+    """A number of half-rounds that no graph of this many edges needs: O(log² n) with room to spare."""
     return 2 * (max(2, num_edges).bit_length() + 2) ** 2

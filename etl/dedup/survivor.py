@@ -1,7 +1,7 @@
-"""Decides which of several duplicates is kept: a number for each row, the smaller the better.
+"""Decides which of several duplicates is kept: a number for each row, where smaller is better.
 
 The high half is the place of the row's source in a stated priority, the low half an order-preserving form of a score.
-Ties go by what the caller sorts by next: the row's digest among equal contents, the id among similar ones.
+Ties are decided by the caller's next sort key: the row's digest among equal contents, the id among similar ones.
 """
 
 from collections.abc import Collection
@@ -39,7 +39,7 @@ class Survivor(Config):
         """Refuse a score column that does not exist.
 
         Raises:
-            SchemaError: naming the column and what there is.
+            SchemaError: naming the column and those that exist.
         """
         if self.score is None:
             return
@@ -56,7 +56,7 @@ class Survivor(Config):
         """Refuse a priority that names an unknown source.
 
         Raises:
-            ValueError: naming it and the known ones.
+            ValueError: naming the source and the known ones.
         """
         unknown = sorted(set(self.sources) - set(known))
         if unknown:

@@ -1,16 +1,16 @@
-"""Paragraphs, lines and sentences of raw text: where they lie, what they are compared by, what goes when one goes.
+"""Paragraphs, lines and sentences of raw text: where they are, how they are compared, which bytes go with one.
 
 A text is cut into units by a kernel over Arrow's UTF-8 buffers; no Python string is made. Units and the separators
-between them cover the whole text, so a text that loses nothing keeps every byte.
+between them cover the whole text, so a text that loses no unit keeps every byte.
 
     paragraph   ends before a blank line (or U+2029)
-    line        ends at a line break: those of `str.splitlines`, \\r\\n being one
+    line        ends at a line break: those of `str.splitlines`, where \\r\\n is one
     sentence    ends at a line break (as in Unicode's UAX #29), after . ! ? … and their like of other scripts where
                 white space follows, and after 。 ！ ？ ｡ whatever follows; closing quotes and brackets belong to it
 
 A unit begins with the indentation of its first line and ends before the white space that follows it. Of the separators
-between two units that stay, one stays: the one with the most line breaks, the first of equals. What stands before the
-first and after the last unit of a text stays, unless no unit does: then nothing is left.
+between two units that are kept, one is kept: the one with the most line breaks, the first of equals. Anything before
+the first and after the last unit of a text is kept, unless no unit is: then nothing is left.
 
 Words are runs without white space that hold a letter or digit; a letter of a script that is written without spaces
 (Han, kana, Thai, Lao, Myanmar, Khmer) counts as a word. One core cuts about 100 MB of mixed text a second. Memory: 64
@@ -35,7 +35,7 @@ from etl.schema import RANGE
 from etl.text import ALONE_RANGES, decode, normalise
 
 UNITS_VERSION: Final = 1
-"""Raised when a text would be cut in another way or a unit would get another hash; part of the fingerprint."""
+"""Increased when a text would be cut in another way or a unit would get another hash; part of the fingerprint."""
 
 UnitKind = Literal["paragraph", "line", "sentence"]
 _KINDS: Final = ("paragraph", "line", "sentence")
@@ -45,7 +45,7 @@ _PARAGRAPH, _LINE, _SENTENCE = 0, 1, 2
 class UnitDedup(Config):
     """Remove units of raw documents that also occur in another document, or earlier in the same one.
 
-    One copy stays: that of the preferred row, then of the smallest id, then the first of its row.
+    One copy is kept: that of the preferred row, then of the smallest id, then the first of its row.
     """
 
     unit: UnitKind
@@ -80,7 +80,7 @@ _ALONE: Final = 16  # one that is a word of its own
 _END: Final = 32  # ends a sentence where white space follows
 _WIDE_END: Final = 64  # ends a sentence
 _CLOSING: Final = 128  # belongs to the sentence that has ended
-_QUOTE: Final = 256  # the same, unless the sentence ended without white space: then it opens the next one
+_QUOTE: Final = 256  # the same, but if the sentence ended without white space, it opens the next one
 
 _ENDS: Final = ".!?…։؝؞؟۔܀܁܂߹।॥၊။።፧፨᙮។៕᠃᠉‼‽⁇⁈⁉⸮．﹒﹖﹗"
 _WIDE_ENDS: Final = "。！？｡"
@@ -88,7 +88,7 @@ _WIDE_ENDS: Final = "。！？｡"
 
 @functools.cache
 def _classes() -> U16:
-    """uint16 [2^21]: what each code point is, made from Python's own tables in about 0.3 s."""
+    """uint16 [2^21]: the class of each code point, built from Python's own tables in about 0.3 s."""
     table = np.zeros(1 << 21, np.uint16)
     for code in range(sys.maxunicode + 1):
         char = chr(code)
@@ -114,7 +114,7 @@ def _classes() -> U16:
 
 @dataclass(frozen=True)
 class Units:
-    """The units of some texts, flat: text t has the units offsets[t]:offsets[t + 1], in order."""
+    """The units of some texts, flattened: text t has the units offsets[t]:offsets[t + 1], in order."""
 
     offsets: I64
     """[texts + 1]"""
@@ -143,13 +143,13 @@ class Units:
 
 @njit
 def _ends_here(kind: int, gap: bool, breaks: int, ended: int, flags: np.int64) -> bool:
-    """Whether a unit ends before a character that is no white space.
+    """Whether a unit ends before a character that is not white space.
 
     Args:
         kind: of unit.
         gap: there is white space before the character.
         breaks: line breaks in that white space.
-        ended: 1 after the end of a sentence that asks for white space, 2 after one that does not.
+        ended: 1 after the end of a sentence that needs white space after it, 2 after one that does not.
         flags: of the character.
     """
     if kind == _PARAGRAPH:
@@ -178,7 +178,7 @@ def _cut(data: U8, offsets: I64, valid: U8, classes: U16, kind: int, unit_offset
         while at < end:
             code, after = decode(data, at, end)
             flags = np.int64(classes[code])
-            if flags == _WORD and breaks | ended == 0:  # what most characters are: no unit can end here
+            if flags == _WORD and breaks | ended == 0:  # most characters: no unit can end here
                 words += not in_word
                 in_word = True
                 while after < end and data[after] < 0x80 and classes[data[after]] == _WORD:
@@ -264,7 +264,7 @@ def _gather(data: U8, starts: I64, ends: I64, out: U8, out_offsets: I64) -> None
 
 
 def hash_units(texts: pa.Array, units: Units, chosen: I64) -> pa.Array:
-    """The hash of some units in their normal form, which is that of exact duplicates (`etl.text.normalise`).
+    """The hash of some units in the normal form of exact duplicates (`etl.text.normalise`).
 
     Args:
         texts: those that `units` was cut from.
@@ -298,7 +298,7 @@ def _strongest(breaks: I64, first: int, last: int) -> int:
 def _lost_ranges(
     offsets: I64, start: I64, end: I64, breaks: I64, lost: Bools, sizes: I64, out_offsets: I64, out: I64
 ) -> None:
-    """Write the ranges of each text to `out` [ranges, 2]: at most two for each lost unit, one for each text more."""
+    """Write the ranges of each text to `out` [ranges, 2]: at most two per lost unit, and one more per text."""
     size = 0
     for text in range(len(sizes)):
         out_offsets[text] = size
@@ -329,7 +329,7 @@ def _lost_ranges(
 
 
 def lost_ranges(texts: pa.Array, units: Units, lost: Bools) -> pa.ListArray:
-    """What to take out of each text so that some units go: list<struct<start, end>> [texts], bytes, ascending.
+    """The ranges to remove from each text to drop some units: list<struct<start, end>> [texts], bytes, ascending.
 
     Args:
         texts: those that `units` was cut from.

@@ -1,10 +1,10 @@
 """Directions as int8 vectors, and their cosines in exact arithmetic.
 
 A vector is stored as int8: its components times 127 / the largest of them, rounded. Only directions matter here, so
-every row has a scale of its own, and a cosine of two 384-dimensional embeddings moves by 0.002 at most (0.0004 root
-mean square, measured). What follows is exact whatever the machine, the threads or the blocking: a product of two such
-vectors is a whole number below 2^24 up to 1,040 dimensions, so a float32 matrix product gives it exactly in any order
-of summation (float64 above that), and lengths are compared as squares of whole numbers.
+every row has a scale of its own. This changes a cosine of two 384-dimensional embeddings by 0.002 at most (0.0004 root
+mean square, measured). From there on everything is exact on any machine, with any threads and blocking: a product of
+two such vectors is a whole number below 2^24 up to 1,040 dimensions, so a float32 matrix product gives it exactly in
+any order of summation (float64 above that), and lengths are compared as squares of whole numbers.
 
 One core multiplies 30 to 50 G components a second (the BLAS of numpy; OMP_NUM_THREADS bounds its threads, and Spark
 sets that to the cores of a task).
@@ -23,11 +23,11 @@ from etl.jit import njit
 LARGEST: Final = 127
 _EXACT_IN_FLOAT32: Final = 1 << 24
 BLOCK_ROWS: Final = 4096
-"""Rows of one side of a matrix product: 64 MB of float32 for a block with a block."""
+"""Rows of one side of a matrix product: 64 MB of float32 for a block times a block."""
 
 
 def quantise(vectors: npt.NDArray[Any]) -> I8:
-    """The directions of some vectors: int8 [rows, dim]; a vector of zeros stays one.
+    """The directions of some vectors: int8 [rows, dim]; a vector of zeros remains zeros.
 
     Args:
         vectors: any numbers [rows, dim], whole ones below 2^53.
@@ -38,7 +38,7 @@ def quantise(vectors: npt.NDArray[Any]) -> I8:
 
 
 def to_binary(vectors: I8) -> pa.BinaryArray:
-    """One binary of `dim` bytes a row."""
+    """One binary of `dim` bytes for each row."""
     rows, dim = vectors.shape
     offsets = np.arange(rows + 1, dtype=np.int32) * np.int32(dim)
     return pa.Array.from_buffers(
@@ -47,7 +47,7 @@ def to_binary(vectors: I8) -> pa.BinaryArray:
 
 
 def from_binary(array: pa.BinaryArray) -> I8:
-    """The vectors of an array without nulls: int8 [rows, dim]; [0, 0] of no rows."""
+    """The vectors of an array without nulls: int8 [rows, dim]; [0, 0] if there are no rows."""
     data, offsets = binary_buffers(array)
     if len(array) == 0:
         return np.empty((0, 0), np.int8)
@@ -62,7 +62,7 @@ def dots(a: I8, b: I8) -> npt.NDArray[Any]:
 
 
 def squared_lengths(vectors: I8) -> F64:
-    """Whole numbers: float64 [rows]."""
+    """As whole numbers: float64 [rows]."""
     return np.einsum("ij,ij->i", vectors, vectors, dtype=np.int64).astype(np.float64)
 
 

@@ -1,6 +1,6 @@
 """The exact Jaccard similarity of candidate pairs, from their sorted shingle sets.
 
-A merge of the two sets, no allocation but the result. Each step of a merge waits for the one before, so four quarters
+It merges the two sets and allocates only the result. Each step of a merge waits for the previous one, so four quarters
 of two sets are merged side by side: about 900 million elements a second a core.
 """
 
@@ -10,9 +10,9 @@ from etl.arrays import F64, I64, U64
 from etl.jit import njit
 
 _QUARTERED = 32
-"""Elements of a set from which on it is cut in quarters."""
+"""A set of at least this many elements is cut in quarters."""
 _FEW = 4
-"""Steps that are not worth another round of quarters."""
+"""A number of steps that is not worth another round of quarters."""
 
 
 @njit
@@ -29,7 +29,7 @@ def _merged(hashes: U64, i: np.int64, i_end: np.int64, j: np.int64, j_end: np.in
 
 @njit
 def _not_below(hashes: U64, at: np.int64, end: np.int64, wanted: np.uint64) -> np.int64:
-    """The first place in a range whose element is not below `wanted`; its end where there is none."""
+    """The first place in a range whose element is not below `wanted`; its end if there is none."""
     while at < end:
         middle = (at + end) >> 1
         if hashes[middle] < wanted:
@@ -43,7 +43,7 @@ def _not_below(hashes: U64, at: np.int64, end: np.int64, wanted: np.uint64) -> n
 def _merged_by_quarters(hashes: U64, i: np.int64, i_end: np.int64, j: np.int64, j_end: np.int64) -> np.int64:
     """As `_merged`: the first range in quarters, each with the elements of the second that may be in it.
 
-    A step goes on by one element at most in each range, so while both have some left no end need be looked for.
+    A step advances by at most one element in each range, so as long as both have enough left, no end is checked.
     """
     size = i_end - i
     i0, i1, i2, i3 = i, i + size // 4, i + size // 2, i + size // 4 * 3

@@ -1,6 +1,6 @@
-"""Drops examples without a usable answer: empty, or the message of a generator that gave up.
+"""Drops examples without a usable answer: empty, or the error message of a generator that gave up.
 
-Looks at the assistant's messages to the user only (channel `final` or none); reasoning and tool calls may be empty.
+Looks only at the assistant's messages to the user (channel `final` or none); reasoning and tool calls may be empty.
 Arrow kernels over the contents, about 1 GB a CPU-second. Not for recipes that keep prompts without answers.
 """
 

@@ -1,9 +1,9 @@
-"""Benchmarks as files: their places, their columns of questions and answers, and reading them as items.
+"""Benchmarks as files: where they are, which columns hold questions and answers, and how they are read as items.
 
 A benchmark is small (GSM8K's test set has 1,319 items, MATH's 5,000), so its files are read whole as Python objects,
-about 50,000 items a second; this happens once for each change of the files, see `etl.filters.contamination`. A path is
-whatever `etl.artefacts` takes (a local file, any fsspec URL, `package:NAME/path`), or a glob or a folder; those are
-listed as sources are, links followed and endings in any letter case (`etl.sources.listing`).
+about 50,000 items a second; this happens once for each change of the files (`etl.filters.contamination`). A path is
+whatever `etl.artefacts` takes (a local file, any fsspec URL, `package:NAME/path`), or a glob or a folder. Those are
+listed as sources are: links are followed, and suffixes match in any letter case (`etl.sources.listing`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ from etl.storage.location import Location
 
 
 class Benchmark(Config):
-    """One benchmark: its files and the columns of its texts.
+    """One benchmark: its files, and the columns that hold its texts.
 
     A column may be a path into nested objects, `a.b`. Several columns are joined by newlines, and so are the elements
     of a list (the choices of a question); a number is read as its digits.
@@ -66,7 +66,7 @@ def benchmark_files(name: str, benchmark: Benchmark) -> list[Path]:
 
 
 def _expand(pattern: str) -> Iterator[str]:
-    """The URLs that a path, glob or folder names, as a source's are found."""
+    """The URLs that a path, glob or folder names, found in the way of a source's files."""
     if pattern.startswith(PACKAGE):
         yield _readable(pattern)
         return
@@ -83,7 +83,7 @@ def _expand(pattern: str) -> Iterator[str]:
 
 
 def _format_of(name: str) -> str | None:
-    """How a benchmark's file is read; None where it is not."""
+    """How a benchmark's file is read; None for one that is not read."""
     found = format_of(name)
     return found if found in ("parquet", "jsonl") else None
 
@@ -95,7 +95,7 @@ def _readable(url: str) -> str:
 
 
 def read_items(name: str, benchmark: Benchmark, files: list[Path]) -> Iterator[tuple[str, str, str]]:
-    """(item, question, answer) of each row, an empty text where there is none.
+    """(item, question, answer) of each row; an absent text is empty.
 
     Raises:
         ConfigError: no row has a column, a column is neither text nor number, or there is no question at all.
@@ -153,7 +153,7 @@ _ABSENT: Final = object()
 
 
 def _lookup(row: Mapping[str, Any], column: str) -> Any:
-    """The value of a column or of a path of columns; `_ABSENT` where there is none."""
+    """The value of a column or of a path of columns; `_ABSENT` if there is none."""
     if column in row:
         return row[column]
     value: Any = row

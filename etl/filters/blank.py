@@ -1,6 +1,6 @@
-"""Finds rows that say nothing: only white space, or no text. Every recipe's ingest gives them a verdict.
+"""Finds rows that say nothing: only white space, or no text. Ingest gives them a verdict in every recipe.
 
-White space is as in Unicode. Arrow kernels read each text up to its first other character.
+White space is Unicode's. Arrow kernels read each text up to its first other character.
 """
 
 import numpy as np

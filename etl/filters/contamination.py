@@ -1,25 +1,25 @@
-"""Finds rows that hold items of benchmarks, and drops or tags them with benchmark, item and matched span.
+"""Finds rows that hold items of benchmarks, and drops them or tags them with benchmark, item and matched span.
 
-What is compared. A benchmark's questions are looked for in a row's prompt and in its answer, its reference answers in a
-row's answer. Prompt is all that the user says, answer all that the assistant says (reasoning included) or a whole raw
-document. A row is hit by an item
+What is compared. A benchmark's questions are looked for in a row's prompt and in its answer, its reference answers only
+in a row's answer. The prompt is everything that the user says. The answer is everything that the assistant says
+(reasoning included), or a whole raw document. A row is hit by an item
 
-    ngram_N   when it holds at least `min_ratio` of the item's distinct word N-grams, wherever they stand in it;
+    ngram_N   when it holds at least `min_ratio` of the item's distinct word N-grams, anywhere in it;
               an item of fewer than N words is one n-gram of all its words
-    numbers   when one number of it is another: when it holds at least `min_ratio` of the item's distinct N-grams, every
+    numbers   when one number is changed: when it holds at least `min_ratio` of the item's distinct N-grams, every
               number read as the same, and all of the item's numbers but one between the same words
     near      when the sets of word n-grams of the item and of the whole field have at least that Jaccard similarity
 
 All are exact (`etl.filters.ngram_index`): recall by these definitions is 1, nothing is sampled or estimated, and only
-two different n-grams with one 64-bit hash could add a hit. An item worth fewer than `min_words` words is hit only by a
-prompt or answer that says nothing else, and as a reference answer never.
+two different n-grams with one 64-bit hash could add a hit. An item worth fewer than `min_words` words only hits a
+prompt or answer that says nothing else, and never hits as a reference answer.
 
-In scripts without spaces each character is a word, whatever stands beside it; an ideograph is worth 0.7 words, a letter
+In scripts without spaces each character is a word, whatever is next to it; an ideograph is worth 0.7 words, a letter
 of kana, Thai, Lao, Khmer or Burmese 0.25 (`etl.filters.ngram_words`).
 
-The index is one memory-mapped file in the cache folder, named by the digests of the benchmark files and by what decides
-its content. The driver makes it when it checks the recipe, a worker on another machine when it opens the step: once a
-node, under a lock. A row without a hit costs the kernels alone, about 70 MB of text a CPU-second.
+The index is one memory-mapped file in the cache folder, named by the digests of the benchmark files and by everything
+else that decides its content. The driver builds it when it checks the recipe, a worker on another machine when it opens
+the step: once a node, under a lock. A row without a hit costs only the kernels, about 70 MB of text a CPU-second.
 """
 
 import hashlib
@@ -70,8 +70,9 @@ HIT: Final = pa.struct(
         ("end", pa.int32()),
     ]
 )
-"""`part` of the item (question, answer) in `field` of the row (prompt, answer). `ratio` is what the rule `match`
-measured. Characters [start, end) of the field's text are the shortest stretch with every n-gram that counted."""
+"""`part` of the item (question, answer) in `field` of the row (prompt, answer). `ratio` is the share or similarity that
+the rule `match` measured. Characters [start, end) of the field's text are the shortest stretch with every n-gram that
+counted."""
 
 FieldName = Literal["prompt", "answer"]
 _TEXTS: Final[dict[str, Callable[[pa.RecordBatch], pa.StringArray]]] = {
@@ -115,7 +116,7 @@ class ContaminationStep(Step):
     """Adds `contamination`; verdict `contaminated`, whose value is benchmark/item, match and ratio of the best hit.
 
     `contamination` lists the hits of a row, best first (longest n-gram, then ratio), one for each item, part and field;
-    it is empty for a row without any and null for a row with an earlier verdict.
+    it is empty for a row without hits and null for a row with an earlier verdict.
     """
 
     kind: Literal["contamination"] = "contamination"
@@ -164,7 +165,7 @@ class ContaminationStep(Step):
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules, the most telling first."""
+        """The rules, the strongest evidence first."""
         ngrams = sorted(self.ngrams, key=lambda rule: -rule.n)
         rules = [Rule(f"ngram_{rule.n}", rule.n, rule.min_ratio, near=False) for rule in ngrams]
         if self.numbers is not None and not self.mask_numbers:
@@ -182,7 +183,7 @@ class ContaminationStep(Step):
         return {**super().fingerprinted(), "benchmarks": named}
 
     def artefacts(self) -> dict[str, str]:
-        """The digests of the benchmark files; they are read, and the index is made, if it is not there."""
+        """The digests of the benchmark files. If there is no index yet, the files are read and it is built."""
         files = self._files()
         self._index(files)
         return _digests(files)
@@ -202,7 +203,7 @@ class ContaminationStep(Step):
         return {name: benchmark_files(name, benchmark) for name, benchmark in self.benchmarks.items()}
 
     def _index(self, files: dict[str, list[Path]]) -> Path:
-        """The index file of these benchmark files, made if it is not there."""
+        """The index file of these benchmark files, built if it does not exist."""
         left_out = {"kind", "name", "sources", "skill_buckets", "action", "fields", "max_hits"}
         decides = {key: value for key, value in self.fingerprinted().items() if key not in left_out}
         made_from = {"version": [INDEX_VERSION, UNICODE_VERSION], "files": _digests(files), **decides}
@@ -232,7 +233,7 @@ class ContaminationStep(Step):
         return Items(strings[0], strings[1], np.array(parts, np.int32), strings[2])
 
     def _check(self, items: Items, tables: Tables) -> None:
-        """Refuse a benchmark without any item that could be found."""
+        """Refuse a benchmark none of whose items could be found."""
         sought = set(items.benchmark.take(pa.array(tables.set_text)).to_pylist())
         for name in self.benchmarks:
             if name not in sought:
@@ -242,7 +243,7 @@ class ContaminationStep(Step):
                 )
 
     def _search(self, index: Index, batch: pa.RecordBatch) -> tuple[pa.StructArray, I64]:
-        """The hits of a batch by row, best first in each, and the row of each."""
+        """The hits of a batch by row, best first within a row, and the row of each hit."""
         is_live = live(batch)
         texts = [_TEXTS[field](batch).filter(is_live) for field in self.fields]
         found = [index.scan(text, _SOUGHT[field]) for field, text in zip(self.fields, texts, strict=True)]
@@ -274,7 +275,7 @@ def _digests(files: dict[str, list[Path]]) -> dict[str, str]:
 
 
 def _best_first(row: I64, order: I64, same: tuple[I64, ...], most: int) -> I64:
-    """Of hits in an order by row: the first of each row and each value of `same`, and `most` of these a row."""
+    """Of hits ordered by row, the first for each row and value of `same`, and at most `most` of these a row."""
     seen = np.stack([row, *same])[:, order]
     _, first = np.unique(seen, axis=1, return_index=True)
     order = order[np.sort(first)]
@@ -283,7 +284,7 @@ def _best_first(row: I64, order: I64, same: tuple[I64, ...], most: int) -> I64:
 
 
 def _character_spans(texts: list[pa.StringArray], found: list[Hits], chosen: I64) -> tuple[I64, I64]:
-    """Start and end in characters of the chosen ones of all hits together."""
+    """Start and end, in characters, of the chosen hits; converted together."""
     starts, ends = [np.empty(len(chosen), np.int64) for _ in range(2)]
     first = 0
     for text, hits in zip(texts, found, strict=True):
@@ -296,7 +297,7 @@ def _character_spans(texts: list[pa.StringArray], found: list[Hits], chosen: I64
 
 
 def _lists(hits: pa.StructArray, rows: I64, is_live: pa.BooleanArray) -> pa.ListArray:
-    """A list of hits for each row, null for a dead one."""
+    """A list of hits for each row, null for a row with an earlier verdict."""
     offsets = np.searchsorted(rows, np.arange(len(is_live) + 1)).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), hits, mask=pc.invert(is_live))
 

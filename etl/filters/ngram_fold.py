@@ -1,9 +1,9 @@
-"""Texts in Unicode's form NFKC as far as their words go, and the way from there back to the text as it was.
+"""Folds the words of texts to Unicode's form NFKC, and maps positions in that form back to the original text.
 
-A text typed with full-width signs, or composed in another way, has the same words. Most of that is a table: a character
-whose form is one character is read as that (`single_forms`). The rows that hold any other, marks that compose with
-what is before them, ligatures, `㎏`, are normalised one by one as Python strings; in usual text they are few, in Thai
-and in scripts of India many. Finding them costs a pass over the rows that are not ASCII.
+A text typed with full-width signs, or composed in another way, has the same words. Most of the work is a table: a
+character whose form is one character is read as that character (`single_forms`). Rows that hold any other (marks that
+compose with the character before them, ligatures, `㎏`) are normalised one by one as Python strings. They are few in
+usual text, and many in Thai and in the scripts of India. Finding them costs a pass over the rows that are not ASCII.
 """
 
 import functools
@@ -25,18 +25,18 @@ _FORM: Final[Literal["NFKC"]] = "NFKC"
 _LAST: Final = 0x30000
 """No character from here on has another form."""
 _JAMO: Final = (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))
-"""Vowels and final consonants of Hangul, which compose with what is before them by rule."""
+"""Vowels and final consonants of Hangul, which compose by rule with the character before them."""
 
 
 @functools.cache
 def _composing() -> frozenset[str]:
-    """The characters that become one with what is before them."""
+    """The characters that merge with the one before them."""
     decomposed = _changed("NFD").values()
     return frozenset([*map(chr, _JAMO), *(letter for form in decomposed for letter in form[1:])])
 
 
 def _changed(form: Literal["NFD", "NFKC"]) -> dict[str, str]:
-    """The characters that are others in a form, and what they are there."""
+    """The characters that a normal form replaces, and their replacements."""
     chars = list(map(chr, range(1, _LAST)))
     forms = unicodedata.normalize(form, "\0".join(chars)).split("\0")
     return {char: other for char, other in zip(chars, forms, strict=True) if other != char}
@@ -60,15 +60,15 @@ def _tables() -> tuple[U32, U8]:
 def single_forms() -> U32:
     """The code point that each character is read as: [2^21].
 
-    That of its form where the form is one character, of a space where it is signs alone. Nothing is to be read from the
-    entries of characters that `rows_to_fold` looks for.
+    It is that of its form if the form is one character, and a space if the form is only signs. The entries of
+    characters that `rows_to_fold` looks for mean nothing.
     """
     return _tables()[0]
 
 
 @njit
 def _hold(data: U8, offsets: I64, rows: I64, wanted: U8, out: U8) -> None:
-    """Mark the rows in which a wanted character stands."""
+    """Mark the rows that hold a wanted character."""
     for row in rows:
         at, end = offsets[row], offsets[row + 1]
         while at < end:
@@ -82,7 +82,7 @@ def _hold(data: U8, offsets: I64, rows: I64, wanted: U8, out: U8) -> None:
 
 
 def rows_to_fold(texts: pa.StringArray) -> I64:
-    """Numbers of the rows whose form is not that of their characters one by one, ascending."""
+    """Numbers of the rows whose form differs from that of their characters one by one, ascending."""
     data, offsets = binary_buffers(texts)
     other = np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False))
     out = np.zeros(len(texts), np.uint8)
@@ -91,7 +91,7 @@ def rows_to_fold(texts: pa.StringArray) -> I64:
 
 
 def fold(texts: pa.StringArray, rows: I64) -> pa.StringArray:
-    """The texts, those of some rows in form NFKC."""
+    """The texts, with those of some rows in form NFKC."""
     if len(rows) == 0:
         return texts
     forms = [unicodedata.normalize(_FORM, text) for text in texts.take(pa.array(rows)).to_pylist()]
@@ -101,7 +101,7 @@ def fold(texts: pa.StringArray, rows: I64) -> pa.StringArray:
 
 
 def places_before(text: str, starts: Sequence[int], ends: Sequence[int]) -> tuple[I64, I64]:
-    """Bytes of a text that bytes of its form stand for: whole characters with what composes with them.
+    """The bytes of a text to which bytes of its form correspond: whole characters with their composing marks.
 
     Args:
         text: as it was before `fold`.
@@ -116,5 +116,5 @@ def places_before(text: str, starts: Sequence[int], ends: Sequence[int]) -> tupl
 
 
 def _joins(char: str) -> bool:
-    """Whether a character may become one with what is before it, or change places with it."""
+    """Whether a character may merge with the one before it, or change places with it."""
     return unicodedata.combining(char) > 0 or unicodedata.normalize(_FORM, char)[0] in _composing()

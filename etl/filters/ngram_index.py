@@ -1,11 +1,11 @@
-"""The n-grams of benchmark items in one memory-mapped file: made, written, opened, and looked for in rows of text.
+"""The n-grams of benchmark items in one memory-mapped file: builds, writes, opens and searches it.
 
 A *set* is the distinct n-grams of one text of an item (its question or its answer) under one rule. Texts are split by
 `etl.filters.ngram_words` and scanned by `etl.filters.ngram_scan`.
 
-Measured with an index of 7,457 items and their answers (4.7 MB of text): one core passes 70 MB a second of text that
-has nothing of them, 12 to 39 MB of their own domain; the index takes 90 MB on disk, which all processes of a machine
-share, and 3 CPU-seconds to build.
+Measured with an index of 7,457 items and their answers (4.7 MB of text): one core scans 70 MB a second of text that
+holds nothing of them, and 12 to 39 MB of text from their own domain. The index takes 90 MB on disk, which all processes
+of a machine share, and 3 CPU-seconds to build.
 """
 
 import os
@@ -26,29 +26,29 @@ from etl.filters.ngram_words import CONTENT, NUMBER, Split, Words, masked, read_
 from etl.jit import njit
 
 INDEX_VERSION: Final = 2
-"""Raised when the same items would give another index, or the same index other hits."""
+"""Increased when the same items would give another index, or the same index other hits."""
 
 LONGEST_NGRAM: Final = 64
-"""Most words of an n-gram."""
+"""Largest number of words in an n-gram."""
 
 QUESTION: Final = 1
 ANSWER: Final = 2
 """Parts of an item, as bits."""
 
 _BITS_AN_NGRAM: Final = 16
-"""Bits of the bitmap for each n-gram in it: one in 16 of other n-grams passes it and is looked up for nothing."""
+"""Bits of the bitmap for each n-gram in it: one in 16 of all other n-grams passes it and is looked up in vain."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When a text of an item counts as found: `n` words an n-gram, and how many n-grams must be there."""
+    """When a text of an item counts as found: the words of an n-gram, `n`, and how many n-grams must be present."""
 
     name: str
     n: int
     threshold: float
     near: bool
     masked: bool = False
-    """The n-grams are those with every number read as the same; a text must hold all numbers of the item but one."""
+    """Every number in an n-gram is read as the same; a text must hold all numbers of the item but one."""
 
 
 def rules_as_arrays(rules: Sequence[Rule]) -> Rules:
@@ -75,7 +75,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Hits:
-    """What a scan found, one entry for each row and set that passes: [hits] each."""
+    """The hits of a scan, one for each row and set that passes: [hits] each."""
 
     row: I64
     text: I32
@@ -92,7 +92,7 @@ def _set_lengths(rule: Rule, split: Split, part: I32, min_words: int) -> I64:
     num_words = np.diff(split.bounds)
     worth = CONTENT[split.classes]
     if rule.masked:
-        # What is the same when one number is another must be worth as much.
+        # The part that does not change with the number must be worth as much.
         has_number = _sums(split.classes == NUMBER, split.bounds) > 0
         wanted = has_number & (part == QUESTION) & (_sums(worth, split.bounds) - 1 >= min_words)
     else:
@@ -117,8 +117,8 @@ def build(items: Items, rules: Sequence[Rule], words: Words, min_words: int) -> 
     """The tables of some items.
 
     A text of fewer words than a rule's n is one whole n-gram of its own length. One worth fewer than `min_words` words
-    (`CONTENT`) is left to the near rule, which finds it only where it is all that a text says; as an answer it is not
-    looked for.
+    (`CONTENT`) is left to the near rule, which finds it only if a text says nothing else; as an answer it is not looked
+    for.
 
     Returns:
         Tables without any set when no text can be found by any rule.
@@ -138,7 +138,7 @@ def build(items: Items, rules: Sequence[Rule], words: Words, min_words: int) -> 
             masked_lengths = np.maximum(masked_lengths, lengths)
         keys.append(rule_keys)
         owners.append(text * len(rules) + number)
-        # A near rule looks for a text of fewer words than n where it ends a row's text, not at every word.
+        # A near rule looks for a text of fewer words than n only at the end of a row's text, not at every word.
         found.append(lengths[(lengths > 0) & ~((num_words < rule.n) & rule.near)])
     ngrams, number_of = np.unique(np.concatenate(keys), return_inverse=True)
     sets, set_of = np.unique(np.concatenate(owners), return_inverse=True)
@@ -179,7 +179,7 @@ def _above_zero(lengths: I64) -> I64:
 
 
 def _ends_of_masked(tokens: U64, bounds: I64, lengths: I64) -> U64:
-    """The shortest n-grams of the texts of which masked ones are looked for; each of those ends with one of them."""
+    """The shortest n-grams of the texts whose masked n-grams are looked for; each masked one ends with one of these."""
     sought = lengths > 0
     return keys_of_texts(tokens, bounds, np.where(sought, np.min(lengths[sought], initial=LONGEST_NGRAM), 0))[0]
 
@@ -206,11 +206,11 @@ def _power_of_two(least: int) -> int:
 
 
 def _anchors(pair_set: I64, pair_ngram: I64, num_anchors: I64, num_ngrams: int) -> tuple[I64, I32]:
-    """For each n-gram the sets of which it is one of the rarest: offsets and sets."""
+    """For each n-gram, the sets in which it is one of the rarest: offsets and sets."""
     frequency = np.bincount(pair_ngram, minlength=num_ngrams)
     order = np.lexsort((pair_ngram, frequency[pair_ngram], pair_set))
     first = _offsets(np.bincount(pair_set, minlength=len(num_anchors)))[:-1]
-    rank = np.arange(len(order)) - first[pair_set]  # order keeps the sets in their order
+    rank = np.arange(len(order)) - first[pair_set]  # `order` keeps the order of the sets
     chosen = order[rank < num_anchors[pair_set]]
     chosen = chosen[np.argsort(pair_ngram[chosen], kind="stable")]
     counts = np.bincount(pair_ngram[chosen], minlength=num_ngrams)
@@ -218,7 +218,7 @@ def _anchors(pair_set: I64, pair_ngram: I64, num_anchors: I64, num_ngrams: int) 
 
 
 def _bitmap(keys: U64) -> U8:
-    """Bits at the leading bits of each key."""
+    """A bitmap with the bit set that the leading bits of each key address."""
     num_bits = _power_of_two(max(_BITS_AN_NGRAM * len(keys), 1024))
     shift = np.uint64(64 - (num_bits.bit_length() - 1))
     bits = np.zeros(num_bits, np.uint8)
@@ -228,7 +228,7 @@ def _bitmap(keys: U64) -> U8:
 
 @njit
 def _characters_before(data: U8, offsets: I64, rows: I64, positions: I64) -> I64:
-    """How many characters of a row's text begin before a byte of it: [positions]."""
+    """How many characters of a row's text begin before a given byte: [positions]."""
     out = np.zeros(len(rows), np.int64)
     for i in range(len(rows)):
         for at in range(offsets[rows[i]], offsets[rows[i]] + positions[i]):
@@ -246,9 +246,9 @@ class Index:
     """An index file, memory-mapped.
 
     Args:
-        path: what `write` made.
-        rules: the rules that it was built with, in the same order.
-        words: how it was split.
+        path: the file that `write` made.
+        rules: those that it was built with, in the same order.
+        words: how its texts were split.
     """
 
     def __init__(self, path: Path, rules: Sequence[Rule], words: Words) -> None:
@@ -267,7 +267,7 @@ class Index:
 
         Args:
             texts: string [rows], no nulls.
-            parts: QUESTION, ANSWER or both (|): the texts of items that are looked for.
+            parts: QUESTION, ANSWER or both (|): which texts of items to look for.
 
         Returns:
             Hits by row, in no order within a row.
@@ -284,7 +284,7 @@ class Index:
 
 
 def write(path: Path, items: Items, tables: Tables) -> None:
-    """Write an index: one Arrow IPC record batch of one row, a list a table; renamed into place when it is whole."""
+    """Write an index: one Arrow IPC record batch of one row, a list per table; renamed into place when complete."""
     arrays: dict[str, Any] = {"benchmark": items.benchmark, "item": items.item}
     arrays |= {name: pa.array(array) for name, array in tables._asdict().items()}
     lists = [pa.LargeListArray.from_arrays(pa.array([0, len(array)], pa.int64()), array) for array in arrays.values()]

@@ -1,11 +1,11 @@
 """The kernels of the n-gram index: which sets of an index the words of a text hold, and where.
 
 Three things make a scan cheap and exact. A bitmap holds the shortest n-grams of all items: a word of a row that ends
-none of them costs one hash and one bit. A hash table gives each n-gram of an item its number. And a set is named as a
-candidate only by its rarest n-grams, as many as a text that passes the rule cannot all lack (size − needed + 1), so
-that what every item says ("write a function to") names nobody; a candidate is then counted exactly. There is no
-sampling and no estimate: every set that passes is found. One core passes 70 MB a second of text that has nothing of the
-items, 12 to 39 MB of their own domain.
+none of them costs one hash and one bit. A hash table gives each n-gram of an item its number. And only the rarest
+n-grams of a set name it as a candidate. They are so many (size − needed + 1) that a text which passes the rule cannot
+lack them all. So phrases of every item ("write a function to") name no candidate. A candidate is then counted exactly.
+There is no sampling and no estimate: every set that passes is found. One core scans 70 MB a second of text that holds
+nothing of the items, and 12 to 39 MB of text from their own domain.
 """
 
 from typing import Final, NamedTuple
@@ -24,11 +24,11 @@ class Tables(NamedTuple):
     """The arrays of an index. G n-grams, S sets, T texts of items."""
 
     lengths: I64
-    """Words of the n-grams that are looked for, ascending; the bitmap holds those of lengths[0]."""
+    """The lengths in words of the n-grams that are looked for, ascending; the bitmap holds those of lengths[0]."""
     bitmap: U8
     """One bit for each value of a key's leading bits."""
     masked_lengths: I64
-    """The same of n-grams in which every number is read as the same; empty if none is looked for."""
+    """The same for n-grams in which every number is read as the same; empty if none is looked for."""
     masked_bitmap: U8
     keys: U64
     """The n-grams, ascending; an n-gram's number is its place here."""
@@ -43,7 +43,7 @@ class Tables(NamedTuple):
     set_text: I32
     set_rule: I32
     set_needed: I32
-    """Fewest of its n-grams that a text must hold."""
+    """Smallest number of its n-grams that a text must hold."""
     text_part: I32
     """Part of the item: QUESTION or ANSWER of `etl.filters.ngram_index`."""
     text_words: I32
@@ -58,15 +58,15 @@ class Rules(NamedTuple):
 
     n: I64
     threshold: F64
-    """Share of a set's n-grams that a text must hold; of a near rule, the least Jaccard similarity."""
+    """Share of a set's n-grams that a text must hold; for a near rule, the least Jaccard similarity."""
     near: Bools
     masked: Bools
-    """Numbers are read as the same, and all of an item's but one must stand between the same words."""
+    """Numbers are read as the same, and all of an item's but one must be between the same words."""
 
 
 @njit
 def _ngram_key(words: U64, start: int, length: int) -> np.uint64:
-    """The hash of `length` words from `start` on."""
+    """The hash of the `length` words from `start` on."""
     value = np.uint64(0)
     for i in range(start, start + length):
         value = value * _NGRAM_BASE + words[i]
@@ -158,7 +158,7 @@ def _place_key(left: np.uint64, number: np.uint64, right: np.uint64) -> np.uint6
 
 @njit
 def place_keys(tokens: U64, classes: U8) -> U64:
-    """Each number of a text between its neighbours, every number there read as the same; ascending."""
+    """Each number of a text with its two neighbours, where every number is read as the same; ascending."""
     keys = np.empty(len(tokens), np.uint64)
     size = 0
     for i in range(len(tokens)):
@@ -172,7 +172,7 @@ def place_keys(tokens: U64, classes: U8) -> U64:
 
 @njit
 def _held_places(row: Row, num_words: int) -> U64:
-    """What `place_keys` may give for a part of a row's text: ascending, with repeats."""
+    """All keys that `place_keys` may give for a part of a row's text: ascending, with repeats."""
     keys = np.empty(4 * num_words, np.uint64)
     size = 0
     for i in range(num_words):
@@ -192,7 +192,7 @@ def _held_places(row: Row, num_words: int) -> U64:
 
 @njit
 def _num_lacking(wanted: U64, held: U64) -> int:
-    """How many of some keys are not among those that are held, which are ascending."""
+    """How many of some keys are not among the held ones, which are ascending."""
     count = 0
     for key in wanted:
         at = np.searchsorted(held, key)
@@ -202,9 +202,9 @@ def _num_lacking(wanted: U64, held: U64) -> int:
 
 @njit
 def _stretch(ngrams: I32, numbers: I64, order: I64, met: I64, shared: int) -> tuple[Int, Int]:
-    """Bytes [start, end) of the shortest stretch with all of a set's n-grams that were met, the first of such.
+    """Bytes [start, end) of the shortest stretch with all n-grams of a set that were met; the first of equals.
 
-    `numbers` are the n-grams that a row has, ascending, `order` their places in `met` (number, start, end).
+    `numbers` are the n-grams that a row has, ascending, and `order` is their places in `met` (number, start, end).
     """
     size = 0
     for ngram in ngrams:
@@ -247,7 +247,7 @@ def _stretch(ngrams: I32, numbers: I64, order: I64, met: I64, shared: int) -> tu
 
 
 class HitBuffer(NamedTuple):
-    """Hits, with room for more."""
+    """An array of hits, with room for more."""
 
     places: I64
     """(row, set, first word's first byte, last word's end) of each: [room, 4]."""
@@ -323,7 +323,7 @@ def _judge(
 
 @njit
 def _power(n: int) -> np.uint64:
-    """The weight that a word has n words later."""
+    """The weight of a word in the hash after n more words."""
     weight = np.uint64(1)
     for _ in range(n):
         weight *= _NGRAM_BASE
@@ -332,7 +332,7 @@ def _power(n: int) -> np.uint64:
 
 @njit
 def _write_met(row: Row, num_words: int, whole_words: int, tables: Tables, met: I64) -> int:
-    """Write the n-grams of items that a text has into `met`, as many as there is room for; how many there are."""
+    """Write the n-grams of items that a text has into `met`, as far as there is room; returns how many there are."""
     shift = _shift_of(tables.bitmap)
     shortest = tables.lengths[0]
     oldest_weight = _power(shortest)
@@ -353,7 +353,7 @@ def _write_met(row: Row, num_words: int, whole_words: int, tables: Tables, met: 
             continue
         run += 1
         for length in tables.lengths:
-            # A longer n-gram of an item ends with as many of the shortest, one after another.
+            # A longer n-gram of an item ends with a run of the shortest ones: one more for each further word.
             if run < length - shortest + 1:
                 break
             number = _look_up(_ngram_key(tokens, i + 1 - length, length), tables.keys, tables.slots)
@@ -372,9 +372,9 @@ def _write_met(row: Row, num_words: int, whole_words: int, tables: Tables, met: 
 
 @njit
 def _write_masked(row: Row, num_words: int, tables: Tables, met: I64, size: int) -> int:
-    """Write the n-grams with a number, read as any number, into `met` from `size` on; how many there are then.
+    """Write the n-grams with a number, read as any number, into `met` from `size` on; returns how many there are then.
 
-    Those without a number are what `_write_met` writes; those of more than half numbers are in no set.
+    `_write_met` writes those without a number; those that are more than half numbers are in no set.
     """
     lengths, bitmap, classes = tables.masked_lengths, tables.masked_bitmap, row.classes
     if len(lengths) == 0 or not _has_number(classes, num_words):
@@ -424,7 +424,7 @@ def _has_number(classes: U8, num_words: int) -> bool:
 
 @njit
 def _meet(row: Row, num_words: int, whole_words: int, tables: Tables, met: I64) -> tuple[I64, int]:
-    """The n-grams of items that a text has, (number, start, end) by end, in `met` or a larger array; how many."""
+    """The n-grams of items that a text has, (number, start, end) by end, in `met` or a larger array; and how many."""
     num_exact = _write_met(row, num_words, whole_words, tables, met)
     size = _write_masked(row, num_words, tables, met, num_exact)
     if size > len(met):
@@ -438,7 +438,7 @@ def _meet(row: Row, num_words: int, whole_words: int, tables: Tables, met: I64) 
 
 @njit
 def _shift_of(bitmap: U8) -> int:
-    """How far to shift a key so that its leading bits remain, as many as address a bit."""
+    """How far to shift a key so that only the leading bits remain that address a bit."""
     shift = 64
     while (8 * len(bitmap)) >> (64 - shift) > 1:
         shift -= 1

@@ -1,7 +1,7 @@
-"""Words of texts as the n-gram index sees them, hashed by kernels on Arrow's buffers.
+"""The words of texts for the n-gram index, hashed by kernels on Arrow's buffers.
 
-Words are those of `etl.text` (`\\w+` of the lower-cased text) of the form NFKC, but that a number is one word and each
-character of a script without spaces another, with the options of `Words`. A word is its hash, uint64. Costs one pass
+Words are those of `etl.text` (`\\w+` of the lower-cased text) in the form NFKC, except that a number is one word and
+each character of a script without spaces is one. `Words` has the options. A word is its hash, uint64. Costs one pass
 over the bytes, 18 MB of tables and half a second a process.
 """
 
@@ -24,10 +24,10 @@ Int = int | np.signedinteger[Any]
 _TOKEN_START: Final = np.uint64(0x2545F4914F6CDD1D)
 _TOKEN_MULTIPLIER: Final = np.uint64(0xD6E8FEB86659FD93)  # odd, with well spread bits
 ROOM: Final = 1024
-"""Entries for which a buffer has room at first; it doubles when it is full."""
+"""Initial room of a buffer, in entries; it doubles when it is full."""
 _CODE: Final = 0x1FFFFF
 _IDEOGRAPHS: Final = (0x3005, 0x3400, 0x4E00, 0xF900, 0x20000)
-"""Where the ranges of ideographs begin, of all those of scripts without spaces."""
+"""Where the ranges of ideographs begin, among those of scripts without spaces."""
 _IDEOGRAPH: Final = 1 << 29
 _ALONE: Final = 1 << 30
 _DIGIT: Final = 1 << 31
@@ -38,13 +38,13 @@ IDEOGRAPH: Final = 2
 LETTER: Final = 3
 """Classes of words: of letters, a number, one ideograph, one letter of a script without spaces."""
 CONTENT: Final = np.array([1.0, 1.0, 0.7, 0.25])
-"""What a word of each class is worth in words of English, by the lengths of the Universal Declaration of Human Rights:
+"""The worth of a word of each class in words of English, by the lengths of the Universal Declaration of Human Rights:
 1,687 words in English, 2,430 ideographs in Mandarin (0.69), 3,600 in Japanese (kana 0.28), 6,000 to 7,300 letters in
 Thai, Lao, Khmer and Burmese (0.23 to 0.28)."""
 _BACKSLASH: Final = 0x5C
 _ZERO: Final = np.uint64(0x30)
 _MASKED: Final = np.uint64(0xD1B54A32D192ED03)
-"""The token of every number where numbers are read as the same."""
+"""The token of every number if numbers are read as the same."""
 _LAYOUT: Final = """
 left right middle big bigl bigr bigm bigg biggl biggr biggm quad qquad displaystyle textstyle scriptstyle limits
 nolimits text textrm textbf textit mathrm mathbf mathit mbox hbox operatorname
@@ -54,13 +54,13 @@ _FRACTIONS: Final = ("frac", "dfrac", "tfrac", "cfrac")
 
 
 class Splitter(NamedTuple):
-    """What the kernels need to find words."""
+    """The tables by which the kernels find words."""
 
     table: U32
     """Lower-case code point of a word character, with the bit 2^31 for a digit, 2^30 for a character that is a word of
     its own and 2^29 if that is an ideograph; 0 for all else: [2^21]."""
     layout: U64
-    """Hashes of the commands that are passed over."""
+    """Hashes of the commands that are skipped."""
     fractions: U64
     """Hashes of `frac` and its other sizes."""
     latex: bool
@@ -76,8 +76,8 @@ class Words:
     """
 
     latex: bool
-    """LaTeX is read for what it says: `_` and a change between letters and digits end a word, `\\name` is a word of
-    its own, commands of layout (`\\left`, `\\text`, `\\quad` …) and `\\\\` are passed over, `\\dfrac` is `\\frac`."""
+    """LaTeX is read for its meaning: `_` and a change between letters and digits end a word, `\\name` is a word of
+    its own, commands of layout (`\\left`, `\\text`, `\\quad` …) and `\\\\` are skipped, `\\dfrac` is `\\frac`."""
     mask_numbers: bool
     """Every number, `\\d+([.,]\\d+)*`, is read as `0`."""
 
@@ -127,7 +127,7 @@ def _is_ascii_letter(code: Int) -> bool:
 
 @njit
 def _number_end(data: U8, at: int, end: int, table: U32) -> int:
-    """Where the number ends whose first digit stands before `at`."""
+    """The end of the number whose first digit is just before `at`."""
     while at < end:
         code, after = decode(data, at, end)
         if table[code] & _DIGIT:
@@ -195,7 +195,7 @@ def empty_row(room: int) -> Row:
 
 @njit
 def _write_words(data: U8, at: int, end: int, splitter: Splitter, row: Row) -> int:
-    """Write the words of data[at:end] into `row`, as many as there is room for; how many there are."""
+    """Write the words of data[at:end] into `row`, as far as there is room; returns how many there are."""
     table, latex, mask = splitter.table, splitter.latex, splitter.mask_numbers
     tokens, starts, ends = row.tokens, row.starts, row.ends
     parting = _ALONE | _DIGIT if latex else _ALONE  # a change of these ends a word
@@ -215,7 +215,7 @@ def _write_words(data: U8, at: int, end: int, splitter: Splitter, row: Row) -> i
         if letter == 0:
             continue
         first = letter
-        number = letter & _DIGIT  # as long as the word is digits alone
+        number = letter & _DIGIT  # as long as the word is only digits
         token = _TOKEN_START
         while True:
             if mask and letter & _DIGIT:
@@ -252,10 +252,10 @@ def _write_words(data: U8, at: int, end: int, splitter: Splitter, row: Row) -> i
 
 @njit
 def split_text(data: U8, at: int, end: int, splitter: Splitter, row: Row) -> tuple[Row, int]:
-    """The words of data[at:end] in `row`, or in a larger one where they need it, and how many there are.
+    """The words of data[at:end] in `row`, or in a larger one if they need it, and how many there are.
 
-    The loop over words only counts those that have no room: with an array that can grow it runs at a fourth of the
-    speed.
+    The loop over words merely counts those for which there is no room: with an array that can grow it would run at a
+    quarter of the speed.
     """
     num_words = _write_words(data, at, end, splitter, row)
     if num_words > len(row.tokens):
@@ -278,7 +278,7 @@ class Split(NamedTuple):
     tokens: U64
     """Hashes of the words: [words]."""
     classes: U8
-    """Of each, as in `Row`: [words]."""
+    """The class of each, as in `Row`: [words]."""
     bounds: I64
     """Where the words of each text begin: [texts + 1]."""
 
@@ -315,7 +315,7 @@ def masked(tokens: U64, classes: U8) -> U64:
 
 
 def read_only(texts: pa.StringArray) -> tuple[U8, I64]:
-    """Bytes and offsets; numba compiles once for bytes that cannot be written and once for others."""
+    """Bytes and offsets. numba compiles once for read-only bytes and once for others."""
     data, offsets = binary_buffers(texts)
     view = data.view()
     view.flags.writeable = False

@@ -14,7 +14,7 @@ LARGEST = max(CTX_BUCKETS.values())
 
 
 class CtxBucketStep(Step):
-    """Adds `ctx_bucket` from `n_tokens`, null where that is; a longer row gets verdict `longer_than_max_tokens` (n)."""
+    """Adds `ctx_bucket` from `n_tokens`, null if that is; a longer row gets verdict `longer_than_max_tokens` (n)."""
 
     kind: Literal["ctx_bucket"] = "ctx_bucket"
     purpose: ClassVar[str] = "Assign context buckets by the number of tokens and drop rows that are too long."

@@ -1,10 +1,10 @@
 """How many rows of a cluster an epoch uses, and the share of its tokens that is kept for rare clusters.
 
 A cluster numbers its rows by rank, 0 … size − 1 (the columns semantic_cluster_rank and semantic_cluster_size of the
-corpus). With a cap of c, epoch e uses the c ranks from e · c on, round the cluster: at most c rows a cluster and epoch
-whatever lanes they lie in, the best-ranked ones first, and every row once in ⌈size / c⌉ epochs. Each function takes
-parallel arrays and looks at a row alone, except for the order of the tail, which is one sort: 10 to 100 million rows a
-second.
+corpus). With a cap of c, epoch e uses the c ranks from e · c on, wrapping round the cluster: at most c rows a cluster
+and epoch in all lanes together, the best-ranked ones first, and every row once in ⌈size / c⌉ epochs. Each function
+takes parallel arrays and looks at each row by itself, except for the order of the tail, which is one sort: 10 to 100
+million rows a second.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from etl.config import Config
 
 
 class ClusterCaps(Config):
-    """Limits on what a cluster contributes to an epoch."""
+    """Limits on the rows that a cluster contributes to an epoch."""
 
     cap: int | None = Field(default=None, ge=1)
     """Largest number of rows of a cluster per epoch; null: all."""
@@ -36,7 +36,7 @@ def in_turn(size: I64, rank: I64, epoch: int, cap: int) -> Bools:
 
     Args:
         size: rows of each row's cluster, at least 1.
-        rank: place in the cluster, 0 … size − 1, no two rows of a cluster at one place.
+        rank: place in the cluster, 0 … size − 1, different for each of its rows.
         epoch: from 0.
         cap: rows of a cluster that an epoch uses.
     """
@@ -55,10 +55,10 @@ def next_epoch(size: I64, rank: I64, epoch: I64 | int, cap: int) -> I64:
 
 
 def with_tail(order: I64, num_tokens: I64, rare: Bools, share: float) -> I64:
-    """The same rows, rare ones moved ahead just so far that they have their share from the start on: int64 [rows].
+    """The same rows, with rare ones moved ahead just far enough to have their share from the start: int64 [rows].
 
-    Before each common row, rare rows have at least `share` of the tokens up to there, until no rare row is left. Rows
-    of one kind keep their order, and where rare rows have more than their share by themselves nothing moves.
+    Before each common row, rare rows have at least `share` of the tokens up to that point, until no rare row is left.
+    Rows of one kind keep their order, and nothing moves where rare rows already have more than their share.
 
     Args:
         order: row numbers, first to last.
@@ -71,6 +71,6 @@ def with_tail(order: I64, num_tokens: I64, rare: Bools, share: float) -> I64:
     is_rare, tokens = rare[order], num_tokens[order]
     common = np.cumsum(np.where(is_rare, 0, tokens)) - np.where(is_rare, 0, tokens)
     reserved = np.cumsum(np.where(is_rare, tokens, 0)) - np.where(is_rare, tokens, 0)
-    # A place is counted in tokens of common rows: so many may come before the row.
+    # A place is counted in tokens of common rows: as many as may come before the row.
     place = np.where(is_rare, np.minimum(common, reserved * ((1 - share) / share)), common)
     return order[np.lexsort((np.arange(len(order)), ~is_rare, place))]

@@ -1,11 +1,12 @@
 """Cuts: keep part of the rows by a threshold on (score, hash of id), found exactly without a global sort.
 
-The base of all cuts is here, too; the one by given values is in `etl.mixture.threshold`.
+The base class of all cuts is here, too; the cut by given bounds is in `etl.mixture.threshold`.
 
 A row's key has six digits of 16 bits: the score as an order-preserving uint32 (two digits), then a 64-bit hash of its
 id (four). One narrow pass counts rows by the next digit among the rows that share the digits found so far; the driver
 adds the counts of all parts and picks the digit in which the quota falls. So a threshold costs at most six passes over
-the score column, two when scores differ; ties are cut by the hash, never by arrival, and the number kept is exact.
+the score column, and two if all scores differ. Ties are cut by the hash, never by arrival, and the number of kept rows
+is exact.
 """
 
 from abc import abstractmethod
@@ -29,19 +30,19 @@ DIGITS = 6
 RADIX = 1 << 16
 _SCORE_DIGITS = 2
 _HASH_SEED = 0x637574
-"""Fixed: the same row falls on the same side of a cut whatever else is in the recipe."""
+"""Fixed, so that the same row is on the same side of a cut whatever else is in the recipe."""
 
 Digits = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows by digit of one group, digits without rows left out."""
+    """The rows of one group by digit; digits without rows are left out."""
 
     digits: npt.NDArray[np.int32]
     """Ascending, [digits]."""
     rows: npt.NDArray[np.int64]
-    """Rows with each, [digits]."""
+    """Rows with each digit, [digits]."""
 
 
 HISTOGRAM = pa.schema(
@@ -54,12 +55,12 @@ HISTOGRAM = pa.schema(
 
 
 class Threshold(Config):
-    """Where a group is cut: rows with a key up to and including `key` stay; no key at all keeps none."""
+    """Where a group is cut: rows with a key up to and including `key` are kept; an empty key keeps none."""
 
     keep: int
     total: int
     key: tuple[int, ...] = ()
-    """DIGITS digits, most significant first, or none for a quota of nothing."""
+    """DIGITS digits, most significant first, or none for a quota of zero."""
 
     @model_validator(mode="after")
     def _whole(self) -> "Threshold":
@@ -74,7 +75,8 @@ Thresholds = Mapping[str, Threshold]
 class Cut(Selected, Kinded):
     """Base of the cuts: configurations that give verdicts by columns which steps have measured.
 
-    A cut is a `RankedCut`, which keeps so many rows of a group, or a `RowCut`, which looks at each row by itself.
+    A cut is a
+    `RankedCut`, which keeps a number of rows of a group, or a `RowCut`, which looks at each row by itself.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
@@ -88,11 +90,11 @@ class Cut(Selected, Kinded):
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Columns that must be there: those that it looks at and those that its rows are chosen by."""
+        """Columns that must exist: those that it looks at and those by which its rows are chosen."""
         return tuple(dict.fromkeys([*self.reads(), *self.selects_by]))
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides where the cut falls, beside the rows; the version from 2 on."""
+        """Everything that decides where the cut falls, besides the rows; includes the version from 2 on."""
         version = {"version": self.version} if self.version > 1 else {}
         return {**version, **self.fingerprinted(), **self.code()}
 
@@ -115,11 +117,11 @@ class Cut(Selected, Kinded):
 
     @abstractmethod
     def judge(self, batch: pa.RecordBatch, thresholds: Thresholds) -> pa.RecordBatch:
-        """The batch with verdicts for the rows that go.
+        """The batch with verdicts for the dropped rows.
 
         Args:
             batch: of `id`, `verdict` and `needed`.
-            thresholds: what the rounds have found for each group; nothing for a cut without rounds.
+            thresholds: those that the rounds have found for each group; empty for a cut without rounds.
         """
 
 
@@ -131,7 +133,7 @@ class RowCut(Cut):
 
     @abstractmethod
     def mark(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch with verdicts (`etl.step.drop` by `label`) for the rows that go, in the same length and order."""
+        """The batch with verdicts (`etl.step.drop` by `label`) for the dropped rows, in the same length and order."""
 
     def judge(self, batch: pa.RecordBatch, thresholds: Thresholds) -> pa.RecordBatch:
         return on_selected(self, self.mark, batch, batch)
@@ -144,16 +146,16 @@ class RankedCut(Cut):
     """
 
     first_digit: ClassVar[int] = 0
-    """Digits before this one are equal for all rows (a cut without a score starts at the hash)."""
+    """The digits before this one are equal for all rows (a cut without a score starts at the hash)."""
 
     @property
     @abstractmethod
     def reason(self) -> str:
-        """Why a row goes, in its verdict."""
+        """The reason in the verdict of a dropped row."""
 
     @abstractmethod
     def numeric(self) -> tuple[str, ...]:
-        """Those of the columns that must be numbers; the others must be text."""
+        """The columns that must be numbers; the others must be text."""
 
     def check(self, schema: pa.Schema) -> None:
         super().check(schema)
@@ -171,14 +173,14 @@ class RankedCut(Cut):
 
     @abstractmethod
     def score(self, batch: pa.RecordBatch) -> pa.Array:
-        """What rows are ordered by, float; smallest first."""
+        """The score by which rows are ordered, float; smallest first."""
 
     @abstractmethod
     def quotas(self, totals: dict[str, int]) -> dict[str, int]:
         """How many rows of each group to keep, given how many are live."""
 
     def judge(self, batch: pa.RecordBatch, thresholds: Thresholds) -> pa.RecordBatch:
-        """The verdict's value is what the row has in the first column that the cut reads."""
+        """The verdict's value is the row's value in the first column that the cut reads."""
         value = batch.column(self.reads()[0]).cast(pa.string())
         return drop(batch, self.label, beyond(self, batch, thresholds), self.reason, value)
 
@@ -186,7 +188,8 @@ class RankedCut(Cut):
 class ShareCut(RankedCut):
     """Keep rows so that those whose `column` is one of `values` make up `share` of the rows.
 
-    The side in excess is thinned by the hash of the id; with only one side present nothing can be reached and all stay.
+    The side in excess is thinned by the hash of the id; if only one side is present, the share cannot be reached and
+    all rows are kept.
     """
 
     kind: Literal["share"] = "share"
@@ -226,7 +229,7 @@ class ShareCut(RankedCut):
 class PercentileCut(RankedCut):
     """Keep the rows up to a percentile of a score, separately for each combination of the `within` columns.
 
-    Rows without a score stay. `keep: 0.8` keeps ceil(0.8 · n) of the n rows of a group.
+    Rows without a score are kept. `keep: 0.8` keeps ceil(0.8 · n) of the n rows of a group.
     """
 
     kind: Literal["percentile"] = "percentile"
@@ -296,7 +299,7 @@ class Search:
         return self._prefixes
 
     def feed(self, counts: dict[str, Counts]) -> None:
-        """Take rows by digit of every group that is still searched (at first: of every group that has rows)."""
+        """Take the counts by digit of every group that is still searched (at first: of every group that has rows)."""
         if self._prefixes is None:
             self._totals = {group: int(count.rows.sum()) for group, count in counts.items()}
             self._left = self.cut.quotas(self._totals)
@@ -366,14 +369,14 @@ def _count(
 
 
 def _sum(table: pa.Table) -> pa.RecordBatch:
-    """One row for each (group, digit), sorted."""
+    """A table of one row for each (group, digit), sorted."""
     total = table.group_by(["group", "digit"]).aggregate([("rows", "sum")]).rename_columns(HISTOGRAM.names)
     ordered = total.sort_by([("group", "ascending"), ("digit", "ascending")]).cast(HISTOGRAM)
     return pa.RecordBatch.from_arrays([column.combine_chunks() for column in ordered.columns], schema=HISTOGRAM)
 
 
 def add_histograms(batches: Iterator[pa.RecordBatch]) -> dict[str, Counts]:
-    """The sum over parts, group by group."""
+    """The sum over the parts, group by group."""
     total = _sum(pa.Table.from_batches(batches, HISTOGRAM))
     groups = total.column("group").dictionary_encode()
     starts = np.searchsorted(groups.indices.to_numpy(), np.arange(len(groups.dictionary) + 1))
@@ -399,7 +402,7 @@ def beyond(cut: RankedCut, batch: pa.RecordBatch, thresholds: Thresholds) -> pa.
 
 
 def _greater(digits: Digits, key: tuple[int, ...], first: int) -> npt.NDArray[np.bool_]:
-    """Lexicographic digits > key from digit `first` on; everything is greater than no key."""
+    """Whether digits > key, lexicographically from digit `first` on; everything is greater than an empty key."""
     if not key:
         return np.ones(len(digits), bool)
     out = np.zeros(len(digits), bool)

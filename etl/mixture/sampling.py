@@ -1,4 +1,4 @@
-"""Which rows a seeded sample holds: a pure function of id, seed and fraction, the same on every engine and split.
+"""Which rows are in a seeded sample: a pure function of id, seed and fraction, the same for every engine and split.
 
 A sample of a smaller fraction is a subset of one of a larger fraction with the same seed. Samples for different
 purposes must not coincide, so each purpose takes its own seed from `purpose_seed`. About 100 million ids a
@@ -16,7 +16,7 @@ _BITS_OF_A_DOUBLE: Final = 53
 
 
 def in_sample(ids: pa.Array, seed: int, fraction: float) -> pa.BooleanArray:
-    """True where u(id, seed) < fraction, for u = (xxh64(id, seed) >> 11) / 2^53, uniform in [0, 1).
+    """True where u(id, seed) < fraction, with u = (xxh64(id, seed) >> 11) / 2^53, uniform in [0, 1).
 
     Args:
         ids: binary(16) [rows], no nulls.

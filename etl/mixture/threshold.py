@@ -1,8 +1,8 @@
 """The cut `threshold`: keeps the rows whose value in a column is within given bounds.
 
 One narrow pass over the column, no rounds. Bounds are checked against the column's type before a row is read, and
-compared in that type, so that no stored value is rounded: an integer column by whole numbers, exactly, and a float32
-column by the bound as float32. So `min: 0.7` keeps what was stored as 0.7, although that is less than the double 0.7.
+compared in that type, so that no stored value is rounded: an integer column with whole numbers, exactly, and a float32
+column with the bound as float32. So `min: 0.7` keeps what was stored as 0.7, although that is less than the double 0.7.
 """
 
 import math
@@ -29,7 +29,7 @@ class ThresholdCut(RowCut):
     """Keep the rows whose `column` meets every given condition. A verdict's value is the row's value as text.
 
     Verdicts are `below_min`, `above_max`, `not_equal` and `not_in`, of which a row gets the first that applies, and
-    `unscored` for a row without a value: null, or NaN in a column of floats. Text is ordered by its UTF-8 bytes: dates
+    `unscored` for a row without a value (null, or NaN in a column of floats). Text is ordered by its UTF-8 bytes: dates
     such as 2024-05-01 and codes of one length can be bounded, but "10" is less than "9". A bound that the column's type
     cannot hold (text for a number, 3e9 for an int32, 0.5 as an integer's `equals`) is an error.
     """
@@ -68,7 +68,7 @@ class ThresholdCut(RowCut):
         return self
 
     def _bounds(self) -> Iterator[tuple[Key, Value]]:
-        """Every value that the column is compared with, and the key under which it stands."""
+        """Every value with which the column is compared, and its key in the configuration."""
         single: dict[Key, Value | None] = {"min": self.min, "max": self.max, "equals": self.equals}
         yield from ((key, value) for key, value in single.items() if value is not None)
         yield from (("in", value) for value in self.values or ())
@@ -117,7 +117,7 @@ def _shown(value: Value) -> str:
 
 
 def _as_stored(value: Value, kind: pa.DataType, key: Key) -> Value:
-    """A value as a column of this type would hold it; ValueError with what to do where it cannot."""
+    """A value as a column of this type would hold it; ValueError with a remedy if it cannot."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if pa.types.is_boolean(kind):
         if key in ("min", "max"):
@@ -158,7 +158,7 @@ def _floating(value: float, kind: pa.DataType) -> float:
 
 
 def _wrong(column: pa.Array, stored: dict[Key, list[Value]]) -> Iterator[tuple[str, pa.BooleanArray]]:
-    """For each condition in its order, the reason of its verdicts and the rows that do not meet it."""
+    """For each condition in order, the reason of its verdicts and the rows that do not meet it."""
     against = {key: pa.array(values, column.type) for key, values in stored.items()}
     if "min" in against:
         yield "below_min", pc.less(column, against["min"][0])
