@@ -1,10 +1,10 @@
-"""Rows that are made of several raw rows, before ingest reads them: DIR/assembled/NAME of each source that says so.
+"""Rows assembled from several raw rows, before ingest reads them: DIR/assembled/NAME of each source that asks for it.
 
     raw rows, each under the key of its group   ->  shuffle  ->  rows of one group  ->  ASSEMBLED
 
-A group is a tree of messages or the rows of one prompt, and is held as a whole; one with more than `max_row_bytes` is
-bad rows. For a join, the text of the other table comes before the rows that it belongs to and is held alone. Text
-crosses the shuffle here, once. Costs some Python objects a row: 10 to 30 µs each.
+A group is a tree of messages or the rows of one prompt, and is held as a whole; the rows of one with more than
+`max_row_bytes` are bad. For a join, the text of the other table comes before the rows that it belongs to, and only that
+text is held. Text crosses the shuffle here, once. Costs some Python objects a row: 10 to 30 µs a row.
 """
 
 from collections import Counter
@@ -40,12 +40,12 @@ from etl.storage.dataset import Dataset
 from etl.storage.manifest import ASSEMBLED as ASSEMBLED_ROWS
 
 STEP: Final = "assemble"
-"""The step of the accounts."""
+"""The name of the step in the accounts."""
 FOLDER: Final = "assembled"
 VERSION: Final = 1
-"""Raised when the same raw rows would make other rows."""
+"""Increased when the same raw rows would make other rows."""
 STORED_TO_ARROW: Final = 4
-"""Bytes that cross the shuffle for each stored one, where files are compressed."""
+"""Bytes that cross the shuffle for each stored byte, if files are compressed."""
 
 _PARTNER, _ROW = 0, 1
 KEYED = pa.schema(
@@ -55,7 +55,7 @@ KEYED = pa.schema(
         ("detail", pa.string()),
     ]
 )  # fmt: skip
-"""A raw row on its way; one with a `reason` is a bad row, and `record` then is what stood there."""
+"""A raw row on its way; one with a `reason` is a bad row, and `record` is then its original text."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class _Lines:
     rows: list[tuple[Any, ...]] = field(default_factory=list)
 
     def add(self, key: str, kind: int, place: tuple[str, int], record: bytes, *why: str | None) -> None:
-        """A row; `why` is the example's name, a reason and a detail where it is bad."""
+        """A row; if it is bad, `why` is the example's name, a reason and a detail."""
         self.rows.append((key, kind, *place, record, *(why or (None, None, None))))
 
     def batch(self, num_buckets: int) -> pa.RecordBatch:
@@ -77,10 +77,10 @@ class _Lines:
 
 @dataclass(frozen=True)
 class EmitRaw:
-    """The raw rows of a split under the keys of their groups; a split is [name of a source or of a table, split]."""
+    """The raw rows of a split with the keys of their groups; a split is [name of a source or of a table, split]."""
 
     raw: Raw
-    """The source, and for a join each of the tables, which are called as in the recipe."""
+    """The source, and for a join each of the tables, under its name in the recipe."""
     source: str
     assembly: Tree | Join | Gather
     num_buckets: int
@@ -114,7 +114,7 @@ class EmitRaw:
             lines.add(_alone(place), _ROW, place, bad.raw, bad.example_id, bad.reason, bad.detail)
 
     def _emit_questions(self, name: str, batch: RawBatch, shape: RawRows, num_before: int, lines: _Lines) -> int:
-        """The texts of a table under their row numbers; how many rows have been read by now, bad ones among them."""
+        """The texts of a table with their row numbers, and how many rows have been read by now, including bad ones."""
         assert isinstance(self.assembly, Join)
         places = batch.positions.to_numpy()
         bad = np.array([row.position for row in batch.bad], np.int64)
@@ -127,7 +127,7 @@ class EmitRaw:
 
 
 def _alone(place: tuple[str, int]) -> str:
-    """The key of a row that is its own group; no row is in the group of such a key by what it says."""
+    """The key of a row that is its own group; no row's content can give such a key."""
     return f"\0{place[0]}\0{place[1]}"
 
 
@@ -144,7 +144,7 @@ class MakeRows:
     source: str
     assembly: Tree | Join | Gather
     columns: tuple[str, ...]
-    """Those of the rows that are made."""
+    """The columns of the assembled rows."""
     max_group_bytes: int
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
@@ -168,7 +168,7 @@ class MakeRows:
 
 
 class _Group:
-    """The group that is open: its rows, or what is filled into them."""
+    """The open group: its rows, or the text that is filled into them."""
 
     def __init__(self, make: MakeRows, out: "_Out") -> None:
         self._make, self._out = make, out
@@ -184,7 +184,7 @@ class _Group:
             self._key = key
 
     def add(self, kind: int, file: str, position: int, data: bytes) -> None:
-        """A row of the group, or the text that is filled in, which comes first."""
+        """Take a row of the group, or the text that is filled in, which comes first."""
         if kind == _PARTNER:
             self._text = data.decode()
             return
@@ -215,7 +215,7 @@ class _Group:
         self._rows = []
 
     def close(self) -> None:
-        """The group has no more rows."""
+        """Close the group, which has no more rows."""
         if self._num_bytes > self._make.max_group_bytes:
             self._lose_rows()
         elif self._rows and not isinstance(self._make.assembly, Join):
@@ -230,7 +230,7 @@ class _Group:
 
 
 class _Out:
-    """Rows on their way into a row group, and the account."""
+    """The rows of the next row group, and the account."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -241,20 +241,20 @@ class _Out:
 
     @property
     def is_full(self) -> bool:
-        """Whether a row group is; asked between groups' rows, so that a group's own rows are in one."""
+        """Whether they fill a row group; asked between groups, so that the rows of a group stay together."""
         return self._num_bytes >= ROW_GROUP_BYTES
 
     def make(self, row: MadeRow) -> None:
-        """A row that was made."""
+        """Add an assembled row."""
         self._num_made += 1
         self.keep(row, orjson.dumps(row.record))
 
     def keep(self, row: MadeRow, data: bytes) -> None:
-        """A row that stays as it is."""
+        """Add a row that is kept as it is."""
         self._add(data, row.conversation, row.file, row.position, None, None, None, None)
 
     def bad(self, bad: BadRow) -> None:
-        """A raw row of which nothing can be made."""
+        """Add a raw row from which nothing can be made."""
         self.lose(bad.row.file, bad.row.position, bad.row.data[:RAW_BYTES], bad.reason, bad.detail, None)
 
     def lose(self, file: str, position: int, raw: bytes, reason: str, detail: str, example_id: str | None) -> None:
@@ -265,7 +265,7 @@ class _Out:
         self._num_bytes += len(row[0] or row[-1] or b"")
 
     def chunk(self) -> Chunk:
-        """What is held, counted; holds nothing afterwards."""
+        """The held rows with their account; afterwards it holds none."""
         columns = list(zip(*self._rows, strict=True)) or [()] * len(ASSEMBLED)
         arrays = [pa.array(values, of.type) for values, of in zip(columns, ASSEMBLED, strict=True)]
         counts = {"in": self.num_in, "made": self._num_made, "kept": len(self._rows)}
@@ -281,11 +281,11 @@ class _Out:
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a recipe's sources, by their names."""
+    """The files of a recipe's sources, by source name."""
 
     files: dict[str, list[InputFile]]
     identity: dict[str, Any]
-    """What decides the rows of each source."""
+    """Everything that decides the rows of each source."""
     landed: dict[str, Dataset]
     """The sources that are tables of a catalog."""
     split_bytes: int
@@ -309,7 +309,7 @@ def assemble_sources(context: Context, raw: Raw, found: Found) -> dict[str, Data
 
 
 def _assemble(context: Context, name: str, raw: Raw, found: Found) -> Dataset:
-    """A row for each that ingest is to read of one source."""
+    """Write one source's rows as ingest is to read them."""
     source, shape = raw.sources[name], raw.shapes[name]
     assembly = shape.assemble
     assert assembly is not None
@@ -345,21 +345,21 @@ def _assemble(context: Context, name: str, raw: Raw, found: Found) -> Dataset:
 
 
 def _questions(assembly: Tree | Join | Gather, table: str) -> RawRows:
-    """How a table is read that is joined."""
+    """How a joined table is read."""
     assert isinstance(assembly, Join)
     read = tuple(section.column for section in assembly.tables[table.rpartition("/")[0]])
     return RawRows(read=read)
 
 
 def _whole(table: str, files: Sequence[InputFile]) -> InputSplit:
-    """All rows of a table, in the order of its files: one task counts them."""
+    """All rows of a table, in the order of its files: one task reads them, to count them."""
     return InputSplit(source=table, pieces=tuple(InputPiece(file=file, start=0, end=file.bytes) for file in files))
 
 
 def with_assembled(
     raw: Raw, files: dict[str, list[InputFile]], assembled: dict[str, Dataset]
 ) -> tuple[Raw, dict[str, list[InputFile]]]:
-    """The input and its files as ingest reads them, what was assembled in the place of the raw rows."""
+    """The input and its files as ingest reads them, with the assembled rows in place of the raw ones."""
     if not assembled:
         return raw, files
     sources = {
@@ -374,7 +374,7 @@ def check_tables(name: str, shape: Shape, tables: dict[str, Any]) -> None:
     """Refuse tables that a source does not join, and a join without any.
 
     Raises:
-        ConfigError: naming what to give.
+        ConfigError: naming the tables to give.
     """
     assembly = shape.assemble
     if not isinstance(assembly, Join):

@@ -1,4 +1,4 @@
-"""What every stage needs from its run: the engine, the place of datasets, the size of splits, and its own name."""
+"""The view that a stage has of its run: the engine, the place of datasets, the size of splits, and its own name."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ class Cutting(Config):
 
 
 def named_folder(name: str | None, base: str) -> str:
-    """NAME-FOLDER of a stage that has a name (rounds/NAME-FOLDER below `rounds`), the folder itself of one without."""
+    """NAME-FOLDER for a stage with a name (rounds/NAME-FOLDER below `rounds`), the folder itself for one without."""
     if name is None:
         return base
     parent, slash, last = base.rpartition("/")
@@ -47,22 +47,22 @@ def named_folder(name: str | None, base: str) -> str:
 
 
 class Telling:
-    """What a run tells its user, as stages tell it; this one tells nothing."""
+    """Receives the messages of stages for the user; this base class shows nothing."""
 
     def enter(self, label: str) -> None:
-        """The stage of a label begins; the one before begins no more datasets."""
+        """The stage with a label begins; the previous one begins no more datasets."""
 
     def began(self, label: str, folder: str) -> None:
         """A stage has begun a dataset."""
 
     def ended(self, label: str, dataset: Dataset) -> None:
-        """A dataset that a stage has begun is committed, or was found so."""
+        """A dataset that a stage has begun is committed, or was already."""
 
     def note(self, label: str, line: str, always: bool = False) -> None:
-        """A line for the user about a stage; `always` also in a run that has nothing to do."""
+        """A line for the user about a stage; with `always`, also in a run that has nothing to do."""
 
     def detail(self, line: str) -> None:
-        """A line about the inside, for a user who asks for them."""
+        """A line about internals, for a user who asks for them."""
 
 
 @dataclass(frozen=True)
@@ -77,34 +77,34 @@ class Context:
     storage: Storage
     """Options for the models that steps load."""
     telling: Telling = field(default_factory=Telling)
-    """What is told the user."""
+    """Where messages to the user are sent."""
     label: str = ""
-    """Of the stage at work."""
+    """Label of the current stage."""
     name: str | None = None
     """Name of the current stage."""
     identity: dict[str, Any] = field(default_factory=dict)
     """Identity of the current stage if it is from outside the package; part of the fingerprint of its datasets."""
     offers: dict[str, Offer] = field(default_factory=dict)
-    """What stages of this run have made for steps after them, such as a model, by the name after `run:`."""
+    """Artefacts, such as a model, that stages of this run have made for later steps, by the name after `run:`."""
     outputs: dict[str, Dataset] = field(default_factory=dict)
-    """The datasets that a run is for, by their folder: the corpus."""
+    """The datasets that are the purpose of the run, by folder: the corpus."""
     watch: Callable[[Dataset], None] = nothing
-    """Gets every dataset when it is committed, or found committed."""
+    """Called with every dataset when it is committed, or found committed."""
 
     def of_stage(self, label: str, name: str | None, identity: dict[str, Any]) -> "Context":
-        """The same run for the stage of a label and a name, and of an identity where it is from outside the package."""
+        """The same run for the stage with this label and name, and this identity if it is from outside the package."""
         return replace(self, label=label, name=name, identity=identity)
 
     def unnamed(self) -> "Context":
-        """The same run and stage, for folders that are called as they are."""
+        """The same run and stage, for folders without the stage's name."""
         return replace(self, name=None)
 
     def folder(self, base: str) -> str:
-        """A folder of the stage at work, or the label of a step of it: NAME-BASE where the stage has a name."""
+        """A folder of the current stage, or the label of one of its steps: NAME-BASE if the stage has a name."""
         return named_folder(self.name, base)
 
     def columns(self, schema: pa.Schema) -> pa.Schema:
-        """Columns that the stage at work adds, called NAME_COLUMN where it has a name; readers look for `removed`."""
+        """Columns that the current stage adds, called NAME_COLUMN if it has a name; readers look for `removed`."""
         named = prefixed(self.name, schema)
         return pa.schema([old if old.name == REMOVED.name else new for old, new in zip(schema, named, strict=True)])
 
@@ -119,17 +119,17 @@ class Context:
         version: int = 1,
         grows: Growth = LIVE_ROWS,
     ) -> Job:
-        """A dataset of this run: its folder is <output>/<stage>, with the name of the stage at work before it.
+        """A dataset of this run: its folder is <output>/<stage>, prefixed with the name of the current stage.
 
         Args:
-            stage: name of the folder, as it is without a name.
+            stage: name of the folder, without the stage's name.
             table: name of the table.
             schema: of its rows.
-            semantic: what decides the rows, beside the inputs.
+            semantic: everything that decides the rows, besides the inputs.
             inputs: the datasets that it is made from.
-            base: the rows that it is aligned with or whose row keys it holds; None where it stands alone.
-            version: of what the job does; raised when the same work would give other rows, a schema or a default
-                changes. In the fingerprint from 2 on.
+            base: the rows that it is aligned with or whose row keys it holds; None if there are none.
+            version: of the job; increased when the same work would give other rows, or a schema or a default changes.
+                In the fingerprint from 2 on.
             grows: how it grows with the input, for `stillhouse plan --sample`.
         """
         folder = self.folder(stage)
@@ -146,7 +146,7 @@ class Context:
         resources: Resources = DEFAULT,
         then: Callable[[Dataset], None] = nothing,
     ) -> DatasetLike:
-        """Engine.map; the user is told when the dataset is committed, and `then` is called."""
+        """Engine.map; reports the dataset to the user when it is committed, and calls `then`."""
         self.telling.began(self.label, job.stage)
 
         def committed(dataset: Dataset) -> None:
@@ -157,19 +157,19 @@ class Context:
         return self.engine.map(job, splits, fn, resources, committed)
 
     def shuffle(self, job: Job, exchange: Exchange, fn: ReduceFn) -> Dataset:
-        """Engine.shuffle, the user told when the dataset is committed."""
+        """Engine.shuffle; reports the dataset to the user when it is committed."""
         self.telling.began(self.label, job.stage)
         dataset = self.engine.shuffle(job, exchange, fn)
         self._ended(dataset)
         return dataset
 
     def gather(self, job: Job, exchange: Exchange, fn: ReduceFn) -> DatasetLike:
-        """Engine.gather, the user told when the dataset is committed."""
+        """Engine.gather; reports the dataset to the user when it is committed."""
         self.telling.began(self.label, job.stage)
         return self.engine.gather(job, exchange, fn, self._ended)
 
     def drive(self, job: Job, fn: Callable[[SplitWriter], None]) -> Dataset:
-        """Engine.drive, the user told when the dataset is committed."""
+        """Engine.drive; reports the dataset to the user when it is committed."""
         self.telling.began(self.label, job.stage)
         dataset = self.engine.drive(job, fn)
         self._ended(dataset)
@@ -180,17 +180,17 @@ class Context:
         return Pieces((total_bytes,), self.cutting.bucket_bytes, grow)
 
     def tell(self, what: str, line: str, always: bool = False) -> None:
-        """One line for the user about a folder, step or source of the stage at work.
+        """Show the user one line about a folder, step or source of the current stage.
 
         Args:
-            what: it is about; a folder or a step is called as it is without the stage's name.
+            what: its subject; the name of a folder or step is without the stage's name.
             line: of prose.
             always: also in a run that has nothing to do.
         """
         self.telling.note(self.label, f"{self.folder(what)}: {line}", always)
 
     def detail(self, what: str, line: str) -> None:
-        """As `tell`, about the inside of a stage: for a user who asks for it."""
+        """As `tell`, but about internals of a stage: for a user who asks for them."""
         self.telling.detail(f"{self.folder(what)}: {line}")
 
     def _ended(self, dataset: Dataset) -> None:

@@ -1,7 +1,7 @@
-"""Ingest: raw files to PROMPT, with a quarantine of what could not be read.
+"""Ingest: raw files to PROMPT, with a quarantine of rows that could not be read.
 
-The one stage that reads raw input, and one of the two that write row data. The quarantine reads again only the splits
-in which a row was bad, so a clean input costs nothing for it.
+The one stage that reads raw input, and one of the two that write row data. The quarantine rereads only the splits with
+a bad row, so it costs nothing for a clean input.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,16 +58,16 @@ expected_completion_tokens, bucket_rule and verdict, no content_type and call_id
 prompts and answers. 1 and 2 had no file and position. While it was 1, meta_json got another form for times in
 nanoseconds, durations, nested bytes and whole numbers beyond 64 bits."""
 QUARANTINE_VERSION = 2
-"""1 had no source_example_id; `raw` of a line without a required value was what had been read of it."""
+"""1 had no source_example_id; `raw` of a line without a required value was the part that had been read."""
 STEP = INGEST
 LEFT_OUT: Final = "left_out"
-"""Counts of what stands in files and is no row, by source and kind."""
+"""Counts of the parts of files that are not rows, by source and kind."""
 CONVERSATIONS: Final = "conversations"
 """Counts of rows that have a `conversation_id`, by source."""
 UNPARSED: Final = "unparsed"
-"""Counts of values that were none of their field's type, by source and field."""
+"""Counts of values that were not of their field's type, by source and field."""
 TABLES: Final = {"ingest": "PROMPT", "quarantine": "QUARANTINE"}
-"""The folders that are always written -> the word of the table; a source that is a table of a catalog adds
+"""The folders that are always written -> the name of the table; a source that is a table of a catalog adds
 tables/NAME."""
 
 
@@ -99,7 +99,7 @@ class WritePrompts:
 
 @dataclass(frozen=True)
 class WriteQuarantine:
-    """The bad rows of one split, with file, position, reason and what stood there."""
+    """The bad rows of one split, with file, position, reason and original text."""
 
     raw: Raw
 
@@ -123,14 +123,14 @@ class WriteQuarantine:
 
 
 def _of_turns(batch: pa.RecordBatch) -> dict[str, int]:
-    """The rows that are turns of a conversation, and the conversations that they were made of."""
+    """The number of rows that are turns of a conversation, and of the conversations that they come from."""
     conversation = batch.column("conversation_id")
     num_whole = pc.equal(conversation, hex_text(batch.column("id"))).true_count
     return {"made": len(batch) - conversation.null_count, ASSEMBLED: num_whole}
 
 
 def _records_left_out(kinds: dict[str, int]) -> list[str]:
-    """What a format leaves out by itself, in words."""
+    """The parts that a format leaves out by itself, in words."""
     shown = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     return [f"records left out: {shown}"] * bool(kinds)
 
@@ -140,7 +140,7 @@ def _is_any(_: Any) -> bool:
 
 
 def with_columns(batch: pa.RecordBatch, columns: pa.Schema) -> pa.RecordBatch:
-    """PROMPT rows of a source with these columns behind those of PROMPT, null where the source has no such field."""
+    """PROMPT rows of a source with these columns after those of PROMPT, null if the source has no such field."""
     found = [
         batch.column(field.name) if field.name in batch.schema.names else pa.nulls(batch.num_rows, field.type)
         for field in columns
@@ -156,7 +156,7 @@ def _dropped(batch: pa.RecordBatch) -> dict[str, int]:
 
 
 def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float, max_row_bytes: int) -> Rows:
-    """Write DIR/ingest and, for what could not be read, DIR/quarantine.
+    """Write DIR/ingest and, for rows that could not be read, DIR/quarantine.
 
     Args:
         context: of the run.
@@ -193,7 +193,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
     assembled = assemble_sources(context, raw, Found(given, identity, landed, split_bytes))
     raw, files = with_assembled(raw, given, assembled)
     identity |= {name: {"shape": identity[name]["shape"]} for name in assembled}
-    # Cut when a task is to be planned, and not before: it may take a look at each file.
+    # Cut only when a task is to be planned: it may take a look at each file.
     splits = (
         raw.to_plan(number, split)
         for number, split in enumerate(
@@ -230,7 +230,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
     )
 
     def committed(ingested: Dataset) -> None:
-        # A plan looks at old rows, too, which a run would make anew: what these came to is no matter.
+        # A plan also looks at old rows, which a run would make anew: their counts do not matter.
         is_current = ingested.manifest.fingerprint == job.fingerprint
         quarantine = _quarantine(context, raw, ingested, job.is_piece if is_current else _is_any)
         if not is_current:
@@ -255,7 +255,7 @@ def ingest(context: Context, sources: dict[str, Source], max_bad_fraction: float
 
 
 def _account(assembled: Dataset | None) -> dict[str, dict[str, int]]:
-    """The account of what was assembled for a source."""
+    """The account of the rows assembled for a source."""
     if assembled is None:
         return {}
     (steps,) = assembled.manifest.accounting.values()
@@ -263,10 +263,10 @@ def _account(assembled: Dataset | None) -> dict[str, dict[str, int]]:
 
 
 def _settle(context: Context, looks: dict[str, Look]) -> None:
-    """Read the rows now and not together with the next stage's work, which may be for nothing.
+    """Read the rows now and not together with the next stage's work, which may be in vain.
 
     Raises:
-        SourceError: what reading raises, with what would read the files that lack columns.
+        SourceError: the error of reading, with a remedy for files that lack columns.
     """
     try:
         context.engine.settle()
@@ -278,14 +278,14 @@ def _settle(context: Context, looks: dict[str, Look]) -> None:
 
 
 def _unused(current: Dataset | None, name: str) -> list[str] | None:
-    """The columns that the description of a source never names, as its committed rows say; None where nobody knows."""
+    """The columns that the description of a source never names, from its committed rows; None if unknown."""
     inputs = {} if current is None else current.manifest.findings_by_column("inputs")
     found = inputs.get(name, {}).get("columns_not_used")
     return found if isinstance(found, list) and all(isinstance(column, str) for column in found) else None
 
 
 def _looked(source: Source, shape: Shape, files: list[InputFile], storage: Storage, unused: list[str] | None) -> Look:
-    """A look at the files; of rows on the hub that are committed, what the first look has found, without a request."""
+    """A look at the files; for committed rows from the hub, the findings of the first look, without a request."""
     if unused is not None and commits_of(source.patterns):
         return replace(UNSEEN, unused=tuple(unused))
     return look(source, shape, files, storage)
@@ -298,7 +298,7 @@ def _listed(name: str, source: Source, landed: Dataset | None, storage: Storage)
 
 
 def _land(context: Context, name: str, source: Source) -> Dataset:
-    """The columns of a table that are read, as a dataset."""
+    """The columns that are read of a table, as a dataset."""
     assert source.table is not None
     shape = source.shape()
     columns = shape.columns if shape.assemble is None else raw_rows(shape).columns
@@ -315,7 +315,7 @@ def _size(files: list[InputFile]) -> str:
 
 
 def _findings(source: Source, listed: Listed, seen: Look) -> dict[str, Any]:
-    """For the manifest: what was found for one source and what of it is not read."""
+    """For the manifest: what was found for one source, and the part of it that is not read."""
     commits = commits_of(source.patterns)
     return {
         **({"hub": commits} if commits else {}),
@@ -336,7 +336,7 @@ def _with_unparsed(findings: dict[str, Any], counts: dict[str, Any]) -> dict[str
 
 
 def _identity(source: Source, files: list[InputFile], shape: Shape, dataset: Dataset | None) -> dict[str, Any]:
-    """What decides the rows of a source, beside its shape; a landed table is an input of the job."""
+    """Everything that decides the rows of a source, besides its shape; a landed table is an input of the job."""
     if source.table is not None:
         return {}
     if dataset is not None:
@@ -362,7 +362,7 @@ def _quarantine(context: Context, raw: Raw, ingested: Dataset, is_piece: Callabl
     grows = Growth(With.INPUT, work=With.INPUT)
     job = context.job("quarantine", "QUARANTINE", QUARANTINE, identity, version=QUARANTINE_VERSION, grows=grows)
     job = job.with_pieces(is_piece)
-    # The numbers are those of the plan that ingest was committed under; this run may cut its input in another way.
+    # The numbers are those of the plan with which ingest was committed; this run may cut its input in another way.
     remedy = f"remove {ingested.folder} and run again"
     plan = read_object(ingested.folder / PLAN, Plan, remedy)
     if bad and not all(map(is_piece, plan.splits)):

@@ -1,7 +1,7 @@
-"""What ingest made of each source: the line that says so, and when a run ends there.
+"""The result of ingest for each source: its line for the user, and whether it ends the run.
 
-A source that gives no row, or loses more than the recipe's `max_bad_fraction` of them, is most often read by a
-description that is not its own. So the run ends before its later stages, and the error has what it takes to mend that.
+A source that gives no row, or loses more than the recipe's `max_bad_fraction` of them, has most often been given the
+wrong description. So the run ends before its later stages, and the error has everything needed to correct that.
 """
 
 import math
@@ -20,7 +20,7 @@ from etl.storage.dataset import Dataset, DatasetLike
 from etl.storage.manifest import ASSEMBLED, NOT_LOST
 
 QUARANTINED: Final = "quarantined:"
-"""Before the reasons of an account for which a row could not be read."""
+"""Prefix of the reasons in an account for which a row could not be read."""
 _DETAIL_CHARS = 200
 _SHOW = """import sys, pyarrow.parquet as pq
 print(*pq.read_table(sys.argv[1], columns=sys.argv[2:]).to_pylist(), sep='\\n')"""
@@ -35,26 +35,26 @@ class Intake:
     rows_in: int
     """Rows of the files."""
     made: int
-    """Of several rows, or as the turns of one."""
+    """Rows assembled from several rows, or as the turns of one."""
     assembled: int
-    """Those that went into rows which were made."""
+    """Raw rows that went into assembled rows."""
     num_read: int
-    """Rows after the assembly, of which shares are shares."""
+    """Rows after the assembly, to which shares refer."""
     kept: int
     dropped_by_reason: Mapping[str, int]
-    """Rows that were read and are no examples, such as blank ones."""
+    """Rows that were read but are not examples, such as blank ones."""
     quarantined_by_reason: Mapping[str, int]
     """Rows that could not be read."""
     unparsed_by_field: Mapping[str, int] = field(default_factory=dict)
-    """Values that are null since they were none of their field's type."""
+    """Values that became null because they were not of their field's type."""
 
     @classmethod
     def of(cls, source: str, accounts: Mapping[str, Mapping[str, int]], unparsed: Mapping[str, int]) -> "Intake":
-        """From the accounts of a source as a manifest of ingest has them, and its counts of values that did not parse.
+        """From the accounts of a source in a manifest of ingest, and its counts of values that did not parse.
 
         Args:
             source: the name.
-            accounts: by step, those of the assembly and of ingest; other steps are left out.
+            accounts: by step; those of the assembly and of ingest are used, other steps ignored.
             unparsed: by field.
         """
         steps = [accounts[step] for step in (assemble.STEP, INGEST) if step in accounts]
@@ -78,7 +78,7 @@ class Intake:
         return sum(self.quarantined_by_reason.values())
 
     def losses(self) -> list[str]:
-        """`12 quarantined (invalid_json 12)` and the like, one for each way to lose rows that lost some."""
+        """`12 quarantined (invalid_json 12)` and the like, one for each way in which rows were lost."""
         ways = ("quarantined", self.quarantined_by_reason), ("dropped", self.dropped_by_reason)
         return [f"{sum(reasons.values()):,} {way} ({_listed(reasons)})" for way, reasons in ways if reasons]
 
@@ -88,17 +88,17 @@ def _listed(reasons: Mapping[str, int]) -> str:
 
 
 def _by_rows(reasons: Mapping[str, int]) -> list[str]:
-    """The reasons, that with most rows first."""
+    """The reasons, the most frequent first."""
     return sorted(reasons, key=lambda reason: (-reasons[reason], reason))
 
 
 def line(intake: Intake, size: str, notes: Sequence[str]) -> str:
-    """What a run says of a source.
+    """The line of a run about a source.
 
     Args:
         intake: what was read.
         size: files and bytes, in words.
-        notes: what else there is to say.
+        notes: further remarks.
     """
     made = [f"{intake.assembled:,} assembled into {intake.made:,}"] if intake.made else []
     said = ", ".join([*made, f"{intake.kept:,} kept", *intake.losses()])
@@ -108,7 +108,7 @@ def line(intake: Intake, size: str, notes: Sequence[str]) -> str:
 
 
 def notes_on(source: Source, shape: Shape, unused: Sequence[str]) -> list[str]:
-    """What a source is beside rows with answers, all of which are read, and the columns that it has for nothing."""
+    """Remarks on a source that is more than rows with answers which are all read, and its unread columns."""
     columns = [f"columns not used: {names(unused)}"] if unused else []
     prompts = [] if shape.has_answers else ["prompts without answers"]
     limit = [] if source.limit is None else [f"limit {source.limit:,}"]
@@ -117,21 +117,21 @@ def notes_on(source: Source, shape: Shape, unused: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be lost of a source before the run ends."""
+    """How much of a source may be lost before the run ends."""
 
     may_be_empty: bool
-    """Whether it need not give a row."""
+    """Whether it may give no row."""
     max_bad_fraction: float
     """Share of its rows, once they are assembled, that may be quarantined."""
 
 
 def check(intake: Intake, limits: Limits, quarantine: DatasetLike, size: str, seen: Look) -> None:
-    """Refuse what a source came to, unless the recipe allows it.
+    """Refuse the result of a source, unless the recipe allows it.
 
     Args:
         intake: what was read.
-        limits: what the recipe allows.
-        quarantine: of the run; asked for only where the source is refused.
+        limits: those of the recipe.
+        quarantine: of the run; read only if the source is refused.
         size: files and bytes of the source, in words.
         seen: the heads of its files.
 
@@ -169,7 +169,7 @@ def _too_many_bad(intake: Intake, max_bad_fraction: float, quarantine: Dataset) 
 
 
 def _first_bad(intake: Intake, quarantine: Dataset) -> list[str]:
-    """Where the first row of the most frequent reason is, and how to see all that are bad."""
+    """Where the first row with the most frequent reason is, and how to see all bad rows."""
     reason = _by_rows(intake.quarantined_by_reason)[0]
     row = _first(intake.source, reason, quarantine)
     detail = " ".join(row["detail"].split())[:_DETAIL_CHARS]

@@ -1,7 +1,7 @@
 """KenLM: an n-gram model from a seeded sample of the live rows, stored as a dataset whose only part is the model file.
 
-The sample is written by a narrow pass (DIR/kenlm_sample); the model is trained on the driver from that alone. Rows of
-the sample are flagged by the perplexity step, whose `in_kenlm_sample` is the same function of id, seed and fraction.
+A narrow pass writes the sample (DIR/kenlm_sample); the driver trains the model from only that. The perplexity step
+flags rows of the sample: its `in_kenlm_sample` is the same function of id, seed and fraction.
 """
 
 import functools
@@ -51,10 +51,10 @@ class Kenlm(Stage):
         return (self.named("kenlm"),)
 
     def run(self, context: Context, rows: Rows) -> Rows:
-        """The rows as they are; the model is offered to perplexity steps as `run:kenlm`.
+        """Return the rows unchanged; offers the model to perplexity steps as `run:kenlm`.
 
         Raises:
-            ConfigError: the sample has no text, or more than kaldingram takes and lmplz is not installed.
+            ConfigError: the sample has no text, or more words than kaldingram accepts while lmplz is not installed.
         """
         model = _write_model(context, rows, self)
         part = model.manifest.parts[0]

@@ -1,9 +1,9 @@
-"""Streams of rows with row keys: code shared by stages that shuffle rows by a key and bring the result back.
+"""Streams of rows with row keys: shared code of stages that shuffle rows by a key and bring the result back.
 
-A row key is split << 32 | row (`etl.rows.ROW_BITS`). A map side reads the live rows of a split with their row keys and
-hashes what it sends into buckets. A reducer gets batches of any size, sorted, and writes row groups of OUT_ROWS rows
-whatever those batches were. Everything streams: a worker holds one batch of what arrives and one row group of its
-split, however many rows share a key.
+A row key is split << 32 | row (`etl.rows.ROW_BITS`). A map side reads the live rows of a split with their row keys, and
+sends its output to buckets by a hash. A reducer gets batches of any size, sorted, and writes row groups of OUT_ROWS
+rows, however large those batches were. Everything streams: a worker holds one batch of arriving rows and one row group
+of its split, however many rows share a key.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,7 +54,7 @@ def live_rows(rows: RowsRef, split: int, columns: list[str]) -> Iterator[tuple[p
     for batch, keys in keyed_rows(rows, split, list(dict.fromkeys([*columns, "verdict"]))):
         is_live = live(batch)
         mask = is_live.to_numpy(zero_copy_only=False)
-        # A filter copies every text, also where all rows live.
+        # A filter copies every text, even if all rows are live.
         yield (batch, keys) if mask.all() else (batch.filter(is_live), keys[mask])
 
 
@@ -65,7 +65,8 @@ class Input:
     dataset: DatasetRef
     columns: list[str]
     lines: Callable[[pa.RecordBatch, int], Iterable[pa.RecordBatch]]
-    """What a batch of these columns sends to so many buckets; a function of a module, since it pickles."""
+    """Makes the output of a batch of these columns for a number of buckets; a module-level function, so that it
+    pickles."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class EmitInputs:
 
     @property
     def splits(self) -> tuple[list[Any], ...]:
-        """Those of all inputs."""
+        """The splits of all inputs."""
         return tuple([name, split] for name, given in self.inputs.items() for split in range(given.dataset.num_splits))
 
     def __call__(self, split: list[Any]) -> Iterator[pa.RecordBatch]:
@@ -88,9 +89,9 @@ class EmitInputs:
 
 
 def rest_digest(rows: RowsRef, batch: pa.RecordBatch) -> pa.Array:
-    """A hash of what rows of one id can differ in, `rows.rest_of_id`: int64 [rows].
+    """A hash of the columns in which rows of one id can differ, `rows.rest_of_id`: int64 [rows].
 
-    Where one of some rows is chosen it is the last but the row key to decide, so which one does not follow the cut.
+    Where one of several rows is chosen, only the row key decides after it, so the choice does not depend on the splits.
     """
     return signed(hash_columns([batch.column(name) for name in rows.rest_of_id]))
 
@@ -108,7 +109,7 @@ def buckets_of(keys: npt.NDArray[Any], num_buckets: int) -> pa.Array:
 
 
 def hashed_buckets(keys: I64, num_buckets: int) -> pa.Array:
-    """Buckets by a hash of row keys, since the rows of one split may all have one remainder: int32 [keys]."""
+    """Buckets by a hash of row keys, since the rows of one split may all have the same remainder: int32 [keys]."""
     return buckets_of(hash_columns([pa.array(keys)]), num_buckets)
 
 
@@ -119,7 +120,7 @@ def bucket_of_hash128(hashes: pa.FixedSizeBinaryArray, num_buckets: int) -> pa.A
 
 
 def routed(schema: pa.Schema) -> pa.Schema:
-    """A schema with a bucket before it, as the engines carry rows: plain binaries, everything nullable."""
+    """A schema with a bucket column in front, as the engines carry rows: plain binaries, everything nullable."""
     carried = [(field.name, pa.binary() if field.type == ID else field.type) for field in schema]
     return pa.schema([("bucket", pa.int32()), *carried])
 
@@ -141,12 +142,12 @@ class Counted:
 
 
 def slices(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of at most `rows`: engines hand out batches of any size."""
+    """The same rows in batches of at most `rows`: engines deliver batches of any size."""
     return (batch.slice(start, rows) for batch in batches for start in range(0, batch.num_rows, rows))
 
 
 def recut(batches: Iterable[pa.RecordBatch], rows: int = OUT_ROWS) -> Iterator[Chunk]:
-    """The same rows in row groups of `rows`: a file does not show in which batches an engine handed them out."""
+    """The same rows in row groups of `rows`: a file does not depend on the batches of an engine."""
     held: list[pa.RecordBatch] = []
     num_held = 0
     for batch in batches:
@@ -165,7 +166,7 @@ def reduced(
     fn: Callable[[Iterable[pa.RecordBatch]], Iterable[pa.RecordBatch]],
     distributions: Callable[[], dict[str, Any]] = dict,
 ) -> Iterator[Chunk]:
-    """What most reducers write: the rows that `fn` makes of a bucket, recut, then a chunk of counts alone.
+    """The output of most reducers: the rows that `fn` makes of a bucket, recut, then a chunk of only counts.
 
     Args:
         batches: the rows of the bucket, sorted.
@@ -178,7 +179,7 @@ def reduced(
 
 
 def first_of_groups(batches: Iterable[pa.RecordBatch], key: str) -> Iterator[tuple[pa.Table, I64]]:
-    """A stream that is sorted by `key`, and for each row the place of the first row of its group.
+    """A stream sorted by `key`, with the place of the first row of its group for each row.
 
     A table begins with the first row of the group that was open when the batch came, so a group of any size costs one
     row of memory. That row comes again in each table of its group, always as its own first.
@@ -200,13 +201,13 @@ def first_of_groups(batches: Iterable[pa.RecordBatch], key: str) -> Iterator[tup
 
 
 class Changes:
-    """Where the rows of a stream differ from the one before them, whatever batches they come in; holds one row."""
+    """Where the rows of a stream differ from the one before them, in whatever batches they come; holds one row."""
 
     def __init__(self) -> None:
         self._last: I64 | None = None
 
     def push(self, columns: I64) -> Bools:
-        """By column, whether each of the next rows differs from the one before it there; the first of all does.
+        """By column, whether each of the next rows differs from the one before it; the very first one does.
 
         Args:
             columns: the rows, int64 [columns, rows].
@@ -224,7 +225,7 @@ class Changes:
 
 
 class RowFeed:
-    """A stream that is sorted by `row`, taken piece by piece; holds a batch and what was asked for."""
+    """A stream sorted by `row`, taken piece by piece; holds a batch and the requested piece."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
         self._batches = iter(batches)
@@ -253,17 +254,17 @@ class RowFeed:
 def rows_with_found(
     rows: RowsRef, split: int, columns: list[str], batches: Iterable[pa.RecordBatch], schema: pa.Schema
 ) -> Iterator[tuple[pa.RecordBatch, pa.Table]]:
-    """The rows of a split, one batch a row group, each with what was found of them; holds both of a row group.
+    """The rows of a split, one batch a row group, each with the findings about them; holds both for one row group.
 
     Args:
         rows: read split by split.
         split: which one.
-        columns: what is read of the rows.
-        batches: what came for the split, sorted by the row key `row`; none, one or several for a row.
-        schema: of those.
+        columns: those that are read of the rows.
+        batches: findings for the split, sorted by the row key `row`; none, one or several for a row.
+        schema: of the findings.
 
     Yields:
-        The rows, and what was found of them in one chunk, `row` now being the place in the batch, int64.
+        The rows, and their findings in one chunk, where `row` is now the place in the batch, int64.
     """
     feed = RowFeed(batches, schema)
     for batch, keys in keyed_rows(rows, split, columns):
@@ -276,7 +277,7 @@ def rows_with_found(
 
 
 def int64_schema(*names: str, places: Sequence[str] = ()) -> pa.Schema:
-    """int64 columns without nulls, some of them places (row keys, and what is numbered by them)."""
+    """int64 columns without nulls, some of them places (row keys, and numbers derived from them)."""
     fields = (pa.field(name, pa.int64(), nullable=False) for name in names)
     return pa.schema([place(field) if field.name in places else field for field in fields])
 
@@ -299,13 +300,13 @@ def distinct(*columns: I64) -> list[I64]:
 def counted_distinct(*columns: I64) -> list[I64]:
     """The distinct rows of some columns, sorted, and how often each one came.
 
-    A hash table finds them, so that only they are sorted: pairs come as often as they share bands.
+    A hash table finds them, so that only the distinct ones are sorted: pairs come as often as they share bands.
     """
     return counted_distinct_rows(np.stack(columns, axis=1))
 
 
 def counted_distinct_rows(rows: I64) -> list[I64]:
-    """`counted_distinct` of columns that lie side by side, int64 [rows, columns]."""
+    """`counted_distinct` of adjacent columns, int64 [rows, columns]."""
     bits = max(4, (2 * len(rows) - 1).bit_length())
     first, times = np.empty(len(rows), np.int32), np.zeros(len(rows), np.int64)
     num = _find_distinct(rows, np.full(1 << bits, -1, np.int32), np.uint64(64 - bits), first, times)
@@ -315,9 +316,9 @@ def counted_distinct_rows(rows: I64) -> list[I64]:
 
 
 def _order_of_distinct(rows: I64) -> I64:
-    """The order of distinct rows by their columns, the first one first: the places, int64 [rows].
+    """The order of distinct rows, by the first column first: their places, int64 [rows].
 
-    NumPy sorts one column in a fraction of the time that its lexsort takes, and two mostly tell all rows apart.
+    NumPy sorts one column in a fraction of the time of its lexsort, and two columns mostly distinguish all rows.
     """
     code = _ranks(rows[:, 0])
     for column in rows.T[1:]:
@@ -348,7 +349,7 @@ def _are_equal(rows: I64, one: int, other: int) -> bool:
 
 @njit
 def _find_distinct(rows: I64, table: I32, shift: np.uint64, first: I32, times: I64) -> int:
-    """Write the first place of each distinct row and how often it came; how many there are."""
+    """Write the first place of each distinct row and how often it came; returns how many there are."""
     mask, num = len(table) - 1, 0
     for row in range(len(rows)):
         mixed = np.uint64(0)

@@ -1,12 +1,12 @@
 """Writes the live rows as CORPUS, with one folder per split, skill bucket and context bucket.
 
-The second of the two stages that write row data, and the only one in which rows travel. A narrow pass counts the cells;
-each cell gets enough files for its size, and a row's file follows from its cell and the hash of its id, so nothing is
-sorted to plan. Rows cross the shuffle as Arrow record batches of 64 KB to 1 MB, smaller only where a split has less for
-a file or what a worker holds are rows for more files than that; they are ordered by that hash in their file. A worker
-holds rows by the memory of its machine (`etl.machine.held_bytes`; a quarter of it, at most 64 MB, while it cuts them),
-whatever the size of a file or a cell. Each value is copied four times: into the order of the files, into a slice, and
-twice to be sorted.
+This is the second of the two stages that write row data, and the only one in which rows cross a shuffle. A narrow pass
+counts the cells; each cell gets enough files for its size. A row's file follows from its cell and the hash of its id,
+so planning needs no sort. Rows cross the shuffle as Arrow record batches of 64 KB to 1 MB. They are smaller only if a
+split has less for a file, or if the rows that a worker holds are for too many files. In their file, rows are ordered by
+that hash. The memory of its machine decides how many rows a worker holds (`etl.machine.held_bytes`; a quarter of that,
+at most 64 MB, while it cuts them), not the size of a file or a cell. Each value is copied four times: into the order of
+the files, into a slice, and twice to be sorted.
 """
 
 import functools
@@ -41,22 +41,22 @@ from etl.storage.dataset import Dataset
 from etl.storage.manifest import Accounting, sum_counts
 
 LAYOUT_VERSION = 2
-"""2: `findings` holds the preambles; what an old output holds is written anew."""
+"""2: `findings` holds the preambles; the manifest of an old output is written anew."""
 SPLITS = ("train", "validation")
 BYTES_PER_TOKEN = 3.0
-"""Stored bytes of a corpus row per token: 1.3 of ids, the rest text. Decides the number of files, no more."""
+"""Stored bytes of a corpus row per token: 1.3 of ids, the rest text. Decides only the number of files."""
 MOST_ROW_GROUP_TOKENS = 1 << 20
 LEAST_ROW_GROUP_TOKENS = 1 << 13
 ROW_GROUPS_PER_CELL = 16
-"""At least about so many in a cell whose tokens allow it: readers of one corpus share it by row groups."""
+"""Smallest number, roughly, in a cell whose tokens allow it: readers of one corpus share it by row groups."""
 _SLICE_BYTES = 1 << 16
 _MOST_SLICE_BYTES = 1 << 20
 _ORDER = "order of a file"
-"""Of rows while they are sorted; no column of theirs is called so."""
+"""Name of a column that rows have only while they are sorted; no other column has this name."""
 _ORDER_SEED = 0x6F72646572
 
 SCHEMA_V0 = CORPUS
-"""The public name of the training record's schema."""
+"""The schema of the training record, under its public name."""
 
 CELL = pa.schema(
     [
@@ -103,13 +103,13 @@ class FilePlan:
     cells: dict[Cell, tuple[int, int]]
     """First bucket and number of files."""
     row_group_tokens: dict[Cell, int]
-    """About how many tokens a row group has."""
+    """Approximate tokens of a row group."""
     cell_bytes: tuple[float, ...]
-    """What the number of files follows from."""
+    """The values that decide the number of files."""
 
     @classmethod
     def of(cls, counts: Dataset, target_bytes: int) -> "FilePlan":
-        """Enough files in each cell that none is expected to pass the target."""
+        """Enough files in each cell that none is expected to exceed the target."""
         tokens: dict[Cell, int] = {}
         for batch in counts.read():
             for row in batch.to_pylist():
@@ -156,20 +156,20 @@ class FilePlan:
 
 
 def row_group_tokens(cell_tokens: int) -> int:
-    """Tokens of a row group in a cell of so many."""
+    """Tokens of a row group in a cell of this many tokens."""
     return min(max(cell_tokens // ROW_GROUPS_PER_CELL, LEAST_ROW_GROUP_TOKENS), MOST_ROW_GROUP_TOKENS)
 
 
 # --- rows to their file --------------------------------------------------------------------------------------------
 
 _OF_THE_PATH = ("skill_bucket",)
-"""Columns of PROMPT that folders of the corpus stand for."""
+"""Columns of PROMPT that are folders of the corpus."""
 
 SLICE = pa.schema([("bucket", pa.int32()), ("rows", pa.binary())])
 
 
 def corpus_schema(rows: Rows) -> pa.Schema:
-    """CORPUS, the rest of what a prompt says, then what the stages of this run measured; ids are 36-character texts."""
+    """CORPUS, the other columns of PROMPT, then those that the stages measured; ids are 36-character texts."""
     said = [PROMPT.field(name) for name in PROMPT_CONTENT if name not in {*CORPUS.names, *_OF_THE_PATH}]
     own = {*CORPUS.names, *PROMPT.names, "ctx_bucket"}
     measured = [field for field in rows.schema if field.name not in own]
@@ -208,7 +208,7 @@ class EmitRows:
 
 
 class Held:
-    """Corpus rows that wait until there are enough of them for their bucket."""
+    """Corpus rows that wait until their bucket has enough of them."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.num_bytes = 0
@@ -222,7 +222,7 @@ class Held:
         self.num_bytes += batch.nbytes
 
     def flush(self, at_least: int) -> Iterator[pa.RecordBatch]:
-        """SLICE rows of the buckets that have so many bytes; the rows of the others stay."""
+        """SLICE rows of the buckets that have this many bytes; the rows of the others keep waiting."""
         if not self._batches:
             return
         buckets = np.concatenate(self._buckets)
@@ -288,7 +288,7 @@ class WriteFile:
     plan: FilePlan
     schema: pa.Schema
     rest_of_id: tuple[str, ...]
-    """By which rows of one id are ordered."""
+    """The columns by which rows of one id are ordered."""
     step: str
 
     def __call__(self, bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
@@ -310,7 +310,7 @@ class WriteFile:
 
 
 def row_groups(batches: Iterable[pa.RecordBatch], tokens_each: int) -> Iterator[pa.RecordBatch]:
-    """The same rows cut where their tokens pass a multiple of `tokens_each`."""
+    """The same rows, cut where the running sum of their tokens passes a multiple of `tokens_each`."""
     held: list[pa.RecordBatch] = []
     num_tokens = group = 0
     for batch in batches:
@@ -352,7 +352,7 @@ def corpus_counts(batch: pa.RecordBatch, folder: str) -> dict[str, Any]:
 
 
 def preambles(rows: Rows) -> dict[str, Any]:
-    """Column of tokens -> what precedes its conversations, as the manifests of the stages say that rendered them."""
+    """Column of tokens -> the preamble of its conversations, from the manifests of the stages that rendered them."""
     found: dict[str, Any] = {}
     for dataset in rows.datasets:
         found |= dataset.result().manifest.findings_by_column(PREAMBLES)
@@ -360,7 +360,7 @@ def preambles(rows: Rows) -> dict[str, Any]:
 
 
 def _findings(told: dict[str, Any], counts: dict[str, Any]) -> dict[str, Any]:
-    """Of a corpus with these distributions; one of raw text alone has no preamble."""
+    """The findings of a corpus with these distributions; one of only raw text has no preamble."""
     talks = any(tokens for kind, tokens in counts.get("spans", {}).items() if kind != "text")
     return {PREAMBLES: told} if told and talks else {}
 
@@ -387,7 +387,7 @@ class Layout(Sides, Stage):
     located: ClassVar[frozenset[str]] = frozenset({"target_bytes"})
 
     target_bytes: int = Field(default=256 << 20, ge=1 << 16)
-    """Size of a file at which its folder gets another one."""
+    """Size of a file above which its folder gets another one."""
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         missing = [name for name in ("input_ids", "ctx_bucket") if name not in schema.names]

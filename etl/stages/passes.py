@@ -27,7 +27,7 @@ from etl.storage.location import Location
 from etl.storage.remote import Storage, storage_options
 
 _SLICE_ROWS = 20
-"""Rows that a slow step gets at once; a checkpoint is written between two slices."""
+"""Number of rows that a slow step gets at once; a checkpoint is written between two slices."""
 _KEYS = ("id", "source_dataset", "verdict")
 
 
@@ -65,7 +65,7 @@ class RunSteps:
 
 
 def _judged(owners: Sequence[Selected], before: pa.RecordBatch, after: pa.RecordBatch, schema: pa.Schema) -> Chunk:
-    """A row group of an aligned table with the accounts of steps or cuts."""
+    """A row group of an aligned table, with the accounts of steps or cuts."""
     limits = {owner.label: owner.sources for owner in owners if owner.sources is not None}
     return judged([owner.label for owner in owners], before, after, schema, limits)
 
@@ -115,7 +115,7 @@ def run_cut(context: Context, rows: Rows, cut: Cut) -> Rows:
 
 
 def _search(context: Context, rows: Rows, cut: RankedCut) -> dict[str, Threshold]:
-    """The threshold of every group, sorted by group, found a committed round at a time."""
+    """The threshold of every group, sorted by group, found in rounds that are committed one by one."""
     search = Search(cut)
     inputs = rows.tables(["verdict", *cut.needed])
     while not search.done:

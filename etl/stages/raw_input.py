@@ -1,7 +1,7 @@
 """The raw input of a run as its tasks read it, and its splits as a plan stores them.
 
-A plan names a file by its place among the folders that the patterns start with, so that it holds when the input lies
-elsewhere, and is checked as something that anybody may have written.
+A plan names a file by its place among the folders that the patterns start with, so it remains valid if the input is
+moved. A stored plan is checked as untrusted input.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,12 +27,12 @@ class Raw:
     sources: dict[str, Source]
     shapes: dict[str, Shape]
     roots: tuple[str, ...]
-    """Folders that the patterns start with. A plan names a file by its place among them and its path below, so that it
-    holds when the input lies elsewhere."""
+    """Folders that the patterns start with. A plan names a file by its place among them and its path below, so it
+    remains valid if the input is moved."""
     stamps: dict[str, str]
-    """By URL, what a hashed file must still look like when it is read."""
+    """By URL, the state that a hashed file must still have when it is read."""
     storage: Storage
-    """The recipe's options by scheme."""
+    """The recipe's storage options, by scheme."""
     limits: Limits
 
     @classmethod
@@ -59,7 +59,7 @@ class Raw:
         return {"number": number, "input": tree}
 
     def is_piece(self, files: dict[str, list[InputFile]]) -> Callable[[Any], bool]:
-        """Whether a split of a stored plan, which anybody may have written, reads pieces of these files."""
+        """Whether a split of a stored plan, which is untrusted, reads only pieces of these files."""
         listed = {
             (name, self.roots.index(root_of(file)), file.relative, file.bytes, file.etag, file.table, file.first_row)
             for name, found in files.items()
@@ -81,7 +81,7 @@ class Raw:
         return check
 
     def from_plan(self, split: Any) -> InputSplit:
-        """A split from what the plan stores of it."""
+        """A split from its form in the plan."""
         planned = _PlannedSplit.model_validate(split).input
         return InputSplit(source=planned.source, pieces=tuple(map(self._piece, planned.pieces)))
 
@@ -92,7 +92,7 @@ class Raw:
         return InputPiece(file=file, start=planned.start, end=planned.end)
 
     def read(self, split: Any, tally: Tally | None = None) -> Iterator[tuple[str, pa.RecordBatch, list[Bad]]]:
-        """The source of a split as the plan stores it, with each of its batches and their bad rows."""
+        """The source of a split in its stored form, with each of its batches and their bad rows."""
         pieces = self.from_plan(split)
         name = pieces.source
         for batch, bad in read_split(self.sources[name], self.shapes[name], pieces, self.storage, self.limits, tally):
@@ -103,7 +103,7 @@ class Raw:
         """The fields of all sources.
 
         Raises:
-            ConfigError: two sources differ about one.
+            ConfigError: two sources disagree about a field.
         """
         return union({name: shape.fields for name, shape in self.shapes.items()})
 
@@ -115,7 +115,7 @@ class _PlannedFile(BaseModel, strict=True, extra="forbid"):
     relative: str
     bytes: int
     etag: str
-    # Plans before format 2 of the manifests do not name them.
+    # Plans from before format 2 of the manifests do not name them.
     table: str = ""
     first_row: int = 0
 
@@ -136,7 +136,7 @@ class _PlannedInput(BaseModel, strict=True, extra="forbid"):
 
 
 class _PlannedAlone(_PlannedPiece):
-    """An InputSplit in a plan from when each had one piece."""
+    """An InputSplit in an older plan, in which each had one piece."""
 
     source: str
 

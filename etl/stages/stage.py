@@ -1,4 +1,4 @@
-"""A stage: one part of a recipe that is its own configuration, as a step is.
+"""A stage: one part of a recipe that, like a step, is its own configuration.
 
 A subclass is a frozen pydantic model in a file of its own. It declares the folders that it writes, the steps that may
 drop rows, the columns that it adds and the artefacts that it needs. `run` does the work on the driver, with the two
@@ -18,27 +18,27 @@ from etl.stages.context import Context, named_folder
 
 
 class Stage(Kinded):
-    """A function from the rows of a run to the same rows with more tables beside them."""
+    """A function from the rows of a run to the same rows with more aligned tables."""
 
     name: Name | None = None
     """Distinguishes stages of one kind: folders are called NAME-FOLDER, columns NAME_COLUMN."""
 
     tables: ClassVar[Mapping[str, str]] = {}
-    """Every folder that the stage may write -> the word of its table; without the stage's name and without cuts."""
+    """Every folder that the stage may write -> the name of its table; without the stage's name and without cuts."""
     own_steps: ClassVar[tuple[str, ...]] = ()
-    """Names of steps, beside those of folders, that no cut or step of a recipe may have."""
+    """Names of steps, besides those of folders, that no cut or step of a recipe may have."""
     is_output: ClassVar[bool] = False
     """Whether it writes the result of the run: it drops no row, and only other outputs follow it."""
 
     @property
     def label(self) -> str:
-        """The stage's name for users: NAME-KIND, or just the kind."""
+        """The stage's label for users: NAME-KIND, or just the kind."""
         return self.named(self.kind.rpartition(":")[2])
 
     def foreign_identity(self) -> dict[str, Any]:
-        """Of a stage from outside the package: all that decides its rows, for the fingerprint of each of its datasets.
+        """For a stage from outside the package: everything that decides its rows, for the fingerprints of its datasets.
 
-        Nothing for a known kind, whose datasets each name what they depend on.
+        Empty for a known kind, whose datasets each name what they depend on.
         """
         code = self.code()
         return {**self.fingerprinted(), **code} if code else {}
@@ -48,13 +48,13 @@ class Stage(Kinded):
         return named_folder(self.name, base)
 
     def folders(self) -> dict[str, str]:
-        """The folders that a run of this stage always writes, in order -> the word of the table."""
+        """The folders that a run of this stage always writes, in order -> the name of the table."""
         return {self.named(folder): table for folder, table in self.tables.items()}
 
     def folders_by_rows(self) -> dict[str, str]:
-        """The folders that it writes only if the rows ask for it, but for those in `rounds` -> the word of the table.
+        """The folders, outside `rounds`, that it writes only if the rows need them -> the name of the table.
 
-        What an output holds in a folder of neither kind is taken for an earlier recipe's.
+        Any other folder of an output is taken for one of an earlier recipe.
         """
         sure = self.folders()
         named = {self.named(folder): table for folder, table in self.tables.items() if not folder.startswith("rounds/")}
@@ -70,7 +70,7 @@ class Stage(Kinded):
 
     @property
     def added(self) -> pa.Schema:
-        """The columns that it adds, of a stage that knows them from its configuration alone."""
+        """The columns that it adds, if the stage knows them from only its configuration."""
         return pa.schema([])
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
@@ -104,15 +104,15 @@ class Stage(Kinded):
         return ()
 
     def for_sample(self, share: float) -> "Stage":
-        """The stage over a share of its input: with so much of what is one number for a run, whatever its rows."""
+        """The stage for a share of its input: scales the settings that are absolute numbers for a whole run."""
         return self
 
     def run(self, context: Context, rows: Rows) -> Rows:
-        """Write the stage's datasets; the rows with its aligned tables beside them.
+        """Write the stage's datasets; returns the rows with its aligned tables added.
 
         Args:
             context: of the run, for this stage.
-            rows: as earlier stages have left them.
+            rows: as earlier stages left them.
 
         Raises:
             StillhouseError: one of its four classes, for an error that the user can fix.

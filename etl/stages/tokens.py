@@ -21,7 +21,7 @@ class Tokenize(StepsStage):
     own_steps: ClassVar[tuple[str, ...]] = ("harmony", "ctx_bucket")
 
     harmony: HarmonyStep = HarmonyStep()
-    """The rendering."""
+    """How examples are rendered."""
     ctx: CtxBucketStep = CtxBucketStep()
     """The longest example to keep."""
 

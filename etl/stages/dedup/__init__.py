@@ -1,1 +1,1 @@
-"""Duplicates: every stage that finds rows or units that are there twice."""
+"""Duplicates: every stage that finds repeated rows or units."""

@@ -1,7 +1,7 @@
 """Candidates for near duplicates: pairs of rows that share a band of their MinHash signatures and agree in a sketch.
 
-`EmitBands` sends the band hashes of each live row, and of canaries (etl.dedup.canaries) beside it, to the bucket of the
-band; `PairUp` pairs rows of equal bands (etl.dedup.candidates) and writes CANDIDATE, table MET. A row sends one line of
+`EmitBands` sends the band hashes of each live row, and of its canary (etl.dedup.canaries), to the bucket of the band;
+`PairUp` pairs rows of equal bands (etl.dedup.candidates) and writes CANDIDATE, table MET. A row sends one line of
 `band_schema` for each band, 44 bytes with sketches of 128 bits. A worker holds one batch of bands and PAIR_BLOCK pairs,
 however many rows share a band.
 """
@@ -30,10 +30,10 @@ from etl.storage.build import Chunk
 from etl.text import distinct_hashes
 
 PAIR_BLOCK = 1 << 20
-"""Candidate pairs that one task makes distinct at once: 40 MB."""
+"""Candidate pairs among which one task removes repeats at once: 40 MB."""
 _KEY_SEED = 0x6B6579
 _HASH_ROWS = 1 << 14
-"""Rows whose signatures are made at once: short texts come by the hundred thousand in a row group."""
+"""Rows whose signatures are made at once: a row group can hold hundreds of thousands of short texts."""
 _PUSH_ROWS = 1 << 11
 """Rows that are paired at once: in a hot band each gives up to max_partners pairs of 40 bytes."""
 
@@ -44,11 +44,11 @@ CANDIDATE = pa.schema(
     ]
 )
 """Row keys of a candidate pair, the keys by which their bands were sorted, the smaller one first (a canary second), 1
-where both are rows whose sketches are equal, and how many bands they met in: of those in PAIR_BLOCK, since a pair is
-stored once only in there."""
+where both are rows whose sketches are equal, and the number of bands in which they met: of those in one PAIR_BLOCK,
+since repeats are only removed within it."""
 CANDIDATE_VERSION = 5
-"""1 had the smaller row key first and no `bands`; 2 did not count canaries by script; 3 had no `alike`, 4 sets' sizes
-in the keys and not those of n-grams with repeats."""
+"""1 had the smaller row key first and no `bands`; 2 did not count canaries by script; 3 had no `alike`, 4 had the sizes
+of sets in the keys, not those of n-grams with repeats."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class MakeCanaries:
     """The canaries of a run: a seeded sample of rows, each copied with edits.
 
     Args:
-        near: what similarity means.
-        fraction: share of the rows that have one.
+        near: the measure of similarity.
+        fraction: share of the rows that have a canary.
     """
 
     near: NearDedup
@@ -68,27 +68,27 @@ class MakeCanaries:
         return Levels(self.near.threshold)
 
     def chosen(self, ids: pa.Array) -> Bools:
-        """Which rows are copied, if their text allows, bool [rows]."""
+        """Which rows are copied, if their texts are long enough: bool [rows]."""
         seed = purpose_seed("canaries", self.near.seed)
         return in_sample(ids, seed, self.fraction).to_numpy(zero_copy_only=False)
 
     def edited(self, ids: pa.Array, texts: pa.Array, formal: Bools) -> pa.Array:
-        """The copies of some rows that were chosen, null where the text is too short: string [rows]."""
+        """The copies of some chosen rows, null where the text is too short: string [rows]."""
         signed = self.near.signed(len(texts), formal)
         return canaries.edit_all(ids, texts, self.levels, self.near.tokens_of_ngram, signed)
 
 
 BAND = pa.schema([("bucket", pa.int32()), ("band", pa.int64()), ("key", pa.int64()), ("row", pa.int64())])
-"""A band of a row; then come the words of its sketch (`band_schema`)."""
+"""A band of a row; the words of its sketch follow (`band_schema`)."""
 
 
 def band_schema(num_words: int) -> pa.Schema:
-    """BAND with sketches of so many words."""
+    """BAND with sketches of this many words."""
     return pa.schema([*BAND, *((f"sketch_{word}", pa.int64()) for word in range(num_words))])
 
 
 def band_bytes(near: NearDedup) -> int:
-    """Bytes of all bands of one row on their way."""
+    """Bytes of all bands of one row in the shuffle."""
     return near.banding[0] * sum(field.type.bit_width // 8 for field in band_schema(near.num_words))
 
 
@@ -150,12 +150,12 @@ class EmitBands:
 
 
 def _sets_of(ngrams: Sets) -> Sets:
-    """Each n-gram once, in a copy."""
+    """Each n-gram once, in copied arrays."""
     return distinct_hashes(ngrams[0], ngrams[1].copy())
 
 
 def pick(sets: Sets, which: npt.NDArray[Any]) -> Sets:
-    """The sets, or n-grams, of some rows, by place or by mask; the same ones where a mask takes all."""
+    """The sets, or n-grams, of some rows, by place or by mask; the same arrays if a mask takes all."""
     if which.dtype == np.bool_ and which.all():
         return sets
     places = np.flatnonzero(which) if which.dtype == np.bool_ else which
@@ -171,9 +171,9 @@ def _band_batch(band: I64, key: I64, row: I64, sketch: U64, num_buckets: int) ->
 
 
 def stream_keys(hashes: U64, ngrams: Sets) -> I64:
-    """What rows of equal bands are sorted by: a hash whose lowest bits are the size class of the row's n-grams.
+    """Sort key of rows with equal bands: a hash whose lowest bits are the size class of the row's n-grams.
 
-    They are at least as many as its set has: to know that, all sets would have to be sorted.
+    A row has at least as many n-grams as its set has elements; the exact size would need a sort of every set.
     """
     low = np.int64((1 << CLASS_BITS) - 1)
     return (hashes.view(np.int64) & ~low) | size_class(np.diff(ngrams[0]))

@@ -1,7 +1,7 @@
-"""Candidate pairs cut at blocks of bounded bytes (etl.dedup.blocks), in one task or by shuffles.
+"""Candidate pairs cut into blocks of bounded bytes (etl.dedup.blocks), in one task or by shuffles.
 
-`CutCandidates` does it in one task that holds the rows of the pairs, and 8 bytes for each line of a pair. By shuffles,
-from the component of each row:
+`CutCandidates` does it in one task that holds the rows of the pairs, and 8 bytes for each record of a pair. The
+shuffles start from the component of each row:
 
     rounds/edges-nodes   NODE   component and stream key of each row         by row        join_keys
     rounds/edges-chunks  CHUNK  place in the component, in chunks of bytes   by component  CutComponents
@@ -36,7 +36,7 @@ from etl.storage.build import Chunk
 from etl.storage.dataset import DatasetRef
 
 EDGE = int64_schema("block", "a", "b", "a_key", "b_key", "alike", places=("block", "a", "b"))
-"""A candidate pair, the block that verifies it, the stream keys of its rows, by which its digest knows them, and 1
+"""A candidate pair, the block that verifies it, the stream keys of its rows, which identify them in its digest, and 1
 where their sets may be equal."""
 EDGE_VERSION = 3
 """1 had no stream keys, and a pair several times; 2 had no `alike`."""
@@ -48,9 +48,9 @@ _CUT_PAIRS = 1 << 20
 """Pairs whose block is found at once."""
 
 KEY_COLUMNS = ["a", "b", "a_key", "b_key"]
-"""Those of candidates that tell the stream key of a row."""
+"""The columns of candidates with a row and its stream key."""
 FIRST_END_COLUMNS = ["a", "b", "alike"]
-"""Those of candidates that travel to the chunk of `a`."""
+"""The columns of candidates that are sent to the chunk of `a`."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _keyed(row: I64, value: I64, is_key: bool, num_buckets: int) -> pa.RecordBat
 
 
 def join_keys(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-    """NODE rows, each row once; its component comes before its keys, which are all the same."""
+    """NODE rows, each row once; its component comes before its keys, which are all equal."""
     return reduced(batches, _nodes)
 
 
@@ -166,7 +166,7 @@ AT_END = pa.schema(
         ("key", pa.int64()),
     ]
 )
-"""A row's chunk and key, or a pair at one of its ends with what is known of the `other`; the chunk sorts first."""
+"""A row's chunk and key, or a pair at one of its ends with the known values of the `other`; the chunk sorts first."""
 AT_END_BYTES = 53
 AT_END_ORDER = ("row", "is_pair", "other")
 
@@ -188,7 +188,7 @@ def second_end_lines(ends: pa.RecordBatch, num_buckets: int) -> Iterator[pa.Reco
 
 
 def _at_end(num_buckets: int, row: I64, other: I64 | None, alike: I64 | None, *known: I64) -> pa.RecordBatch:
-    """AT_END rows; `known` are component, chunk and key, or nothing."""
+    """AT_END rows; `known` is component, chunk and key, or nothing."""
     nothing = pa.nulls(len(row), pa.int64())
     tail = [nothing if column is None else pa.array(column) for column in (other, alike, *(known or [None] * 3))]
     head = [hashed_buckets(row, num_buckets), pa.array(row), pa.repeat(other is not None, len(row))]
@@ -226,6 +226,6 @@ def _edges(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _heads(table: pa.Table, places: I64) -> list[I64]:
-    """Component, chunk and key of some rows, which are those of chunks."""
+    """Component, chunk and key of some rows, all of which are records of chunks."""
     names = ["component", "chunk", "key"]
     return to_numpy(table.select(names).take(pa.array(places)), names)

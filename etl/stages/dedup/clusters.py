@@ -1,4 +1,4 @@
-"""Clusters of near duplicates: who belongs together, who stays, and what is reported about it.
+"""Clusters of near duplicates: which rows belong together, which are kept, and the report about them.
 
 Datasets, each committed and resumable:
 
@@ -7,9 +7,10 @@ Datasets, each committed and resumable:
     near         CLUSTER  aligned, with verdicts                       shuffle by split
     clusters     KEPT     what a person reads: every row that entered  map
 
-What is compared of a row (its shingle set) travels to its cluster's bucket, where the survivor comes first, so each
+The compared form of a row (its shingle set) is sent to its cluster's bucket, where the survivor comes first, so each
 row's similarity to the survivor costs one comparison and one set in memory. A worker holds one batch, and 40 bytes for
-each row of the largest cluster. Where one task has verified the pairs, it ranks as well, by the sets that it holds.
+each row of the largest cluster. If one task has verified the pairs, it also ranks the rows, with the sets that it
+holds.
 """
 
 import functools
@@ -45,9 +46,9 @@ from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset, DatasetLike, DatasetRef
 
 LARGEST = 10
-"""Sizes of clusters that a manifest names."""
+"""Number of cluster sizes that a manifest lists."""
 _SLICE_ROWS = 1 << 12
-"""Sets that are compared at once."""
+"""Number of sets that are compared at once."""
 
 CLUSTER_ROW = pa.schema(
     [
@@ -70,7 +71,7 @@ def cluster(
     labels = label_components(context, rows, "components", found.pairs, ("a_row", "b_row"), found.candidates)
     tasks = set_tasks(context, found.sets)
     grows = Growth.all_by(PairRows(found.pairs.ref.stage), tasks)
-    # Labels hold places alone: the pairs tell what they are.
+    # Labels hold only places, so the pairs identify them.
     semantic, inputs = {"threshold": near.threshold}, (found.pairs, labels, found.sets)
     job = context.job("near_hits", "HIT", HIT, semantic, inputs, rows, version=HIT_VERSION, grows=grows)
     if found.at_hand is not None:
@@ -130,7 +131,7 @@ class EmitClusterRows:
         return pa.schema([("row", pa.int64()), ("component", pa.int64())])
 
     def _labels(self, split: int) -> Iterator[pa.RecordBatch]:
-        """The labels of the rows of one split: a part holds them sorted, so its row groups tell where they are."""
+        """The labels of the rows of one split: a part is sorted, so statistics of row groups locate them."""
         low, high = split << ROW_BITS, (split + 1) << ROW_BITS
         for part in self.labels.parts_of(0 if self.labels.num_splits == 1 else split):
             with self.labels.part_location(part).open_parquet() as file:
@@ -165,7 +166,7 @@ def _joined(pieces: list[_Members]) -> _Members:
 
 @dataclass
 class _ClusterCounts:
-    """What the clusters of a bucket count for."""
+    """The counts of the clusters of a bucket."""
 
     removed: dict[str, int] = field(default_factory=dict)
     below: dict[str, int] = field(default_factory=dict)
@@ -192,7 +193,7 @@ class _ClusterCounts:
 
 @dataclass(frozen=True)
 class RankComponents:
-    """The rows of each component, the preferred first: place, size, and similarity to the survivor."""
+    """The rows of each component, the preferred row first: place, size, and similarity to the survivor."""
 
     near: NearDedup
     sources: tuple[str, ...]
@@ -228,19 +229,19 @@ class RankComponents:
             yield _ranked(_joined(opened), counts)
 
     def _jaccard(self, batch: pa.RecordBatch, starts: Bools, survivor: pa.RecordBatch | None) -> F64:
-        """Of each row to the first of its component; rows before the first start belong to `survivor`."""
+        """Similarity of each row to the first of its component; rows before the first start belong to `survivor`."""
         batches = [batch] if survivor is None else [survivor, batch]
         sets, places = self._sets(batches)
         own = np.arange(len(starts), dtype=np.int64) + len(batches) - 1
         return self.near.similarity(sets, places[np.maximum.accumulate(np.where(starts, own, 0))], places[own])
 
     def _sets(self, batches: list[pa.RecordBatch]) -> tuple[Sets, I64]:
-        """Sets, and the places of those of the rows of some batches."""
+        """Sets, and the places in them of the rows of some batches."""
         sets = unpacked(pa.concat_arrays([piece.column("shingles") for piece in batches]))
         return sets, np.arange(len(sets[0]) - 1)
 
     def _count(self, counts: _ClusterCounts, batch: pa.RecordBatch, starts: Bools, jaccard: F64) -> None:
-        """Rows that are not the survivor, and those of them that are not similar to it, by source."""
+        """Rows that are not survivors, and how many of them are not similar to theirs, by source."""
         source = batch.column("source").to_numpy()
         low = ~self.near.is_duplicate(jaccard)
         for tally, mask in ((counts.removed, ~starts), (counts.below, ~starts & low)):
@@ -251,7 +252,7 @@ class RankComponents:
 
 @dataclass(frozen=True)
 class RankAtHand(RankComponents):
-    """As `RankComponents`, of rows that come without their sets."""
+    """As `RankComponents`, for rows that come without their sets."""
 
     at_hand: SetsAtHand
 
@@ -262,7 +263,7 @@ class RankAtHand(RankComponents):
 
 @dataclass(frozen=True)
 class RankAll:
-    """All rows of clusters in one task that holds their sets, which do not travel."""
+    """All rows of clusters in one task that holds their sets, so that these cross no shuffle."""
 
     labels: DatasetRef
     rank: RankAtHand
@@ -303,7 +304,7 @@ def _ids(ids: U8) -> pa.Array:
 
 
 def near_findings(near: NearDedup, found: NearPairs, hits: Dataset) -> dict[str, Any]:
-    """The findings of a run about itself: recall and precision, hot bands, clusters."""
+    """The findings of a run: recall and precision, hot bands, clusters."""
     met, seen, counts = (dataset.manifest for dataset in (found.candidates, found.pairs.result(), hits))
     num_bands, num_rows = near.banding
     removed, below = (sum(counts.counts(name).values()) for name in ("removed", "below_threshold"))
@@ -337,7 +338,7 @@ def near_findings(near: NearDedup, found: NearPairs, hits: Dataset) -> dict[str,
 
 
 def _canaries(levels: Levels, made: dict[str, dict[str, int]], found: dict[str, dict[str, int]]) -> dict[str, Any]:
-    """What canaries tell, from their counts by level and script: `by_level` and recall by script."""
+    """The results of canaries, from their counts by level and script: `by_level` and recall by script."""
     flat = ({level: sum(scripts.values()) for level, scripts in counts.items()} for counts in (made, found))
     return by_level(levels, *flat) | {"by_script": by_script(levels, made, found)}
 
@@ -358,7 +359,7 @@ def by_script(
 
 
 def by_level(levels: Levels, made: dict[str, int], found: dict[str, int]) -> dict[str, Any]:
-    """Recall and precision that the canaries tell, in all and by level; null where there is nothing to divide by."""
+    """Recall and precision by the canaries, overall and by level; null where the divisor would be 0."""
     table = {}
     totals = {True: [0, 0], False: [0, 0]}
     for level in range(len(levels.edges)):
@@ -378,7 +379,7 @@ def by_level(levels: Levels, made: dict[str, int], found: dict[str, int]) -> dic
 
 def _largest(by_size: dict[str, int]) -> list[int]:
     """Rows of the largest clusters, the largest first."""
-    # A forged count may be of a size that is none.
+    # A forged count may have an invalid size.
     sizes = (int(size[:18]) for size in by_size if size.isdecimal() for _ in range(min(by_size[size], LARGEST)))
     return sorted(sizes, reverse=True)[:LARGEST]
 
@@ -413,11 +414,11 @@ def _report_findings(context: Context, findings: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class WriteKept:
-    """Every row of a split that near dedup saw."""
+    """Every row of a split that reached near dedup."""
 
     rows: RowsRef
     clusters: tuple[str, ...]
-    """What the columns of CLUSTER_COLUMNS are called."""
+    """The names of the columns of CLUSTER_COLUMNS."""
 
     def __call__(self, split: int) -> Iterator[Chunk]:
         names = ["id", "source_dataset", "source_example_id", *self.clusters, "verdict"]
@@ -432,12 +433,12 @@ class WriteKept:
 
 
 def write_clusters(context: Context, rows: Rows, kinds: Callable[[], list[DuplicateCounts]]) -> DatasetLike:
-    """Write DIR/clusters, the table for people; its manifest tells by source what all kinds of duplicates come to.
+    """Write DIR/clusters, the table for people; its manifest reports all kinds of duplicates by source.
 
     Args:
         context: of the run.
         rows: with the verdicts of near dedup, which may be pending: then both are written in one job.
-        kinds: of duplicates; asked when the table is committed, after the verdicts.
+        kinds: of duplicates; called when the table is committed, after the verdicts.
     """
     inputs = rows.tables(["source_dataset", "source_example_id", "verdict"])
     grows = Growth(With.INPUT, work=With.INPUT)
@@ -449,6 +450,6 @@ def write_clusters(context: Context, rows: Rows, kinds: Callable[[], list[Duplic
 
 
 def tell_kinds(context: Context, kinds: list[DuplicateCounts]) -> None:
-    """What kinds of duplicates come to by source, for the user."""
+    """The report for the user on kinds of duplicates by source."""
     for line in lines(by_source(kinds)):
         context.telling.note(context.label, line)

@@ -1,12 +1,12 @@
-"""Connected components of pairs of rows, and candidate pairs cut at blocks: one task, or rounds of shuffles.
+"""Connected components of pairs of rows, and candidate pairs cut into blocks: one task, or rounds of shuffles.
 
 Up to `run.max_component_edges` pairs, one task holds the rows that are in pairs, never the pairs. Above it, star
 contraction (etl.stages.dedup.stars) labels the rows and shuffles cut the pairs (etl.stages.dedup.blocks); a reducer
-holds one batch. Both give the same labels, and pairs that differ in their block alone. The path is part of a dataset's
-fingerprint, so a run that was killed is never resumed on the other one.
+holds one batch. Both give the same labels, and pairs that differ only in their block. The path is part of a dataset's
+fingerprint, so a killed run is never resumed on the other path.
 
-What lies between pairs and labels, or between candidates and edges, holds row keys: its digest does not tell what is in
-it. So everything here is fingerprinted by the pairs or candidates that it comes from.
+The datasets between pairs and labels, or between candidates and edges, hold row keys, so their digests do not identify
+their content. So everything here is fingerprinted by the pairs or candidates from which it is made.
 """
 
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ class LabelRows:
         yield Chunk(None, num_pairs)
 
     def _parts(self) -> tuple[Part, ...]:
-        """Those of one split by its receipt, which is there before the pairs are committed."""
+        """The parts of the pairs; those of a single split from its receipt, which exists before the commit."""
         return self.pairs.parts_of(0) if self.pairs.num_splits == 1 else self.pairs.open().manifest.parts
 
 
@@ -103,7 +103,7 @@ def label_components(
         name: of the dataset.
         pairs: the edges; a pair may come several times.
         ends: its two columns of row keys, int64, >= 0.
-        most: pairs of which the others are some; where one task holds their graph, `pairs` need not be committed.
+        most: pairs that include all the others; if one task holds their graph, `pairs` need not be committed.
     """
     if fits_one_task(context, most or pairs.result()) or fits_one_task(context, pairs.result()):
         grows = Growth.all_by(PairRows(pairs.ref.stage), With.NOTHING)
@@ -134,7 +134,7 @@ def cut_blocks(context: Context, rows: Rows, candidates: Dataset, block_bytes: i
         context: the run.
         rows: whose row keys the pairs hold.
         candidates: row keys `a`, `b` and stream keys `a_key`, `b_key` of pairs, which may come several times.
-        block_bytes: most bytes of the sets of a block, but for two sets more.
+        block_bytes: largest number of bytes of the sets of a block, plus two sets.
     """
     semantic = {"block_bytes": block_bytes}
     as_pairs = SameAs(candidates.ref.stage)

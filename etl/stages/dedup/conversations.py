@@ -1,15 +1,15 @@
-"""Whole conversations in the place of their turns: one row of each is compared, and the others share its fate.
+"""Whole conversations instead of their turns: one row of each is compared, and the others get the same verdict.
 
-Datasets, each committed and resumable, and none of them where no row has a `conversation_id`:
+Datasets, each committed and resumable; none is written if no row has a `conversation_id`:
 
     turn_groups    TURN      live rows that are not the last of their conversation    shuffle by conversation
     conversations  VERDICT   aligned: these have a verdict, so no search sees them    shuffle by split
     turn_hits      FATE      those whose last row was dropped since, and why          shuffle by split
     turns          VERDICT   aligned: the verdict of the last row, or none            shuffle by split
 
-The last row is the live one with most messages. Rows that stand several times make as many conversations, so that
-copies find each other. Accounts are those of the searches, as if each row had been through them. Costs 48 bytes a row
-of such a conversation in the shuffles, and the messages of all rows are read once more.
+The last row is the live one with most messages. Rows that occur several times make as many conversations, so that
+copies find each other. Accounts are those of the searches, as if each row had gone through them. Costs 48 bytes in the
+shuffles for each row of such a conversation, and one more read of the messages of all rows.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,10 +36,10 @@ from etl.storage.dataset import Dataset, DatasetRef
 
 HELD: Final = "held"
 FOLDERS: Final = {"turn_groups": "TURN", "conversations": "VERDICT", "turn_hits": "FATE", "turns": "VERDICT"}
-"""Every folder that may be written -> the word of the table."""
+"""Every folder that may be written -> the name of the table."""
 
 TURN = pa.schema([ROW_KEY, PROMPT.field("id"), place(pa.field("whole", pa.int64(), nullable=False))])
-"""A row that waits for another one of its conversation, and the row key of that."""
+"""A row that waits for another one of its conversation, and the row key of the other."""
 FATE = pa.schema(
     [
         ROW_KEY,
@@ -49,7 +49,7 @@ FATE = pa.schema(
         pa.field("value", pa.string()),
     ]
 )
-"""A row whose conversation was dropped, with the verdict of that."""
+"""A row whose conversation was dropped, with the conversation's verdict."""
 MEMBER = pa.schema(
     [
         ("bucket", pa.int32()), ("conversation", pa.binary()), ("length", pa.int64()), ("id", pa.binary()),
@@ -62,7 +62,7 @@ _ALIGNED = aligned(pa.schema([]))
 
 @dataclass(frozen=True)
 class EmitMembers:
-    """The live rows of a split that are cut from a conversation, to the bucket of it."""
+    """Sends the live rows of a split that are cut from a conversation to the bucket of that conversation."""
 
     rows: RowsRef
     num_buckets: int
@@ -100,7 +100,7 @@ def _turns(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _waiting(members: Iterable[tuple[bytes, int, bytes, int]]) -> Iterator[tuple[int, bytes, int]]:
-    """Of the rows of one conversation those that wait, with their ids and what they wait for.
+    """The rows of one conversation that wait, with their ids and the rows for which they wait.
 
     The rows of an id are copies of one; the first of each are one conversation, the second of each another.
     """
@@ -117,7 +117,7 @@ def _waiting(members: Iterable[tuple[bytes, int, bytes, int]]) -> Iterator[tuple
 
 @dataclass(frozen=True)
 class HoldMark(Mark):
-    """The rows of TURN are out of sight of what comes next."""
+    """The rows of TURN are hidden from the searches."""
 
     table: ClassVar[str] = "VERDICT"
     hits: ClassVar[pa.Schema] = pa.schema([ROW_KEY, TURN.field("whole")])
@@ -134,9 +134,9 @@ class EmitTurns:
 
     hits: DatasetRef
     schema: pa.Schema
-    """Of what is sent, that column first, as `row`."""
+    """The schema of the sent rows: that column first, as `row`."""
     columns: tuple[str, ...]
-    """Where that stands in the rows."""
+    """Place of that column in the rows."""
 
     def __call__(self, split: int) -> Iterator[pa.RecordBatch]:
         for batch in self.hits.read_split(split, list(self.columns)):
@@ -151,7 +151,7 @@ _FATE = routed(pa.schema([field for field in FATE if field.name != "id"]))
 
 @dataclass(frozen=True)
 class HoldSplit:
-    """One split's rows, those that wait with a verdict that says so; nothing is accounted for."""
+    """One split's rows; those that wait have a verdict that says so, which is in no account."""
 
     rows: RowsRef
     mark: HoldMark
@@ -164,7 +164,7 @@ class HoldSplit:
 
 @dataclass(frozen=True)
 class FindFates:
-    """The last rows of conversations in a split, and who waits for them: FATE rows where they were dropped."""
+    """The last rows of conversations in a split, and the rows that wait for them: FATE rows if they were dropped."""
 
     rows: RowsRef
 
@@ -182,13 +182,13 @@ class FindFates:
 
 @dataclass(frozen=True)
 class GiveBack:
-    """One split's rows, those that waited with the verdict of the row that they waited for."""
+    """One split's rows; those that waited get the verdict of the row for which they waited."""
 
     rows: RowsRef
     hold: str
-    """The step whose verdict they have until now."""
+    """The step whose verdict they have so far."""
     steps: tuple[str, ...]
-    """The searches that they have been held from."""
+    """The searches from which they were hidden."""
 
     def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         columns = ["id", "source_dataset", "verdict"]
@@ -207,17 +207,17 @@ class GiveBack:
 
 @dataclass(frozen=True)
 class Turns:
-    """The rows of conversations that wait for the last one of theirs."""
+    """The rows of conversations that wait for the last row of theirs."""
 
     groups: Dataset
     before: Rows
-    """As they were before some of them waited."""
+    """The rows before some of them waited."""
 
 
 def hold_turns(context: Context, rows: Rows) -> tuple[Rows, Turns | None]:
-    """The rows with all but the last of each conversation out of sight; None where no row is cut from one.
+    """The rows, with all but the last of each conversation hidden; None if no row is cut from one.
 
-    A barrier: whether there are such rows is known when ingest is done.
+    A barrier: whether there are such rows is known only when ingest is done.
     """
     num_rows = sum(rows.base.result().manifest.counts(CONVERSATIONS).values())
     if not num_rows:
@@ -241,13 +241,13 @@ def hold_turns(context: Context, rows: Rows) -> tuple[Rows, Turns | None]:
 
 
 def give_turns_back(context: Context, rows: Rows, turns: Turns, steps: Sequence[str]) -> Rows:
-    """The rows with the turns in sight again, those of a conversation that was dropped with its verdict.
+    """The rows with the turns visible again; those of a dropped conversation get its verdict.
 
     Args:
         context: of the run.
-        rows: as the searches have left them.
-        turns: what waits.
-        steps: of the searches, in their order.
+        rows: as the searches left them.
+        turns: the rows that wait.
+        steps: of the searches, in order.
     """
     groups, grows = turns.groups, Growth.all_by(SameAs(turns.groups.ref.stage))
     inputs = (groups, *rows.tables(["verdict"]))

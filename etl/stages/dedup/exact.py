@@ -2,11 +2,11 @@
 
 Datasets, each committed and resumable:
 
-    exact_hits   LOSER    all rows of a content but the one that stays    shuffle by hash
+    exact_hits   LOSER    all rows of a content but the one that is kept    shuffle by hash
     exact        VERDICT  aligned                                         shuffle by split
 
-Hashes and row keys cross the shuffles, never text: 66 bytes a row. A worker holds one batch of what came to it, however
-many rows share a content.
+Hashes and row keys cross the shuffles, never text: 66 bytes a row. A worker holds one batch of the rows sent to it,
+however many rows share a content.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,7 +34,7 @@ from etl.storage.build import Chunk
 from etl.text import TEXT_VERSION, is_laid_out, normalise, normalise_layout
 
 CONTENT_VERSION: Final = 2
-"""Raised when other rows would count as equal; part of the fingerprint."""
+"""Increased when other rows would count as equal; part of the fingerprint."""
 
 
 class ExactDedup(Config):
@@ -52,12 +52,12 @@ CONTENT = pa.schema(
     ]
 )  # fmt: skip
 CONTENT_BYTES = 68
-"""Of a row on its way."""
+"""Bytes of a row in the shuffle."""
 
 
 @dataclass(frozen=True)
 class EmitContent:
-    """A 128-bit hash of what counts as the content of each live row."""
+    """A 128-bit hash of the content of each live row."""
 
     rows: RowsRef
     exact: ExactDedup
@@ -88,7 +88,8 @@ class EmitContent:
 def content_form(texts: pa.Array, formal: Bools) -> pa.Array:
     """The form in which `by: content` compares prompts or answers.
 
-    With their layout where the row is code or maths (`formal`) or the text is laid out, in single spaces elsewhere.
+    Their layout is kept if the row is code or maths (`formal`) or the text is laid out; otherwise white space is
+    reduced to single spaces.
     """
     keeps = pa.array(formal | is_laid_out(texts))
     return pc.replace_with_mask(normalise(texts), keeps, normalise_layout(texts.filter(keeps)))

@@ -1,9 +1,10 @@
 """Rows that a search found, by row key, become an aligned table of verdicts.
 
-A search writes a table of hits: LOSER and HIT, which are here, those of semantic.py and of units.py. `mark_hits` sends
-them to the split that holds their row, and writes DIR/<step> beside the base; what the hits of a row mean is a `Mark`.
-Costs one shuffle, of 32 bytes (LOSER) to 48 (HIT) a hit, or none where the hits are one row group: then the task of
-each split reads them all and takes its own. A worker holds a row group of its split and the hits of that.
+A search writes a table of hits: LOSER or HIT, which are defined here, or those of semantic.py and units.py. `mark_hits`
+sends them to the split that holds their row, and writes DIR/<step>, aligned with the base. A `Mark` defines the meaning
+of a row's hits. Costs one shuffle, of 32 bytes (LOSER) to 48 (HIT) a hit, or none if the hits are one row group: then
+the task of each split reads them all and takes its own. A worker holds a row group of its split and the hits of that
+row group.
 """
 
 from abc import ABC, abstractmethod
@@ -42,16 +43,16 @@ HIT_VERSION = 2
 """1 had no `id`, and a content digest that covered the row keys."""
 
 FINDINGS_VERSION = 2
-"""Raised when a search says other things of itself in `findings`: what an old output holds is then written anew."""
+"""Increased when the `findings` of a search change: the manifest of an old output is then written anew."""
 
 LOSER = pa.schema([ROW_KEY, PROMPT.field("id"), pa.field("survivor", ID, nullable=False)])
-"""A row that is dropped because another one stays."""
+"""A row that is dropped because another one is kept."""
 LOSER_VERSION = 2
 """Of every job that writes LOSER; 1 had no `id`, and a digest that covered the row keys."""
 
 
 def sent(hits: pa.Schema) -> pa.Schema:
-    """A schema of hits without `id`, by which their content digest knows the row: the split that they go to has it."""
+    """A schema of hits without `id`, which identifies the row in their content digest: the receiving split has it."""
     return pa.schema([field for field in hits if field.name != "id"])
 
 
@@ -85,38 +86,38 @@ class EmitHits:
 
 @dataclass(frozen=True)
 class Mark(ABC):
-    """What becomes of the rows that a search found: the columns and the verdicts of an aligned table."""
+    """The consequences for the rows that a search found: the columns and the verdicts of an aligned table."""
 
     step: str
-    """Whose verdicts they are, and the folder of the table."""
+    """The step of the verdicts, and the folder of the table."""
     table: ClassVar[str]
     hits: ClassVar[pa.Schema]
-    """Of what is sent of the search's hits; `row` comes first and is a row key."""
+    """Schema of the sent part of the search's hits; `row` comes first and is a row key."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Columns of the rows, beside id, source_dataset and verdict."""
+    """Columns of the rows, besides id, source_dataset and verdict."""
 
     @property
     def columns(self) -> pa.Schema:
-        """Of the aligned table, beside id and verdict."""
+        """Columns of the aligned table, besides id and verdict."""
         return pa.schema([])
 
     @property
     def semantic(self) -> dict[str, Any]:
-        """What decides the table beside the rows and the hits, for its fingerprint."""
+        """Everything that decides the table besides the rows and the hits, for its fingerprint."""
         return {"mark": asdict(self)}
 
     @abstractmethod
     def judge(self, batch: pa.RecordBatch, found: pa.Table) -> pa.RecordBatch:
-        """The rows with `columns` beside theirs, those that go with a verdict.
+        """The rows with `columns` added, and a verdict for the dropped ones.
 
         Args:
-            batch: rows with id, source_dataset, verdict and what the mark reads.
+            batch: rows with id, source_dataset, verdict and the columns that the mark reads.
             found: their hits, of the schema `hits`, sorted by `row`, which is a row's place in the batch.
         """
 
 
 def one_a_row(found: pa.Table, num_rows: int) -> list[pa.Array]:
-    """The columns of `found` behind `row`, where no row has two hits: one entry for each row, null without a hit."""
+    """The columns of `found` after `row`, if no row has two hits: one entry for each row, null without a hit."""
     hit_of = np.full(num_rows, -1, np.int64)
     hit_of[found["row"].to_numpy()] = np.arange(len(found))
     hits = pa.array(hit_of, mask=hit_of < 0)
@@ -125,7 +126,7 @@ def one_a_row(found: pa.Table, num_rows: int) -> list[pa.Array]:
 
 @dataclass(frozen=True)
 class LoserMark(Mark):
-    """The rows of LOSER go."""
+    """The rows of LOSER are dropped."""
 
     reason: str
     table: ClassVar[str] = "VERDICT"
@@ -139,11 +140,11 @@ class LoserMark(Mark):
 
 @dataclass(frozen=True)
 class ClusterMark(Mark):
-    """The rows of HIT go that are no survivor and similar to theirs."""
+    """Drops the rows of HIT that are not survivors and are similar to theirs."""
 
     reason: str
     drop_below: float
-    """A row stays, whatever its rank, when it is less similar to the survivor."""
+    """A row that is less similar to the survivor is kept, whatever its rank."""
     table: ClassVar[str] = "CLUSTER"
     hits: ClassVar[pa.Schema] = sent(HIT)
 
@@ -176,12 +177,12 @@ _ALONE = ((1, pa.int32()), (0, pa.int32()), (1.0, pa.float64()))
 
 @dataclass(frozen=True)
 class MarkSplit:
-    """One split's rows with the hits that came for it, sorted by row; holds a row group and its hits."""
+    """One split's rows with the hits sent to it, sorted by row; holds a row group and its hits."""
 
     rows: RowsRef
     mark: Mark
     schema: pa.Schema
-    """Of the aligned table: the mark's columns, under the names that they have in it."""
+    """Schema of the aligned table: the mark's columns, under their names in it."""
 
     def __call__(self, split: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
         mark = self.mark
@@ -204,11 +205,11 @@ def mark_hits(
 
     Args:
         context: of the run.
-        rows: what is marked.
+        rows: the rows to mark.
         hits: rows that were found, with the columns of `mark.hits`.
-        mark: what becomes of them.
-        findings: what the manifest says of the search.
-        drops: how the rows grow that are lost; None where every hit is one.
+        mark: the meaning of the hits.
+        findings: of the search, for the manifest.
+        drops: how the number of dropped rows grows; None if every hit is one.
     """
     schema = aligned(context.columns(mark.columns))
     inputs = (hits, *rows.tables([*mark.reads, "verdict"]))

@@ -1,19 +1,19 @@
 """Near duplicates: MinHash candidates, checked by the exact Jaccard similarity of their shingle sets.
 
-Bands and row keys cross the shuffles; a document's shingle set crosses once for each block of pairs that it is in,
-mostly one, and only when it is a candidate. Datasets, each committed and resumable:
+Bands and row keys cross the shuffles; a document's shingle set crosses only if it is a candidate, and once for each of
+its blocks of pairs, mostly one. Datasets, each committed and resumable:
 
     candidates  MET   pairs that share a band and whose sketches agree  shuffle by band   bands.py
     edges       EDGE  the same pairs with their block                   task or shuffles  components.py, blocks.py
-    sets        SET   what is compared of the rows in those pairs       shuffle by split  verify.py
+    sets        SET   the compared form of the rows in those pairs       shuffle by split  verify.py
     pairs       PAIR  pairs with Jaccard >= threshold                   shuffle by block  verify.py
 
-Where one task holds all sets, it verifies the pairs without a shuffle, and finds the clusters in the same job with the
-same sets: the same rows in the same order. clusters.py takes it from there. With `verify: estimate` a row's set is a
-sketch of its signature, 128 bytes. Canaries (etl.dedup.canaries) go the same way; `pairs` counts those that were found
-and leaves them out.
+If one task holds all sets, it verifies the pairs without a shuffle, and finds the clusters in the same job with the
+same sets: the same rows in the same order. clusters.py does the rest. With `verify: estimate` a row's set is a sketch
+of its signature, 128 bytes. Canaries (etl.dedup.canaries) take the same path; `pairs` counts those that were found and
+leaves them out.
 
-A worker holds one batch of what came to it and BLOCK_BYTES of shingle sets, however many rows share a band.
+A worker holds one batch of the rows sent to it and BLOCK_BYTES of shingle sets, however many rows share a band.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,8 @@ from etl.storage.dataset import Dataset, DatasetLike
 from etl.text import TEXT_VERSION
 
 BLOCK_BYTES = 32 << 20
-"""Shingle sets that verification holds at once. It decides how candidate components are cut, never which pairs come."""
+"""Shingle sets that verification holds at once. It decides how candidate components are cut, but never which pairs are
+found."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class NearPairs:
     sets: Dataset
     pairs: DatasetLike
     at_hand: SetsAtHand | None
-    """What is compared, where one task holds that of all rows in candidate pairs, and their graph."""
+    """The sets of all rows in candidate pairs, if one task holds these and the graph."""
 
 
 def find_pairs(context: Context, rows: Rows, near: NearDedup, survivor: Survivor) -> NearPairs:
@@ -93,7 +94,7 @@ def find_pairs(context: Context, rows: Rows, near: NearDedup, survivor: Survivor
 
 
 def set_tasks(context: Context, sets: Dataset) -> Pieces:
-    """The tasks that share what is compared of the rows in candidate pairs."""
+    """The tasks among which the sets of the rows in candidate pairs are divided."""
     return context.buckets(2 * sum(part.bytes for part in sets.manifest.parts), SameAs(sets.ref.stage))
 
 

@@ -1,6 +1,6 @@
-"""Semantic duplicates: clusters of rows that mean the same within each cell, and the rows of a cluster that go.
+"""Semantic duplicates: clusters of rows that mean the same within each cell, and which of their rows are dropped.
 
-A cell is a skill bucket and a context bucket, so the stage stands after `tokenize`. Datasets, each committed and
+A cell is a skill bucket and a context bucket, so the stage comes after `tokenize`. Datasets, each committed and
 resumable:
 
     semantic_cells      SEMANTIC_CELL  live rows by cell                                     map
@@ -10,8 +10,8 @@ resumable:
     semantic_hits       SEMANTIC_HIT   each row's cluster, size, rank and survivor           shuffle by cluster
     semantic            SEMANTIC       aligned, with verdicts                                shuffle by split
 
-Each is written by the file semantic_{cells,embed,centroids,compare}.py that says what crosses its shuffle and what a
-worker holds; the last one is written here, with 32 bytes a row. Everything after the embedding is the same on every
+The files semantic_{cells,embed,centroids,compare}.py write them, and describe what crosses each shuffle and what a
+worker holds. The last one is written here, with 32 bytes a row. Everything after the embedding is the same on every
 engine, for any splits and any order of rows. docs/concepts/semantic.md has the speeds.
 """
 
@@ -95,7 +95,7 @@ class Semantic(SemanticDedup, Stage):
 
 @dataclass(frozen=True)
 class SemanticMark(Mark):
-    """The rows of SEMANTIC_HIT that have a survivor go."""
+    """Drops the rows of SEMANTIC_HIT that have a survivor."""
 
     table: ClassVar[str] = "SEMANTIC"
     hits: ClassVar[pa.Schema] = sent(SEMANTIC_HIT)
@@ -116,7 +116,7 @@ class SemanticMark(Mark):
 
 
 def _cluster_names(clusters: pa.Array) -> pa.Array:
-    """The name of each cluster, of which a row group has few that differ: string [rows]."""
+    """The name of each row's cluster; a row group has few distinct ones: string [rows]."""
     coded = clusters.dictionary_encode()
     names = pa.array([cluster_name(cluster) for cluster in coded.dictionary.to_pylist()], pa.string())
     return names.take(coded.indices)

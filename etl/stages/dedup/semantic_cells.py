@@ -17,7 +17,7 @@ from etl.stages.keyed import live_rows
 from etl.storage.build import Chunk
 
 SEMANTIC_VERSION: Final = 1
-"""Raised when the same rows and configuration would give other clusters or other survivors."""
+"""Increased when the same rows and configuration would give other clusters or other survivors."""
 STEP: Final = "semantic"
 _CTX: Final = tuple(CTX_BUCKETS)
 _CELL_BITS: Final = 32
@@ -33,7 +33,7 @@ SEMANTIC_CELL = pa.schema(
 
 @dataclass(frozen=True)
 class Cells:
-    """Live rows of every cell that has some, by its number."""
+    """Live rows of every nonempty cell, by its number."""
 
     rows: dict[int, int]
 

@@ -27,7 +27,7 @@ from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset
 
 _OVERSAMPLING: Final = 1.1
-"""The hash passes this multiple of the sample on average, so that a cell hardly ever has fewer rows than it should."""
+"""On average the hash selects this multiple of the sample, so that a cell hardly ever has too few rows."""
 
 CENTROID = pa.schema(
     [

@@ -1,4 +1,4 @@
-"""Clusters of semantic dedup: each row with its nearest centroid, and which rows of a cluster stay.
+"""Clusters of semantic dedup: each row with its nearest centroid, and which rows of a cluster are kept.
 
 `EmitClusterMembers` sends each live row's embedding to the bucket of its cluster, the best rows first;
 `CompareClusters` takes them in that order (etl/dedup/semantic.py) and writes SEMANTIC_HIT, each row's cluster, rank and
@@ -40,7 +40,7 @@ from etl.storage.build import Chunk
 from etl.storage.dataset import Dataset, DatasetRef
 
 COSINE_ONE: Final = 1_000_000
-"""A cosine of 1 in the units in which cosines are added up."""
+"""A cosine of 1, in the units in which cosines are added up."""
 _ASSIGN_ROWS: Final = 4096
 
 SEMANTIC_HIT = pa.schema(
@@ -53,7 +53,7 @@ SEMANTIC_HIT = pa.schema(
         pa.field("survivor", ID),
     ]
 )
-"""`size` counts the rows of the cluster that stay, `rank` is a row's place among them; null for one that goes."""
+"""`size` counts the kept rows of the cluster, `rank` is a row's place among them; null for a dropped row."""
 CLUSTER_MEMBER = pa.schema(
     [
         ("bucket", pa.int32()), ("cluster", pa.int64()), ("order", pa.int64()), ("id", pa.binary()),
@@ -102,7 +102,7 @@ class EmitClusterMembers:
 
 
 class ClusterFile:
-    """Context manager with the rows of one cluster after another, in a temporary file."""
+    """Context manager that holds the rows of one cluster at a time, in a temporary file."""
 
     def __init__(self) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
@@ -140,7 +140,7 @@ class ClusterFile:
 
 @dataclass
 class Tally:
-    """What is reported of the clusters of one bucket, by skill and context bucket."""
+    """The report on the clusters of one bucket, by skill and context bucket."""
 
     cells: dict[str, dict[str, dict[str, int]]]
     largest: dict[str, dict[str, dict[str, int]]]
@@ -162,7 +162,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class CompareClusters:
-    """The clusters of one bucket: which rows stay, and every row's rank."""
+    """The clusters of one bucket: which rows are kept, and every row's rank."""
 
     config: SemanticDedup
 
@@ -207,7 +207,7 @@ class CompareClusters:
 
 
 def _survivor_ids(records: npt.NDArray[Any], found: I64) -> pa.Array:
-    """The id of each row's survivor, null where `found` is negative: the row stays."""
+    """The id of each row's survivor, null where `found` is negative: the row is kept."""
     lost = found >= 0
     bits = pa.py_buffer(np.packbits(lost, bitorder="little"))
     return _ids(records["id"][np.where(lost, found, 0)], bits)
@@ -231,7 +231,7 @@ def _hit_rows(records: npt.NDArray[Any], cluster: int, kept: int, rank: I64, sur
 
 
 def compare_clusters(context: Context, rows: Rows, centroids: Dataset, config: SemanticDedup) -> Dataset:
-    """Write DIR/semantic_hits: each live row's cluster, the size of that, and the row's rank there or its survivor."""
+    """Write DIR/semantic_hits: each live row's cluster and its size, and the row's rank in it or its survivor."""
     tasks = context.buckets(rows.num_rows * (72 + (384 if config.embedder == "minilm" else config.dim)))
     num_buckets = tasks.count()
     read = ["skill_bucket", "ctx_bucket", *EMBEDDING.names, *rows.ref.rest_of_id]

@@ -89,7 +89,7 @@ class EmbedLexical:
 
 
 def embed_rows(context: Context, rows: Rows, cells: Cells, config: SemanticDedup) -> Rows:
-    """The rows with their embeddings beside them: DIR/embeddings, and DIR/semantic_terms for lexical ones."""
+    """The rows with their embeddings added: DIR/embeddings, and DIR/semantic_terms for lexical ones."""
     if config.embedder == "lexical":
         return _embed_lexical(context, rows, cells, config)
     return run_pipeline(context, rows, "embeddings", "EMBEDDING", Pipeline(steps=(config.step(),)))

@@ -1,8 +1,8 @@
-"""Split: which side a row is on, and no prompt on both.
+"""Split: assigns each row to a side, and keeps prompts from being on both.
 
 train or validation follows from a hash of the split key. Rows of one prompt can have keys of their own (by default a
-row's id), so a validation row whose prompt also stands in train is dropped with its reason. Near duplicates are the
-business of the dedup stage. Costs one shuffle of 56 bytes a row.
+row's id), so a validation row whose prompt is also in train is dropped, with a reason. The dedup stage handles near
+duplicates. Costs one shuffle of 56 bytes a row.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -53,12 +53,12 @@ PROMPT_KEY = pa.schema(
     ]
 )  # fmt: skip
 PROMPT_BYTES = 56
-"""Of a row on its way."""
+"""Bytes of a row in the shuffle."""
 
 
 @dataclass(frozen=True)
 class EmitPrompts:
-    """A hash of each live row's prompt, and its side; a row without a prompt (raw text) shares none."""
+    """A hash of each live row's prompt, and its side; a row without a prompt (raw text) shares it with no row."""
 
     rows: RowsRef
     sides: Sides
@@ -79,7 +79,7 @@ class EmitPrompts:
 
 
 def leaked_prompts(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-    """Validation rows whose prompt a train row has too: LOSER rows that name the first such train row."""
+    """Validation rows whose prompt is also that of a train row: LOSER rows that name the first such train row."""
     return reduced(batches, _leaked)
 
 

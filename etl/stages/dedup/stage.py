@@ -1,8 +1,8 @@
 """The stage `dedup`: exact duplicates, repeated units of text, then near ones among what is left.
 
-exact, units, near and clusters beside this file do the work; here is their order. The report by source, with what
-sources have in common, is in the manifest of the last table, DIR/clusters or, without near dedup, DIR/exact, under
-`findings.sources`.
+The modules exact, units, near and clusters in this folder do the work; this file sets their order. The report by
+source, with the overlap of sources, is in the manifest of the last table, DIR/clusters or, without near dedup,
+DIR/exact, under `findings.sources`.
 """
 
 import math
@@ -35,7 +35,7 @@ _ROUNDS = {
     "candidate_components": "LABEL", "rounds/edges-nodes": "NODE", "rounds/edges-chunks": "CHUNK",
     "rounds/edges-ends": "END", "rounds/candidate_components": "TIE", "rounds/components": "TIE",
 }  # fmt: skip
-"""Of near dedup above run.max_component_edges pairs; the last two are numbered."""
+"""Folders of near dedup above run.max_component_edges pairs; the last two are numbered."""
 
 
 def _units(kind: str) -> dict[str, str]:
@@ -82,7 +82,7 @@ class Dedup(Stage):
         return {self.named(folder): table for folder, table in {**by_pairs, **conversations.FOLDERS}.items()}
 
     def step_labels(self) -> tuple[str, ...]:
-        # Both ends whatever is left out: DIR/dropped has them in its fingerprint.
+        # Both ends, whatever is left out: DIR/dropped has them in its fingerprint.
         return tuple(self.named(step) for step in ("exact", *(units.unit for units in self.units), "near"))
 
     def _searches(self) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class Dedup(Stage):
         self.survivor.check_sources(self.label, known)
 
     def for_sample(self, share: float) -> "Dedup":
-        """With fewer canaries; scaled up again, they come to as many as those of the whole."""
+        """The stage with fewer canaries; scaled up again, they are as many as those of the whole."""
         if self.near is None:
             return self
         fewer = self.near.model_copy(update={"num_canaries": math.ceil(self.near.num_canaries * share)})

@@ -27,8 +27,8 @@ LABEL = int64_schema("row", "component", places=("row", "component"))
 TIE = int64_schema("node", "smaller", places=("node", "smaller"))
 """A row key, and a smaller one (or itself) of the same component.
 
-Both hold places alone, so their content digests tell how many rows they have. What is made from them is fingerprinted
-by the pairs that they come from."""
+Both hold only places, so their content digests depend only on the number of rows. Datasets made from them are
+fingerprinted by the pairs from which they come."""
 LABEL_VERSION = 2
 """Of every job that writes LABEL or TIE; 1 had a digest that covered the row keys."""
 
@@ -65,7 +65,7 @@ class EmitTies:
 
 @dataclass(frozen=True)
 class EmitLabels:
-    """The ties of finished stars, each to the split that holds its larger end, and each centre to itself."""
+    """Sends each tie of finished stars to the split that holds its larger end, and ties each centre to itself."""
 
     ties: DatasetRef
     num_splits: int
@@ -87,7 +87,7 @@ def _arcs(num_buckets: int, node: I64, neighbour: I64) -> pa.RecordBatch:
 
 
 def large_stars(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-    """A half-round over edges from both ends: TIE rows, and how many edges do not lie in a finished star yet."""
+    """A half-round over edges from both ends: TIE rows, and how many edges are not in a finished star yet."""
     star = LargeStar()
     return reduced(batches, lambda arcs: _tied(star, arcs), lambda: {"unsettled": star.num_unsettled})
 
@@ -103,7 +103,7 @@ def _tied(star: LargeStar | SmallStar, batches: Iterable[pa.RecordBatch]) -> Ite
 
 
 def first_labels(bucket: int, batches: Iterator[pa.RecordBatch]) -> Iterator[Chunk]:
-    """LABEL rows of finished stars: each node once, though every leaf names the centre."""
+    """LABEL rows of finished stars: each node once, although every leaf names the centre."""
     return reduced(batches, _labelled)
 
 
@@ -117,7 +117,7 @@ def _labelled(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def contract(context: Context, rows: Rows, name: str, pairs: Dataset, ends: tuple[str, str]) -> Dataset:
-    """Stars of the components, table TIE: large-star and small-star rounds in turn, until nothing moves.
+    """Stars of the components, table TIE: alternating large-star and small-star rounds, until nothing changes.
 
     Args:
         context: the run.

@@ -1,14 +1,15 @@
-"""Duplicate units: paragraphs, lines or sentences of raw documents that stand elsewhere too are taken out of the text.
+"""Duplicate units: removes paragraphs, lines or sentences of raw documents that also occur elsewhere from the text.
 
-Nothing between ingest and layout rewrites rows, so the stage writes which bytes go; whatever reads `messages` from then
-on (near dedup, scores, tokens, layout) gets the text without them, and ids stay those of ingest. For each kind of unit:
+Nothing between ingest and layout rewrites rows, so the stage writes which bytes are removed. Whatever reads `messages`
+from then on (near dedup, scores, tokens, layout) gets the text without them, and ids remain those of ingest. For each
+kind of unit:
 
-    paragraph_hits  UNIT_HIT  units that go, as (row, place in the row)            shuffle by the unit's hash
+    paragraph_hits  UNIT_HIT  removed units, as (row, place in the row)            shuffle by the unit's hash
     paragraph       UNITS     aligned: byte ranges, counts, verdicts               shuffle by split
 
-76 bytes cross the first shuffle for each unit of at least min_words words, 12 the second for each that goes; texts are
-read and cut twice, and cross nothing. A worker holds one batch of what came to it and one row group of its split with
-the units of it that go, however many rows share a unit.
+76 bytes cross the first shuffle for each unit of at least min_words words, 12 the second for each removed one; texts
+are read and cut twice, and cross no shuffle. A worker holds one batch of the rows sent to it and one row group of its
+split with its removed units, however many rows share a unit.
 """
 
 from collections.abc import Iterable, Iterator
@@ -49,16 +50,16 @@ UNIT = pa.schema(
         ("num_bytes", pa.int32()),
     ]
 )  # fmt: skip
-"""`place` is that of the unit among those of its row, `source` among the sources of the recipe."""
+"""`place` is that of the unit in its row, `source` that of the source among those of the recipe."""
 _ORDER = ("unit", "preference", "id", "digest", "row", "place")
 
 UNIT_HIT = pa.schema([ROW_KEY, PROMPT.field("id"), pa.field("place", pa.int32(), nullable=False)])
-"""A unit that goes because it stands elsewhere."""
+"""A unit that is removed because it occurs elsewhere."""
 
 
 @dataclass(frozen=True)
 class EmitUnits:
-    """The hashes of the long enough units of each live raw document."""
+    """The hashes of the sufficiently long units of each live raw document."""
 
     rows: RowsRef
     config: UnitDedup
@@ -96,7 +97,7 @@ class EmitUnits:
 
 
 class UnitCounts:
-    """Units and their bytes by source: those that were seen, those that go, and where the copies are that stay."""
+    """Units and their bytes by source: those seen, those removed, and where the kept copies are."""
 
     def __init__(self, sources: tuple[str, ...]) -> None:
         self._sources = sources
@@ -105,17 +106,17 @@ class UnitCounts:
         self._kept_in = np.zeros((len(sources), len(sources)), np.int64)
 
     def saw(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Count the units of a stream as it goes by."""
+        """Count the units of a stream as they pass."""
         for batch in batches:
             self._add(self._seen, batch.column("source"), batch.column("num_bytes"))
             yield batch
 
     def removed(self, gone: pa.Table, kept_in: pa.ChunkedArray) -> None:
-        """Count units that go.
+        """Count removed units.
 
         Args:
             gone: with `source` and `num_bytes`.
-            kept_in: source of the copy that stays, int32 [gone].
+            kept_in: source of the kept copy, int32 [gone].
         """
         self._add(self._removed, gone["source"], gone["num_bytes"])
         np.add.at(self._kept_in, (gone["source"].to_numpy(), kept_in.to_numpy()), 1)
@@ -126,7 +127,7 @@ class UnitCounts:
         np.add.at(counts[1], sources.to_numpy(), num_bytes.to_numpy())
 
     def tree(self) -> dict[str, Any]:
-        """source -> seen, bytes_seen, removed, bytes_removed, kept_in (source -> units); sources without a unit not."""
+        """source -> seen, bytes_seen, removed, bytes_removed, kept_in (source -> units); only sources with units."""
         return {
             self._sources[code]: {
                 "seen": int(self._seen[0, code]),
@@ -162,13 +163,13 @@ class FindUnits:
 
 
 def unit_counts(config: UnitDedup) -> pa.Field:
-    """The column that says how many units were taken out of a row."""
+    """The column with the number of units removed from a row."""
     return pa.field(f"num_{config.unit}s_removed", pa.int32())
 
 
 @dataclass(frozen=True)
 class UnitMark(Mark):
-    """The units of UNIT_HIT go, and the rows with too little text left."""
+    """Removes the units of UNIT_HIT, and drops the rows with too little text left."""
 
     config: UnitDedup
     table: ClassVar[str] = "UNITS"
@@ -177,7 +178,7 @@ class UnitMark(Mark):
 
     @property
     def columns(self) -> pa.Schema:
-        """The ranges of `REMOVED` and how many units they take out, 0 for most rows."""
+        """The ranges of `REMOVED` and how many units they remove, 0 for most rows."""
         return pa.schema([REMOVED, unit_counts(self.config)])
 
     @property
@@ -199,19 +200,19 @@ class UnitMark(Mark):
 
 
 def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survivor) -> Rows:
-    """Write DIR/<unit>_hits and DIR/<unit>; what reads `messages` from then on gets the texts that are left.
+    """Write DIR/<unit>_hits and DIR/<unit>; whatever reads `messages` from then on gets the remaining text.
 
-    The manifest of DIR/<unit> finds for each source the share of units (of at least min_words words) and of their bytes
-    that went; that of DIR/<unit>_hits counts them, and in which source the copies are that stay.
+    The manifest of DIR/<unit> has for each source the share of units (of at least min_words words) and of their bytes
+    that was removed. That of DIR/<unit>_hits has their counts, and in which source the kept copies are.
 
     Args:
         context: of the run.
         rows: to which the aligned table is added.
         config: which units.
-        survivor: whose copy stays.
+        survivor: whose copy is kept.
     """
     sources = context.sources
-    # The stored bytes: text is packed to a third of itself, and a unit of 100 to 300 bytes sends 76.
+    # Per stored byte: text is compressed to a third, and a unit of 100 to 300 bytes sends 76.
     tasks = context.buckets(sum(part.bytes for part in rows.base.result().manifest.parts))
     num_buckets = tasks.count()
     emit = EmitUnits(rows.ref, config, survivor, sources, num_buckets)
@@ -231,7 +232,7 @@ def dedup_units(context: Context, rows: Rows, config: UnitDedup, survivor: Survi
 
 
 def dedup_rates(hits: Dataset) -> dict[str, dict[str, float]]:
-    """Source -> share of its units and of their bytes that go."""
+    """Source -> share of its units and of their bytes that is removed."""
     count = hits.manifest.count
     return {
         source: {

@@ -1,10 +1,10 @@
 """Exact comparison of candidate pairs: the sets of their rows, brought together by block, and their Jaccard similarity.
 
-`WriteSets` writes SET, what is compared of each row in a candidate pair; `Verify` gets the sets of a block
+`WriteSets` writes SET, the compared form of each row in a candidate pair; `Verify` gets the sets of a block
 (etl.stages.dedup.blocks), then its pairs, and writes NEAR_PAIR, table PAIR, for those at or above the threshold. A set
 takes 8 bytes a shingle and crosses the shuffle once for each block of its row, mostly one. A worker holds the sets of
-one block and one batch of what arrives. Where all sets fit one task, `VerifyAll` does without blocks and without a sort
-of sets: it holds them all and looks them up by row.
+one block and one batch of arriving rows. If all sets fit in one task, `VerifyAll` does without blocks and without a
+sort of sets: it holds them all and looks them up by row.
 """
 
 import functools
@@ -44,11 +44,11 @@ from etl.storage.build import Chunk
 from etl.storage.dataset import DatasetRef
 
 _VERIFY_ROWS = 1 << 12
-"""Sets and pairs that are taken at once."""
+"""Number of sets and pairs that are taken at once."""
 _AT_ONCE = 1 << 16
-"""Pairs that are taken at once where all sets are held."""
+"""Number of pairs that are taken at once if all sets are held."""
 _MEMBER_BYTES = 8 << 20
-"""Shingle sets of one batch on its way to the blocks."""
+"""Bytes of the shingle sets of one batch that is sent to the blocks."""
 
 SET = pa.schema(
     [
@@ -64,9 +64,9 @@ SET = pa.schema(
         encoded(pa.field("shingles", pa.binary(), nullable=False), "plain"),
     ]
 )
-"""Sorted by the row that it is of or, a canary, copies. `source` is a place among the recipe's sources, `digest` tells
-rows of one id apart (`rest_digest`), `tokens` and `signs` are `NearDedup.sign_digests` of its text, null where no other
-set can be equal to this one."""
+"""Sorted by its row or, for a canary, the row that it copies. `source` is a place among the recipe's sources, `digest`
+distinguishes rows of one id (`rest_digest`), `tokens` and `signs` are `NearDedup.sign_digests` of its text, null where
+no other set can be equal to this one."""
 SET_VERSION = 4
 """1 had no `digest`, and a content digest that covered row keys and blocks; 2 had no `tokens` and `signs`, 3 had them
 of every row."""
@@ -78,8 +78,8 @@ NEAR_PAIR = pa.schema(
     ]
 )
 PAIR_VERSION = 4
-"""1 had a content digest that covered the row keys; 2 did not count the pairs that differ in signs alone, 3
-canaries by script."""
+"""1 had a content digest that covered the row keys; 2 did not count the pairs that differ only in signs, 3 did not
+count canaries by script."""
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------
@@ -93,13 +93,13 @@ WANTED_SET = pa.schema(
         ("alike", pa.int64()),
     ]
 )
-"""`node` is the row key of a candidate, `row` that of the row whose text it has: another one for a canary; `alike` is 1
-where the set of a partner may be equal."""
+"""`node` is the row key of a candidate, `row` that of the row whose text it has (for a canary, another one); `alike` is
+1 where the set of a partner may be equal."""
 
 
 @dataclass(frozen=True)
 class EmitWantedSets:
-    """Both ends of every pair, and its block, to the split that holds them."""
+    """Sends both ends of every pair, and its block, to the splits that hold them."""
 
     edges: DatasetRef
 
@@ -113,7 +113,7 @@ class EmitWantedSets:
 
 @dataclass(frozen=True)
 class WriteSets:
-    """What is compared of the candidates of one split, and the blocks that need it; holds a row group's."""
+    """The compared form of the candidates of one split, and the blocks that need it; holds that of a row group."""
 
     rows: RowsRef
     near: NearDedup
@@ -138,12 +138,12 @@ class WriteSets:
 
     @property
     def columns(self) -> list[str]:
-        """What is read of each row."""
+        """The columns that are read of each row."""
         named = ("id", "messages", "skill_bucket", "source_example_id")
         return list(dict.fromkeys([*named, *self.rows.rest_of_id, *self.survivor.reads]))
 
     def _compared(self, chosen: pa.RecordBatch, copies: Bools, told: Bools, blocks: pa.Array) -> list[pa.Array]:
-        """The columns of SET from `tokens` on, with digests of the rows in `told`."""
+        """The columns of SET from `tokens` on, with digests for the rows in `told`."""
         texts, formal = full_text(chosen), is_formal(chosen)
         if copies.any():
             mask = pa.array(copies)
@@ -162,7 +162,7 @@ def _runs(values: I64) -> tuple[I64, I64]:
 
 
 def packed(sets: Sets) -> pa.Array:
-    """Sets as bytes, 8 an element: what travels."""
+    """Sets as bytes, 8 an element, for the shuffle."""
     offsets, hashes = sets
     assert offsets[-1] < 1 << 28, "a record batch holds at most 2 GB of sets"
     buffers = [None, pa.py_buffer((offsets * 8).astype(np.int32)), pa.py_buffer(hashes)]
@@ -170,7 +170,7 @@ def packed(sets: Sets) -> pa.Array:
 
 
 def unpacked(array: pa.Array) -> Sets:
-    """The sets of `packed`, without a copy where they lie at a multiple of 8 bytes."""
+    """The sets of `packed`, without a copy if they start at a multiple of 8 bytes."""
     data, offsets = binary_buffers(array)
     hashes = data[offsets[0] : offsets[-1]].view(np.uint64)
     return (offsets - offsets[0]) // 8, np.require(hashes, requirements="A")
@@ -197,7 +197,7 @@ BLOCK_MEMBER = pa.schema(
 
 
 def set_lines(sets: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
-    """Each set to the bucket of each of its blocks, _MEMBER_BYTES at a time; its row is in column `a`."""
+    """Sends each set to the bucket of each of its blocks, _MEMBER_BYTES at a time; its row is in column `a`."""
     parents = pc.list_parent_indices(sets.column("blocks"))
     blocks = sets.column("blocks").flatten()
     sizes = pc.binary_length(sets.column("shingles")).to_numpy()[parents.to_numpy()]
@@ -213,7 +213,7 @@ def set_lines(sets: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch
 
 
 def edge_lines(edges: pa.RecordBatch, num_buckets: int) -> Iterator[pa.RecordBatch]:
-    """Each pair to the bucket of its block, where it comes after all sets of that."""
+    """Sends each pair to the bucket of its block, where it comes after all sets of the block."""
     tail = [pa.nulls(edges.num_rows, field.type) for field in list(BLOCK_MEMBER)[5:]]
     yield _members(edges.column("block"), True, [edges.column("a"), edges.column("b"), *tail], num_buckets)
 
@@ -224,7 +224,7 @@ def _members(block: pa.Array, is_edge: bool, columns: list[pa.Array], num_bucket
 
 
 class HeldSets:
-    """What is compared of the rows of some blocks, found by (block, row).
+    """The compared form of the rows of some blocks, found by (block, row).
 
     Attributes:
         details: _DETAILS of each set.
@@ -249,7 +249,7 @@ class HeldSets:
         self.sets = (offsets[low : high + 1] - first, hashes[first:last].copy())
 
     def add(self, sets: pa.RecordBatch) -> None:
-        """Take the next sets, which are sorted by block and row and come after all that are held."""
+        """Take the next sets, which are sorted by block and row and come after all held ones."""
         ends, values = unpacked(sets.column("shingles"))
         offsets, hashes = self.sets
         self.blocks = np.concatenate([self.blocks, sets.column("block").to_numpy()])
@@ -271,14 +271,14 @@ class HeldSets:
 
 
 class AllSets(HeldSets):
-    """What is compared of all candidates, found by row.
+    """The compared form of all candidates, found by row.
 
     Args:
         batches: of SET, in any order.
-        most: elements of all sets, or more.
+        most: upper bound on the elements of all sets.
 
     Attributes:
-        rest: the columns of SET but for the blocks and the sets.
+        rest: the columns of SET except the blocks and the sets.
     """
 
     def __init__(self, batches: Iterable[pa.RecordBatch], most: int) -> None:
@@ -310,7 +310,7 @@ class AllSets(HeldSets):
 
 
 class SetsAtHand:
-    """The sets of a run that one task holds, read once for all datasets that the task writes. Pickles small."""
+    """The sets of a run that one task holds, read once for all datasets that the task writes. Its pickle is small."""
 
     def __init__(self, ref: DatasetRef) -> None:
         self._ref = ref
@@ -320,9 +320,9 @@ class SetsAtHand:
 
     @functools.cached_property
     def all(self) -> AllSets:
-        """Them."""
+        """The sets, read on first use."""
         splits = range(self._ref.num_splits)
-        # Sets lie in their parts as they are.
+        # Parts hold sets uncompressed.
         most = sum(part.bytes for split in splits for part in self._ref.parts_of(split)) // 8
         return AllSets((batch for split in splits for batch in self._ref.read_split(split)), most)
 
@@ -340,8 +340,7 @@ def _parted(members: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
 class Verify:
     """The similarity of every pair; those at or above the threshold are written, canaries counted.
 
-    The sets of a block come before its pairs, so a batch of rows and the sets of the open block are all there is
-    in memory.
+    The sets of a block come before its pairs, so only a batch of rows and the sets of the open block are in memory.
     """
 
     near: NearDedup
@@ -351,7 +350,7 @@ class Verify:
         return self.verified(_with_sets(batches))
 
     def verified(self, pairs_of: Iterable[tuple[HeldSets, I64]]) -> Iterator[Chunk]:
-        """What is written of pairs.
+        """The rows to write for pairs.
 
         Args:
             pairs_of: sets at hand, and some distinct pairs of their rows: block, `a` and `b`, int64 [3, pairs].
@@ -375,7 +374,7 @@ class Verify:
         yield Chunk(None, pairs_in, {}, {name: count for name, count in counts.items() if count})
 
     def _similar(self, held: HeldSets, pairs: I64) -> I64:
-        """The second ends of the pairs that are similar."""
+        """The second ends of the similar pairs."""
         block, a, b = pairs
         return b[self._judge(held, held.find(block, a), held.find(block, b))[1]]
 
@@ -384,7 +383,7 @@ class Verify:
         return jaccard, self.near.is_duplicate(jaccard)
 
     def _verify(self, held: HeldSets, pairs: I64) -> tuple[pa.RecordBatch, int]:
-        """NEAR_PAIR of the pairs that are similar, and how many of them differ in signs alone."""
+        """NEAR_PAIR of the similar pairs, and how many of them differ only in signs."""
         block, a, b = pairs
         left, right = held.find(block, a), held.find(block, b)
         jaccard, good = self._judge(held, left, right)
