@@ -218,7 +218,7 @@ def edited(text: str, target: float, span: Callable[[int], float], signed: bool,
     Args:
         text: of a row.
         target: similarity to aim at; 1 changes only case and white space.
-        span: tokens of an n-gram, on average, in a text of so many tokens.
+        span: tokens of an n-gram, on average, in a text of this many tokens.
         signed: whether visible signs are tokens.
         seed: decides which tokens.
     """

@@ -4,8 +4,8 @@ Rows with equal band hashes are a group, and every row pairs with the `max_partn
 long as their sketches agree (`etl.dedup.minhash.most_disagreement`). So a hot band (boilerplate, empty answers) costs
 time and pairs linear in its rows; rows further apart are still joined through similar ones between them. The pairs that
 this may miss are estimated: the key is a hash, so the first rows of a group are a random sample of it, and the share of
-the sample that agrees with a row stands for all the partners with which the row was not compared. A row without others
-in its group gives no pair, so it may be left out.
+the sample that agrees with a row is taken for all the partners with which the row was not compared. A row without
+others in its group gives no pair, so it may be left out.
 
 Canaries (`etl.dedup.canaries`) pair only with their own row and take no other row's place. The state is one group's
 last `max_partners` rows; a chunk of r rows gives at most r · max_partners pairs. A pair that shares several bands is

@@ -109,7 +109,7 @@ class NumbersRule(Config):
     """Words in an n-gram."""
     min_ratio: float = Field(default=0.9, gt=0, le=1)
     """Smallest share of the item's distinct n-grams in a row that is a hit, with all numbers treated as equal. All
-    numbers of the item but one must also stand between the same words."""
+    numbers of the item but one must also be between the same words."""
 
 
 class ContaminationStep(Step):

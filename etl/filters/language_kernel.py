@@ -56,7 +56,7 @@ class _Tables(NamedTuple):
     word_data: I8
     word_offsets: I64
     places: I32
-    """int32 [power of 2]: a word's number at its hash or the next free place after it, -1 where there is none."""
+    """int32 [power of 2]: a word's number at its hash or the next free place after it, -1 at a free place."""
     min_n: int
     max_n: int
     num_buckets: int

@@ -152,7 +152,7 @@ def _count_shared(ngrams: I32, numbers: I64) -> int:
 
 @njit
 def _place_key(left: np.uint64, number: np.uint64, right: np.uint64) -> np.uint64:
-    """The hash of a number between two words; 0 stands for no word."""
+    """The hash of a number between two words; 0 means no word."""
     return xxh64_u64((left * _NGRAM_BASE + number) * _NGRAM_BASE + right, np.uint64(0))
 
 

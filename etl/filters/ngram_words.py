@@ -155,7 +155,7 @@ def _is_comma(code: Int) -> bool:
 
 @njit
 def _goes_on(code: Int, data: U8, at: int, end: int, table: U32) -> bool:
-    """Whether a number goes on behind the sign `code`: `2.5` and `1,600` do."""
+    """Whether a number continues after the sign `code`, as in `2.5` and `1,600`."""
     if not (_is_point(code) or _is_comma(code)):
         return False
     num_digits = 0

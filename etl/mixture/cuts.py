@@ -169,7 +169,7 @@ class RankedCut(Cut):
 
     @abstractmethod
     def group(self, batch: pa.RecordBatch) -> pa.Array:
-        """The group of each row, string; null for a row that the cut leaves alone."""
+        """The group of each row, string; null for a row that the cut does not touch."""
 
     @abstractmethod
     def score(self, batch: pa.RecordBatch) -> pa.Array:

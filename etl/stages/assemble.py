@@ -352,7 +352,7 @@ def _questions(assembly: Tree | Join | Gather, table: str) -> RawRows:
 
 
 def _whole(table: str, files: Sequence[InputFile]) -> InputSplit:
-    """All rows of a table, in the order of its files: one task reads them, to count them."""
+    """All rows of a table, in the order of its files: one split, as its rows are counted."""
     return InputSplit(source=table, pieces=tuple(InputPiece(file=file, start=0, end=file.bytes) for file in files))
 
 

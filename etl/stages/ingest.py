@@ -52,8 +52,8 @@ from etl.storage.remote import Storage
 from etl.storage.untrusted import read_object
 
 INGEST_VERSION = 5
-"""4 kept null fields of structs in messages and definitions of tools, read `[]` and lines that end in CR alone as a bad
-row, and did not read a CSV file with a row above max_row_bytes. 3 had no tools, conversation_id,
+"""4 kept null fields of structs in messages and definitions of tools, read `[]` and lines that end in a CR without LF
+as a bad row, and did not read a CSV file with a row above max_row_bytes. 3 had no tools, conversation_id,
 expected_completion_tokens, bucket_rule and verdict, no content_type and call_id in its messages, and it kept blank
 prompts and answers. 1 and 2 had no file and position. While it was 1, meta_json got another form for times in
 nanoseconds, durations, nested bytes and whole numbers beyond 64 bits."""

@@ -108,7 +108,7 @@ def line(intake: Intake, size: str, notes: Sequence[str]) -> str:
 
 
 def notes_on(source: Source, shape: Shape, unused: Sequence[str]) -> list[str]:
-    """Remarks on a source that is more than rows with answers which are all read, and its unread columns."""
+    """Remarks on a source: that it has no answers, that it has a limit, and which columns are not used."""
     columns = [f"columns not used: {names(unused)}"] if unused else []
     prompts = [] if shape.has_answers else ["prompts without answers"]
     limit = [] if source.limit is None else [f"limit {source.limit:,}"]

@@ -269,7 +269,7 @@ def to_corpus(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def span_range(spans: pa.ListArray, kind: str) -> pa.StructArray:
-    """Token range of the last span of a kind in each row; null where there is none."""
+    """Token range of the last span of a kind in each row; null if it has none."""
     size = len(spans)
     rows = pc.list_parent_indices(spans).to_numpy()
     flat = spans.flatten()

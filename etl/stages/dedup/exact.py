@@ -2,8 +2,8 @@
 
 Datasets, each committed and resumable:
 
-    exact_hits   LOSER    all rows of a content but the one that is kept    shuffle by hash
-    exact        VERDICT  aligned                                         shuffle by split
+    exact_hits   LOSER    all rows of a content but the kept one   shuffle by hash
+    exact        VERDICT  aligned                                  shuffle by split
 
 Hashes and row keys cross the shuffles, never text: 66 bytes a row. A worker holds one batch of the rows sent to it,
 however many rows share a content.

@@ -5,7 +5,7 @@ its blocks of pairs, mostly one. Datasets, each committed and resumable:
 
     candidates  MET   pairs that share a band and whose sketches agree  shuffle by band   bands.py
     edges       EDGE  the same pairs with their block                   task or shuffles  components.py, blocks.py
-    sets        SET   the compared form of the rows in those pairs       shuffle by split  verify.py
+    sets        SET   the compared form of the rows in those pairs      shuffle by split  verify.py
     pairs       PAIR  pairs with Jaccard >= threshold                   shuffle by block  verify.py
 
 If one task holds all sets, it verifies the pairs without a shuffle, and finds the clusters in the same job with the

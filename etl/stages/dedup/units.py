@@ -4,8 +4,8 @@ Nothing between ingest and layout rewrites rows, so the stage writes which bytes
 from then on (near dedup, scores, tokens, layout) gets the text without them, and ids remain those of ingest. For each
 kind of unit:
 
-    paragraph_hits  UNIT_HIT  removed units, as (row, place in the row)            shuffle by the unit's hash
-    paragraph       UNITS     aligned: byte ranges, counts, verdicts               shuffle by split
+    paragraph_hits  UNIT_HIT  removed units, as (row, place in the row)      shuffle by the unit's hash
+    paragraph       UNITS     aligned: byte ranges, counts, verdicts         shuffle by split
 
 76 bytes cross the first shuffle for each unit of at least min_words words, 12 the second for each removed one; texts
 are read and cut twice, and cross no shuffle. A worker holds one batch of the rows sent to it and one row group of its
