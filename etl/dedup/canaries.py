@@ -35,7 +35,7 @@ _ROW_MASK: Final = np.int64((1 << 52) - 1)
 _SEED: Final = 0x63616E617279
 _TOLERANCE: Final = 1e-12
 _LEAST_TOKENS: Final = 24
-"""A text with fewer has too few n-grams to be edited to a level."""
+"""A text with fewer tokens has too few n-grams to be edited to a level."""
 
 
 CANARIES_VERSION: Final = 3

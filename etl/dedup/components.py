@@ -1,11 +1,10 @@
 """Connected components in one process, from pairs of row keys that come in pieces.
 
-A hash table numbers the keys in
-the order in which they come, and a union-find runs over the numbers (Tarjan 1975, with path halving; the smaller key
-becomes the root). It looks at each pair once, and sorts only the labels. Memory does not depend on the number of
-pairs: 8 bytes a node for its key, 4 for its parent, 5 to 11 for the table, and 8 for the order of the labels once the
-table is freed; arrays are reserved for `max_nodes` but take only what is used. Labels depend neither on the order of
-the pairs nor on how they are cut.
+A hash table numbers the keys in the order in which they come, and a union-find runs over the numbers (Tarjan 1975, with
+path halving; the smaller key becomes the root). It looks at each pair once, and sorts only the labels. Memory does not
+depend on the number of pairs: 8 bytes a node for its key, 4 for its parent, 5 to 11 for the table, and 8 for the order
+of the labels once the table is freed; arrays are reserved for `max_nodes` but take only what is used. Labels depend
+neither on the order of the pairs nor on how they are cut.
 """
 
 from collections.abc import Iterator

@@ -75,8 +75,7 @@ Thresholds = Mapping[str, Threshold]
 class Cut(Selected, Kinded):
     """Base of the cuts: configurations that give verdicts by columns which steps have measured.
 
-    A cut is a
-    `RankedCut`, which keeps a number of rows of a group, or a `RowCut`, which looks at each row by itself.
+    A cut is a `RankedCut`, which keeps a number of rows of a group, or a `RowCut`, which looks at each row by itself.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
