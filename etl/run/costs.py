@@ -50,10 +50,10 @@ _MOST_NAMED = 3
 
 
 def run_costs(recipe: Recipe) -> RunCosts | None:
-    """The cost of a recipe's datasets in its output; None if none of them has stored it.
+    """The cost of a recipe's datasets in its output; None if no dataset has stored its cost.
 
     Raises:
-        DataError: ingest is not committed; what a dataset says of its costs, or a plan of its prediction, is damaged.
+        DataError: ingest is not committed, or stored costs or a stored prediction are damaged.
     """
     record, output = record_of(recipe), recipe.place
     found = _dataset_costs(record, output)
@@ -82,7 +82,7 @@ def run_costs(recipe: Recipe) -> RunCosts | None:
 
 
 def _dataset_costs(record: RunRecord, output: Location) -> dict[str, DatasetCosts]:
-    """By folder, in the order of the run, what the datasets of its stages say."""
+    """The stored costs of the datasets by folder, in the order of the run."""
     rounds = [f"rounds/{name}" for name in folders_in(output / "rounds")]
     folders: dict[str, None] = {}
     for stage in record.stages:
@@ -94,7 +94,7 @@ def _dataset_costs(record: RunRecord, output: Location) -> dict[str, DatasetCost
 
 
 def _input(recipe: Recipe) -> tuple[int, int | None]:
-    """Rows and stored bytes of what ingest read; no bytes where a source is a table."""
+    """Rows and stored bytes that ingest read; no bytes where a source is a table."""
     manifest = Dataset.open(recipe.place / ingest.STEP).manifest
     sizes = [files.get("bytes") for files in manifest.findings_by_column("inputs").values()]
     known = [size for size in sizes if type(size) is int and size >= 0]
@@ -108,10 +108,10 @@ def keep_estimate(recipe: Recipe, input_bytes: int, sample_bytes: int, cpu_s: Ma
     """Store the prediction of a sample in an output, for the run to compare with.
 
     Args:
-        recipe: that was predicted.
+        recipe: the recipe of the prediction.
         input_bytes: stored bytes of its input.
-        sample_bytes: those that were sampled.
-        cpu_s: by folder.
+        sample_bytes: stored bytes of the sample.
+        cpu_s: predicted CPU-seconds by folder.
 
     Raises:
         StillhouseError: the output may not be written.
@@ -126,24 +126,24 @@ def keep_estimate(recipe: Recipe, input_bytes: int, sample_bytes: int, cpu_s: Ma
 
 
 def _digest(record: RunRecord) -> str:
-    """Of the recipe; the commits that it reads are found by the run itself."""
+    """Digest of the recipe without the commits that it reads, which only the run itself finds."""
     recipe = {key: value for key, value in record.recipe.items() if key != "revisions"}
     return fingerprint_of(record.model_copy(update={"recipe": recipe}).model_dump(mode="json"))
 
 
 def _prediction(record: RunRecord, output: Location, input_bytes: int | None) -> dict[str, float] | None:
-    """CPU-seconds by folder, if they were predicted of this recipe and this input."""
+    """CPU-seconds by folder, if they were predicted for this recipe and this input."""
     estimate = read_estimate(output)
     if estimate is None or (estimate.recipe, estimate.input_bytes) != (_digest(record), input_bytes):
         return None
     return estimate.cpu_s
 
 
-# --- keeping and telling -------------------------------------------------------------------------------------------
+# --- storing and showing -------------------------------------------------------------------------------------------
 
 
 def keep_costs(output: Location, costs: RunCosts) -> None:
-    """Leave `_costs.json` in an output, unless it is there already."""
+    """Write `_costs.json` into an output, unless it is there already."""
     leave(output / COSTS, costs)
 
 
@@ -151,8 +151,8 @@ def cost_lines(costs: RunCosts, price: float | None) -> Iterator[str]:
     """A table for a terminal: a line per stage, one for the engine beyond the tasks, and the total.
 
     Args:
-        costs: of a run.
-        price: of a core-hour, in any currency; None where none is stated.
+        costs: the costs of a run.
+        price: price of a core-hour, in any currency; None if none is stated.
     """
     rows = [(stage.label, _cells(costs, stage.sum, stage.sum.cpu_s, stage.predicted_cpu_s)) for stage in costs.stages]
     rows.append((_ENGINE, [f"{costs.total.engine_cpu_s:,.1f}"]))
@@ -194,9 +194,9 @@ def core_hours_line(cpu_s: float, price: float | None, predicted_cpu_s: float | 
     """CPU-seconds as core-hours, and their price.
 
     Args:
-        cpu_s: that were used, or are predicted.
-        price: of a core-hour; None where none is stated.
-        predicted_cpu_s: what `cpu_s` was predicted to be; None where nothing was.
+        cpu_s: CPU-seconds used or predicted.
+        price: price of a core-hour; None if none is stated.
+        predicted_cpu_s: the prediction for `cpu_s`; None if there is none.
     """
     told = f"core-hours: {_told(cpu_s, price)}"
     return told if predicted_cpu_s is None else f"{told}; predicted: {_told(predicted_cpu_s, price)}"

@@ -1,11 +1,11 @@
 """The output of a sample's run, and the duplicates that it found.
 
-    groups      rows, or things in them, that are equal: what crossed a shuffle
+groups      equal rows, or equal things in rows: what crossed a shuffle
     candidates  pairs of rows that may be near duplicates, and how each grows
-    pairs       those that are, each with the weight of its candidate pair
-    families    a row that stays and those that went for it
+pairs       those that are near duplicates, each with the weight of its candidate pair
+    families    a row that is kept and the rows dropped in its favour
 
-Each is found in one dataset, whose `Growth` (etl.laws) says that it holds such a thing. The mathematics of pairs and
+Each is found in one dataset, whose `Growth` (etl.laws) declares which of them it holds. The mathematics of pairs and
 groups is in etl.run.growth.
 """
 
@@ -33,7 +33,7 @@ from etl.storage.opened import Run
 
 @dataclass(frozen=True)
 class SampleRun:
-    """A sample and what its run left behind; datasets go by their names."""
+    """A sample and what its run left behind; datasets are identified by name."""
 
     sample: Sample
     rows: Rows
@@ -61,20 +61,20 @@ class SampleRun:
         return self.datasets[name].manifest.rows_out
 
     def is_aligned(self, name: str) -> bool:
-        """Whether a dataset stands beside the rows and holds verdicts."""
+        """Whether a dataset is aligned with the rows and holds verdicts."""
         return self.jobs[name].base is not None and "verdict" in self.jobs[name].schema.names
 
     def num_dropped(self, name: str) -> int:
-        """Rows that got a verdict in a dataset, an aligned one or ingest's."""
+        """Rows that got a verdict in a dataset, either an aligned one or ingest's."""
         if "verdict" not in self.jobs[name].schema.names:
             return 0
-        # Rows that were never assembled have no verdict: they are none of the rows of a run.
+        # Rows that were never assembled have no verdict: they do not count as rows of a run.
         accounts = ({**steps, ASSEMBLE_STEP: {}} for steps in self.datasets[name].manifest.accounting.values())
         reasons = [pair for steps in accounts for counts in steps.values() for pair in counts.items()]
         return sum(rows for reason, rows in reasons if reason not in NOT_LOST and not reason.startswith(QUARANTINED))
 
     def use(self, name: str) -> JobUse:
-        """What the job took that wrote a dataset."""
+        """CPU-seconds and shuffled bytes of the job that wrote a dataset."""
         return next(use for names, use in self.uses.items() if name in names.split("+"))
 
     def columns(self, name: str, *columns: str) -> list[I64]:
@@ -105,17 +105,17 @@ class Candidates:
     canaries: int
     """Pairs with a canary in the sample."""
     canary_rows: int
-    """Rows of the sample that are in pairs with canaries alone, and the canaries."""
+    """The canaries, and rows of the sample that are only in pairs with canaries."""
     scale: float
 
     @property
     def row_factor(self) -> float:
-        """Rows in pairs of the whole input for each one of the sample, canaries among them."""
+        """Rows in pairs of the whole input for each one of the sample, canaries included."""
         of_sample = self.pairs.sample_rows + self.canary_rows
         return (self.pairs.rows + self.canary_rows * self.scale) / of_sample if of_sample else 1.0
 
     def stored(self, num_tasks: int, block_pairs: int) -> float:
-        """Pairs that so many tasks write for the whole input."""
+        """Pairs that this many tasks write for the whole input."""
         return self.found.stored(num_tasks, block_pairs) + self.canaries * self.scale
 
 
@@ -123,15 +123,15 @@ class Found:
     """The duplicates of a sample.
 
     Attributes:
-        groups: of a dataset of the law `GroupCopies` or `GroupRows`, groups of equal values of its map side.
-        candidates: of one of the law `CandidatePairs`.
-        pairs: of one of the law `VerifiedPairs`.
-        families: of one that names the survivor of each row that goes (`FamilyCopies`).
+        groups: groups of equal values of a dataset's map side, under the law `GroupCopies` or `GroupRows`.
+        candidates: of a dataset under the law `CandidatePairs`.
+        pairs: of a dataset under the law `VerifiedPairs`.
+        families: of a dataset that names the survivor of each dropped row (`FamilyCopies`).
     """
 
     def __init__(self, run: SampleRun) -> None:
         self._run = run
-        # Each is counted once, when it is first asked for.
+        # Each is counted once, at its first use.
         self.groups = cache(self._groups)
         self.candidates = cache(self._candidates)
         self.pairs = cache(self._pairs)
@@ -189,6 +189,6 @@ class Found:
 
 
 def _numbered(keys: pa.ChunkedArray) -> I64:
-    """A number for each key, equal for equal ones: int64 [keys]."""
+    """A number for each key; equal keys have equal numbers: int64 [keys]."""
     coded = keys.combine_chunks().dictionary_encode()
     return coded.indices.to_numpy().astype(np.int64)

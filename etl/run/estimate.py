@@ -29,11 +29,11 @@ from etl.storage.remote import storage_options
 SAMPLE_BYTES = 16 << 20
 _FEW_PAIRS = 50
 WORKER_BYTES = 900 << 20
-"""Peak of a Python worker at the default split and bucket sizes, whatever the input: docs/concepts/scaling.md."""
+"""Peak memory of a Python worker at the default split and bucket sizes, for any input: docs/concepts/scaling.md."""
 JOIN_BYTES_PER_ROW = 40
-"""Of the one task that joins the rows of all candidate pairs."""
+"""For the one task that joins the rows of all candidate pairs."""
 DRIVER_BYTES_PER_TASK = 12_000
-"""Of plan, receipts and manifest of one dataset on the driver."""
+"""For plan, receipts and manifest of one dataset on the driver."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class StageCost:
     written_bytes: int
     """Parquet bytes of its datasets."""
     shuffle_bytes: int
-    """Arrow bytes that cross the shuffle; what Spark writes of them is compressed."""
+    """Arrow bytes that cross the shuffle; Spark compresses them when it writes them."""
     tasks: int
     objects: int
     cpu_s: float
@@ -65,7 +65,7 @@ class Estimate:
     """Memory of the one task that joins the candidate pairs."""
     driver_bytes: int
     folder_cpu_s: dict[str, float]
-    """Of each dataset, its share of its job."""
+    """For each dataset, its share of its job."""
     notes: tuple[str, ...] = field(default=())
 
     def total(self, name: str) -> float:
@@ -102,7 +102,7 @@ def estimate(
     Args:
         recipe: what would run; nothing is read from or written to its output.
         sample_bytes: stored bytes of input to sample. Slow steps (IFD) run on every row of it.
-        seed: of the places that are sampled.
+        seed: chooses the places to sample.
 
     Raises:
         StillhouseError: what a run of the recipe would raise.
@@ -113,7 +113,7 @@ def estimate(
             check(recipe)
             warm = write_sample(recipe, Path(folder) / "warm", MIN_PIECE_BYTES, seed)
             sample = write_sample(recipe, Path(folder) / "sample", sample_bytes, seed)
-        # Models load and kernels compile once a worker, not once a row: they are not to be scaled up.
+        # Models load and kernels compile once a worker, not once a row, so their cost must not be scaled up.
         run_stages(warm.recipe, context_of(warm.recipe, LocalEngine()))
         engine = MeteredEngine()
         done = run_stages(sample.recipe, context_of(sample.recipe, engine))
@@ -121,7 +121,7 @@ def estimate(
 
 
 class _Prediction:
-    """From a sample's run to the cost of the whole."""
+    """Predicts the cost of the whole input from a sample's run."""
 
     def __init__(self, run: SampleRun) -> None:
         self._run = run
@@ -154,7 +154,7 @@ class _Prediction:
         )
 
     def _shares(self, costs: Iterable[StageCost]) -> Iterator[tuple[str, float]]:
-        """(dataset, CPU-seconds): several maps that run as one share them as they did in the sample."""
+        """(dataset, CPU-seconds): maps that run as one job divide its CPU-seconds as they did in the sample."""
         for cost in costs:
             names = cost.stage.split("+")
             took = [self._dataset_cpu_s(name) for name in names]
@@ -167,11 +167,11 @@ class _Prediction:
 
     @cached_property
     def _task_cpu_s(self) -> float:
-        """CPU-seconds of a task that has next to nothing to do."""
+        """CPU-seconds of a task that has almost nothing to do."""
         return min(use.cpu_s / use.tasks for use in self._run.uses.values())
 
     def _cpu_s(self, job: str, tasks: int) -> float:
-        """Every task costs the same to begin; the rest grows with what the job works on, of several maps the most."""
+        """Every task costs the same to start; the rest grows with the job's work, for several maps by the largest."""
         use = self._run.uses[job]
         work = max(0.0, use.cpu_s - use.tasks * self._task_cpu_s)
         return tasks * self._task_cpu_s + max(self._scaling.work_s(name, work) for name in job.split("+"))
@@ -181,7 +181,7 @@ class _Prediction:
         return (name for name, job in self._run.jobs.items() if isinstance(job.grows.rows, kind))
 
     def _joined_rows(self) -> Iterator[float]:
-        """Rows that are in candidate pairs, of each search for them."""
+        """Rows in candidate pairs, for each search for such pairs."""
         return (self._scaling.found.candidates(name).pairs.rows for name in self._of_law(CandidatePairs))
 
     def _notes(self) -> Iterator[str]:

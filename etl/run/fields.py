@@ -18,8 +18,8 @@ def fields_of(recipe: Recipe) -> pa.Schema:
     """The fields of all sources, in the order of the recipe.
 
     Raises:
-        ConfigError: a description is missing or wrong, two sources differ about a field, or one has the name of a
-            column that a step or stage adds.
+        ConfigError: a description is missing or wrong, two sources differ about a field, or a field has the name of
+            a column that a step or stage adds.
     """
     fields = {name: source.shape().fields for name, source in recipe.sources.items()}
     taken = _columns_of_stages(recipe.stages)
@@ -34,7 +34,7 @@ def fields_of(recipe: Recipe) -> pa.Schema:
 
 
 def _columns_of_stages(stages: Iterable[Stage]) -> dict[str, str]:
-    """Column in lower case -> what makes it: any known step or stage, listed or not, and those of the recipe."""
+    """Column in lower case -> what adds it: any known step or stage, listed or not, and those of the recipe."""
     kinds = get_args(get_args(AnyStep)[0])
     makers = [(f"the step '{kind.model_fields['kind'].default}'", kind.adds) for kind in kinds]
     units = [{"unit": unit} for unit in ("paragraph", "line", "sentence")]

@@ -5,10 +5,10 @@
     ingest              1,199,990    900,000   40,000     9,100  2,149,090  parse 10
     …
 
-A line is a step in the order of the run. Its columns are the sources, largest first; those that do not fit are one
-column. What the step dropped is summed over the sources, and is below the numbers where it does not fit behind them. No
-name is cut: a long one of a step has a line for itself, and sources with long names, or in a column with others, are
-named below the table. Made from the accounts of manifests: no row is read.
+Each line is a step, in the order of the run. Its columns are the sources, largest first; those that do not fit share
+one column. The rows that a step dropped are summed over the sources; their reasons follow the numbers, or are below
+them where they do not fit. No name is cut: a long step name has its own line, and sources with long names, or that
+share a column, are named below the table. It is made from the accounts of manifests: no row is read.
 """
 
 import shlex
@@ -34,7 +34,7 @@ def funnel(accounting: Accounting, order: Sequence[str], screen: int = WIDTH) ->
     Args:
         accounting: source -> step -> reason -> rows of the whole run.
         order: the steps in the order of the run; those that have no account are left out.
-        screen: columns of the terminal.
+        screen: width of the terminal in columns.
     """
     steps = [step for step in order if any(step in of_source for of_source in accounting.values())]
     if not steps:
@@ -60,7 +60,7 @@ def funnel(accounting: Accounting, order: Sequence[str], screen: int = WIDTH) ->
 
 
 def _left(of_source: dict[str, dict[str, int]], steps: Sequence[str]) -> list[int]:
-    """The rows of one source: as read, and after each step; a step that is not for the source keeps them all."""
+    """The rows of one source, as read and after each step; a step that does not apply to the source keeps them all."""
     left = [next((of_source[step]["in"] for step in steps if step in of_source), 0)]
     for step in steps:
         left.append(of_source[step]["kept"] if step in of_source else left[-1])
@@ -68,9 +68,9 @@ def _left(of_source: dict[str, dict[str, int]], steps: Sequence[str]) -> list[in
 
 
 def _folded(columns: dict[str, list[int]], num_columns: int) -> tuple[list[tuple[str, list[int]]], list[str]]:
-    """(title, rows) of each column that is shown: sources as far as they fit, the others together, and all of them.
+    """(title, rows) of each column shown: as many sources as fit, the others together, and the total.
 
-    And the lines that say which sources a title stands for, where it is not the name of one.
+    Also the lines that list the sources of each title that is not the name of a source.
     """
     total = [sum(rows) for rows in zip(*columns.values(), strict=True)]
     sources = list(columns)
@@ -94,14 +94,14 @@ def _folded(columns: dict[str, list[int]], num_columns: int) -> tuple[list[tuple
 
 
 def _listed(title: str, names: Sequence[str]) -> list[str]:
-    """Names as lines, without breaking one."""
+    """Names as lines, without breaking a name."""
     text = f"{title}: {', '.join(name.replace(' ', _NO_BREAK) for name in names)}"
     wrapped = textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return [line.replace(_NO_BREAK, " ") for line in wrapped]
 
 
 def _reasons(accounting: Accounting, step: str) -> str:
-    """The reasons for which a step dropped rows, most rows first, and the rows that it made."""
+    """The reasons why a step dropped rows, most rows first, and the rows that it made."""
     total: dict[str, int] = {}
     for of_source in accounting.values():
         for reason, rows in of_source.get(step, {}).items():
@@ -112,13 +112,13 @@ def _reasons(accounting: Accounting, step: str) -> str:
 
 
 def _beside(text: str, reasons: str, screen: int, widest: int) -> list[str]:
-    """A line with reasons behind it, which go on below where they do not fit; all of them if one alone does not.
+    """A line followed by its reasons. Those that do not fit continue below; if not even one fits, all are below.
 
     Args:
-        text: of the line.
-        reasons: with their rows.
-        screen: columns of the terminal.
-        widest: columns of the longest reason of all lines.
+        text: text of the line.
+        reasons: reasons with their rows.
+        screen: width of the terminal in columns.
+        widest: width of the longest reason of all lines.
     """
     if not reasons:
         return [text]
@@ -136,14 +136,14 @@ def _beside(text: str, reasons: str, screen: int, widest: int) -> list[str]:
 def last_lines(
     accounting: Accounting, order: Sequence[str], corpus: Dataset | None, output: Location, screen: int | None = None
 ) -> Iterator[str]:
-    """The funnel, what the corpus holds, and the command that comes next; blank lines between them.
+    """The funnel, the contents of the corpus, and the next command, with blank lines between them.
 
     Args:
         accounting: of the whole run.
         order: its steps in their order.
-        corpus: None where the recipe lays none out.
-        output: of the run.
-        screen: columns of the terminal; None where there is none.
+        corpus: None if the recipe lays none out.
+        output: output of the run.
+        screen: width of the terminal in columns; None if there is no terminal.
     """
     table = funnel(accounting, order, max(screen or WIDTH, WIDTH))
     yield from ["", *table, ""] if table else []

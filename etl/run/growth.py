@@ -1,9 +1,10 @@
 """How duplicates grow with the input: laws that predict those of the whole from a sample.
 
-`scale` is the input's bytes over the sample's. A pair of rows of one piece of the sample (one split) stands for `scale`
-pairs. A pair of rows of two pieces stands for `scale`^2: it is in the sample only if both rows are. Both are unbiased,
-but few pairs in the sample make a rough number. A group of equal rows with `HOT_ROWS` or more of them in the sample
-grows as rows do. Rows that have duplicates follow from the pairs, over the partners that a row has (`partners_of`).
+`scale` is the input's bytes over the sample's. A pair of rows of one piece of the sample (one split) counts as `scale`
+pairs. A pair of rows of two pieces counts as `scale`^2: it is in the sample only if both rows are. Both are unbiased,
+but few pairs in the sample give only a rough number. A group of `HOT_ROWS` or more equal rows in
+the sample grows as rows do. The number of rows with duplicates follows from the pairs and the partners that a row has
+(`partners_of`).
 """
 
 import math
@@ -18,7 +19,7 @@ from etl.dedup.canaries import which_canaries
 from etl.rows import ROW_BITS
 
 HOT_ROWS = 8
-"""Rows of the sample in one group from which on it is taken to grow with the input."""
+"""A group with this many rows in the sample, or more, is assumed to grow with the input."""
 _EM_STEPS = 100
 
 
@@ -50,8 +51,8 @@ def grow(left: I64, right: I64, weights: F64, scale: float, most_rows: float) ->
     """Duplicates of the whole input from the distinct pairs of a sample.
 
     Args:
-        left: one row of each pair, by a number of its own, int64 [pairs].
-        right: the other, int64 [pairs].
+        left: the number of one row of each pair, int64 [pairs].
+        right: the number of the other, int64 [pairs].
         weights: pairs of the input that each stands for, from `scale` to `scale`^2, float64 [pairs].
         scale: rows of the input that a row of the sample stands for.
         most_rows: rows of the input.
@@ -72,7 +73,7 @@ def grow(left: I64, right: I64, weights: F64, scale: float, most_rows: float) ->
 
 
 def _rows_of_pairs(left: I64, right: I64) -> tuple[int, float]:
-    """Rows that have a partner, and how many go when one of each family stays."""
+    """Rows that have a partner, and how many are dropped when one of each family is kept."""
     _, partners = np.unique(np.concatenate([left, right]), return_counts=True)
     return len(partners), float((partners / (1 + partners)).sum())
 
@@ -82,7 +83,7 @@ def grow_groups(groups: I64, rows: I64, scale: float) -> Duplicates:
 
     Args:
         groups: number of the group that each thing belongs to, int64 [things].
-        rows: key of the row that it is, or is in, int64 [things].
+        rows: key of the row that each thing is, or is part of, int64 [things].
         scale: things of the input that one of the sample stands for.
     """
     order = np.lexsort((rows, groups))
@@ -110,15 +111,15 @@ def _pairs_within(sizes: F64) -> float:
 def partners_of(others: I64, fraction: float) -> tuple[F64, F64]:
     """How many partners the rows of a pair have in the whole input, from how many others they have in a sample.
 
-    Of a row's partners beyond the one in the pair, each is in the sample with probability `fraction`: the mixture of
-    binomials of greatest likelihood, over about 80 numbers of partners, by expectation maximisation.
+    Each partner of a row beyond the one in the pair is in the sample with probability `fraction`. Fitted is the mixture
+    of binomials of greatest likelihood, over about 80 numbers of partners, by expectation maximisation.
 
     Args:
         others: partners beyond the pair's own, int64 [ends of pairs].
-        fraction: chance of a row to be in the sample.
+        fraction: probability that a row is in the sample.
 
     Returns:
-        numbers of partners, float64 [n], and the share of the ends of pairs that have so many, float64 [n].
+        numbers of partners, float64 [n], and the share of the ends of pairs with each number, float64 [n].
     """
     most = max(2.0, 4 * (1 + others.max(initial=0)) / fraction)
     numbers = np.unique(np.round(np.geomspace(1.0, most, 80))).astype(np.float64)
@@ -146,14 +147,14 @@ def pair_weights(left: I64, right: I64, scale: float) -> F64:
 
 
 def capped_pairs(rows: F64, max_partners: int) -> F64:
-    """Candidate pairs of groups of equal bands: each row with the `max_partners` before it."""
+    """Candidate pairs of groups of equal bands: each row with at most `max_partners` rows before it."""
     few = rows * (rows - 1) / 2
     many = max_partners * rows - max_partners * (max_partners + 1) / 2
     return np.where(rows <= max_partners, few, many)
 
 
 def window(groups: I64, max_partners: int) -> tuple[I64, I64]:
-    """Pairs of each thing and those before it of its group, at most `max_partners`.
+    """Pairs of each thing with those before it in its group, at most `max_partners`.
 
     Args:
         groups: number of each thing's group, sorted, int64 [things].
@@ -188,7 +189,7 @@ class CandidateGrowth:
         Args:
             bands: with int64 `band`, `key` and `row`.
             candidates: row keys of the pairs that the stage let through, the smaller one first.
-            max_partners: rows before it that a row of a band is paired with.
+            max_partners: number of preceding rows that a row of a band is paired with.
             scale: rows of the input that a row of the sample stands for.
         """
         band, key, row = (bands[name].to_numpy() for name in ("band", "key", "row"))
@@ -208,7 +209,7 @@ class CandidateGrowth:
 
     @classmethod
     def _distinct(cls, a: I64, b: I64, weights: F64) -> "CandidateGrowth":
-        """One entry a pair, of the highest of its weights."""
+        """One entry per pair, with its highest weight."""
         if not len(a):
             return cls(a, b, weights, a)
         order = np.lexsort((b, a))
@@ -225,11 +226,11 @@ class CandidateGrowth:
         return self.weights[np.searchsorted(known, np.rec.fromarrays([left, right]))]
 
     def stored(self, num_tasks: int, block_pairs: int) -> float:
-        """Pairs that are written: one comes once from each task, and each `block_pairs` of one, in which it meets."""
+        """Pairs that are written: a pair once by each task, or by each `block_pairs` of a task, in which it meets."""
         pieces = max(num_tasks, math.ceil(float((self.weights * self.num_bands).sum()) / block_pairs))
         return float((self.weights * pieces * (1 - (1 - 1 / pieces) ** self.num_bands)).sum())
 
 
 def _codes(left: I64, right: I64) -> npt.NDArray[np.void]:
-    """Pairs as single values, the smaller number first."""
+    """Each pair as a single value, the smaller number first."""
     return np.rec.fromarrays([np.minimum(left, right), np.maximum(left, right)])

@@ -30,11 +30,11 @@ class InputSize:
     files: int | None = None
     rows: int | None = None
     bytes: int | None = None
-    """As the files are stored, compressed ones compressed."""
+    """Bytes as stored; compressed files count compressed."""
     left_out: LeftOut = field(default_factory=dict)
     """Files among them that are not read."""
     hub: tuple[str, ...] = ()
-    """`datasets/OWNER/NAME@COMMIT` of what is read of the hub."""
+    """`datasets/OWNER/NAME@COMMIT` of each commit that is read from the hub."""
 
 
 def input_sizes(
@@ -43,9 +43,9 @@ def input_sizes(
     """The sizes of all sources, in the order of the recipe.
 
     Args:
-        job: of ingest.
+        job: the job of ingest.
         raw: what it would read.
-        assembled: the sizes of those whose raw rows others read.
+        assembled: the sizes of the sources whose rows are assembled.
         splits: what its tasks would read, as a plan stores it.
         current: what is committed of it, if that is what the job would write.
 
@@ -53,7 +53,7 @@ def input_sizes(
         SourceError: a Parquet footer is damaged.
     """
     files: dict[str, dict[str, InputFile]] = {name: {} for name in raw.sources}
-    # To cut the input may take a look at each file: only where its files are not known otherwise.
+    # Cutting the input may look at each file, so it is done only where its files are not known otherwise.
     is_known = current is not None and raw.sources.keys() <= job.findings["inputs"].keys()
     for split in () if is_known else splits:
         planned = raw.from_plan(split)
@@ -111,7 +111,7 @@ def _rows_of_footers(name: str, raw: Raw, files: Sequence[InputFile]) -> int | N
 def lines(sizes: Sequence[InputSize]) -> Iterator[str]:
     """A table for a terminal.
 
-    A line for each source, and below it one for each commit of the hub, and for each reason to leave files out.
+    A line for each source. Below it, a line for each commit of the hub and for each reason to leave files out.
     """
     widest = max(width(name) for name in ("source", *(size.source for size in sizes)))
     yield f"{'source':<{widest}}{'files':>10}{'rows':>16}{'bytes':>20}"

@@ -1,4 +1,4 @@
-"""The local engine with a meter: CPU-seconds and shuffled bytes of each job, and some of what map sides emitted."""
+"""The local engine with a meter: CPU-seconds and shuffled bytes of each job, and some columns that map sides emitted."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from etl.storage.dataset import Dataset, DatasetLike
 
 @dataclass
 class JobUse:
-    """What a job took."""
+    """What a job used."""
 
     cpu_s: float
     tasks: int
@@ -49,10 +49,10 @@ class MeteredEngine(LocalEngine):
     """Runs in this process.
 
     Attributes:
-        jobs: by the name of its dataset, every job in the order in which the stages asked for it.
-        uses: what each job took, in the order in which they ran. Several maps that ran as one have one entry, their
+        jobs: every job by the name of its dataset, in the order in which the stages asked for it.
+        uses: what each job used, in the order in which they ran. Several maps that ran as one have one entry, their
             names joined with "+"; a job without a task has none.
-        emitted: by the name of its dataset, the columns of a job's map side that its `Growth` looks at.
+        emitted: by the name of the job's dataset, the columns of its map side that its `Growth` reads.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class MeteredEngine(LocalEngine):
     def gather(
         self, job: Job, exchange: Exchange, fn: ReduceFn, then: Callable[[Dataset], None] = nothing
     ) -> DatasetLike:
-        """As a shuffle: what a sample gathers crosses the network where there is more of it."""
+        """Like a shuffle: rows that are gathered in a sample cross the network when there are more of them."""
         dataset = self.shuffle(job, exchange, fn)
         then(dataset)
         return dataset

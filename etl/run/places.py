@@ -70,7 +70,7 @@ def _real(place: Location) -> str:
 
 
 def _look(place: Location, format_of: FormatOf) -> tuple[Pattern | None, Listing]:
-    """What is named, and which folders are looked into for it."""
+    """The path that is named, and the folders that are searched for it."""
     if place.is_local:
         return pattern_of(place), list_pattern(place, format_of)
     pattern = pattern_in_words(place.path)
@@ -78,7 +78,7 @@ def _look(place: Location, format_of: FormatOf) -> tuple[Pattern | None, Listing
 
 
 def _ends(place: Location, listing: Listing) -> Iterator[str]:
-    """Where the input really is: its folders, and what links to files lead to."""
+    """Where the input really is: its folders, and the targets of links to files."""
     yield from (real for _, real in listing.entered)
     if place.is_local:
         named = not listing.entered
@@ -86,7 +86,7 @@ def _ends(place: Location, listing: Listing) -> Iterator[str]:
 
 
 def _below(path: str, folder: str) -> str | None:
-    """The path relative to a folder that it is in, "" for the folder itself; None where it is elsewhere."""
+    """The path relative to a folder that contains it, "" for the folder itself; None if it is elsewhere."""
     if path == folder:
         return ""
     prefix = folder.rstrip("/") + "/"

@@ -1,9 +1,9 @@
 """Shows what a run would do and why, before anything runs; and adopts old results on request.
 
-The stages are walked with an engine that runs nothing. A dataset that is committed is handed on, and so is an old one
-that the run would replace, so that the stages after it can be looked at too; a map that has to run is handed on as a
-promise, as the engine does it. Where a stage wants rows that are not there, the walk ends: the folders of what follows
-are known from the stages alone, and those that depend on the rows (rounds of a cut, of near duplicates) are not listed.
+An engine that runs nothing walks the stages. It hands on a committed dataset, and also an old one that the run would
+replace, so that later stages can be examined too; a map that has to run is handed on as a promise, as a real engine
+does. The walk ends where a stage needs rows that are not there. Later folders are then known only from the stages, and
+those that depend on the rows (rounds of a cut, of near duplicates) are not listed.
 
 Costs the listing that a run begins with, a HEAD or two and a GET a folder, a LIST of the receipts of a build that did
 not end, the footers of Parquet input (etl/run/inputs.py), and a look for what is stale (etl/storage/stale.py).
@@ -47,7 +47,7 @@ class PlannedStage:
     """What a run would do with one dataset."""
 
     label: str
-    """Of the recipe's stage that writes it."""
+    """Label of the recipe's stage that writes it."""
     stage: str
     """Its folder below the output."""
     action: Action
@@ -69,7 +69,7 @@ class RunPlan:
 
 
 class _LookaheadEnd(Exception):
-    """Rows that later stages need to be looked at are not there."""
+    """Rows that later stages need for the walk are not there."""
 
 
 def _end() -> NoReturn:
@@ -85,16 +85,16 @@ class _Lookahead(Engine):
         self.jobs: dict[str, Job] = {}
         self.inputs: tuple[InputSize, ...] = ()
         self.assembled: dict[str, InputSize] = {}
-        """Sizes of the sources whose rows are assembled, as far as they were walked."""
+        """Sizes of the sources whose rows are assembled, as far as the walk has come."""
         self.has_ended = False
-        """Whether it came to an end before the last stage."""
+        """Whether the walk ended before the last stage."""
         self.run = run
         self._label = ""
         self._actions: dict[str, Action] = {}
-        """By the URL of its folder, what would happen to a dataset."""
+        """What would happen to each dataset, by the URL of its folder."""
 
     def enter(self, label: str) -> None:
-        """The stage of a label is walked from now on."""
+        """The walk enters the stage of a label."""
         self._label = label
 
     def map(
@@ -139,7 +139,7 @@ class _Lookahead(Engine):
         return self._actions[job.folder.url] == "keep"
 
     def _look(self, job: Job, splits: Iterable[Any]) -> Dataset | None:
-        """Note what would happen to a dataset that is cut so; what is committed in its folder."""
+        """Note what would happen to a dataset that is cut like this; returns what is committed in its folder."""
         self.jobs[job.stage] = job
         state = self.run.state(job.stage)
         if state == "absent":
@@ -165,7 +165,7 @@ class _Lookahead(Engine):
             self._note(job.folder, job.stage, "resume", self._progress(job.stage))
 
     def _look_at_dataset(self, job: Job, old: Manifest) -> None:
-        # As JSON, which is what is stored: it knows lists alone.
+        # As the stored JSON, which has only lists.
         reasons = differences(old.made_from, json.loads(canonical_json(_made_from(job, old))))
         if _places_known(job) and not job.is_base_of(old):
             of = "the rows that it is aligned with are split in another way"
@@ -181,7 +181,7 @@ class _Lookahead(Engine):
             self._note(job.folder, job.stage, "keep")
 
     def _needed(self, job: Job) -> dict[str, Action]:
-        """Those of a job's inputs of which something old was handed on: what would happen to them."""
+        """What would happen to those inputs of a job of which something old was handed on."""
         return {dataset.ref.stage: self._action(dataset) for dataset in job.needed if dataset.done()}
 
     def _action(self, dataset: DatasetLike) -> Action:
@@ -193,7 +193,7 @@ class _Lookahead(Engine):
         return f"{progress.done} of {progress.splits} splits are done"
 
     def stages(self, recipe: Recipe) -> tuple[PlannedStage, ...]:
-        """Stage by stage what was walked, and where the walk ended early what follows of each."""
+        """The walked datasets, stage by stage; where the walk ended early, what is known of the later ones."""
         records = stage_records(recipe)
         owners = {folder: record.label for record in records for folder in record.folders}
         walked = [replace(one, label=owners.get(one.stage, one.label)) for one in self.planned]
@@ -226,17 +226,17 @@ def _all(names: Sequence[str]) -> str:
 
 
 def _changes(names: Sequence[str]) -> str:
-    """The condition that one of several datasets gets other rows."""
+    """The condition under which one of several datasets gets other rows."""
     return f"{names[0]} changes" if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]} change"
 
 
 def _places_known(job: Job) -> bool:
-    """Whether what a dataset is aligned with, or repeats the places of, is committed."""
+    """Whether the dataset that this one is aligned with, or whose places it repeats, is committed."""
     return all(dataset.done() for dataset in (job.base, job.places_of) if dataset is not None)
 
 
 def _made_from(job: Job, old: Manifest) -> dict[str, Any]:
-    """`job.made_from`; an input that is not there yet is taken to be what it was."""
+    """`job.made_from`; an input that is not there yet is assumed to be as it was."""
     before = old.inputs
     inputs = {
         dataset.ref.stage: dataset.result().manifest.content_digest
@@ -265,7 +265,7 @@ def _shown(value: Any) -> str:
 
 
 def plan_recipe(recipe: Recipe) -> RunPlan:
-    """What a run of the recipe would read, and do about each dataset, as far as it can be known before it runs.
+    """What a run of the recipe would read and do to each dataset, as far as this can be known before it runs.
 
     Raises:
         StillhouseError: what the run itself would raise before its first task.
@@ -300,7 +300,7 @@ def adopt(recipe: Recipe, stage: str) -> list[str]:
         The fields that differ; the manifest keeps them under `adopted`.
 
     Raises:
-        DataError: there is nothing to adopt, or its rows cannot stand beside those of this run.
+        DataError: there is nothing to adopt, or its rows cannot be aligned with those of this run.
     """
     with RunLock(recipe.place), storage_options(recipe.storage):
         recipe = pinned(recipe)

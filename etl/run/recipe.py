@@ -1,6 +1,6 @@
-"""A recipe: one YAML file with the sources and the stages in their order, each stage its own configuration.
+"""A recipe: one YAML file with the sources and the stages in their order, each with its own configuration.
 
-A stage is written out in the list, or named there by its kind while its configuration stands in a section beside it:
+A stage is written out in the list, or only named there by its kind, with its configuration in a section beside it:
 
     stages: [{kind: dedup, near: {threshold: 0.8}}, {kind: tokenize}, {kind: dedup, name: late}]
     stages: [dedup, tokenize]        with        dedup: {near: {threshold: 0.8}}
@@ -74,7 +74,7 @@ class Recipe(Config):
     sources: dict[str, Source] = Field(min_length=1)
     """The data to read; choose a name for each source."""
     revisions: Revisions = {}
-    """Commits by `hf://datasets/OWNER/NAME@REVISION`, in the place of what the hub says now. A run keeps those that it
+    """Commits by `hf://datasets/OWNER/NAME@REVISION`, which replace the hub's current ones. A run keeps those that it
     finds in `_run.json`, and the next run in this output takes them."""
     max_bad_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of a source's rows that may be quarantined before the run fails. For a source without any row see its
@@ -114,7 +114,7 @@ class Recipe(Config):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of ingest and every stage, in their order."""
+        """The labels of ingest and of every stage, in their order."""
         return (ingest.STEP, *(stage.label for stage in self.stages))
 
     @field_validator("storage")
@@ -131,7 +131,7 @@ class Recipe(Config):
         if not isinstance(stages, list | tuple):
             return stages
         read = [_of_sections(stage, info.data) if isinstance(stage, str) else stage for stage in stages]
-        # A section that is wrong has an error of its own.
+        # A wrong section has its own error.
         return [stage for stage in read if stage is not None]
 
     @model_validator(mode="after")
@@ -193,7 +193,7 @@ def _of_sections(kind: str, sections: dict[str, Any]) -> Any:
             stage = Split.model_validate(parts[0].sides())
         case _:
             stage = parts[0]
-    # With its kind as a field that was given: what is dumped without defaults can be read again.
+    # The kind is set as if it was given, so that a dump without defaults can be read again.
     return stage.model_copy(update={"kind": kind})
 
 
@@ -205,7 +205,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
 
 
 def reserved_names() -> frozenset[str]:
-    """Folders and steps of the kinds of stages, which no cut may be called, whether a recipe lists them or not."""
+    """Folders and steps of the built-in kinds of stages. No cut may have these names, even if a recipe lists no such stage."""
     folders = {folder.partition("/")[0] for stage in STAGES for folder in stage.tables}
     steps = {step for stage in STAGES for step in stage.own_steps}
     return frozenset({*ingest.TABLES, *folders, *steps, DROPPED_FOLDER, "rounds", "tables"})

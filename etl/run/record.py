@@ -24,7 +24,7 @@ def record_of(recipe: Recipe) -> RunRecord:
 def stage_records(recipe: Recipe) -> tuple[StageRecord, ...]:
     """Everything that writes a dataset, in the order of the run: ingest, the recipe's stages, and DIR/dropped.
 
-    Folders are those that are surely written, in their order.
+    The folders are those that are written in any case, in their order.
     """
     tables = {f"tables/{name}": "TABLE" for name, source in recipe.sources.items() if source.table is not None}
     made = {f"{assemble.FOLDER}/{name}": "ASSEMBLED" for name, one in recipe.sources.items() if _assembles(one)}
@@ -46,7 +46,7 @@ def _assembles(source: Source) -> bool:
 
 
 def _without_places(value: Any) -> Any:
-    """A value in JSON types: of a configuration what is not at its default and says more than where something lies."""
+    """A configuration value in JSON types, without fields that have their default or only name a place."""
     if isinstance(value, Config):
         return {name: _without_places(getattr(value, name)) for name in _telling(value)}
     if isinstance(value, Mapping):
@@ -59,7 +59,7 @@ def _without_places(value: Any) -> Any:
 
 
 def _telling(config: Config) -> list[str]:
-    """The fields of a configuration that a record holds; its kind always, which is a default in Python."""
+    """The fields of a configuration that a record holds; always its kind, which is a default in Python."""
     fields = type(config).model_fields
     return [
         name

@@ -1,9 +1,8 @@
-"""Which commits of the hub a run reads: those that an earlier run in its output has found, else those of now.
+"""Which commits of the hub a run reads: those that an earlier run in its output found, else the current ones.
 
-`pinned` gives every source of a recipe a path. One on the hub names a commit from here on, so whatever lists or reads
-it sees the same files, on the driver and on every worker; the commits stand in the recipe and so in `_run.json`. A
-branch that moves between two starts is no matter to the second one. A revision that somebody edits has another name
-there, and is asked for again.
+`pinned` gives every source of a recipe a path. A path on the hub then names a commit, so driver and workers list and
+read the same files; the commits are in the recipe and so in `_run.json`. A branch that moves between two starts does not
+affect the second one. If somebody edits the revision in the recipe, it has another name there and is looked up again.
 
 Costs one request for each revision that is not known yet, and a GET of `_run.json` where a source is on the hub.
 """
@@ -28,7 +27,7 @@ def pinned(recipe: Recipe) -> Recipe:
     """The recipe with a path for every source of files, those on the hub at a commit.
 
     Raises:
-        ConfigError: a source names no files, or a revision is not known and cannot be asked for.
+        ConfigError: a source names no files, or a revision is not known and cannot be looked up.
         DataError: the record of an earlier run is damaged, or the hub still fails after some time.
     """
     paths = {name: _paths(name, source) for name, source in recipe.sources.items()}
@@ -46,12 +45,12 @@ def _pinned(source: Source, paths: tuple[str, ...], commits: Mapping[str, str]) 
     for path in paths:
         repo = repo_of(path)
         at.append(path if repo is None or repo.is_commit else repo.at(commits[repo.root]))
-    # One stays one: with `shards`, the folder.
+    # One path remains one path: with `shards`, the folder.
     return source.model_copy(update={"path": at[0] if len(at) == 1 else tuple(at)})
 
 
 def _paths(name: str, source: Source) -> tuple[str, ...]:
-    """The files of a source: its own, else those of its description; none for a table and a dataset."""
+    """The paths of a source: its own, else those of its description; none for a table or a dataset."""
     if source.table is not None or source.dataset is not None:
         return ()
     if source.path is not None:
@@ -89,7 +88,7 @@ def _commits(recipe: Recipe, moving: Mapping[str, list[Repo]]) -> dict[str, str]
 
 
 def _kept(output: Location) -> dict[str, str]:
-    """What an earlier run in the output has found."""
+    """The commits that an earlier run in the output found."""
     record = read_record(output / RECORD)
     try:
         return _REVISIONS.validate_python((record.recipe if record else {}).get("revisions", {}))

@@ -48,12 +48,12 @@ class RunResult:
     dropped: Dataset
     corpus: Dataset | None
     accounting: Accounting
-    """Every step of the run, from the raw rows to the corpus."""
+    """Every step of the run, from reading raw rows to the corpus."""
     stages: tuple[StageOutcome, ...] = ()
     """What each stage did to the rows, in the order of the run."""
     had_nothing_to_do: bool = False
     costs: RunCosts | None = None
-    """What all that is there has cost; None where nothing says so."""
+    """The cost of everything that is there; None if none of it was stored."""
 
 
 def check(recipe: Recipe) -> None:
@@ -73,7 +73,7 @@ def check(recipe: Recipe) -> None:
 
 
 def context_of(recipe: Recipe, engine: Engine) -> Context:
-    """What the stages of a recipe get when it runs on an engine."""
+    """The context that the stages of a recipe get when it runs on an engine."""
     sources = tuple(sorted(recipe.sources))
     return Context(engine, recipe.place, sources, recipe.run, recipe.storage, label=ingest.STEP)
 
@@ -81,13 +81,13 @@ def context_of(recipe: Recipe, engine: Engine) -> Context:
 def run_recipe(
     recipe: Recipe, engine: Engine, report: Callable[[str], None], watch: Callable[[Dataset], None] = nothing
 ) -> RunResult:
-    """Run every stage of a recipe and commit what each of them makes.
+    """Run every stage of a recipe and commit its datasets.
 
     Args:
-        recipe: what is run.
-        engine: what runs it.
-        report: gets each line for the user; a `Voice` says internals, too, and how far the run is.
-        watch: gets every dataset once it is committed, or found so, also of a run that fails later.
+        recipe: the recipe to run.
+        engine: the engine that runs it.
+        report: gets each line for the user; a `Voice` also gets internals and the progress of the run.
+        watch: gets every dataset once it is committed or found committed, even if the run fails later.
 
     Raises:
         StillhouseError: one of its four classes, for an error that the user can fix.
@@ -116,7 +116,7 @@ def _voice(report: Callable[[str], None]) -> Voice:
 
 @contextlib.contextmanager
 def _told(recipe: Recipe, engine: Engine, lines: Lines) -> Iterator[tuple[Context, StageLines]]:
-    """The context of a run that says a line a stage, and what says them; at its end all of them are said."""
+    """The context of a run that reports one line a stage, and the object that reports them; at its end all are reported."""
     stages = StageLines(recipe.labels, lines)
     engine.onlooker = stages
     try:
@@ -127,23 +127,23 @@ def _told(recipe: Recipe, engine: Engine, lines: Lines) -> Iterator[tuple[Contex
 
 
 def _kept_costs(recipe: Recipe, engine: Engine) -> tuple[RunCosts | None, str]:
-    """What the run has cost, left in the output if it may be written; a line that says why it is not known."""
+    """The run's costs, also left in the output if it can be written; or a line with the reason why they are not known."""
     try:
         costs = run_costs(recipe)
         if costs is not None and engine.may_write:
             keep_costs(recipe.place, costs)
     except StillhouseError as error:
-        # All is committed, and costs are nothing that anybody builds on.
+        # Everything is committed, and nothing depends on the costs.
         return None, f"costs: not known: {error}"
     return costs, ""
 
 
 def tell_stale(recipe: Recipe, report: Callable[[str], None]) -> None:
-    """Name what an earlier recipe left in the output, and what removes it; say nothing where there is nothing."""
+    """List what an earlier recipe left in the output, and the command that removes it; silent where there is nothing."""
     try:
         lines = list(stale_lines(recipe.place, stale_folders(recipe.place, record_of(recipe))))
     except StillhouseError as error:
-        # All is committed: a store that lists nothing, or the damage of another's dataset, does not undo that.
+        # Everything is committed: a store that lists nothing, or another recipe's damaged dataset, does not undo that.
         lines = [("stale", f"not looked for: {error}")]
     for what, line in lines:
         report(f"{what}: {line}")
@@ -151,16 +151,16 @@ def tell_stale(recipe: Recipe, report: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def _held(recipe: Recipe, context: Context, lines: Lines, maker: str) -> Iterator[None]:
-    """Hold the output and leave the run's record; one that may not be written is taken as it is if the run is done.
+    """Hold the output and leave the run's record. A read-only output is accepted if the run is done.
 
     Args:
-        recipe: the run's.
-        context: of the run.
-        lines: of the run; when they are still held at the end, the user is told that there was nothing to do.
-        maker: what makes all that is there, for that line.
+        recipe: the run's recipe.
+        context: the run's context.
+        lines: the run's lines; if they are still held at the end, the user learns that there was nothing to do.
+        maker: what makes everything that is there, for that line.
 
     Raises:
-        DataError: another run holds it, or something is to be done and it may not be written.
+        DataError: another run holds it, or there is something to do and it is read-only.
     """
     with contextlib.ExitStack() as held:
         try:
@@ -181,10 +181,10 @@ def _held(recipe: Recipe, context: Context, lines: Lines, maker: str) -> Iterato
 
 @contextlib.contextmanager
 def _recorded(recipe: Recipe, engine: Engine, lines: Lines) -> Iterator[None]:
-    """Leave the run's record, and release its lines, before its first dataset is begun; the lines by an error, too.
+    """Leave the run's record and release its lines before its first dataset is begun; an error also releases the lines.
 
-    Not at once: what fails before it has written anything, such as for want of input, leaves the output as it was. A
-    run that has nothing to do leaves its record at the end.
+    Not at once: a run that fails before it has written anything, for example because input is missing, leaves the
+    output as it was. A run that has nothing to do leaves its record at the end.
     """
     guard, record = engine.guard, record_of(recipe)
 
@@ -209,7 +209,7 @@ def _recorded(recipe: Recipe, engine: Engine, lines: Lines) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logged(recipe: Recipe, lines: Lines) -> Iterator[None]:
-    """Leave in the output what a run has said that did something, and what libraries said meanwhile."""
+    """Leave in the output what a run that did something reported, and what libraries logged meanwhile."""
     try:
         yield
     finally:
@@ -221,12 +221,12 @@ def _keep_log(recipe: Recipe, lines: Lines, said: bytes) -> None:
     try:
         (recipe.place / LOG).replace(said)
     except StillhouseError as error:
-        # The file of this machine stays, and nothing else depends on the copy.
+        # The file on this machine is kept, and nothing else depends on the copy.
         lines.voice(f"the log {log_path()} could not be copied into the output: {error}")
 
 
 class _Done(Exception):
-    """The one stage that was to run has run."""
+    """The one stage to run has run."""
 
 
 def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], label: str) -> None:
@@ -260,7 +260,7 @@ def run_stage(recipe: Recipe, engine: Engine, report: Callable[[str], None], lab
 
 
 def label_of(recipe: Recipe, kind: str, name: str | None) -> str:
-    """The label of the stage of a kind that has a name, or has none.
+    """The label of the stage of a kind, with this name or without a name.
 
     Raises:
         ConfigError: the recipe has none; the message names those that it has.
@@ -287,7 +287,7 @@ def _refuse(recipe: Recipe, label: str, wanted: str, job: Job) -> None:
 
 
 def _job_of(recipe: Recipe, label: str) -> str:
-    """How the stage of a label is run by itself."""
+    """The job that runs only the stage of this label."""
     for stage in recipe.stages:
         if stage.label == label:
             if ":" in stage.kind:
@@ -297,7 +297,7 @@ def _job_of(recipe: Recipe, label: str) -> str:
 
 
 def run_stages(recipe: Recipe, context: Context, enter: Callable[[str], None] = nothing) -> RunResult:
-    """Every stage in its order, through the engine of the context; `enter` is called with the label of each before."""
+    """Every stage in its order, through the engine of the context; `enter` is called with each label before its stage."""
 
     def begin(label: str) -> None:
         enter(label)
@@ -321,14 +321,14 @@ def run_stages(recipe: Recipe, context: Context, enter: Callable[[str], None] = 
 
 
 _DROPPED_COLUMNS = ("id", "source_dataset", "source_example_id", "file", "position")
-"""What DIR/dropped repeats of a row."""
+"""The columns of a row that DIR/dropped repeats."""
 _DROPPED_VERSION = 2
 """1 had ids of 16 bytes, and neither the example's id nor its file and position."""
 
 
 @dataclass(frozen=True)
 class WriteDropped:
-    """The rows of one split that a step dropped, with the stage that it stood in."""
+    """The rows of one split that a step dropped, with the step's stage."""
 
     rows: RowsRef
     stages: dict[str, str]

@@ -1,7 +1,7 @@
-"""A seeded sample of a recipe's input: the same recipe over some dozens of pieces of it.
+"""A seeded sample of a recipe's input: the same recipe over several dozen pieces of it.
 
-Each piece is a stretch of one file at a random place. The middle of a compressed file cannot be reached: it is read
-once, from its start, as far as the pieces that fall into it are long together, and cut into as many. Costs one listing
+Each piece is a stretch of one file at a random place. The middle of a compressed file cannot be reached. Such a
+file is read once from its start, for the total length of the pieces that fall into it, and cut into that many. Costs one listing
 of the input and the reading of the pieces, of which one is held in memory.
 """
 
@@ -28,15 +28,15 @@ from etl.storage.remote import Storage
 MAX_PIECES = 48
 MIN_PIECE_BYTES = 1 << 16
 _STORED_BYTES = 1 << 10
-"""Of a compressed file that are read at a time: how exactly it is known which of them a text stands for."""
+"""Bytes of a compressed file to read at a time: this limits how exactly stored bytes can be assigned to its text."""
 _LITTLE_TEXT_BYTES = 1 << 10
-"""Of its text likewise."""
+"""The same for its text."""
 _TEXT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A recipe over pieces of the input, which are one split each as far as they are as long as one another."""
+    """A recipe over pieces of the input; each is one split, as far as they are equally long."""
 
     recipe: Recipe
     input_bytes: int
@@ -50,7 +50,7 @@ class Sample:
 
 
 def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> Sample:
-    """Copy pieces of every source below a folder; an input that is no larger than the sample is taken as it is.
+    """Copy pieces of every source below a folder; an input no larger than the sample is used as it is.
 
     Raises:
         ConfigError: a source is a table of a catalog or a dataset, or has a limit.
@@ -82,7 +82,7 @@ def write_sample(recipe: Recipe, folder: Path, sample_bytes: int, seed: int) -> 
         sources[name] = source.model_copy(update={"path": str(folder / name), "options": {}})
     changed = {
         "sources": sources,
-        # A piece may begin inside a tree, whose first messages then are not there.
+        # A piece may begin inside a tree, whose first messages are then missing.
         **({"max_bad_fraction": 1.0} if any(one.shape().assemble is not None for one in sources.values()) else {}),
         "run": recipe.run.model_copy(update={"split_bytes": longest}),
         "stages": tuple(stage.for_sample(taken / total) for stage in recipe.stages),
@@ -104,8 +104,8 @@ def _listed(name: str, source: Source, storage: Storage) -> list[InputFile]:
 def _places(files: list[InputFile], pieces: int, size: int, rng: np.random.Generator) -> dict[InputFile, list[int]]:
     """Byte offsets, by file, of pieces that do not overlap, drawn evenly from all files laid end to end.
 
-    Drawn at random, not one in each stretch: else two rows of one stretch could never come from two pieces, and the
-    pairs that lie near each other would be missed.
+    They are drawn at random, not one in each stretch. Otherwise two rows of one stretch could never come from two
+    pieces, and pairs of rows near each other would be missed.
     """
     ends = np.cumsum([file.bytes for file in files])
     slots = max(pieces, int(ends[-1]) // size)
@@ -118,7 +118,7 @@ def _places(files: list[InputFile], pieces: int, size: int, rng: np.random.Gener
 
 
 Kind = Literal["parquet", "lines", "whole"]
-"""How a file is cut: at rows, at lines, which a source of text rows reads under any ending, or not at all."""
+"""How a file is cut: at rows; at lines, which a source of text rows reads with any line ending; or not at all."""
 
 
 def _kind(source: Source, location: Location, file: InputFile) -> Kind:
@@ -130,7 +130,7 @@ def _kind(source: Source, location: Location, file: InputFile) -> Kind:
 
 
 def _copy_pieces(location: Location, file: InputFile, kind: Kind, offsets: list[int], size: int, target: Path) -> int:
-    """Write pieces of a file, each as one whose name begins with that of the target; the stored bytes of them all."""
+    """Write pieces of a file, each under a name that begins with the target's; returns the stored bytes of all pieces."""
     places = [target.with_name(f"{target.name}-{number:03d}") for number in range(len(offsets))]
     if kind == "whole":
         return _copy_whole(location, file, target)
@@ -156,15 +156,15 @@ def _copy_whole(location: Location, file: InputFile, target: Path) -> int:
 def _copy_start(location: Location, file: InputFile, size: int, targets: list[Path]) -> int:
     """Cut the start of a compressed file into pieces of whole lines, each of about `size` stored bytes.
 
-    A decompressor gives nothing before it has a block (of bz2, up to 900 kB of text), so a piece ends only where it has
-    asked for more of the file: what it has given by then is what the stored bytes so far stand for.
+    A decompressor returns nothing before it has a whole block (for bz2, up to 900 kB of text), so a piece ends only
+    where it has asked for more of the file: the text returned by then belongs to the stored bytes so far.
 
     Returns:
         the stored bytes of the pieces. They are fewer than there are targets where blocks are longer than `size`.
     """
     with location.open() as raw:
         stored = _Counted(raw)
-        # Without its buffer, which would be filled with what many stored bytes stand for.
+        # No buffer: it would be filled with the text of many stored bytes.
         text = cast(io.BufferedReader, unpacked(file.compression, file.url, cast("IO[bytes]", stored))).raw
         left, held, written, given, goal = list(targets), bytearray(), 0, 0, size
         while data := text.read(_LITTLE_TEXT_BYTES):
@@ -184,7 +184,7 @@ def _copy_start(location: Location, file: InputFile, size: int, targets: list[Pa
 
 
 class _Counted:
-    """A file that is read little by little, so that what was read is little more than what was needed."""
+    """A file that is read in small steps, so that little more is read than is needed."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
@@ -197,13 +197,13 @@ class _Counted:
 
 
 def _copy_row_group(location: Location, file: InputFile, offset: int, size: int, target: Path) -> int:
-    """Write rows of about `size` stored bytes from an offset of a file; the number of stored bytes that they are."""
+    """Write rows of about `size` stored bytes from an offset of a file; returns the stored bytes of these rows."""
     share = _copy_rows(location, offset / file.bytes, size / file.bytes, target.with_suffix(".parquet"))
     return round(share * file.bytes)
 
 
 def _copy_lines(location: Location, _: InputFile, offset: int, size: int, target: Path) -> int:
-    """Write lines of about `size` stored bytes from an offset of a file; the number of stored bytes that they are."""
+    """Write lines of about `size` stored bytes from an offset of a file; returns the stored bytes of these lines."""
     with location.open() as raw:
         raw.seek(max(0, offset - 1))
         if offset:
@@ -217,7 +217,7 @@ def _copy_lines(location: Location, _: InputFile, offset: int, size: int, target
 def _copy_rows(location: Location, place: float, share: float, target: Path) -> float:
     """Write about `share` of a Parquet file's rows from `place` of the way into it, at most to the end of a row group.
 
-    Shares are of the bytes of row groups, so that pieces which do not overlap in the file have no row in common.
+    Shares are measured in bytes of row groups, so pieces that do not overlap in the file have no row in common.
 
     Returns:
         the share that was written.
