@@ -3,8 +3,8 @@
 Any runner works: the in-process one (the default; no JVM, no network), a portable job service, Dataflow. Each job is a
 pipeline of its own, and the engine waits for it. An element of a shuffle is an Arrow batch with rows of one bucket, so
 there is no Python object per row. On this machine the batches are in scratch files below TMPDIR, as large as the
-shuffle, and the elements are references to them; elsewhere the runner moves the batches. Costs here: 35 ms a job of
-`map` in process, 75 ms a shuffle.
+shuffle, and the elements are references to them; elsewhere the runner moves the batches. In process, a job of `map`
+costs 35 ms and a shuffle 75 ms.
 
 For people without a recipe: `ApplySteps` and `ToArrow`.
 """
@@ -53,7 +53,7 @@ from etl.storage.progress import Counts
 __all__ = ["ApplySteps", "BeamEngine", "JobNotRun", "RecordBatchCoder", "TableCoder", "ToArrow"]
 
 _ERROR = b"stillhouse.error"
-"""Key in the schema metadata of a batch without rows that stands for an error of the map side."""
+"""Key in the schema metadata of a batch without rows that carries an error of the map side."""
 
 
 # --- the engine ----------------------------------------------------------------------------------------------------
@@ -69,8 +69,8 @@ class BeamEngine(Engine):
     Args:
         options: Beam's options, or flags for them; the default runner is the in-process one.
         report: gets one line for each job that runs elsewhere.
-        scratch: folder that driver and workers reach, for errors on their way back; None takes a local one, which only
-            runners on this machine can do with.
+        scratch: folder that driver and workers reach, for passing errors back; None takes a local one, which only works
+            for runners on this machine.
 
     Raises:
         ConfigError: a flag is wrong, or remote workers cannot reach the scratch folder.
@@ -124,7 +124,7 @@ class BeamEngine(Engine):
 
     @contextlib.contextmanager
     def _carrier(self, exchange: Exchange, wanted: Bools) -> Iterator["_Carry"]:
-        """How rows get to their bucket: by scratch files on this machine, by the runner elsewhere.
+        """How rows get to their bucket: in scratch files on this machine, through the runner elsewhere.
 
         The in-process runner would copy every byte several times and hold all of them.
         """
@@ -157,7 +157,7 @@ class BeamEngine(Engine):
         return hints
 
     def _job_options(self, stage: str) -> PipelineOptions:
-        """Options of one job: runners write into them, and its name and template are those of the stage."""
+        """Options of one job. Each job has its own, as runners write into them; its name and template are the stage's."""
         options = copy.deepcopy(self.options)
         cloud = options.view_as(GoogleCloudOptions)
         name = re.sub("[^a-z0-9]+", "-", stage.lower()).strip("-")
@@ -203,8 +203,8 @@ class BeamEngine(Engine):
 class _Failure:
     """The object in which a worker stores an error that the user can fix; the first one wins.
 
-    Such an error is the same in every attempt. A failed element would be retried four times on a cluster and come back
-    as a traceback, and no runner-independent result of a pipeline reaches the driver.
+    Such an error is the same in every attempt. On a cluster a failed element would be retried four times and come back
+    as a traceback, and a pipeline has no result that reaches the driver with every runner.
     """
 
     place: Location
@@ -223,7 +223,7 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Worker:
-    """What every task of a stage shares: its counters, and where its errors go."""
+    """What every task of a stage shares: its counters, and the object for its errors."""
 
     stage: str
     failure: _Failure
@@ -257,7 +257,7 @@ class _InBatches:
     schema: pa.Schema
     wanted: Bools
     keyed: ClassVar[Any] = tuple[int, pa.RecordBatch]
-    """Type of the elements, by which Beam finds their coder."""
+    """Type of the elements, from which Beam finds their coder."""
 
     def __call__(self, number: int, split: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
         return bucket_slices(self.emit, split, self.schema, self.wanted)
@@ -265,7 +265,7 @@ class _InBatches:
 
 @dataclass(frozen=True)
 class _InSpills:
-    """The rows of a split in a scratch file, which each of its buckets is told of."""
+    """The rows of a split in a scratch file; each of its buckets gets a reference to it."""
 
     write: WriteSpill
     keyed: ClassVar[Any] = tuple[int, Any]

@@ -18,7 +18,7 @@ from etl.schema import PROMPT, VERDICT
 from etl.step import BatchFn, Step
 
 _IPC_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
-"""Of hashes and row keys a third goes, of text two thirds; it costs less than moving the bytes over a network does."""
+"""Compression saves a third of hashes and row keys, and two thirds of text; it costs less than sending these bytes."""
 
 
 def no_rows(schema: pa.Schema) -> pa.RecordBatch:
@@ -41,7 +41,7 @@ class _ArrowCoder(Coder):
 
 
 class RecordBatchCoder(_ArrowCoder):
-    """Of an Arrow record batch; importing this module registers it for `pa.RecordBatch`."""
+    """Coder of Arrow record batches; importing this module registers it for `pa.RecordBatch`."""
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
         with pa.ipc.open_stream(encoded) as reader:
@@ -52,7 +52,7 @@ class RecordBatchCoder(_ArrowCoder):
 
 
 class TableCoder(_ArrowCoder):
-    """Of an Arrow table; importing this module registers it for `pa.Table`."""
+    """Coder of Arrow tables; importing this module registers it for `pa.Table`."""
 
     def decode(self, encoded: bytes) -> pa.Table:
         with pa.ipc.open_stream(encoded) as reader:
@@ -141,11 +141,11 @@ def _typed(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
 
 
 class ToArrow(beam.PTransform[Any, Any]):
-    """A PCollection of dictionaries or `beam.Row`s to one of Arrow record batches.
+    """Turns a PCollection of dictionaries or `beam.Row`s into one of Arrow record batches.
 
     Args:
-        schema: of the batches; a row's other fields are left out, absent ones are null.
-        max_rows: of a batch.
+        schema: schema of the batches; a row's other fields are left out, absent ones are null.
+        max_rows: maximum rows of a batch.
     """
 
     def __init__(self, schema: pa.Schema, max_rows: int = 1024) -> None:

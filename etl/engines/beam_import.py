@@ -1,8 +1,8 @@
-"""Imports Beam for a process that runs its jobs itself: without the clients of clouds, two thirds of what it imports.
+"""Imports Beam for a process that runs its jobs itself, without cloud clients: two thirds of what Beam imports.
 
-Beam loads the clients of Google's, Amazon's and Azure's object stores, of Hadoop and of Dataflow with itself wherever
-they are installed, 0.9 CPU-seconds. Our stages read and write through fsspec, and only a runner elsewhere wants Beam's
-own.
+Beam also loads the clients of Google's, Amazon's and Azure's object stores, of Hadoop and of Dataflow if they are
+installed, which takes 0.9 CPU-seconds. Our stages read and write through fsspec, and only a runner elsewhere needs
+Beam's own clients.
 """
 
 import importlib
@@ -18,13 +18,13 @@ CLOUDS: Final = (
     "apache_beam.io.hadoopfilesystem",
     *_CLIENTS,
 )
-"""Modules that Beam can do without. They can be imported afterwards."""
+"""Modules that Beam does not need. They can be imported afterwards."""
 _KEEP_CLIENTS: Final = ("apache_beam.utils.retry", "apache_beam.runners.dataflow.dataflow_runner")
-"""Modules of Beam that keep what they found of the clients when they were imported; file systems it takes up later."""
+"""Modules of Beam that remember which clients they found when imported; file systems are picked up later."""
 
 
 def import_beam_without_clouds() -> None:
-    """Import `apache_beam`; whatever is imported already stays as it is."""
+    """Import `apache_beam`; modules that are already imported are left as they are."""
     absent = [name for name in CLOUDS if name not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: such an import fails at once
     try:
@@ -35,7 +35,7 @@ def import_beam_without_clouds() -> None:
 
 
 def import_clouds() -> None:
-    """Let Beam find the clients of clouds, in a process that may have imported it without them."""
+    """Let Beam find the cloud clients, in a process that may have imported it without them."""
     if sys.modules.keys() >= set(_CLIENTS):
         return
     for name in _KEEP_CLIENTS:

@@ -21,7 +21,7 @@ from etl.errors import ConfigError
 
 
 class WorkerOptions(PipelineOptions):
-    """Flags of ours beside those of Beam."""
+    """Our flags beside those of Beam."""
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ class WorkerOptions(PipelineOptions):
 
 
 class JobOptions(PipelineOptions):
-    """Options that make each view of themselves once: Beam asks for hundreds a job and builds a parser for each."""
+    """Options that build each of their views only once: Beam asks for hundreds a job and builds a parser for each."""
 
     def view_as(self, cls: Any) -> Any:
         views: dict[Any, Any] = self.__dict__.setdefault("_views", {})
@@ -46,7 +46,7 @@ class JobOptions(PipelineOptions):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Knows every flag of every options class; a wrong value is an error of ours, not a usage text and an exit."""
+    """Knows every flag of every options class; a wrong value raises an error of ours, without a usage text and an exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"Beam: {message}")
@@ -69,7 +69,7 @@ def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
     made = JobOptions(list(flags))
     setup = made.view_as(SetupOptions)
     if setup.save_main_session is None:
-        # Dataflow's default is to pickle __main__; all that our workers run is in packages.
+        # Dataflow pickles __main__ by default, but all that our workers run is in packages.
         setup.save_main_session = False
     wrong = PipelineOptionsValidator(made, runner_of(made)).validate()
     if wrong:
@@ -78,7 +78,7 @@ def pipeline_options(flags: Sequence[str]) -> PipelineOptions:
 
 
 def runner_name(options: PipelineOptions) -> str:
-    """`direct`, `portable`, `dataflow` …: what --runner names, without its package and its last syllables."""
+    """`direct`, `portable`, `dataflow` …: the value of --runner without its package and its suffix."""
     name: str = options.view_as(StandardOptions).runner or "DirectRunner"
     return name.rpartition(".")[2].lower().removesuffix("runner")
 
@@ -86,7 +86,7 @@ def runner_name(options: PipelineOptions) -> str:
 def runner_of(options: PipelineOptions) -> Any:
     """The runner that the options name.
 
-    DirectRunner is the in-process FnApiRunner: Beam's own choice of that name begins with a download of Prism.
+    DirectRunner is the in-process FnApiRunner: what Beam itself chooses under that name starts by downloading Prism.
     """
     if runner_name(options) in ("direct", "fnapi"):
         return FnApiRunner()
@@ -103,6 +103,6 @@ def runs_here(options: PipelineOptions) -> bool:
 
 
 def is_one_worker(options: PipelineOptions) -> bool:
-    """True when this process does every task itself, one after the other."""
+    """True when this process does every task itself, in sequence."""
     in_process = runner_name(options) in ("direct", "fnapi")
     return in_process and bool(options.view_as(DirectOptions).direct_num_workers == 1)

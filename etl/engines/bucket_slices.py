@@ -1,7 +1,7 @@
 """The map side of a shuffle, for engines that move Arrow batches: the rows of a split, sliced by their bucket.
 
-Rows are gathered up to `HELD_BYTES` before they are sliced, so that slices are not tiny; it takes twice that. A batch
-of one bucket that is no tiny slice goes as it is, uncopied.
+Rows are gathered up to `HELD_BYTES` before they are sliced, so that slices are not tiny; this takes twice that memory.
+A batch of one bucket that is large enough is passed on uncopied.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from etl.sorting import cut_by_bytes, joined, take_rows
 HELD_BYTES = 64 << 20
 """Arrow bytes that are gathered before they are sliced."""
 SLICE_BYTES = 4 << 20
-"""Largest slice, a single longer row excepted."""
+"""Largest slice, except for a single longer row."""
 WHOLE_BYTES = 1 << 16
-"""A batch of one bucket with so many bytes is not gathered."""
+"""A batch of one bucket with at least this many bytes is not gathered."""
 
 
 def bucket_slices(emit: EmitFn, split: Any, schema: pa.Schema, wanted: Bools) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -27,8 +27,8 @@ def bucket_slices(emit: EmitFn, split: Any, schema: pa.Schema, wanted: Bools) ->
 
     Args:
         emit: the map side of the shuffle.
-        split: as the plan describes it.
-        schema: of the slices; batches are cast to it.
+        split: the split as in the plan.
+        schema: schema of the slices; batches are cast to it.
         wanted: whether a bucket's rows are kept, bool [num_buckets].
     """
     held: list[pa.RecordBatch] = []
@@ -54,7 +54,7 @@ def _of_wanted(rows: pa.RecordBatch, wanted: Bools) -> pa.RecordBatch:
 
 
 def _is_slice(rows: pa.RecordBatch) -> bool:
-    """Whether it is of one bucket and long enough."""
+    """Whether the batch is of one bucket and large enough."""
     if rows.nbytes < WHOLE_BYTES or rows.num_rows == 0:
         return False
     buckets = rows.column("bucket").to_numpy()

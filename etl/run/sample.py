@@ -1,8 +1,8 @@
 """A seeded sample of a recipe's input: the same recipe over several dozen pieces of it.
 
 Each piece is a stretch of one file at a random place. The middle of a compressed file cannot be reached. Such a
-file is read once from its start, for the total length of the pieces that fall into it, and cut into that many. Costs one listing
-of the input and the reading of the pieces, of which one is held in memory.
+file is read once from its start, for the total length of the pieces that fall into it, and cut into that many. Costs one
+listing of the input and the reading of the pieces, of which one is held in memory.
 """
 
 import io
@@ -130,7 +130,7 @@ def _kind(source: Source, location: Location, file: InputFile) -> Kind:
 
 
 def _copy_pieces(location: Location, file: InputFile, kind: Kind, offsets: list[int], size: int, target: Path) -> int:
-    """Write pieces of a file, each under a name that begins with the target's; returns the stored bytes of all pieces."""
+    """Write pieces of a file, each named with the target's name as prefix; returns the stored bytes of all pieces."""
     places = [target.with_name(f"{target.name}-{number:03d}") for number in range(len(offsets))]
     if kind == "whole":
         return _copy_whole(location, file, target)

@@ -3,14 +3,14 @@
 With L for the input's bytes over the sample's:
 
     With.INPUT     L
-    With.LIVE      the rows of the input that are left before the job, over those of the sample
-    With.DROPPED   the rows that are gone by then, likewise
+With.LIVE      the rows of the input that are left before the job, over those of the sample
+    With.DROPPED   the rows dropped by then, likewise
     With.SPLITS    the input's splits over the sample's
     groups, pairs  etl.run.growth, from what etl.run.duplicates found
 
-What is left before a job is what all tables of verdicts before it leave, each step's rows by the law `drops` of its
-job. Steps are counted over all sources together: with a step that sees some sources alone, live rows are as exact as
-the sources have alike shares in the sample.
+The rows left before a job are those that all earlier tables of verdicts leave; the law `drops` of a step's job scales
+the rows that it drops. Steps are counted over all sources together. If a step sees only some sources, live rows are
+only exact if these sources have the same share in the sample as in the input.
 """
 
 import math
@@ -34,11 +34,11 @@ from etl.laws import (
 from etl.run.duplicates import Found, SampleRun
 
 _LEAST_LIVE = 0.01
-"""No law knows that a row can be dropped once only: at least so much of the input's rows is taken to stay."""
+"""No law knows that a row can only be dropped once: at least this share of the input's rows is assumed to be left."""
 
 
 class Scaling:
-    """Applies laws. Datasets go by their names.
+    """Applies laws. Datasets are identified by name.
 
     Attributes:
         found: the duplicates of the sample.
@@ -66,11 +66,11 @@ class Scaling:
                 gone_of_input += count * self.factor(name, job.grows.drops, count)
 
     def factor(self, name: str, law: Law, count: int) -> float:
-        """How many times as many things the whole input has as the sample.
+        """The factor by which the whole input has more things than the sample.
 
         Args:
-            name: of the dataset of the job whose law it is.
-            law: of the job.
+            name: name of the dataset whose job has the law.
+            law: the law of the job.
             count: things of the sample.
         """
         match law:
@@ -115,7 +115,7 @@ class Scaling:
                 assert_never(law)
 
     def rows_factor(self, name: str) -> float:
-        """Rows of a dataset in the whole input for each one in the sample, of an aligned table its bytes."""
+        """Rows of a dataset in the whole input for each one of the sample; for an aligned table, its bytes."""
         return self.factor(name, self._run.jobs[name].grows.rows, self._run.num_rows_of(name))
 
     def rows(self, name: str) -> float:
@@ -141,7 +141,7 @@ class Scaling:
                 return math.ceil(of_sample * self._with(name, tasks))
 
     def work_s(self, name: str, cpu_s: float) -> float:
-        """CPU-seconds of a job for the whole input that took so many for the sample, the start of tasks left out."""
+        """CPU-seconds of a job for the whole input, given those for the sample; without the start of tasks."""
         law = self._run.jobs[name].grows.work
         if not isinstance(law, MoreRows):
             return cpu_s * self.factor(name, law, self._run.num_rows_of(name))

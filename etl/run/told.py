@@ -1,16 +1,16 @@
-"""What a run says while it works: a line a stage, and between them a line that moves.
+"""What a run reports while it works: one line a stage, and between them a progress line.
 
     stage           rows in    lost    left   time  rows/s  lost to
     1/8 ingest        4,732       3   4,729  0.9 s   5,258  invalid_json 1, missing_query 1, not_an_object 1
     2/8 filter        4,729   2,457   2,272  2.1 s   2,252  over_share 1,569, language_not_kept 788, 1 more
     3/8 dedup: pairs, 12 of 40 parts, 81,220 rows, 1,204 rows/s, 1m 05s left
 
-A stage's line comes when all of its datasets are committed, and after it what the stage has to say. Stages that share a
-job end together; each has the time of its own datasets. On a terminal the reasons are cut to the width, most rows
-first; the funnel at the end of the run has them all. Without one every line is whole.
+A stage's line is printed when all of its datasets are committed, followed by the stage's own notes. Stages that share a
+job end together; each shows the time of its own datasets. On a terminal the reasons are cut to the width, most rows
+first; the funnel at the end of the run has them all. Without a terminal every line is whole.
 
-The line that moves is made from what tasks leave beside the datasets (etl/storage/progress.py), so it is the same
-on a cluster. A thread looks, at most a twentieth of its time.
+The progress line is made from what tasks leave beside the datasets (etl/storage/progress.py), so it is the same on a
+cluster. A thread updates it and is busy for at most a twentieth of its time.
 """
 
 import contextlib
@@ -44,16 +44,16 @@ class StageOutcome:
     label: str
     rows_in: int
     made: int
-    """Rows that were made of others, or of one of them."""
+    """Rows that were made from one or several others."""
     assembled: int
-    """Rows that became those."""
+    """Rows that they were made from."""
     lost: Mapping[str, int]
-    """By reason, most rows first; of rows that could not be read the reason alone."""
+    """By reason, most rows first; for rows that could not be read, just the reason."""
     left: int
     tokens: int
-    """That it wrote."""
+    """Bytes that it wrote."""
     wall_s: float | None
-    """None where all of it was committed before."""
+    """None if everything was committed before."""
     is_resumed: bool = False
     """Whether an earlier run wrote a part of it."""
 
@@ -63,7 +63,7 @@ class StageOutcome:
 
 
 class Lines:
-    """Lines that are held back until a run has something to do: what is there already is no news."""
+    """Lines held back until a run has something to do: what is already there is no news."""
 
     def __init__(self, voice: Voice) -> None:
         self.voice = voice
@@ -73,24 +73,24 @@ class Lines:
         """Whether the run has changed its output."""
 
     def say(self, line: Callable[[], None]) -> None:
-        """Say something now, or when there is something to do."""
+        """Print something, now or as soon as there is something to do."""
         if self.are_held:
             self._held.append(line)
         else:
             line()
 
     def tell_nothing(self, why: str) -> None:
-        """In the place of the lines, if there was nothing to do."""
+        """Print this instead of the lines, if there was nothing to do."""
         if self.are_held:
             self.voice(f"nothing to do: {why}")
 
     def begin(self) -> None:
-        """There is something to do."""
+        """Note that there is something to do."""
         self.has_begun = True
         self.release()
 
     def release(self) -> None:
-        """Say what was held back."""
+        """Print what was held back."""
         self.are_held = False
         for line in self._held:
             line()
@@ -104,25 +104,25 @@ class _Stage:
     datasets: set[str] = field(default_factory=set)
     """Folders that it has begun."""
     num_open: int = 0
-    """Of them that are not committed yet."""
+    """Its folders that are not committed yet."""
     is_over: bool = False
-    """Whether it begins no more."""
+    """Whether it begins no more folders."""
     accounting: Accounting = field(default_factory=dict)
     tokens: int = 0
     wall_s: float = 0.0
     was_run: bool = False
     is_resumed: bool = False
     notes: list[tuple[str, bool]] = field(default_factory=list)
-    """What is to be said after its line, and whether also by a run that has nothing to do."""
+    """Notes to print after its line; for each, whether it is also printed by a run that has nothing to do."""
 
 
 class StageLines(Telling, Onlooker):
-    """Gathers what stages, engine and datasets tell, and says a line a stage.
+    """Gathers the reports of stages, engine and datasets, and prints one line a stage.
 
     Args:
-        labels: of the stages that count, in their order.
-        lines: of the run.
-        clock: seconds, for rates of what is under way.
+        labels: the labels of the numbered stages, in their order.
+        lines: the lines of the run.
+        clock: returns seconds, for rates of what is under way.
     """
 
     def __init__(self, labels: Sequence[str], lines: Lines, clock: Callable[[], float] = time.monotonic) -> None:
@@ -135,9 +135,9 @@ class StageLines(Telling, Onlooker):
         self._widths: list[int] = []
         self._rest = list(self._stages.values())
         self._beside: set[str] = set()
-        """Folders of what is no stage of the recipe."""
+        """Folders that belong to no stage of the recipe."""
 
-    # What stages tell.
+    # Reports of stages.
 
     def enter(self, label: str) -> None:
         self._leave()
@@ -177,13 +177,13 @@ class StageLines(Telling, Onlooker):
         self._leave()
 
     def say_rest(self) -> None:
-        """The run has ended, also by an error: what stages had to say is said, which may explain it."""
+        """The run has ended, perhaps by an error: the remaining notes of stages are printed, as they may explain it."""
         for stage in self._rest:
             for line, always in stage.notes:
                 self._say_note(line, always)
         self._rest = []
 
-    # What the engine tells.
+    # Reports of the engine.
 
     def committed(self, dataset: Dataset, wall_s: float, is_resumed: bool) -> None:
         stage = self._owner(dataset.ref.stage)
@@ -208,7 +208,7 @@ class StageLines(Telling, Onlooker):
             watcher.join()
             live.clear()
 
-    # The line that moves.
+    # The progress line.
 
     def _watch(self, writing: Sequence[Writing], over: threading.Event) -> None:
         live = self._lines.voice.live
@@ -222,7 +222,7 @@ class StageLines(Telling, Onlooker):
                 watched = watched or [Watched(one) for one in writing]
                 seen = [one.look() for one in watched]
             except StillhouseError as error:
-                # The run itself fails by it, if it matters.
+                # If it matters, the run itself fails because of it.
                 live.show(f"{name}: how far it is cannot be seen ({error})")
             else:
                 live.show(f"{name}: {under_way(seen, self._clock() - began_s)}")
@@ -240,7 +240,7 @@ class StageLines(Telling, Onlooker):
         return f"{number} {labels}" + (f": {folders}" if len(writing) == 1 and folders != labels else "")
 
     def _owner(self, folder: str) -> _Stage | None:
-        """The stage that writes a folder; rounds, which no stage announces, are of the one at work."""
+        """The stage that writes a folder; rounds, which no stage announces, belong to the one at work."""
         found = (stage for stage in self._stages.values() if folder in stage.datasets)
         return next(found, None if folder in self._beside else self._at)
 
@@ -332,11 +332,11 @@ def cells_of(outcome: StageOutcome) -> list[str]:
 
 
 def notes_of(outcome: StageOutcome, room: int | None) -> str:
-    """Behind the numbers: why rows were lost, and what else there is to know.
+    """The notes after the numbers: why rows were lost, and whatever else there is to know.
 
     Args:
-        outcome: of the stage.
-        room: columns; reasons that do not fit are counted; None for any number.
+        outcome: the outcome of the stage.
+        room: width in columns; reasons that do not fit are only counted; None for no limit.
     """
     made = f"{outcome.assembled:,} assembled into {outcome.made:,}" if outcome.assembled else f"made {outcome.made:,}"
     others = [made] if outcome.made else []
@@ -362,10 +362,10 @@ def _joined(reasons: Sequence[str], shown: int, others: Sequence[str]) -> str:
 
 
 def under_way(seen: Sequence[Seen], elapsed_s: float) -> str:
-    """How far a job is: its datasets' parts, the rows that they have read, the speed, and the time that is left.
+    """The progress of a job: its datasets' parts, the rows that they have read, the speed, and the remaining time.
 
     Args:
-        seen: of each dataset of the job; they are written from the same rows.
+        seen: progress of each dataset of the job; all are written from the same rows.
         elapsed_s: since the job began.
     """
     tasks, done = sum(one.tasks for one in seen), sum(one.tasks_done for one in seen)
