@@ -157,7 +157,7 @@ class BeamEngine(Engine):
         return hints
 
     def _job_options(self, stage: str) -> PipelineOptions:
-        """Options of one job. Each job has its own, as runners write into them; its name and template are the stage's."""
+        """Options of one job: its own, as runners write into them. Its name and template are the stage's."""
         options = copy.deepcopy(self.options)
         cloud = options.view_as(GoogleCloudOptions)
         name = re.sub("[^a-z0-9]+", "-", stage.lower()).strip("-")

@@ -46,7 +46,7 @@ class JobOptions(PipelineOptions):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Knows every flag of every options class; a wrong value raises an error of ours, without a usage text and an exit."""
+    """Knows every flag of every options class; a wrong value raises an error of ours, without usage text or exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"Beam: {message}")

@@ -205,7 +205,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
 
 
 def reserved_names() -> frozenset[str]:
-    """Folders and steps of the built-in kinds of stages. No cut may have these names, even if no such stage is listed."""
+    """Folders and steps of the built-in kinds of stages. No cut may have these names, listed or not."""
     folders = {folder.partition("/")[0] for stage in STAGES for folder in stage.tables}
     steps = {step for stage in STAGES for step in stage.own_steps}
     return frozenset({*ingest.TABLES, *folders, *steps, DROPPED_FOLDER, "rounds", "tables"})

@@ -2,7 +2,7 @@
 
 `pinned` gives every source of a recipe a path. A path on the hub then names a commit, so driver and workers list and
 read the same files; the commits are in the recipe and so in `_run.json`. A branch that moves between two starts does
-not affect the second one. If somebody edits the revision in the recipe, it has another name there and is looked up again.
+not affect the second one. An edited revision has another name there and is looked up again.
 
 Costs one request for each revision that is not known yet, and a GET of `_run.json` where a source is on the hub.
 """

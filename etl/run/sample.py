@@ -1,7 +1,7 @@
 """A seeded sample of a recipe's input: the same recipe over several dozen pieces of it.
 
 Each piece is a stretch of one file at a random place. The middle of a compressed file cannot be reached. Such a
-file is read once from its start, for the total length of the pieces that fall into it, and cut into that many. Costs one
+file is read once from its start, for the total length of its pieces, and cut into that many. Costs one
 listing of the input and the reading of the pieces, of which one is held in memory.
 """
 
