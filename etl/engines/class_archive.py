@@ -3,9 +3,9 @@
 A session and a first job take 6 CPU-seconds of a JVM with the archive and 10 without. Making it takes a run of Spark
 in a process of its own, 25 CPU-seconds and 160 MB below `cache_dir()/java`, so `stillhouse warm` does that and a run
 uses what it finds. An archive is found by what must be the same: the Java, and the files of the class path by their
-paths, sizes and times. Its name is its SHA-256, checked at each use (0.1 CPU-seconds), because a JVM that maps a truncated file
-dies. If the class path differs in another way, the JVM itself silently refuses the archive (`QUIET`) and continues
-without it.
+paths, sizes and times. Its name is its SHA-256, checked at each use (0.1 CPU-seconds), because a JVM that maps a
+truncated file dies. If the class path differs in another way, the JVM itself silently refuses the archive (`QUIET`)
+and continues without it.
 """
 
 import hashlib
