@@ -9,7 +9,7 @@ SEPARATOR_WORDS: Final = re.compile(
 
 
 def outside_of(text: str) -> str:
-    """With everything inside of brackets as a letter that no pattern knows."""
+    """The text with everything inside brackets replaced by a character that no pattern matches."""
     steps, depth, letters = dict(_brackets_sum(text)), 0, list(text)
     for place in range(len(text)):
         depth += steps.get(place, 0)
@@ -19,7 +19,7 @@ def outside_of(text: str) -> str:
 
 
 def encloses(text: str, opened: str, closed: str) -> bool:
-    """Whether the first bracket is closed by the last one."""
+    """Whether the last bracket closes the first one."""
     depth = 0
     places = list(_brackets(text))
     for place, step in places:
@@ -30,7 +30,7 @@ def encloses(text: str, opened: str, closed: str) -> bool:
 
 
 def _brackets(text: str) -> "list[tuple[int, int]]":
-    """Place and +1 or -1 of each bracket, of whatever kind: those of intervals do not match."""
+    """Place and +1 or -1 of each bracket. The kind is ignored, since the brackets of an interval may differ."""
     found = []
     for match in re.finditer(r"\\langle|\\rangle|\\begin\{|\\end\{|\\[{}]|\\.|[()\[\]{}]", text):
         sign = match[0]
@@ -46,14 +46,15 @@ def _brackets(text: str) -> "list[tuple[int, int]]":
 
 
 def split(text: str, *, enclosed: bool = False) -> list[str]:
-    """Parts at the commas, semicolons and the words `and`, `or` outside of brackets.
+    """Split at commas, semicolons and the words `and` and `or` outside brackets.
 
-    A comma between digits separates thousands where it can and other commas have a space behind them.
+    A comma that can separate thousands does so. In brackets (`enclosed`) it does so only if some separator has a space
+    after it.
     """
     levels, depth = dict(_brackets_sum(text)), 0
     cuts: list[tuple[int, int]] = []
     outside = outside_of(text)
-    # In 0,5; 1,5 the commas are decimal.
+    # The commas in 0,5; 1,5 are decimal.
     separators = ";" if ";" in outside and re.search(r"\d,\d", outside) and ", " not in outside else ",;"
     may_group = not enclosed or re.search(r"[,;] ", text) is not None
     place = 0
@@ -76,7 +77,7 @@ def split(text: str, *, enclosed: bool = False) -> list[str]:
 
 
 def _is_thousands(text: str, place: int) -> bool:
-    """Whether a comma lies in digits that it and others cut into threes."""
+    """Whether a comma is in a number whose commas separate groups of three digits."""
     start, end = place, place
     while start and (text[start - 1].isdigit() or text[start - 1] == ","):
         start -= 1

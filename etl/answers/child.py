@@ -1,13 +1,13 @@
-"""The process that compares answers: reads pairs as lines of JSON, writes a verdict for each.
+"""The process that compares answers: it reads pairs as lines of JSON and writes a verdict for each.
 
     python -m etl.answers.child CPU_SECONDS MEMORY_BYTES
     > ["0.5", "\\\\frac12"]
     < ["equal", ""]
 
-It is its own guard: a pair that takes more CPU than allowed ends the process by SIGPROF, whatever it is computing, and
-memory beyond the limit is a MemoryError. So the parent needs no signals and no threads, and an orphan ends by itself.
-The first line is ["ready", ""] or what could not be imported. Starting costs 0.7 CPU-seconds and 60 MB, a pair 1 to
-200 ms.
+It enforces its own limits: SIGPROF ends the process if a pair takes too much CPU time, whatever it is computing, and
+memory beyond the limit is a MemoryError. So the parent needs no signals and no threads. An orphan ends by itself.
+The first line is ["ready", ""], or reports what could not be imported. Starting costs 0.7 CPU-seconds and 60 MB, a pair
+1 to 200 ms.
 """
 
 import json
@@ -20,14 +20,14 @@ import sys
 from typing import Final
 
 _LOOK_S: Final = 10.0
-"""Between two looks at whether the parent is alive."""
+"""Seconds between two checks that the parent is alive."""
 
 
 def main() -> None:
     """Answer until stdin ends or the parent is gone."""
     parent = os.getppid()
     cpu_s, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
-    # What libraries print (antlr reports its version) must not come between the verdicts.
+    # Output of libraries (antlr reports its version) must not mix with the verdicts.
     out = os.fdopen(os.dup(1), "w", buffering=1, encoding="ascii")
     os.dup2(2, 1)
     logging.disable(logging.CRITICAL)

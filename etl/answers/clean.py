@@ -1,7 +1,7 @@
-"""One spelling for an answer: Unicode, Markdown and the layout commands of LaTeX as plain LaTeX; no value changes.
+"""One spelling for an answer: Unicode, Markdown and the layout commands of LaTeX become plain LaTeX; no value changes.
 
-What is done here is safe without knowing what the answer means: two answers with one spelling are the same answer.
-About 10 µs for a number and 100 µs for a formula.
+These changes are safe whatever the answer means: two answers with the same spelling are the same answer. Costs about
+10 µs for a number and 100 µs for a formula.
 """
 
 import re
@@ -84,10 +84,10 @@ _SPACE: Final = re.compile(r"(?<![\w.,)]) | (?![\w.,(])")
 
 
 def clean(answer: str) -> str:
-    """The answer in one spelling; "" for one of nothing but layout.
+    """The answer in one spelling; "" if it is only layout.
 
-    Fractions and roots have braces around their arguments, text commands are `\\text{…}`, degrees are `^{\\circ}`,
-    a braced comma is a thousands separator before three digits and a decimal point before any other number of them.
+    Fractions and roots have braces around their arguments, text commands are `\\text{…}`, degrees are `^{\\circ}`.
+    A braced comma before three digits separates thousands; before any other number of digits it is a decimal point.
     """
     text = answer
     if _OTHER.search(text):
@@ -104,7 +104,7 @@ def clean(answer: str) -> str:
 
 
 def closing_brace(text: str, start: int) -> int:
-    """Where the brace closes that opens just before `start`; -1 where it does not. `\\{` is a letter."""
+    """Place of the `}` for the brace just before `start`; -1 if it is never closed. `\\{` counts as a letter."""
     depth, place = 1, start
     while place < len(text):
         letter = text[place]
@@ -134,7 +134,7 @@ def _written_fraction(found: re.Match[str]) -> str:
 
 
 def _as_ascii(found: re.Match[str]) -> str:
-    """A digit of any script, or a letter of full width, as the ASCII one; others stay."""
+    """The ASCII form of a digit of any script or of a full-width letter; others are unchanged."""
     letter = found[0]
     if unicodedata.decimal(letter, None) is not None:
         return str(unicodedata.decimal(letter))
@@ -149,7 +149,7 @@ def _bare_letter(found: re.Match[str]) -> str:
 
 
 def _unwrap(text: str) -> str:
-    """Without what stands around the whole: math and Markdown signs, quotes, \\boxed{}, closing punctuation."""
+    """The answer without what surrounds it: math and Markdown signs, quotes, \\boxed{}, closing punctuation."""
     before = None
     while text != before:
         before = text

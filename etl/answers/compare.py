@@ -1,9 +1,9 @@
-"""Whether two cleaned answers are equal, by their structure and, for what is no plain number, by math-verify.
+"""Whether two cleaned answers are equal: by their structure and, unless they are plain numbers, by math-verify.
 
-Groups are compared part by part: tuples and intervals in order, sets and lists of solutions in any. Values are
-compared as exact fractions where both are numbers; a decimal of at least six places also equals what it is a rounding
-of. All else is math-verify's `verify`, whose "equal" must in addition hold numerically: it rounds to six decimals, so
-tiny values would be equal to each other. Only etl.answers.child and tests import this file: math-verify takes half a
+Groups are compared part by part: tuples and intervals in order, sets and lists of solutions in any order. Two numbers
+are compared as exact fractions; a decimal of at least six places also equals any value that rounds to it. Everything
+else is left to math-verify's `verify`. As that rounds to six decimals, so that tiny values would all be equal, its
+"equal" must also hold numerically. Only etl.answers.child and tests import this file: loading math-verify takes half a
 second.
 """
 
@@ -31,15 +31,15 @@ _LATEX: Final = [
 ]
 _AMBIGUOUS: Final = Verdict("unparseable", "ambiguous")
 _PLACES: Final = 6
-"""Decimals from which on a number is taken for a rounding."""
+"""A number with at least this many decimals is taken for a rounding."""
 _SEEN: Final = sympy.Float("1e-12")
-"""Relative, from which on two values are different."""
+"""Two values with a larger relative difference are different."""
 _TOLERANCE: Final = sympy.Float("2e-6")
-"""Relative, between the values of two equal expressions of which one is a rounding."""
+"""Largest relative difference between two equal expressions, one of which may be a rounding."""
 
 
 def compare(answer: str, expected: str) -> Verdict:
-    """Of two cleaned answers."""
+    """The verdict on two cleaned answers."""
     ours, theirs = read(answer), read(expected)
     verdict = _of_readings(ours[0], theirs[0])
     if verdict.outcome == "equal" or (len(ours) == 1 and len(theirs) == 1):
@@ -76,7 +76,7 @@ def _options(one: Reading, other: Reading) -> Verdict:
     letter = _letter(plain)
     if letter:
         return EQUAL if letter.upper() == option.letter else DIFFERENT
-    # The other one gives the text of an option, which only the question could tell.
+    # The other one gives the text of an option; only the question could show its letter.
     return Verdict("unparseable", "option") if option.rest is None else _of_readings(option.rest, plain)
 
 
@@ -106,7 +106,7 @@ def _key(words: Words) -> str:
 
 
 def _latex_of(reading: Reading) -> str:
-    """A value or a group as LaTeX again."""
+    """A value or a group turned back into LaTeX."""
     if isinstance(reading, Value):
         return reading.latex
     assert isinstance(reading, Group)
@@ -159,7 +159,7 @@ def _group_and_value(group: Group, single: Reading) -> Verdict:
 
 
 def _union(group: Group, single: Value) -> Verdict:
-    """Inequalities that are joined by `or`, and a set."""
+    """Compare inequalities joined by `or` with a set."""
     parsed = [_parse(_latex_of(item)) for item in (*group.items, single)]
     if any(each is None for each in parsed):
         return Verdict("unparseable", "syntax")
@@ -212,7 +212,7 @@ def _ratios(one: Group, other: Group) -> Verdict:
         return EQUAL
     if len(ours) != len(theirs) or any(a * theirs[0] != b * ours[0] for a, b in zip(ours, theirs, strict=True)):
         return DIFFERENT
-    # 3:20 and 6:40 are one ratio and two times of the day.
+    # 3:20 and 6:40 are the same ratio but different times of the day.
     return _AMBIGUOUS
 
 
@@ -264,7 +264,7 @@ def _times(value: Value, factor: Fraction) -> Value:
 
 
 def _percents(one: Value, other: Value) -> Verdict:
-    """50 % is 50 % and 0.5, and 50 where the other leaves the sign out."""
+    """50 % equals 50 % and 0.5. It also equals 50, as the other answer may omit the sign."""
     one, other = _scaled(one), _scaled(other)
     bare = replace(one, percent=False), replace(other, percent=False)
     verdict = _asked(*bare)
@@ -297,7 +297,7 @@ def _asked(one: Value | Reading, other: Value | Reading) -> Verdict:
 
 
 def _rounds(latex: str, number: Fraction, value: Fraction) -> bool:
-    """Whether a decimal of enough places and digits is the rounding of a value."""
+    """Whether a decimal with enough places and digits is a value rounded."""
     decimals = re.fullmatch(r"-?(\d*)\.(\d+)", latex.replace(",", ""))
     if decimals is None or len(decimals[2]) < _PLACES or len((decimals[1] + decimals[2]).lstrip("0")) < _PLACES:
         return False
@@ -305,7 +305,7 @@ def _rounds(latex: str, number: Fraction, value: Fraction) -> bool:
 
 
 def _parse(latex: str) -> Any:
-    """By math-verify; None for what is no mathematics to it."""
+    """The expression as math-verify reads it; None if it finds no mathematics."""
     text = _prepared(latex)
     if not text or "$" in text or re.search(r"\d\s*_", text) or text.count("{") != text.count("}"):
         return None
@@ -313,13 +313,13 @@ def _parse(latex: str) -> Any:
         found = parse(f"${text}$", _LATEX, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
     except (MemoryError, RecursionError):
         raise
-    except Exception:  # noqa: BLE001 - a parser of a hundred raise sites; what it says is that this is no mathematics.
+    except Exception:  # noqa: BLE001 - the parser raises in a hundred places, always for text that is no mathematics
         return None
     return found[0] if found else None
 
 
 def _prepared(latex: str) -> str:
-    """What math-verify reads otherwise than it is meant."""
+    """The LaTeX with notations that math-verify would misread rewritten."""
     text = re.sub(r"(\d+(?:\.\d+)?|[A-Za-z]|\\[a-z]+|\))\s*\^\{\\circ\}", r"(\1\\cdot\\frac{\\pi}{180})", latex)
     # 3\\frac{1}{2} is a mixed number, also before a letter.
     text = re.sub(r"(?<![\d.^_{}])(\d+)\s*(\\frac\{\d+\}\{\d+\})", r"(\1+\2)", text)
@@ -343,7 +343,7 @@ def _root_braces(text: str) -> str:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """By math-verify in both directions, as it follows the form of the first; and numerically."""
+    """Whether math-verify finds them equal, in either direction as the first sets the form, and the values agree."""
     ask: Callable[[Any, Any], bool] = lambda gold, given: bool(  # noqa: E731
         verify([gold], [given], timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=False)
     )
@@ -360,7 +360,7 @@ def _with_imaginary(expression: Any) -> Any:
 
 
 def _agree(one: Any, other: Any) -> bool:
-    """Whether two constants are the same number, but for roundings; True for what is no constant."""
+    """Whether two constants are the same number apart from rounding; True if one is no constant."""
     if not all(isinstance(each, sympy.Expr) and each.is_number for each in (one, other)):
         return True
     ours, theirs = one.evalf(30), other.evalf(30)
@@ -369,9 +369,9 @@ def _agree(one: Any, other: Any) -> bool:
 
 
 def _differ(one: Any, other: Any) -> bool:
-    """Whether two expressions are seen to be different, where numbers stand for the symbols; True for other forms.
+    """Whether two expressions differ once numbers replace their symbols; True for other forms.
 
-    math-verify's "different" also means that it could not tell, or that an error came between.
+    math-verify also reports "different" if it could not decide or ran into an error.
     """
     if not all(isinstance(each, sympy.Expr) for each in (one, other)):
         return True

@@ -1,4 +1,4 @@
-"""Exact values of numbers as they are written: with separators, as fractions, mixed, periodic, scientific, in words."""
+"""Exact values of written numbers: with separators, as fractions, mixed, periodic, scientific, or in words."""
 
 import re
 from fractions import Fraction

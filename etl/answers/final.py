@@ -1,9 +1,9 @@
 r"""The final answer that a text states, and how it states it.
 
 In this order: the last `\boxed{…}` (several in a row are one answer), `<answer>…</answer>`, `#### …` as in GSM8K,
-"the answer is …", a text that is nothing but an answer, a letter of a multiple choice on a line of its own, and as the
-last resort the last number that no word such as `step` stands before. What comes before the last `</think>` is no
-answer. About 1 MB a second.
+"the answer is …", a text that is nothing but an answer, a letter of a multiple choice on a line of its own, and as a
+last resort the last number without a word such as `step` before it. Anything before the last `</think>` is ignored.
+About 1 MB a second.
 """
 
 import re
@@ -15,12 +15,12 @@ Where = Literal["boxed", "tagged", "marked", "said", "whole", "option", "last_nu
 
 
 class FinalAnswer(NamedTuple):
-    """What a text gives as its answer."""
+    """The answer that a text gives."""
 
     text: str
-    """As it stands there."""
+    """As written."""
     where: Where
-    """`last_number` is a guess, everything else is stated."""
+    """How it is given: `last_number` is a guess, the others are stated."""
 
 
 _BOX: Final = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(\\?\w+))")
@@ -61,7 +61,7 @@ _WORD: Final = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
 
 def final_answer(text: str) -> FinalAnswer | None:
-    """What a text states as its answer; None where it states none and holds no number."""
+    """The answer that a text states, else its last number; None if it has neither."""
     text = text.rpartition("</think>")[2]
     stated = stated_answer(text)
     if stated is not None:
@@ -80,7 +80,7 @@ def final_answer(text: str) -> FinalAnswer | None:
 
 
 def stated_answer(text: str) -> FinalAnswer | None:
-    """What a text marks as its answer by a box, a tag, `####` or words; None where it marks none."""
+    """The answer that a text marks by a box, a tag, `####` or words; None if it marks none."""
     boxed = _boxed(text)
     if boxed:
         return FinalAnswer(boxed, "boxed")
@@ -96,7 +96,7 @@ def stated_answer(text: str) -> FinalAnswer | None:
 
 
 def _boxed(text: str) -> str:
-    """Of the last box that is closed and not empty, and of those right before it."""
+    """The content of the last box that is closed and not empty, and of the boxes right before it."""
     boxes: list[tuple[int, int, str]] = []
     closings = _closings(text) if "\\boxed" in text or "\\fbox" in text else {}
     for found in _BOX.finditer(text):
@@ -121,7 +121,7 @@ def _boxed(text: str) -> str:
 
 
 def _closings(text: str) -> dict[int, int]:
-    """Where the brace closes that opens just before a place, of those that are closed."""
+    """For each closed pair of braces: the place after the opening one -> the place of the closing one."""
     opened: list[int] = []
     closed = {}
     for found in _BRACE.finditer(text):
@@ -133,7 +133,7 @@ def _closings(text: str) -> dict[int, int]:
 
 
 def _tagged(text: str) -> str:
-    """Between the last tags."""
+    """The text between the last tags."""
     lowered = text.lower()
     end = lowered.rfind("</answer>")
     start = lowered.rfind("<answer>", 0, max(end, 0))
@@ -141,7 +141,7 @@ def _tagged(text: str) -> str:
 
 
 def _marked(text: str) -> str:
-    """Behind the last #### that is no heading: on the last line, or before something short."""
+    """The text after the last #### that is no heading: it must be on the last line or be short."""
     lines = text.rstrip().split("\n")
     for number in range(len(lines) - 1, -1, -1):
         before, mark, rest = lines[number].rpartition(_MARK)
@@ -157,7 +157,7 @@ def _marked(text: str) -> str:
 
 
 def _said(text: str) -> str:
-    """Behind the last "the answer is", up to the end of the sentence."""
+    """The text after the last "the answer is", up to the end of the sentence."""
     for found in reversed(list(_SAID.finditer(text))):
         start = found.end()
         heading = _HEADING.match(text, start)
@@ -169,7 +169,7 @@ def _said(text: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """The answer at the start of a text: a formula, or what comes before the sentence ends."""
+    """The answer at the start of a text: a formula, or the rest of the sentence."""
     text = text.lstrip(" *_:：\n")
     maths = _MATHS.match(text)
     if maths is not None:
@@ -194,7 +194,7 @@ def _is_expression(text: str) -> bool:
 
 
 def _last_number(text: str) -> str | None:
-    """The last one that counts no step; of a formula around it the right side."""
+    """The last number that does not number a step; if it is in a formula, the formula's right side."""
     spans = [found.span() for found in _MATHS.finditer(text)]
     for found in reversed(list(_NUMBER.finditer(text))):
         start = found.start()

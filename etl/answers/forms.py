@@ -14,13 +14,13 @@ class Value:
 
     latex: str
     name: str = ""
-    """Left of the equals sign: x of x = 5."""
+    """What the value is assigned to: x in x = 5."""
     unit: Unit | None = None
     scale: int = 1
-    """Of `1.5 million`."""
+    """Factor given by a word: 1,000,000 for `1.5 million`."""
     percent: bool = False
     is_relation: bool = False
-    """An equation or inequality that is not the naming of a value."""
+    """Whether it is an equation or inequality that does more than name a value."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Option:
-    """A letter of a multiple choice, with what stands behind it."""
+    """A letter of a multiple choice, with the text after it."""
 
     letter: str
     rest: "Reading | None" = None
@@ -50,7 +50,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Of no form that is compared."""
+    """An answer in none of the forms above."""
 
     reason: str
 

@@ -2,9 +2,9 @@
 
 math-verify and the computer algebra below it may run for ever, take all memory, or need signals of the main thread. So
 they run in a child process (etl/answers/child.py), one for each Judge. It starts with the first pair that is not plain,
-and again after a pair that killed it. It is a subprocess, not a multiprocessing one, so daemonic workers of Spark,
-Beam and the local pool may have it. The parent holds two pipes: no thread, no signal handler. Plain pairs cost 50 µs,
-others what child.py says.
+and again after a pair that killed it. It is started by subprocess, not multiprocessing, so daemonic workers of Spark,
+Beam and the local pool may have one. The parent holds two pipes, but no thread or signal handler. Plain pairs cost
+50 µs; child.py gives the cost of the others.
 
 The verdict of a pair does not depend on the pairs before it, on the machine's load (the limit is CPU time), or on the
 hash seed. Nothing is read from the network.
@@ -31,21 +31,21 @@ from etl.errors import ConfigError
 from etl.extras import without_package
 
 MAX_LETTERS: Final = 2000
-"""A longer answer is no final answer, and is not read."""
+"""A longer text is no final answer and is not read."""
 _START_S: Final = 120.0
-"""For the child to import its libraries, on a busy machine."""
+"""Seconds for the child to import its libraries on a busy machine."""
 _WALL_FACTOR: Final = 20.0
-"""A child that gets this little of a CPU, or hangs, is killed from here."""
+"""The parent kills a child that gets this little of a CPU, or hangs."""
 
 
 class Judge:
-    """Compares answers; to be closed, or it closes with the process.
+    """Compares answers. Close it after use; at the latest it closes with the process.
 
-    Threads may share one: they take turns. After a fork each process has its own child.
+    Threads that share one take turns. After a fork each process has its own child.
 
     Args:
-        cpu_s: CPU seconds that a pair may take; then it is unparseable by reason of `time`.
-        memory_bytes: address space of the child; then by reason of `memory`.
+        cpu_s: CPU seconds per pair; one that takes more is unparseable for the reason `time`.
+        memory_bytes: address space of the child; a pair that needs more is unparseable for the reason `memory`.
     """
 
     def __init__(self, cpu_s: float = 5.0, memory_bytes: int = 2 << 30) -> None:
@@ -79,7 +79,7 @@ class Judge:
             if self._child is None or not self._child.is_alive:
                 self._child = _Child(self._cpu_s, self._memory_bytes)
             child, self._child = self._child, None
-            # An interrupted question would be answered in place of the next one: its child ends with `child`.
+            # If this is interrupted, the child ends with `child`: it would give this answer to the next question.
             verdict = child.ask(ours, theirs)
             if verdict is None:
                 return Verdict("unparseable", child.close())
@@ -135,7 +135,7 @@ class _Child:
             )
 
     def ask(self, answer: str, expected: str) -> Verdict | None:
-        """The verdict; None where the pair ended the process."""
+        """The verdict; None if the pair ended the process."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps([answer, expected]).encode("ascii") + b"\n")
@@ -146,18 +146,18 @@ class _Child:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it may be asked."""
+        """Whether it can be asked."""
         return self._process.poll() is None
 
     def close(self) -> str:
-        """End it; why it ended, as the reason of a verdict."""
+        """End it; returns why it ended, as the reason of a verdict."""
         if self._ended:
             self._process.wait()
         self._closer()
         return "time" if self._process.returncode in (-signal.SIGPROF, -signal.SIGKILL) else "crash"
 
     def _read(self, wall_s: float) -> list[str] | None:
-        """One line; None where the process ends or the time is up first."""
+        """One line; None if the process ends or the time is up first."""
         assert self._process.stdout is not None
         deadline = time.monotonic() + wall_s
         pipe = self._process.stdout.fileno()
@@ -176,7 +176,7 @@ class _Child:
 
 
 def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
-    """Kill a child of this process, and let a copy of one that came by a fork be."""
+    """Kill a child of this process; leave alone a copy that a fork has made."""
     if owner != os.getpid():
         return
     process.kill()

@@ -1,8 +1,8 @@
-"""What two answers are to each other, and the pairs on which that is plain without algebra.
+"""The verdict on two answers, and the pairs that get it without algebra.
 
-Plain are two answers with one spelling, which are equal, and two whole or decimal numbers of at most six decimals,
-which are compared exactly. The process of etl.answers.child says the same of these, a hundred times slower. math-verify
-rounds to six decimals, so of longer ones it might not.
+Two kinds of pairs need no algebra. Two answers with the same spelling are equal. Two whole or decimal numbers with at
+most six decimals are compared exactly. etl.answers.child gives the same verdicts on these, a hundred times slower. On
+longer numbers it might not, as math-verify rounds to six decimals.
 """
 
 import re
@@ -15,12 +15,12 @@ _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,14})(?:\.
 
 
 class Verdict(NamedTuple):
-    """Of a pair of answers."""
+    """The verdict on a pair of answers."""
 
     outcome: Outcome
     """`unparseable`: at least one of the two cannot be read, or could be read in several ways that matter here."""
     reason: str = ""
-    """Of an unparseable pair: a key to count by."""
+    """Why a pair is unparseable: a key to count by."""
 
 
 EQUAL: Final = Verdict("equal")
@@ -33,7 +33,7 @@ def plain_number(answer: str) -> Fraction | None:
 
 
 def plain_verdict(answer: str, expected: str) -> Verdict | None:
-    """Of two cleaned answers; None where it takes algebra."""
+    """The verdict on two cleaned answers; None if it takes algebra."""
     if answer == expected:
         return EQUAL if answer else Verdict("unparseable", "empty")
     if not answer or not expected:

@@ -1,8 +1,8 @@
-"""What a cleaned answer is: a value with its name and unit, words, an option, or a group of such.
+"""Reads a cleaned answer as a value with its name and unit, words, an option, or a group of these.
 
-`read` gives the usual reading first, then those that the writer may have meant as well: 3,14 is two numbers, and may be
-a decimal comma. Only the outer structure is read here, by brackets, commas and words; what is between them stays LaTeX,
-for etl.answers.compare.
+`read` gives the usual reading first, then others that the writer may have meant: 3,14 is two numbers, but may have a
+decimal comma. Only the outer structure is read here, by brackets, commas and words; the rest remains LaTeX for
+etl.answers.compare.
 """
 
 import re
@@ -18,7 +18,7 @@ from etl.answers.forms import Group, Option, Reading, Unreadable, Value, Words
 from etl.answers.units import SCALES, Unit, is_known, read_unit
 
 _MAX_WORDS: Final = 6
-"""More are prose."""
+"""More words than this are prose."""
 _DECIMAL_COMMA: Final = re.compile(r"-?\d+,\d+")
 _NUM: Final = r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _OPTION: Final = re.compile(
@@ -108,7 +108,7 @@ _BARE_FUNCTIONS: Final = frozenset(_FUNCTIONS.split())
 
 
 def read(answer: str) -> tuple[Reading, ...]:
-    """Of a cleaned answer: the usual reading, then the other possible ones."""
+    """The readings of a cleaned answer: the usual one, then other possible ones."""
     first = _read(answer)
     others: list[Reading] = []
     if _DECIMAL_COMMA.fullmatch(answer) and isinstance(first, Group):
@@ -151,7 +151,7 @@ def _read(answer: str) -> Reading:
 
 
 def _read_option(text: str) -> Reading | None:
-    """(B), B., Option B, (B) 12."""
+    """An option: (B), B., Option B, (B) 12."""
     found = _OPTION_WORD.fullmatch(text)
     if found is not None:
         return Option(found[1].upper())
@@ -170,7 +170,7 @@ def _read_option(text: str) -> Reading | None:
 
 
 def _read_words(text: str) -> Reading | None:
-    """Text alone, a number word included."""
+    """An answer that is only text, number words included."""
     bare = _TEXT.sub(lambda found: f" {found[1]} ", text)
     if "\\" in bare:
         return Words("no solution") if text in ("\\emptyset", "\\{\\}") else None
@@ -191,7 +191,7 @@ def _read_words(text: str) -> Reading | None:
     if number is not None:
         return Value(f"\\frac{{{number.numerator}}}{{{number.denominator}}}")
     if "\\text" not in text:
-        # xy and abc are products; four letters without a space are a word.
+        # xy and abc are products; four letters in a row are a word.
         if any(word in _BARE_FUNCTIONS for word in words) or max(map(len, words), default=0) < 4:
             return None
         if SEPARATOR_WORDS.search(text) or "," in text:
@@ -208,13 +208,13 @@ def _read_words(text: str) -> Reading | None:
 
 
 def _read_time(text: str) -> Reading | None:
-    """Of the day, by twelve hours."""
+    """A time of the day on a 12-hour clock."""
     found = _TIME.fullmatch(text)
     return Words(f"{int(found[1])}:{found[2] or '00'} {found[3].lower()}m") if found is not None else None
 
 
 def _read_sum(text: str) -> Reading | None:
-    """A quantity in parts: 3 hours 20 minutes, 5 dollars and 50 cents."""
+    """A quantity given in parts: 3 hours 20 minutes, 5 dollars and 50 cents."""
     bare = _TEXT.sub(lambda found: f" {found[1]} ", text)
     if _PARTS.fullmatch(bare) is None:
         return None
@@ -244,7 +244,7 @@ def _read_matrix(text: str) -> Reading | None:
 
 
 def _read_list(text: str) -> Reading | None:
-    """Parts at commas, `and`, `or` outside of brackets; both values of ±."""
+    """A list of the parts at commas, `and`, `or` outside brackets, or of both values of ±."""
     if (angled := re.fullmatch(r"<([^<>]*,[^<>]*)>", text)) is not None:
         return Group("round", _items(angled[1]))
     if re.match(r"(?i:between|from)\s", text) and _RANGE.fullmatch(text):
@@ -262,7 +262,7 @@ def _read_list(text: str) -> Reading | None:
 
 
 def _shared(items: list[Reading]) -> tuple[Reading, ...]:
-    """A name before the first, or a unit behind the last, is for all of a list: x = 1, 2."""
+    """A name before the first item of a list, or a unit after the last, applies to all: x = 1, 2."""
     values = [item for item in items if isinstance(item, Value)]
     if len(values) < len(items):
         return tuple(items)
@@ -278,7 +278,7 @@ def _shared(items: list[Reading]) -> tuple[Reading, ...]:
 
 
 def _read_brackets(text: str) -> Reading | None:
-    """A set, tuple or interval, or what a pair of brackets encloses."""
+    """A set, tuple or interval, or the one item inside a pair of brackets."""
     opened = text[:2] if text.startswith("\\{") else "\\langle" if text.startswith("\\langle") else text[:1]
     closed = text[-2:] if text.endswith("\\}") else "\\rangle" if text.endswith("\\rangle") else text[-1:]
     if opened not in _OPENING or closed not in _CLOSING:
@@ -319,7 +319,7 @@ def _items(inner: str) -> tuple[Reading, ...]:
 
 
 def _read_naming(text: str) -> Reading | None:
-    """x = 5, f(x) = …, x \\in S; the last of a chain of equations."""
+    """A named value: x = 5, f(x) = …, x \\in S; of a chain of equations the last side."""
     member = re.fullmatch(r"\\?[A-Za-z]+\s*\\in(?![a-z])\s*(.+)", text, re.DOTALL)
     if member is not None:
         return _read(member[1])
@@ -333,7 +333,7 @@ def _read_naming(text: str) -> Reading | None:
     if re.fullmatch(r"\(\s*[a-z](?:_\w)?(?:\s*,\s*[a-z](?:_\w)?)+\s*\)", sides[0]):
         return _read(sides[-1])
     named = _is_name(sides[0])
-    # Of 2/3 \\approx 0.67 the exact side counts.
+    # The exact side of 2/3 \\approx 0.67 counts.
     is_rounded = "approx" in text[slice(*edges[-1])] and not (named and len(sides) == 2)
     last = sides[-2] if is_rounded else sides[-1]
     if named and len(sides) == 2 and _is_name(sides[1]) and rational(sides[1]) is None:
@@ -357,13 +357,13 @@ def _is_name(side: str) -> bool:
 
 
 def _name(side: str) -> str:
-    """What is named, without arguments; a phrase names nothing."""
+    """The name without arguments; empty for a phrase, which names nothing."""
     plain = re.sub(r"\(.*\)$", "", _TEXT.sub(r"\1", side)).replace("{", "").replace("}", "").replace(" ", "")
     return plain if len(plain) <= 8 and " " not in side.strip() else ""
 
 
 def _read_quantity(text: str) -> Reading | None:
-    """A value with a unit, a scale, a percent sign, a base, an ordinal; a range or a ratio."""
+    """A value with a unit, scale, percent sign or base, an ordinal, a range or a ratio."""
     found = _BASE.fullmatch(text)
     if found is not None:
         base = int(found[3]) if found[3].isdigit() else int(spelled([found[3]]) or 0)
@@ -410,14 +410,14 @@ def _read_quantity(text: str) -> Reading | None:
 
 
 def _is_amount(text: str) -> bool:
-    """Whether a unit may stand behind it."""
+    """Whether a unit can follow it."""
     if text.count("{") != text.count("}") or re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])", text):
         return False
     return bool(re.search(r"[\d})]|\\pi", text))
 
 
 def _names_unit(before: str, words: str, text: str) -> bool:
-    """Whether letters behind a value are words: 5 cm and 12 apples are, 5x and 2 ab are not."""
+    """Whether the letters after a value are words: yes in 5 cm and 12 apples, no in 5x and 2 ab."""
     first = re.match(r"[A-Za-z]+|.", words)
     assert first is not None
     spaced = text[len(before)] == " "
@@ -451,7 +451,7 @@ def _with(text: str, *, percent: bool) -> Reading | None:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether it holds words that are no LaTeX."""
+    """Whether it contains words other than LaTeX."""
     bare = _TEXT.sub(lambda found: f" {found[1]} ", text)
     words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", bare)
     return sum(word not in _BARE_FUNCTIONS for word in words) >= 2
@@ -468,4 +468,4 @@ _READERS: Final[tuple[Callable[[str], Reading | None], ...]] = (
     _read_naming,
     _read_quantity,
 )
-"""In the order in which they are asked."""
+"""In the order in which they are tried."""

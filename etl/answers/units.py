@@ -1,7 +1,8 @@
-"""Units of measure as they are written behind or before a number, and the exact factors between them.
+"""Units of measure as they are written before or after a number, and the exact factors between them.
 
-An answer may leave its unit out, the question has said it. Where both have one, the same quantity in two units of one
-dimension is the same answer (60 minutes, 1 hour). Words that are in no table here (12 apples) are compared as words.
+An answer may omit its unit, as the question has given it. If both answers have one, the same quantity in two units of
+one dimension is the same answer (60 minutes, 1 hour). Words that are in no table here (12 apples) are compared as
+words.
 """
 
 import re
@@ -46,7 +47,7 @@ _UNITS: Final = {
 }
 _SPEEDS: Final = {"mph": "mi/h", "kmph": "km/h", "kph": "km/h", "kmh": "km/h", "mps": "m/s"}
 _NEUTRAL: Final = frozenset({"unit", "units", "of", "the", "a", "an", "total", "in", "u", "each"})
-"""Words that say nothing about the quantity; `in` alone is inches."""
+"""Words that say nothing about the quantity; `in` by itself means inches."""
 _SPEED: Final = re.compile(rf"\b(?:{'|'.join(_SPEEDS)})\b")
 _POWERS: Final = frozenset({"square", "sq", "cubic", "cu"})
 SCALES: Final = {
@@ -57,20 +58,20 @@ _PIECE: Final = re.compile(r"(°[cf]?|[^\W\d_]+|[$€£¥₹¢元])(?:\s*\^\s*\{
 
 @dataclass(frozen=True)
 class Unit:
-    """What is measured, or counted."""
+    """A unit of measure, or the words for what is counted."""
 
     dimension: tuple[tuple[str, int], ...]
-    """Of a known unit, by power; () for words."""
+    """(dimension, power) pairs of a known unit; () for words."""
     factor: Fraction
-    """To the first unit of the dimension."""
+    """Converts it to the first unit of the dimension."""
     words: str = ""
-    """As written, of what is in no table."""
+    """As written, if in no table."""
     base: int = 0
-    """Of digits in another base than ten."""
+    """The base of digits that are not in base ten."""
 
 
 def read_unit(text: str) -> Unit | None:
-    """The unit of some words; None for words that say nothing, such as `units`."""
+    """The unit that words name; None for words that say nothing, such as `units`."""
     words = _one_spelling(text)
     powers: dict[str, int] = {}
     factor, sign = Fraction(1), 1
@@ -93,7 +94,7 @@ def read_unit(text: str) -> Unit | None:
 
 
 def _one_spelling(text: str) -> str:
-    """Lower-case words with powers as ^2 and / for `per`."""
+    """The words in lower case, with powers as ^2 and `per` as /."""
     words = text.lower().replace("^{\\circ}", "°").replace("\\text{", " ").replace("}^", "^")
     words = re.sub(r"\}(?=\s|$|/|\^)|\\cdot|\\times|\*", " ", words)
     words = re.sub(r"°\s*([cf])\b", r"°\1", words)
@@ -104,7 +105,7 @@ def _one_spelling(text: str) -> str:
 
 
 def is_known(word: str) -> bool:
-    """Whether a word is a unit of a table."""
+    """Whether a table lists a word as a unit."""
     return _find(word.lower()) is not None or word.lower() in _SPEEDS or word.lower() in _POWERS
 
 
