@@ -1,12 +1,13 @@
 """The BPE of o200k_base over Arrow strings: gigatoken where it gives tiktoken's tokens, else quicktok.
 
-Which of the two encodes is found once a process: their tokens of a probe (control-token look-alikes, runs of white
-space, contractions and every 61st code point; 10 ms) must have the digest that tiktoken's have. Neither is asked for
-texts with a code point of a later Unicode (etl/harmony/encode.py).
+The choice is made once per process: the tokens of a probe (control-token look-alikes, runs of white space, contractions
+and every 61st code point; 10 ms) must have the same digest as tiktoken's. Neither gets texts with a code point of a
+later Unicode (etl/harmony/encode.py).
 
-gigatoken gets a whole batch as one buffer, texts parted by the byte 0xFF, which no UTF-8 holds, and runs on the calling
-thread: no thread pool, so many workers may share a machine and may fork. It is loaded without control tokens, so
-`<|endoftext|>` in a text is text. 65 to 75 MB of fresh text a CPU-second, 6 times tiktoken; quicktok 27.
+gigatoken gets a whole batch as one buffer, its texts separated by the byte 0xFF, which UTF-8 never contains, and runs
+on the calling thread. It has no thread pool, so many workers can share a machine and fork. It is loaded without control
+tokens, so `<|endoftext|>` in a text is text. It encodes 65 to 75 MB of fresh text a CPU-second, 6 times as much as
+tiktoken; quicktok encodes 27.
 """
 
 import functools
@@ -30,12 +31,12 @@ _log = logging.getLogger(__name__)
 _STATM: Final = Path("/proc/self/statm")
 
 CACHE_BYTES: Final = 256 << 20
-"""gigatoken 0.10 keeps every piece of text that it has met: half a byte for a byte of English and ever less, six for a
-byte of Chinese, ten for random letters. When the process has grown by so much in its calls, it is made anew (0.3
-CPU-seconds)."""
+"""gigatoken 0.10 remembers every piece of text that it has seen. A byte of English costs half a byte and ever less,
+one of Chinese six, one of random letters ten. When its calls have made the process grow by this much, it is made
+anew (0.3 CPU-seconds)."""
 
 PROBE_SHA256: Final = "0363c3bd76414cf8cc465bc35533c9706c945b6a86e927b361ca078f3cdf7b2a"
-"""Of tiktoken's tokens of `probe()`, each text's count before its tokens, as little-endian int32."""
+"""`digest` of the tokens that tiktoken gives for `probe()`."""
 
 
 class Bpe(Protocol):
@@ -47,10 +48,10 @@ class Bpe(Protocol):
 
 @functools.cache
 def load_fast_bpe(uri: str = DEFAULT_VOCABULARY) -> Bpe:
-    """The faster of the two whose tokens of the probe are tiktoken's.
+    """The faster of those that give tiktoken's tokens for the probe.
 
     Raises:
-        ConfigError: neither's are.
+        ConfigError: neither does.
     """
     texts = probe()
     for make in (Gigatoken, Quicktok):
@@ -64,7 +65,7 @@ def load_fast_bpe(uri: str = DEFAULT_VOCABULARY) -> Bpe:
 
 
 class Gigatoken:
-    """gigatoken on the calling thread, made anew when what it remembers has grown to CACHE_BYTES."""
+    """gigatoken on the calling thread, made anew when its memory has grown by more than CACHE_BYTES."""
 
     def __init__(self, uri: str) -> None:
         self._path = vocabulary_file(uri)
@@ -72,11 +73,11 @@ class Gigatoken:
 
     @staticmethod
     def is_usable() -> bool:
-        """Whether it is installed, and Linux tells how the process grows, without which nothing bounds it."""
+        """Whether it is installed and Linux reports the size of the process, which is needed to bound its memory."""
         return find_spec("gigatoken") is not None and _STATM.exists()
 
     def encode_batch(self, texts: pa.Array) -> tuple[I32, I64]:
-        """As `Bpe.encode_batch`. The texts are checked to be UTF-8, on which gigatoken relies."""
+        """As `Bpe.encode_batch`. Checks that the texts are UTF-8, on which gigatoken relies."""
         texts.validate(full=True)
         lengths = np.zeros(len(texts), np.int64)
         is_full = pc.binary_length(texts).to_numpy(zero_copy_only=False) > 0
@@ -94,7 +95,7 @@ class Gigatoken:
         self._grown = 0
 
     def _encode(self, data: bytes) -> tuple[I32, I64]:
-        """The tokens of all texts that are not empty, and their counts. Copied, since gigatoken's buffer is larger."""
+        """The tokens of all non-empty texts, and their counts; a copy, since gigatoken's buffer is larger."""
         from gigatoken import BytesSource
 
         ragged = self._bpe.encode_batch(BytesSource(data, b"\xff"), parallel=False).layout
@@ -118,7 +119,7 @@ class Quicktok:
 
 
 def digest(tokens: I32, offsets: I64) -> str:
-    """SHA-256 of tokens, each text's count before its own."""
+    """SHA-256 of tokens as little-endian int32, with each text's count before its tokens."""
     counted = np.insert(tokens, offsets[:-1], np.diff(offsets))
     return hashlib.sha256(counted.astype("<i4").tobytes()).hexdigest()
 
@@ -145,7 +146,7 @@ def probe() -> pa.Array:
 
 
 def _joined(texts: pa.Array) -> bytes:
-    """All texts in one, the byte 0xFF between them."""
+    """All texts joined by the byte 0xFF."""
     binary = pa.large_binary()
     whole = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts.cast(binary))
     joined: bytes = pc.binary_join(whole, pa.scalar(b"\xff", binary))[0].as_py()
@@ -153,5 +154,5 @@ def _joined(texts: pa.Array) -> bytes:
 
 
 def _resident_bytes() -> int:
-    """Of this process; what Linux says (10 µs)."""
+    """Resident memory of this process, as Linux reports it (10 µs)."""
     return int(_STATM.read_text().split()[1]) * resource.getpagesize()

@@ -1,12 +1,12 @@
 """Text to o200k tokens, as openai-harmony's own encoder gives them.
 
-The fast BPE (etl/harmony/bpe.py) cuts text into pieces as openai-harmony does where both know the same of Unicode. A
-text with a code point that the older version has not assigned (etl/harmony/unassigned.py) is therefore cut here, by the
-same pattern over a copy in which a © stands for each such code point: like those it is no letter, no mark, no number
-and no white space. The pieces that hold one are merged by tiktoken, each by itself, and what lies between goes to the
-fast BPE with the rest of the batch. The time is n log n in the length of a text, whatever the text is.
+The fast BPE (etl/harmony/bpe.py) cuts text into the same pieces as openai-harmony as long as their versions of Unicode
+agree. So a text with a code point that the older version has not assigned (etl/harmony/unassigned.py) is cut here. The
+pattern is the same, but it runs over a copy in which © replaces each such code point: like those, © is no letter, mark,
+number or white space. tiktoken merges each piece that contains one by itself; the fast BPE gets the text in between
+with the rest of the batch. The time is n log n in the length of a text, whatever the text is.
 
-Other texts cost one look at their bytes more, 0.1 to 6 % of the time. A text with such a code point is encoded at 6 to
+Other texts cost one more look at their bytes, 0.1 to 6 % of the time. A text with such a code point is encoded at 6 to
 8 MB a CPU-second, others at 40 (mixed scripts) to 90 (English).
 """
 
@@ -37,7 +37,7 @@ PATTERN: Final = "|".join(
         r"\s+",
     ]
 )
-"""The pieces of o200k_base, as tiktoken writes them. One of them matches at every place of every text."""
+"""tiktoken's patterns for the pieces of o200k_base. One of them matches at every place of every text."""
 
 _SIGN: Final = ord("©")
 _BLANK: Final = regex.compile(r"\s+")
@@ -75,9 +75,9 @@ class TextEncoder:
         return _in_order(fast, merged, np.argsort(np.argsort(kind, kind="stable")), num_parts)
 
     def _parts(self, text: str) -> tuple[list[str], Bools]:
-        """A text in parts, and which of them are one piece that holds a code point of a later Unicode.
+        """A text in parts, and which of them are a single piece with a code point of a later Unicode.
 
-        White space before such a one is a part of its own: at the end of a part two pieces of it would be one.
+        White space before such a piece is a separate part: at the end of a part, two pieces of it would become one.
         """
         codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
         later = is_unassigned(codes)
@@ -94,7 +94,7 @@ class TextEncoder:
         return [text[start:end] for start, end in pairwise(bounds)], holds[begins]
 
     def _merge(self, pieces: list[str]) -> tuple[I32, I64]:
-        """The tokens of pieces, each merged by itself, and their offsets [pieces + 1]."""
+        """The tokens of pieces, each merged separately, and their offsets [pieces + 1]."""
         merges = load_merges(self._vocabulary)
         tokens = [merges.encode_ordinary(piece) for piece in pieces]
         flat = np.array([token for some in tokens for token in some], np.int32)
@@ -106,10 +106,10 @@ def _in_order(fast: tuple[I32, I64], merged: tuple[I32, I64], order: I64, num_pa
 
     Args:
         fast: tokens and offsets of some parts.
-        merged: of the other parts, which are counted on behind them.
-        order: [parts] the number of the part at each place: whole texts come first, then what lies between, then the
-            merged.
-        num_parts: [texts] of each text; at least 1.
+        merged: those of the other parts, whose numbers continue after the first.
+        order: [parts] the number of the part at each place. Whole texts have the first numbers, then the parts in
+            between, then the merged.
+        num_parts: [texts] number of parts of each text, at least 1.
     """
     offsets = np.concatenate([fast[1], merged[1][1:] + fast[1][-1]])
     tokens = pa.array(np.concatenate([fast[0], merged[0]]))

@@ -1,8 +1,8 @@
-"""Rows that are turns of one conversation: what is rendered of the turns before, and what is supervised.
+"""Rows that are turns of one conversation: how earlier turns are rendered, and which turn is supervised.
 
-Each turn has a row of its own (`conversation_id`), so a row supervises its last turn and no other. As at inference,
-reasoning before the last answer of the turns before is left out. (openai-harmony's `auto_drop_analysis` means the same
-and removes what stands before the first answer.) NumPy over flat arrays; messages are copied only where some go.
+Each turn has a row of its own (`conversation_id`), so a row supervises only its last turn. As at inference, reasoning
+before the last answer of the earlier turns is omitted. (openai-harmony's `auto_drop_analysis` is meant to do the same,
+but removes what precedes the first answer.) NumPy over flat arrays; messages are copied only if some are removed.
 """
 
 from dataclasses import replace
@@ -17,11 +17,11 @@ from etl.messages import is_final
 
 
 def without_history_analysis(messages: pa.ListArray, turns: Bools) -> pa.ListArray:
-    """The messages without reasoning that no longer stands there when the last turn is answered.
+    """The messages without reasoning that a model no longer sees when it answers the last turn.
 
     Args:
         messages: list<MESSAGE> [rows], no nulls.
-        turns: bool [rows], which of them are turns of a conversation.
+        turns: bool [rows], which rows are turns of a conversation.
     """
     items = messages.flatten()
     lengths = pc.list_value_length(messages).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -43,14 +43,14 @@ def _flags(values: pa.Array) -> Bools:
 
 
 def _last(row: I64, at: I64, chosen: Bools, num_rows: int) -> I64:
-    """[rows]: place of the last chosen message of each row, -1 where there is none."""
+    """[rows]: place of the last chosen message of each row, -1 if it has none."""
     last = np.full(num_rows, -1, np.int64)
     last[row[chosen]] = at[chosen]
     return last
 
 
 def with_last_turn_alone(rendered: Rendered, turns: Bools) -> Rendered:
-    """What is rendered, supervised in rows that are turns of a conversation only where the last one is answered."""
+    """The rows, with only the answer to the last turn supervised in those that are turns of a conversation."""
     spans = rendered.spans
     last = np.full(len(turns), -1, np.int64)
     np.maximum.at(last, spans.row, spans.turn)

@@ -1,12 +1,12 @@
 """Tokens back to messages, by openai-harmony's own parser (about 1 MB of text per CPU-second).
 
 For completions of a model, for checks, and for people who look at a corpus; no stage runs it over every row. The parser
-takes any control token in a body, and most in a header, for letters; here that is no Harmony. It knows a tool by its
-recipient alone, so it is shown one where a tool's message has none.
+reads any control token in a body, and most in a header, as letters; here they are errors. It recognises a tool's
+message only by its recipient, so it is shown one if there is none.
 
-Tokens have no call ids. A tool's message that is not signed by the last call gets one, with the call that it answers,
-so that what is parsed renders to the same tokens. A content type without a recipient is one here; the parser takes it
-for a recipient.
+Tokens contain no call ids. A tool's message gets one if another call than the last has signed it, and so does the call
+that it answers. So the parsed messages render to the same tokens. The parser takes a content type without a recipient
+for a recipient; here it is a content type.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,34 +41,34 @@ _NEXT: Final = {
     "in a header": {CHANNEL: "in a header", CONSTRAIN: "in a header", MESSAGE: "in a body"},
     "in a body": {END: "between messages", RETURN: "between messages", CALL: "between messages"},
 }
-"""Where a control token may stand, and where one is behind it."""
+"""Place -> control tokens allowed there -> the place after each."""
 
 
 class ParsedMessage(TypedDict):
-    """The fields of etl.schema.MESSAGE, who speaks where that is a tool, and which tools there are."""
+    """The fields of etl.schema.MESSAGE, the name of a tool that speaks, and the tools that are defined."""
 
     role: str
     name: str | None
-    """Of the tool that has written a tool's message, such as `functions.get_weather`."""
+    """The tool that has written the message, such as `functions.get_weather`."""
     channel: str | None
     recipient: str | None
     content: str
     content_type: str | None
     call_id: str | None
     tools: str | None
-    """Of a developer message what it says of tools, from `# Tools` on; no part of the content."""
+    """The text about tools in a developer message, from `# Tools` on; not part of the content."""
 
 
 def parse(
     tokens: Sequence[int], next_role: str | None = None, vocabulary: str = DEFAULT_VOCABULARY
 ) -> list[ParsedMessage]:
-    """The messages that some tokens hold, the constant ones included; instructions without their heading.
+    """The messages in some tokens, including the constant ones; instructions are given without their heading.
 
-    Tokens of text that <|endoftext|> closes are a raw document: one message of the role `text`. A last message that
-    breaks off in its body is what there is of it.
+    Tokens of text that <|endoftext|> closes are a raw document: one message of the role `text`. If the last message
+    breaks off in its body, the result has the part that is there.
 
     Args:
-        tokens: whole messages, or what a model wrote after `<|start|>` and a role.
+        tokens: whole messages, or those that a model wrote after `<|start|>` and a role.
         next_role: that role; None when the tokens begin with `<|start|>`.
         vocabulary: URI of o200k_base.tiktoken.
 
@@ -122,7 +122,7 @@ def _parsed(message: "Message") -> ParsedMessage:
 
 
 def _cut_tools(text: str) -> tuple[str, str | None]:
-    """What a developer message says before its tools, and of them."""
+    """The text of a developer message before its tools, and the text about them."""
     place = text.find(f"\n\n{SECTION}") if not text.startswith(SECTION) else 0
     if place < 0 or not text.endswith(SECTION_END):
         return text, None
@@ -130,7 +130,7 @@ def _cut_tools(text: str) -> tuple[str, str | None]:
 
 
 def _name_calls(messages: list[ParsedMessage]) -> None:
-    """Give a call id to each tool's message that the last call does not sign, and to its call."""
+    """Give a call id to each tool's message that another call than the last has signed, and to that call."""
     calls: dict[str | None, int] = {}
     last: str | None = None
     for number, message in enumerate(messages):
@@ -143,7 +143,7 @@ def _name_calls(messages: list[ParsedMessage]) -> None:
 
 
 def _headers(tokens: Sequence[int], is_begun: bool) -> Iterator[tuple[int, list[int]]]:
-    """Where the header of each message begins, and its tokens."""
+    """The start of each message's header, and its tokens."""
     starts = [place + 1 for place, token in enumerate(tokens) if token == START]
     for begin in [0] * is_begun + starts:
         yield begin, list(takewhile(lambda token: token != MESSAGE, tokens[begin:]))
@@ -155,7 +155,7 @@ def _stretches(header: list[int]) -> list[list[int]]:
 
 
 def _types_without_recipient(headers: list[tuple[int, list[int]]], vocabulary: str) -> Iterator[int]:
-    """The numbers of the messages that have a content type behind their channel, and no recipient."""
+    """The numbers of the messages that have a content type after their channel but no recipient."""
     bpe = load_bpe(vocabulary)
     for number, (_, header) in enumerate(headers):
         if CHANNEL not in header:
@@ -168,7 +168,7 @@ def _types_without_recipient(headers: list[tuple[int, list[int]]], vocabulary: s
 
 
 def _tools_without_recipient(headers: list[tuple[int, list[int]]], vocabulary: str) -> Iterator[tuple[int, int]]:
-    """Where the names end that tools sign with and say no recipient behind, and the number of the message."""
+    """For each tool's message without a recipient: the position after the tool's name, and the message's number."""
     bpe, called = load_bpe(vocabulary), set[str]()
     for number, (begin, header) in enumerate(headers):
         stretches = _stretches(header)
@@ -181,12 +181,12 @@ def _tools_without_recipient(headers: list[tuple[int, list[int]]], vocabulary: s
 
 
 def _is_document(tokens: Sequence[int]) -> bool:
-    """Whether it is ordinary text that <|endoftext|> closes."""
+    """Whether the tokens are ordinary text that <|endoftext|> closes."""
     return len(tokens) > 0 and tokens[-1] == ENDOFTEXT and all(0 <= token < NUM_TEXT_TOKENS for token in tokens[:-1])
 
 
 def _check(tokens: Sequence[int], where: str) -> None:
-    """Refuse what is no token, and control tokens that stand where none of them can."""
+    """Refuse numbers that are no token, and control tokens in a place where they are not allowed."""
     for place, token in enumerate(tokens):
         if 0 <= token < NUM_TEXT_TOKENS:
             continue

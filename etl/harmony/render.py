@@ -1,23 +1,24 @@
 """Conversations to Harmony tokens and spans, exactly as openai-harmony renders them for training.
 
 openai-harmony makes every header, once: the constant system and developer messages, and one template for each
-distinct (role, author, recipient, channel, content type), so recipients, tool calls (closed by <|call|>) and tool
+distinct (role, author, recipient, channel, content type). So recipients, tool calls (closed by <|call|>) and tool
 results are its own rendering. Bodies are encoded in one batch as ordinary text (etl/harmony/encode.py), so text that
-looks like a control token stays text; a kernel then copies headers, bodies and closing tokens into one flat
-buffer. Analysis is kept in every turn (openai-harmony's `auto_drop_analysis=False`). Eight tenths of the
-time and more is the BPE's; no Python object is made per row but the strings that it reads.
+looks like a control token remains text. A kernel then copies headers, bodies and closing tokens into one flat
+buffer. Analysis is kept in every turn (openai-harmony's `auto_drop_analysis=False`). The BPE takes at least eight
+tenths of the time; the only Python objects made per row are the strings that it reads.
 
-How the columns of a message are read: a `system` or `developer` message of a row holds instructions, so it is
-rendered as a developer message after the constant ones; an assistant's message without a channel is `final`,
-or `commentary` when it calls a tool. A `tool` message is signed by the recipient of the call before it that has its
-`call_id`, of the last call where it has none; without a recipient and channel it goes to `assistant` in `commentary`.
-An empty channel, recipient, content type or call id is none.
+The columns of a message are read as follows. A `system` or `developer` message of a row contains instructions, so it is
+rendered as a developer message after the constant ones. An assistant's message without a channel is `final`, or
+`commentary` if it calls a tool. A `tool` message is signed by the recipient of the earlier call with its `call_id`, or
+of the last call if it has none. Without a recipient and channel it is sent to `assistant` in `commentary`. An empty
+channel, recipient, content type or call id counts as none.
 
-The tools of a row stand in its first developer message, behind the instructions: the constant one, the row's own where
-that is its first message, else one made for them (etl/harmony/tools.py). Its system message then says where calls go.
+The tools of a row follow the instructions in its first developer message. That is the constant one, or the row's own if
+it is the row's first message, else one made for the tools (etl/harmony/tools.py). The row's system message then states
+where calls are sent.
 
-A raw document (one message of the role `text`) is its own tokens and <|endoftext|>, without any header or constant
-message: one span of the kind `text`, turn -1, that covers all of them.
+A raw document (one message of the role `text`) is rendered as its own tokens and <|endoftext|>, without any header or
+constant message. One span of the kind `text`, turn -1, covers all of them.
 """
 
 from dataclasses import dataclass, replace
@@ -49,7 +50,7 @@ Effort = Literal["low", "medium", "high"]
 
 @dataclass(frozen=True)
 class Preamble:
-    """What the constant system and developer messages say; None leaves a line, or the message, out."""
+    """The contents of the constant system and developer messages; None omits a line, or the message."""
 
     identity: str
     developer: str | None
@@ -59,7 +60,7 @@ class Preamble:
 
 
 class MessageKey(NamedTuple):
-    """All of a message but its text."""
+    """Everything about a message except its text."""
 
     role: str
     channel: str | None
@@ -68,7 +69,7 @@ class MessageKey(NamedTuple):
     content_type: str | None = None
 
     def problem(self) -> str | None:
-        """Why such a message cannot be rendered; None when it can."""
+        """Why such a message cannot be rendered; None if it can."""
         if self.role == TEXT_ROLE:
             return None
         if self.role not in ROLES:
@@ -91,9 +92,9 @@ class Messages:
     """[messages]: index into `keys`."""
     content: pa.Array
     tools: pa.Array | None = None
-    """string [rows]: what the developer message says of a row's tools; None where no row has any."""
+    """string [rows]: the developer message's text about a row's tools; None if no row has any."""
     tool_problems: pa.Array | None = None
-    """string [rows]: why that cannot be said; None where `tools` is."""
+    """string [rows]: why there is no such text; None if `tools` is."""
 
     @classmethod
     def of(cls, column: pa.Array, tools: pa.Array | None = None) -> "Messages":
@@ -125,7 +126,7 @@ class Messages:
 
     @property
     def is_text(self) -> npt.NDArray[np.bool_]:
-        """[messages]: whether it is that of a raw document."""
+        """[messages]: whether it is a raw document."""
         return np.array([key.role == TEXT_ROLE for key in self.keys], bool)[self.key]
 
     def rows_with(self, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -134,7 +135,7 @@ class Messages:
         return before[self.offsets[1:]] > before[self.offsets[:-1]]
 
     def problems(self) -> pa.Array:
-        """string [rows]: why a row cannot be rendered; null when it can."""
+        """string [rows]: why a row cannot be rendered; null if it can."""
         said = [key.problem() for key in self.keys]
         code = np.where(np.array([problem is not None for problem in said], bool)[self.key], self.key, -1)
         code[self.is_text & (np.diff(self.offsets)[self.row] > 1)] = len(said)
@@ -159,7 +160,7 @@ class Spans:
     kind: npt.NDArray[np.intp]
     """Index into etl.schema.SPAN_KINDS."""
     turn: I64
-    """Index of the user message that is answered; -1 before the first, and of a raw document."""
+    """Index of the user message that is answered; -1 before the first, and for a raw document."""
     start: I64
     content_start: I64
     end: I64
@@ -203,8 +204,8 @@ class Renderer:
     def render(self, messages: Messages) -> Rendered:
         """The tokens of every row; the rows must have no `problems`.
 
-        They end in <|return|> where the last message is an assistant's final one, in <|endoftext|> where the row is a
-        raw document.
+        They end in <|return|> if the last message is an assistant's final one, in <|endoftext|> if the row is a raw
+        document.
         """
         messages, which = self._with_developers(messages)
         keys, key, offsets = messages.keys, messages.key, messages.offsets
@@ -229,7 +230,7 @@ class Renderer:
         return Rendered(tokens, row_offsets, spans)
 
     def _with_developers(self, messages: Messages) -> tuple[Messages, I64]:
-        """The messages as they are written, and which preamble each row has, an index into `_preambles`: [rows]."""
+        """The messages to write, and the preamble of each row as an index into `_preambles`: [rows]."""
         content = messages.content
         instructs = np.array([k.role in ("system", "developer") for k in messages.keys], bool)[messages.key]
         if instructs.any():
@@ -262,13 +263,13 @@ class Renderer:
 
 
 def _with_said(messages: Messages, rows: I64, said: pa.Array, own: npt.NDArray[np.bool_]) -> Messages:
-    """The messages with a developer message first in some rows.
+    """The messages, with a developer message first in some rows.
 
     Args:
         messages: of all rows.
-        rows: ascending numbers of some of them.
+        rows: ascending numbers of the rows that get one.
         said: string [len(rows)], the whole content of the message.
-        own: bool [len(rows)], whether it takes the place of the row's first message.
+        own: bool [len(rows)], whether it replaces the row's first message.
     """
     first, new = messages.offsets[rows], len(messages.key) + np.arange(len(rows))
     place, key = np.arange(len(messages.key)), messages.key
@@ -324,12 +325,12 @@ def _offsets(lengths: I64) -> I64:
 
 
 def _or_none(names: pa.Array) -> pa.Array:
-    """The names, null where one is empty."""
+    """The names, with null for an empty one."""
     return pc.if_else(pc.equal(names, ""), pa.scalar(None, names.type), names)
 
 
 def _channels(role: pa.Array, channel: pa.Array, recipient: pa.Array) -> pa.Array:
-    """string [messages]: the channels, with those that an assistant's or a tool's message lacks."""
+    """string [messages]: the channels, completed for messages of an assistant or a tool that have none."""
     of_assistant = pc.if_else(pc.is_null(recipient), "final", "commentary")
     default = pc.if_else(pc.equal(role, "assistant"), of_assistant, "commentary")
     missing = pc.and_(pc.is_in(role, value_set=pa.array(["assistant", "tool"])), pc.is_null(channel))
@@ -337,7 +338,7 @@ def _channels(role: pa.Array, channel: pa.Array, recipient: pa.Array) -> pa.Arra
 
 
 def _recipients(is_tool: pa.Array, recipient: pa.Array) -> pa.Array:
-    """string [messages]: the recipients, with that which a tool's message lacks."""
+    """string [messages]: the recipients, completed for a tool's messages that have none."""
     if not is_tool.true_count:
         return recipient
     return pc.if_else(pc.and_(is_tool, pc.is_null(recipient)), "assistant", recipient)
@@ -357,14 +358,14 @@ def _authors(offsets: I64, role: pa.Array, is_tool: pa.Array, recipient: pa.Arra
 
 @njit
 def _calls(offsets: I64, is_tool: Bools, is_call: Bools, ids: I64, last: I64) -> I64:
-    """[messages]: of a tool's message the place of the last call before it in its row that has its id, else -1.
+    """[messages]: for a tool's message, the place of the last earlier call in its row with its id; else -1.
 
     Args:
         offsets: [rows + 1].
         is_tool: [messages].
         is_call: [messages].
         ids: [messages], -1 for none; a tool's message without one answers the last call.
-        last: [ids + 1], all -1: scratch for the last call with each id, the last of all at the end.
+        last: [ids + 1], all -1: working space for the last call with each id, and the last of all at the end.
     """
     found = np.full(len(ids), -1, np.int64)
     for row in range(len(offsets) - 1):
@@ -401,7 +402,7 @@ def _span_kind(key: MessageKey) -> int:
 
 @njit
 def _fill_preambles(tokens: I32, row_offsets: I64, which: I64, preambles: I32, preamble_offsets: I64) -> None:
-    """Begin each row with preamble which[row] of some that lie behind each other."""
+    """Begin each row with preamble which[row]; the preambles are stored one after another."""
     for i in range(len(row_offsets) - 1):
         preamble = preambles[preamble_offsets[which[i]] : preamble_offsets[which[i] + 1]]
         tokens[row_offsets[i] : row_offsets[i] + len(preamble)] = preamble

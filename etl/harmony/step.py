@@ -1,9 +1,9 @@
 """The Harmony step: adds the TOKENIZED columns to rows with `messages`.
 
-The columns are built from flat numpy buffers; etl/harmony/render.py says what is rendered. 40 to 50 MB of
-fresh text per CPU-second on two busy cores, five sixths of it the BPE's: 4 times tiktoken on rows of 3.5 kB and more
-in batches of megabytes, 40 times openai-harmony on rows of 500 characters (tests/benchmarks/bench_harmony.py). A batch
-costs 3 ms whatever it holds.
+The columns are built from flat numpy buffers; etl/harmony/render.py describes what is rendered. It renders 40 to 50 MB
+of fresh text per CPU-second on two busy cores and spends five sixths of the time in the BPE. That is 4 times as fast as
+tiktoken on rows of at least 3.5 kB in batches of megabytes, and 40 times as fast as openai-harmony on rows of 500
+characters (tests/benchmarks/bench_harmony.py). A batch costs 3 ms whatever it contains.
 """
 
 import datetime
@@ -45,14 +45,14 @@ def _date(text: str) -> str:
 
 
 def _no_marks(text: str) -> str:
-    """Text that is the same tokens for the corpus and for the chat template of a model trained on it."""
+    """Text that gives the same tokens in the corpus and in the chat template of a model trained on it."""
     if mark := CONTROL_MARK.search(text):
         raise ValueError(f"{mark[0]} is a control token; write it differently")
     return text
 
 
 def _one_line(text: str) -> str:
-    """Lines of the system message mean something each, so its text cannot bring more of them."""
+    """Each line of the system message has a meaning, so a value must not add lines."""
     if text.splitlines() not in ([], [text]):
         raise ValueError(f"{text!r} has a line break; give one line, and put longer instructions into `developer`")
     return text
@@ -63,23 +63,23 @@ Instructions = Annotated[str, AfterValidator(_no_marks)]
 Line = Annotated[str, AfterValidator(_one_line), AfterValidator(_no_marks)]
 
 PREAMBLES: Final = "preambles"
-"""Key of `findings` in the manifests of what holds tokens: column of tokens -> the fields of PREAMBLE_FIELDS."""
+"""Key of `findings` in the manifests of datasets with tokens: column of tokens -> the fields of PREAMBLE_FIELDS."""
 PREAMBLE_FIELDS: Final = ("system", "developer", "reasoning_effort", "conversation_start_date", "knowledge_cutoff")
 
 
 @functools.lru_cache(maxsize=8)
 def _renderer(preamble: Preamble, vocabulary: str) -> Renderer:
-    """One for all tasks of a process, which also shares the headers that it has made."""
+    """One renderer for all tasks of a process, so that they share the headers it has made."""
     return Renderer(preamble, vocabulary)
 
 
 class HarmonyStep(Step):
     """Renders `messages`, and `tools` if there are any, to `input_ids` and spans.
 
-    A live row gets verdict `unrenderable` (value: why) when a message has an unknown role or channel, a tool's message
-    answers no call, the tools are no list of functions, or a raw document stands beside other messages or tools; and
-    `no_supervised_tokens` (value: number of messages) when no assistant speaks in it or a raw document is empty.
-    `reasoning_effort` is null for raw documents, which no constant message precedes.
+    A live row gets verdict `unrenderable` (value: why) if a message has an unknown role or channel, a tool's message
+    answers no call, the tools are no list of functions, or a raw document comes with other messages or tools. It gets
+    `no_supervised_tokens` (value: number of messages) if no assistant speaks in it or a raw document is empty.
+    `reasoning_effort` is null for raw documents, as no constant message precedes them.
     """
 
     kind: Literal["harmony"] = "harmony"
@@ -113,7 +113,7 @@ class HarmonyStep(Step):
         return {"o200k_base": VOCABULARY_SHA256, "openai-harmony": version("openai-harmony")}
 
     def preamble(self) -> Preamble:
-        """What the constant messages say."""
+        """The contents of the constant messages."""
         return Preamble(
             identity=self.system,
             developer=self.developer,
@@ -123,7 +123,7 @@ class HarmonyStep(Step):
         )
 
     def findings(self) -> dict[str, dict[str, Any]]:
-        """What precedes its conversations, by the column of their tokens; an export needs it to speak as they do."""
+        """The preamble of its conversations by their column of tokens; an export needs it for the chat template."""
         said = self.model_dump(mode="json", include=set(PREAMBLE_FIELDS))
         return {PREAMBLES: {column(self.name, "input_ids"): said}}
 
@@ -144,7 +144,7 @@ class HarmonyStep(Step):
         return render
 
     def _judge(self, batch: pa.RecordBatch, turns: Bools) -> tuple[pa.RecordBatch, Messages]:
-        """Verdicts for the rows that cannot be rendered or teach nothing, and the messages of those that live on."""
+        """The batch with verdicts on rows that cannot be rendered or teach nothing, and the messages of live rows."""
         column, was_live = batch.column("messages"), live(batch)
         if self.history_analysis == "drop" and turns.any():
             column = without_history_analysis(column, turns)
@@ -172,7 +172,7 @@ def _turns(batch: pa.RecordBatch) -> Bools:
 
 
 def _of_live(is_live: pa.BooleanArray, *columns: pa.Array) -> Iterator[pa.Array]:
-    """The columns without the rows that were dropped."""
+    """The columns without dropped rows."""
     return (column.filter(is_live) if is_live.false_count else column for column in columns)
 
 
@@ -183,7 +183,7 @@ def _numbers(is_live: pa.BooleanArray) -> pa.Array:
 
 
 def _columns(rendered: Rendered, is_live: npt.NDArray[np.bool_], effort: str) -> list[pa.Array]:
-    """The arrays of TOKENIZED_COLUMNS for all rows; `rendered` has the live ones, the others are null."""
+    """The arrays of TOKENIZED_COLUMNS for all rows: `rendered` has the live rows, the others are null."""
     spans, num_rows = rendered.spans, len(rendered.offsets) - 1
     lengths = np.diff(rendered.offsets)
     num_spans = np.bincount(spans.row, minlength=num_rows)

@@ -1,8 +1,8 @@
-"""Tool definitions as the developer message says them: JSON schema to TypeScript, as openai-harmony writes it.
+"""Tool definitions as the developer message gives them: JSON schema to TypeScript, as openai-harmony writes it.
 
 openai-harmony gives this text only as the tokens of a message, which takes four times as long; tests compare the two on
-random schemas. What differs is the last digit of some numbers of 17, which openai-harmony misreads. Definitions cost
-about 30 µs per kB of their JSON, once for the rows of a process that share them.
+random schemas. They differ only in the last digit of some 17-digit numbers, which openai-harmony misreads. Definitions
+cost about 30 µs per kB of their JSON, once for the rows of a process that share them.
 """
 
 import functools
@@ -15,17 +15,17 @@ import orjson
 import pyarrow as pa
 
 SECTION: Final = "# Tools\n\n## functions\n\nnamespace functions {\n\n"
-"""What the text begins with."""
+"""The beginning of the text."""
 SECTION_END: Final = "} // namespace functions"
 _MOST_LEVELS: Final = 100
-"""Of JSON inside each other; openai-harmony reads no more than 128, its own among them."""
+"""Largest depth of nested JSON; openai-harmony reads at most 128 levels, including its own."""
 
 
 def tool_sections(tools: pa.Array) -> tuple[pa.StringArray, pa.StringArray]:
-    """What the developer message says of the tools of each row, and why it cannot: string [rows] both.
+    """The developer message's text about the tools of each row, or why there is none: both string [rows].
 
     Args:
-        tools: string [rows], JSON as in etl.schema.PROMPT; null, "", `null` and an empty list are no tools.
+        tools: string [rows], JSON as in etl.schema.PROMPT; null, "", `null` and an empty list mean no tools.
     """
     codes = tools.dictionary_encode()
     found = [_section(definitions) for definitions in codes.dictionary.to_pylist()]
@@ -35,7 +35,7 @@ def tool_sections(tools: pa.Array) -> tuple[pa.StringArray, pa.StringArray]:
 
 @functools.lru_cache(maxsize=4096)
 def _section(definitions: str) -> tuple[str | None, str | None]:
-    """The text of some tools, or what is wrong with them; neither where there are none."""
+    """The text of some tools, or what is wrong with them; both None if there are none."""
     try:
         functions = list(_functions(definitions))
         return (tool_section(functions) if functions else None), None
@@ -62,7 +62,7 @@ def _functions(definitions: str) -> Iterator[dict[str, Any]]:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether there are too many levels."""
+    """Whether a value has too many levels."""
     level = [value]
     for _ in range(_MOST_LEVELS):
         inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
@@ -125,7 +125,7 @@ def _object(schema: dict[str, Any], indent: str) -> str:
 
 
 def _property(name: str, schema: dict[str, Any], indent: str) -> Iterator[str]:
-    """The lines of a property; `name` ends in ? where it may be left out."""
+    """The lines of a property; `name` ends in ? if the property is optional."""
     description, examples, choices = _text(schema, "description"), schema.get("examples"), schema.get("oneOf")
     if (title := _text(schema, "title")) is not None:
         yield f"{indent}// {title}\n{indent}//\n"
@@ -166,7 +166,7 @@ def _nullable(schema: Any, kind: str) -> str:
 
 
 def _comment(description: str | None, schema: Any, default: Callable[[dict[str, Any]], str]) -> str:
-    """What stands behind a choice."""
+    """The comment after a choice."""
     texts = [] if description is None else [description]
     texts += [default(schema)] if isinstance(schema, dict) and "default" in schema else []
     return f" // {' '.join(texts)}" if texts else ""
@@ -179,7 +179,7 @@ def _default_json(schema: dict[str, Any]) -> str:
 
 
 def _default_text(schema: dict[str, Any]) -> str:
-    """As `_default_json`, a choice of an enumeration without quotes."""
+    """As `_default_json`, but a choice of an enumeration has no quotes."""
     value, values = schema["default"], schema.get("enum")
     is_choice = isinstance(value, str) and isinstance(values, list) and values
     return f"default: {value}" if is_choice else _default_json(schema)
@@ -191,7 +191,7 @@ def _text(schema: Any, key: str) -> str | None:
 
 
 def _json(value: Any) -> str:
-    """Compact JSON as serde_json writes it: numbers differ from Python's."""
+    """Compact JSON as serde_json writes it; its numbers differ from Python's."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{_json(key)}:{_json(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

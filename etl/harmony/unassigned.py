@@ -1,11 +1,11 @@
-"""The code points that Unicode 16.0 has not assigned, and which texts hold one.
+"""The code points that Unicode 16.0 has not assigned, and which texts contain one.
 
 Two programs with tables of different versions of Unicode cut such texts differently. openai-harmony 0.0.8 and tiktoken
 0.14 have the tables of 16.0, gigatoken 0.10 and quicktok 0.4 those of 17.0, in which 4,699 of these code points are
-letters, marks or numbers; another release of any may have later ones. So the whole of what 16.0 leaves open is held
-here, not the present difference. What is assigned keeps its class, but for a handful of corrections in Unicode's
-history; a test compares them on every code point. Surrogates are in no text. 0.8 to 1.3 GB a CPU-second, ASCII many
-times that.
+letters, marks or numbers; another release of any may have later ones. So this file has all that 16.0 leaves open, not
+just the present difference. An assigned code point keeps its class, apart from a handful of corrections in Unicode's
+history; a test compares the tables on every code point. No text contains surrogates. 0.8 to 1.3 GB a CPU-second, ASCII
+many times that.
 """
 
 import functools
@@ -81,14 +81,14 @@ FEFD-FEFE FF00 FFBF-FFC1 FFC8-FFC9 FFD0-FFD1 FFD8-FFD9 FFDD-FFDF FFE7 FFEF-FFF8 
 2FA1E-2FFFD 3134B-3134F 323B0-3FFFD 40000-4FFFD 50000-5FFFD 60000-6FFFD 70000-7FFFD 80000-8FFFD 90000-9FFFD
 A0000-AFFFD B0000-BFFFD C0000-CFFFD D0000-DFFFD E0000 E0002-E001F E0080-E00FF E01F0-EFFFD
 """
-"""Hexadecimal, FIRST-LAST or one; a test makes them again from the property Age."""
+"""Hexadecimal, FIRST-LAST or a single one; a test derives them again from the property Age."""
 
 _TABLE_SIZE: Final = 1 << 21
 """What four UTF-8 bytes can address, so that no byte sequence leaves the table."""
 
 
 def holds_unassigned(texts: pa.Array) -> Bools:
-    """Whether each text holds such a code point; string or large_string without nulls, valid UTF-8."""
+    """Whether each text contains such a code point; string or large_string without nulls, valid UTF-8."""
     is_ascii = pc.string_is_ascii(texts).to_numpy(zero_copy_only=False)
     data, offsets = binary_buffers(texts)
     found = np.zeros(len(texts), np.bool_)
@@ -103,7 +103,7 @@ def is_unassigned(codes: U32) -> Bools:
 
 @functools.cache
 def _tables() -> tuple[U8, U8]:
-    """uint8 [2^21]: 1 for such a code point; uint8 [256]: 1 for a first byte of UTF-8 that one of them has."""
+    """uint8 [2^21]: 1 for such a code point; uint8 [256]: 1 for a byte that is the first of one in UTF-8."""
     table, leads = np.zeros(_TABLE_SIZE, np.uint8), np.zeros(256, np.uint8)
     for word in RANGES.split():
         first, _, last = word.partition("-")
@@ -115,7 +115,7 @@ def _tables() -> tuple[U8, U8]:
 
 @njit
 def _find(data: U8, offsets: I64, is_ascii: Bools, table: U8, leads: U8, found: Bools) -> None:
-    """Set `found` for each text that holds a code point of the table."""
+    """Set `found` for each text that contains a code point of the table."""
     for row in range(len(found)):
         if is_ascii[row]:
             continue

@@ -1,10 +1,10 @@
 """The o200k_base vocabulary, found offline and checked, and the tokenizers that use it.
 
-The ranks come inside the package bpe-openai (or from a file that the recipe names) and must have the digest
-of OpenAI's own file. `load_encoding` gives openai-harmony's renderer and parser, which is told where the file
-lies only while it loads (0.25 CPU-seconds); `load_bpe` gives quicktok, which decodes, and carries the ranks itself:
-they are checked against the same digest (0.6); `load_merges` gives tiktoken's merges (0.35). Each is loaded once a
-process. What encodes text is said in etl/harmony/encode.py.
+The ranks come from the package bpe-openai (or from a file that the recipe names) and must have the digest of OpenAI's
+own file. `load_encoding` gives openai-harmony's renderer and parser, for which the environment names the file only
+while it loads (0.25 CPU-seconds). `load_bpe` gives quicktok, which decodes; it contains the ranks itself, and they are
+checked against the same digest (0.6). `load_merges` gives tiktoken's merges (0.35). Each is loaded once per process.
+etl/harmony/encode.py encodes text.
 """
 
 import base64
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 DEFAULT_VOCABULARY: Final = "package:bpe_openai/data/o200k_base.tiktoken.gz#gunzip"
 VOCABULARY_SHA256: Final = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
-"""Of o200k_base.tiktoken, 3,613,922 bytes: the value that tiktoken and openai-harmony check too."""
+"""Digest of o200k_base.tiktoken, 3,613,922 bytes; tiktoken and openai-harmony check the same value."""
 
 NUM_TEXT_TOKENS: Final = 199_998
 """Ids below are text; the control tokens follow, to 201,087."""
 
 VOCAB_SIZE: Final = 201_088
-"""Of o200k_harmony, padding included."""
+"""Size of o200k_harmony, including padding."""
 
 ENDOFTEXT: Final = 199_999
 RETURN: Final = 200_002
@@ -56,21 +56,21 @@ CONTROL_TOKENS: Final = {
     MESSAGE: "<|message|>",
     CALL: "<|call|>",
 }
-"""Those that a rendered row may hold, as they are written."""
+"""The spelling of the control tokens that a rendered row can contain."""
 
 CONTROL_MARK: Final = re.compile(
     r"<\|(?:startoftext|endoftext|return|constrain|channel|start|end|message|call|reserved_\d+)\|>"
 )
-"""A control token as it is written; in the text of a row these are letters like all others."""
+"""A control token's spelling; in the text of a row, it is ordinary letters."""
 
 _environment_lock = threading.Lock()
 
 
 def vocabulary_file(uri: str = DEFAULT_VOCABULARY) -> Path:
-    """The local path of the ranks, `base64-of-token rank` a line.
+    """The local path of the ranks, one `base64-of-token rank` per line.
 
     Raises:
-        ConfigError: the package or file is not there, or is not o200k_base.
+        ConfigError: the package or file is missing, or is not o200k_base.
     """
     try:
         return fetch(uri, VOCABULARY_SHA256)
@@ -83,7 +83,7 @@ def vocabulary_file(uri: str = DEFAULT_VOCABULARY) -> Path:
 
 @functools.cache
 def load_encoding(uri: str = DEFAULT_VOCABULARY) -> "HarmonyEncoding":
-    """openai-harmony's HARMONY_GPT_OSS encoding, made without network."""
+    """openai-harmony's HARMONY_GPT_OSS encoding, made without the network."""
     from openai_harmony import HarmonyEncodingName, load_harmony_encoding
 
     with _encodings_base(vocabulary_file(uri)):
@@ -92,7 +92,7 @@ def load_encoding(uri: str = DEFAULT_VOCABULARY) -> "HarmonyEncoding":
 
 @contextlib.contextmanager
 def _encodings_base(path: Path) -> Iterator[None]:
-    """TIKTOKEN_ENCODINGS_BASE names a folder in which the file has the name that openai-harmony looks for."""
+    """Inside, TIKTOKEN_ENCODINGS_BASE is a folder that has the file under the name that openai-harmony expects."""
     name = "TIKTOKEN_ENCODINGS_BASE"
     with _environment_lock, tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "o200k_base.tiktoken").symlink_to(path)
@@ -109,7 +109,7 @@ def _encodings_base(path: Path) -> Iterator[None]:
 
 @functools.cache
 def load_merges(uri: str = DEFAULT_VOCABULARY) -> "Encoding":
-    """tiktoken that takes each text for one piece: merges alone, without a pattern."""
+    """A tiktoken encoding that treats each text as one piece: it only merges, without cutting by a pattern."""
     from tiktoken import Encoding
 
     lines = vocabulary_file(uri).read_bytes().splitlines()
@@ -121,11 +121,11 @@ def load_merges(uri: str = DEFAULT_VOCABULARY) -> "Encoding":
 def load_bpe(uri: str = DEFAULT_VOCABULARY) -> "Tokenizer":
     """quicktok's o200k_base, whose ranks are those of the vocabulary file.
 
-    For tokens back to text. Text is encoded by etl/harmony/encode.py, since quicktok cuts the code points of the newest
-    Unicode otherwise than openai-harmony does, and is not the fastest.
+    For turning tokens into text. etl/harmony/encode.py encodes text, since quicktok cuts the code points of the newest
+    Unicode differently from openai-harmony, and is not the fastest.
 
     Raises:
-        ConfigError: the installed quicktok carries other ranks.
+        ConfigError: the installed quicktok contains other ranks.
     """
     import quicktok
 
