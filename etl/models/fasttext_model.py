@@ -1,12 +1,12 @@
 """A fastText classifier read from its file (`.ftz` or `.bin`), as the arrays that etl/filters/language_kernel.py walks.
 
 The format is that of fastText 0.9 (version 12 of its files): arguments, dictionary, input matrix, output matrix, all
-little-endian. Read are supervised models with hierarchical softmax over single words and their character n-grams, with
-quantised or plain matrices, cut (`pruneidx`) or not; any other is an error that says which part is not supported. A
-file is data of somebody else: every count is checked before something is read or allocated by it.
+little-endian. This file reads supervised models with hierarchical softmax over single words and their character
+n-grams, with quantised or plain matrices, pruned (`pruneidx`) or not. For any other model, the error names the part
+that is not supported. The file is foreign data, so every count is checked before anything is read or allocated by it.
 
 Rows are dequantised here, once: lid.176.ftz (0.9 MB) becomes 3.2 MB of rows and 0.5 MB of tables in 0.1 s. A model that
-was not quantised takes the size of its file once more.
+is not quantised takes the size of its file again.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _SUPERVISED: Final = 3
 _WORD, _LABEL = 0, 1
 _NUM_CENTROIDS: Final = 256
 _UNBUILT: Final = 10**15
-"""fastText's count of a node that it has not built; no count of a file may reach it."""
+"""The count that fastText gives a node not built yet; no count in a file may reach it."""
 
 _MAX_DIM: Final = 4096
 _MAX_BUCKETS: Final = 1 << 26
@@ -36,23 +36,23 @@ _END_OF_LINE: Final = b"</s>"
 
 @dataclass(frozen=True)
 class FastTextModel:
-    """One model. Nodes of its tree are the labels, then the inner nodes; the last node is the root."""
+    """One model. The nodes of its tree are the labels, then the inner nodes; the last node is the root."""
 
     labels: tuple[str, ...]
-    """As the file has them, `__label__` included."""
+    """As in the file, including `__label__`."""
     word_data: I8
     """int8: the bytes of the known words, one after another."""
     word_offsets: I64
-    """int64 [words + 1]; word w is word_data[word_offsets[w] : word_offsets[w + 1]]."""
+    """int64 [words + 1]: word w is word_data[word_offsets[w] : word_offsets[w + 1]]."""
     end_of_line: int
-    """Number of the word `</s>`, which every text has at its end; -1 where the model does not know it."""
+    """Number of the word `</s>`, which ends every text; -1 if the model does not know it."""
     min_n: int
     max_n: int
-    """Shortest and longest n-gram of characters."""
+    """Lengths of the shortest and the longest n-gram, in characters."""
     num_buckets: int
     """An n-gram's bucket is its hash modulo this number."""
     kept: U64
-    """uint64 [buckets / 64, rounded up]: bit b % 64 of element b // 64 is set where bucket b has a row."""
+    """uint64 [buckets / 64, rounded up]: bit b % 64 of element b // 64 is set if bucket b has a row."""
     rank: I32
     """int32 [elements of `kept`]: how many bits are set before each element. The n-th set bit has row words + n."""
     rows: F32
@@ -61,14 +61,14 @@ class FastTextModel:
     """float32 [labels, dim]: row n is that of inner node labels + n."""
     left: I32
     right: I32
-    """int32 [2 labels - 1]: the children of each node, -1 of a label."""
+    """int32 [2 labels - 1]: the children of each node, -1 for a label."""
 
 
 def read_fasttext(path: Path) -> FastTextModel:
     """The model in a file.
 
     Raises:
-        ConfigError: no fastText file, a damaged one, or one of a kind that is not supported.
+        ConfigError: the file is no fastText model, damaged, or of a kind that is not supported.
     """
     reader = _Reader(path)
     if reader.int32() != _MAGIC:
@@ -173,7 +173,7 @@ class _Reader:
 def _dictionary_head(reader: _Reader) -> tuple[int, int, int]:
     """Numbers of words, labels, and kept buckets (-1: all)."""
     size, num_words, num_labels = reader.array("<i4", 3).tolist()
-    reader.int64()  # tokens that it was trained on
+    reader.int64()  # number of tokens that it was trained on
     num_pruned = reader.int64()
     reader.limit("number of words", num_words, 0, 2**31 - 1)
     reader.limit("number of labels", num_labels, 1, 2**30)
@@ -183,7 +183,7 @@ def _dictionary_head(reader: _Reader) -> tuple[int, int, int]:
 
 
 def _entries(reader: _Reader, num_entries: int, kind: int) -> tuple[list[bytes], list[int]]:
-    """Words or labels, and how often training met each."""
+    """Words or labels, and how often each occurred in training."""
     words, counts = [], []
     for _ in range(num_entries):
         words.append(reader.until_zero())
@@ -197,7 +197,7 @@ def _entries(reader: _Reader, num_entries: int, kind: int) -> tuple[list[bytes],
 
 
 def _buckets(reader: _Reader, num_buckets: int, num_pruned: int) -> tuple[U64, I64]:
-    """The bits of the buckets that have a row, and the file's number of each one's row, by bucket."""
+    """The bits of the buckets that have a row, and the numbers of these rows in the file, ordered by bucket."""
     kept = np.zeros(-(-num_buckets // 64) or 1, np.uint64)
     if num_pruned < 0:
         kept[:] = ~np.uint64(0)
@@ -245,7 +245,7 @@ def _quantised(reader: _Reader, dim: int) -> F32:
 
 
 def _centroids(reader: _Reader, dim: int) -> list[F32]:
-    """The parts of a product quantiser: float32 [256, columns of the part] each; their columns sum to dim."""
+    """The parts of a product quantiser: float32 [256, columns of the part] each, dim columns in all."""
     columns, num_parts, width, last_width = reader.array("<i4", 4).tolist()
     reader.require("number of columns of a quantiser", columns, dim)
     reader.limit("columns of a part", width, 1, dim)
@@ -257,7 +257,7 @@ def _centroids(reader: _Reader, dim: int) -> list[F32]:
 
 
 def _tree(counts: list[int]) -> tuple[I32, I32]:
-    """Left and right child of each node: Huffman's tree as HierarchicalSoftmaxLoss::buildTree of fastText has it."""
+    """Left and right child of each node: the Huffman tree of fastText's HierarchicalSoftmaxLoss::buildTree."""
     num_labels = len(counts)
     size = 2 * num_labels - 1
     weights = [*counts, *[_UNBUILT] * (num_labels - 1)]

@@ -1,7 +1,7 @@
-"""Model folders of others, read as data: the one place that calls transformers' `from_pretrained`.
+"""Foreign model folders, read as data: the only place that calls transformers' `from_pretrained`.
 
-A folder may name code of its own (`auto_map` in its config.json), and weights may be pickles. Both would run what the
-folder's author wrote, so neither is read: no remote code, no file but safetensors, nothing that is not on this machine.
+A folder may name code of its own (`auto_map` in its config.json), and weights may be pickles. Both would run code that
+the folder's author wrote, so neither is read: no remote code, only safetensors, and only files on this machine.
 """
 
 from pathlib import Path
@@ -11,10 +11,10 @@ from etl.errors import ConfigError, said
 
 
 def load_tokenizer(folder: str | Path, **more: Any) -> Any:
-    """The tokenizer of a local folder; `more` goes to transformers.
+    """The tokenizer of a local folder; `more` is passed to transformers.
 
     Raises:
-        ConfigError: there is none that transformers knows without the folder's own code.
+        ConfigError: there is none that transformers can load without the folder's own code.
     """
     from transformers import AutoTokenizer
 
@@ -22,16 +22,16 @@ def load_tokenizer(folder: str | Path, **more: Any) -> Any:
 
 
 def load_model(auto: Any, what: str, folder: str | Path, **more: Any) -> Any:
-    """A model of a local folder, from safetensors alone (or the GGUF file that `more` names).
+    """A model of a local folder, only from safetensors (or the GGUF file that `more` names).
 
     Args:
         auto: the class of transformers that chooses the architecture, such as AutoModelForCausalLM.
-        what: what is sought, with its article, for the error.
-        folder: holds config.json and the weights.
-        **more: goes to transformers.
+        what: the kind of model with its article, for the error.
+        folder: has config.json and the weights.
+        **more: is passed to transformers.
 
     Raises:
-        ConfigError: there is none that transformers knows without the folder's own code, or its weights are pickles.
+        ConfigError: there is none that transformers can load without the folder's own code, or its weights are pickles.
     """
     return _load(auto, what, folder, {"use_safetensors": True, **more})
 

@@ -1,21 +1,21 @@
 """Instruction-following difficulty: how much an instruction helps a language model to predict its answer.
 
-Two mean losses a row (nats a token) over the same answer tokens, with t the start token of the model's texts:
+Each row gets two mean losses (nats a token) over the same answer tokens; t is the start token of the model's texts:
 
     loss_cond    of the answer after  t + instruction + line feed
     loss_uncond  of the answer after  t
 
-The instruction is the user's messages, the answer all of the assistant's (reasoning included), as plain text without
-a chat template, as Cherry_LLM (Li et al. 2024) does it. `ifd` is one of
+The instruction is the user's messages, the answer all of the assistant's (including reasoning), as plain text without
+a chat template, as in Cherry_LLM (Li et al. 2024). `ifd` is one of
 
     cherry      loss_cond / loss_uncond                   Cherry_LLM; higher is harder
     ppl_ratio   exp(loss_cond − loss_uncond)              Superfiltering (Li et al. 2024); higher is harder
     reciprocal  exp(loss_uncond − loss_cond)              PPL(answer) / PPL(answer | instruction); higher is easier
 
-Where cherry or ppl_ratio is above 1 the instruction makes the answer less likely: such rows are dropped as misaligned.
-`ifd` and that decision are computed from the rounded losses, so that they can be repeated from what is stored.
+If cherry or ppl_ratio is above 1, the instruction makes the answer less likely: such rows are dropped as misaligned.
+`ifd` and that decision are computed from the rounded losses, so that they can be repeated from the stored columns.
 
-The cost is the model's: a row passes (instruction + 2 · answer) tokens, about 330 a second and thread for SmolLM2.
+The model sets the cost: a row takes (instruction + 2 · answer) tokens; SmolLM2 does about 330 a second and thread.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ Formula = Literal["cherry", "ppl_ratio", "reciprocal"]
 class IfdStep(Step):
     """Adds `loss_cond`, `loss_uncond`, `n_response_tokens` and `ifd`; verdict `ifd_misaligned` (value: the ratio).
 
-    All four are null for a row with an earlier verdict or outside the sample, without instruction or answer, or
-    longer than the model's context.
+    All four are null for a row that has an earlier verdict, is outside the sample, lacks an instruction or answer, or
+    is longer than the model's context.
     """
 
     kind: Literal["ifd"] = "ifd"
@@ -102,7 +102,7 @@ class IfdStep(Step):
         return drop(batch, self.label, pa.array(ratio > 1.0), "ifd_misaligned", _or_null(ratio))
 
     def _pairs(self, lm: CausalLM, instruction: str, answer: str) -> Sequence[Pair]:
-        """With and without the instruction; nothing when the row cannot be scored."""
+        """The answer with and without the instruction before it; empty if the row cannot be scored."""
         if not instruction.strip() or not answer.strip():
             return ()
         prefix = [lm.start_id, *lm.encode(instruction + "\n")]
@@ -113,9 +113,9 @@ class IfdStep(Step):
 
 
 def ifd(cond: npt.NDArray[np.float64], uncond: npt.NDArray[np.float64], formula: Formula) -> npt.NDArray[np.float64]:
-    """The score by one of the formulas at the head of the file: float64 [rows], rounded to 1e-4.
+    """The score by one of the formulas at the top of the file: float64 [rows], rounded to 1e-4.
 
-    NaN where a loss is NaN, and for cherry where both losses are 0.
+    NaN if a loss is NaN, and for cherry also if both losses are 0.
     """
     match formula:
         case "cherry":

@@ -1,20 +1,21 @@
 """Trains an n-gram model in KenLM's format; the same lines give the same bytes.
 
-Two backends, both modified interpolated Kneser-Ney (Chen and Goodman 1999). `lmplz` and `build_binary` of KenLM, when
-both are on PATH (`make kenlm-tools` builds them): sorts on disk in 1 GB of memory, 1.4 million words a second for a
-trigram, writes a memory-mapped binary. Otherwise Python: kaldingram counts, and probabilities are made of the counts as
-lmplz does; 0.45 GB a million words for a trigram, writes ARPA text; a corpus above a stated size is refused.
+There are two backends, both with modified interpolated Kneser-Ney smoothing (Chen and Goodman 1999). KenLM's `lmplz`
+and `build_binary` are used if both are on PATH (`make kenlm-tools` builds them). They sort on disk in 1 GB of memory,
+process 1.4 million words a second for a trigram and write a memory-mapped binary. Otherwise Python is used: kaldingram
+counts, and probabilities are computed from the counts as in lmplz. That takes 0.45 GB per million words for a trigram
+and writes ARPA text; a corpus above a stated size is refused.
 
-For an n-gram that occurs c times (a shorter one that does not begin a line: behind c different words)
+For an n-gram that occurs c times (for a shorter one that does not begin a line: after c different words)
 
     p(w | h) = (c(h w) - D(c(h w))) / C(h) + g(h) p(w | h without its first word)
 
-where C(h) is the sum of c(h w) and g(h) that of D(c(h w)) / C(h). The empty history goes on with 1 / (V + 1), for V
-words and `<unk>`. Each order has three discounts, for counts of 1, of 2, and of 3 and more:
+where C(h) is the sum of c(h w) and g(h) that of D(c(h w)) / C(h). For the empty history, the last factor is
+1 / (V + 1), with V words and `<unk>`. Each order has three discounts, for counts of 1, of 2, and of 3 and more:
 
     D(k) = k - (k + 1) Y t(k + 1) / t(k),   Y = t(1) / (t(1) + 2 t(2)),   t(k) n-grams have the count k
 
-Where t(1), t(2) or t(3) is 0, as in small corpora, or a discount is not above 0, they are 0.5, 1 and 1.5 (lmplz's
+If t(1), t(2) or t(3) is 0, as in small corpora, or a discount is not above 0, they are 0.5, 1 and 1.5 (lmplz's
 `--discount_fallback`). So p sums to 1 in every context, and is above 0 for every word and `<unk>`.
 """
 
@@ -42,11 +43,11 @@ from etl.scoring.perplexity import in_kenlm_sample
 
 ORDERS: Final = range(2, 6)
 MAX_WORDS: Final = 2_000_000
-"""Default size up to which kaldingram is used."""
+"""Default for the largest corpus, in words, that kaldingram is used for."""
 LMPLZ_MEMORY: Final = "1G"
 DISCOUNT_FALLBACK: Final = (0.0, 0.5, 1.0, 1.5)
 MODEL_VERSIONS: Final = {"lmplz": 1, "kaldingram": 2}
-"""By backend; raised when the same lines would give another model."""
+"""By backend; increased when the same lines would give another model."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class TrainedModel:
     path: Path
     sha256: str
     words: int
-    """Words of the corpus, ends of lines not counted."""
+    """Words of the corpus, without ends of lines."""
     backend: str
     """lmplz or kaldingram."""
 
@@ -74,13 +75,13 @@ def backend_line(max_words: int) -> str:
 
 
 def train(lines: Iterable[str], order: int, out: Path, max_words: int = MAX_WORDS) -> TrainedModel:
-    """Estimate a model of some order from normalised lines and write it, whole or not at all.
+    """Estimate a model of some order from normalised lines and write it, completely or not at all.
 
     Args:
-        lines: what `etl.scoring.lines.normalised_lines` gives; their order decides the order inside the file.
+        lines: as from `etl.scoring.lines.normalised_lines`; their order decides the order inside the file.
         order: words of the longest n-gram, 2 to 5.
-        out: local file to write; KenLM tells the format by its first bytes.
-        max_words: size of the corpus above which kaldingram is refused; lmplz has no limit.
+        out: local file to write; KenLM recognises the format by its first bytes.
+        max_words: number of words above which kaldingram refuses a corpus; lmplz has no limit.
 
     Raises:
         ConfigError: order out of range, no lines, or more words than max_words without lmplz.
@@ -100,7 +101,7 @@ def train(lines: Iterable[str], order: int, out: Path, max_words: int = MAX_WORD
 
 
 def sample_lines(batches: Iterable[pa.RecordBatch], seed: int, fraction: float) -> Iterator[str]:
-    """The normalised lines of the sampled rows, by id and place, whatever the order of the batches.
+    """The normalised lines of the sampled rows, sorted by id and place, whatever the order of the batches.
 
     Rows of one id are exact duplicates and count once. The sampled texts are held in memory, as Arrow.
 
@@ -130,7 +131,7 @@ def _with_lmplz(lines: Iterable[str], order: int, scratch: Path) -> int:
             words += line.count(" ") + 1
             text.write(line + "\n")
     _refuse_empty(words)
-    # The fallback serves corpora too small to estimate three discounts; it changes nothing where they can be.
+    # The fallback is for corpora too small to estimate three discounts; it changes nothing for others.
     options = ["-o", str(order), "-S", LMPLZ_MEMORY, "-T", str(scratch), "--discount_fallback"]
     _run(["lmplz", *options, "--text", str(scratch / "text"), "--arpa", str(scratch / "arpa")])
     _run(["build_binary", "-T", str(scratch) + "/", str(scratch / "arpa"), str(scratch / "model")])
@@ -160,7 +161,7 @@ def _with_kaldingram(lines: Iterable[str], order: int, scratch: Path, max_words:
     _refuse_empty(words)
     _estimate(counts)
     with (
-        contextlib.redirect_stderr(io.StringIO()),  # its progress bars cannot be turned off
+        contextlib.redirect_stderr(io.StringIO()),  # kaldingram's progress bars cannot be turned off
         open(scratch / "model", "w", encoding="utf-8", newline="\n") as file,
     ):
         counts.print_as_arpa(file)
@@ -173,7 +174,7 @@ def _refuse_empty(words: int) -> None:
 
 
 def _estimate(counts: NgramCounts) -> None:
-    """Fill in probabilities and back-off weights, shortest n-grams first; the formulas are at the head of the file."""
+    """Fill in probabilities and back-off weights, shortest n-grams first, by the formulas at the top of the file."""
     unigrams = counts.counts[0][()]
     unigrams.word_to_count["<unk>"] = 0
     vocabulary = unigrams.word_to_count.keys() - {"<s>"}
@@ -193,12 +194,12 @@ def _estimate(counts: NgramCounts) -> None:
                 word: (count - taken[word]) / total + weight * shorter[word] for word, count in of_history.items()
             }
             ngrams.word_to_bow = dict.fromkeys(ngrams.word_to_count)
-    # Never predicted; written as the smallest number there is.
+    # <s> is never predicted; this is written as the smallest number there is.
     unigrams.word_to_f["<s>"] = 0
 
 
 def _kneser_ney_counts(ngrams: CountsForHistory) -> dict[str, int]:
-    """By the last word: contexts of n-grams that have one before them, times that they occur for the others."""
+    """By last word: the number of different words before the n-gram, or of its occurrences if there are none."""
     contexts = ngrams.word_to_context
     return {
         word: len(contexts[word]) if contexts.get(word) else count
@@ -208,7 +209,7 @@ def _kneser_ney_counts(ngrams: CountsForHistory) -> dict[str, int]:
 
 
 def _discounts(num_with: Counter[int]) -> tuple[float, ...]:
-    """What is taken from counts of 0, 1, 2, and 3 or more, given the number of n-grams with each count."""
+    """The discounts for counts of 0, 1, 2, and 3 or more, given the number of n-grams with each count."""
     if num_with[1] and num_with[2] and num_with[3]:
         share = num_with[1] / (num_with[1] + 2 * num_with[2])
         found = [k - (k + 1) * share * num_with[k + 1] / num_with[k] for k in (1, 2, 3)]

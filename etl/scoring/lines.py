@@ -1,20 +1,20 @@
 """Texts for n-gram models: lines of words separated by single spaces.
 
-One definition serves training and scoring; a model and its scores belong to `LINES_VERSION`. Each line of a text
-(separated by a line feed, never glued to the next) is, in this order,
+Training and scoring share this definition; a model and its scores belong to one `LINES_VERSION`. Each line of a text
+(lines are separated by a line feed and never joined) goes through these steps:
 
-1. put in Unicode form NFKD, so that full-width forms and ligatures are the plain ones (Arrow 25 has no NFKC: its
-   form of that name gives NFKD);
-2. put in lower case;
+1. it is converted to Unicode form NFKD, so that full-width forms and ligatures become plain ones (Arrow 25 has no NFKC:
+   its form of that name gives NFKD);
+2. it is put in lower case;
 3. every decimal digit becomes `0`;
 4. invisible format characters (Cf) are removed, control characters and every kind of space become a space;
-5. each punctuation mark or symbol stands alone, and so does each character, with its marks, of the scripts that write
+5. each punctuation mark or symbol becomes a word, and so does each character, with its marks, of the scripts that write
    no spaces (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar);
-6. runs of spaces are one, the ends are bare.
+6. runs of spaces become one, and spaces at both ends are removed.
 
-A line that is then empty is left out. This differs from cc_net's normaliser on purpose (marks and line feeds kept, no
-SentencePiece), so cutoffs published for its models do not apply. Arrow kernels, 17 MB of text a CPU-second, most of it
-regular expressions.
+A line that is then empty is dropped. This differs from cc_net's normaliser on purpose (marks and line feeds kept, no
+SentencePiece), so cutoffs published for its models do not apply. Arrow kernels process 17 MB of text a CPU-second and
+spend most of the time in regular expressions.
 """
 
 from typing import Final
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 LINES_VERSION: Final = 1
-"""Raised when a text would give other lines; part of the version of what trains or scores."""
+"""Increased when a text would give other lines; part of the version of everything that trains or scores."""
 
 _FORMAT: Final = r"\p{Cf}+"
 _ALONE: Final = r"([\p{P}\p{S}]|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*)"
@@ -33,7 +33,7 @@ _SPACES: Final = r"[\p{Cc}\p{Z}]+"
 
 
 def normalised_lines(texts: pa.StringArray) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
-    """The lines of all texts one after another, and the row that each came from.
+    """The lines of all texts one after another, and the row of each.
 
     Args:
         texts: string [rows], no nulls.

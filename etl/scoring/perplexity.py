@@ -1,13 +1,12 @@
 """Perplexity of each text under a KenLM n-gram model, and whether the model was trained on the row.
 
-Only stores numbers: cuts by value, percentile or retention target use the stored column.
-For a text of normalised lines l (`etl.scoring.lines`) with w(l) words and log10 probability s(l), both with the end
-of line counted,
+The step only stores numbers; cuts by value, percentile or retention target use the stored column. For a text of
+normalised lines l (`etl.scoring.lines`) with w(l) words and log10 probability s(l), both including the end of line,
 
     perplexity = 10 ^ ( −Σ s(l) / Σ (w(l) + 1) )
 
 which is the formula of CCNet (Wenzek et al. 2020) on other lines. One core scores about 8 MB of text a second with a
-trigram model; the model file is memory-mapped when it is KenLM's binary format, and read whole when it is ARPA.
+trigram model. The model file is memory-mapped if it has KenLM's binary format, and read whole if it is ARPA.
 """
 
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ class PerplexityStep(Step):
     """Adds `perplexity` (float64, rounded to 1e-4) and `in_kenlm_sample`.
 
     `perplexity` is null for a row with an earlier verdict and for a text without a word. `in_kenlm_sample` is true
-    for the rows that `jobs.train_kenlm` took with the same fraction and seed, whose perplexity is too low to compare.
+    for the rows that `jobs.train_kenlm` takes with the same fraction and seed, whose perplexity is too low to compare.
     """
 
     kind: Literal["perplexity"] = "perplexity"
@@ -85,7 +84,7 @@ class PerplexityStep(Step):
 
 
 def in_kenlm_sample(ids: pa.Array, seed: int, fraction: float) -> pa.BooleanArray:
-    """True for the rows that a model trained with this seed and fraction has seen: bool [rows]."""
+    """True for the rows that a model with this seed and fraction was trained on: bool [rows]."""
     return in_sample(ids, purpose_seed(SAMPLE_PURPOSE, seed), fraction)
 
 
@@ -93,7 +92,7 @@ def load(path: str) -> kenlm.Model:
     """The model in a file, loaded without KenLM's progress bars and advice.
 
     Raises:
-        ConfigError: the file is not a model that KenLM reads.
+        ConfigError: the file is not a model that KenLM can read.
     """
     config = kenlm.Config()
     config.show_progress = False
@@ -107,7 +106,7 @@ def load(path: str) -> kenlm.Model:
 
 
 def perplexities(model: kenlm.Model, texts: pa.StringArray) -> pa.DoubleArray:
-    """Perplexity of each text, rounded to 1e-4; null where it has no word: float64 [rows]."""
+    """Perplexity of each text, rounded to 1e-4; null if it has no word: float64 [rows]."""
     lines, rows = normalised_lines(texts)
     scores = np.fromiter((model.score(line) for line in lines.to_pylist()), np.float64, len(lines))
     length = np.bincount(rows, count_words(lines) + 1, len(texts))
