@@ -5,8 +5,8 @@ hash of a row (ids, content digests), a column of a Spark DataFrame, and a colum
 no form for a use. Then `refused` returns that type, and the caller raises an error that names the column. Nothing is
 rounded, and no value raises: even a date beyond year 9999 has a text form.
 
-Encodings have no row of their own, since they hold what another type holds: a dictionary, a run-end encoding, a view
-and an extension type are read as their values (`plain`). `arrow.uuid` and `arrow.bool8` say more than their storage.
+Encodings have no row of their own, since their values are of another type: a dictionary, a run-end encoding, a view
+and an extension type are read as their values (`plain`). `arrow.uuid` and `arrow.bool8` mean more than their storage.
 
 Everything except intervals and durations is done by Arrow kernels and NumPy on whole columns, at 0.05 to 1 µs a value.
 Types that JSON and hashes support directly are not copied.
@@ -97,7 +97,7 @@ def _same(array: pa.Array) -> pa.Array:
 
 
 def _text(array: pa.Array) -> pa.Array:
-    """Strings as they are and bytes as UTF-8, unchecked; of null, decimal, integer and date Arrow's own form.
+    """Strings as they are and bytes as UTF-8, unchecked; null, decimal, integer and date in Arrow's own form.
 
     Arrow writes a date outside of the years -32767 to 32767 as `<value out of range: DAYS>`.
     """
@@ -256,7 +256,7 @@ def _bits(array: pa.Array) -> pa.Array:
 
 
 def _counts(array: pa.Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The integers behind a time, 0 for null: int64 [rows]."""
+    """The integers that store a time, 0 for null: int64 [rows]."""
     wide = array.cast(pa.int32()) if pa.types.is_time32(array.type) else array
     return pc.fill_null(wide.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
 
@@ -281,7 +281,7 @@ def _parts(array: pa.Array) -> pa.Array:
 
 
 def _entries(array: pa.Array) -> pa.Array:
-    """A map as the list of structs that it is, without what null maps hold: large_list<struct<key, value>>."""
+    """A map as a list of structs, without the entries of null maps: large_list<struct<key, value>>."""
     starts = array.offsets.to_numpy().astype(np.int64)
     lengths = np.where(array.is_valid(), np.diff(starts), 0)
     ends = np.cumsum(lengths)
@@ -388,8 +388,8 @@ def children(kind: pa.DataType) -> list[pa.DataType]:
 def refused(kind: pa.DataType, use: Use) -> pa.DataType | None:
     """The type, or the one inside it, that has no form for a use; None where there is a form for all of it.
 
-    A struct with two fields of one name has no form as JSON, and a zone that no time-zone database has none as text;
-    Spark reads no encoding but dictionaries.
+    A struct with two fields of one name has no form as JSON, nor has a zone that is in no time-zone database a form as
+    text. Spark reads no encoding except dictionaries.
     """
     if getattr(FORMS[kind_of(kind)], use) is None:
         return kind

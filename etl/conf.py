@@ -72,7 +72,7 @@ def read_text(url: str) -> str:
 
 
 def _relative_to(url: str) -> str:
-    """Where a relative path begins, for who took it for the folder of the configuration that names it."""
+    """Where relative paths begin, for a user who expected the folder of the configuration that names the path."""
     is_relative = "://" not in url and not Path(url).expanduser().is_absolute()
     return f" in {Path.cwd()}, where relative paths begin" if is_relative else ""
 
@@ -153,7 +153,7 @@ def check(model: type[C], tree: Any, origin: str, allow_code: bool = True) -> C:
 
 
 def _has_uri(name_or_path: str, overrides: list[str]) -> bool:
-    """Whether the configuration, or the file of an override KEY=@FILE, is a URI; file:// makes one, too."""
+    """Whether the configuration, or the file of an override KEY=@FILE, is given as a URI, including file://."""
     values = [override.partition("=")[2] for override in overrides]
     return any("://" in file for file in (name_or_path, *(value for value in values if value.startswith("@"))))
 

@@ -37,7 +37,7 @@ def _fitted(model: type[BaseModel], key: str, value: Any) -> Any:
 class Config(BaseModel):
     """Base of everything that is read from YAML: unknown keys are errors, values never change."""
 
-    # A value may be a secret or inside one: only etl/config_errors.py makes errors of it.
+    # A value may be a secret or part of one, so only etl/config_errors.py puts values into errors.
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",

@@ -5,8 +5,8 @@ not installed, into one line and exit code 2. `run_app` and `run_command` do the
 one line and exit code 130, and return the code where typer would end the process. Anything else keeps its traceback.
 Costs the import of typer and rich, 0.1 s.
 
-In a process that imports this, Python looks for garbage in cycles less often, and not at its end: what our imports and
-kernels make (300,000 objects) is none, and looking through it took 1 CPU-second of a small run's 8.
+In a process that imports this, Python looks for garbage in cycles less often, and not at its end. The 300,000 objects
+of our imports and kernels are no garbage, and searching them took 1 of the 8 CPU-seconds of a small run.
 """
 
 import atexit
@@ -34,7 +34,7 @@ atexit.register(gc.freeze)
 
 OUT = Terminal(soft_wrap=True)
 ERR = Terminal(stderr=True, soft_wrap=True)
-"""Lines are printed as they are: not cut or wrapped; etl/terminal.py says what text may do."""
+"""Prints lines as they are, without cutting or wrapping; etl/terminal.py escapes their control characters."""
 
 ConfFlag = Annotated[
     str, typer.Option("--conf", metavar="CONF", help="A shipped configuration's name, a path or a URI.")
@@ -68,12 +68,12 @@ AllowCode = Annotated[
 
 
 def examples(*lines: str) -> str:
-    """The end of a command's help: commands as a user types them, a line each."""
+    """The end of a command's help: commands as a user types them, one per line."""
     return "\n\n".join([f"Example{'s' * (len(lines) > 1)}:", *lines])
 
 
 def report(line: str) -> None:
-    """One line for the user; any text stays on one line."""
+    """One line for the user; line feeds in the text are escaped."""
     OUT.print(one_line(line))
 
 
@@ -162,7 +162,7 @@ def run_app(app: typer.Typer, argv: Sequence[str], program: str) -> int:
 
 
 def _hint(message: str, context: typer.Context | None) -> str:
-    """How a key of a configuration is set, where one was given as an option or an argument."""
+    """How to set a key of a configuration, if one was given as an option or an argument."""
     key = re.match(r"No such option: --([\w.]+)|Got unexpected extra argument.*? \(([\w.]+)=(\S*)\)", message)
     if key is None or context is None or not any("--set" in parameter.opts for parameter in context.command.params):
         return ""
@@ -181,7 +181,7 @@ def _has_no_reader() -> bool:
 
 
 def _is_ctrl_c(error: BaseException | None) -> bool:
-    """Whether it is Ctrl-C, or what failed while a library or we cleaned up after it."""
+    """Whether it is Ctrl-C, or an error raised while a library or we cleaned up after it."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None

@@ -25,7 +25,7 @@ def file_sha256(path: str | Path) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _sha256(path: Path, *_state: int) -> str:
-    """Of the file in this state: size in bytes, modification time in ns, inode."""
+    """The digest of the file in this state: size in bytes, modification time in ns, inode."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""The engine protocol: two verbs, `map` and `shuffle`, and both end in a committed dataset.
+"""The engine protocol: two verbs, `map` and `shuffle`; both end in a committed dataset.
 
 Code that is the same for every engine is here: adopt a committed dataset, plan, find the splits without a receipt, let
 the engine run them, commit. The two abstract methods differ; etl/engines implements them. Tasks return counts only for
@@ -74,7 +74,7 @@ class Work:
     stage: str
     num_tasks: int
     of_tasks: int
-    """Tasks of the whole dataset, including those that an earlier run has done."""
+    """Number of tasks of the whole dataset, including those that an earlier run has done."""
     resources: Resources = DEFAULT
 
 
@@ -233,7 +233,7 @@ class Written:
     build: Build
     plan: Plan
     splits: Collection[int]
-    """Splits written now and not by an earlier run."""
+    """Splits that this run wrote, not an earlier one."""
     num_map_tasks: int = 0
 
 
@@ -263,11 +263,11 @@ class _Gather:
 
 
 def nothing(*_: object) -> None:
-    """For a hook that nobody uses."""
+    """Does nothing; for hooks that nobody uses."""
 
 
 class Onlooker:
-    """Sees what an engine is doing, for people; it has no say in it. This one does nothing with it."""
+    """Sees what an engine is doing, to show it to people, and cannot influence it. This base class ignores it."""
 
     def job(self, writing: Sequence[Writing]) -> contextlib.AbstractContextManager[None]:
         """Around a job that writes datasets."""
@@ -277,7 +277,7 @@ class Onlooker:
         """A dataset was committed.
 
         Args:
-            dataset: it.
+            dataset: the committed one.
             wall_s: its share of the time since the commit before.
             is_resumed: whether an earlier run wrote some of its splits.
         """
@@ -288,7 +288,7 @@ class Engine(ABC):
 
     Attributes:
         guard: called before a folder is cleared and before every commit; raises if this run may no longer write.
-        permit: called before uncommitted work is planned; raises if this run is not to do it.
+        permit: called before uncommitted work is planned; raises if this run must not do it.
         may_write: false if the output cannot be written, so that only committed datasets can be used.
         ledger: the driver's cost of the dataset that is committed next.
         onlooker: sees every job and every commit.
@@ -321,7 +321,7 @@ class Engine(ABC):
         """
         build = Build(job)
         if job.waits and build.is_occupied():
-            # The committed dataset may be the one that this map would write; its inputs' digests decide.
+            # The committed dataset may be the one that this map would write; the digests of its inputs decide.
             self.settle()
         if not job.waits:
             done = self._committed(build)

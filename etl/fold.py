@@ -43,8 +43,8 @@ def _tables() -> tuple[U32, I64, U8, U8, U8]:
     """How each code point folds.
 
     Returns:
-        uint32 [2^21], which form a character has, 0 for itself; the forms' offsets and UTF-8 bytes; uint8 [2^21] twice,
-        the combining class of the first and the last character of the form, the first being _JOINS where it may join.
+        uint32 [2^21], the number of a character's form, 0 for itself; the forms' offsets and UTF-8 bytes; uint8 [2^21]
+        twice, the combining classes of the form's first and last character, with _JOINS for a first that may join.
     """
     number = np.zeros(TABLE_SIZE, np.uint32)
     first, last = np.zeros(TABLE_SIZE, np.uint8), np.zeros(TABLE_SIZE, np.uint8)
@@ -69,7 +69,7 @@ def _tables() -> tuple[U32, I64, U8, U8, U8]:
 
 @njit
 def _scan(data: U8, offsets: I64, plain: Bools, number: U32, forms: I64, first: U8, last: U8, kinds: U8) -> int:
-    """For each row: unchanged (0), written by the table (1) or by Python (2); and its bytes afterwards."""
+    """Set the kind of each row: unchanged (0), written by the table (1) or Python (2); returns the bytes afterwards."""
     size = 0
     for row in range(len(kinds)):
         at, end = offsets[row], offsets[row + 1]
@@ -121,7 +121,7 @@ def _write(data: U8, offsets: I64, kinds: U8, number: U32, forms: I64, letters: 
 
 @functools.cache
 def letter_forms() -> tuple[U32, I64, U32, U8, U8]:
-    """What `read_folded` needs: `_tables` with forms of code points; _JOINS also where a lower case needs Python."""
+    """The tables for `read_folded`: `_tables`, with forms in code points and _JOINS also if lower case needs Python."""
     number, offsets, forms, first, last = _tables()
     first = first.copy()
     texts = [bytes(forms[start:end]).decode() for start, end in itertools.pairwise(offsets.tolist())]
@@ -134,16 +134,16 @@ def letter_forms() -> tuple[U32, I64, U32, U8, U8]:
 
 
 def marked(letters: U32) -> U32:
-    """A table of letters, uint32 [2^21] below 2^31, in which FOLDS is set for what `read_folded` looks at again."""
+    """A table of letters, uint32 [2^21] below 2^31, with FOLDS set for those that `read_folded` looks at again."""
     number, _, _, first, last = letter_forms()
     return letters | ((number != 0) | (first != 0) | (last != 0)) * FOLDS
 
 
 @njit
 def _read_ascii(data: U8, letters: U32, out: U32) -> tuple[int, np.uint32]:
-    """Write the letters of the ASCII characters with which a text begins; how many there are, and the bits they have.
+    """Write the letters of the ASCII characters at the start of a text; returns their number and the bits they have.
 
-    By slices of a fixed length, so that the compiler sees that no index is out of them.
+    Works on slices of a fixed length, so that the compiler sees that no index is out of bounds.
     """
     num, kinds = 0, np.uint32(0)
     while num + _AT_ONCE <= len(data):
@@ -168,23 +168,23 @@ def _read_ascii(data: U8, letters: U32, out: U32) -> tuple[int, np.uint32]:
 def read_folded(
     data: U8, at: int, end: int, letters: U32, number: U32, forms: I64, codes: U32, first: U8, last: U8, out: U32
 ) -> tuple[int, np.uint32]:
-    """Write the letter of each character of the folded text; how many there are, and the bits that any of them has.
+    """Write the letter of each character of the folded text; returns their number and the bits that any of them has.
 
     Args:
         data: UTF-8.
         at: where the text begins.
         end: where it ends.
-        letters: of `marked`, uint32 [2^21].
-        number: this and the next four are those of `letter_forms`.
+        letters: from `marked`, uint32 [2^21].
+        number: this and the next four are from `letter_forms`.
         forms: offsets into `codes`.
         codes: code points of the forms.
         first: combining classes, or _JOINS.
         last: combining classes.
-        out: longer than the text, by what its forms may be longer than it.
+        out: longer than the text by as much as its forms may be longer.
 
     Returns:
-        The number of letters and the bits; -1 where the text has to go through `fold` and `etl.text.lowered`: a mark
-        may join, marks stand out of order, a character has no lower case of its own, or `out` is too short.
+        The number of letters and the bits; -1 if the text needs `fold` and `etl.text.lowered`: a mark may join, marks
+        are out of order, a character has no lower case of its own, or `out` is too short.
     """
     count = 0
     kinds = np.uint32(0)
@@ -220,13 +220,13 @@ def read_folded(
 
 
 def fold(texts: pa.Array) -> pa.Array:
-    """Equal to `unicodedata.normalize("NFKC", text)` of each text; nulls stay null.
+    """Equal to `unicodedata.normalize("NFKC", text)` of each text; nulls remain null.
 
     Args:
         texts: string or large_string [rows], valid UTF-8.
 
     Returns:
-        The same type and length; the array itself where nothing changes.
+        The same type and length; the array itself if nothing changes.
     """
     plain = pc.fill_null(pc.string_is_ascii(texts), True).to_numpy(zero_copy_only=False)
     if plain.all():

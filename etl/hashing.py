@@ -68,7 +68,7 @@ def _avalanche(h: np.uint64) -> np.uint64:
 
 
 def _load_of_word(typing: Any, data: Any, i: Any) -> Any:
-    """The 8 little-endian bytes at i, aligned or not; LLVM does not make one load of eight."""
+    """The 8 little-endian bytes at i, aligned or not; LLVM does not combine eight loads into one."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         place = builder.gep(
@@ -286,12 +286,12 @@ def _hash_columns(arrays: Sequence[pa.Array], num_rows: int, seeds: Iterable[int
 
 
 def hash_columns(arrays: Sequence[pa.Array], seed: int = 0) -> U64:
-    """One 64-bit hash a row over several columns in order: uint64 [rows]."""
+    """One 64-bit hash per row over several columns in order: uint64 [rows]."""
     return _hash_columns(arrays, len(arrays[0]), [seed])[0]
 
 
 def hash128(arrays: Sequence[pa.Array], seed: int = 0) -> pa.Array:
-    """One 128-bit hash a row over several columns: binary(16), big-endian halves of seeds `seed` and `seed + 1`."""
+    """One 128-bit hash per row over several columns: binary(16), big-endian halves of seeds `seed` and `seed + 1`."""
     halves = _hash_columns(arrays, len(arrays[0]), (seed, seed + 1)).T.astype(">u8", order="C")
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(halves), [None, pa.py_buffer(halves.tobytes())])
 

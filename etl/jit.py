@@ -1,11 +1,11 @@
 """`njit`: numba compilation with a cache keyed by source code and CPU.
 
 numba's own cache is keyed by the absolute path of the module, so it misses in every zip that a cluster unpacks
-elsewhere and fails where HOME cannot be written; it does not see a change in what a kernel calls; and two processes
-that compile one kernel for two signatures, or two CPUs, may leave the code of one under the name of the other. Here the
-folder is cache_dir()/numba/<CPU>/<digest>: the CPU is its name and a hash of its features, so that machines of several
-kinds can share a cache folder; the digest covers numba's version, the module and what it imports for its kernels. A
-lock is held while an entry is written.
+elsewhere. It fails if HOME cannot be written, and does not notice a change in a function that a kernel calls. Two
+processes that compile one kernel for two signatures, or two CPUs, may leave the code of one under the name of the
+other. Here the folder is cache_dir()/numba/<CPU>/<digest>. The CPU is its name and a hash of its features, so that
+machines of several kinds can share a cache folder; the digest covers numba's version, the module and what it imports
+for its kernels. A lock is held while an entry is written.
 
 Compiling all kernels takes a minute of CPU time (`stillhouse warm` does it), loading them about 0.1 s per process.
 """
@@ -42,9 +42,9 @@ def _source(module: str) -> str:
 
 @functools.cache
 def digest(module: str) -> str:
-    """SHA-256 of what the kernels of a module are compiled from.
+    """SHA-256 of everything that the kernels of a module are compiled from.
 
-    That is its source, and what it had imported by name when its first kernel was decorated: the kernels of our other
+    That is its source, and the names that it had imported when its first kernel was decorated: kernels of our other
     modules, and constants, which numba compiles in as they are.
     """
     parts = [numba.__version__, _source(module), *_imported(module)]
@@ -108,7 +108,7 @@ class _Impl(caching.CompileResultCacheImpl):
 
 
 class _KernelCache(caching.FunctionCache):
-    """numba's, in our folder, one writer at a time: it reads an index, and writes it and the code as two files."""
+    """numba's cache, in our folder, one writer at a time: a write reads an index, then writes it and the code."""
 
     _impl_class = _Impl
 

@@ -61,7 +61,7 @@ def keys_of(model: type[BaseModel]) -> list[Key]:
 
 
 def purpose_of(model: type[BaseModel]) -> str:
-    """What a model is for, in one line: its own `purpose`, else the beginning of its docstring."""
+    """The purpose of a model in one line: its own `purpose`, else the beginning of its docstring."""
     return getattr(model, "purpose", "") or models_of(model)[0].purpose
 
 

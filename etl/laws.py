@@ -7,7 +7,7 @@ folder, `DatasetRef.stage`.
 
     Growth()                                                   a side table of what steps measured
     Growth(GroupCopies("content"), tasks=context.buckets(n))   a search for rows of equal content
-    Growth.of_marks(hits.ref.stage, SameAs(hits.ref.stage))    the verdicts that it comes to
+    Growth.of_marks(hits.ref.stage, SameAs(hits.ref.stage))    the verdicts that result from it
 """
 
 from dataclasses import dataclass
@@ -47,11 +47,11 @@ class SameAs:
 class GroupCopies:
     """All rows but one of each group of equal values that the reducers of this job see.
 
-    Its map side sends live rows, or things in them, with an int64 column `row`, their row key (etl.stages.keyed).
+    Its map side sends live rows, or parts of them, with an int64 column `row`, their row key (etl.stages.keyed).
     """
 
     key: str
-    """Column of the map side whose value makes a group."""
+    """Column of the map side whose equal values form a group."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ Law = (
 
 @dataclass(frozen=True)
 class MoreRows:
-    """CPU time of a pass over all rows in which each row of the dataset takes time of its own.
+    """CPU time of a pass over all rows in which each row of the dataset takes extra time.
 
-    What the dataset has beyond its share of the live rows takes, a row, what a live row takes in another job.
+    Each row that the dataset has beyond its share of the live rows takes as long as a live row takes in another job.
     """
 
     like: str
@@ -126,7 +126,7 @@ class MoreRows:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Number of tasks by bytes: for each heap one per `each` bytes, and at least one."""
+    """Number of tasks by bytes: each heap has one per `each` bytes, and at least one."""
 
     heaps: tuple[float, ...]
     each: int
@@ -134,7 +134,7 @@ class Pieces:
     """How the bytes grow."""
 
     def count(self, factor: float = 1) -> int:
-        """Tasks when every heap has `factor` times its bytes."""
+        """The number of tasks if every heap has `factor` times its bytes."""
         return sum(max(1, int(-(-heap * factor // self.each))) for heap in self.heaps)
 
 
@@ -154,7 +154,7 @@ class Growth:
 
     @classmethod
     def all_by(cls, law: Law, tasks: With | Pieces = With.SPLITS) -> "Growth":
-        """Rows, what crosses the shuffle and CPU time by one law."""
+        """Rows, bytes that cross the shuffle and CPU time by one law."""
         return cls(rows=law, crosses=law, work=law, tasks=tasks)
 
     @classmethod

@@ -3,8 +3,8 @@
 Python libraries, C libraries, the JVM and worker processes all write to file descriptor 2. `libraries_aside` points
 that descriptor at a file in the temporary folder; our own lines are written to `screen()`. Logging handlers that the
 user attached to stderr keep the screen. The file's name is shown if it helps: in an error that ends the run, or by
-callers of `log_path()`. Otherwise the file is deleted with the run. What a run says is in it, too, with the time, and a
-run that has done something leaves a copy in its output (etl/run/run.py). Costs a few system calls.
+callers of `log_path()`. Otherwise the file is deleted with the run. The run's own lines are also in it, with the time,
+and a run that has done something leaves a copy in its output (etl/run/run.py). Costs a few system calls.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class _Log:
     is_named: bool = False
     """Whether the user may have been shown its path."""
     own_bytes: int = 0
-    """Of our own lines in it."""
+    """Size of our own lines in it."""
 
 
 _logs: list[_Log] = []
@@ -54,7 +54,7 @@ def log_path() -> Path | None:
 
 
 def log_line(text: str) -> None:
-    """Add a line of ours to the file, with the time; nothing where there is none."""
+    """Add a line of ours to the file, with the time; does nothing if there is no file."""
     if _logs:
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}  {one_line(text)}\n".encode()
         with _logs[0].path.open("ab") as file:
@@ -63,7 +63,7 @@ def log_line(text: str) -> None:
 
 
 def log_bytes() -> bytes | None:
-    """All that is in the file so far; None while libraries write to the screen."""
+    """The contents of the file so far; None while libraries write to the screen."""
     return _logs[0].path.read_bytes() if _logs else None
 
 
@@ -112,7 +112,7 @@ def stdout_aside() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pointed(descriptor: int, target: int) -> Iterator[None]:
-    """Point a descriptor at the target of another one."""
+    """Inside, a descriptor points at the target of another one."""
     before = os.dup(descriptor)
     os.dup2(target, descriptor)
     try:
@@ -159,7 +159,7 @@ def _writes_to_stderr(stream: TextIO) -> bool:
 
 @contextlib.contextmanager
 def _logging_on(stream: TextIO) -> Iterator[None]:
-    """Let the handlers that write to stderr write to a stream."""
+    """Inside, logging handlers that write to stderr write to a stream."""
     loggers = [logging.getLogger(), *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
     on_stderr = [
         handler

@@ -1,8 +1,8 @@
-"""The line that says how far something is: repainted on a terminal; without one, a plain line now and then.
+"""The line that shows the progress of some work: repainted on a terminal; without one, a plain line now and then.
 
-On a terminal it is cut to the width, so that it stays one line, and it is gone when other lines are written or the work
-ends. Without one (a log, a pipe, a cluster's driver) it is written as a whole, each `pause_s` at most, so that a long
-silence never looks like a hang. Several threads may use it. Costs one write a repaint.
+On a terminal it is cut to the width, so that it fits on one line, and disappears when other lines are written or the
+work ends. Without one (a log, a pipe, a cluster's driver) it is written whole, at most once per `pause_s`, so that a
+long silence never looks like a hang. Several threads may use it. Costs one write per repaint.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from etl.columns import cut
 from etl.terminal import one_line
 
 PAUSE_S = 30.0
-"""Between two plain lines."""
+"""Seconds between two plain lines."""
 _ERASE = "\r\x1b[2K"
 _COLUMNS = 80
-"""Of a terminal that does not say."""
+"""Width of a terminal that does not report one."""
 
 
 class LiveLine:
-    """One line about work that goes on.
+    """One line about work in progress.
 
     Args:
-        stream: gives the stream at each use, since a program may point it elsewhere meanwhile.
-        clock: seconds.
+        stream: returns the stream at each use, since a program may redirect it meanwhile.
+        clock: returns seconds.
         pause_s: without a terminal, the least time between a line and the next one of this kind.
     """
 
@@ -45,15 +45,15 @@ class LiveLine:
     @property
     def moves(self) -> bool:
         """Whether the stream is a terminal on which a line can be repainted, or leads to one."""
-        leads_there = os.environ.get("TTY_INTERACTIVE") == "1"  # of rich; a supervisor sets it for its ranks
+        leads_there = os.environ.get("TTY_INTERACTIVE") == "1"  # rich's variable; a supervisor sets it for its ranks
         return (leads_there or is_terminal(self._stream())) and os.environ.get("TERM", "dumb") != "dumb"
 
     def show(self, text: str) -> None:
-        """How far it is now."""
+        """Show the current progress."""
         line, stream = one_line(text), self._stream()
         with self._lock:
             if self.moves:
-                # The last column stays free: some terminals begin a new line as soon as it is written.
+                # The last column is left empty: some terminals begin a new line as soon as it is written.
                 stream.write(f"{_ERASE}{cut(line, columns_of(stream) - 1)}")
                 self._is_shown = True
             elif self._clock() - self._last_s >= self.pause_s:
@@ -62,7 +62,7 @@ class LiveLine:
             stream.flush()
 
     def clear(self) -> None:
-        """Take the line off the screen."""
+        """Remove the line from the screen."""
         with self._lock:
             if self._is_shown:
                 stream = self._stream()
@@ -72,7 +72,7 @@ class LiveLine:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Inside, what others write to standard error and output does not run into the line."""
+        """Inside, what others write to standard error and output does not mix with the line."""
         with contextlib.ExitStack() as stack:
             if self.moves:
                 stack.enter_context(contextlib.redirect_stderr(cast(TextIO, _Aside(sys.stderr, self))))
@@ -81,7 +81,7 @@ class LiveLine:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Inside, other lines are written, on this stream or another one of the same screen."""
+        """Inside, other lines can be written, to this stream or another one of the same screen."""
         with self._lock:
             self.clear()
             yield
@@ -89,7 +89,7 @@ class LiveLine:
 
 
 class _Aside:
-    """A stream whose writes take the live line off the screen before."""
+    """A stream that removes the live line from the screen before each write."""
 
     def __init__(self, stream: TextIO, line: LiveLine) -> None:
         self._stream = stream
@@ -104,12 +104,12 @@ class _Aside:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a person looks at it."""
+    """Whether a stream is shown on a terminal."""
     return not stream.closed and stream.isatty()
 
 
 def columns_of(stream: TextIO) -> int:
-    """Columns of a terminal; what leads to one has them in COLUMNS."""
+    """Columns of a terminal; for a stream that leads to one, the variable COLUMNS has them."""
     try:
         found = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
@@ -119,7 +119,7 @@ def columns_of(stream: TextIO) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Such as `0.4 s`, `12 s`, `3m 05s`, `2h 07m`, `3d 04h`."""
+    """A duration such as `0.4 s`, `12 s`, `3m 05s`, `2h 07m`, `3d 04h`."""
     if seconds < 10:
         return f"{max(0.0, seconds):.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -133,7 +133,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(number: float) -> str:
-    """A number as far as it matters at a glance: `7`, `4,871`, `49k`, `1.2M`, `13M`."""
+    """A number rounded for a quick look: `7`, `4,871`, `49k`, `1.2M`, `13M`."""
     for size, sign in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= size:
             scaled = number / (1e3 if sign == "k" else size)
@@ -142,7 +142,7 @@ def amount(number: float) -> str:
 
 
 def rate(number: float, seconds: float) -> str:
-    """So many a second; `-` where no time has passed."""
+    """An amount per second; `-` if no time has passed."""
     if seconds <= 0:
         return "-"
     found = number / seconds

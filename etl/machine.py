@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 MOST_HELD_BYTES = 64 << 20
 LEAST_HELD_BYTES = 32 << 20
 _PART_OF_A_CORE = 16
-"""Fraction of a core's share of the memory that a task holds; sorting takes twice that."""
+"""A task holds one part in this many of its core's share of the memory; sorting takes twice that."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _LIMITS = {"": "memory.max", "memory": "memory.limit_in_bytes"}
-"""The file with the limit, by the controllers in a line of /proc/self/cgroup (none in version 2)."""
+"""The file with the limit, for the controllers in a line of /proc/self/cgroup (version 2 lists none)."""
 
 
 def usable_cpus() -> int:
@@ -31,7 +31,7 @@ def held_bytes() -> int:
 
 
 def usable_memory() -> int:
-    """Bytes that this process and its siblings may use together: those of the machine, or of a narrower limit."""
+    """Bytes that this process and its siblings may use together: the machine's memory, or a lower limit."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
     groups = Path("/proc/self/cgroup")
@@ -40,7 +40,7 @@ def usable_memory() -> int:
 
 
 def cgroup_limits(groups: str, root: Path) -> list[int]:
-    """The limits of memory of a process's groups and of those above them.
+    """The memory limits of a process's groups and of those above them.
 
     Args:
         groups: the text of /proc/self/cgroup, a line `number:controllers:path` for each hierarchy.

@@ -1,9 +1,9 @@
 """The texts of a conversation, taken from the `messages` column for a whole batch at once.
 
 Filters and scores all need "the instruction", "the answer" or "everything" of an example. Each is the contents of
-some of its messages, in order, joined by a newline. Everything is done by Arrow kernels (about 1 GB per CPU-second); a
-row without such a message has the empty string. A raw document is one message of the role `text`: no instruction, and
-all of it counts as an answer.
+some of its messages, in order, joined by a newline. Arrow kernels do all the work (about 1 GB per CPU-second). A row
+without such a message has the empty string. A raw document is one message of the role `text`: it has no instruction,
+and all of it counts as an answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,8 +65,8 @@ def whole_messages(messages: pa.Array) -> tuple[pa.ListArray, dict[str, pa.Boole
         messages: list<struct<…>> [rows] of strings; all but `role` and `content` may be missing and are then null.
 
     Returns:
-        The messages, what is null in them but may not be replaced by "", and by reason (`null_message`, `null_role`,
-        `null_content`) the rows in which it was: bool [rows]. Reasons that no row has are left out.
+        The messages, with "" for a null that is not allowed; and for each reason (`null_message`, `null_role`,
+        `null_content`), the rows that had such a null: bool [rows]. Reasons that no row has are omitted.
     """
     items = _items(messages)
     lengths, first = _extents(messages)
@@ -88,7 +88,7 @@ def whole_messages(messages: pa.Array) -> tuple[pa.ListArray, dict[str, pa.Boole
 
 
 def structs(columns: Mapping[str, pa.Array]) -> pa.StructArray:
-    """Messages of string columns of equal length, `role` and `content` among them; an absent field is null."""
+    """Messages made of string columns of equal length, including `role` and `content`; an absent field is null."""
     absent = pa.nulls(len(columns["role"]), pa.string())
     return pa.StructArray.from_arrays([columns.get(name, absent) for name in MESSAGE.names], fields=list(MESSAGE))
 
@@ -124,7 +124,7 @@ def remove_ranges(messages: pa.ListArray, removed: pa.ListArray) -> pa.ListArray
 
     Args:
         messages: list<MESSAGE> [rows].
-        removed: etl.schema.REMOVED [rows], of rows that have a message or without ranges.
+        removed: etl.schema.REMOVED [rows]; a row without messages has no ranges.
     """
     ranges = removed.flatten()
     if len(ranges) == 0:
@@ -149,7 +149,7 @@ def remove_ranges(messages: pa.ListArray, removed: pa.ListArray) -> pa.ListArray
 
 @njit
 def _copy_rest(data: U8, offsets: I64, num_ranges: I64, starts: I32, ends: I32, out: U8, out_offsets: I32) -> None:
-    """Write each text without its ranges, of which text i has the next num_ranges[i]."""
+    """Write each text without its ranges; text i has the next num_ranges[i] of them."""
     size = 0
     k = 0
     for i in range(len(num_ranges)):
@@ -166,7 +166,7 @@ def _copy_rest(data: U8, offsets: I64, num_ranges: I64, starts: I32, ends: I32, 
 
 
 def count_messages(batch: pa.RecordBatch, mask: pa.BooleanArray) -> I64:
-    """How many of the messages that `mask` (one flag a message of the batch, in order) names each row has: [rows]."""
+    """Number of messages in each row for which `mask` (one flag per message of the batch, in order) is true: [rows]."""
     return _counts(batch.column("messages"), mask)
 
 

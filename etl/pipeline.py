@@ -96,7 +96,7 @@ class Pipeline(Config):
             each.check_sources(known)
 
     def asks(self) -> tuple[str, ...]:
-        """Names of the artefacts that the steps need from stages of the same run."""
+        """Names of the artefacts that the steps need from other stages of the run."""
         return tuple(dict.fromkeys(name for step in self.steps for name in step.asks()))
 
     def given(self, offered: Mapping[str, Offer]) -> Self:

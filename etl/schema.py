@@ -183,7 +183,7 @@ overrides it."""
 PROMPT_CONTENT: Final = tuple(
     field.name for field in PROMPT if field.name not in {"verdict", *Digested.of(PROMPT).places}
 )
-"""The columns of PROMPT with the content of a row: all but its places and its verdict."""
+"""The columns of PROMPT with the content of a row: all except its places and its verdict."""
 
 REST_OF_ID: Final = (
     "split_key", "license", "language", "meta_json", "conversation_id", "expected_completion_tokens", "bucket_rule",
@@ -215,9 +215,9 @@ ASSEMBLED: Final = pa.schema(
         pa.field("raw", pa.binary()),
     ]
 )
-"""A row that was made of several raw rows, or one that stayed as it was: its columns as a JSON object. `conversation`
-is the same in rows that were cut from one conversation, which follow one another, the whole last. A row with a `reason`
-is a raw one of which nothing can be made; it has no record."""
+"""A row made of several raw rows, or one that was not changed: its columns as a JSON object. Rows cut from one
+conversation have the same `conversation` and follow one another, the whole last. A row with a `reason` is a raw one
+that cannot be used; it has no record."""
 
 DROPPED: Final = pa.schema(
     [

@@ -72,7 +72,7 @@ class SortedRows:
             self._spill()
 
     def add_views(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Take all rows of the bucket at once, which are pages of files and cost no memory until they are copied."""
+        """Take all rows of the bucket at once; they are pages of files and cost no memory until they are copied."""
         assert not self._held_bytes, "a row may be alone among the views and not among all"
         if self._may_drop_lone:
             batches, self._may_drop_lone = _without_lone(list(batches), self._order[0]), False
@@ -130,7 +130,7 @@ def _are_shared(values: I64, bits: int, counts: U8, out: Bools) -> None:
 
 
 def _without_lone(batches: list[pa.RecordBatch], name: str) -> Iterator[pa.RecordBatch]:
-    """The rows without nearly all of those with a unique value in an int64 column; empties the list."""
+    """The rows, without nearly all that have a unique value in an int64 column; empties the list."""
     bits = min((8 * sum(batch.num_rows for batch in batches)).bit_length(), _MOST_COUNT_BITS)
     counts = np.zeros(1 << bits, np.uint8)
     for batch in batches:
@@ -169,7 +169,7 @@ def take_rows(batch: pa.RecordBatch, places: I64) -> pa.RecordBatch:
 
 
 def _has_fixed_values(column: pa.Array) -> bool:
-    """Whether a column has lists of values of whole bytes, at least one and none of them null."""
+    """Whether a column has lists of values of whole bytes, with at least one value and no null."""
     if not pa.types.is_list(column.type) or len(column.values) == 0:
         return False
     kind = column.type.value_type

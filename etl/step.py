@@ -68,7 +68,7 @@ class Selected(Config):
         return tuple(column for column, values in chosen.items() if values is not None)
 
     def selected(self, batch: pa.RecordBatch) -> pa.BooleanArray | None:
-        """True for the rows that it works on, with or without a verdict: bool [rows]; None where it takes all rows."""
+        """True for the rows that it works on, with or without a verdict: bool [rows]; None if it takes all rows."""
         masks = [
             pc.is_in(batch.column(column), value_set=pa.array(values, pa.string()))
             for column, values in (("source_dataset", self.sources), ("skill_bucket", self.skill_buckets))
@@ -112,10 +112,10 @@ class Offer:
 class Step(Selected, Kinded):
     """A transform from a record batch to a record batch of the same length.
 
-    `reads` are the columns that it needs, `may_read` those that it can do without, `adds` the columns that it appends;
-    a step that can drop rows lists `verdict` in none: every batch has the `verdict` column, and `drop` fills it. Its
-    function gets a batch of `id`, `verdict` and what it reads, and uses the names of `adds` whatever the step is
-    called.
+    `reads` are the columns that it needs, `may_read` those that it can do without, `adds` the columns that it appends.
+    A step that can drop rows lists `verdict` in none of them: every batch has that column, and `drop` fills it. Its
+    function gets a batch of `id`, `verdict` and the columns that it reads, and uses the names of `adds` whatever the
+    step is called.
     """
 
     name: Name | None = None
@@ -141,7 +141,7 @@ class Step(Selected, Kinded):
 
     @property
     def added(self) -> pa.Schema:
-        """`adds` under the names that the columns have in a table: NAME_COLUMN where the step has a name."""
+        """`adds` under the names that the columns have in a table: NAME_COLUMN if the step has a name."""
         return prefixed(self.name, self.adds)
 
     @property
@@ -163,11 +163,11 @@ class Step(Selected, Kinded):
         return {}
 
     def asks(self) -> tuple[str, ...]:
-        """Names of the artefacts that stages of the same run make for it: what stands behind `run:`."""
+        """Names of the artefacts that stages of the same run make for it: the text after `run:`."""
         return ()
 
     def findings(self) -> dict[str, dict[str, Any]]:
-        """Entries for `findings` in its dataset's manifest: key -> column that it adds -> value in JSON types."""
+        """Entries for `findings` in the manifest of its dataset: key -> column that it adds -> value in JSON types."""
         return {}
 
     def given(self, offered: Mapping[str, Offer]) -> Self:
@@ -211,7 +211,7 @@ class Step(Selected, Kinded):
 
 
 def live(batch: pa.RecordBatch) -> pa.BooleanArray:
-    """True for the rows that no step has dropped."""
+    """True for rows that no step has dropped."""
     return pc.is_null(batch.column("verdict"))
 
 

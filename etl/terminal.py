@@ -21,7 +21,7 @@ _MAX_CHARS = 200
 
 
 def printable(text: str) -> str:
-    """The text with control characters as escapes, such as `\\x1b`; line feeds stay."""
+    """The text with control characters as escapes, such as `\\x1b`; line feeds are kept."""
     return _UNSEEN.sub(lambda found: repr(found.group())[1:-1], text)
 
 
@@ -62,7 +62,7 @@ class Terminal(Console):
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The segments of what is shown, those of text printable."""
+        """The segments to show, with printable text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 

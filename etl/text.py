@@ -1,15 +1,14 @@
-"""Text for deduplication: the normal form for exact, the hashed word n-grams for near duplicates.
+"""Text for deduplication: the normal form for exact duplicates, the hashed word n-grams for near duplicates.
 
 Both are kernels over Arrow's UTF-8 buffers; no Python string is made for a row, except for the few rows that
-`_lower_contextual` names. What a letter, a lower case and a space are comes from Python's own tables
-(`str.lower`, `\\w` of `re`, `str.isspace`), read once a process in about 0.1 s, so that the kernels agree
-with `re.findall(r"\\w+", text.lower())` and `text.split()` on every string. One core hashes about 250 MB of
-mixed text a second into n-grams, makes sets of them at 210 MB and normalises 130 MB; what near dedup does to a text
-before and beside it is in etl.fold and etl.dedup.shingles. Working memory is twice the bytes of the array for usual
-text, 5 times at most.
+`_lower_contextual` handles. Python's own tables (`str.lower`, `\\w` of `re`, `str.isspace`) define letters, lower case
+and spaces. They are read once per process in about 0.1 s, so that the kernels agree with
+`re.findall(r"\\w+", text.lower())` and `text.split()` on every string. One core hashes about 250 MB of mixed text a
+second into n-grams, makes sets of them at 210 MB and normalises 130 MB. The other things that near dedup does to a text
+are in etl.fold and etl.dedup.shingles. Working memory is twice the bytes of the array for usual text, at most 5 times.
 
 A text must be valid UTF-8, which ingest checks. The kernels never read out of bounds, even for invalid bytes.
-The file is long because numba compiles these kernels into one another, and those of other files (etl/jit.py names it).
+The file is long because numba compiles these kernels into one another and into those of other files (see etl/jit.py).
 """
 
 import functools
@@ -50,9 +49,9 @@ NGRAM_BASE: Final = np.uint64(0xA0761D6478BD642D)  # odd, 5 modulo 8: its powers
 
 @functools.cache
 def word_table() -> tuple[U32, str]:
-    """uint32 [2^21]: the lower-case code point of a word character, 0 for all else; and the exceptions.
+    """uint32 [2^21]: the lower-case code point of a word character, 0 for all others; and the exceptions.
 
-    The exceptions are the characters whose lower case is not one code point of their own: `İ` and `Σ` in
+    The exceptions are the characters whose lower case is not a single code point of their own: `İ` and `Σ` in
     Unicode 14.
     """
     every = every_character()
@@ -77,12 +76,12 @@ def _space_table() -> U8:
 
 @functools.cache
 def categories() -> npt.NDArray[np.bytes_]:
-    """bytes [0x110000]: the general category of each code point, two letters (0.1 CPU-seconds, once a process)."""
+    """bytes [0x110000]: the general category of each code point, two letters (0.1 CPU-seconds, once per process)."""
     return np.frombuffer("".join(map(unicodedata.category, every_character())).encode(), "S2")
 
 
 def every_character() -> str:
-    """All code points in their order, surrogates too."""
+    """All code points in order, including surrogates."""
     return np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
@@ -96,7 +95,7 @@ def _valid(texts: pa.Array) -> U8:
 
 @njit
 def decode(data: U8, at: int, end: int) -> tuple[np.int64, int]:
-    """The code point at `at` and where the next one starts; 0 for a character that `end` cuts."""
+    """The code point at `at` and the start of the next one; 0 for a character that `end` cuts."""
     lead = np.int64(data[at])
     if lead < 0x80:
         return lead, at + 1
@@ -117,7 +116,7 @@ def decode(data: U8, at: int, end: int) -> tuple[np.int64, int]:
 
 @njit
 def _collapse(data: U8, offsets: I64, valid: U8, space: U8, out: U8, out_offsets: I64) -> None:
-    """Write each text without outer space and with one U+0020 for each inner run of space."""
+    """Write each text without outer white space and with one U+0020 for each inner run of white space."""
     size = 0
     for row in range(len(valid)):
         out_offsets[row] = size
@@ -143,23 +142,23 @@ def _collapse(data: U8, offsets: I64, valid: U8, space: U8, out: U8, out_offsets
 
 
 def _decompose(texts: pa.Array) -> pa.Array:
-    """NFD; ASCII rows, which have no other form, are passed by."""
+    """The texts in NFD; ASCII rows, which have no other form, are skipped."""
     other = pc.fill_null(pc.invert(pc.string_is_ascii(texts)), False)
     return pc.replace_with_mask(texts, other, pc.utf8_normalize(texts.filter(other), "NFD"))
 
 
 def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """The form in which two texts are called exact duplicates: NFD, single spaces, ends stripped.
+    """Texts equal in this form are exact duplicates: NFD, single spaces, ends stripped.
 
-    Equal to `" ".join(unicodedata.normalize("NFD", text).split())`; a key to compare, not a text to keep. The
-    same text typed on two systems differs in composition, and texts that are equal in NFD are those that are
-    equal in NFC; Arrow 25 has no NFC (its form "NFC" gives NFD). Not NFKC or NFKD, which make `x²` into `x2`.
-    White space is what extraction changes most. Case is kept, since it separates identifiers in code and
-    names in prose; near dedup ignores it and finds those rows. Unicode never changes the decomposition of
-    an assigned character, so this key is stable.
+    Equal to `" ".join(unicodedata.normalize("NFD", text).split())`; a key to compare, not a text to keep. The same text
+    typed on two systems differs in composition. Texts are equal in NFD exactly if they are equal in NFC, which Arrow 25
+    does not have (its form "NFC" gives NFD). NFKC and NFKD would turn `x²` into `x2`. White space is normalised because
+    extraction changes it most. Case is kept, since it separates identifiers in code and names in prose; near dedup
+    ignores it and finds those rows. Unicode never changes the decomposition of an assigned character, so this key is
+    stable.
 
     Args:
-        texts: string or large_string [rows]; nulls stay null.
+        texts: string or large_string [rows]; nulls remain null.
 
     Returns:
         The same type and length.
@@ -177,13 +176,13 @@ def normalise(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def normalise_layout(texts: pa.Array) -> pa.Array:
-    """The form in which code is called an exact duplicate: NFD, `\\n` line ends, no space at the end of a line or text.
+    """Code equal in this form is an exact duplicate: NFD, `\\n` line ends, no space at the end of a line or text.
 
     Equal to `re.sub(r"[ \\t]+\\n", "\\n", re.sub(r"\\r\\n?", "\\n", nfd)).rstrip()`. Indentation, inner space and blank
-    lines stay: in code they tell two programs apart.
+    lines are kept, as they distinguish programs.
 
     Args:
-        texts: string or large_string [rows]; nulls stay null.
+        texts: string or large_string [rows]; nulls remain null.
 
     Returns:
         The same type and length.
@@ -209,10 +208,10 @@ def _mark_laid_out(data: U8, offsets: I64, space: U8, out: Bools) -> None:
 
 
 def is_laid_out(texts: pa.Array) -> Bools:
-    """Which texts have a line after the first that begins with white space and then shows something.
+    """Which texts have a line after the first that is indented and not blank.
 
-    Equal to `re.search(r"[\\r\\n][^\\S\\r\\n]+\\S", text) is not None`, white space as `str.isspace` has it. Such
-    a text says by its indentation what belongs together: code, lists, verse.
+    Equal to `re.search(r"[\\r\\n][^\\S\\r\\n]+\\S", text) is not None`, with white space as in `str.isspace`. In such
+    texts (code, lists, verse), indentation shows what belongs together.
 
     Args:
         texts: string or large_string [rows]; a null is not laid out.
@@ -228,7 +227,7 @@ def is_laid_out(texts: pa.Array) -> Bools:
 
 @njit
 def read_letters(data: U8, at: int, end: int, word: U32, out: U32) -> int:
-    """Write the entry of `word` for each character of a text; how many there are."""
+    """Write the entry of `word` for each character of a text; returns their number."""
     count = 0
     while at < end:
         code, at = decode(data, at, end)
@@ -246,10 +245,10 @@ def _next_space(letters: U32, at: int) -> int:
 
 @njit
 def token_hashes(letters: U32, out: U64) -> int:
-    """Write the hash of every word of a text; how many there are.
+    """Write the hash of every word of a text; returns their number.
 
     Each step of a hash waits for the one before, so four quarters of the text are hashed side by side, and without
-    branches, since the end of a word cannot be foretold. `out` has a quarter for each, half as long as the text and 2.
+    branches, since the end of a word cannot be predicted. `out` has a quarter for each, half as long as the text and 2.
     """
     size, room = len(letters), len(out) // 4
     second = _next_space(letters, size // 4)
@@ -277,7 +276,7 @@ def token_hashes(letters: U32, out: U64) -> int:
 def step(token: np.uint64, letter: np.uint32) -> tuple[np.uint64, bool]:
     """The hash with one more letter, or a new one after a word; and whether a word ended here.
 
-    One word in 2^64 has the hash that a new one starts with, and is taken for none.
+    One word in 2^64 has the hash that a new one starts with, and is ignored.
     """
     mixed = (token ^ np.uint64(letter)) * _TOKEN_MULTIPLIER
     ended = (letter == 0) & (token != TOKEN_START)
@@ -286,7 +285,7 @@ def step(token: np.uint64, letter: np.uint32) -> tuple[np.uint64, bool]:
 
 @njit
 def _tokens_of_rest(letters: U32, token: np.uint64, out: U64, count: int) -> int:
-    """Go on with one quarter from a hash that has begun; how many words it has."""
+    """Continue with one quarter from a hash that has begun; returns its number of words."""
     for i in range(len(letters)):
         out[count] = token
         token, ended = step(token, letters[i])
@@ -306,9 +305,9 @@ def _moved(quarter: U64, num: int, out: U64, count: int) -> int:
 
 @njit
 def write_ngrams(tokens: U64, n: int, out: U64, size: int) -> int:
-    """Write the hashes of all n-grams of a text into `out` from `size` on; how many it holds then.
+    """Write the hashes of all n-grams of a text into `out` from `size` on; returns its new size.
 
-    A text of fewer tokens has one, with zeros for what it lacks; see `ngram_hashes` for the formulas.
+    A text of fewer tokens has one n-gram, padded with zeros; see `ngram_hashes` for the formulas.
     """
     oldest_weight = np.uint64(1)
     for _ in range(n - 1):
@@ -389,11 +388,11 @@ def _hash_char_ngrams(data: U8, offsets: I64, valid: U8, word: U32, n: int, out:
 
 @njit
 def _rows_with(data: U8, offsets: I64, wanted: U8, out: U8) -> None:
-    """Mark the rows in which one of some two-byte characters stands: wanted is uint8 [characters, 2]."""
+    """Mark the rows that contain one of some two-byte characters; `wanted` is uint8 [characters, 2]."""
     for row in range(len(out)):
         text = data[offsets[row] : offsets[row + 1]]
         for k in range(len(wanted)):
-            # Without a branch, and in single bytes, this is 64 bytes an instruction.
+            # Without branches and on single bytes, this compares 64 bytes per instruction.
             found = np.uint8(0)
             for at in range(len(text) - 1):
                 found = np.uint8(found | np.uint8((text[at] == wanted[k, 0]) & (text[at + 1] == wanted[k, 1])))
@@ -424,7 +423,7 @@ def ngram_hashes(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
         h_0 = 2^64 / φ;  g = (h_{i-1} xor c_i) · M mod 2^64;  h_i = g xor (g >> 32)
 
     and that of an n-gram is XXH64(Σ_i w_i · B^(n-i) mod 2^64), which depends on the order of the words and
-    costs the same for every n. MinHash needs no more than this; a set needs `shingles`.
+    costs the same for every n. This is all that MinHash needs; for a set use `shingles`.
 
     Args:
         texts: string or large_string [rows].
@@ -434,7 +433,7 @@ def ngram_hashes(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
         offsets int64 [rows + 1] and hashes uint64 [offsets[-1]].
     """
     array = lowered(texts)
-    most = _num_bytes(array) // 2 + 2 * len(array)  # a word takes two bytes with its separator
+    most = _num_bytes(array) // 2 + 2 * len(array)  # a word and its separator take at least two bytes
     return _run_hashing(_hash_ngrams, array, n, most)
 
 
@@ -458,7 +457,7 @@ def char_ngram_hashes(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U
 
 
 def lowered(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Texts for kernels that read letters from `word_table`: those that it cannot lower are in lower case."""
+    """Texts for kernels that read letters from `word_table`, in lower case if that table cannot lower them."""
     return _lower_contextual(_one_array(texts), word_table()[1])
 
 
@@ -502,7 +501,7 @@ def _sort_row(hashes: U64, heads: I64, out: U64) -> None:
 
 @njit
 def _sort_distinct(offsets: I64, hashes: U64, set_offsets: I64) -> None:
-    """Sort each row and take out repeats, in place: the sets move to the front of `hashes`."""
+    """Sort each row and remove repeats, in place: the sets move to the front of `hashes`."""
     longest = 0
     for row in range(len(offsets) - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])
@@ -540,7 +539,7 @@ def distinct_hashes(offsets: I64, hashes: U64) -> tuple[I64, U64]:
 
 
 def shingles(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
-    """The set of hashed word n-grams of each text: what `ngram_hashes` gives, sorted and without repeats.
+    """The set of hashed word n-grams of each text: the result of `ngram_hashes`, sorted and without repeats.
 
     Returns:
         offsets int64 [rows + 1] and hashes uint64 [offsets[-1]], strictly ascending within a row.
@@ -549,5 +548,5 @@ def shingles(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
 
 
 def char_shingles(texts: pa.Array | pa.ChunkedArray, n: int) -> tuple[I64, U64]:
-    """As `shingles`, of the character n-grams that `char_ngram_hashes` gives."""
+    """As `shingles`, for the character n-grams of `char_ngram_hashes`."""
     return distinct_hashes(*char_ngram_hashes(texts, n))

@@ -1,8 +1,8 @@
 """Checks every URL that a user gives: none may contain credentials, as URLs are printed, stored and compared.
 
-Refused are `user:password@` of any scheme, a name before `@` where the scheme means a token by it, and parameters that
-have the name of a secret, in any URL of a chain (`zip://a::https://…`). The error never repeats what was found. Every
-field of a `Config` and every `Location` comes through here.
+It refuses `user:password@` in any scheme, a single word before `@` if the scheme takes it for a token, and parameters
+with the name of a secret, in any URL of a chain (`zip://a::https://…`). The error never repeats what was found. Every
+field of a `Config` and every `Location` is checked here.
 """
 
 import re
@@ -59,7 +59,7 @@ def _names_somebody(scheme: str, rest: str) -> bool:
         return False
     user, at, host = unquote(place).rpartition("@")
     named = bool(at) and (":" in user or scheme not in _NAMES_A_USER)
-    # A secret may hold a slash, so that what stands before it shows no @ but a port that is none.
+    # A secret may contain a slash; then the part before it has no @, but a port that is not a number.
     port = host.partition(":")[2]
     return named or (":" in host and (scheme in _BUCKETS or not re.match(r"\d+([?#]|$)", port)))
 

@@ -1,10 +1,10 @@
 """Measures tasks and the process tree of a driver: CPU-seconds, wall seconds, memory.
 
-A task measures itself in the process that runs it. CPU-seconds are the process's, user and system, all threads, and of
-children that ended meanwhile; tasks that run in one process at the same time share them evenly, so their sum is what
-the process used. The kernel keeps one peak of resident memory a process (VmHWM), for its whole life, and nothing here
-resets it, since others read it too. So the peak of a task is exact if the task raised that record. Otherwise it is the
-largest value seen at its start, at its end and between its row groups.
+A task measures itself in the process that runs it. CPU-seconds are those of the process (user and system, all threads)
+and of children that ended meanwhile. Tasks that run in one process at the same time share them evenly, so their sum is
+what the process used. The kernel keeps one peak of resident memory per process (VmHWM) for its whole life, and nothing
+here resets it, since others read it too. So the peak of a task is exact if the task raised that record. Otherwise it is
+the largest value seen at its start, at its end and between its row groups.
 
 Costs 0.1 ms per task and 10 us per look; adding up a tree costs 20 us for each process of this machine.
 """
@@ -39,7 +39,7 @@ class TaskMeter:
 
     def __init__(self) -> None:
         self.cpu_s = 0.0
-        """Dealt out by the clock of the process, which all that are at work share."""
+        """Added by the clock of the process, which all active meters share."""
         self._wall_s = 0.0
         self._began = 0.0
         self._record_bytes = _peak_bytes()
@@ -119,7 +119,7 @@ def _peak_bytes() -> int:
         for line in file:
             if line.startswith(b"VmHWM:"):
                 return int(line.split()[1]) * 1024
-    # Some sandboxes do not provide it. It may include what the parent held when it started this process.
+    # Some sandboxes do not provide it. It may include memory that the parent held when it started this process.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

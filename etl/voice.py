@@ -1,7 +1,7 @@
-"""Where the lines of a run go: to the user, into the log, or both; and the line that moves while it works.
+"""Sends the lines of a run to the user, to the log, or to both, and owns the live line that moves while it works.
 
-A line for the user is written as it is, one at a time, and never across the live line. Internals are said to a user who
-asked for them (`-v`). Both are also in the log, with the time, where libraries write to one (etl/library_log.py).
+A line for the user is written as it is, one at a time, and never across the live line. Internals are shown to a user
+who asked for them (`-v`). Both are also in the log, with the time, if libraries write to one (etl/library_log.py).
 """
 
 import sys
@@ -15,13 +15,13 @@ from etl.terminal import Terminal, one_line
 
 
 class Voice:
-    """Says lines; a plain function of one line makes one without a terminal.
+    """Writes lines; a plain function of one line makes a voice without a terminal.
 
     Args:
         write: gets each line for the user.
-        is_verbose: whether internals are for the user.
+        is_verbose: whether the user sees internals.
         live: the line that moves; None for none.
-        columns: gives those of the user's terminal; None where lines are written as they are, however long.
+        columns: returns the columns of the user's terminal, or None if lines are written as they are, however long.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class Voice:
 
     @property
     def columns(self) -> int | None:
-        """Of the user's terminal; None where there is none."""
+        """Columns of the user's terminal; None if there is none."""
         return self._columns()
 
     def __call__(self, line: str) -> None:
-        """A line for the user, which a terminal may break: it can be copied whole."""
+        """A line for the user; only the terminal may break it, so it can be copied whole."""
         log_line(line)
         self._show(line)
 
     def wrapped(self, line: str) -> None:
-        """Prose for the user: on a terminal broken between words, indented from its second line on."""
+        """Prose for the user: on a terminal it is broken between words and indented from its second line on."""
         log_line(line)
         columns = self.columns
         if columns is None:
@@ -59,7 +59,7 @@ class Voice:
             self._show(piece)
 
     def detail(self, line: str) -> None:
-        """A line about the inside."""
+        """A line about internals."""
         log_line(line)
         if self._is_verbose:
             self._show(line)
@@ -73,10 +73,10 @@ class Voice:
 
 
 def voice_of(is_verbose: bool = False, to_stderr: bool = False) -> Voice:
-    """What a command line says: its lines on standard output, or all on standard error where that holds a result.
+    """The voice of a command line, on standard output or, if that is left to a result, on standard error.
 
     Args:
-        is_verbose: whether internals are for the user.
+        is_verbose: whether the user sees internals.
         to_stderr: whether standard output is left to a result.
     """
     live = LiveLine(screen)

@@ -85,7 +85,7 @@ class _Loader(yaml.SafeLoader):
         children = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             children = [one for pair in node.value for one in pair]
-        # A key has been made anew as text.
+        # A key has been replaced by its text.
         measures = [self._measures.get(child, (1, 1)) for child in children]
         num_values = 1 + sum(num for num, _ in measures)
         depth = 1 + max((deep for _, deep in measures), default=0)
@@ -112,7 +112,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         if isinstance(node, yaml.ScalarNode) and len(node.value) > _MAX_DIGITS:
-            # Python does not write a whole number of that many digits.
+            # Python refuses to write whole numbers of that many digits.
             return node.value
         value = super().construct_object(node, deep)
         is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
@@ -172,7 +172,7 @@ def load_argument(text: str) -> Any:
 
 
 def unwrapped(value: Any) -> Any:
-    """A list or mapping after `--set` as such; anything else unchanged."""
+    """The list or mapping that a value after `--set` is; anything else unchanged."""
     return value.value if isinstance(value, Plain) and isinstance(value.value, dict | list) else value
 
 
