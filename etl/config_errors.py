@@ -1,6 +1,6 @@
 """Errors of a configuration in plain words: one line per mistake, with its key, its value and the remedy.
 
-pydantic finds the mistakes; its words, its names of union branches and its follow-up errors stay inside. A line is
+pydantic finds the mistakes; its words, its names of union branches and its follow-up errors are not shown. A line is
 `key: what is wrong (got VALUE)`. Values below `options` and `storage`, where credentials may be, are never repeated.
 """
 
