@@ -107,7 +107,7 @@ def _text(array: pa.Array) -> pa.Array:
 
 
 def _short_fraction(text: pa.Array, unit: str) -> pa.Array:
-    """Times with no fraction where it is zero, and 6 digits of it, or 9 where there are nanoseconds."""
+    """Times with no fraction if it is zero, else with 6 digits of it, or 9 if there are nanoseconds."""
     if unit == "ms":
         text = pc.replace_substring_regex(text, r"(\.\d{3})", r"\1000")
     if unit == "ns":
@@ -143,7 +143,7 @@ def _offset(seconds: int) -> str:
 
 
 def _duration_text(array: pa.Array) -> pa.Array:
-    """As Python writes a timedelta, of any size: `-1 day, 23:59:59.500000`, 9 digits where there are nanoseconds."""
+    """As Python writes a timedelta, of any size: `-1 day, 23:59:59.500000`, with 9 digits if there are nanoseconds."""
     per_second = 10**9 // _NS[array.type.unit]
     counts = array.cast(pa.int64()).to_pylist()
     return pa.array([None if count is None else _timedelta(count, per_second) for count in counts], pa.string())
@@ -386,7 +386,7 @@ def children(kind: pa.DataType) -> list[pa.DataType]:
 
 @functools.cache
 def refused(kind: pa.DataType, use: Use) -> pa.DataType | None:
-    """The type, or the one inside it, that has no form for a use; None where there is a form for all of it.
+    """The type, or the one inside it, that has no form for a use; None if all of it has one.
 
     A struct with two fields of one name has no form as JSON, nor has a zone that is in no time-zone database a form as
     text. Spark reads no encoding except dictionaries.

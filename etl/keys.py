@@ -23,7 +23,7 @@ class Key:
     Attributes:
         name: as YAML has it.
         type: in words.
-        default: as YAML has it; None where the key is required.
+        default: as YAML has it; None if the key is required.
         doc: its docstring, in one line.
     """
 

@@ -175,7 +175,7 @@ with, and the byte offset of the line (JSONL, after decompression) or the row nu
 and the row's number.
 
 `tools` is the JSON of a list of function definitions, `{"name", "description", "parameters"}` each or OpenAI's
-`{"type": "function", "function": {…}}` around it; null where there are none. `conversation_id` is that of the rows of
+`{"type": "function", "function": {…}}` around it; null if there are none. `conversation_id` is that of the rows of
 one conversation. `expected_completion_tokens` estimates the answer to a prompt that has none. `bucket_rule` names the
 rule that chose `skill_bucket`. All three are null if the source gives none. `verdict` is ingest's own; a side table's
 overrides it."""
@@ -201,7 +201,7 @@ QUARANTINE: Final = pa.schema(
         pa.field("raw", pa.binary()),
     ]
 )
-"""`file` and `position` as in PROMPT; `source_example_id` is null where the row's name could not be read."""
+"""`file` and `position` as in PROMPT; `source_example_id` is null if the row's name could not be read."""
 
 ASSEMBLED: Final = pa.schema(
     [

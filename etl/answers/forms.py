@@ -14,7 +14,7 @@ class Value:
 
     latex: str
     name: str = ""
-    """What the value is assigned to: x in x = 5."""
+    """The name of the value: x in x = 5."""
     unit: Unit | None = None
     scale: int = 1
     """Factor given by a word: 1,000,000 for `1.5 million`."""
