@@ -1,4 +1,4 @@
-"""A third party's package: the one of docs/how-to/add-a-*.md, written from the pages, and how it is shipped."""
+"""A third party's package: the one in docs/how-to/add-a-*.md, written out from the pages, and how it is shipped."""
 
 import re
 import sys

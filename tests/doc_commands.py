@@ -1,4 +1,4 @@
-"""The commands that README and docs print, block by block, and what a page says of a block that no test runs.
+"""The commands that README and docs print, block by block, and the page's note on a block that no test runs.
 
 A block of commands is fenced as `sh`. The line before it may read `Not run here: REASON.` (nobody has run it for this
 page) or `Not run by a test: REASON.` (too long for one). A usage line, with `[` or `…` in it, is no command.

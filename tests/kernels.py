@@ -1,8 +1,8 @@
 """What an installation warms, for the tests: `stillhouse warm` into a cache of its own, linked into that of the tests.
 
 It costs 120 s of CPU time where the cache is empty and 3 s where it is not. `make test` does it beside the linters and
-before the processes of pytest, each of which would compile the same kernels. The cache of its own stays as `warm` left
-it, so that tests/jobs/test_warm.py can ask what was missed.
+before the processes of pytest, each of which would compile the same kernels. The cache of its own is kept as `warm`
+left it, so that tests/jobs/test_warm.py can check what was missed.
 """
 
 import os

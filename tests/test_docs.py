@@ -1,4 +1,4 @@
-"""The commands that the how-to pages print, run as they stand there."""
+"""The commands that the how-to pages print, run as printed."""
 
 import json
 import os

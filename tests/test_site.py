@@ -1,4 +1,4 @@
-"""The documentation's site: a strict build, its pages, and how a browser takes them."""
+"""The documentation's site: a strict build, its pages, and how a browser shows them."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""The tutorials: every command of them run in the order of the pages in one folder, and what the pages say of it.
+"""The tutorials: their commands run in the order of the pages in one folder, and what the pages say of the results.
 
 One run serves all tests. Commands that need torch and blocks of Python run in this process, which loads torch once; the
 others run in a shell, as a reader types them. A line that a page shows is one that was printed, decimals within 5 %;

@@ -7,12 +7,12 @@
 Ours is one recipe, text -> language -> exact and near dedup -> Harmony tokens -> corpus, by `stillhouse run` on Spark
 local[2], Beam's direct runner and the local engine with two processes. datatrove's is in peers/datatrove_chain.py, with
 two workers. Each run is a process tree of its own, from the start of the interpreter to the end of the last process.
-Runs take turns in each round, so that a shared machine slows all alike: quote the ratios. A run of each of ours on the
-first of --sizes comes before and is not counted; it compiles kernels and fills caches.
+Runs take turns in each round, so that a shared machine slows all alike: quote the ratios. Each of ours first runs once,
+uncounted, on the first of --sizes; this compiles kernels and fills caches.
 
 Inputs (chain_corpora.py) are cut from the benchmark corpus beside the checkout, or from --corpus, Parquet with a column
-text: --fixed documents for what a run costs whatever its input, then each of --sizes. A size beyond the corpus is made
-of copies with another order of words; it runs once, and without datatrove, whose last rate is used. The parts
+text: --fixed documents for the cost of any run whatever its input, then each of --sizes. A size beyond the corpus is
+made of copies with another order of words; it runs once, and without datatrove, whose last rate is used. The parts
 `language`, `bpe` and `near` run the benchmarks of those kernels on the same corpus. --demo also runs the command of
 `make demo`, twice. With the benchmark corpus the chain takes about 40 minutes on two idle cores, two thirds of them
 datatrove's. Inputs and outputs go to --folder, up to 5 GB.

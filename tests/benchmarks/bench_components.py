@@ -5,11 +5,11 @@
     python -m tests.benchmarks.bench_components --stars random --edges 5000000 [--engine beam|spark]
 
 The first table takes row keys to labels, in turn with scipy.sparse.csgraph.connected_components on the same graph:
-alone on nodes that are numbered already (from pairs, and from a finished CSR matrix), and with the numbering by
+once on nodes that are numbered already (from pairs, and from a finished CSR matrix), and once with the numbering by
 np.unique that row keys need. Sides take turns, so that a shared or throttled machine slows all alike; medians of
 --rounds. The first round compiles and is not counted. --task writes a dataset of pairs to --folder and runs the two
 single tasks of etl/stages/dedup/components.py on it, each in a process of its own; --stars labels the same pairs by
-shuffles and compares the labels. Linux only. Scratch files go to --folder and stay there.
+shuffles and compares the labels. Linux only. Scratch files are written to --folder and kept.
 """
 
 import argparse

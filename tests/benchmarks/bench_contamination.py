@@ -1,12 +1,12 @@
-"""Decontamination by kind of text: which items are found when they are changed, and what is hit that holds none.
+"""Decontamination by kind of text: which changed items are found, and which texts are hit that hold none.
 
     python -m tests.benchmarks.bench_contamination --data FOLDER [--rows 25000]
 
 Items: GSM8K, MATH and MBPP (English), HumanEval as Java, C++, JavaScript and Rust would ask it, written by rules from
-the Python, and word problems in Chinese, Japanese, Thai and Korean from the templates below. Each item stands alone or
+the Python, and word problems in Chinese, Japanese, Thai and Korean from the templates below. Each item is on its own or
 between words without a space or line feed. Unrelated rows: instructions, prose and documents in Chinese, Japanese,
-Korean and English. The last two columns are what the second setting, one rule of 8-grams at 0.3, makes of it. FOLDER
-has the public files that docs/concepts/decontamination.md names. Takes two minutes.
+Korean and English. The last two columns are for the second setting, one rule of 8-grams at 0.3. FOLDER has the public
+files that docs/concepts/decontamination.md names. Takes two minutes.
 """
 
 import argparse

@@ -5,8 +5,8 @@ synthetic_answer, or `CORPUS.parquet` with a column text (26 languages, code and
 shuffle), by default both of the shared test data. Two shapes: whole rows (of a corpus the documents of 3,500
 characters and more, in three parts), and the same text cut into conversations of about 500 characters, where headers
 weigh more. Each slice of the rows is fresh to all sides, which take turns at being first; the first slice warms up.
-tiktoken encodes the contents alone on one thread, without headers or columns. Outputs are compared with
-openai-harmony's. The golden rows make batches of 0.3 MB, the corpus such of 2; a run has 16. About 2 min.
+tiktoken encodes only the contents, on one thread, without headers or columns. Outputs are compared with
+openai-harmony's. Batches are 0.3 MB for the golden rows and 2 MB for the corpus; a run has 16. About 2 min.
 """
 
 import bisect

@@ -2,14 +2,14 @@
 
     python -m tests.benchmarks.bench_language TEXTS.parquet [--column text] [--rounds 3]
 
-Ours is what the step does: the text is cleaned and judged, in one process on one thread, and both parts are shown alone
-as well. fasttext-predict gets the cleaned texts as Python strings, one call a text, and neither the cleaning nor the
-making of the strings is on its account. MB are those of the cleaned text. Sides take turns and every round has texts
-that neither side has seen (a cache must not learn them), so that a shared machine slows all alike; medians of --rounds.
+Ours is what the step does: the text is cleaned and judged, in one process on one thread; each part is also shown by
+itself. fasttext-predict gets the cleaned texts as Python strings, one call a text, and is charged neither for cleaning
+nor for making the strings. MB are those of the cleaned text. Sides take turns, so that a shared machine slows all
+alike, and every round has texts that neither side has seen (a cache must not learn them); medians of --rounds.
 Texts are whole documents, pieces of 5,000 characters and pieces of 100. The last columns say how many labels agree and
 by how much the scores of those differ at most.
 
-Prints at the end what one classifier takes of memory, and how long reading the model takes.
+Prints at the end how much memory one classifier takes, and how long reading the model takes.
 """
 
 import argparse

@@ -4,10 +4,10 @@
     python -m tests.benchmarks.bench_loader --tokens 16 --rounds 1
 
 The corpus has real text: one long stream of o200k tokens, of which each document is a stretch from somewhere, with an
-analysis span and an answer. Each contestant runs in a process of its own, one after the other, and again in another
-order in each round. What is counted are the CPU-seconds, user and system, of all its threads, and the seconds by the
-clock; imports, and a first run over the same corpus, are not. Everybody gets torch on one thread and a page cache that
-already has the files. The row "Parquet decode alone" is the floor of whoever reads that corpus from Parquet.
+analysis span and an answer. Contestants run in sequence, each in a process of its own, and in another order in each
+round. The CPU-seconds, user and system, of all its threads are counted, and the seconds by the clock; imports, and a
+first run over the same corpus, are not. Everybody gets torch on one thread and a page cache that already has the files.
+The row "Parquet decode alone" is the floor for any reader of that corpus from Parquet.
 """
 
 import argparse

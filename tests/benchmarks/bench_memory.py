@@ -6,9 +6,9 @@ The two bare verbs and a recipe of language filter, exact and near dedup, tokens
 `bench_corpora`, each size in a process of its own. While a stage runs, the high-water mark of the resident set (VmHWM,
 reset at its start) of every process below is read 20 times a second; a row is the largest of a kind: `python`, a Spark
 Python worker; `jvm`, the executor (bounded by its heap, --heap-mb); `driver`, the process that runs the recipe, which
-on Beam's direct runner is also the worker. Splits and buckets are cut small (--split-mb, --bucket-mb), so that already
-the smallest input has several of each: what grows then grows with the input. Linux only. Scratch files go to --folder
-and stay there.
+on Beam's direct runner is also the worker. Splits and buckets are cut small (--split-mb, --bucket-mb), so that even the
+smallest input has several of each, and any growth is due to the input. Linux only. Scratch files are written to
+--folder and kept.
 """
 
 import argparse

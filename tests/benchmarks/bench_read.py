@@ -3,8 +3,8 @@
     make bench-read [BENCH="--base ../before --rounds 5 --sources messages-500,columns-parquet-2000"]
     python -m tests.benchmarks.bench_read [--base CHECKOUT] [--mb 24] [--rounds 3] [--text FILE.parquet]
 
-`read` is the reader and what the shape makes of the rows, ids among it; `ingest` is all that a task of the stage does:
-blank rows, the content digest, the part that is written, hashed and put in its place. Each source is a file of --mb
+`read` is the reader and the shape, which also makes ids; `ingest` is all that a task of the stage does: blank rows, the
+content digest, and the part, which is written, hashed and put in its place. Each source is a file of --mb
 megabytes whose texts are cut from the benchmark corpus beside the checkout, or from the embedded sample. --base names
 a checkout to compare with, as `git worktree add` makes one. Each checkout is a process of its own and they take turns,
 so that a shared machine slows both alike: quote the ratios. Medians after a round that compiles and warms up.

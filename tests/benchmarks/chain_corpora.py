@@ -1,10 +1,10 @@
-"""Inputs of bench_chain: the first megabytes of a corpus, and beyond its end copies of it in which words change places.
+"""Inputs of bench_chain: the first megabytes of a corpus and, beyond its end, copies of it with words in another order.
 
 Every input is a folder of two Parquet files (or two for each copy) with the columns id and text, so that each of
-datatrove's two workers has a file. In a copy the words of each sentence stand in another order, which the number of the
-copy and that of the words decide. So copies have next to no word n-grams in common, while near duplicates within a copy
-stay near duplicates. To fastText's model a text is a bag of words, so labels and scores of languages stay; so do the
-bytes, and nearly all tokens. Writing 1 GB takes about a minute.
+datatrove's two workers has a file. In a copy the words of each sentence are in another order, which depends on the
+number of the copy and the number of words. So copies have next to no word n-grams in common, while near duplicates
+within a copy remain near duplicates. To fastText's model a text is a bag of words, so labels and scores of languages
+do not change, nor do the bytes or nearly all tokens. Writing 1 GB takes about a minute.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Corpora whose near duplicates are known, for bench_dedup: given ones, made ones, and the exact join that tells.
+"""Corpora whose near duplicates are known, for bench_dedup: given ones, made ones, and the exact join that finds them.
 
 Without a corpus of the user's the documents are lines of the embedded sample, drawn at random, some of them edited
 copies of others. Without a list of true pairs an exact join of sets of Python strings' hashes finds them; none of the

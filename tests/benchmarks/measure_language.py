@@ -15,7 +15,7 @@ label
     score      the smallest of 0, 0.05, ... 0.95, 0.99 with a precision of at least 0.90, and at least five right texts
                (of a label that reaches it nowhere: that of its group's labels together)
     precision  share of right ones among the texts with the label and at least that score
-    recall     share of the texts of the language that stay where its group is kept
+    recall     share of the texts of the language that remain where its group is kept
     texts      number of texts of the language
 
 Writes the table of etl/filters/language_scores.py, and those of docs/concepts/language.md below their headings. 5 s.

@@ -8,7 +8,7 @@ docs/concepts/deduplication.md, for the languages in LANGUAGES or the given ones
 
     by language  paragraphs of 20 words and more, and each two neighbours of them as one text. In scripts without
                  spaces a letter with its marks counts as a word.
-    by length    the document cut into texts of so many words, three times, from other places
+    by length    the document cut into texts of this many words, three times, from other places
 
 In each text a letter, drawn evenly from a fixed seed, is replaced by another one of the document. It counts as found
 where the two texts are reported as a pair; all texts of a document are compared with each other. 5 s.

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.measure_waiting [--rounds 12] [--steps 4] [--waiting passive,spin=1000]
 
-A neighbour is one process for each core that counts for ever. For each way of waiting a process holds the demo's
-student; all take turns, a few optimizer steps at a time, each way once in every round, first without neighbours and
-then with them, so that whatever else the machine does meets all alike. Printed are medians over the rounds of
-milliseconds a step and of the ratio to `default`, which is what the library does by itself.
+A neighbour is a process that counts for ever, one for each core. For each way of waiting a process holds the demo's
+student. All take turns, a few optimizer steps at a time, each way once in every round, first without neighbours and
+then with them, so that other load on the machine affects all alike. Prints medians over the rounds of milliseconds a
+step and of the ratio to `default`, which is what the library does by itself.
 """
 
 import argparse

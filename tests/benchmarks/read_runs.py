@@ -4,8 +4,8 @@
 
 Run as a file with the checkout on PYTHONPATH, so it needs nothing of this package. Each line of its input is the name
 of a source, FOLDER/NAME.* with the description FOLDER/NAME.yaml, and `read` (the reader and what the shape makes of it)
-or `ingest` (the tasks of the stage). It answers with the CPU-seconds, and where the
-checkout cannot read such a source with `none`.
+or `ingest` (the tasks of the stage). It answers with the CPU-seconds, or with `none` where the checkout cannot read
+such a source.
 """
 
 import gc

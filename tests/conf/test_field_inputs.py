@@ -1,4 +1,4 @@
-"""Inputs of public bug reports, through a shipped recipe and `--set` as a user writes it: files that went unread."""
+"""Inputs of public bug reports, through a shipped recipe and `--set` as a user writes it: files that were not read."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The Beam engine on the in-process runner: the rows and order of the oracle, errors as we raise them, steps alone."""
+"""The Beam engine on the in-process runner: the rows and order of the oracle, errors as we raise them, single steps."""
 
 import logging
 import subprocess

@@ -1,4 +1,4 @@
-"""Beam without the clients of clouds, in a process of its own since modules stay loaded."""
+"""Beam without the clients of clouds, in a process of its own since modules are not unloaded."""
 
 import subprocess
 import sys

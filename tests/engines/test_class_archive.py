@@ -1,4 +1,4 @@
-"""The class-data archive: which one is used, what a JVM says of a wrong one, and a real one with a real Spark."""
+"""The class-data archive: which one is used, how a JVM reports a wrong one, and a real one with a real Spark."""
 
 import os
 import shlex

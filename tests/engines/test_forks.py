@@ -1,4 +1,4 @@
-"""What forks share: a collection in one leaves it alone."""
+"""What forks share: a collection in one leaves it untouched."""
 
 import subprocess
 import sys

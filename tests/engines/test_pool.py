@@ -1,4 +1,4 @@
-"""The pool by itself: what a worker keeps, how many there are, errors as they travel, and that none outlives a job."""
+"""The pool by itself: what a worker keeps, how many there are, how errors travel, and that no worker outlives a job."""
 
 import contextlib
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Every Arrow type and encoding, alone and inside lists, structs and maps: its form for each use, or a refusal."""
+"""Every Arrow type and encoding, by itself and inside lists, structs and maps: its form for each use, or a refusal."""
 
 import datetime
 import decimal

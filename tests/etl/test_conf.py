@@ -1,4 +1,4 @@
-"""Configurations from YAML: where they are found, what `--set` does, and what each mistake is told."""
+"""Configurations from YAML: where they are found, what `--set` does, and the error for each mistake."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What libraries say of the bytes that they decode."""
+"""What libraries report about the bytes that they decode."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Classes from outside the package: read, refused, written, fingerprinted, and gated where a URI brings them."""
+"""Classes from outside the package: read, refused, written, fingerprinted, and gated where they come from a URI."""
 
 import json
 import pickle

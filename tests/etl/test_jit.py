@@ -1,4 +1,4 @@
-"""Where compiled code is kept: by the source that made it, wherever that lies, and by all that is compiled into it."""
+"""Where compiled code is kept: by the source that made it, wherever that is, and by all that is compiled into it."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a process may use: the narrowest limit counts, and what a task holds of it stays between its bounds."""
+"""What a process may use: the narrowest limit counts, and a task's share of it is kept between its bounds."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Nothing that is foreign obeys or clears the screen, and no value makes an error long."""
+"""No foreign text controls or clears the screen, and no value makes an error long."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""What a task and a process tree use: CPU-seconds by whoever is at work, the peak of what was held, children."""
+"""What a task and a process tree use: CPU-seconds of whoever is at work, peak memory, children."""
 
 import contextlib
 import subprocess

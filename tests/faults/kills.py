@@ -1,8 +1,8 @@
 """Kills inside one process: the operations on storage are counted, and one of them is the last.
 
 `KilledError` is a BaseException that no code of ours catches, raised before an operation is done, after it, or, where
-an operation removes many objects, when it has removed half of them. What SIGKILL does to a process it does not do:
-`finally` and `with` still run, so a temporary file is gone that a real kill would leave.
+an operation removes many objects, when it has removed half of them. Unlike SIGKILL it lets `finally` and `with` run, so
+a temporary file that a real kill would leave is removed.
 """
 
 import contextlib

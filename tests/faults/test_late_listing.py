@@ -1,7 +1,7 @@
 """A store whose LIST lags behind what was written and deleted, while everything by name is up to date.
 
-Commits go by receipts that are asked for by name, so no lag loses a row. What was deleted late is what a lag can keep:
-parts that an older build or a losing attempt wrote; they are removed by the names in receipts.
+Commits rely on receipts that are read by name, so no lag loses a row. A lag can only keep what was deleted late: parts
+that an older build or a losing attempt wrote; they are removed by the names in receipts.
 """
 
 import pytest

@@ -1,8 +1,8 @@
 """Defaults of every configuration, beside the version that a change of one has to raise.
 
-`Config.fingerprinted()` leaves out what is at its default, so another default alone would put other rows under an old
-fingerprint. A step and a cut have a version of their own. Another section goes by the versions that the jobs it
-configures hold in their fingerprints, training by `training.versions.DEFAULTS`, and what is stored goes by
+`Config.fingerprinted()` leaves out fields at their defaults, so a changed default by itself would put other rows under
+an old fingerprint. A step and a cut have a version of their own. Another section uses the versions that the jobs it
+configures hold in their fingerprints, training uses `training.versions.DEFAULTS`, and stored objects use
 `Manifest.format` and `RunRecord.format`.
 A field that a class lists as located decides no row: its default is recorded and may change under the same version.
 """

@@ -1,6 +1,6 @@
-"""Inputs of public bug reports through the command line, as their README writes it: the exit code and what is said.
+"""Inputs of public bug reports through the command line, as their README writes it: the exit code and the message.
 
-Other cases stand beside the code that they are about: tests/conf/test_field_inputs.py, tests/etl/sources/test_read.py,
+Other cases are beside the code that they are about: tests/conf/test_field_inputs.py, tests/etl/sources/test_read.py,
 tests/engines/test_spark_types.py.
 """
 

@@ -1,4 +1,4 @@
-"""Commands on a data set of the hub, as a user gives them: a name alone, a token and an address in the environment."""
+"""Commands on a data set of the hub, as a user gives them: only a name, a token and an address in the environment."""
 
 import json
 import os

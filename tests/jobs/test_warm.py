@@ -1,4 +1,4 @@
-"""`stillhouse warm`: what it says and does, and that runs find nothing left to compile."""
+"""`stillhouse warm`: what it prints and does, and that runs find nothing left to compile."""
 
 import os
 import subprocess

@@ -1,8 +1,8 @@
 """A Dataflow service for tests: takes jobs over REST on 127.0.0.1 and, where asked, runs what was staged for them.
 
 A real service checks a job, starts containers and installs what was staged; this one only keeps the request, and `work`
-is called with it before the answer says in which state the job ended. `StagedWorker` is such a work: it runs the staged
-pipeline in a process of its own that imports our code from the staged package alone.
+is called with it before the answer says in which state the job ended. `StagedWorker` is one such `work`: it runs the
+staged pipeline in a process of its own that imports our code only from the staged package.
 """
 
 import contextlib

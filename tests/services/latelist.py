@@ -1,4 +1,4 @@
-"""`latelist://`: objects on a local disk behind a store whose LIST lags, while all that goes by name does not.
+"""`latelist://`: objects on a local disk behind a store whose LIST lags, while access by name does not.
 
 The clock counts operations, not seconds: LIST hides an object that was written fewer than `lag` operations ago and
 still shows one that was deleted fewer than `lag` operations ago, as a replicated index may. The clock and the history

@@ -1,4 +1,4 @@
-"""One rank of the checkpoint tests: a toy with all that is awkward, saved and loaded as a plan says.
+"""One rank of the checkpoint tests: a toy with everything awkward, saved and loaded as a plan says.
 
 The plan is a list of actions, each done with an engine of its own in one process group; rank 0 prints a line of JSON
 for each. The toy has a tied weight, a frozen parameter, a buffer, odd shapes and a group of two elements, so

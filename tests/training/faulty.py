@@ -1,7 +1,7 @@
 """A student that misbehaves where the environment variable FAULT says so: `kind,rank,call`.
 
-    nan      from that training forward pass of the rank on its hidden states are NaN; with a fourth number, for so many
-    hang     that training forward pass of the rank never ends
+    nan      from this training forward pass of the rank on, its hidden states are NaN; a fourth number: for how many
+    hang     this training forward pass of the rank never ends
 
 A variable and no parameter, because a checkpoint is of a student with its parameters.
 """

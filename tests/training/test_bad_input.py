@@ -1,4 +1,4 @@
-"""What is wrong with the input of a run is said in one of the four errors, and the last checkpoint stays whole."""
+"""Bad input of a run is reported in one of the four errors, and the last checkpoint is kept whole."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Killed anywhere and run again, a run ends as one that nobody has disturbed."""
+"""A run that is killed anywhere and run again ends as an undisturbed one does."""
 
 import contextlib
 import json

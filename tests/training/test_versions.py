@@ -1,4 +1,4 @@
-"""The version of training's defaults enters what runs are resumed by, from 2 on."""
+"""The version of training's defaults is part of what runs are resumed by, from 2 on."""
 
 from training.versions import versioned
 

@@ -1,4 +1,4 @@
-"""The process that compares answers: what it survives, that it ends, and what a worker sees of it."""
+"""The process that compares answers: what it survives, that it ends, and what of this a worker notices."""
 
 import json
 import multiprocessing

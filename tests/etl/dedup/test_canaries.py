@@ -1,4 +1,4 @@
-"""Canaries: keys, levels, edits and the similarity that is told of them."""
+"""Canaries: keys, levels, edits and the similarity that is reported for them."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Digests that tell texts which differ in signs alone."""
+"""Digests that distinguish texts which differ only in signs."""
 
 import numpy as np
 import pyarrow as pa

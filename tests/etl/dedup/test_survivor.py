@@ -1,4 +1,4 @@
-"""Which duplicate stays: sources first, then scores."""
+"""Which duplicate is kept: sources first, then scores."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Benchmarks as files: which are found, what is read of a row, and what each mistake is told."""
+"""Benchmarks as files: which are found, what is read of a row, and the error for each mistake."""
 
 import bz2
 import gzip

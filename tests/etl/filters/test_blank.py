@@ -1,4 +1,4 @@
-"""Blank rows: what is nothing but white space is lost, and only that."""
+"""Blank rows: rows of nothing but white space are dropped, and no others."""
 
 import pyarrow as pa
 from hypothesis import given

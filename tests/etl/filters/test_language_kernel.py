@@ -1,4 +1,4 @@
-"""Our kernel beside fasttext-predict: the same labels, and scores that differ in the order of additions alone."""
+"""Our kernel beside fasttext-predict: the same labels, and scores that differ only by the order of additions."""
 
 import gzip
 import json

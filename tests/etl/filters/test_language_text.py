@@ -1,4 +1,4 @@
-"""What the model is asked: words with single spaces, letters of known scripts alone."""
+"""What the model is asked: words with single spaces, and only letters of known scripts."""
 
 import sys
 

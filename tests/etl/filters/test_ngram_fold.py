@@ -1,4 +1,4 @@
-"""Texts in form NFKC: words of any text are those of its form, and a hit's place is that in the text as it was."""
+"""Texts in form NFKC: any text has the words of its form, and a hit's place is the one in the original text."""
 
 import sys
 import unicodedata

@@ -1,4 +1,4 @@
-"""The fast BPE gives tiktoken's tokens where it is asked, is chosen by them, and does not grow without bound."""
+"""The fast BPE gives tiktoken's tokens wherever it is used, is chosen by them, and does not grow without bound."""
 
 import os
 from pathlib import Path

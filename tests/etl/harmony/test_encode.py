@@ -1,4 +1,4 @@
-"""Encoding equals openai-harmony's on every code point, in every context, whatever stands around."""
+"""Encoding equals openai-harmony's on every code point, in every context, whatever surrounds it."""
 
 import functools
 

@@ -1,6 +1,6 @@
-"""Conversations with tools, from the row as a data set writes it to tokens: those of openai-harmony for its messages.
+"""Conversations with tools, from a data set's own row to tokens, which equal openai-harmony's for its messages.
 
-What openai-harmony renders is built here by its own classes, from what the row says in words, not from our columns.
+What openai-harmony renders is built here by its own classes, from the row's own words, not from our columns.
 """
 
 import gzip

@@ -1,4 +1,4 @@
-"""Tool definitions equal openai-harmony's own text of them, whatever stands in their schemas."""
+"""Tool definitions equal openai-harmony's own text of them, whatever their schemas hold."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""The vocabulary is found offline, checked, and told to openai-harmony only while it loads."""
+"""The vocabulary is found offline, checked, and passed to openai-harmony only while it loads."""
 
 import hashlib
 import os

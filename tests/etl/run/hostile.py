@@ -1,4 +1,4 @@
-"""Outputs whose JSON objects somebody has changed, and every command over them, watched from outside."""
+"""Outputs with JSON objects that somebody has changed, and every command over them, watched from outside."""
 
 import json
 import os

@@ -1,6 +1,6 @@
 """How many rows each step drops, predicted from a third of the input: every dropper by its own law.
 
-Twice as many rows of the input as of the sample that are copies of others would come out if copies grew as rows do.
+If copies grew as rows do, the input would yield twice as many rows that are copies of others as the sample.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""A folder of somebody else is data: whatever its JSON objects say, no command leaves it, falls over or hangs."""
+"""Somebody else's folder is data: whatever its JSON objects say, no command leaves it, crashes or hangs."""
 
 import functools
 import itertools

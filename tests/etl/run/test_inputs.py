@@ -1,4 +1,4 @@
-"""How large an input is before it is read: rows of Parquet from footers, those of JSONL once they were read."""
+"""How large an input is before it is read: rows of Parquet from footers, those of JSONL once they have been read."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""An output in an input, and an input in an output, by words and through links; nothing is written before that."""
+"""An output in an input, and an input in an output, by path and through links; nothing is written before that."""
 
 import uuid
 

@@ -1,4 +1,4 @@
-"""A finished run in an output that may not be written is finished; an unfinished one says what is in its way."""
+"""A finished run in a read-only output is finished; an unfinished one reports what is in its way."""
 
 import errno
 

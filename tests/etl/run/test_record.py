@@ -1,4 +1,4 @@
-"""The record that a run leaves: the same bytes wherever things lie, without what must not be told, never in the way."""
+"""The record that a run leaves: the same bytes wherever things are, nothing that must be private, never in the way."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Compressed files: what they hold whatever wrote them, and an error for each cut and change that can be seen."""
+"""Compressed files: their contents, whatever wrote them, and an error for each cut and change that can be seen."""
 
 import bz2
 import gzip

@@ -1,7 +1,7 @@
 """Damaged files of every format: whole rows, bad rows that are counted, or a SourceError that names the file.
 
-Real files are cut, and bytes of them changed, put in and taken out, anywhere. Nothing but those three may come of it,
-and no row may be missing without an error where the format shows that something is.
+Real files are cut, and bytes of them are changed, inserted and removed, anywhere. Only those three may come of it. No
+row may be missing without an error where the format shows that one is.
 """
 
 import gzip

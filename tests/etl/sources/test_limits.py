@@ -1,4 +1,4 @@
-"""No row and no row group takes more memory than its limit, whatever a small file becomes when it is unpacked."""
+"""No row and no row group takes more memory than its limit, however large a small file becomes when it is unpacked."""
 
 import bz2
 import gc

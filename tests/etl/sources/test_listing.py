@@ -1,4 +1,4 @@
-"""Which files a pattern names, through links too, and what of the rest is told."""
+"""Which files a pattern names, through links too, and what is reported of the rest."""
 
 import os
 import uuid

@@ -1,4 +1,4 @@
-"""Names of files with signs that shells, URLs, globs and YAML read: found as they stand, and named so by their rows."""
+"""Names of files with signs that shells, URLs, globs and YAML interpret: found as written, and named so in rows."""
 
 import os
 import uuid

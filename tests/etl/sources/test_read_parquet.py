@@ -1,4 +1,4 @@
-"""Parquet to PROMPT: the rows of JSONL in any cut, columns of any type, and what is damaged or not for us to read."""
+"""Parquet to PROMPT: the rows of JSONL in any cut, columns of any type, and files that are damaged or not for us."""
 
 import base64
 import datetime

@@ -1,4 +1,4 @@
-"""Lists of shards: which files are read, in which order, and what a wrong list is told."""
+"""Lists of shards: which files are read, in which order, and the error for a wrong list."""
 
 import json
 import random

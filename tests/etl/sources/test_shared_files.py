@@ -1,4 +1,4 @@
-"""Every file of the shared data is read: accounts add up, and of what is sound 95 % and more is kept.
+"""Every file of the shared data is read: accounts add up, and at least 95 % of what is sound is kept.
 
 A file that neither READ nor NOT_ROWS names fails the test, so that a new one is not forgotten.
 """

@@ -1,4 +1,4 @@
-"""Rows that are made of several raw rows: what they hold, their accounts, and that no cut or order of files shows."""
+"""Rows that are made of several raw rows: what they hold, their accounts, and that no cut or file order shows."""
 
 import random
 import shutil

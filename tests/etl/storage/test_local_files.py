@@ -1,4 +1,4 @@
-"""Whole files on a local disk: by rename, by hard link, and told apart by time and size."""
+"""Whole files on a local disk: by rename, by hard link, and distinguished by time and size."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Create-only, atomic replacement, and the thin rest, on a local disk and in memory."""
+"""Create-only writes, atomic replacement, and what little else there is, on a local disk and in memory."""
 
 import errno
 import io

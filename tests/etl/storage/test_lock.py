@@ -1,4 +1,4 @@
-"""One run at a time: refused, given back, taken over from the dead by one only, told when it is lost."""
+"""One run at a time: a lock is refused, released, taken over from a dead run by one only, and reported when lost."""
 
 import json
 import os

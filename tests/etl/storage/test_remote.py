@@ -1,4 +1,4 @@
-"""Schemes, options and errors: what a user is told, and that no secret is ever repeated."""
+"""Schemes, options and errors: what a user reads, and that no secret is ever repeated."""
 
 import errno
 import pickle

@@ -1,4 +1,4 @@
-"""The one way in for JSON objects of a folder: what is refused, in which words, and at what bounds."""
+"""The one way to read JSON objects of a folder: what is refused, in which words, and at which bounds."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What verification finds: each kind of damage by its name, and nothing where there is none."""
+"""What verification finds: each kind of damage by its name, and nothing where there is no damage."""
 
 import json
 

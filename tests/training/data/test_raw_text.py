@@ -1,4 +1,4 @@
-"""Raw documents from a file to the trainer: units that stand twice are gone, every token that is left is learnt."""
+"""Raw documents from a file to the trainer: repeated units are dropped, every token that is left is learnt."""
 
 import numpy as np
 import pyarrow.parquet as pq

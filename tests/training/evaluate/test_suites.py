@@ -1,4 +1,4 @@
-"""Each suite against losses a token at a time, judged by hand, or a model that says what it is told to."""
+"""Each suite against losses a token at a time, judged by hand, or a model that says what the test gives it."""
 
 import functools
 import gzip

@@ -1,4 +1,4 @@
-"""What the package tells libraries before they are loaded, and what they then say."""
+"""What the package sets for libraries before they are loaded, and what they then print."""
 
 import logging
 import os

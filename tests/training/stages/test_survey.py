@@ -1,4 +1,4 @@
-"""What is left out and what does not suffice, counted by hand from the rows."""
+"""What is left out and what is too little, counted by hand from the rows."""
 
 from collections import Counter
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A committed dataset as a source: the rows as they were, chosen, cut anywhere; what is none of ours."""
+"""A committed dataset as a source: the rows as they were, chosen, cut anywhere; and datasets that are not ours."""
 
 import shutil
 import uuid

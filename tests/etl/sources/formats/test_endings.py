@@ -1,4 +1,4 @@
-"""What the ending of a name says, in any case and spelling."""
+"""What the ending of a name means, in any case and spelling."""
 
 import pytest
 

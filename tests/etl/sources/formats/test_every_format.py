@@ -1,4 +1,4 @@
-"""Every format with every compression, of one member or several, among files that are none of its data."""
+"""Every format with every compression, of one member or several, among files that are not part of its data."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""What a description makes of a few records: conversations as short tuples, and the reasons of those that are lost."""
+"""What a description makes of a few records: conversations as short tuples, and the reasons for lost records."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Exact duplicates: what counts as equal, which copy stays, what is counted by source."""
+"""Exact duplicates: what counts as equal, which copy is kept, what is counted by source."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""Near dedup from rows to verified pairs, against brute force over Python sets, and what canaries say of it."""
+"""Near dedup from rows to verified pairs, against brute force over Python sets, and what canaries report."""
 
 import itertools
 import random

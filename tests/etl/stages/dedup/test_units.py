@@ -1,4 +1,4 @@
-"""Paragraphs, lines and sentences that stand elsewhere too: which copy stays, what is left, what later stages see."""
+"""Paragraphs, lines and sentences that occur elsewhere too: which copy is kept, what is left, what later stages see."""
 
 import itertools
 import random
