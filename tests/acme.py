@@ -38,7 +38,7 @@ def zipped(folder: Path, archive: Path) -> Path:
 
 @contextmanager
 def importable(place: Path, *names: str) -> Iterator[None]:
-    """Packages of a folder or a zip on sys.path within the block, others of these names forgotten meanwhile."""
+    """Put packages of a folder or a zip on sys.path within the block; others of these names are forgotten meanwhile."""
     before = _forget(names)
     sys.path.insert(0, str(place))
     try:

@@ -18,14 +18,14 @@ WARMED: Final = PROJECT / "build" / "warm-cache"
 
 
 def warm() -> Path:
-    """Warm the cache of its own where that is to do; its folder."""
+    """Warm the cache of its own where that is still to be done; its folder."""
     command = [sys.executable, "-m", "jobs.warm"]
     subprocess.run(command, cwd=PROJECT, env={**os.environ, "STILLHOUSE_CACHE": str(WARMED)}, check=True)
     return WARMED
 
 
 def link(source: Path, target: Path) -> None:
-    """Make the files of a cache those of another, too; what is written later replaces a file and leaves the other."""
+    """Link the files of a cache into another, too; a later write replaces a file in one and leaves the other's."""
     for path in source.rglob("*"):
         place = target / path.relative_to(source)
         if path.is_file() and not place.exists():

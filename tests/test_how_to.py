@@ -20,7 +20,7 @@ TRAININGS = sorted(name for name, text in FILES.items() if name.endswith(".yaml"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What a reader has who has written down every file of the pages."""
+    """The files of a reader who has written down every file of the pages."""
     root = tmp_path_factory.mktemp("how_to")
     (root / NAME).mkdir()
     (root / NAME / "__init__.py").touch()

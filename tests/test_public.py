@@ -35,7 +35,7 @@ def test_signatures_are_as_stored(made):
 def test_what_a_page_names_for_python_is_frozen(page):
     text = (DOCS / f"{page}.md").read_text("utf-8")
     imported = [(module, name) for module, names in _IMPORT.findall(text) for name in names.split(", ")]
-    # A module alone, such as etl.mixture.cluster_caps, is named with what it holds after it.
+    # A bare module, such as etl.mixture.cluster_caps, is named with its contents after it.
     named = [(module, name) for module, name in _NAME.findall(text) if not _is_module(f"{module}.{name}")]
     assert {f"{module}:{name}" for module, name in [*imported, *named]} <= set(signatures.NAMES)
 

@@ -9,7 +9,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def build_wheel(copy: Path) -> Path:
-    """The wheel, built from a copy of the sources in an empty folder so that the checkout stays as it is."""
+    """The wheel, built from a copy of the sources in an empty folder so that the checkout is not changed."""
     for name in ("etl", "jobs", "training", "conf"):
         shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):

@@ -77,7 +77,7 @@ class Outcome:
     """What a chain has left: documents after language and after dedup, and their tokens.
 
     Attributes:
-        stage_cpu_s: CPU-seconds of each stage where the chain tells them, the engine around its tasks included.
+        stage_cpu_s: CPU-seconds of each stage where the chain reports them, the engine around its tasks included.
     """
 
     language: int
@@ -93,7 +93,7 @@ class Contestant:
     Attributes:
         name: as tables call it.
         command: the command that reads an input and writes below a folder, which is not there yet.
-        outcome: what that command has left in the folder, from there and from what it said.
+        outcome: what that command has left in the folder, by its files and its output.
         is_ours: runs at all sizes.
     """
 
@@ -160,7 +160,7 @@ def datatrove_chain(python: Path, folder: Path) -> Contestant:
     module = [str(python), "-m", "tests.benchmarks.peers.datatrove_chain"]
     tokenizer = folder / "o200k_base.json"
     if not tokenizer.exists():
-        # Without added tokens: text that looks like a control token stays text, as it does with us.
+        # Without added tokens: text that looks like a control token remains text, as it does with us.
         tokenizer.write_bytes(tokenizer_json({}))
     model = fetch(MODEL_URI, MODEL_SHA256)
 
@@ -190,7 +190,7 @@ def run(contestant: Contestant, source: Input, folder: Path) -> Run:
 
 
 def race(contestants: Sequence[Contestant], inputs: Sequence[Input], rounds: int, folder: Path) -> Runs:
-    """Everybody on every input, in turn. Inputs of several copies are run once, and by ours alone."""
+    """Everybody on every input, in turn. Inputs of several copies are run once, and only by ours."""
     found: Runs = {}
     for place, source in enumerate(inputs):
         entrants = [contestant for contestant in contestants if contestant.is_ours or source.copies == 1]

@@ -183,7 +183,7 @@ def write_pairs(folder: Location, kind: str, num_edges: int) -> Dataset:
 
 
 def task(pairs: Dataset, output: Location, name: str) -> None:
-    """One of the two tasks, alone in this process."""
+    """One of the two tasks, by itself in this process."""
     work: LabelRows | CutCandidates
     schema, work = (
         (LABEL, LabelRows(pairs.ref, ("a", "b"))) if name == "labels" else (EDGE, CutCandidates(pairs.ref, 32 << 20))

@@ -119,7 +119,7 @@ def problems(rng: random.Random, language: str, number: int) -> list[str]:
 
 
 def changed(rng: random.Random, _: str, text: str) -> str | None:
-    """With one number another; None for a text without any."""
+    """With one number changed; None for a text without any."""
     numbers = list(NUMBER.finditer(text))
     if not numbers:
         return None
@@ -195,7 +195,7 @@ def translated(rng: random.Random, prompt: str) -> str:
 
 
 def kinds(data: Path, rng: random.Random) -> dict[str, tuple[str, list[str]]]:
-    """Name of a kind of text -> language of what stands around an item, and the items."""
+    """Name of a kind of text -> language of the text around an item, and the items."""
     maths = [row["problem"] for row in lines(data / "competition_math" / "math_test.jsonl.gz")]
     prompts = [row["prompt"] for row in lines(data / "humaneval" / "HumanEval.jsonl.gz")]
     asked = [row["instruction"] for row in lines(data / "alpaca_zh" / "zh-data-part-00.jsonl.gz")]
@@ -260,7 +260,7 @@ class Search:
         self._run = ContaminationStep.model_validate(fields | settings).open()
 
     def hits(self, rows: list[tuple[str, str]]) -> list[set[str]]:
-        """The items that each row is said to hold."""
+        """The items that each row is reported to hold."""
         found = self._run(batch_of(rows)).column("contamination").to_pylist()
         return [{hit["item"] for hit in hits} for hits in found]
 

@@ -88,7 +88,7 @@ def _table(rng: np.random.Generator, words: pa.Array, table: np.ndarray, skew: s
 
 
 def write_corpus(path: Path, megabytes: int, skew: str = "none") -> Path:
-    """Write a corpus with so many million bytes of answers, unless the file is there."""
+    """Write a corpus with this many million bytes of answers, unless the file is there."""
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -129,7 +129,7 @@ def in_turn(contestants: Sequence[Any], turn: int) -> list[Any]:
 
 
 class Signer:
-    """A process that signs the slice whose number it is told."""
+    """A process that signs the slice whose number it is given."""
 
     def __init__(self, contestant: Contestant, corpus: Corpus, num_slices: int, log: IO[str]) -> None:
         self.name = contestant.name
@@ -304,7 +304,7 @@ def corpora(args: argparse.Namespace) -> tuple[Corpus, Corpus]:
 
 
 def full_path(text: str) -> Path:
-    """Contestants run at the root of the checkout; links stay, since that of a virtual environment leads out of it."""
+    """Contestants run at the checkout's root; links are kept, since that of a virtual environment leads out of it."""
     return Path(text).absolute()
 
 

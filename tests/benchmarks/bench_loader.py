@@ -128,7 +128,7 @@ def texts() -> Iterator[str]:
 
 
 def token_stream(folder: Path) -> npt.NDArray[np.int32]:
-    """All texts as tokens, one behind the other; made once."""
+    """All texts as tokens, in sequence; made once."""
     path = folder / "tokens.npy"
     if not path.exists():
         encoding = load_encoding()
@@ -186,7 +186,7 @@ def row_group(stream: npt.NDArray[np.int32], text: str, generator: np.random.Gen
 
 
 def write_corpus(folder: Path, name: str, num_tokens: int) -> Dataset:
-    """A committed corpus of about so many tokens."""
+    """A committed corpus of about this many tokens."""
     stream = token_stream(folder)
     cells = [f"split=train/skill_bucket=B{number}/ctx_bucket=C1" for number in (1, 2, 3)]
     count = max(1, num_tokens // (PART_ROW_GROUPS * ROW_GROUP_TOKENS))

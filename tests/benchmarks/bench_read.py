@@ -44,7 +44,7 @@ class Corpus:
     """A kind of file that is read.
 
     Attributes:
-        row: makes the next row of about so many bytes, given its number.
+        row: makes the next row of about this many bytes, given its number.
         description: of the source, as YAML or its JSON.
         row_bytes: how long a row is.
         suffix: of the file, which is its format.
@@ -152,7 +152,7 @@ def _pool(path: Path | None) -> str:
 
 
 def _cutter(pool: str, ascii_only: bool) -> Texts:
-    """Texts one behind the other from prose; where escapes are wanted, with other letters and quotes among them."""
+    """Texts from prose, in sequence; where escapes are wanted, with other letters and quotes among them."""
     rng = np.random.default_rng(1)
     at = 0
 

@@ -67,9 +67,9 @@ def input_of_rows(corpus: Path, num_rows: int, folder: Path) -> Input:
 
 
 def input_of_size(corpus: Path, megabytes: float, folder: Path) -> Input:
-    """So many million bytes of text: a corpus's first documents, or where it is smaller, it and copies of it.
+    """This many million bytes of text: a corpus's first documents or, where it is smaller, it and copies of it.
 
-    The size is met to half a document, that of the copies to half a copy.
+    The size is met to within half a document, with copies to within half a copy.
     """
     texts = read_texts(corpus)
     ends = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False).astype(np.int64))
@@ -88,7 +88,7 @@ def _reordered_texts(texts: pa.ChunkedArray, copy: int) -> pa.ChunkedArray:
 
 
 def _write(texts: pa.ChunkedArray, copies: int, folder: Path) -> Input:
-    """Write the files, in place of what lies there."""
+    """Write the files, in place of what is there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     num_bytes = 0

@@ -142,7 +142,7 @@ def sample_lines() -> list[str]:
 
 
 def documents(lines: list[str], count: int) -> list[str]:
-    """So many documents of random lines; a share COPIED of them are copies of an earlier one with words replaced."""
+    """This many documents of random lines; a share COPIED of them are copies of an earlier one with words replaced."""
     rng = np.random.default_rng(0)
     texts: list[str] = []
     for _ in range(count):

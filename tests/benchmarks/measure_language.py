@@ -148,7 +148,7 @@ def is_grouped(label: str) -> bool:
 
 
 def smallest_of(answers: Answers, scores: dict[str, float]) -> np.ndarray:
-    """The smallest score with which each text stays."""
+    """The smallest score with which each text is kept."""
     return np.array([min_score_of(label, scores) for label in answers.label.tolist()])
 
 

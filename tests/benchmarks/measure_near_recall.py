@@ -55,7 +55,7 @@ def is_spaced(text: str) -> bool:
 
 
 def words_of(text: str) -> list[str]:
-    """The words with the space behind them; letters with what follows them where the script has no spaces."""
+    """The words with the space after each; where the script has no spaces, letters with what follows them."""
     return re.findall(r"\S+\s*" if is_spaced(text) else r"\w\W*", text)
 
 
@@ -66,7 +66,7 @@ def paragraph_texts(paragraphs: Sequence[str]) -> list[str]:
 
 
 def pieces(paragraphs: Sequence[str], num_words: int, rng: random.Random) -> list[str]:
-    """Texts of so many words that follow each other in the document, from a place that is drawn."""
+    """Texts of this many words that follow each other in the document, from a place that is drawn."""
     words = words_of(" ".join(paragraphs))
     starts = range(rng.randrange(num_words), len(words) - num_words + 1, num_words)
     return ["".join(words[start : start + num_words]) for start in starts]
@@ -79,7 +79,7 @@ def edited(text: str, alphabet: Sequence[str], rng: random.Random) -> str:
 
 
 def num_found(texts: Sequence[str], rng: random.Random) -> int:
-    """Of how many texts near dedup reports the edited copy."""
+    """For how many texts near dedup reports the edited copy."""
     alphabet = sorted({char.lower() for text in texts for char in text if char.isalpha()})
     both = [*texts, *(edited(text, alphabet, rng) for text in texts)]
     found = near_duplicates(pa.array(both), NearDedup())

@@ -63,7 +63,7 @@ class _Trainer:
 
     def __init__(self, waiting: dict[str, str]) -> None:
         kept = {name: value for name, value in os.environ.items() if name not in NAMES}
-        # The default stays the library's own where the package would choose another.
+        # The default remains the library's own where the package would choose another.
         own = waiting or {"GOMP_SPINCOUNT": ""}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.measure_waiting", "--serve"],
@@ -75,7 +75,7 @@ class _Trainer:
         )
 
     def seconds(self, steps: int) -> float:
-        """Of so many steps."""
+        """Of this many steps."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{steps}\n")

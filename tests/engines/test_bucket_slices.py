@@ -13,7 +13,7 @@ ROW_BYTES = 12
 
 
 def emitted(batches, schema=SCHEMA):
-    """A map side that emits batches of (bucket, n), and says in a list how many it has been asked for."""
+    """A map side that emits batches of (bucket, n), and counts in a list how many it has been asked for."""
     asked = []
 
     def emit(split):
@@ -67,7 +67,7 @@ def test_slices_of_a_bucket_are_cut_by_bytes(monkeypatch, slice_rows, sizes):
 
 
 def test_rows_are_held_until_there_are_enough_to_slice(monkeypatch):
-    """Four rows are enough: slices come of two batches of two at a time, and of the last one."""
+    """Four rows are enough: a slice comes of two batches of two at a time, and of the last one."""
     monkeypatch.setattr(module, "HELD_BYTES", 4 * ROW_BYTES)
     emit, asked = emitted([[(1, n), (0, n + 1)] for n in range(0, 10, 2)])
     pieces = bucket_slices(emit, "split", SCHEMA, pa.array([1, 1]).to_numpy().astype(bool))

@@ -20,7 +20,7 @@ DATASETS = ("ingest", "filter", "longest", "languages", "tokenize", "dropped", "
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """Importable in this process alone: no environment variable says where it is."""
+    """Importable only in this process: no environment variable says where it is."""
     folder = write_package(tmp_path_factory.mktemp("outside"))
     with importable(folder, "acme_filters"):
         yield folder

@@ -16,6 +16,6 @@ print(before > 50_000, len(gc.get_objects()) < 10_000)
 
 
 def test_what_a_first_kernel_loads_is_frozen():
-    # In a process of its own, since what is frozen stays so.
+    # In a process of its own, since what is frozen remains so.
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
     assert done.stdout == "True True\n", done.stderr

@@ -83,7 +83,7 @@ def engine(request):
 
 @pytest.fixture
 def watched(engine, tmp_path):
-    """A job of the stage `numbers` that is watched: two seconds have passed at each look."""
+    """A watched job of the stage `numbers`: two seconds have passed at each look."""
     live = Gates(tmp_path)
     clock = itertools.chain([0.0], itertools.repeat(2.0))
     lines = StageLines(["ingest", "numbers"], Lines(Voice(lambda line: None, live=live)), clock.__next__)

@@ -112,7 +112,7 @@ WORDS = ["no", "on", "y", "Off", "true", "1e6", "0x10", "010", "1_000", "01:30",
 
 @pytest.mark.parametrize("word", WORDS)
 def test_a_word_is_text_where_text_is_wanted(toy, word):
-    """In a file and after --set, alone and in lists, as a value and as a key."""
+    """In a file and after --set, by itself and in lists, as a value and as a key."""
     text = f"name: {word}\nwords: [{word}]\nwhich: {{{word}: {word}}}\nmaybe: {word}\nseveral: [{{day: {word}}}]"
     expected = Toy(name=word, words=(word,), which={word: word}, maybe=word, several=(Inner(day=word),))
     assert toy(text) == expected

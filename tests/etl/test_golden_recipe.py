@@ -33,7 +33,7 @@ def documents(folder, name, dtype):
 
 @pytest.fixture(scope="module")
 def golden(shared_data, tmp_path_factory):
-    """The corpus by row number, and the folder of what it must be."""
+    """The corpus by row number, and the folder of the expected values."""
     folder = shared_data / "synth_harmony_golden"
     here = tmp_path_factory.mktemp("golden")
     with gzip.open(folder / "rows.jsonl.gz", "rt", encoding="utf-8") as lines:

@@ -165,7 +165,7 @@ def test_steps_run_in_order_over_each_batch():
 
 
 class Doing(Step):
-    """Appends whatever its function is told to."""
+    """Appends whatever its function returns."""
 
     kind: Literal["doing"] = "doing"
     reads: ClassVar[tuple[str, ...]] = ("messages",)
@@ -239,7 +239,7 @@ def models(tmp_path_factory, ngram_model) -> tuple[str, str]:
 
 
 def test_steps_of_one_kind_stand_side_by_side_under_names(models):
-    """Each column is what the step alone, without a name, gives; the verdicts name the step that gave them."""
+    """Each column is what the step gives by itself, without a name; the verdicts name the step that gave them."""
     rows = [asked("What is that?", "That is water in a garden."), asked("Was ist das?", "Das ist der Garten und nicht")]
     alone = [PerplexityStep(model=models[0]), PerplexityStep(model=models[1]), LanguageStep(), HarmonyStep()]
     together = Pipeline(
@@ -263,7 +263,7 @@ def test_steps_of_one_kind_stand_side_by_side_under_names(models):
     assert [name for name in schema.names if name not in BASE.names] == done.schema.names[3:]
     assert done.schema.names[3:6] == ["perplexity", "in_kenlm_sample", "late_wiki_perplexity"]
     for step, prefix in zip(alone, ("", "late_wiki_", "strict_", ""), strict=True):
-        # The German row is dropped by `strict`, so tokens are compared on the first alone.
+        # The German row is dropped by `strict`, so tokens are compared only on the first.
         for name in step.adds.names:
             expected = open_steps([step])(batch).column(name)
             assert done.column(prefix + name)[0] == expected[0], name

@@ -59,7 +59,7 @@ def test_rows_that_tie_are_all_there(rows, batch_rows, run_bytes):
     st.none() | st.integers(1, 500),
 )
 def test_rows_that_may_go_are_alone_under_their_first_key_and_most_of_them_do(keys, batch_rows, view_run_bytes):
-    """Whether they are held or views of files; of views those that stay may spill."""
+    """Whether they are held or views of files; of views those that remain may spill."""
     rows = pa.table({"key": pa.array(keys, pa.int64()), "n": pa.array(range(len(keys)), pa.int64())})
     batches = rows.to_batches(max_chunksize=batch_rows)
     with SortedRows(("key", "n"), view_run_bytes, may_drop_lone=True) as sorter:

@@ -103,7 +103,7 @@ class Grid:
         return Reference.of(output)
 
     def kill_in_process(self, score: Score, outputs: Outputs, num_kills: int, seed: int) -> None:
-        """Chains until there were so many kills."""
+        """Chains until there were this many kills."""
         reference = self.undisturbed(8192)
         older = write_sources(self.folder / "older", more_rows=5)
         for number, next_run in enumerate(_draws(seed)):

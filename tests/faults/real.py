@@ -145,12 +145,12 @@ class Run:
         return [process.pid for process in matching]
 
     def wait_for(self, num_datasets: int) -> None:
-        """Until so many datasets are there, or the run is over."""
+        """Until this many datasets are there, or the run is over."""
         what = f"dataset {num_datasets} of {self.log}"
         wait_until(lambda: self.is_over or self.num_datasets >= num_datasets, what, _RUN_TIMEOUT_S)
 
     def wait_for_work(self, cpu_s: float) -> None:
-        """Until its processes have used so much more CPU time, or the run is over: amid a dataset on any machine."""
+        """Until its processes have used this much more CPU time, or the run is over: amid a dataset on any machine."""
         before = {process.pid: process.cpu_s for process in session_of(self._process.pid)}
 
         def used() -> float:

@@ -88,7 +88,7 @@ def test_an_attempt_that_ends_after_the_commit(folders, groups):
 
 
 def test_a_straggler_that_is_killed_after_its_upload(folders):
-    """The commit has been; nobody but the next run can remove what it left."""
+    """The commit is over; only the next run can remove what it left."""
     engine = InLine()
     dataset = engine.map(job(folder := folders()), [ONE_GROUP], chunks_of).result()
     before = dataset.manifest

@@ -83,7 +83,7 @@ def test_a_build_uses_every_operation(undisturbed):
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("harm", Harm)
 def test_a_fault_that_passes(proxy, s3_folders, undisturbed, short_waits, harm, operation):
-    """Two requests in a row: the HTTP client itself sends one again that was reset on a connection in use."""
+    """Two requests in a row, since the HTTP client itself repeats one that was reset on a connection in use."""
     folder = with_older(s3_folders())
     proxy.arm([Fault(harm, operation, nth=undisturbed.middle(operation), times=2)])
     SHAPE.build(through(proxy, folder, **QUICK))

@@ -62,7 +62,7 @@ def call(words):
         ("train CONF", "stages.0.arms.0.objective.kind"),
         ("stream-digest CONF", "stages.0.arms.0.objective.kind"),
         ("decide CONF --segment 1 --kind phase --value {}", "stages.0.arms.0.objective.kind"),
-        # It reads the model alone, so it runs nothing of a stage.
+        # It reads only the model, so it runs nothing of a stage.
         ("check-model CONF", "model.factory"),
     ],
 )

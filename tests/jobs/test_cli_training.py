@@ -265,7 +265,7 @@ def started(corpus, tmp_path_factory):
 
 @student_factory
 def leaky(params):
-    """A student whose documents see each other: it is told that the pack is one document."""
+    """A student whose documents see each other: it is given the pack as one document."""
     network = build(params)
     whole = network.forward
 

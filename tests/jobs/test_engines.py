@@ -27,7 +27,7 @@ def call(*arguments):
 
 
 def steady(lines):
-    """What a run says but for what it took: its costs, and time and rates in the lines of stages."""
+    """What a run says, without its costs and without time and rates in the lines of stages."""
     costs = next(at for at, line in enumerate(lines) if line.startswith("costs"))
     hours = next(at for at, line in enumerate(lines) if line.startswith("core-hours"))
     stages = [

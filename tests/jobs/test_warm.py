@@ -60,7 +60,7 @@ def test_runs_compile_nothing_after_it_and_it_has_compiled_every_kernel(tmp_path
 
 
 def write(name, folder):
-    """Makes a part: a file named after it, which tells what was there before."""
+    """Makes a part: a file named after it, which records what was there before."""
     (folder / name).write_text(" ".join(sorted(path.name for path in folder.iterdir())))
 
 

@@ -104,7 +104,7 @@ class StagedWorker:
         return self.run(job["environment"]["sdkPipelineOptions"]["options"]["pipelineUrl"])
 
     def run(self, pipeline_url: str) -> str:
-        """Run what lies beside a staged pipeline; the state in which the job ended."""
+        """Run what is beside a staged pipeline; the state in which the job ended."""
         import gcsfs
 
         here = self.folder / str(len(self.staged))

@@ -20,7 +20,7 @@ TOKEN = "hf_only_for_tests"
 
 @dataclass
 class Dataset:
-    """One data set: its commits, and what its branches stand for."""
+    """One data set: its commits, and what its branches refer to."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)

@@ -127,7 +127,7 @@ fsspec.register_implementation(PROTOCOL, LateListing, clobber=True)
 
 
 def late_listing(root: Path, folder: str, lag: int) -> Location:
-    """A folder of a late-listing store whose objects and journal lie below `root`."""
+    """A folder of a late-listing store whose objects and journal are below `root`."""
     root.mkdir(parents=True, exist_ok=True)
     (root / _JOURNAL).touch()
     return Location.of(f"{PROTOCOL}://{root}/{folder}", {"root": str(root), "lag": lag})

@@ -79,7 +79,7 @@ def spark_environment(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def standalone_cluster(folder: Path, num_workers: int = 2, cores: int = 1, conf: str = "") -> Iterator[Cluster]:
-    """A master with workers of so many cores and 2,000 MiB each; logs and work folders lie in `folder`.
+    """A master with workers of this many cores and 2,000 MiB each; logs and work folders are in `folder`.
 
     Args:
         folder: the test's own.

@@ -29,7 +29,7 @@ def ledger(output):
 
 
 def checked_steps(output):
-    """Steps of the complete checkpoints, each file of each read and found to be what its receipt says."""
+    """Steps of the complete checkpoints, once every file has been read and found to match its receipt."""
     root = Location.of(output / "checkpoints")
     steps = []
     for tag in complete_tags(root):

@@ -30,7 +30,7 @@ class Server:
 
 @contextmanager
 def serving(teacher: Teacher) -> Iterator[Server]:
-    """A running server; `teacher` (which tells at least 5 likely tokens) is asked by one thread at a time."""
+    """A running server; `teacher` (which gives at least 5 likely tokens) is asked by one thread at a time."""
     server, lock, stop = Server(), threading.Lock(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):

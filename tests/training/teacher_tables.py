@@ -17,12 +17,12 @@ def targets_of(row):
 
 
 def toy_logp(row, index):
-    """A log-probability that tells which target of which row it is of."""
+    """A log-probability that identifies its row and its target."""
     return -float(np.float16(0.01 * row["n_tokens"] + 0.125 * index))
 
 
 def toy_top(place, topk):
-    """Ids and log-probabilities that tell which place they are of; neither a vocabulary's nor a distribution's."""
+    """Ids and log-probabilities that identify their place; neither a vocabulary's nor a distribution's."""
     ids = [100 * place + rank for rank in range(topk)]
     return ids, [-0.5 * token for token in ids]
 
@@ -66,7 +66,7 @@ def write_teacher(folder, rows, topk=0, logp=toy_logp, top=toy_top):
 
 
 def append_columns(table, **columns):
-    """A table with some columns of Python values behind it."""
+    """A table with some columns of Python values after its own."""
     for name, values in columns.items():
         table = table.append_column(name, values if isinstance(values, pa.Array) else pa.array(values))
     return table

@@ -32,7 +32,7 @@ from tests.benchmarks.peers.meter import answer
 
 
 def run(folder: Path, model: Path, tokenizer: Path, scratch: Path) -> None:
-    """The chain; what it leaves lies in `scratch`."""
+    """The chain; what it leaves is in `scratch`."""
     FT176LID.MODEL_URL = str(model)
 
     def step(name: str, tasks: int, *steps: Any) -> None:

@@ -109,7 +109,7 @@ def by_datasets(corpus: Path, form: str) -> Iterator[torch.Tensor]:
 
 
 def packs(rows: Iterable[dict[str, Any]]) -> Iterator[torch.Tensor]:
-    """The tokens of each pack: documents one behind the other, until the next does not fit."""
+    """The tokens of each pack: documents in sequence, until the next does not fit."""
     waiting: list[dict[str, Any]] = []
     used = 0
     for row in rows:

@@ -75,7 +75,7 @@ def test_blocks_do_not_depend_on_the_order_of_pairs(pairs, budget, num_shingles,
 
 @pytest.mark.parametrize("shortcuts", [0, 500])
 def test_a_hot_band_moves_a_set_once_or_twice(shortcuts):
-    """10,000 rows, each paired with the 20 before it in an order that says nothing of their names."""
+    """10,000 rows, each paired with the 20 before it in an order unrelated to their names."""
     rng = np.random.default_rng(0)
     order = rng.permutation(10_000)
     place = np.argsort(order)

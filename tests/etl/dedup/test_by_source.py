@@ -4,7 +4,7 @@ from etl.dedup.by_source import DuplicateCounts, by_source, lines, subsets
 
 
 def counts() -> list[DuplicateCounts]:
-    """100 rows of a, 20 of b, all of which stand in a; 50 of c without a duplicate, 4 of d that all go."""
+    """100 rows of a; 20 of b, all of which are in a; 50 of c without a duplicate; 4 of d that are all dropped."""
     exact = DuplicateCounts(
         "exact",
         {"a": 100, "b": 20, "c": 50, "d": 4},

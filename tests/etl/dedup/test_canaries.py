@@ -74,7 +74,7 @@ def word_set(text: str) -> set[tuple[str, ...]]:
 
 @pytest.mark.parametrize(("target", "changed"), [(1.0, {0}), (0.98, {2}), (0.8, {15, 16, 17})])
 def test_an_edit_replaces_words_and_no_more(target: float, changed: set[int]) -> None:
-    """So many of the 720 words that (716 - 5k) / (716 + 5k) is the target."""
+    """As many (k) of the 720 words as make (716 - 5k) / (716 + 5k) the target."""
     copy = edited(TEXT, target, lambda _: 5.0, False, seed=3)
     assert copy is not None
     assert copy != TEXT

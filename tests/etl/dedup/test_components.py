@@ -42,7 +42,7 @@ def test_labels_are_the_smallest_key_of_each_component(pairs, random):
 
 
 def test_the_table_grows_many_times():
-    """60,000 keys that differ in their highest bits alone, in two long chains."""
+    """60,000 keys that differ only in their highest bits, in two long chains."""
     chain = np.random.default_rng(0).permutation(60_000).astype(np.int64) << 45
     pairs = np.concatenate([np.stack([half[:-1], half[1:]], axis=1) for half in (chain[:30_000], chain[30_000:])])
     nodes, labels = components(pairs, 5, 1 << 20)

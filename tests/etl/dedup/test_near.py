@@ -115,7 +115,7 @@ def test_equal_sets_share_all_bands_and_a_seed_makes_others() -> None:
 
 
 def most_differing(threshold: float, num_perm: int) -> int:
-    """Fewest bits beyond which one pair at the threshold in ten thousand lies: each differs with (1 - J) / 2."""
+    """Fewest bits that only one pair at the threshold in ten thousand exceeds: each differs with (1 - J) / 2."""
     chance = (1 - threshold) / 2
     left, bits = 1.0, -1
     while left > 1e-4:

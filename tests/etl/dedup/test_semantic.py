@@ -36,7 +36,7 @@ def test_survivors_are_those_of_a_plain_loop_whatever_the_blocks(rows, seed, thr
 
 
 def test_a_removed_row_removes_nothing():
-    """a ~ b ~ c, a not ~ c: b goes for a, c stays."""
+    """a ~ b ~ c, a not ~ c: b is dropped for a, c is kept."""
     angles = np.deg2rad([0, 20, 40])
     vectors = quantise(np.stack([np.cos(angles), np.sin(angles)], axis=1))
     assert survivors(lambda start, end: vectors[start:end], 3, 0.93).tolist() == [-1, 0, -1]

@@ -33,7 +33,7 @@ WORDLESS = [
 
 
 def tokens(text: str, signed: bool) -> list[str]:
-    """Runs of words, characters that stand alone, each with its marks, and signs."""
+    """Runs of words, characters that are words by themselves, each with its marks, and signs."""
     found: list[str] = []
     open_word: bool | None = False
     for char in unicodedata.normalize("NFKC", text).lower():

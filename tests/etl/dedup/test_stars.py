@@ -20,7 +20,7 @@ def sorted_arcs(one, other):
 
 
 def pushed(star, node, neighbour, piece=3):
-    """What a star says of a sorted stream in small pieces."""
+    """What a star emits for a sorted stream in small pieces."""
     found = [star.push(node[at : at + piece], neighbour[at : at + piece]) for at in range(0, len(node), piece)]
     return np.concatenate([np.empty((2, 0), np.int64), *found], axis=1)
 
@@ -69,7 +69,7 @@ def test_stars_give_the_labels_of_union_find_and_scipy(pairs, piece):
 
 
 def tree(depth, rng):
-    """A binary tree whose names say nothing of its shape."""
+    """A binary tree whose names are unrelated to its shape."""
     names = rng.permutation(1 << depth)
     return [(names[node], names[node // 2]) for node in range(2, 1 << depth)]
 

@@ -68,7 +68,7 @@ def words(text):
 
 
 def atoms(text, kind):
-    """(start, end, whether a sentence ends there) of what no unit is cut inside of."""
+    """(start, end, whether a sentence ends there) of each stretch inside which no unit is cut."""
     for run in re.finditer(r"\S+", text):
         start = run.start()
         for at in range(start + 1, run.end()):

@@ -128,7 +128,7 @@ def test_rows_that_are_not_wanted_and_rows_without_words(judge):
 
 
 def test_an_answer_follows_the_text_alone(judge):
-    """Neither what the cache has, nor where a text lies in its array, nor another thread."""
+    """Neither what the cache has, nor the place of a text in its array, nor another thread."""
     rng = np.random.default_rng(4)
     words = ["".join(rng.choice(list("abcdeéяж"), size)) for size in rng.integers(1, 36, 60_000)]
     texts = pa.array([" ".join(words[at : at + 20]) + " " for at in range(0, len(words), 20)], pa.string())

@@ -41,7 +41,7 @@ def test_keys_are_those_of_the_formula_for_each_text_and_its_own_length(texts):
 
 
 def test_a_key_whose_slot_is_taken_gets_the_next_free_one_around_the_end():
-    """Of eight slots 7, 15 and 23 belong into the last one, and 0 into the one that 15 has taken by then."""
+    """Of eight slots 7, 15 and 23 belong in the last one, and 0 in the one that 15 has taken by then."""
     keys = np.array([7, 15, 23, 0, 3], np.uint64)
     assert fill_slots(keys, 8).tolist() == [1, 2, 3, 4, -1, -1, -1, 0]
 

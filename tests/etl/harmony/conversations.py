@@ -109,7 +109,7 @@ def batch(rows, tools=None):
 
 
 def as_read(m):
-    """A message with what its columns leave to be understood."""
+    """A message with what its columns leave implicit filled in."""
     m = {key: value if key in ("role", "content") else value or None for key, value in m.items()}
     if m["role"] == "tool":
         m |= {"channel": m["channel"] or "commentary", "recipient": m["recipient"] or "assistant"}
@@ -117,7 +117,7 @@ def as_read(m):
 
 
 def signatures(messages):
-    """Of each message that a tool has written the recipient of its call, else None."""
+    """For each message that a tool has written, the recipient of its call; else None."""
     names, last, of_id = [], None, {}
     for m in map(as_read, messages):
         if m["role"] == "assistant" and m["recipient"]:

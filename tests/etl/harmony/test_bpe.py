@@ -116,7 +116,7 @@ UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 @hypothesis.settings(max_examples=100, derandomize=True, deadline=None)
 @hypothesis.given(st.lists(st.lists(PIECES, max_size=20).map("".join) | UNICODE, min_size=1, max_size=5))
 def test_any_texts_side_by_side(fast, oracle, texts):
-    """Those that a later Unicode cuts otherwise go another way (etl/harmony/encode.py)."""
+    """Those that a later Unicode cuts otherwise are encoded another way (etl/harmony/encode.py)."""
     texts = [x for x in texts if not is_unassigned(np.array([*map(ord, x)], int)).any()]
     hypothesis.assume(texts)
     assert each(fast.encode_batch(pa.array(texts, pa.string()))) == oracle.encode_ordinary_batch(texts)

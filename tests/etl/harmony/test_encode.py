@@ -166,7 +166,7 @@ def test_slices_large_strings_and_nothing(encoder):
 
 @pytest.mark.parametrize("unit", ["a", "日", "!", "\U00010940'"])
 def test_a_million_characters_without_a_cut(encoder, unit):
-    """On which openai-harmony overflows its stack. What stands around them is its own, they are one piece."""
+    """On these openai-harmony overflows its stack. The text around them is its own; they are one piece."""
     run = unit * (1_000_000 // len(unit))
     is_sign = unit[0] in "!\U00010940"
     piece, end = (run + "\n/", "x \U00010940's") if is_sign else (run, "\n/x \U00010940's")
@@ -175,7 +175,7 @@ def test_a_million_characters_without_a_cut(encoder, unit):
 
 
 def test_a_book_without_a_sign_is_openai_harmonys(encoder):
-    """120,000 characters in which nothing but a blank between letters of no older script parts the pieces."""
+    """120,000 characters in which only a blank between letters of no older script parts the pieces."""
     text = "\U00010940's " + "длинное слово ещё " * 6_700 + "\U00010940'd"
     assert encoder.encode(text).tolist() == load_tiktoken().encode_ordinary(text)
 
@@ -202,7 +202,7 @@ def test_the_pattern_takes_every_assigned_code_point_as_tiktoken_does(pattern):
 
 
 def test_no_token_reaches_from_a_reclassed_letter_into_a_capital():
-    """So it is all one whether the capital is of the same piece."""
+    """So it does not matter whether the capital is in the same piece."""
     letter = chr(RECLASSED).encode()
     for token in load_merges()._mergeable_ranks:
         for end in (letter, letter[1:]):

@@ -249,7 +249,7 @@ def test_a_row_with_calls_is_what_openai_harmony_renders(tmp_path, case):
 
 
 def test_real_rows_with_calls(shared_data):
-    """Glaive's: what each says is read once more, by the four names that its speakers have."""
+    """Glaive's: each message is read once more, by the four names that its speakers have."""
     path = shared_data / "llamafactory_demos" / "glaive_toolcall_en_demo.jsonl.gz"
     rows = list(map(json.loads, gzip.decompress(path.read_bytes()).splitlines()))
     expected = []

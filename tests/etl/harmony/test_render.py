@@ -40,7 +40,7 @@ def test_tokens_equal_openai_harmony(renderer, rows):
 @settings(max_examples=100)
 @given(rows=st.lists(conversations, min_size=1, max_size=4))
 def test_spans_are_the_assistants_messages(renderer, rows):
-    """Control tokens come from headers alone, so scanning for them finds every message independently."""
+    """Control tokens come only from headers, so scanning for them finds every message independently."""
     rendered = renderer.render(Messages.of(column(rows)))
     spans, expected = rendered.spans, []
     for i, (row, tokens) in enumerate(zip(rows, rows_of(rendered), strict=True)):
@@ -134,7 +134,7 @@ def test_an_empty_recipient_or_channel_is_none(renderer):
 
 
 def test_a_result_is_signed_by_its_call():
-    """By the last call before it with its id, in its row alone; a result without an id by the last call."""
+    """By the last call before it with its id, only in its row; a result without an id by the last call."""
     f, g = (message("assistant", "", "commentary", f"functions.{name}", None, name) for name in "fg")
     of_f, of_g, of_last, of_none = (message("tool", "4", call_id=name) for name in ("f", "g", None, "h"))
     again = message("assistant", "", "commentary", "python", None, "f")

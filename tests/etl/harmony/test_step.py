@@ -103,7 +103,7 @@ def document(text):
 
 
 def test_raw_documents_are_their_own_tokens():
-    """Beside conversations; each kind renders as it would alone."""
+    """Beside conversations; each kind renders as it would by itself."""
     text = "Text that says <|start|>user<|message|>hi<|end|> and <|endoftext|>."
     rows = [FINAL, document(text), THOUGHT, document(" ")]
     out = STEP.open()(batch(rows)).to_pylist()

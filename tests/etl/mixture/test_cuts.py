@@ -65,7 +65,7 @@ def search(cut: RankedCut, parts: list[list[pa.RecordBatch]]) -> tuple[dict[str,
 
 
 def kept(cut: RankedCut, rows: list[dict], cuts_at: tuple[int, ...] = ()) -> set[bytes]:
-    """Ids of the living rows that stay, found with the rows cut into parts of one or two batches."""
+    """Ids of the living rows that are kept, found with the rows cut into parts of one or two batches."""
     bounds = [0, *sorted(at % (len(rows) + 1) for at in cuts_at), len(rows)]
     batches = [batch_of(rows[start:end]) for start, end in itertools.pairwise(bounds)]
     parts = [batches[at : at + 2] for at in range(0, len(batches), 2)]

@@ -28,13 +28,13 @@ def rows(values: list, kind: pa.DataType, dropped: tuple[int, ...] = ()) -> pa.R
 
 
 def reasons(cut: ThresholdCut, batch: pa.RecordBatch) -> list[str | None]:
-    """The reason of each row's verdict, None for one that stays."""
+    """The reason of each row's verdict, None for one that is kept."""
     cut.check(batch.schema)
     return [verdict and verdict["reason"] for verdict in cut.judge(batch, {}).column("verdict").to_pylist()]
 
 
 def expected(value, unscored="drop", low=None, high=None, equals=None, values=None) -> str | None:
-    """What plain Python says of a value."""
+    """Plain Python's verdict on a value."""
     if value is None or value != value:
         return "unscored" if unscored == "drop" else None
     if low is not None and value < low:

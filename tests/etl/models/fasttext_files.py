@@ -33,7 +33,7 @@ def fasttext_bytes(
     Args:
         words: the dictionary, without labels.
         counts: how often training met each label, in falling order.
-        kept: buckets that have a row; None: all. fastText takes it in quantised models alone.
+        kept: buckets that have a row; None: all. fastText takes it only in quantised models.
         parts: columns of a part of the quantiser; None: the matrix is plain.
         seed: of the weights.
         other: what is written for an argument or for `num_words`, `weights`, `kind`, in the place of the right value.

@@ -103,7 +103,7 @@ def leave_locks(output: Path) -> None:
 
 
 class Watched:
-    """A copy of an output with a victim beside it. Whatever is outside the output has to stay as it is, and unread."""
+    """A copy of an output with a victim beside it. Whatever is outside the output must remain unchanged and unread."""
 
     def __init__(self, folder: Path, output: Path) -> None:
         folder.mkdir()
@@ -132,7 +132,7 @@ class Watched:
         place.write_bytes(mutation.applied(place.read_bytes(), self.victim))
 
     def meet(self, recipe: Callable[[Path], Recipe]) -> list[str]:
-        """Every command over the output, one after the other: what they said, errors that are meant for users included.
+        """Every command over the output, in sequence: what they printed, errors that are meant for users included.
 
         Args:
             recipe: of an output.

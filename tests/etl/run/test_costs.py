@@ -107,7 +107,7 @@ def test_the_sums_are_those_of_the_tasks(made):
 
 
 def test_nothing_else_knows_of_it(made, source, tmp_path):
-    """Another run costs something else, and every other byte is the same."""
+    """Another run has other costs, and every other byte is the same."""
     again = recipe_of(source, tmp_path / "out")
     run(again, InProcessEngine(seed=5))
     assert files(tmp_path / "out") == files(Path(made.output))

@@ -36,7 +36,7 @@ def test_a_sample_of_everything_predicts_what_a_run_does(tmp_path):
 
 
 def test_rows_and_duplicates_of_a_third_predict_the_whole(tmp_path, monkeypatch):
-    """2,000 plain rows and, among them, 300 pairs of near duplicates that lie anywhere."""
+    """2,000 plain rows and, anywhere among them, 300 pairs of near duplicates."""
     monkeypatch.setattr("etl.run.sample.MIN_PIECE_BYTES", 1 << 10)
     rng = np.random.default_rng(0)
     rows = plain_rows(2000)

@@ -117,8 +117,8 @@ def test_every_kind_of_stage_twice_and_one_that_says_nothing(tmp_path, monkeypat
 
 
 def test_nothing_here_knows_a_stage_by_its_name():
-    """No folder, kind or step of a stage is a word in what predicts; of stages only ingest, assemble and
-    their accounts are imported."""
+    """No folder, kind or step of a stage is a word in the code that predicts; of stages it imports only
+    ingest, assemble and their accounts."""
     words = {*reserved_names(), *(stage.model_fields["kind"].default for stage in STAGES)}
     for file in ("estimate", "scaling", "duplicates", "growth", "meter", "sample"):
         tree = ast.parse((Path(etl.run.estimate.__file__).parent / f"{file}.py").read_text())

@@ -52,7 +52,7 @@ def test_a_hot_band_grows_as_rows_do():
 @pytest.mark.parametrize("size", [2, 5, 40])
 @pytest.mark.parametrize("scale", [3.0, 10.0])
 def test_groups_are_found_again_from_a_sample(size, scale):
-    """Groups of `size` rows, each row in the sample by chance, and rows that are alone."""
+    """Groups of `size` rows, each row in the sample by chance, and single rows."""
     rng = np.random.default_rng(size)
     count = 40_000 // size
     group = np.concatenate([np.repeat(np.arange(count), size), count + np.arange(20_000)])

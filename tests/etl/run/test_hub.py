@@ -53,7 +53,7 @@ def data(tmp_path):
 
 
 def description(tmp_path, **hub):
-    """The path of a description that knows where its data set lies."""
+    """The path of a description that knows where its data set is."""
     tree = {
         "shape": "columns", "example_id": "synth_id", "user": "query", "analysis": "synthetic_reasoning",
         "final": "synthetic_answer", "skill_bucket": "math",
@@ -71,7 +71,7 @@ def recipe_of(tmp_path, hub, out="out", **source):
 
 
 def run(recipe, engine=None):
-    """The committed `ingest` of a run, and what it said."""
+    """The committed `ingest` of a run, and what the run said."""
     said = []
     run_recipe(recipe, engine or InProcessEngine(), said.append)
     return Run.open(recipe.place).dataset("ingest").manifest, said

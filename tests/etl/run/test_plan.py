@@ -212,7 +212,7 @@ def test_after_a_kill_in_any_job_the_plan_is_what_the_next_run_does(tmp_path, so
 
 
 def splits_left(stage):
-    """Splits that a stage which is resumed has yet to do."""
+    """Splits that a resumed stage has yet to do."""
     done, _, splits = stage.reasons[0].removesuffix(" splits are done").split()
     return int(splits) - int(done)
 

@@ -22,7 +22,7 @@ def made(tmp_path):
 
 @pytest.fixture
 def read_only(monkeypatch):
-    """Nothing can be written or removed on the local disk, which root may do whatever the modes say."""
+    """Nothing can be written or removed on the local disk, though root may do so whatever the modes say."""
 
     def refuses(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")

@@ -65,7 +65,7 @@ def test_another_cut_in_the_same_output_has_the_same_fingerprints_and_marks_the_
 
 
 def test_rows_in_another_order_are_another_cut_though_all_else_is_equal(tmp_path, rows):
-    """As many rows in as many splits and row groups, with the same content: row keys are of other rows."""
+    """The same number of rows, splits and row groups, and the same content, but row keys are of other rows."""
     write_jsonl(tmp_path / "in.jsonl", rows)
     out = tmp_path / "out"
     run(recipe_of(tmp_path, out))
@@ -165,7 +165,7 @@ def test_an_output_of_an_earlier_version_is_planned_by_that_and_run_again_from_i
     tree = json.loads(plan.read_text())
     tree["splits"] = [as_one_piece(split) for split in tree["splits"]]
     for split in tree["splits"]:
-        # It told neither of these.
+        # It reported neither of these.
         del split["input"]["file"]["table"], split["input"]["file"]["first_row"]
     plan.write_text(json.dumps(tree))
     planned = {one.stage: one for one in plan_recipe(recipe).stages}

@@ -96,7 +96,7 @@ def test_of_compressed_files_that_are_smaller_than_a_piece_many_are_sampled_whol
 
 
 def test_a_row_that_is_longer_than_its_piece_is_whole(tmp_path, monkeypatch):
-    """As is the last line of a file that no line feed ends."""
+    """So is the last line of a file that does not end in a line feed."""
     monkeypatch.setattr("etl.run.sample.MIN_PIECE_BYTES", 1 << 10)
     rows = ['{"text": "' + np.random.default_rng(seed).bytes(6000).hex() + '"}' for seed in range(3)]
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
@@ -130,7 +130,7 @@ def test_tables_of_a_catalog_are_refused(tmp_path):
 
 
 def test_stages_are_those_of_a_share_and_the_cutting_is_the_recipes(tmp_path):
-    """What a sample's canaries come to, scaled up, is what the whole has."""
+    """A sample's canaries, scaled up, are as many as the whole has."""
     path = write_jsonl(tmp_path / "in.jsonl", plain_rows(2000))
     cutting = {"bucket_bytes": 8192, "max_component_edges": 7}
     dedups = [{"kind": "dedup"}, {"kind": "dedup", "name": "late", "near": None}]

@@ -29,7 +29,7 @@ def write(split):
 
 
 def drop_two(split):
-    """Two rows of each split go; what an earlier step dropped does not come in."""
+    """Two rows of each split are dropped; rows that an earlier step dropped do not come in."""
     counts = {"in": ROWS, "made": 0, "kept": ROWS - 2, "gone": 2}
     batch = pa.record_batch([keys(split), pa.array(["gone"] * 2 + [None] * (ROWS - 2))], schema=VERDICTS)
     yield Chunk(batch, ROWS, {"toy": {"step": counts}})
@@ -100,7 +100,7 @@ def test_laws_without_duplicates(toy, law, factor):
 
 
 def test_live_rows_are_what_the_verdicts_before_a_job_leave(toy):
-    """Of 12 rows, 4 go by either step; those of the first as rows do, those of the second stay as many."""
+    """Of 12 rows, two steps drop 4 each; the first step's drops grow as rows do, the second's remain 4."""
     names = ("first", "second", "third")
     for name, law in zip(names, (With.LIVE, With.NOTHING, With.LIVE), strict=True):
         toy.map(f"before_{name}")

@@ -29,7 +29,7 @@ def test_the_accounts_close_and_each_step_gets_what_the_one_before_has_kept(reci
             assert counts[step]["in"] == kept, (source, step)
             kept = counts[step]["kept"]
         assert kept == counts["layout"]["kept"]
-    # kenlm drops nothing; `again` looks at one source alone.
+    # kenlm drops nothing; `again` looks at only one source.
     assert set(steps) - set(result.accounting["a"]) == {"kenlm", "late-kenlm"}
     assert set(result.accounting["a"]) - set(result.accounting["b"]) == {"again"}
 

@@ -67,7 +67,7 @@ def test_losses_and_cherry_ratio(folder, limit):
 
 
 def test_two_models_score_side_by_side(folder, tmp_path):
-    """Each column is the one that its model gives alone; the second is not asked about what the first has dropped."""
+    """Each column is what its model gives by itself; the second is not asked about rows that the first dropped."""
     other = save_tiny_llama(tmp_path / "other", bos_token="<s>")
     batch = conversations(ROWS)
     done = open_steps([IfdStep(model=folder), IfdStep(model=other, name="other-lm", formula="reciprocal")])(batch)

@@ -104,7 +104,7 @@ def write_all(folder, rows, formats=FORMATS):
     return {name: folder / name for name in formats}
 
 
-# --- what is text stays as it is --------------------------------------------------------------------------------------
+# --- what is text is kept as it is ------------------------------------------------------------------------------------
 
 TEXTS = (
     "line \u2028 paragraph \u2029 next line \x85 tab \x0b page \x0c file \x1c group \x1d record \x1e unit \x1f",
@@ -195,7 +195,7 @@ ONLY_OVER_LINES = ((b'{\n "q": "x",\n "a": NaN\n}', "invalid_json"), (b'{\n "q":
 
 
 def layouts():
-    """Name of a file -> what stands round its values, and the values that are no rows."""
+    """Name of a file -> the text around its values, and the values that are no rows."""
     one_a_line = [bad for bad in BAD if b"\n" not in bad[0]]
     pretty = json.dumps(json.loads(GOOD), indent=1).encode()
     return {

@@ -95,7 +95,7 @@ def test_values_of_several_types_are_parsed_each_by_itself():
 
 
 def by_hand(text):
-    """A decimal number as Python reads it, None where it says nothing, `...` where it is no number."""
+    """A decimal number as Python reads it, None where it means no value, `...` where it is no number."""
     word = text.strip().lower()
     if word in ("", "-", "--", "?", "#n/a", "<na>", "n/a", "na", "nan", "nil", "none", "null"):
         return None
@@ -295,7 +295,7 @@ def write(path, rows):
 def test_every_format_gives_the_same(tmp_path, name):
     write(tmp_path / name, ROWS)
     rows, bad, counts = read(tmp_path / name, shape_of(FIELDS))
-    # CSV does not tell null from the empty text.
+    # CSV does not distinguish null from the empty text.
     expected = EXPECTED | ({"tag": ["x", "", ""], "text_of_n": ["1", "", "12"]} if name == "x.csv" else {})
     assert {key: [row[key] for row in rows] for key in FIELDS} == expected
     assert (bad, counts) == ([], {})

@@ -123,7 +123,7 @@ def pieces(path, split_bytes) -> list[list[tuple[str, int, int]]]:
 
 
 def splits(path, split_bytes) -> list[tuple[str, int, int]]:
-    """Where each split has one piece alone."""
+    """Where each split has only one piece."""
     return [piece for (piece,) in pieces(path, split_bytes)]
 
 

@@ -28,7 +28,7 @@ LAST = b"\n" + json.dumps(example(2)).encode() + b"\n"
 
 
 class Peak:
-    """Bytes that the process held at most inside the block, beyond what it held before."""
+    """The most bytes that the process held inside the block, beyond what it held before."""
 
     def __enter__(self) -> "Peak":
         gc.collect()
@@ -47,7 +47,7 @@ def _status(name: str) -> int:
 
 
 def deflated(blocks: int) -> bytes:
-    """A gzip file of FIRST, blocks of a MB of `x`, and LAST; the blocks are packed once, since each stands alone."""
+    """A gzip file of FIRST, blocks of a MB of `x`, and LAST; the blocks are packed once, since each is independent."""
     block = b"x" * MB
     pack = zlib.compressobj(9, wbits=-15)
     first = pack.compress(FIRST) + pack.flush(zlib.Z_FULL_FLUSH)

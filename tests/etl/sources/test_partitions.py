@@ -110,7 +110,7 @@ def test_a_folder_above_the_root_is_no_column(tmp_path):
 
 
 def test_folders_are_in_the_fingerprint_where_a_row_shows_them(tmp_path):
-    """Moving a file between folders that no column reads changes the listing alone, as it always did."""
+    """Moving a file between folders that no column reads changes only the listing, as it always did."""
     for name, folder in (("used", "id=1"), ("unused", "shard=1")):
         recipe = text_recipe(tmp_path / name, {"a": []})
         write(tmp_path / f"{name}-files/{folder}/a.jsonl", [{"id": "x", "text": "t"}])

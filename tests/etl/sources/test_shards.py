@@ -26,7 +26,7 @@ def write_arrow(table, path):
 
 
 def contents(found):
-    """What rows say and keep, whatever file they stand in."""
+    """What rows say and keep, whatever file they are in."""
     return sorted((str(row["messages"]), str(row["tools"]), row["meta_json"]) for row in found.rows)
 
 
@@ -280,7 +280,7 @@ def test_a_file_that_changes_after_it_was_listed_is_an_error_that_names_it(tmp_p
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_file_that_grows_while_it_is_read_is_an_error(tmp_path, name, monkeypatch):
-    """A format may see something else first: what stands behind the end of an array, say."""
+    """A format may see something else first, such as text after the end of an array."""
     WRITERS[name](tmp_path / name)
     source, splits = listed(tmp_path)
     size = (tmp_path / name).stat().st_size

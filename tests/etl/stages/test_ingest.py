@@ -75,7 +75,7 @@ def test_a_row_says_where_it_was_read(tmp_path):
 
 
 def test_what_was_read_and_what_was_not_is_told_and_kept(tmp_path):
-    """Each run says it, one that has nothing to do as well; the fingerprint does not know what was left out."""
+    """Each run says it, even one that has nothing to do; the fingerprint does not know what was left out."""
     write_jsonl(tmp_path / "in" / "a.JSONL", plain_rows(3))
     flawed_jsonl(tmp_path / "in" / "b.jsonl")
     (tmp_path / "in" / "c.doc").write_text("x")

@@ -227,7 +227,7 @@ def test_number_of_files_is_bound_by_size_and_cells(tmp_path):
     assert files["B3"] > 3
     assert files == {skill: -(-int(count * layout.BYTES_PER_TOKEN) // (1 << 16)) for skill, count in tokens.items()}
     assert len(corpus.parts) <= layout.BYTES_PER_TOKEN * sum(tokens.values()) / (1 << 16) + len(tokens)
-    # A hash deals the rows out, so files of a cell differ by chance alone (5 standard deviations).
+    # A hash deals the rows out, so files of a cell differ only by chance (5 standard deviations).
     rows_by_file = [part.rows for part in corpus.parts if "B3" in part.path]
     mean = sum(rows_by_file) / len(rows_by_file)
     assert max(abs(count - mean) for count in rows_by_file) < 5 * mean**0.5

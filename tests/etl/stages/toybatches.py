@@ -41,7 +41,7 @@ def verdict_column(num_rows, dropped=()):
 
 
 def with_rest_of_id(batch):
-    """The rows with the columns that tell rows of one id apart, the same in all of them."""
+    """The rows with the columns that distinguish rows of one id, the same in all of them."""
     for name in REST_OF_ID:
         batch = batch.append_column(name, pa.array(["x"] * batch.num_rows))
     return batch

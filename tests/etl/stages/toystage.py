@@ -20,7 +20,7 @@ COUNTS = pa.schema([("num_messages", pa.int32())])
 
 @dataclass(frozen=True)
 class CountMessages:
-    """The number of messages of each row of a split; rows of more than `most` go."""
+    """The number of messages of each row of a split; rows of more than `most` are dropped."""
 
     rows: RowsRef
     most: int

@@ -13,8 +13,8 @@ _TIMEOUT_S = 120
 
 
 def race_for_locks(folders: list[Location]) -> list[Counter[str]]:
-    """For each folder, how two processes fared that reached for its lock together: held, refused, and lost if one of
-    two that held it was told by `check` to stop."""
+    """For each folder, how two processes fared that reached for its lock together: held, refused, and lost if
+    `check` stopped one of two that held it."""
     context = multiprocessing.get_context("spawn")
     barrier, outcomes = context.Barrier(2), context.SimpleQueue()
     racers = [context.Process(target=_race, args=(folders, barrier, outcomes)) for _ in range(2)]

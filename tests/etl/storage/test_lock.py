@@ -23,7 +23,7 @@ R, S, T = ("a" * 32, "b" * 32, "c" * 32)
 
 
 def held_by(folder: Location, **changes) -> Holder:
-    """A lock that someone has left: this process, a moment ago, unless told otherwise."""
+    """A lock that someone has left: this process, a moment ago, unless given otherwise."""
     someone = Holder.me().model_copy(update={"run": R, **changes})
     (folder / LOCK).create(to_json(someone))
     return someone

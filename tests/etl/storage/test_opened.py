@@ -52,7 +52,7 @@ def finished(tmp_path_factory, sources):
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory, finished):
-    """The same as a version left it that knew no record."""
+    """The same, as left by a version that knew no record."""
     folder = tmp_path_factory.mktemp("old") / "out"
     shutil.copytree(finished, folder)
     (folder / RECORD).unlink()
@@ -195,7 +195,7 @@ def test_somebody_elses_folder(folder):
 
 
 def test_nothing_that_a_record_names_is_opened(tmp_path):
-    """A folder that only the record knows of is no dataset, and one that lies elsewhere is refused."""
+    """A folder that only the record knows of is no dataset, and one that is elsewhere is refused."""
     commit(Location.of(tmp_path / "secret"))
     output = Location.of(tmp_path / "out")
     commit(output / "ingest")

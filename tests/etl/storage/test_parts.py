@@ -34,7 +34,7 @@ def test_a_batch_is_a_row_group_and_the_name_says_the_content(folder):
 
 
 def test_a_large_batch_is_still_one_row_group(tmp_path):
-    # Parquet writers cut at 1,048,576 rows unless told otherwise.
+    # Parquet writers cut at 1,048,576 rows by default.
     rows = 1_100_000
     schema = pa.schema([("flag", pa.bool_())])
     batch = pa.record_batch([pa.nulls(rows, pa.bool_())], schema=schema)

@@ -56,7 +56,7 @@ def test_every_layout_goes_on_in_every_other(tmp_path):
 
 @pytest.mark.slow
 def test_stage_3_in_small_pieces(tmp_path):
-    """More sub-groups than parameter groups, and each rank with files of its own alone."""
+    """More sub-groups than parameter groups, and each rank with only its own files."""
     small = {"sub_group_size": 60}
     common = {"bf16": True, "root": str(tmp_path / "root"), "scratch": str(tmp_path / "scratch-{rank}")}
     plan = [

@@ -58,7 +58,7 @@ def index_of(num_tokens, weight=None, clusters=None, cell=None, pairs=None, supe
 
 
 def write_row_groups(folder, cells, rows_per_group):
-    """A committed corpus with one part a cell, cut into row groups of so many rows.
+    """A committed corpus with one part a cell, cut into row groups of this many rows.
 
     Args:
         folder: where to.

@@ -274,7 +274,7 @@ def num_read(monkeypatch):
 
 
 def selected_bytes(url):
-    """Stored bytes of the columns that training reads, and of the footers, of which 64 KB are read at least."""
+    """Stored bytes of the columns that training reads, and of the footers, of which at least 64 KB are read."""
     columns = footers = 0
     dataset = CorpusReader(url, "train", ReadConfig(cache_gib=0)).dataset
     for part in dataset.manifest.parts:

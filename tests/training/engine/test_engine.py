@@ -68,7 +68,7 @@ class Spoilt:
         if self.seen == self.where:
             hidden.register_hook(lambda grad: grad * self.gradient)
         found = OBJECTIVE.loss(head, hidden, batch, context)
-        # The addend is a constant, so that the gradient of a loss that is infinite stays finite.
+        # The addend is a constant, so that the gradient of an infinite loss remains finite.
         spoilt = 0.0 if self.seen != self.where or self.spoil == 1.0 else self.spoil
         return LossOutput(found.total + spoilt, found.sums)
 

@@ -35,7 +35,7 @@ def logits(folder, ids):
 
 
 def log_probabilities(folder, ids, positions):
-    """float64 [positions, vocabulary]: what is said of the token at each."""
+    """float64 [positions, vocabulary]: the prediction for the token at each."""
     return logits(folder, tuple(ids))[[at - 1 for at in positions]].double().log_softmax(-1)
 
 
@@ -125,7 +125,7 @@ def test_a_completion_is_judged(text, verdict, thinks):
 
 
 class Actor:
-    """Stands for a model that says what it is told to."""
+    """Stands for a model that says what the test gives it."""
 
     def __init__(self, said):
         self.said, self.prompts = said, []

@@ -68,7 +68,7 @@ def test_random_texts_of_all_scripts_have_the_same_ids(tokenizer, texts):
 
 
 def test_each_letter_of_unicode_is_cut_as_in_o200k(tokenizer):
-    """The engines of regular expressions know other versions of Unicode; what stands around a letter shows where."""
+    """The engines of regular expressions know other versions of Unicode; the text around a letter shows where."""
     letters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     blocks = [
         "".join(f" {letter}'s{letter}456" for letter in letters[start : start + 256])

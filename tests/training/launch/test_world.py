@@ -7,7 +7,7 @@ from training.launch.world import World
 
 @pytest.fixture
 def here():
-    """A world of one; torch alone."""
+    """A world of one; only torch."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield World(0, 1, torch.device("cpu"))
     torch.distributed.destroy_process_group()

@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 def chunked_head(weight, num_rows, num_buffers=1):
-    """A head that makes the logits of so many rows at a time."""
+    """A head that makes the logits of this many rows at a time."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     return LmHead(weight, logits_bytes=num_rows * num_buffers * len(weight) * wide.itemsize)
 

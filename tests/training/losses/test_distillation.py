@@ -54,7 +54,7 @@ def same(ours, theirs, models):
 @pytest.mark.parametrize(("temperature", "factor"), [(1.0, 1.0), (2.5, 6.25), (0.7, 1.0)])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_a_mixture_with_a_teachers_distribution(monkeypatch, beta, temperature, factor, compared, alpha):
-    """The factor is of the divergence alone; cross-entropy is at temperature 1 and over the student's whole head."""
+    """The factor is only the divergence's; cross-entropy is at temperature 1 and over the student's whole head."""
     monkeypatch.setattr("training.losses.distillation.COLUMNS", 5)
     hidden, weight = student()
     teacher, head = drawn(3, ROWS, 4), drawn(4, VOCAB + 2, 4)
@@ -76,7 +76,7 @@ def test_a_mixture_with_a_teachers_distribution(monkeypatch, beta, temperature, 
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("temperature", [1.0, 2.5, 0.7])
 def test_a_mixture_with_stored_top_k(monkeypatch, temperature, k, alpha):
-    """The first row has an entry less than the others."""
+    """The first row has one entry fewer than the others."""
     monkeypatch.setattr("training.losses.distillation.COLUMNS", 5)
     hidden, weight = student()
     logp, ids = drawn(5, ROWS, VOCAB).log_softmax(1).topk(k)

@@ -43,7 +43,7 @@ class Tiny(nn.Module):
 
 
 def pack_of(rank, kind):
-    """Documents of other lengths on each rank; the pair lies on rank 0."""
+    """Documents of other lengths on each rank; the pair is on rank 0."""
     generator = np.random.default_rng(rank)
     more = {key: generator.integers(0, VOCAB, PACK_TOKENS) for key in ("input_ids", "targets")}
     if kind == "dpo":

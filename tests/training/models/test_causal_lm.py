@@ -170,7 +170,7 @@ def test_gradient_checkpointing_changes_no_gradient(name):
 
 
 def total(student, bounds=BOUNDS):
-    """Something that needs hidden states and router logits."""
+    """A function that needs hidden states and router logits."""
     hidden, router_logits = student(*pack(bounds))
     return losses(hidden @ student.lm_head.weight.T, bounds).sum() + sum(x.square().mean() for x in router_logits)
 

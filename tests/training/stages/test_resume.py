@@ -101,7 +101,7 @@ def twice_edited():
 
 
 def after_steps(steps, behind):
-    """A run paused after so many steps, as if the next stage had been entered without a step where `behind`."""
+    """A run paused after this many steps; `behind`: as if the next stage had been entered without a step."""
     trained, payload = start(of_names(NAMES, max_steps=steps), None)
     if behind:
         state, was = resume.of_payload(payload)

@@ -128,7 +128,7 @@ def test_closing_closes_every_open_stream():
 
 
 class ToyWorld:
-    """Two ranks of which the other has given the same, and was asked to stop."""
+    """Two ranks; the other one has given the same, and was asked to stop."""
 
     def sum(self, values):
         return 2 * values + torch.tensor([0.0] * (len(values) - 1) + [1.0])

@@ -222,7 +222,7 @@ class Cheap:
 
 
 class Wrong(Cheap):
-    """Gives one log-probability that is none."""
+    """Gives one value that is no log-probability."""
 
     def __init__(self, value):
         super().__init__()
@@ -269,7 +269,7 @@ def test_a_checkpoint_is_due_by_rows_or_by_the_clock(large, tmp_path):
     rescore(configuration(large, tmp_path / "whole", *ALL), whole)
 
     def stored(name, fails_at, **limits):
-        """Rows of each checkpoint that a run leaves which is killed at a request."""
+        """Rows of each checkpoint that a run leaves when it is killed at a request."""
         with pytest.raises(PulledPlugError):
             rescore(configuration(large, tmp_path / name, *ALL), Cheap(fails_at), **limits)
         folder = Location.of(str(tmp_path / name / "teacher_logp" / CHECKPOINTS))

@@ -69,7 +69,7 @@ def messages(draw):
 
 @st.composite
 def rows(draw):
-    """A line: a row, or what is none."""
+    """A line: a row, or something that is none."""
     said = draw(st.lists(messages(), max_size=3))
     members = [
         ("id", draw(st.just("7") | GOOD | TEXTS | NUMBERS)),

@@ -15,7 +15,7 @@ def converse(tmp_path, description, *records, raw=False):
 
 
 def spoken(row):
-    """The messages of a row: (role, channel, recipient, content), nulls behind left out."""
+    """The messages of a row: (role, channel, recipient, content), trailing nulls left out."""
     return [
         (said["role"], *(said[key] for key in ("channel", "recipient") if said[key]), said["content"])
         for said in row["messages"]

@@ -105,7 +105,7 @@ def test_pairs_meet_the_chunk_of_either_end():
 
 
 def test_pairs_of_the_same_two_chunks_share_a_block_whichever_end_is_where():
-    """Rows 1 and 2 are in chunk 0 of a component, 8 and 9 in chunk 1; (1, 9) and (8, 2) lie between the same chunks."""
+    """Rows 1 and 2 are in chunk 0 of a component, 8 and 9 in chunk 1; (1, 9) and (8, 2) are between the same chunks."""
     lines = [
         (0, 2, False, None, None, 5, 0, 20), (0, 2, True, 8, 0, 5, 1, 80),
         (0, 9, False, None, None, 5, 1, 90), (0, 9, True, 1, 0, 5, 0, 10),

@@ -96,7 +96,7 @@ def test_sets_of_labelled_rows_go_to_the_bucket_of_their_component_and_canaries_
 
 
 def test_recall_and_precision_by_level():
-    """Levels 0 and 1 lie below the threshold of 0.8; of 3 canaries reported there is 1, of 10 above there are 8."""
+    """Levels 0 and 1 are below the threshold of 0.8: 1 of 3 canaries is reported there, and 8 of 10 above it."""
     levels = Levels(0.8)
     assert [levels.is_duplicate(level) for level in (1, 2)] == [False, True]
     found = by_level(levels, {"1": 3, "2": 10}, {"1": 1, "2": 8})
@@ -144,7 +144,7 @@ def test_similarity_to_the_survivor_decides_when_it_is_asked_to(tmp_path, cluste
 
 
 def test_the_best_score_survives(tmp_path):
-    """The score stands before dedup: the row of the surest language of each cluster stays."""
+    """The score comes before dedup: the row of the surest language of each cluster is kept."""
     write_parquet(tmp_path / "in.parquet", families(3))
     recipe = make_recipe(
         tmp_path / "out", {"toy": tmp_path / "in.parquet"}, stages=["filter", "dedup"],

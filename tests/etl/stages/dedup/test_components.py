@@ -44,7 +44,7 @@ def numbers_of(rows, num_splits):
 
 
 def stored(folder, name, schema, columns, num_splits):
-    """A dataset of so many splits with row groups of 11 rows."""
+    """A dataset of this many splits with row groups of 11 rows."""
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
     size = -(-batch.num_rows // num_splits) if batch.num_rows else 1
@@ -70,7 +70,7 @@ def label(output, pairs, max_edges, engine=None, num_splits=1):
 
 
 def labels_of(dataset):
-    """Row key to label; each row stands once and a part is sorted."""
+    """Row key to label; each row occurs once and a part is sorted."""
     rows = read(dataset)
     assert len({row["row"] for row in rows}) == len(rows)
     for split in range(dataset.ref.num_splits):

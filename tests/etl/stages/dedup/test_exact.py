@@ -95,7 +95,7 @@ def test_prompt_and_answer_are_kept_apart(tmp_path):
 
 
 def test_same_row_twice_leaves_one(tmp_path):
-    """Copies that are equal in everything have one id; still only one of them stays."""
+    """Copies that are equal in everything have one id; still only one of them is kept."""
     dedup(tmp_path, [row(1, "q", "a")] * 5 + [row(2, "q2", "a")], exact={})
     rows = read(stage(tmp_path / "out", "exact"))
     assert sum(item["verdict"] is None for item in rows) == 2

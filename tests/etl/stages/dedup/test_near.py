@@ -67,7 +67,7 @@ def test_pairs_and_clusters_equal_brute_force(tmp_path, seed):
 
 
 def test_hot_band_is_capped_and_counted(tmp_path):
-    """Sixty equal texts share every band: each meets at most three earlier ones, and all are one cluster still."""
+    """Sixty equal texts share every band: each meets at most three earlier ones, and still all are one cluster."""
     rows = [row(n, "the same question for everybody in this room", "and one answer") for n in range(60)]
     near = {"unit": "word", "threshold": 0.8, "max_partners": 3, "num_canaries": 0}
     dedup(tmp_path, rows, InProcessEngine(batch_rows=5), near=near)

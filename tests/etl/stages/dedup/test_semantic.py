@@ -92,7 +92,7 @@ def test_rows_go_that_are_similar_to_a_better_row_of_their_cluster(tmp_path):
 
 
 def test_a_row_that_goes_keeps_its_cluster_and_one_that_was_not_found_has_none():
-    """Cell 5 is B2-C2. Rows 0 and 4 stay in cluster 3 of it, row 3 goes for row 4; row 1 was dropped before."""
+    """Cell 5 is B2-C2. Rows 0 and 4 are kept in its cluster 3, row 3 is dropped for row 4; row 1 was dropped before."""
     (cluster,) = cluster_numbers(np.array([5]), 3).tolist()
     hits = [(0, cluster, 2, 0, None), (4, cluster, 2, 1, None), (3, cluster, 2, None, identity(4))]
     rows = rows_of(marked(SemanticMark("semantic"), groups_of([2, 3], dropped=[1]), hits))

@@ -55,7 +55,7 @@ def test_sources_tell_what_they_have_in_common(tmp_path):
 
 
 def test_a_dropped_row_is_no_survivor(tmp_path):
-    """A duplicate of a row that an earlier stage dropped has to stay."""
+    """A duplicate of a row that an earlier stage dropped has to be kept."""
     rows = [row(n, "what is it", "failed after maximum attempts") for n in range(3)] + [row(9, "what is it", "fine")]
     write_jsonl(tmp_path / "in.jsonl", rows)
     run(make_recipe(

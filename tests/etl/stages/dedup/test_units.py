@@ -34,7 +34,7 @@ def document(number, text):
 
 
 def units_of(unit, near=None, **more):
-    """The section `dedup`, for one kind of unit alone."""
+    """The section `dedup`, for only one kind of unit."""
     return {"exact": None, "near": near, "units": [{"unit": unit}], **more}
 
 

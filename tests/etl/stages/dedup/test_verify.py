@@ -49,7 +49,7 @@ def test_packed_sets_are_unpacked_wherever_a_slice_begins(members, start):
 
 
 def test_both_ends_of_a_pair_are_wanted_with_its_block(tmp_path):
-    """A canary's set is made where the row is that it copies."""
+    """A canary's set is made where the row that it copies is."""
     rows = [(7, 5, 9, 50, 90, 1), (7, 5, CANARY, 50, 91, 0), (8, 5, 9, 50, 90, 0)]
     batch = pa.RecordBatch.from_pylist([dict(zip(EDGE.names, row, strict=True)) for row in rows], EDGE)
     (found,) = EmitWantedSets(commit(Location.of(str(tmp_path / "edges")), EDGE, [[batch]]).ref)(0)
@@ -146,7 +146,7 @@ def example_of(key):
 
 @given(blocks, st.lists(st.integers(0, 40), max_size=6))
 def test_pairs_at_or_above_the_threshold_are_written_however_the_stream_is_cut(drawn, cuts):
-    """A pair may come several times, one after the other."""
+    """A pair may come several times in a row."""
     lines, pairs = members_of(drawn)
     table = pa.Table.from_pylist([dict(zip(BLOCK_MEMBER.names, line, strict=True)) for line in lines], BLOCK_MEMBER)
     chunks = list(Verify(NEAR, ("one", "two"))(0, cut_at(table, cuts)))
@@ -182,7 +182,7 @@ def test_canaries_that_are_similar_are_counted_by_level_and_left_out():
 
 
 def test_pairs_with_the_same_tokens_and_other_signs_are_counted_once_where_they_are_reported():
-    """Of the rows (tokens, signs) 0 and 1 differ in signs alone, 0 and 2 in words, 3 and 0 are not similar.
+    """Of the rows (tokens, signs) 0 and 1 differ only in signs, 0 and 2 in words, 3 and 0 are not similar.
 
     Row 4 has no digests.
     """

@@ -76,7 +76,7 @@ SPLIT = 2
 
 
 def groups_of(sizes, dropped=()):
-    """Row groups of so many rows, numbered through; the rows in `dropped` have a verdict."""
+    """Row groups of this many rows, numbered through; the rows in `dropped` have a verdict."""
     groups, start = [], 0
     for size in sizes:
         numbers = range(start, start + size)
@@ -92,7 +92,7 @@ def marked(mark, groups, hits, cuts=()):
     Args:
         mark: that judges.
         groups: the row groups of the split.
-        hits: (row number, what `mark.hits` has behind `row` …), in any order.
+        hits: (row number, what `mark.hits` has after `row` …), in any order.
         cuts: where the stream of hits is cut.
     """
     schema = routed(mark.hits)
