@@ -30,7 +30,7 @@ class Process(NamedTuple):
         name: of the executable, at most 15 characters.
         parent: its PID.
         cpu_s: user and system time of its own, without children.
-        start: in ticks since the machine started; tells two processes with one PID apart.
+        start: in ticks since the machine started; distinguishes two processes with one PID.
         resident_bytes: resident set, shared pages included.
     """
 

@@ -27,7 +27,7 @@ from tests.engines.inprocess import InProcessEngine
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    """Two workers, whose temporary files and the engine's own lie in a folder of this module."""
+    """Two workers; their temporary files and the engine's own are in a folder of this module."""
     before = tempfile.tempdir
     tempfile.tempdir = str(tmp_path_factory.mktemp("scratch"))
     engine = LocalEngine(processes=2)

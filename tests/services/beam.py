@@ -13,7 +13,7 @@ from tests.services.process import free_ports, is_listening, running
 
 @contextlib.contextmanager
 def beam_job_service(folder: Path) -> Iterator[str]:
-    """host:port for --job_endpoint; staged files and the log lie in `folder`, which must be the test's own."""
+    """host:port for --job_endpoint; staged files and the log are in `folder`, which must be the test's own."""
     (port,) = free_ports(1)
     command = [
         sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main",

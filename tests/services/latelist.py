@@ -25,7 +25,7 @@ _JOURNAL = ".journal"
 
 class LateListing(AbstractFileSystem):  # type: ignore[misc]
     """Args:
-    root: folder of the journal; objects lie below it too.
+    root: folder of the journal; objects are below it too.
     lag: operations after which LIST has caught up.
     """
 

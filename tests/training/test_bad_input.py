@@ -31,7 +31,7 @@ def untouched(tmp_path_factory):
 
 @pytest.fixture
 def run(untouched, tmp_path):
-    """A copy of it that a test may damage; the configuration that goes on with it."""
+    """A copy of it that a test may damage; the configuration that continues it."""
     shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
     return tmp_path
 

@@ -352,7 +352,7 @@ def test_missing_column_fails_before_a_row_is_read(tmp_path, ngram_model):
 
 
 def test_rounds_are_committed(tmp_path):
-    """A cut that was killed goes on from the rounds that it has counted."""
+    """A killed cut continues from the rounds that it has counted."""
     write_parquet(tmp_path / "a.parquet", mixed_rows(60))
     recipe = make_recipe(tmp_path / "out", {"a": tmp_path / "a.parquet"}, stages=["filter"], filter=FILTER)
     result = run(recipe)
