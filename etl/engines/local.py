@@ -1,7 +1,7 @@
 """The local engine: both verbs in this process or in a pool of processes on this machine. No JVM, no service.
 
 A shuffle goes over local scratch files below TMPDIR. The map side of a split writes one Arrow file, its rows in slices
-of one bucket each; a bucket then reads its slices from all of them and sorts them (etl.sorting). So nobody holds a
+of one bucket each; a bucket then reads its slices from all of them and sorts them (etl.sorting). So no process holds a
 shuffle: a worker holds some 130 MB on the map side and at most twice `etl.machine.held_bytes()` on the other. Scratch
 takes the bytes of the shuffle and is removed when the shuffle ends, also by an error or Ctrl-C.
 
@@ -34,7 +34,7 @@ class LocalEngine(Engine):
     `etl.engine.worker_number()` says on a task's side which process it is in, from 0.
 
     Args:
-        processes: 1 runs everything in this process, one task after the other; more are workers of a pool.
+        processes: 1 runs everything in this process, in sequence; more are workers of a pool.
 
     Raises:
         ConfigError: fewer than one process.
@@ -89,7 +89,7 @@ class LocalEngine(Engine):
 
 @contextlib.contextmanager
 def _counted(work: Work) -> Iterator[Callable[[Counts], None]]:
-    """Around a job: takes what each task counted, and leaves their sum in the log."""
+    """Around a job: collects the counts of each task, and writes their sum to the log."""
     counts: list[Counts] = []
     yield counts.append
     _LOG.info("%s: %s", work.stage, sum(counts, Counts()))

@@ -7,7 +7,7 @@ object holds stays in its worker from call to call of a job, so a model is loade
 process, a script that uses a pool needs the guard `if __name__ == "__main__"`.
 
 No worker outlives its parent: Ctrl-C and an error of the pool kill them, and each ends itself when its parent is gone.
-Their temporary files lie in one folder, which goes with them.
+Their temporary files are in one folder, which is removed with them.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from etl.errors import DataError, StillhouseError
 from etl.machine import usable_cpus
 
 _CLOSE_S = 10.0
-"""For an idle worker to end by itself."""
+"""Seconds to wait for an idle worker to end by itself."""
 _THREADS = "OMP_NUM_THREADS"
 _THREADED = ("apache_beam", "grpc", "pyspark", "torch")
 """Packages that start threads of their own, or hold a CUDA context."""
@@ -49,14 +49,14 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     has_task: bool = False
-    """Whether it got the task of the current job."""
+    """Whether it has the task of the current job."""
 
 
 class WorkerPool:
     """Processes that run the calls of one job at a time; one starts with the first job that has a call for it.
 
     Args:
-        processes: at most so many; each gets an equal share of the CPUs for the threads of Arrow and BLAS.
+        processes: maximum number of workers; each gets an equal share of the CPUs for the threads of Arrow and BLAS.
     """
 
     def __init__(self, processes: int) -> None:
@@ -66,7 +66,7 @@ class WorkerPool:
 
     @property
     def folder(self) -> Path:
-        """For temporary files that go with the workers."""
+        """Folder for temporary files that are removed with the workers."""
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="stillhouse-local-", ignore_cleanup_errors=True)
         return Path(self._folder.name)
@@ -75,7 +75,7 @@ class WorkerPool:
         """Start all workers as forks of this process; those that start after `close` or an error are spawned.
 
         For a process that has imported what tasks need, and in which no library has started a thread that a fork would
-        miss (`may_fork`). Linux alone: elsewhere system libraries do not survive it.
+        miss (`may_fork`). Only on Linux: elsewhere system libraries do not survive it.
         """
         freeze_for_forks()
         self._start(self.processes, "fork")
@@ -85,12 +85,12 @@ class WorkerPool:
     ) -> None:
         """Call `task` with every tuple of arguments.
 
-        An exception of a call is raised as it is, when the calls then at work are over; those after them are not made.
+        An exception of a call is raised unchanged when the calls under way are over; later calls are not made.
 
         Args:
             task: sent to each worker once, pickled; what it keeps in itself is there at that worker's next call.
             calls: arguments of each call.
-            at_once: most calls at a time.
+            at_once: maximum number of calls at a time.
             done: gets the result of each call as it comes.
 
         Raises:
@@ -143,13 +143,13 @@ class WorkerPool:
             raise _died(worker) from error
 
     def _start(self, count: int, method: Literal["spawn", "fork"] = "spawn") -> None:
-        """Start workers up to this number; a job of few calls starts only as many as it can use."""
+        """Start workers up to this number; a job with few calls starts only as many as it can use."""
         context: Any = multiprocessing.get_context(method)
         threads = max(1, usable_cpus() // self.processes)
         with _quiet_children(threads):
             for number in range(len(self._workers), min(count, self.processes)):
                 ours, theirs = context.Pipe()
-                # A fork has a copy of every pipe, and a worker ends when the last end of its own is closed.
+                # A fork has a copy of every pipe. A worker ends when the last copy of its own pipe's end is closed.
                 copies = [*(worker.connection for worker in self._workers), ours] if method == "fork" else []
                 arguments = (theirs, number, threads, str(self.folder), copies)
                 process = context.Process(target=_serve, args=arguments, name=f"stillhouse-{number}", daemon=True)
@@ -197,10 +197,10 @@ def _died(worker: _Worker) -> DataError:
 
 @contextlib.contextmanager
 def _quiet_children(threads: int) -> Iterator[None]:
-    """What processes inherit that start here: SIGINT blocked, so that Ctrl-C is the parent's; a number of threads."""
+    """Settings that child processes inherit: SIGINT is blocked, so that only the parent gets Ctrl-C; a thread count."""
     is_ours = _THREADS not in os.environ
     if is_ours:
-        # Read when OpenBLAS and OpenMP are loaded, so a worker cannot set it for itself.
+        # Read when OpenBLAS and OpenMP are loaded, so a worker cannot set it itself.
         os.environ[_THREADS] = str(threads)
     # Its start with the first worker would unblock SIGINT.
     resource_tracker.ensure_running()
@@ -237,7 +237,7 @@ def _answer_calls(connection: Connection) -> None:
         answer: tuple[Any, Exception | None]
         try:
             if pickled is not None:
-                task = None  # what it holds goes before the next one loads its own
+                task = None  # Drop what it holds before the next one loads its own.
                 task = pickle.loads(pickled)  # noqa: S301 - the parent's
             answer = (task(*call), None)
         except Exception as error:  # noqa: BLE001 - raised in the parent
@@ -254,7 +254,7 @@ def _end_with_parent(folder: str) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The exception as it can travel; one that is no bad input gets the worker's traceback as a note."""
+    """The exception in a form that can be pickled; unless it is bad input, with the worker's traceback as a note."""
     if isinstance(error, StillhouseError):
         return error
     error.add_note(f"in a worker process:\n{''.join(traceback.format_exception(error))}")

@@ -1,7 +1,7 @@
 """The Spark engine: `map` is a narrow job over an RDD of splits, `shuffle` is repartitionById + sortWithinPartitions.
 
 With a local master both sides of a shuffle see one disk, so it is two narrow jobs with scratch files between them.
-Splits are no DataFrame because Spark's SQL takes 5 CPU-seconds of a run for what it loads, plans and compiles; what is
+Splits are not a DataFrame because Spark's SQL takes 5 CPU-seconds of a run to load, plan and compile. Only what is
 one, a shuffle on a cluster or a table, makes the session.
 
 The context is made on first use, so a run that finds everything committed starts no JVM. It is the user's when a
@@ -9,8 +9,8 @@ session is active or when spark-submit configured one; only what nobody set gets
 4 s, a job about 0.1 s.
 
 Every job has a group and a description ("stillhouse: filter, 12 of 40 splits"), which the web page, the event log and
-the history server show, and an accumulator of what its tasks counted, which the log shows: Spark gives an accumulator
-of Python's no name and therefore no place on the page of a stage.
+the history server show, and an accumulator of its tasks' counts, which the log shows: Spark gives a Python accumulator
+no name and therefore does not show it on the page of a stage.
 
 For people without a recipe: `apply(df, steps)` and `read(session, path)`.
 """
@@ -82,7 +82,7 @@ class SparkEngine(Engine):
 
     @property
     def session(self) -> Any:
-        """The SparkSession of what is a DataFrame."""
+        """The SparkSession, for work with DataFrames."""
         from pyspark.sql import SparkSession
 
         context = self.context
@@ -99,7 +99,7 @@ class SparkEngine(Engine):
 
     @property
     def tasks_run_here(self) -> bool:
-        # Nothing was run where there is no context.
+        # Nothing was run if there is no context.
         return self._context is None or str(self._context.master).startswith("local")
 
     def run_splits(self, work: Work, items: Sequence[tuple[int, Any]], task: Task) -> None:
@@ -127,7 +127,7 @@ class SparkEngine(Engine):
             self._run_buckets_anywhere(work, buckets, exchange, reduce)
 
     def _run_buckets_here(self, work: Work, buckets: Sequence[int], exchange: Exchange, reduce: Reduce) -> None:
-        """By scratch files of this machine: Spark would turn every row into one of its own, sort and store it."""
+        """Through scratch files on this machine: Spark would turn every row into one of its own, sort and store it."""
         wanted = np.zeros(exchange.num_buckets, np.bool_)
         wanted[list(buckets)] = True
         with tempfile.TemporaryDirectory(prefix="stillhouse-shuffle-", ignore_cleanup_errors=True) as folder:
@@ -183,8 +183,8 @@ class SparkEngine(Engine):
         self.ledger.open()
         build.give_up()
         num_partitions = opened.num_partitions
-        # A name of its own keeps the stragglers of an earlier landing out. What is landed anew in every run has to get
-        # the same name each time: it is in the files, and equal rows shall give equal files.
+        # A name of its own keeps stragglers of an earlier landing out. A table landed anew in every run has to get
+        # the same name each time: it is in the files, and equal rows must give equal files.
         name = uuid.uuid4().hex if opened.tells_changes else ""
         plan = build.plan([[name, number] for number in range(num_partitions)])
         land = land_partition(build.writer(plan), opened.schema, num_partitions)
@@ -217,7 +217,7 @@ class SparkEngine(Engine):
 
     @contextlib.contextmanager
     def _job(self, work: Work, unit: str) -> Iterator["_Job"]:
-        """A job group of its own; the thread's group is then again what the user had set."""
+        """A job group of its own; afterwards the thread's group is again the one that the user had set."""
         context = self.context
         before = {key: context.getLocalProperty(key) for key in _GROUP_PROPERTIES}
         job = _Job(context, work, f"stillhouse-{next(self._numbers)}-{work.stage}")
@@ -233,7 +233,7 @@ class SparkEngine(Engine):
 
 
 class _CountsParam:
-    """How Spark adds up counts."""
+    """Adds up counts for Spark."""
 
     def zero(self, value: Counts) -> Counts:
         return Counts()
@@ -243,7 +243,7 @@ class _CountsParam:
 
 
 class _Job:
-    """One Spark job of ours: its group, and what its tasks have counted so far."""
+    """One Spark job of ours: its group, and the counts of its tasks so far."""
 
     def __init__(self, context: Any, work: Work, group: str) -> None:
         self.group = group
@@ -251,10 +251,10 @@ class _Job:
         self._work = work
 
     def run(self, errors: Callable[[], list[str | None]]) -> None:
-        """Run it, by an action of Spark's that gives the error of each task, or None.
+        """Run it, by a Spark action that returns the error of each task, or None.
 
         Raises:
-            StillhouseError: the first that a task met.
+            StillhouseError: the first one of a task.
         """
         try:
             failures = [error for error in errors() if error is not None]
@@ -298,7 +298,7 @@ def _error(work: Callable[[], Counts], counts: Any) -> str | None:
 
 
 def _outcome(work: Callable[[], Counts], counts: Any) -> pa.RecordBatch:
-    """The error of a task of a DataFrame, as its one row."""
+    """The error of a DataFrame's task, as its only row."""
     return pa.record_batch({"error": pa.array([_error(work, counts)], pa.string())})
 
 
@@ -307,7 +307,7 @@ def _errors(frame: Any) -> Callable[[], list[str | None]]:
 
 
 def _routed(schema: pa.Schema) -> pa.Schema:
-    fields = [field.with_nullable(True) for field in schema]  # notes are nulls but for their own column
+    fields = [field.with_nullable(True) for field in schema]  # Notes are null except in their own column.
     return pa.schema([*fields, pa.field(_TARGET, pa.int32()), pa.field(_NOTE, pa.string())])
 
 
@@ -321,8 +321,8 @@ def _route(rows: pa.RecordBatch, position: npt.NDArray[np.int32]) -> pa.RecordBa
 def _notes(num_buckets: int, schema: pa.Schema, note: str) -> pa.RecordBatch:
     """A row of nulls for every bucket, before all others in it.
 
-    One that says nothing is needed because Spark's optimiser takes a shuffle without rows away, reduce side included.
-    One with an error reaches every bucket, so that none is written from what was emitted before it.
+    An empty note is needed because Spark's optimiser removes a shuffle without rows, including its reduce side.
+    A note with an error reaches every bucket, so that none is written from the rows emitted before it.
     """
     columns = [pa.nulls(num_buckets, field.type) for field in schema]
     targets = pa.array(np.arange(num_buckets, dtype=np.int32))

@@ -1,10 +1,10 @@
-"""pyspark's daemon with our imports made once: the workers that it forks have them.
+"""pyspark's daemon with our imports made once, so that the workers that it forks have them.
 
     spark.python.daemon.module=etl.engines.spark_daemon
 
 A worker of pyspark's own daemon imports numpy, pyarrow, pandas, numba and our modules itself, 2 to 3 CPU-seconds for
 each core of an executor; a fork of this one starts with them. pyspark's worker collects garbage after each task, 40 ms
-where it has loaded numba itself, 1 ms here. What is imported starts no thread that a fork would miss. The daemon can
+where it has loaded numba itself, 1 ms here. The imports start no thread that a fork would miss. The daemon can
 only be this module where a plain start of the workers' Python finds it: on this machine, or on executors that have the
 package installed, and not with `--py-files`, whose archives reach a worker after it was forked (spark_session.py asks).
 """

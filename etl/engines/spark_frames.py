@@ -1,6 +1,6 @@
 """Steps and datasets as Spark DataFrames, for people without a recipe: `apply(df, steps)` and `read(session, path)`.
 
-Both are lazy like DataFrames: they check their arguments on the driver at once, and work when the user's own action
+Both are lazy like DataFrames: they check their arguments on the driver at once, and do the work when the user's action
 runs. Steps cost one load of their models for each partition; every column of the frame travels to Python and back, so
 select what is needed first.
 """
@@ -44,7 +44,7 @@ def apply(df: Any, steps: Sequence[Step]) -> Any:
 
     Raises:
         SchemaError: a column that a step reads is absent or has another type, one that it adds is already there, a name
-            stands twice, or a column is of a type that Arrow or Spark does not have.
+            occurs twice, or a column is of a type that Arrow or Spark does not have.
     """
     from pyspark.sql.types import StructField, StructType
 
@@ -83,7 +83,7 @@ def apply(df: Any, steps: Sequence[Step]) -> Any:
 
 
 def _read_types(steps: Sequence[Step]) -> dict[str, pa.DataType]:
-    """Arrow type of every column that the steps read and that they can count on, by name in the table."""
+    """Arrow type of every column that the steps read and can rely on, by name in the table."""
     known = _known_types()
     read = {"verdict": "verdict"}
     for step in steps:
@@ -104,7 +104,7 @@ def _check_type(field: Any, wanted: pa.DataType) -> None:
 
 
 def _is_messages(field: Any) -> bool:
-    """Whether a Spark column has role and content of messages, and nothing that is no part of one."""
+    """Whether a Spark column has role and content of messages, and no field that messages do not have."""
     from pyspark.sql.types import ArrayType, NullType, StringType, StructType
 
     kind = field.dataType
@@ -116,7 +116,7 @@ def _is_messages(field: Any) -> bool:
 
 
 def _readable(batch: pa.RecordBatch, read: dict[str, pa.DataType]) -> pa.RecordBatch:
-    """The batch as steps read it: their columns in their types, and a verdict for messages that say nothing."""
+    """The batch as steps read it: their columns in their types, and a verdict for incomplete messages."""
     if "verdict" not in batch.schema.names:
         batch = batch.append_column("verdict", pa.nulls(batch.num_rows, VERDICT))
     flaws: dict[str, pa.BooleanArray] = {}
@@ -130,7 +130,7 @@ def _readable(batch: pa.RecordBatch, read: dict[str, pa.DataType]) -> pa.RecordB
 
 
 def _known_types() -> dict[str, pa.DataType]:
-    """Arrow type of every column that a step can count on, by name."""
+    """Arrow type of every column that a step can rely on, by name."""
     kinds = get_args(get_args(AnyStep)[0])
     added = {field.name: field.type for kind in kinds for field in kind.adds}
     return added | {field.name: field.type for field in PROMPT} | {"verdict": VERDICT}
@@ -177,7 +177,7 @@ def read(session: Any, path: str | Path | Location) -> Any:
 
 @dataclass(frozen=True)
 class _ReadParts:
-    """The rows of the parts whose numbers come in, on a worker."""
+    """On a worker, the rows of the parts whose numbers it receives."""
 
     folder: Location
     parts: tuple[Part, ...]
@@ -193,7 +193,7 @@ class _ReadParts:
 
 
 def _reads_natively(session: Any, folder: Location) -> bool:
-    """Whether Spark itself can read below a folder; it would take some signs in a path for a pattern."""
+    """Whether Spark itself can read below a folder; it would treat some characters in a path as a pattern."""
     from py4j.protocol import Py4JJavaError
 
     if _GLOB_SIGNS.intersection(folder.url):

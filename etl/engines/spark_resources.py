@@ -26,16 +26,16 @@ class Ask:
     profile: Any = None
     """A pyspark ResourceProfile; None for the session's own settings."""
     at_once: int = 0
-    """Tasks that may run at the same time; 0 leaves it to the session."""
+    """Maximum number of tasks at a time; 0 leaves it to the session."""
     line: str = ""
-    """For the user, about needs that are met in another way than by a profile; empty when there is nothing to say."""
+    """A line for the user about needs that are met in another way than by a profile; empty if there is none."""
 
 
 def ask(context: Any, work: Work) -> Ask:
     """How the tasks of `work` get what they need.
 
     Raises:
-        ConfigError: executors that are there already cannot hold even one such task.
+        ConfigError: existing executors cannot hold even one such task.
     """
     needs = work.resources
     if needs == DEFAULT:
@@ -101,7 +101,7 @@ def _task_profile(needs: Resources) -> Any:
 
 
 def _profile(conf: Any, needs: Resources) -> Any:
-    """Executors for as many tasks as the user's own size of executor has room for; one where a GPU is needed."""
+    """Executors for as many tasks as fit into the user's own executor size; one if a GPU is needed."""
     from pyspark.resource import ExecutorResourceRequests, ResourceProfileBuilder
 
     cpus = max(1, needs.cpus)

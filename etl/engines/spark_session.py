@@ -38,7 +38,7 @@ _DEFAULTS = {
     "spark.sql.session.timeZone": "UTC",
 }
 _SUBMIT_ARGS = "--name stillhouse --driver-memory 2g {options}--conf spark.ui.showConsoleProgress=false pyspark-shell"
-"""For a JVM that we start ourselves; its memory and its compiler cannot be changed once it runs."""
+"""For a JVM that we start ourselves; its memory and compiler cannot be changed once it runs."""
 LIGHT_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 """The JVM only moves Arrow's bytes, so that it is not worth the optimising compiler's time: it takes half the CPU of a
 run of minutes. On a cluster the executors' JVMs also sort, for hours."""
@@ -66,7 +66,7 @@ _EMPTY_WORDS = (
     "Picked up",
     "Using Spark's",
 )
-"""How lines of a JVM begin that say that something is wrong, or nothing, and not what."""
+"""Beginnings of a JVM's lines that report a problem, or nothing, without its cause."""
 
 
 def active_session() -> Any:
@@ -95,8 +95,8 @@ def make_context(report: Callable[[str], None]) -> Any:
         report(f"{java.line}; Spark's log: {log}" if log else java.line)
     os.environ.setdefault(_PYTHON, sys.executable)
     with _explained(), _ctrl_c_is_pythons():
-        # Only the JVM knows what spark-submit and spark-defaults.conf say; a SparkConf made before it runs is empty,
-        # and what is then set in it would win over them.
+        # Only the JVM knows the settings of spark-submit and spark-defaults.conf; a SparkConf made before it is empty,
+        # and what is then set in it would override them.
         with _where_the_jvm_writes():
             SparkContext._ensure_initialized()
         conf = SparkConf()
@@ -111,15 +111,15 @@ def make_context(report: Callable[[str], None]) -> Any:
 
 
 def make_class_archive(cache: Path) -> Path | str:
-    """See to it that the next runs start their JVM from an archive of Spark's classes (etl/engines/class_archive.py).
+    """Make sure that later runs start their JVM from an archive of Spark's classes (etl/engines/class_archive.py).
 
-    25 CPU-seconds where it is not there yet, in processes that end before this returns.
+    Costs 25 CPU-seconds if it is not there yet, in processes that end before this returns.
 
     Args:
         cache: the folder of `cache_dir()`, below which the archive lies.
 
     Returns:
-        The archive; or a line that says why there is none.
+        The archive, or a line with the reason why there is none.
 
     Raises:
         ConfigError: there is no Java for Spark.
@@ -134,7 +134,7 @@ def make_class_archive(cache: Path) -> Path | str:
 
 
 def _submit_args(java: Java) -> str:
-    """What spark-submit would be called with; a light JVM where Spark runs on this machine alone."""
+    """The arguments of spark-submit; a light JVM if Spark runs only on this machine."""
     if not _is_light():
         return _SUBMIT_ARGS.format(options="")
     archive = find_archive(archive_folder(cache_dir(), java, spark_home()))
@@ -142,15 +142,15 @@ def _submit_args(java: Java) -> str:
 
 
 def _light_args(options: str) -> str:
-    """What spark-submit would be called with for a light JVM of some more options."""
+    """The arguments of spark-submit for a light JVM with some more options."""
     return _SUBMIT_ARGS.format(options=f"--driver-java-options {shlex.quote(f'{LIGHT_JVM} {options}'.strip())} ")
 
 
 def _is_light() -> bool:
-    """Whether the options of the JVM are ours: Spark runs on this machine alone, and the user has set none.
+    """Whether the JVM options are ours: Spark runs only on this machine, and the user has set none.
 
-    Flags win over spark-defaults.conf, and a JVM does not start with two garbage collectors, so options of the user's,
-    there or in the environment, leave ours out.
+    Flags override spark-defaults.conf, and a JVM does not start with two garbage collectors, so if the user has set
+    options there or in the environment, ours are left out.
     """
     settings = _user_defaults()
     has_own_options = settings.keys() & {_DRIVER_OPTIONS, _DRIVER_DEFAULT_OPTIONS} or any(
@@ -183,9 +183,9 @@ def spark_home() -> Path:
 
 
 def _daemon(executable: str) -> dict[str, str]:
-    """The setting that makes local workers forks of spark_daemon.py, where they find the same files as we do.
+    """The setting that makes local workers forks of spark_daemon.py, if they find the same files as we do.
 
-    What `--py-files` brings reaches workers after they were forked, so a daemon cannot be in it.
+    Files of `--py-files` reach workers after they were forked, so the daemon cannot be among them.
     """
     from pyspark import SparkContext
 
@@ -201,7 +201,7 @@ def _daemon(executable: str) -> dict[str, str]:
 
 
 def check_python(executable: str) -> None:
-    """Ask the Python that workers on this machine would run for its version; costs a start of it where it is not ours.
+    """Ask the Python that workers on this machine would run for its version; costs one start of it if it is not ours.
 
     Raises:
         ConfigError: it is not there, does not answer, or is of another minor version than this one.
@@ -223,12 +223,12 @@ def check_python(executable: str) -> None:
 
 
 def _answer(executable: str, code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """What a Python says to some code, in a folder that has nothing of ours.
+    """The answer of a Python to some code, in a folder that contains nothing of ours.
 
     Raises:
         ConfigError: it does not start, or does not end.
     """
-    # A path may be relative to where we are.
+    # A path may be relative to the current folder.
     command = [os.path.abspath(shutil.which(executable) or executable), "-c", code]  # noqa: PTH100  # keeps links: a venv is one
     try:
         return subprocess.run(
@@ -242,7 +242,7 @@ def _answer(executable: str, code: str, environment: dict[str, str]) -> subproce
 
 
 def workers_fault(text: str) -> ConfigError | None:
-    """Of the failure of a job, what is wrong with the Python of its workers; None where that is not the reason."""
+    """The problem with the Python of a failed job's workers; None if that is not the reason."""
     if "PYTHON_VERSION_MISMATCH" in text or "Cannot run program" in text or "Error from python worker" in text:
         found = re.search(r"\[PYTHON_VERSION_MISMATCH\][^\n]*|Cannot run program[^\n]*", text)
         reason = found.group(0) if found else _told(text.partition("Error from python worker")[2])
@@ -258,7 +258,7 @@ def workers_fault(text: str) -> ConfigError | None:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What Spark raises while it starts, as one line with the reason; the whole of it goes to the log."""
+    """What Spark raises while it starts, as one line with the reason; the full text goes to the log."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
@@ -281,12 +281,12 @@ def _explained() -> Iterator[None]:
 
 
 def _told(text: str) -> str:
-    """The line of what a JVM said that tells the reason."""
+    """The line of a JVM's output that gives the reason."""
     lines = [line.strip(" :\t") for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith(_EMPTY_WORDS)]
     named = [line for line in lines if re.search("exception|error|invalid|could not", line, re.IGNORECASE)]
     line = next(iter(named), lines[0] if lines else "no reason given")
-    # The class of an exception says less than its message.
+    # The class of an exception is less informative than its message.
     return re.sub(r"^(Exception in thread \"[^\"]*\" )?([\w$]+\.)+[\w$]+(Exception|Error): ", "", line).rstrip(".")
 
 
@@ -295,7 +295,7 @@ def _where_the_jvm_writes() -> AbstractContextManager[None]:
 
 
 def _has_own_log4j() -> bool:
-    """Whether the user says where Spark's lines go: by a log4j file among its settings, or an option of the JVM."""
+    """Whether the user sets where Spark's lines go: by a log4j file among its settings, or a JVM option."""
     if any("log4j" in os.environ.get(name, "") for name in _JVM_OPTIONS):
         return True
     return "log4j" in _defaults_text() or any(path.suffix != ".template" for path in _conf_folder().glob("log4j*"))
@@ -303,7 +303,7 @@ def _has_own_log4j() -> bool:
 
 @contextmanager
 def _ctrl_c_is_pythons() -> Iterator[None]:
-    """Keep the handler of SIGINT: pyspark's asks the JVM to cancel jobs, in the middle of whatever it was asked."""
+    """Keep the handler of SIGINT: pyspark's handler asks the JVM to cancel jobs, in the middle of any other request."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
 """Copies a table of the session's catalog into a dataset, which ingest then reads like files.
 
-Its version (Delta, Iceberg), or the paths, sizes and times of its files, tell whether a table has changed since. A
-view, or a table of a source that tells neither, is landed anew in every run; where it gives the same files again,
+Its version (Delta, Iceberg), or the paths, sizes and times of its files, show whether a table has changed since. A
+view, or a table of a source that has neither, is landed anew in every run; if that gives the same files again,
 nothing after it runs again. An interrupted landing begins anew too, since Spark may cut the table differently the next
 time. Costs one read of the columns that are needed, and their bytes once more in the output.
 """
@@ -26,9 +26,9 @@ _VERSIONS = {
     "delta": ("DESCRIBE HISTORY {} LIMIT 1", "version"),
     "iceberg": ("SELECT snapshot_id FROM {}.history ORDER BY made_current_at DESC LIMIT 1", "snapshot_id"),
 }
-"""For a format with versions, the query for the current one and the column that holds it."""
+"""For a format with versions, the query for the current version and the column that holds it."""
 _FILES = frozenset({"parquet", "orc", "json", "csv", "avro", "text", "hive"})
-"""Providers whose tables are what their files are."""
+"""Providers whose tables change only with their files."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class OpenTable:
 
     frame: Any
     state: dict[str, Any]
-    """What changes when the table's rows do; empty when nothing is known that does."""
+    """A value that changes when the table's rows do; empty if there is no such value."""
 
     def job(self, table: Table, folder: Location) -> Job:
-        """The dataset that it lands as."""
+        """The job whose dataset it lands as."""
         semantic = {"table": table.name, "columns": self.frame.schema.simpleString(), "state": self.state}
         return Job(folder, f"tables/{table.source}", "TABLE", self.schema, semantic)
 
@@ -84,7 +84,7 @@ def open_table(session: Any, table: Table) -> OpenTable:
 
 
 def _state(session: Any, table: Table, frame: Any) -> dict[str, Any]:
-    """What changes when the rows of a table do; empty for a view, and for sources that keep no account of it."""
+    """A value that changes when the rows of a table do; empty for a view, and for sources that keep no such record."""
     details = {row["col_name"]: row["data_type"] for row in session.sql(f"DESCRIBE EXTENDED {table.name}").collect()}
     provider = details.get("Provider", "").lower()
     if provider in _VERSIONS:
@@ -99,7 +99,7 @@ def _state(session: Any, table: Table, frame: Any) -> dict[str, Any]:
 
 
 def _stat(session: Any, files: list[str]) -> Iterator[tuple[str, int, int]]:
-    """(path, bytes, time of change in ms) of files, one listing for each folder that they are in."""
+    """(path, bytes, time of change in ms) of files; costs one listing for each folder that they are in."""
     context = session.sparkContext
     hadoop = context._jvm.org.apache.hadoop.fs
     configuration = context._jsc.hadoopConfiguration()

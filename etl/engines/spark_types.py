@@ -1,7 +1,7 @@
 """Converts between Arrow and Spark types; an error names a column without one.
 
-What Spark makes of an Arrow type stands in etl/arrow_types.py. The other way only Spark's intervals of years and months
-have no Arrow type. Moments travel in UTC, whatever the session's time zone shows.
+etl/arrow_types.py defines what Spark makes of an Arrow type. In the other direction only Spark's intervals of years and
+months have no Arrow type. Moments travel in UTC, whatever the session's time zone shows.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ def arrow_schema(schema: Any, error: type[StillhouseError], where: str = "") -> 
 
     Args:
         schema: a Spark StructType.
-        error: what to raise.
-        where: what the message begins with.
+        error: class of the error to raise.
+        where: the beginning of the message.
 
     Raises:
         StillhouseError: of the class `error`; a column has no Arrow type.

@@ -1,6 +1,6 @@
 """Scratch files of a shuffle whose two sides see one disk: the map side of a split writes one, every bucket reads it.
 
-A file is an Arrow file whose batches hold rows of one bucket each. It is not compressed: what is written is read back
+A file is an Arrow file whose batches hold rows of one bucket each. It is not compressed: a file is read back
 within minutes, mostly from the page cache, and zstd took a third of a layout's time. A bucket maps the file, so its
 rows are pages of that cache until they are copied.
 """
@@ -58,13 +58,13 @@ class WriteSpill:
         return Spill(path, np.array(buckets, np.int32))
 
     def path_of(self, number: int) -> Path:
-        """Where the rows of a split lie."""
+        """Path of the file with the rows of a split."""
         return self.folder / f"{number:05d}.arrow"
 
 
 @dataclass(frozen=True)
 class SpillSplit:
-    """The map side of one split for an engine whose tasks give nothing back: the buckets go beside the file."""
+    """The map side of one split for an engine whose tasks return nothing: the buckets are stored beside the file."""
 
     write: WriteSpill
 
@@ -75,7 +75,7 @@ class SpillSplit:
         return Counts()
 
     def spill_of(self, number: int) -> Spill:
-        """What the task of a split has written."""
+        """The spill that the task of a split has written."""
         return Spill(self.write.path_of(number), np.load(self._buckets(number)))
 
     def _buckets(self, number: int) -> Path:
@@ -84,7 +84,7 @@ class SpillSplit:
 
 @dataclass(frozen=True)
 class ReduceSpills:
-    """One bucket: its slices of all spills, sorted, to the reducer."""
+    """Hands one bucket to the reducer: its slices of all spills, sorted."""
 
     spills: list[Spill]
     sorter: Callable[[], SortedRows]

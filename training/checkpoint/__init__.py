@@ -1,1 +1,1 @@
-"""Checkpoints: saved, uploaded, found, converted."""
+"""Saves, uploads, finds and converts checkpoints."""

@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The run's state as it was given to `save`."""
+        """The run's state as it was passed to `save`."""
         return self.manifest.payload
 
     @property
@@ -119,13 +119,13 @@ class Checkpoints:
         return Checkpoint(tags[-1], read_manifest(self.root / tags[-1]))
 
     def save(self, engine: Engine, payload: dict[str, Any], score: float | None = None) -> None:
-        """Write a checkpoint to scratch and begin its upload, when the upload of the last one has ended.
+        """Write a checkpoint to scratch and begin its upload, once the upload of the previous one has ended.
 
-        An upload that failed is logged and counted, and training continues. The last complete checkpoint and the
-        files in scratch stay.
+        A failed upload is logged and counted, and training continues. The last complete checkpoint and the files in
+        scratch are kept.
 
         Args:
-            engine: its `deepspeed` is what is saved.
+            engine: its `deepspeed` is saved.
             payload: the run's state in JSON types; its `step` (int) names the checkpoint. The same on every rank.
             score: held-out loss, lower is better; None if there is none.
 
@@ -151,7 +151,7 @@ class Checkpoints:
         self._upload = Upload(self.root, tag, files, self.world.rank, commit)
 
     def _write(self, engine: Engine, tag: str) -> Path:
-        """This rank's files into a folder of its own in scratch."""
+        """Write this rank's files into a folder of its own in scratch."""
         own = self.scratch / _SAVES / tag / f"rank-{self.world.rank:05d}"
         names = universal.parameter_names(engine.deepspeed)
         try:
@@ -160,7 +160,7 @@ class Checkpoints:
                 str(own), tag=tag, client_state={universal.NAMES_KEY: names}, save_latest=False
             )
             torch.save(_random_states(), own / tag / _random_file(self.world.rank))
-        # torch says RuntimeError when a disk is full.
+        # torch raises RuntimeError when a disk is full.
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"cannot write a checkpoint to {own}: {error}; free some space or set checkpoint.scratch"
@@ -168,7 +168,7 @@ class Checkpoints:
         return own / tag
 
     def wait(self) -> None:
-        """Until the last checkpoint is complete; call it before a rank exits.
+        """Wait until the last checkpoint is complete; call it before a rank exits.
 
         Raises:
             SourceError: it did not reach the store.
@@ -178,7 +178,7 @@ class Checkpoints:
             raise SourceError(f"{failure}; run again to resume from the newest complete one in {self.root}")
 
     def _finish(self) -> str | None:
-        """End the upload on all ranks: None where the checkpoint is complete, or why it is not, on every rank."""
+        """End the upload on all ranks. Each gets None if the checkpoint is complete, or the reason why it is not."""
         if self._upload is None:
             return None
         upload, self._upload = self._upload, None
@@ -209,7 +209,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def load(self, engine: Engine, found: Checkpoint, seed: int) -> None:
-        """Weights, optimizer and random states; hyperparameters stay as the engine has them.
+        """Load weights, optimizer and random states; hyperparameters are kept as the engine has them.
 
         Equal layouts load DeepSpeed's files as they are, bit for bit. Others are converted into scratch, once a
         machine. Random states are restored for the same number of ranks, and otherwise seeded again
@@ -217,11 +217,11 @@ class Checkpoints:
 
         Args:
             engine: a fresh one.
-            found: what `newest` gave.
+            found: what `newest` returned.
             seed: of the run.
 
         Raises:
-            ConfigError: another layout and an optimizer that is not AdamW, or other parameters than the engine's.
+            ConfigError: the layout differs and the optimizer is not AdamW, or the parameters are not the engine's.
             DataError: a file is missing, damaged, or not what the manifest says.
         """
         rank = self.world.rank
@@ -241,7 +241,7 @@ class Checkpoints:
         self.world.barrier()
 
     def _universal(self, found: Checkpoint) -> Path:
-        """The converted checkpoint, made by the first rank of this machine that comes."""
+        """The converted checkpoint, made by the first rank of this machine that gets here."""
         folder = self.scratch / _UNIVERSAL / found.tag
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
@@ -251,7 +251,7 @@ class Checkpoints:
         return folder
 
     def _local_files(self, found: Checkpoint, ranks: set[int]) -> Path:
-        """A local folder named after the checkpoint with the files that these ranks wrote, each one checked."""
+        """A local folder named after the checkpoint with the files that these ranks wrote, each one verified."""
         source = self.root / found.tag
         files = [file for receipt in found.manifest.receipts if receipt.rank in ranks for file in receipt.files]
         if source.is_local:
@@ -286,7 +286,7 @@ def _random_file(rank: int) -> str:
 
 
 def _random_states() -> dict[str, Any]:
-    """Tensors and plain values, so that they can be read as such."""
+    """Random states as tensors and plain values, so that they can be read as data."""
     states: Any = np.random.get_state()  # noqa: NPY002  # libraries draw from the global generator
     kind, key, *more = states
     return {
@@ -307,7 +307,7 @@ def _set_random_states(states: dict[str, Any]) -> None:
 
 
 def seed_generators(seed: int, step: int, rank: int) -> None:
-    """Python's, numpy's and torch's generators of this process, as a function of the three numbers."""
+    """Seed Python's, numpy's and torch's generators of this process, as a function of the three numbers."""
     value = xxh64(f"{seed}/{step}/{rank}".encode())
     random.seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002  # as above

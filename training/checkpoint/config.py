@@ -1,4 +1,4 @@
-"""The checkpoints' section of a training configuration. A file of its own, because checkpoints.py loads DeepSpeed."""
+"""The checkpoints' section of a training configuration, in its own file because checkpoints.py loads DeepSpeed."""
 
 from pydantic import Field
 

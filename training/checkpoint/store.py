@@ -1,6 +1,6 @@
 """Checkpoints at their root: receipts, manifests, uploads in the background, and which ones are kept.
 
-A folder without manifest.json does not exist for a reader. The manifest is written last and create-only, and is removed
+To a reader, a folder without manifest.json does not exist. The manifest is written last and create-only, and is removed
 first. Folders without one, of unfinished uploads, are removed after the next commit. Every file is read once for its
 SHA-256, then uploaded, or hard-linked where root and scratch are on one disk.
 """
@@ -65,22 +65,22 @@ class CheckpointManifest(Config):
 
 @dataclass(frozen=True)
 class Retention:
-    """Which complete checkpoints stay."""
+    """Which complete checkpoints are kept."""
 
     keep: int
-    """The newest ones."""
+    """Number of newest ones to keep."""
     keep_best: int
-    """And those with the lowest score."""
+    """Number of those with the lowest score to keep as well."""
 
     def kept(self, scores: dict[str, float | None]) -> set[str]:
-        """Tags that stay, of the scores of all tags. Of several of one step, which hold the same weights, the last."""
+        """Tags to keep, given the scores of all tags. Of several of one step, which hold the same weights, the last."""
         tags = sorted({step_of(tag): tag for tag in sorted(scores)}.values())
         ranked = sorted((score, tag) for tag in tags if (score := scores[tag]) is not None)
         return {*tags[-self.keep :], *(tag for _, tag in ranked[: self.keep_best])}
 
 
 def new_tag(step: int) -> str:
-    """A name for the checkpoint of a step; of two for one step, the later sorts last (milliseconds since 1970)."""
+    """A name for the checkpoint of a step; of two for one step, the later one sorts last (milliseconds since 1970)."""
     return f"step-{step:08d}-{time.time_ns() // 1_000_000:012x}"
 
 
@@ -112,7 +112,7 @@ def read_manifest(folder: Location) -> CheckpointManifest:
 
 
 def retain(root: Location, current: str, retention: Retention) -> None:
-    """Remove what retention does not keep, manifests first, and what was never completed, but never `current`."""
+    """Remove checkpoints that retention does not keep, manifests first, and incomplete ones, but never `current`."""
     paths: dict[str, list[str]] = {}
     for path, _ in root.walk():
         tag = path.partition("/")[0]
@@ -127,7 +127,7 @@ def retain(root: Location, current: str, retention: Retention) -> None:
 
 
 def download(source: Location, file: CheckpointFile, target: Path) -> None:
-    """A file of a checkpoint to local disk, there only when whole and right.
+    """Download a file of a checkpoint to local disk; it appears there only when complete and verified.
 
     Raises:
         DataError: it is missing or not what its receipt says.
@@ -139,7 +139,7 @@ def download(source: Location, file: CheckpointFile, target: Path) -> None:
 
 
 def check(source: Location, file: CheckpointFile) -> None:
-    """Read a file of a checkpoint once.
+    """Read a file of a checkpoint once to verify it.
 
     Raises:
         DataError: it is missing or not what its receipt says.
@@ -169,18 +169,18 @@ def _check_digest(source: Location, file: CheckpointFile, out: Any) -> None:
 class Upload:
     """A rank's part of one checkpoint on its way to the root, in a thread of its own.
 
-    The thread is a daemon: a rank that fails does not linger for it. It makes no collective calls.
+    The thread is a daemon: a rank that fails does not wait for it. It makes no collective calls.
     """
 
     def __init__(self, root: Location, tag: str, files: Path, rank: int, commit: "Commit | None") -> None:
         """Begin.
 
         Args:
-            root: of all checkpoints.
+            root: root of all checkpoints.
             tag: name of this one.
             files: folder with the files of this rank and nothing else.
             rank: of this process.
-            commit: what rank 0 does when its own files are there; None on the others.
+            commit: what rank 0 does when its own files are uploaded; None on the others.
         """
         self.tag = tag
         self.error: StillhouseError | None = None
@@ -198,12 +198,12 @@ class Upload:
         return self.error is None
 
     def wait_for_end(self) -> bool:
-        """Whether all that this rank does for the checkpoint has succeeded."""
+        """Whether everything that this rank does for the checkpoint has succeeded."""
         self._thread.join()
         return self.error is None
 
     def give_up(self) -> None:
-        """Wait for no more receipts: another rank has failed, and there will be no manifest."""
+        """Stop waiting for receipts: another rank has failed, and there will be no manifest."""
         if self._commit is not None:
             self._commit.is_given_up.set()
 
@@ -230,14 +230,14 @@ class Commit:
     """Rank 0's part: the manifest as soon as all receipts exist, then retention."""
 
     def __init__(self, manifest: CheckpointManifest, retention: Retention, timeout_s: float) -> None:
-        """`manifest` is whole but for its receipts; `timeout_s` bounds the wait for those."""
+        """`manifest` is complete except for its receipts; `timeout_s` limits the wait for those."""
         self.is_given_up = threading.Event()
         self._manifest = manifest
         self._retention = retention
         self._timeout_s = timeout_s
 
     def run(self, root: Location, tag: str) -> None:
-        """Commit the checkpoint `tag`, or nothing when it is given up.
+        """Commit the checkpoint `tag`, or do nothing if it is given up.
 
         Raises:
             DataError: a receipt did not come in time, or another run writes here.
@@ -286,7 +286,7 @@ def _put(path: Path, target: Location) -> CheckpointFile:
 
 
 def _link(path: Path, target: Path) -> bool:
-    """Whether the file could appear at its target without a copy."""
+    """Whether the file could be hard-linked to its target."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, target)

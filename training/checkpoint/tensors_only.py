@@ -1,7 +1,7 @@
 """Reads torch's pickled files as data: tensors, plain values and the few classes below; any other class is refused.
 
-Somebody else's checkpoint may come with matching checksums, so those prove nothing. DeepSpeed reads its files with a
-call of its own that accepts everything; an environment variable of torch overrides that.
+A checkpoint from somebody else may come with matching checksums, so those prove nothing. DeepSpeed reads its files
+with a call of its own that accepts everything; an environment variable of torch overrides that.
 """
 
 import os
@@ -21,14 +21,14 @@ from etl.errors import DataError
 
 _FORCE: Final = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _OF_DEEPSPEED: Final = [LossScaler, ZeroStageEnum, fragment_address]
-"""What DeepSpeed 0.19 keeps beside tensors in its optimizer files: settings and places, no code."""
+"""Objects other than tensors in the optimizer files of DeepSpeed 0.19: settings and places, no code."""
 _OF_NUMPY: Final[list[Any]] = [np.empty(0).__reduce__()[0], np.ndarray, np.dtype, np.dtypes.UInt32DType]
 """In the random states of checkpoints that earlier versions wrote."""
 
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Inside it every `torch.load` of this process reads only data, regardless of its arguments.
+    """While inside, every `torch.load` of this process reads only data, regardless of its arguments.
 
     Raises:
         DataError: a file names another class.
@@ -51,7 +51,7 @@ def tensors_only() -> Iterator[None]:
 
 
 def load(path: Path, **more: Any) -> Any:
-    """The result of `torch.load` for a file of tensors and plain values; `more` is passed on.
+    """The result of `torch.load` for a file of tensors and plain values; `more` is passed to it.
 
     Raises:
         DataError: the file names a class that is not known here.

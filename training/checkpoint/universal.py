@@ -4,7 +4,7 @@
     universal/<tag>/index.json            what is where, the steps of AdamW; written last
 
 `convert` reads the files of all ranks (memory-mapped, one parameter in memory at a time) and writes 12 bytes a
-trained parameter; frozen parameters and buffers go along as they are. `load` reads only the fragments that a rank
+trained parameter; frozen parameters and buffers are copied as they are. `load` reads only the fragments that a rank
 owns. DeepSpeed's own `ds_to_universal` is not used: its loader needs another DeepSpeed JSON, knows no ZeRO stage 0,
 leaves frozen parameters and buffers at their initial values, fails where a rank holds only padding of a group, and at
 ZeRO stage 3 gives every parameter group the hyperparameters of the first (docs/concepts/checkpoints.md).
@@ -35,7 +35,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 STATES = (MASTER, *MOMENTS)
 INDEX = "index.json"
 NAMES_KEY = "stillhouse_parameter_names"
-"""Of the client state: names of the trained parameters by group, which DeepSpeed does not write at ZeRO stage 0."""
+"""Key of the client state: names of the trained parameters by group, which DeepSpeed does not write at ZeRO stage 0."""
 _OPTIMIZER = "AdamW"
 
 
@@ -49,7 +49,7 @@ class ShardLayout(Config):
     zero_stage: int = Field(ge=0, le=3)
     bf16: bool
     groups: str
-    """Digest of names and shapes in the order in which they lie in the flat groups."""
+    """Digest of names and shapes in the order of the flat groups."""
 
     @classmethod
     def of(cls, engine: Any) -> "ShardLayout":
@@ -78,18 +78,18 @@ def _named_groups(engine: Any) -> list[list[tuple[str, torch.nn.Parameter]]]:
 
 
 def parameter_names(engine: Any) -> list[list[str]]:
-    """Names of the trained parameters by group, as they lie in the engine's files."""
+    """Names of the trained parameters by group, in the order of the engine's files."""
     return [[name for name, _ in group] for group in _flat_groups(engine, int(engine.zero_optimization_stage()))]
 
 
 def optimizer_name(engine: Any) -> str:
-    """Class of the optimizer that DeepSpeed steps; "AdamW" for torch's and what derives from it."""
+    """Class of the optimizer that DeepSpeed steps; "AdamW" for torch's and its subclasses."""
     optimizer = _optimizer(engine)
     return _OPTIMIZER if isinstance(optimizer, torch.optim.AdamW) else type(optimizer).__name__
 
 
 def check_optimizer(name: str) -> None:
-    """Refuse what cannot be carried over exactly.
+    """Refuse an optimizer whose state cannot be carried over exactly.
 
     Raises:
         ConfigError: the optimizer is not AdamW.
@@ -111,25 +111,25 @@ def _optimizer(engine: Any) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True)
 class _Trained:
-    """One trained parameter with all that AdamW keeps for it."""
+    """One trained parameter with everything that AdamW keeps for it."""
 
     name: str
     shape: list[int]
     step: float
     states: dict[str, torch.Tensor]
-    """Of each of STATES: float32 [numel]."""
+    """For each of STATES: float32 [numel]."""
 
 
 def convert(files: Path, layout: ShardLayout, target: Path) -> None:
-    """DeepSpeed's files of all ranks to parameters by name.
+    """Convert DeepSpeed's files of all ranks to parameters by name.
 
     Args:
         files: folder of the files.
-        layout: of the engine that wrote them.
-        target: folder that is made; it is complete when its index.json is there.
+        layout: layout of the engine that wrote them.
+        target: folder to make; it is complete when its index.json is there.
 
     Raises:
-        ConfigError: the optimizer kept another state than AdamW does.
+        ConfigError: the optimizer's state is not that of AdamW.
         DataError: a file is damaged or does not hold what its layout says.
     """
     shutil.rmtree(target, ignore_errors=True)
@@ -166,7 +166,7 @@ def _model_file(files: Path, layout: ShardLayout, rank: int) -> Path:
 
 
 def _optimizer_states(files: Path, layout: ShardLayout) -> list[dict[str, Any]]:
-    """Of each rank."""
+    """The optimizer states of each rank."""
     prefix = "bf16_" if layout.bf16 else ""
     names = [f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(layout.world)]
     return [_read(files / name)["optimizer_state_dict"] for name in names]
@@ -253,7 +253,7 @@ def _not_trained(files: Path, layout: ShardLayout, trained: set[str]) -> Iterato
 
 
 class _Folder:
-    """What `convert` has written."""
+    """The folder that `convert` has written."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -263,7 +263,7 @@ class _Folder:
         self.global_steps: int = index["global_steps"]
 
     def fragment(self, name: str, key: str, start: int, numel: int) -> torch.Tensor:
-        """float32 [numel] of one of STATES."""
+        """One of STATES: float32 [numel]."""
         with safe_open(self._folder / self.trained[name]["file"], framework="pt") as file:
             found: torch.Tensor = file.get_slice(key)[start : start + numel]
             return found
@@ -275,13 +275,13 @@ class _Folder:
             return found
 
     def step(self, names: list[str]) -> torch.Tensor:
-        """Of a group that shares one."""
+        """The step that a group shares."""
         return torch.tensor(max((self.trained[name]["step"] for name in names), default=0.0))
 
 
 @torch.no_grad()
 def load(engine: Any, folder: Path) -> None:
-    """Master weights, moments and all else of a converted checkpoint into a DeepSpeed engine. Every rank calls it.
+    """Load master weights, moments and the rest of a converted checkpoint into a DeepSpeed engine. Every rank calls it.
 
     Raises:
         ConfigError: the optimizer is not AdamW, or the checkpoint has other parameters than the engine.
@@ -322,7 +322,7 @@ def _load_not_trained(engine: Any, saved: _Folder) -> None:
 
 
 def _set_states(optimizer: torch.optim.Optimizer, states: dict[int, dict[str, torch.Tensor]]) -> None:
-    """Through load_state_dict, which knows where a step belongs; hyperparameters stay."""
+    """Set the states through load_state_dict, which knows where a step belongs; hyperparameters are kept."""
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
