@@ -53,31 +53,16 @@ class S3:
 
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[S3]:
-    """SeaweedFS with its data in `folder`, which must be the test's own.
-
-    A server that ends before it is ready, as where another process has taken one of its ports, is started again.
-    """
-    with contextlib.ExitStack() as held:
-        yield _first_that_starts(held, folder)
-
-
-def _first_that_starts(held: contextlib.ExitStack, folder: Path) -> S3:
-    for attempt in ("1", "2"):
-        with contextlib.suppress(RuntimeError):
-            return held.enter_context(_server(folder / attempt))
-    return held.enter_context(_server(folder / "3"))
-
-
-@contextlib.contextmanager
-def _server(folder: Path) -> Iterator[S3]:
+    """SeaweedFS with its data in `folder`, which must be the test's own."""
     data = folder / "weed"
     data.mkdir(parents=True)
     users = folder / "users.json"
     users.write_text(json.dumps({"identities": [_identity()]}))
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
     server = S3(f"http://127.0.0.1:{ports['s3.port']}")
+    # weed takes its flags from the environment too, and a Spark session of this process leaves MASTER there.
     command = [
-        str(Path(sys.prefix) / "bin" / "weed"), "-logtostderr", "server",
+        "env", "-u", "MASTER", str(Path(sys.prefix) / "bin" / "weed"), "-logtostderr", "server",
         f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={users}", "-s3.iam=false",
         "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", "-master.peers=none",
         "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms", "-master.volumeSizeLimitMB=64",
