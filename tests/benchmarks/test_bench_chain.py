@@ -139,6 +139,12 @@ def test_stages_add_up_their_datasets_and_the_engine_around_them():
     assert stage_rows(INPUTS[1], [runs, runs[:1]]) == [["layout", "4.00 (12.8)", "5.00 (10.2)"]]
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """The benchmark sets MASTER for the processes that it measures; the next test must not have it."""
+    monkeypatch.setenv("MASTER", "local[2]")
+
+
 def test_the_quick_form_prints_what_a_run_took_and_kept(corpus, tmp_path, capsys):
     main(["--quick", "--corpus", str(corpus), "--folder", str(tmp_path / "bench")])
     row = next(line for line in capsys.readouterr().out.splitlines() if "Stillhouse, local" in line)
