@@ -153,12 +153,12 @@ class Job:
 
     @property
     def needed(self) -> tuple[DatasetLike, ...]:
-        """Digest that decides whether a committed dataset is this one."""
+        """Datasets that have to be committed before this one can be made."""
         return (*self.inputs, *(dataset for dataset in (self.base, self.places_of) if dataset is not None))
 
     @property
     def made_from(self) -> dict[str, Any]:
-        """Everything under the fingerprint."""
+        """Everything that the fingerprint is a hash of."""
         inputs = {dataset.ref.stage: dataset.result().manifest.content_digest for dataset in self.inputs}
         return {**self.semantic, "inputs": inputs} if inputs else self.semantic
 
