@@ -1,8 +1,8 @@
 """The output of a sample's run, and the duplicates that it found.
 
-groups      equal rows, or equal things in rows: what crossed a shuffle
+    groups      equal rows, or equal things in rows: what crossed a shuffle
     candidates  pairs of rows that may be near duplicates, and how each grows
-pairs       those that are near duplicates, each with the weight of its candidate pair
+    pairs       those that are near duplicates, each with the weight of its candidate pair
     families    a row that is kept and the rows dropped in its favour
 
 Each is found in one dataset, whose `Growth` (etl.laws) declares which of them it holds. The mathematics of pairs and

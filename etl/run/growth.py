@@ -2,9 +2,8 @@
 
 `scale` is the input's bytes over the sample's. A pair of rows of one piece of the sample (one split) counts as `scale`
 pairs. A pair of rows of two pieces counts as `scale`^2: it is in the sample only if both rows are. Both are unbiased,
-but few pairs in the sample give only a rough number. A group of `HOT_ROWS` or more equal rows in
-the sample grows as rows do. The number of rows with duplicates follows from the pairs and the partners that a row has
-(`partners_of`).
+but few pairs in the sample give only a rough number. A group of `HOT_ROWS` or more equal rows in the sample grows as
+rows do. The number of rows with duplicates follows from the pairs and the partners that a row has (`partners_of`).
 """
 
 import math

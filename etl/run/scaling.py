@@ -3,7 +3,7 @@
 With L for the input's bytes over the sample's:
 
     With.INPUT     L
-With.LIVE      the rows of the input that are left before the job, over those of the sample
+    With.LIVE      the rows of the input that are left before the job, over those of the sample
     With.DROPPED   the rows dropped by then, likewise
     With.SPLITS    the input's splits over the sample's
     groups, pairs  etl.run.growth, from what etl.run.duplicates found

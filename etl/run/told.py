@@ -51,7 +51,7 @@ class StageOutcome:
     """By reason, most rows first; for rows that could not be read, just the reason."""
     left: int
     tokens: int
-    """Bytes that it wrote."""
+    """Tokens that it wrote."""
     wall_s: float | None
     """None if everything was committed before."""
     is_resumed: bool = False
