@@ -27,7 +27,7 @@ from etl.stages.intake import QUARANTINED
 from etl.stages.keyed import distinct, row_keys
 from etl.storage.build import Job
 from etl.storage.dataset import Dataset
-from etl.storage.manifest import NOT_LOST
+from etl.storage.manifest import losses
 from etl.storage.opened import Run
 
 
@@ -70,8 +70,8 @@ class SampleRun:
             return 0
         # Rows that were never assembled have no verdict: they do not count as rows of a run.
         accounts = ({**steps, ASSEMBLE_STEP: {}} for steps in self.datasets[name].manifest.accounting.values())
-        reasons = [pair for steps in accounts for counts in steps.values() for pair in counts.items()]
-        return sum(rows for reason, rows in reasons if reason not in NOT_LOST and not reason.startswith(QUARANTINED))
+        reasons = [pair for steps in accounts for pair in losses(steps).items()]
+        return sum(rows for reason, rows in reasons if not reason.startswith(QUARANTINED))
 
     def use(self, name: str) -> JobUse:
         """CPU-seconds and shuffled bytes of the job that wrote a dataset."""

@@ -17,6 +17,7 @@ import contextlib
 import functools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +27,7 @@ from etl.errors import StillhouseError
 from etl.live import amount, duration, rate
 from etl.stages.context import Telling
 from etl.storage.dataset import Dataset
-from etl.storage.manifest import ASSEMBLED, NOT_LOST, Accounting, add_counts, totals
+from etl.storage.manifest import ASSEMBLED, Accounting, add_counts, losses, totals
 from etl.storage.progress import Seen, Watched, Writing
 from etl.voice import Voice
 
@@ -262,7 +263,7 @@ class StageLines(Telling, Onlooker):
                 self._say_note(line, always)
 
     def _outcome(self, stage: _Stage) -> StageOutcome:
-        came, lost, made, assembled = 0, dict[str, int](), 0, 0
+        came, lost, made, assembled = 0, Counter[str](), 0, 0
         for source in self._left | stage.accounting:
             steps = stage.accounting.get(source)
             if steps is None:
@@ -273,14 +274,12 @@ class StageLines(Telling, Onlooker):
             for counts in steps.values():
                 made += counts["made"]
                 assembled += counts.get(ASSEMBLED, 0)
-                for reason, rows in counts.items():
-                    if reason not in NOT_LOST and rows:
-                        name = reason.removeprefix(_QUARANTINED)
-                        lost[name] = lost.get(name, 0) + rows
-        lost = dict(sorted(lost.items(), key=lambda item: (-item[1], item[0])))
+            for reason, rows in losses(steps).items():
+                lost[reason.removeprefix(_QUARANTINED)] += rows
+        by_rows = dict(sorted(lost.items(), key=lambda item: (-item[1], item[0])))
         wall_s = stage.wall_s if stage.was_run else None
         left = sum(self._left.values())
-        return StageOutcome(stage.label, came, made, assembled, lost, left, stage.tokens, wall_s, stage.is_resumed)
+        return StageOutcome(stage.label, came, made, assembled, by_rows, left, stage.tokens, wall_s, stage.is_resumed)
 
     def _say_line(self, stage: _Stage, outcome: StageOutcome) -> None:
         name = f"{stage.number}/{len(self._stages)} {stage.label}"

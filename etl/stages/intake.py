@@ -17,7 +17,7 @@ from etl.sources.prompts import INGEST
 from etl.sources.spec import Shape, Source
 from etl.stages import assemble
 from etl.storage.dataset import Dataset, DatasetLike
-from etl.storage.manifest import ASSEMBLED, NOT_LOST
+from etl.storage.manifest import ASSEMBLED, losses
 
 QUARANTINED: Final = "quarantined:"
 """Prefix of the reasons in an account for which a row could not be read."""
@@ -57,9 +57,10 @@ class Intake:
             accounts: by step; those of the assembly and of ingest are used, other steps ignored.
             unparsed: by field.
         """
-        steps = [accounts[step] for step in (assemble.STEP, INGEST) if step in accounts]
+        named = {step: accounts[step] for step in (assemble.STEP, INGEST) if step in accounts}
+        steps = list(named.values())
         sums = sum((Counter(counts) for counts in steps), Counter())
-        lost = {reason: rows for reason, rows in sums.items() if reason not in NOT_LOST and rows}
+        lost = losses(named)
         quarantined = {
             reason.removeprefix(QUARANTINED): rows for reason, rows in lost.items() if reason.startswith(QUARANTINED)
         }

@@ -39,7 +39,7 @@ prefix `quarantined:` for rows that could not be read. in + made = kept + the su
 FLOW = ("in", "made", "kept")
 ASSEMBLED = "assembled"
 """Counts rows that went into others, which are counted as made: they are gone, and not lost."""
-NOT_LOST = (*FLOW, ASSEMBLED)
+_NOT_LOST = (*FLOW, ASSEMBLED)
 TABLE_SUFFIX = ".parquet"
 
 
@@ -290,13 +290,21 @@ def _sorted(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: _sorted(value) if isinstance(value, dict) else value for key, value in sorted(tree.items())}
 
 
+def losses(steps: Mapping[str, Mapping[str, int]]) -> Counter[str]:
+    """Rows that some steps of one source lost, by reason; rows that went into others are not lost."""
+    lost: Counter[str] = Counter()
+    for counts in steps.values():
+        lost.update({reason: rows for reason, rows in counts.items() if reason not in _NOT_LOST and rows})
+    return lost
+
+
 def totals(accounting: Accounting) -> tuple[int, int, int]:
     """Rows that came in, that were lost, and that are left, over all sources, of steps that follow one another."""
     entered = lost = left = 0
     for steps in accounting.values():
         came = _entered(steps)
         made = sum(counts["made"] for counts in steps.values())
-        gone = sum(rows for counts in steps.values() for reason, rows in counts.items() if reason not in NOT_LOST)
+        gone = losses(steps).total()
         assembled = sum(counts.get(ASSEMBLED, 0) for counts in steps.values())
         entered, lost, left = entered + came, lost + gone, left + came + made - gone - assembled
     return entered, lost, left

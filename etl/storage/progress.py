@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass
 from etl.storage.costs import is_map_task
 from etl.storage.dataset import CHECKPOINTS, RECEIPTS, TASK_COSTS, DatasetRef, read_all, read_receipt
 from etl.storage.location import Location
-from etl.storage.manifest import NOT_LOST, Receipt
+from etl.storage.manifest import Receipt, losses
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,9 @@ class Counts:
 
     @classmethod
     def of(cls, receipt: Receipt) -> "Counts":
-        losses = [
-            rows
-            for steps in receipt.accounting.values()
-            for counts in steps.values()
-            for reason, rows in counts.items()
-            if reason not in NOT_LOST
-        ]
+        lost = sum(losses(steps).total() for steps in receipt.accounting.values())
         tokens = sum(part.tokens or 0 for part in receipt.parts)
-        return cls(receipt.rows_in, receipt.rows_out, tokens, sum(losses))
+        return cls(receipt.rows_in, receipt.rows_out, tokens, lost)
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
